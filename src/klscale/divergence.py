@@ -1,0 +1,460 @@
+"""The science in one file: KL divergence between language models from their log-likelihoods of the same texts.
+
+Plain NumPy. `L` is a log-likelihood matrix, K models x N texts, in nats; texts have a length in bytes, B on average.
+
+    KL(i, j) = Var_s(l_i - l_j) / (2 B ln 2)                        bits per byte
+    SE(KL)   = sqrt((m4 - m2**2) / N) / (2 B ln 2)                  delta method; m2, m4: moments of l_i - l_j, centred
+
+The estimate is symmetric by construction, exact to second order when both models are near the distribution of the
+texts, and for a Gaussian log-ratio (Oyama et al., arXiv 2502.16173, Section 3; Kishino et al., arXiv 2505.15353,
+Section 2). The variance is the population variance (ddof 0).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+LOG_2 = math.log(2.0)
+
+CLIP_LIMIT = 0.05
+"""A clip that moves a larger fraction of either vector than this is not used for the headline value."""
+
+HEAVY_TAILS = 10.0
+"""Sample kurtosis of a log-likelihood difference above which the delta-method interval is known to cover too rarely."""
+
+RANGE_LIMIT = 2.0
+"""KL in bits per byte above which the estimate is a distance rather than a KL divergence."""
+
+CLOSE = 1e-6
+"""Pairs whose fourth moment is this small against that of the rows lose digits in products: recomputed directly."""
+
+CONFIDENCE = 0.95
+
+
+def nats2_per_bit_per_byte(mean_bytes: float | Floats) -> Any:
+    """Text-level variance in nats**2 that equals 1 bit per byte: 2 B ln 2 (1,347.92 for B = 972.3188)."""
+    return 2.0 * mean_bytes * LOG_2
+
+
+def double_centre(log_likelihood: Floats) -> Floats:
+    """Q: each row of L (K, N) less its mean, then each column less its mean; differences of rows keep their variance."""
+    centred: Floats = log_likelihood - log_likelihood.mean(axis=1, keepdims=True)
+    centred -= centred.mean(axis=0, keepdims=True)
+    return centred
+
+
+def coordinates(log_likelihood: Floats, mean_bytes: float) -> Floats:
+    """Points (K, N) whose squared Euclidean distances are KL in bits per byte: Q / sqrt(2 N B ln 2)."""
+    n_texts = log_likelihood.shape[1]
+    return double_centre(log_likelihood) / math.sqrt(n_texts * nats2_per_bit_per_byte(mean_bytes))
+
+
+# --------------------------------------------------------------------------------------------------------- results
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its standard error, both in `unit`. `interval` covers with 95 % confidence."""
+
+    value: float
+    standard_error: float
+    interval: tuple[float, float]
+    n_texts: int
+    unit: str = "bits/byte"
+
+    def __str__(self) -> str:
+        return f"{format_estimate(self.value, self.standard_error)} {self.unit}"
+
+
+@dataclass(frozen=True)
+class KL:
+    """KL divergence between two models in bits per byte, as estimated from N texts.
+
+    `value`, `standard_error` and `interval` (95 %, on the log scale, so never negative) are the headline: with the
+    text set's clip, unless it moves more than 5 % of either vector; then the unclipped value (`uses_clip` is false).
+    `clipped` is the largest fraction of either vector that the clip moves. `kurtosis` is that of the log-likelihood
+    difference behind the headline. `n_documents` is set where texts share documents, and the standard error is then
+    clustered by document. `in_range` is false where the number is a distance rather than a KL divergence.
+    """
+
+    value: float
+    standard_error: float
+    interval: tuple[float, float]
+    n_texts: int
+    mean_bytes: float
+    value_unclipped: float
+    standard_error_unclipped: float
+    clipped: float
+    uses_clip: bool
+    kurtosis: float
+    in_range: bool
+    n_documents: int | None = None
+
+    @property
+    def nats_per_text(self) -> float:
+        """The same KL in nats for a text of mean length: value x B ln 2."""
+        return self.value * self.mean_bytes * LOG_2
+
+    @property
+    def heavy_tails(self) -> bool:
+        return self.kurtosis > HEAVY_TAILS
+
+    def __str__(self) -> str:
+        return f"{format_estimate(self.value, self.standard_error)} bits/byte"
+
+
+@dataclass(frozen=True, eq=False)
+class KLMatrix:
+    """KL between all pairs of K models: each field a (K, K) array, symmetric; see `KL` for what it holds.
+
+    Index with two labels or two positions to get one pair: `matrix["gpt2", "gpt2-medium"]`.
+    """
+
+    labels: tuple[str, ...]
+    value: Floats
+    standard_error: Floats
+    n_texts: Integers
+    mean_bytes: Floats
+    value_unclipped: Floats
+    standard_error_unclipped: Floats
+    clipped: Floats
+    uses_clip: NDArray[np.bool_]
+    kurtosis: Floats
+    n_documents: Integers
+    """0 where every text is a document of its own."""
+
+    def position(self, label: str | int) -> int:
+        return label if isinstance(label, int) else self.labels.index(label)
+
+    def __getitem__(self, pair: tuple[str | int, str | int]) -> KL:
+        i, j = self.position(pair[0]), self.position(pair[1])
+        value, error = float(self.value[i, j]), float(self.standard_error[i, j])
+        documents = int(self.n_documents[i, j])
+        return KL(
+            value=value,
+            standard_error=error,
+            interval=log_interval(value, error, documents),
+            n_texts=int(self.n_texts[i, j]),
+            mean_bytes=float(self.mean_bytes[i, j]),
+            value_unclipped=float(self.value_unclipped[i, j]),
+            standard_error_unclipped=float(self.standard_error_unclipped[i, j]),
+            clipped=float(self.clipped[i, j]),
+            uses_clip=bool(self.uses_clip[i, j]),
+            kurtosis=float(self.kurtosis[i, j]),
+            in_range=value <= RANGE_LIMIT,
+            n_documents=documents or None,
+        )
+
+    def pairs(self) -> Iterator[tuple[str, str, KL]]:
+        """Every pair once, in order of rows."""
+        for i, a in enumerate(self.labels):
+            for j in range(i + 1, len(self.labels)):
+                yield a, self.labels[j], self[i, j]
+
+
+def format_estimate(value: float, standard_error: float) -> str:
+    """`0.0231 ± 0.0004`: the standard error to two digits where its first is 1, else to one more than that needs."""
+    if not math.isfinite(value):
+        return "n/a"
+    if not (math.isfinite(standard_error) and standard_error > 0):
+        return f"{value:.3g}"
+    decimals = max(0, 1 - math.floor(math.log10(standard_error)))
+    if decimals > 7:
+        return f"{value:.3g} ± {standard_error:.1e}"
+    return f"{value:.{decimals}f} ± {standard_error:.{decimals}f}"
+
+
+# ------------------------------------------------------------------------------------------- intervals and averages
+
+
+def critical_value(n_documents: int = 0) -> float:
+    """Two-sided 95 % quantile: normal, or Student's t with G - 1 degrees of freedom for G clusters of texts."""
+    tail = (1 + CONFIDENCE) / 2
+    return float(special.stdtrit(n_documents - 1, tail) if n_documents > 1 else special.ndtri(tail))
+
+
+def log_interval(value: float, standard_error: float, n_documents: int = 0) -> tuple[float, float]:
+    """95 % interval on the log scale: value x exp(± z SE / value). Covers better than value ± z SE; never negative."""
+    if not value > 0:
+        return (value, value)
+    factor = math.exp(min(critical_value(n_documents) * standard_error / value, 700.0))
+    return (value / factor, value * factor)
+
+
+def cluster_codes(documents: Sequence[Any] | NDArray[Any] | None) -> Integers | None:
+    """Cluster number of each text, or None where no two texts share a document (then texts are independent)."""
+    if documents is None:
+        return None
+    unique, codes = np.unique(np.asarray(documents, dtype=str), return_inverse=True)
+    return codes.astype(np.int64) if len(unique) < len(codes) else None
+
+
+def standard_error_of_mean(values: Floats, clusters: Integers | None = None) -> Floats:
+    """Standard error of the mean over the last axis; with clusters, texts of one cluster may be correlated."""
+    deviation = values - values.mean(axis=-1, keepdims=True)
+    n = values.shape[-1]
+    if clusters is None:
+        return np.asarray(np.sqrt((deviation**2).mean(axis=-1) / n))
+    return np.asarray(np.sqrt(_cluster_variance(deviation, clusters) / n))
+
+
+def _cluster_variance(deviation: Floats, clusters: Integers) -> Floats:
+    """Variance of the mean times N, from sums of deviations over clusters (the linearised cluster bootstrap)."""
+    order = np.argsort(clusters, kind="stable")
+    starts = np.flatnonzero(np.diff(clusters[order], prepend=-1))
+    sums = np.add.reduceat(deviation[..., order], starts, axis=-1)
+    return np.asarray((sums**2).sum(axis=-1) / deviation.shape[-1] * _small_sample(len(starts)))
+
+
+def _small_sample(n_clusters: int) -> float:
+    return n_clusters / (n_clusters - 1) if n_clusters > 1 else math.nan
+
+
+def bits_per_byte(
+    log_likelihood: Floats, text_bytes: Integers, *, documents: Sequence[Any] | NDArray[Any] | None = None
+) -> Estimate:
+    """Bits per byte of one model: -sum of log-likelihoods / (ln 2 x sum of bytes), a ratio of sums over texts.
+
+    `log_likelihood` (N,) in nats, NaN where a text was not scored. Pass the difference of two models for the paired
+    difference of their bits per byte. The standard error is that of a ratio estimator (delta method).
+    """
+    both = ~np.isnan(log_likelihood)
+    bits, size = -log_likelihood[both] / LOG_2, text_bytes[both].astype(np.float64)
+    clusters = cluster_codes(None if documents is None else np.asarray(documents)[both])
+    value = float(bits.sum() / size.sum())
+    error = float(standard_error_of_mean(bits - value * size, clusters) / size.mean())
+    half = critical_value(0 if clusters is None else int(clusters.max()) + 1) * error
+    return Estimate(value, error, (value - half, value + half), int(both.sum()))
+
+
+# ------------------------------------------------------------------------------------------------- KL of all pairs
+
+
+def kl_matrix(
+    log_likelihood: Floats,
+    text_bytes: Integers,
+    *,
+    clip: float | None = None,
+    documents: Sequence[Any] | NDArray[Any] | None = None,
+    labels: Sequence[str] | None = None,
+) -> KLMatrix:
+    """KL with standard errors between all pairs of rows of `log_likelihood` (K, N; nats, NaN where not scored).
+
+    Each pair uses the texts that both models have, and the mean of their `text_bytes` (N,). `clip` (nats) is the
+    text set's frozen lower limit. Texts that share a label in `documents` (N,) are treated as one cluster in the
+    standard errors. Pairs with fewer than two texts in common are NaN.
+    """
+    L = np.asarray(log_likelihood, dtype=np.float64)
+    size = np.asarray(text_bytes, dtype=np.float64)
+    K = L.shape[0]
+    fields = {
+        name: np.full((K, K), np.nan) for name in ("m2", "spread", "m2_clip", "spread_clip", "m4", "m4_clip", "B", "c")
+    }
+    n_texts, n_documents = np.zeros((K, K), dtype=np.int64), np.zeros((K, K), dtype=np.int64)
+
+    present = ~np.isnan(L)
+    patterns, pattern_of = (
+        (present[:1], np.zeros(K, dtype=np.intp)) if present.all() else np.unique(present, axis=0, return_inverse=True)
+    )
+    for p in range(len(patterns)):
+        for q in range(p, len(patterns)):
+            texts = np.flatnonzero(patterns[p] & patterns[q])
+            rows = np.flatnonzero((pattern_of == p) | (pattern_of == q))
+            block = np.ix_(rows, rows)
+            wanted = (pattern_of[rows] == p)[:, None] & (pattern_of[rows] == q)[None, :]
+            wanted |= wanted.T
+
+            def put(target: NDArray[Any], source: Any, block: Any = block, wanted: Any = wanted) -> None:
+                target[block] = np.where(wanted, source, target[block])
+
+            put(n_texts, len(texts))
+            if len(texts) < 2:
+                continue
+            part = L if len(texts) == L.shape[1] and len(rows) == K else L[np.ix_(rows, texts)]
+            clusters = cluster_codes(None if documents is None else np.asarray(documents)[texts])
+            put(n_documents, 0 if clusters is None else clusters.max() + 1)
+            put(fields["B"], size[texts].mean())
+            moved = np.zeros(len(rows)) if clip is None else (part < clip).mean(axis=1)
+            put(fields["c"], np.maximum(moved[:, None], moved[None, :]))
+            plain = pairwise_moments(part, clusters)
+            clipped = pairwise_moments(np.maximum(part, clip), clusters) if moved.any() and clip is not None else plain
+            for name, moments in zip(("m2", "m4", "spread"), plain, strict=True):
+                put(fields[name], moments)
+            for name, moments in zip(("m2_clip", "m4_clip", "spread_clip"), clipped, strict=True):
+                put(fields[name], moments)
+
+    scale = nats2_per_bit_per_byte(fields["B"])
+    root_n = np.sqrt(np.maximum(n_texts, 1))
+    uses_clip = (fields["c"] <= CLIP_LIMIT) & (clip is not None)
+    m2 = np.where(uses_clip, fields["m2_clip"], fields["m2"])
+    m4 = np.where(uses_clip, fields["m4_clip"], fields["m4"])
+    spread = np.where(uses_clip, fields["spread_clip"], fields["spread"])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        kurtosis = m4 / m2**2
+    return KLMatrix(
+        labels=tuple(labels) if labels is not None else tuple(str(k) for k in range(K)),
+        value=m2 / scale,
+        standard_error=spread / root_n / scale,
+        n_texts=n_texts,
+        mean_bytes=fields["B"],
+        value_unclipped=fields["m2"] / scale,
+        standard_error_unclipped=fields["spread"] / root_n / scale,
+        clipped=fields["c"],
+        uses_clip=uses_clip,
+        kurtosis=kurtosis,
+        n_documents=n_documents,
+    )
+
+
+def kl(
+    a: Floats,
+    b: Floats,
+    text_bytes: Integers,
+    *,
+    clip: float | None = None,
+    documents: Sequence[Any] | NDArray[Any] | None = None,
+) -> KL:
+    """KL between two models from their log-likelihoods `a`, `b` (N,) of the same texts; see `kl_matrix`."""
+    return kl_matrix(np.stack([a, b]), text_bytes, clip=clip, documents=documents)[0, 1]
+
+
+def pairwise_moments(L: Floats, clusters: Integers | None = None) -> tuple[Floats, Floats, Floats]:
+    """m2, m4 and the spread of d**2 for d = l_i - l_j centred, for all pairs of rows of L (K, N), complete.
+
+    The spread is sqrt(N) times the standard error of m2: sqrt(m4 - m2**2) for independent texts, clustered where
+    clusters are given. Computed by matrix products on double-centred rows (exact for differences), streamed over
+    texts; pairs too close for that are recomputed from L by direct difference.
+    """
+    K, N = L.shape
+    Q = double_centre(L)
+    s11, s22, s31 = np.zeros((K, K)), np.zeros((K, K)), np.zeros((K, K))
+    fourth = np.zeros(K)
+    for start in range(0, N, 2048):
+        a = Q[:, start : start + 2048]
+        a2 = a * a
+        s11 += a @ a.T
+        s22 += a2 @ a2.T
+        s31 += (a2 * a) @ a.T
+        fourth += (a2 * a2).sum(axis=1)
+    second = np.diagonal(s11)
+    m2 = (second[:, None] + second[None, :] - 2 * s11) / N
+    m4 = (fourth[:, None] + fourth[None, :] - 4 * (s31 + s31.T) + 6 * s22) / N
+    variance = m4 - m2**2 if clusters is None else _pairwise_cluster_variance(Q, m2, clusters)
+
+    close = np.triu(m4 < CLOSE * (fourth[:, None] + fourth[None, :]) / N, k=1)
+    for i in np.flatnonzero(close.any(axis=1)):
+        for js in np.array_split(np.flatnonzero(close[i]), -(-int(close[i].sum()) // 64)):
+            d = L[i] - L[js]
+            d -= d.mean(axis=1, keepdims=True)
+            d2 = d * d
+            direct = d2.mean(axis=1)
+            m2[i, js] = m2[js, i] = direct
+            m4[i, js] = m4[js, i] = (d2 * d2).mean(axis=1)
+            d2 -= direct[:, None]
+            variance[i, js] = variance[js, i] = (
+                (d2 * d2).mean(axis=1) if clusters is None else _cluster_variance(d2, clusters)
+            )
+    for matrix in (m2, m4, variance):
+        np.fill_diagonal(matrix, 0.0)
+        np.maximum(matrix, 0.0, out=matrix)
+    return m2, m4, np.sqrt(variance)
+
+
+def _pairwise_cluster_variance(Q: Floats, m2: Floats, clusters: Integers) -> Floats:
+    """`_cluster_variance` of d**2 - m2 for all pairs: sum_g (q_g - n_g m2)**2 / N with q_g = sum over g of d**2.
+
+    With A_g = sum a**2 and C_g = sum a b over cluster g, q_g = A_g(i) + A_g(j) - 2 C_g(i, j); all but the sum of
+    C_g**2 are plain matrix products, and that one is too for the texts that are alone in their cluster.
+    """
+    order = np.argsort(clusters, kind="stable")
+    Q = Q[:, order]
+    starts = np.flatnonzero(np.diff(clusters[order], prepend=-1))
+    counts = np.diff(starts, append=Q.shape[1]).astype(np.float64)
+    N, weight = Q.shape[1], np.repeat(counts, counts.astype(np.int64))
+    squares = Q * Q
+    A = np.add.reduceat(squares, starts, axis=1)
+    diagonal = (A * A).sum(axis=1)
+    cross = (np.repeat(A, counts.astype(np.int64), axis=1) * Q) @ Q.T
+    sum_c2 = squares[:, weight == 1] @ squares[:, weight == 1].T
+    for start, count in zip(starts[counts > 1], counts[counts > 1].astype(np.int64), strict=True):
+        member = Q[:, start : start + count]
+        sum_c2 += (member @ member.T) ** 2
+    q2 = diagonal[:, None] + diagonal[None, :] + 2 * (A @ A.T) - 4 * (cross + cross.T) + 4 * sum_c2
+    weighted = (weight * Q) @ Q.T
+    n_q = np.diagonal(weighted)[:, None] + np.diagonal(weighted)[None, :] - 2 * weighted
+    total = q2 - 2 * m2 * n_q + m2**2 * (counts**2).sum()
+    return np.asarray(total / N * _small_sample(len(starts)))
+
+
+# ------------------------------------------------------------------------------- differences, and the bootstrap beside
+
+
+def kl_difference(
+    first: tuple[Floats, Floats],
+    second: tuple[Floats, Floats],
+    text_bytes: Integers,
+    *,
+    clip: float | None = None,
+    documents: Sequence[Any] | NDArray[Any] | None = None,
+) -> Estimate:
+    """KL(first pair) - KL(second pair) with a paired standard error: both are computed on the texts that all four have.
+
+    The two values share texts, so their errors are correlated, and two overlapping bars say little. The clip is used
+    for both pairs or, where it moves more than 5 % of any of the vectors, for neither.
+    """
+    rows = np.stack([*first, *second])
+    texts = np.flatnonzero(~np.isnan(rows).any(axis=0))
+    rows = rows[:, texts]
+    if clip is not None and (rows < clip).mean(axis=1).max() <= CLIP_LIMIT:
+        rows = np.maximum(rows, clip)
+    d = rows[[0, 2]] - rows[[1, 3]]
+    d -= d.mean(axis=1, keepdims=True)
+    influence = (d[0] ** 2 - d[1] ** 2) / nats2_per_bit_per_byte(float(text_bytes[texts].mean()))
+    clusters = cluster_codes(None if documents is None else np.asarray(documents)[texts])
+    value, error = float(influence.mean()), float(standard_error_of_mean(influence, clusters))
+    half = critical_value(0 if clusters is None else int(clusters.max()) + 1) * error
+    return Estimate(value, error, (value - half, value + half), len(texts))
+
+
+def kl_bootstrap(
+    a: Floats,
+    b: Floats,
+    text_bytes: Integers,
+    *,
+    documents: Sequence[Any] | NDArray[Any] | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Floats:
+    """KL of `resamples` bootstrap samples of the texts (of whole documents, where texts share them), in bits per byte.
+
+    Takes the log-likelihoods as they are: clip them first where the headline value is clipped.
+    """
+    both = ~np.isnan(a) & ~np.isnan(b)
+    d, size = (a - b)[both], text_bytes[both].astype(np.float64)
+    clusters = cluster_codes(None if documents is None else np.asarray(documents)[both])
+    codes = np.arange(len(d)) if clusters is None else clusters
+    d = d - d.mean()
+    n_clusters = int(codes.max()) + 1
+    sums = np.stack([np.bincount(codes, weights=w, minlength=n_clusters) for w in (np.ones_like(d), d, d * d, size)])
+    generator = np.random.default_rng(seed)
+    values = np.empty(resamples)
+    for r in range(resamples):
+        draws = np.bincount(generator.integers(n_clusters, size=n_clusters), minlength=n_clusters)
+        n, first, second, total_bytes = sums @ draws
+        values[r] = (second / n - (first / n) ** 2) / nats2_per_bit_per_byte(total_bytes / n)
+    return values
+
+
+def as_record(result: KL | Estimate) -> dict[str, Any]:
+    """The fields of a result as a plain dictionary, NaN as None, for JSON and tables."""
+    return {key: None if isinstance(v, float) and math.isnan(v) else v for key, v in asdict(result).items()}

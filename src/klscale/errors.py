@@ -1,0 +1,38 @@
+"""Errors and warnings that a user reads: what happened, why, and what to do about it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class KlscaleError(Exception):
+    """Something that was asked for failed. Printed in at most three lines, without a traceback; exit status 1.
+
+    `what` names the file, model or value; `why` gives the reason; `remedy` the way out.
+    """
+
+    exit_status = 1
+
+    def __init__(self, what: str, why: str = "", remedy: str = "") -> None:
+        self.what, self.why, self.remedy = what, why, remedy
+        super().__init__("\n".join(line for line in (what, why, remedy) if line))
+
+
+class InputError(KlscaleError):
+    """An argument, or a file that an argument names, cannot be used as it is; exit status 2."""
+
+    exit_status = 2
+
+
+class KlscaleWarning(UserWarning):
+    """A number is right but easily misread; the message says how."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`Did you mean ...?` where a known word is close to the one given, else the list of known words."""
+    options = sorted(known)
+    close = difflib.get_close_matches(word, options, n=1)
+    if close:
+        return f"Did you mean {close[0]!r}?"
+    return f"Known: {', '.join(options)}." if options else ""

@@ -1,0 +1,127 @@
+"""Model references: exactly which model, in which weights and precision, as one string."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from klscale.errors import InputError, nearest
+
+DTYPES = ("float32", "bfloat16", "float16")
+QUANTIZATIONS = ("int8", "nf4", "fp4", "int4")
+_ENCODED = re.compile(r"[^\w./~=,-]", re.ASCII)
+_DTYPE = re.compile(r"%([A-Za-z][\w]*)$")
+_SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)([mMbB])(?![a-zA-Z])")
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """`NAME[@REVISION][+QUANT][%DTYPE]`, e.g. `EleutherAI/pythia-410m@step1000`, `gpt2+nf4`, `gpt2%bfloat16`.
+
+    `name` is a local directory if one exists there, else a hub id (`./gpt2` forces local). `file` names one GGUF file
+    inside it (`models/x:file.gguf`). Characters that a shell or this syntax would read are percent-encoded in print.
+    """
+
+    name: str
+    revision: str | None = None
+    quantization: str | None = None
+    dtype: str = "float32"
+    file: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> ModelRef:
+        """Read a reference. Raises InputError for an unknown quantization or dtype, with the nearest known one."""
+        rest, dtype, quantization, revision = text.strip(), "float32", None, None
+        match = _DTYPE.search(rest)
+        if match and (match[1] in DTYPES or not _decodes(match[0])):
+            dtype, rest = match[1], rest[: match.start()]
+        if dtype not in DTYPES:
+            raise InputError(f"{text!r}: unknown dtype {dtype!r}.", remedy=nearest(dtype, DTYPES))
+        if "+" in rest:
+            rest, quantization = rest.rsplit("+", 1)
+            if quantization not in QUANTIZATIONS:
+                raise InputError(
+                    f"{text!r}: unknown quantization {quantization!r}.",
+                    nearest(quantization, QUANTIZATIONS),
+                    "A + that belongs to the name itself is written %2B.",
+                )
+        if "@" in rest:
+            rest, revision = rest.split("@", 1)
+        name, _, file = rest.partition(":")
+        if not name or revision == "":
+            raise InputError(f"{text!r} is not a model.", remedy="Write NAME[@REVISION][+QUANTIZATION][%DTYPE].")
+        try:
+            return cls(
+                unquote(name, errors="strict"),
+                unquote(revision, errors="strict") if revision else None,
+                quantization,
+                dtype,
+                unquote(file, errors="strict") if file else None,
+            )
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{text!r} is not a model.",
+                "What follows % is neither a dtype nor an encoded character.",
+                nearest(text.rsplit("%", 1)[-1], DTYPES),
+            ) from error
+
+    def __str__(self) -> str:
+        text = _encode(self.name)
+        if self.file:
+            text += ":" + _encode(self.file)
+        if self.revision:
+            text += "@" + _encode(self.revision)
+        if self.quantization:
+            text += "+" + self.quantization
+        return text if self.dtype == "float32" else f"{text}%{self.dtype}"
+
+    @property
+    def path(self) -> Path | None:
+        """The local directory, or None for a hub id."""
+        path = Path(self.name).expanduser()
+        return path if path.is_dir() or self.name.startswith((".", "/", "~")) else None
+
+    @property
+    def slug(self) -> str:
+        """A name for files: readable, safe on every file system, not unique."""
+        base = re.sub(r"[^\w.-]+", "-", str(self), flags=re.ASCII).strip("-.")
+        return base[-80:].lstrip("-.") or "model"
+
+
+def _encode(part: str) -> str:
+    return _ENCODED.sub(lambda match: "".join(f"%{byte:02X}" for byte in match[0].encode()), part)
+
+
+def _decodes(text: str) -> bool:
+    """Whether every % begins an encoded character."""
+    return not re.search(r"%(?![0-9A-Fa-f]{2})", text)
+
+
+def parse_parameters(text: str) -> int | None:
+    """`410M`, `6.9B`, `125000` as a number of parameters."""
+    match = re.fullmatch(r"([\d.]+)\s*([kKmMbB]?)", text.strip())
+    return round(float(match[1]) * {"": 1, "k": 1e3, "m": 1e6, "b": 1e9}[match[2].lower()]) if match else None
+
+
+def attributes_of(ref: ModelRef, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What is known of a model beside its vector: `family`, `type`, `parameters`, `seed`, `step`, `parent`,
+    `quantization`. Read from the reference itself; `known` (from a config, a suite file) wins."""
+    last = ref.name.rstrip("/").rsplit("/", 1)[-1]
+    attributes: dict[str, Any] = {}
+    if step := re.fullmatch(r"(?:global_?)?step[-_]?(\d+)", ref.revision or "") or re.fullmatch(
+        r"(?:checkpoint|step)[-_](\d+)", last
+    ):
+        attributes["step"] = int(step[1])
+    if seed := re.search(r"seed[-_]?(\d+)", ref.name):
+        attributes["seed"] = int(seed[1])
+    if size := _SIZE.search(last):
+        attributes["parameters"] = parse_parameters(size[1] + size[2])
+        attributes["family"] = last[: size.start()].strip("-_. ") or None
+    if ref.quantization:
+        attributes["quantization"] = ref.quantization
+    attributes.update({key: value for key, value in (known or {}).items() if value is not None})
+    return {key: value for key, value in attributes.items() if value is not None}

@@ -1,0 +1,118 @@
+"""Log-likelihood vectors with their labels: K models x N texts, the object that every study starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from klscale import divergence
+from klscale.divergence import Estimate, Floats, KLMatrix
+from klscale.errors import InputError, nearest
+from klscale.models import ModelRef
+from klscale.texts import TextSet
+
+CONVENTION = "default special tokens; tokens 2 to n; float64 sum of float32 token log-probabilities"
+"""How klscale scores a text. Vectors of different conventions are never compared."""
+
+ATTRIBUTES = ("family", "type", "parameters", "seed", "step", "parent", "quantization")
+
+
+@dataclass(frozen=True, eq=False)
+class Vectors:
+    """`log_likelihood` (K, N) in nats, NaN where a text was not scored; K `models`; N `texts`.
+
+    `attributes` has one row a model (index: the reference as a string) and the columns `family`, `type`,
+    `parameters`, `seed`, `step`, `parent`, `quantization`, `dtype`, `convention`.
+    """
+
+    log_likelihood: Floats
+    models: tuple[ModelRef, ...]
+    attributes: pd.DataFrame
+    texts: TextSet
+
+    def __post_init__(self) -> None:
+        shape = (len(self.models), len(self.texts))
+        if self.log_likelihood.shape != shape or len(self.attributes) != shape[0]:
+            raise ValueError(f"log_likelihood has shape {self.log_likelihood.shape}, models x texts is {shape}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(map(str, self.models))
+
+    def __len__(self) -> int:
+        return len(self.models)
+
+    def subset(self, models: Sequence[str | ModelRef]) -> Vectors:
+        """The vectors of these models, in this order. Raises InputError for one that is not there."""
+        positions = [self.position(model) for model in models]
+        return replace(
+            self,
+            log_likelihood=self.log_likelihood[positions],
+            models=tuple(self.models[p] for p in positions),
+            attributes=self.attributes.iloc[positions],
+        )
+
+    def position(self, model: str | ModelRef) -> int:
+        """Row of a model."""
+        try:
+            return self.names.index(str(model))
+        except ValueError:
+            raise InputError(f"No vector of {model} on {self.texts.name}.", nearest(str(model), self.names)) from None
+
+    def kl(self) -> KLMatrix:
+        """KL between all pairs of models, in bits per byte with standard errors; computed once.
+
+        Raises InputError where the vectors were made by different conventions.
+        """
+        return self._kl
+
+    @cached_property
+    def _kl(self) -> KLMatrix:
+        self._require_one_convention()
+        return divergence.kl_matrix(
+            self.log_likelihood,
+            self.texts.bytes,
+            clip=self.texts.clip,
+            documents=self.texts.document,
+            labels=self.names,
+        )
+
+    def kl_difference(self, first: tuple[str, str], second: tuple[str, str]) -> Estimate:
+        """KL(first pair) - KL(second pair) with the standard error of the paired difference."""
+        self._require_one_convention()
+        a, b, c, d = (self.log_likelihood[self.position(model)] for model in (*first, *second))
+        return divergence.kl_difference(
+            (a, b), (c, d), self.texts.bytes, clip=self.texts.clip, documents=self.texts.document
+        )
+
+    def bits_per_byte(self, model: str | ModelRef, other: str | ModelRef | None = None) -> Estimate:
+        """Bits per byte of a model; with `other`, by how much it exceeds that of `other` (paired standard error)."""
+        row = self.log_likelihood[self.position(model)]
+        if other is not None:
+            self._require_one_convention()
+            row = row - self.log_likelihood[self.position(other)]
+        return divergence.bits_per_byte(row, self.texts.bytes, documents=self.texts.document)
+
+    def coordinates(self) -> Floats:
+        """Points (K, n) whose squared distances are KL in bits per byte, on the n texts that all models have, with
+        the text set's clip."""
+        self._require_one_convention()
+        texts = ~np.isnan(self.log_likelihood).any(axis=0)
+        rows = self.log_likelihood[:, texts]
+        if self.texts.clip is not None:
+            rows = np.maximum(rows, self.texts.clip)
+        return divergence.coordinates(rows, float(self.texts.bytes[texts].mean()))
+
+    def _require_one_convention(self) -> None:
+        conventions = self.attributes["convention"]
+        if len(set(conventions)) > 1:
+            odd = self.attributes.index[conventions != conventions.iloc[0]][0]
+            raise InputError(
+                f"{self.names[0]} and {odd} were scored by different conventions.",
+                f"{conventions.iloc[0]!r} against {conventions[odd]!r}: their difference is not that of the models.",
+                "Score both the same way.",
+            )

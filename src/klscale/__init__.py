@@ -1,0 +1,45 @@
+"""klscale: how far apart are two language models, and is that a lot?
+
+    >>> import klscale
+    >>> texts = klscale.load_texts("texts.jsonl")
+    >>> store = klscale.Store("klscale-store")
+    >>> klscale.score(["EleutherAI/pythia-70m", "EleutherAI/pythia-160m"], texts, store)
+    >>> print(store.vectors(texts).kl()["EleutherAI/pythia-70m", "EleutherAI/pythia-160m"])
+
+Names are loaded when they are first used: `import klscale` loads no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any
+
+_EXPORTS = {
+    "divergence": ("KL", "Estimate", "KLMatrix", "kl", "kl_bootstrap", "kl_difference", "kl_matrix", "bits_per_byte"),
+    "errors": ("InputError", "KlscaleError"),
+    "imports": ("read_log_likelihoods",),
+    "models": ("Model", "ModelRef"),
+    "progress": ("Progress",),
+    "scales": ("measure", "published"),
+    "store": ("Store",),
+    "suites": ("read_suite",),
+    "sweeps": ("score",),
+    "texts": ("TextSet", "build_texts", "load_texts"),
+    "vectors": ("Scores", "Vectors"),
+}
+_HOME = {name: module for module, names in _EXPORTS.items() for name in names}
+
+__all__ = sorted([*_HOME, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("klscale")
+    if name not in _HOME:
+        raise AttributeError(f"module 'klscale' has no attribute {name!r}")
+    return getattr(import_module(f"klscale.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -47,7 +47,7 @@ def nats2_per_bit_per_byte(mean_bytes: float | Floats) -> Any:
 
 
 def double_centre(log_likelihood: Floats) -> Floats:
-    """Q: each row of L (K, N) less its mean, then each column less its mean; differences of rows keep their variance."""
+    """Q: each row of L (K, N) less its mean, then each column less its mean. Row differences keep their variance."""
     centred: Floats = log_likelihood - log_likelihood.mean(axis=1, keepdims=True)
     centred -= centred.mean(axis=0, keepdims=True)
     return centred

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -90,6 +90,14 @@ class ModelRef:
         """A name for files: readable, safe on every file system, not unique."""
         base = re.sub(r"[^\w.-]+", "-", str(self), flags=re.ASCII).strip("-.")
         return base[-80:].lstrip("-.") or "model"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model to score, with the attributes that are known beforehand (from a suite file)."""
+
+    ref: ModelRef
+    attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _encode(part: str) -> str:

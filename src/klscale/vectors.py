@@ -10,15 +10,45 @@ import numpy as np
 import pandas as pd
 
 from klscale import divergence
-from klscale.divergence import Estimate, Floats, KLMatrix
+from klscale.divergence import Estimate, Floats, Integers, KLMatrix
 from klscale.errors import InputError, nearest
 from klscale.models import ModelRef
-from klscale.texts import TextSet
+from klscale.texts import TextSet, content_id
 
 CONVENTION = "default special tokens; tokens 2 to n; float64 sum of float32 token log-probabilities"
 """How klscale scores a text. Vectors of different conventions are never compared."""
 
 ATTRIBUTES = ("family", "type", "parameters", "seed", "step", "parent", "quantization")
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Log-likelihoods of some texts under one model: `text` (n,) positions in the text set, `log_likelihood` (n,) in
+    nats, `n_tokens` (n,) tokens of each text as the model reads it (0 where unknown)."""
+
+    text: Integers
+    log_likelihood: Floats
+    n_tokens: Integers
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Scores]) -> Scores:
+        """All parts as one, in order of texts, each text once (the first part that has it wins)."""
+        if not parts:
+            return cls(np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64))
+        text, first = np.unique(np.concatenate([part.text for part in parts]), return_index=True)
+        return cls(
+            text,
+            np.concatenate([part.log_likelihood for part in parts])[first],
+            np.concatenate([part.n_tokens for part in parts])[first],
+        )
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    @property
+    def checksum(self) -> str:
+        """Changes with any value or its place."""
+        return content_id((self.text.astype("<i8").tobytes(), self.log_likelihood.astype("<f8").tobytes()))
 
 
 @dataclass(frozen=True, eq=False)

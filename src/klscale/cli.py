@@ -1,0 +1,822 @@
+"""The command line. Each command parses, calls one function, and prints: a table for a person, JSON for a machine.
+
+Heavy modules are imported inside the commands, so that `klscale --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from typer.core import TyperGroup
+
+from klscale.errors import InputError, KlscaleError
+from klscale.progress import Progress
+
+if TYPE_CHECKING:
+    from klscale.divergence import KL
+    from klscale.scales import Setting
+    from klscale.store import Entry, Store
+    from klscale.sweeps import Outcome
+    from klscale.texts import TextSet
+    from klscale.vectors import Vectors
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class _Commands(TyperGroup):
+    """Errors that a user can mend are printed in their three lines; Ctrl-C says what is kept."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KlscaleError as error:
+            print_error(error)
+            raise typer.Exit(error.exit_status) from error
+        except KeyboardInterrupt as error:
+            err.print("\nInterrupted. What was finished is kept; the same command goes on from there.", style="yellow")
+            raise typer.Exit(130) from error
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="How far apart are two language models, and is that a lot? KL divergence in bits per byte, with error bars.",
+)
+texts_app = typer.Typer(cls=_Commands, no_args_is_help=True, help="Text sets: list, inspect, build, freeze a clip.")
+app.add_typer(texts_app, name="texts")
+
+StoreOption = Annotated[
+    str, typer.Option("--store", envvar="KLSCALE_STORE", metavar="DIR", help="Directory or URL of the store.")
+]
+TextsOption = Annotated[
+    str | None,
+    typer.Option("--texts", metavar="NAME|FILE", help="Text set: a name, an id, or a file. [default: the store's own]"),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. [default: the fastest there is]")]
+BatchOption = Annotated[
+    int | None, typer.Option(min=1, metavar="TOKENS", help="Tokens in a batch, padding included. [default: found]")
+]
+LongOption = Annotated[str, typer.Option(metavar="error|skip|window", help="Texts beyond a model's window.")]
+STORE = "./klscale-store"
+
+
+def main() -> None:
+    """Entry point of the `klscale` command."""
+    app(prog_name="klscale")
+
+
+def version_callback(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        print(f"klscale {version('klscale')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=version_callback, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+# --------------------------------------------------------------------------------------------------- what is printed
+
+
+def print_error(error: KlscaleError) -> None:
+    """What, why, remedy: one line each."""
+    lines = [line for line in (error.what, error.why, error.remedy) if line]
+    err.print("Error: ", style="bold red", end="")
+    err.print("\n".join(lines), markup=False)
+
+
+def print_json(value: Any) -> None:
+    json.dump(value, sys.stdout, indent=2, allow_nan=False)
+    sys.stdout.write("\n")
+
+
+def table(*columns: str, right: Sequence[int] = (), title: str | None = None) -> Table:
+    made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for n, column in enumerate(columns):
+        made.add_column(column, justify="right" if n in right else "left", header_style="dim", overflow="fold")
+    return made
+
+
+def plain(text: object) -> str:
+    """Names from files and hubs are text, never markup."""
+    from rich.markup import escape
+
+    return escape(str(text))
+
+
+class Bar(Progress):
+    """A bar on standard error: what, how many, how long yet."""
+
+    def __init__(self, shown: Any) -> None:
+        self.shown, self.task = shown, None
+
+    def begin(self, what: str, total: float | None = None, unit: str = "") -> None:
+        super().begin(what, total, unit)
+        if self.task is not None:
+            self.shown.remove_task(self.task)
+        self.task = self.shown.add_task(plain(what), total=total, unit=unit)
+
+    def advance(self, amount: float = 1.0) -> None:
+        super().advance(amount)
+        if self.task is not None:
+            self.shown.update(self.task, advance=amount)
+
+    def now(self, what: str) -> None:
+        if self.task is not None:
+            self.shown.update(self.task, description=plain(what))
+
+    def note(self, message: str) -> None:
+        self.shown.console.print(message, markup=False)
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """Progress on standard error; on something that is no terminal, only its notes."""
+    from rich import progress as rich_progress
+
+    columns = (
+        rich_progress.TextColumn("{task.description}"),
+        rich_progress.BarColumn(bar_width=24),
+        rich_progress.TaskProgressColumn(),
+        rich_progress.TextColumn("{task.completed:.3g}/{task.total:.3g} {task.fields[unit]}"),
+        rich_progress.TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    with rich_progress.Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as shown:
+        yield Bar(shown)
+
+
+# ------------------------------------------------------------------------------------------------------------- score
+
+
+@app.command()
+def score(
+    models: Annotated[list[str] | None, typer.Argument(metavar="REF...", help="Hub ids or directories.")] = None,
+    suite: Annotated[Path | None, typer.Option(metavar="FILE", help="A suite file (YAML) instead of models.")] = None,
+    store: StoreOption = STORE,
+    texts: TextsOption = None,
+    device: DeviceOption = None,
+    batch_tokens: BatchOption = None,
+    long_texts: LongOption = "error",
+    rescore: Annotated[bool, typer.Option("--rescore", help="Score even what the store has.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be scored, and do nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Score models on the texts: their log-likelihood vectors go into the store. Resumes what was interrupted."""
+    from klscale import sweeps
+    from klscale.models import Model, ModelRef
+    from klscale.store import Store
+    from klscale.suites import read_suite
+
+    if bool(models) == bool(suite):
+        raise InputError("Give either models or a suite file.", remedy="klscale score REF...  or  --suite FILE")
+    if suite:
+        study = read_suite(suite)
+        wanted, texts = list(study.models), texts or study.texts
+    else:
+        wanted = [Model(ModelRef.parse(model)) for model in models or ()]
+    place = Store(store)
+    with progress_bar() as progress:
+        text_set = place.resolve_texts(texts, progress=progress)
+        outcomes = sweeps.score(
+            wanted, text_set, place, device=device, batch_tokens=batch_tokens, long_texts=long_texts,
+            rescore=rescore, dry_run=dry_run, progress=progress,
+        )  # fmt: skip
+    if as_json:
+        print_json([outcome_record(outcome) for outcome in outcomes])
+    else:
+        print_outcomes(outcomes, text_set, place)
+    raise typer.Exit(failure_status(outcomes))
+
+
+def failure_status(outcomes: Sequence[Outcome]) -> int:
+    """0; 2 where nothing but bad arguments came; 1 where some models failed."""
+    errors = [outcome.error for outcome in outcomes if outcome.error]
+    if errors and len(errors) == len(outcomes) and all(isinstance(error, InputError) for error in errors):
+        return 2
+    return 1 if errors else 0
+
+
+def outcome_record(outcome: Outcome) -> dict[str, Any]:
+    record: dict[str, Any] = {"model": str(outcome.ref), "status": outcome.status}
+    if outcome.entry:
+        record |= {"key": outcome.entry.key, "file": outcome.entry.path, "seconds": round(outcome.seconds, 3)}
+        record["skipped_texts"] = len(outcome.entry.metadata.get("skipped", ()))
+    if outcome.error:
+        record["error"] = str(outcome.error)
+    return record
+
+
+def print_outcomes(outcomes: Sequence[Outcome], texts: TextSet, store: Store) -> None:
+    out.print(f"{plain(texts.name)} ({texts.id}): {len(texts):,} texts, mean {texts.mean_bytes:.1f} bytes")
+    shown = table("model", "", "seconds", right=(2,))
+    words = {"present": "in the store already", "missing": "to be scored"}
+    for outcome in outcomes:
+        if outcome.error is None:
+            seconds = f"{outcome.seconds:.1f}" if outcome.status == "scored" else ""
+            skipped = len(outcome.entry.metadata.get("skipped", ())) if outcome.entry else 0
+            status = words.get(outcome.status, outcome.status) + (f", {skipped:,} texts skipped" if skipped else "")
+            shown.add_row(plain(outcome.ref), status, seconds)
+    if shown.row_count:
+        out.print(shown)
+    print_failures(outcomes)
+    if any(outcome.status == "scored" for outcome in outcomes):
+        out.print(f"Kept in {plain(store.location)}. Next: klscale kl, klscale compare, klscale scale.", style="dim")
+
+
+def print_failures(outcomes: Sequence[Outcome]) -> None:
+    for outcome in outcomes:
+        if outcome.error is not None:
+            print_error(outcome.error)
+
+
+# ----------------------------------------------------------------------------------------------------------- compare
+
+
+@app.command()
+def compare(
+    models: Annotated[list[str], typer.Argument(metavar="REF REF...", help="Two models or more.")],
+    reference: Annotated[str | None, typer.Option(metavar="REF", help="Compare each model with this one only.")] = None,
+    fail_above: Annotated[
+        float | None, typer.Option(metavar="X", min=0, help="Exit 1 if any KL is above X bits/byte.")
+    ] = None,
+    store: StoreOption = STORE,
+    texts: TextsOption = None,
+    device: DeviceOption = None,
+    batch_tokens: BatchOption = None,
+    long_texts: LongOption = "error",
+    as_json: JsonOption = False,
+) -> None:
+    """KL between models with standard errors, which is better and by how much. Scores what the store lacks."""
+    from klscale import sweeps
+    from klscale.models import ModelRef
+    from klscale.store import Store
+
+    refs = list(dict.fromkeys(ModelRef.parse(model) for model in (*((reference,) if reference else ()), *models)))
+    if len(refs) < 2:
+        raise InputError("Two different models are needed.", remedy="klscale compare REF REF...")
+    place = Store(store)
+    with progress_bar() as progress:
+        text_set = place.resolve_texts(texts, progress=progress)
+        outcomes = sweeps.score(
+            refs, text_set, place, device=device, batch_tokens=batch_tokens, long_texts=long_texts, progress=progress
+        )
+    found = [outcome for outcome in outcomes if outcome.entry is not None]
+    if len(found) < 2:
+        print_failures(outcomes)
+        raise typer.Exit(failure_status(outcomes))
+    vectors = place.vectors(text_set, [o.entry for o in found if o.entry], [o.ref for o in found])
+    names = vectors.names
+    pairs = [(names[0], b) for b in names[1:]] if reference else [(a, b) for a, b, _ in vectors.kl().pairs()]
+    measured = measured_scale(place, text_set)
+    if as_json:
+        print_json([pair_record(vectors, a, b, measured) for a, b in pairs])
+    else:
+        print_comparison(vectors, pairs, measured)
+        print_failures(outcomes)
+    above = [(a, b) for a, b in pairs if fail_above is not None and vectors.kl()[a, b].value > fail_above]
+    for a, b in above:
+        err.print(f"Above {fail_above} bits/byte: {plain(a)} and {plain(b)}, {vectors.kl()[a, b]}.", style="bold red")
+    raise typer.Exit(failure_status(outcomes) or (1 if above else 0))
+
+
+def measured_scale(store: Store, texts: TextSet) -> list[Setting]:
+    """The scale measured on these texts by what the store holds; empty where it holds no setting."""
+    from klscale import scales
+
+    vectors = store.vectors(texts)
+    if len(set(vectors.attributes["convention"])) != 1:
+        return []
+    return scales.measure(vectors)
+
+
+def warnings_of(kl: KL, a_dtype: Any, b_dtype: Any) -> list[str]:
+    """What keeps a pair's number from being read plainly; one short sentence each."""
+    from klscale.divergence import CLIP_LIMIT, HEAVY_TAILS
+
+    found = []
+    if not kl.in_range:
+        found.append("far apart: read it as a distance, the approximation to KL is out of its range")
+    if not kl.uses_clip and kl.clipped > CLIP_LIMIT:
+        found.append(f"not clipped: the clip would move {kl.clipped:.0%} of a vector")
+    if kl.kurtosis > HEAVY_TAILS:
+        found.append(f"heavy tails (kurtosis {kl.kurtosis:.0f}): the interval covers less often than 95 %")
+    if kl.n_documents is not None and kl.n_documents < 20:
+        found.append(f"only {kl.n_documents} documents: the standard error is itself uncertain")
+    if a_dtype and b_dtype and a_dtype != b_dtype:
+        found.append(f"different dtypes ({a_dtype}, {b_dtype}): their rounding is part of the value")
+    return found
+
+
+def pair_record(vectors: Vectors, a: str, b: str, measured: Sequence[Setting]) -> dict[str, Any]:
+    from klscale import scales
+    from klscale.divergence import as_record
+
+    kl = vectors.kl()[a, b]
+    rows = [{str(k): v for k, v in vectors.attributes.loc[name].dropna().items()} for name in (a, b)]
+    refs = [vectors.models[vectors.position(name)] for name in (a, b)]
+    difference = vectors.bits_per_byte(b, a)
+    return {
+        "a": a,
+        "b": b,
+        "kl": kl.value,
+        "standard_error": kl.standard_error,
+        "interval": list(kl.interval),
+        "unit": "bits/byte",
+        "kl_unclipped": kl.value_unclipped,
+        "standard_error_unclipped": kl.standard_error_unclipped,
+        "clipped": kl.clipped,
+        "uses_clip": kl.uses_clip,
+        "kl_nats_per_text": kl.nats_per_text,
+        "n_texts": kl.n_texts,
+        "n_documents": kl.n_documents,
+        "mean_bytes": kl.mean_bytes,
+        "kurtosis": None if math.isnan(kl.kurtosis) else kl.kurtosis,
+        "in_range": kl.in_range,
+        "setting": scales.setting_of(rows[0], rows[1], refs[0], refs[1]),
+        "placed": scales.place(kl.value, vectors.texts, measured),
+        "bits_per_byte_a": as_record(vectors.bits_per_byte(a)),
+        "bits_per_byte_b": as_record(vectors.bits_per_byte(b)),
+        "bits_per_byte_difference": as_record(difference),
+        "texts": vectors.texts.name,
+        "text_set": vectors.texts.id,
+        "clip": vectors.texts.clip,
+        "warnings": warnings_of(kl, rows[0].get("dtype"), rows[1].get("dtype")),
+    }
+
+
+def describe_texts(texts: TextSet) -> str:
+    clip = "no clip" if texts.clip is None else f"clipped at {texts.clip:.1f} nats"
+    return f"{plain(texts.name)} ({texts.id}): {len(texts):,} texts, mean {texts.mean_bytes:.1f} bytes, {clip}"
+
+
+def print_comparison(vectors: Vectors, pairs: Sequence[tuple[str, str]], measured: Sequence[Setting]) -> None:
+    """KL of each pair; bits per byte of each model; what that amounts to; what to be wary of."""
+    from klscale.divergence import format_estimate
+
+    records = [pair_record(vectors, a, b, measured) for a, b in pairs]
+    out.print(describe_texts(vectors.texts))
+    shown = table("model", "model", "KL ± SE, bits/byte", "95 % interval", "unclipped", right=(2, 3, 4), title="\nKL")
+    clip = vectors.texts.clip is not None
+    for r in records:
+        low, high = r["interval"]
+        unclipped = format_estimate(r["kl_unclipped"], r["standard_error_unclipped"]) if clip else ""
+        mark = "" if r["uses_clip"] or not clip else " *"
+        kl = format_estimate(r["kl"], r["standard_error"]) + mark
+        shown.add_row(plain(r["a"]), plain(r["b"]), kl, f"{low:.3g} to {high:.3g}", unclipped)
+    if not clip:
+        shown.columns.pop()
+    out.print(shown)
+    first = vectors.names[0]
+    shown = table("model", "bits/byte ± SE", f"less {plain(first)}", right=(1, 2), title="\nHow good each model is")
+    for name in vectors.names:
+        own, more = vectors.bits_per_byte(name), vectors.bits_per_byte(name, first)
+        against = "" if name == first else f"{more.value:+.2g} ± {more.standard_error:.1g}"
+        shown.add_row(plain(name), format_estimate(own.value, own.standard_error), against)
+    out.print(shown)
+    if len(pairs) > 1 and all(pair[0] == first for pair in pairs):
+        print_ladder(vectors, [b for _, b in pairs])
+    out.print()
+    for r in records:
+        out.print(f"{plain(r['a'])} and {plain(r['b'])}: {verdict(r)}.")
+        if placed := r["placed"]:
+            out.print(f"  Their KL is {placed}.")
+        for warning in r["warnings"]:
+            out.print(f"  Note: {warning}.", style="yellow")
+    if records and records[0]["placed"] is None:
+        out.print(
+            "No scale is known for these texts: published values hold for pile-10k only. "
+            "Score seeds, sizes or checkpoints here to have one.",
+            style="dim",
+        )
+
+
+def verdict(record: dict[str, Any]) -> str:
+    """Which of the two is better on these texts, by how much, or that this cannot be told."""
+    difference = record["bits_per_byte_difference"]
+    value, error = difference["value"], difference["standard_error"]
+    if error == 0 and value == 0:
+        return "identical on every text"
+    low, high = difference["interval"]
+    if low <= 0 <= high:
+        return f"neither is better within the error ({value:+.2g} ± {error:.1g} bits/byte)"
+    better = record["a"] if value > 0 else record["b"]
+    return f"{plain(better)} is better by {abs(value):.2g} ± {error:.1g} bits/byte"
+
+
+def print_ladder(vectors: Vectors, others: Sequence[str]) -> None:
+    """The models from the nearest to the reference to the farthest, each step with its paired standard error."""
+    first, matrix = vectors.names[0], vectors.kl()
+    order = sorted(others, key=lambda name: matrix[first, name].value)
+    shown = table("model", "KL, bits/byte", "more than the one above", right=(1, 2), title=f"\nFrom {plain(first)}")
+    for n, name in enumerate(order):
+        step = "" if n == 0 else str(vectors.kl_difference((first, name), (first, order[n - 1]))).split(" bits")[0]
+        shown.add_row(plain(name), str(matrix[first, name]).split(" bits")[0], step)
+    out.print(shown)
+
+
+# ---------------------------------------------------------------------------------------------------------------- kl
+
+
+@app.command(name="kl")
+def kl_command(
+    file: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Keep it: .csv or .parquet (all pairs), .png, .svg or .pdf."),
+    ] = None,
+    store: StoreOption = STORE,
+    texts: TextsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """KL between all pairs of models in the store, with standard errors."""
+    from klscale.divergence import as_record
+    from klscale.store import Store
+
+    place = Store(store)
+    vectors = stored_vectors(place, texts)
+    matrix = vectors.kl()
+    if file is not None:
+        save_matrix(vectors, file)
+        err.print(f"Wrote {plain(file)}: {len(vectors) * (len(vectors) - 1) // 2:,} pairs.")
+    if as_json:
+        print_json([{"a": a, "b": b, **as_record(kl), "unit": "bits/byte"} for a, b, kl in matrix.pairs()])
+    elif file is None:
+        print_matrix(vectors)
+
+
+def stored_vectors(store: Store, texts: str | None) -> Vectors:
+    """All vectors of a text set in the store. Raises InputError where there are fewer than two."""
+    if texts is None and not store.text_sets():
+        raise InputError(f"{store.location} is empty.", remedy="klscale score REF...  or  klscale import FILE")
+    vectors = store.vectors(store.resolve_texts(texts))
+    if len(vectors) < 2:
+        raise InputError(
+            f"{store.location} holds {len(vectors)} models on {vectors.texts.name}.",
+            "KL needs two.",
+            "klscale score REF...",
+        )
+    return vectors
+
+
+def save_matrix(vectors: Vectors, file: Path) -> None:
+    """All pairs as a table, or the picture of the matrix; by the file's ending."""
+    import pandas as pd
+
+    from klscale.divergence import as_record
+    from klscale.errors import nearest
+
+    endings = (".csv", ".parquet", ".png", ".svg", ".pdf")
+    if file.suffix not in endings:
+        raise InputError(f"{file}: unknown ending {file.suffix!r}.", nearest(file.suffix, endings))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.suffix in (".csv", ".parquet"):
+        rows = [{"a": a, "b": b, **as_record(kl)} for a, b, kl in vectors.kl().pairs()]
+        frame = pd.DataFrame(rows)
+        frame[["interval_low", "interval_high"]] = frame.pop("interval").to_list()
+        frame.to_csv(file, index=False) if file.suffix == ".csv" else frame.to_parquet(file, index=False)
+    else:
+        from klscale.pictures import kl_heat_map, save
+
+        save(kl_heat_map(vectors), file)
+
+
+def print_matrix(vectors: Vectors) -> None:
+    """The whole matrix where it fits a screen, else its nearest and farthest pairs."""
+    matrix = vectors.kl()
+    out.print(describe_texts(vectors.texts))
+    pairs = sorted(matrix.pairs(), key=lambda pair: pair[2].value)
+    if len(pairs) > 120:
+        out.print(f"{len(vectors):,} models, {len(pairs):,} pairs; the nearest and the farthest (all: --out FILE.csv)")
+        pairs = pairs[:10] + pairs[-10:]
+    shown = table("model", "model", "KL ± SE, bits/byte", "95 % interval", "kurtosis", right=(2, 3, 4), title="\nKL")
+    for a, b, kl in pairs:
+        low, high = kl.interval
+        mark = " !" if kl.heavy_tails else ""
+        shown.add_row(
+            plain(a), plain(b), str(kl).split(" bits")[0], f"{low:.3g} to {high:.3g}", f"{kl.kurtosis:.1f}{mark}"
+        )
+    out.print(shown)
+    if any(kl.heavy_tails for _, _, kl in pairs):
+        out.print("! kurtosis above 10: the interval covers less often than 95 %", style="yellow")
+    if any(not kl.in_range for _, _, kl in pairs):
+        out.print("Far apart, the value is a distance rather than a KL divergence.", style="yellow")
+
+
+# ------------------------------------------------------------------------------------------------------------- scale
+
+
+@app.command()
+def scale(
+    published: Annotated[bool, typer.Option("--published", help="Only the published values, with sources.")] = False,
+    store: StoreOption = STORE,
+    texts: TextsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """KL of each setting (checkpoint, seed, size, ...) in the store, beside the published values."""
+    from dataclasses import asdict
+
+    from klscale import scales
+    from klscale.store import Store
+
+    if published:
+        if as_json:
+            print_json([asdict(row) | {"unit": "bits/byte", "texts": "pile-10k"} for row in scales.published()])
+        else:
+            print_published()
+        return
+    vectors = stored_vectors(Store(store), texts)
+    measured = scales.measure(vectors)
+    if as_json:
+        print_json(scale_record(vectors, measured))
+    else:
+        print_scale(vectors, measured)
+
+
+def scale_record(vectors: Vectors, measured: Sequence[Setting]) -> dict[str, Any]:
+    """The measured scale and, apart from it, the published one."""
+    from dataclasses import asdict
+
+    from klscale import scales
+
+    return {
+        "texts": vectors.texts.name,
+        "text_set": vectors.texts.id,
+        "n_texts": len(vectors.texts),
+        "mean_bytes": vectors.texts.mean_bytes,
+        "clip": vectors.texts.clip,
+        "unit": "bits/byte",
+        "measured": [asdict(row) for row in measured],
+        "published": {"texts": "pile-10k", "settings": [asdict(row) for row in scales.published()]},
+        "published_holds_here": scales.published_holds(vectors.texts),
+    }
+
+
+def print_published() -> None:
+    from klscale import scales
+
+    shown = table("setting", "median, bits/byte", "pairs", "compared", "source", right=(1, 2))
+    for row in scales.published():
+        shown.add_row(row.setting, f"{row.median:.3g}", str(row.pairs or ""), row.compared, row.source)
+    out.print(shown)
+    out.print(
+        "\nP1v3: Kishino et al., arXiv 2505.15353v3, medians second-hand. "
+        "They hold for the text set pile-10k with its clip, and are given without standard errors.",
+        style="dim",
+    )
+
+
+def print_scale(vectors: Vectors, measured: Sequence[Setting]) -> None:
+    from klscale import scales
+    from klscale.divergence import format_estimate
+
+    if not measured:
+        raise InputError(
+            f"No setting can be measured among these {len(vectors)} models.",
+            "Seeds, sizes, checkpoints and fine-tunes are told apart by attributes of the models.",
+            "Score models of one family, or name the attributes in a suite file; see also: klscale scale --published",
+        )
+    known = {row.setting: row.median for row in scales.published()}
+    out.print(describe_texts(vectors.texts))
+    shown = table(
+        "setting", "median ± SE, bits/byte", "95 % over models", "pairs", "models", "published", right=(1, 2, 3, 4, 5),
+        title="\nThe scale",
+    )  # fmt: skip
+    for row in measured:
+        low, high = row.interval
+        spread = f"{low:.3g} to {high:.3g}" + (" (range)" if row.interval_kind == "range" else "")
+        shown.add_row(
+            row.setting, format_estimate(row.median, row.standard_error), spread, str(len(row.pairs)),
+            str(row.n_models), f"{known[row.setting]:.3g}" if row.setting in known else "",
+        )  # fmt: skip
+    out.print(shown)
+    out.print("± is the standard error over texts; (range): over the pairs of fewer than five models.", style="dim")
+    if not scales.published_holds(vectors.texts):
+        out.print("The published values are for pile-10k and much larger models: beside, not comparable.", style="dim")
+
+
+# ------------------------------------------------------------------------------------------------------------ import
+
+
+@app.command(name="import")
+def import_command(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="CSV, Parquet, or one of the published pickles.")],
+    name: Annotated[str | None, typer.Option(help="Name of the text set. [default: the file's]")] = None,
+    id_column: Annotated[str | None, typer.Option("--id", metavar="COL", help="Column that names the rows.")] = None,
+    store: StoreOption = STORE,
+    texts: TextsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take in log-likelihoods from elsewhere: one row a text, one column of nats a model."""
+    from klscale.imports import read_log_likelihoods
+    from klscale.store import Store
+
+    place = Store(store)
+    with progress_bar() as progress:
+        known = place.resolve_texts(texts, progress=progress) if texts is not None else None
+        vectors = read_log_likelihoods(file, name=name, id_column=id_column, texts=known)
+        entries = place.import_vectors(vectors, source=file, progress=progress)
+    if as_json:
+        print_json({"text_set": vectors.texts.id, "texts": vectors.texts.name, "models": [str(e.ref) for e in entries]})
+        return
+    out.print(describe_texts(vectors.texts))
+    out.print(f"Imported {len(entries)} models into {plain(place.location)}.")
+    out.print("Next: klscale kl, klscale compare.", style="dim")
+
+
+# -------------------------------------------------------------------------------------------------- ls, rm and check
+
+
+@app.command()
+def ls(store: StoreOption = STORE, texts: TextsOption = None, as_json: JsonOption = False) -> None:
+    """What the store holds."""
+    from klscale.store import Store
+
+    place = Store(store)
+    heads = [head for head in place.text_sets() if texts in (None, head["id"], head["name"])]
+    if texts is not None and not heads:
+        raise InputError(f"{store} holds no text set {texts!r}.", remedy="klscale ls")
+    listed = [(head, place.entries(head["id"])) for head in heads]
+    if as_json:
+        print_json([{**head, "models": [dict(entry.metadata) for entry in entries]} for head, entries in listed])
+        return
+    if not heads:
+        out.print(f"{plain(place.location)} is empty.")
+    for head, entries in listed:
+        title = f"{plain(head['name'])} ({head['id']}): {head['n_texts']:,} texts, {len(entries)} models"
+        shown = table("model", "key", "scored", "source", title=title)
+        for entry in entries:
+            source = str(entry.metadata.get("source", ""))
+            shown.add_row(plain(entry.ref), entry.key, str(entry.metadata.get("date", ""))[:16], plain(source))
+        out.print(shown)
+
+
+@app.command()
+def rm(
+    models: Annotated[list[str], typer.Argument(metavar="REF...", help="References or keys, as `ls` shows them.")],
+    store: StoreOption = STORE,
+    texts: TextsOption = None,
+) -> None:
+    """Take models out of the store."""
+    from klscale.errors import nearest
+    from klscale.store import Store
+
+    place = Store(store)
+    heads = [head for head in place.text_sets() if texts in (None, head["id"], head["name"])]
+    entries = [entry for head in heads for entry in place.entries(head["id"])]
+    found: list[Entry] = []
+    for model in models:
+        named = [entry for entry in entries if model in (str(entry.ref), entry.key, entry.metadata["ref"])]
+        if not named:
+            raise InputError(f"{store} holds no {model!r}.", nearest(model, {str(entry.ref) for entry in entries}))
+        if len({entry.text_set for entry in named}) > 1:
+            raise InputError(f"{model!r} is there on several text sets.", remedy="Choose one with --texts.")
+        found += named
+    for entry in found:
+        place.remove(entry)
+        out.print(f"Removed {plain(entry.ref)} ({entry.key}).")
+
+
+@app.command()
+def check(store: StoreOption = STORE, as_json: JsonOption = False) -> None:
+    """Is every file of the store whole?"""
+    from klscale.store import Store
+
+    found = list(Store(store).check())
+    bad = [(path, problem) for path, problem in found if problem]
+    if as_json:
+        print_json([{"file": path, "problem": problem or None} for path, problem in found])
+    else:
+        for path, problem in bad:
+            out.print(f"{plain(path)}: {plain(problem)}", style="red")
+        out.print(f"{len(found)} files checked, {len(bad)} with a problem.")
+    raise typer.Exit(1 if bad else 0)
+
+
+# ------------------------------------------------------------------------------------------------------------- texts
+
+
+@texts_app.command("list")
+def texts_list(store: StoreOption = STORE, as_json: JsonOption = False) -> None:
+    """The named text sets, and those in the store."""
+    from klscale.store import Store
+    from klscale.texts import NAMED
+
+    heads = Store(store).text_sets()
+    if as_json:
+        print_json({"named": NAMED, "store": heads})
+        return
+    shown = table("name", "id", "texts", "mean bytes", "clip, nats", "", right=(2, 3, 4))
+    for head in heads:
+        clip = "" if head["clip"] is None else f"{head['clip']:.1f}"
+        kind = "log-likelihoods only" if head["external"] else "in the store"
+        shown.add_row(plain(head["name"]), head["id"], f"{head['n_texts']:,}", f"{head['mean_bytes']:.1f}", clip, kind)
+    for name, what in NAMED.items():
+        shown.add_row(name, "", "", "", "", what)
+    out.print(shown)
+
+
+@texts_app.command("info")
+def texts_info(
+    texts: Annotated[str | None, typer.Argument(metavar="NAME|FILE", help="[default: the store's own]")] = None,
+    store: StoreOption = STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """What a text set holds: size, lengths, domains, documents, clip."""
+    import numpy as np
+
+    from klscale.store import Store
+
+    with progress_bar() as progress:
+        found = Store(store).resolve_texts(texts, progress=progress)
+    low, middle, high = (int(q) for q in np.quantile(found.bytes, [0.0, 0.5, 1.0]))
+    domains = {d: sum(x == d for x in found.domain) for d in sorted(set(found.domain))} if found.domain else {}
+    documents = len(set(found.document)) if found.document else None
+    if as_json:
+        print_json(
+            {"name": found.name, "id": found.id, "n_texts": len(found), "mean_bytes": found.mean_bytes,
+             "min_bytes": low, "median_bytes": middle, "max_bytes": high, "clip": found.clip,
+             "external": found.external, "domains": domains, "n_documents": documents}
+        )  # fmt: skip
+        return
+    out.print(describe_texts(found))
+    out.print(f"bytes: {low:,} to {high:,}, median {middle:,}; {int(found.bytes.sum()):,} in all")
+    if documents is not None:
+        shared = "; standard errors are clustered by document" if documents < len(found) else ""
+        out.print(f"documents: {documents:,}{shared}")
+    if found.name.startswith("pocket-python-"):
+        out.print("Made from this Python installation: another Python version makes another set, with another id.")
+    if domains:
+        shown = table("domain", "texts", right=(1,))
+        for domain, count in domains.items():
+            shown.add_row(plain(domain), f"{count:,}")
+        out.print(shown)
+
+
+@texts_app.command("build")
+def texts_build(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Documents: text files, or .jsonl.")],
+    file: Annotated[Path, typer.Option("--out", metavar="FILE.jsonl", help="Where to write the set.")],
+    n_texts: Annotated[int | None, typer.Option("--texts", min=2, help="How many. [default: all chunks]")] = None,
+    max_bytes: Annotated[int, typer.Option(min=4, help="Longest chunk in UTF-8 bytes.")] = 1024,
+    min_bytes: Annotated[int, typer.Option(min=0, help="Chunks must be longer than this.")] = 256,
+    seed: Annotated[int, typer.Option(help="Of the sample.")] = 42,
+) -> None:
+    """Cut documents into chunks, as the published set was, and sample a text set from them."""
+    from klscale.texts import build_texts, read_documents
+
+    built = build_texts(file.stem, read_documents(files), n_texts, max_bytes=max_bytes, min_bytes=min_bytes, seed=seed)
+    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in built.records())
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(lines, encoding="utf-8")
+    out.print(describe_texts(built))
+    out.print(f"Wrote {plain(file)}. Next: klscale score REF... --texts {plain(file)}")
+
+
+@texts_app.command("clip")
+def texts_clip(
+    texts: Annotated[str | None, typer.Argument(metavar="NAME|ID", help="[default: the store's own]")] = None,
+    value: Annotated[float | None, typer.Option(metavar="NATS", help="This value instead of the quantile.")] = None,
+    quantile: Annotated[float, typer.Option(min=0, max=0.5, help="Of all values in the store, pooled.")] = 0.02,
+    store: StoreOption = STORE,
+) -> None:
+    """Freeze a lower limit for log-likelihoods, by default the pooled 2 % quantile of what the store holds now."""
+    import numpy as np
+
+    from klscale.store import Store
+
+    place = Store(store)
+    if texts is None and not place.text_sets():
+        raise InputError(f"{store} is empty.", "A clip comes from scored models.", "klscale score REF...")
+    found = place.resolve_texts(texts)
+    if value is None:
+        vectors = place.vectors(found)
+        if not len(vectors):
+            raise InputError(
+                f"{store} holds no model on {found.name}.",
+                "A clip comes from scored models.",
+                "Give --value NATS, or score some first.",
+            )
+        value = float(np.nanquantile(vectors.log_likelihood, quantile))
+    if not value < 0:
+        raise InputError(f"A clip of {value} nats would move every value.", remedy="Log-likelihoods are negative.")
+    place.put_texts(found.with_clip(value))
+    out.print(f"{plain(found.name)} is now clipped at {value:.4f} nats; KL values before and after are not comparable.")

@@ -1,0 +1,84 @@
+"""Pictures: each function takes a result and returns a matplotlib figure, ready for a paper."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from klscale.vectors import Vectors
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def kl_heat_map(vectors: Vectors, *, annotate_up_to: int = 20) -> Figure:
+    """KL between all pairs in bits per byte, nearest models beside each other (average linkage on sqrt(KL)).
+
+    The colour is KL on a log scale; cells hold values and, smaller, standard errors where the models are few enough.
+    """
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+    from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
+    from scipy.spatial.distance import squareform
+
+    matrix = vectors.kl()
+    K = len(vectors)
+    order = np.arange(K)
+    if K > 2:
+        distance = squareform(np.sqrt(matrix.value), checks=False)
+        order = leaves_list(optimal_leaf_ordering(linkage(distance, "average"), distance))
+    value, error = (part[np.ix_(order, order)] for part in (matrix.value, matrix.standard_error))
+    shown = np.where(np.tri(K, k=-1, dtype=bool), value, np.nan)
+    positive = shown[shown > 0]
+    names = [vectors.names[k] for k in order]
+    short = _without_common_prefix(names)
+
+    side = 1.6 + 0.5 * min(K, annotate_up_to)
+    figure = Figure(figsize=(side + 1.3, side), layout="constrained")
+    axes = figure.add_subplot()
+    norm = LogNorm(positive.min(), positive.max()) if positive.size and positive.min() < positive.max() else None
+    image = axes.imshow(shown[1:, :-1], cmap="cividis", norm=norm)
+    axes.set_xticks(range(K - 1), short[:-1], rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
+    axes.set_yticks(range(K - 1), short[1:], fontsize=8)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    if annotate_up_to >= K:
+        middle = np.sqrt(positive.min() * positive.max()) if positive.size else 0.0
+        for i in range(1, K):
+            for j in range(i):
+                colour = "black" if value[i, j] > middle else "white"
+                digits = _three_digits(value[i, j])
+                axes.text(j, i - 1.08, digits, ha="center", va="center", fontsize=7, color=colour)
+                axes.text(
+                    j, i - 0.76, f"±{error[i, j]:.1g}", ha="center", va="center", fontsize=5, color=colour
+                )  # fmt: skip
+    bar = figure.colorbar(image, ax=axes, shrink=0.5, anchor=(0.0, 1.0))
+    bar.set_label("KL, bits/byte (± standard error)", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    texts = vectors.texts
+    axes.set_title(f"{K} models, {len(texts):,} texts of {texts.name}", fontsize=9, loc="left")
+    return figure
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.3g}" if value >= 0.001 else f"{value:.1e}"
+
+
+def _without_common_prefix(names: list[str]) -> list[str]:
+    """Names without the directories or organisation that every one of them begins with."""
+    prefix = os.path.commonprefix(names)
+    cut = prefix.rfind("/") + 1
+    return [name[cut:] for name in names]
+
+
+def save(figure: Figure, file: str | Path) -> None:
+    """Write a figure; the ending says how (.png, .svg, .pdf). The same figure gives the same bytes."""
+    from matplotlib import rc_context
+
+    path = Path(file)
+    metadata = {"Date": None} if path.suffix == ".svg" else {"CreationDate": None} if path.suffix == ".pdf" else None
+    with rc_context({"svg.hashsalt": "klscale", "svg.fonttype": "none"}):
+        figure.savefig(path, dpi=200, facecolor="white", metadata=metadata)

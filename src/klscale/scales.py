@@ -1,0 +1,230 @@
+"""The scale: how large KL is between checkpoints, seeds, sizes and relatives, measured and as published.
+
+Two models instance a setting when they differ in exactly that attribute; an attribute that is not known never counts as
+a difference. Published values hold for pile-10k with its clip and are never mixed with measured ones.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from itertools import combinations, pairwise
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from klscale import divergence
+from klscale.divergence import Floats
+from klscale.models import ModelRef
+from klscale.texts import PILE_CLIP, TextSet
+from klscale.vectors import Vectors
+
+PILE_MEAN_BYTES = 972.3188
+IDENTITY = ("family", "type", "parameters", "seed", "step", "parent", "quantization", "dtype")
+FOUR_BIT = ("nf4", "fp4", "int4")
+FEWEST_MODELS = 5
+"""Below this many models the spread of a median over models is shown as the range of its pairs."""
+RESAMPLES = 400
+
+
+@dataclass(frozen=True)
+class Setting:
+    """KL of one setting, in bits per byte: the median over `pairs`.
+
+    `standard_error` is over texts (bootstrap). `interval`: 95 % over models (resampled) or, below five models, the
+    range over pairs (`interval_kind`: `models` or `range`).
+    """
+
+    setting: str
+    median: float
+    standard_error: float
+    interval: tuple[float, float]
+    interval_kind: str
+    pairs: tuple[tuple[str, str], ...]
+    n_models: int
+
+
+@dataclass(frozen=True)
+class PublishedSetting:
+    """A published median in bits per byte, over `pairs` pairs, with its source."""
+
+    setting: str
+    median: float
+    pairs: int | None
+    compared: str
+    source: str
+
+
+@cache
+def published() -> tuple[PublishedSetting, ...]:
+    """The published scale, smallest first (Kishino et al., arXiv 2505.15353v3)."""
+    data = yaml.safe_load(files("klscale").joinpath("data/published.yaml").read_text(encoding="utf-8"))
+    return tuple(PublishedSetting(**row) for row in sorted(data["settings"], key=lambda row: float(row["median"])))
+
+
+def published_holds(texts: TextSet) -> bool:
+    """Whether values on these texts may be placed on the published scale: the published texts with their clip."""
+    same = len(texts) == 10_000 and abs(texts.mean_bytes - PILE_MEAN_BYTES) < 1e-3
+    return same and texts.clip == PILE_CLIP
+
+
+# ------------------------------------------------------------------------------------------------ which pairs are what
+
+
+def setting_of(a: Mapping[str, Any], b: Mapping[str, Any], a_ref: ModelRef, b_ref: ModelRef) -> str | None:
+    """The setting that two models instance by their attributes: `seed`, `size`, `checkpoint`, `fine-tuning`, `8-bit`,
+    `4-bit`, `dtype`; None for anything else."""
+    if b.get("parent") is not None and ModelRef.parse(b["parent"]) == a_ref:
+        return "fine-tuning"
+    if a.get("parent") is not None and ModelRef.parse(a["parent"]) == b_ref:
+        return "fine-tuning"
+    differing = [name for name in IDENTITY if _known(a, name) != _known(b, name) and (_both(a, b, name))]
+    if differing == ["quantization"] and "none" in (_known(a, "quantization"), _known(b, "quantization")):
+        kind = b.get("quantization") or a.get("quantization")
+        return "4-bit" if kind in FOUR_BIT else "8-bit" if kind == "int8" else None
+    names = {"seed": "seed", "parameters": "size", "step": "checkpoint", "dtype": "dtype"}
+    if len(differing) != 1 or not _same_origin(a, b, a_ref, b_ref):
+        return None
+    return names.get(differing[0])
+
+
+def _known(attributes: Mapping[str, Any], name: str) -> Any:
+    value = attributes.get(name)
+    return "none" if name == "quantization" and value is None else value
+
+
+def _both(a: Mapping[str, Any], b: Mapping[str, Any], name: str) -> bool:
+    return _known(a, name) is not None and _known(b, name) is not None
+
+
+def _same_origin(a: Mapping[str, Any], b: Mapping[str, Any], a_ref: ModelRef, b_ref: ModelRef) -> bool:
+    """One family, or one name: models of unknown family are never taken for relatives."""
+    return (a.get("family") is not None and a.get("family") == b.get("family")) or a_ref.name == b_ref.name
+
+
+def setting_pairs(vectors: Vectors) -> dict[str, list[tuple[str, str]]]:
+    """The pairs of each setting among these models.
+
+    Checkpoint pairs are consecutive at the run's most common spacing, in the first half of the run (`early training`)
+    and the second (`later training`). Seed and size pairs are between last checkpoints only.
+    """
+    rows: list[dict[str, Any]] = [
+        {str(k): v for k, v in row.items() if not pd.isna(v)} for row in vectors.attributes.to_dict("records")
+    ]
+    runs: dict[tuple[Any, ...], list[int]] = {}
+    for place, row in enumerate(rows):
+        if "step" in row and "parent" not in row:
+            key = tuple(row.get(name) for name in ("family", "type", "parameters", "seed", "quantization", "dtype"))
+            runs.setdefault(key, []).append(place)
+    found: dict[str, list[tuple[str, str]]] = {}
+    last = set(range(len(rows))) - {place for run in runs.values() for place in run}
+    for run in runs.values():
+        run.sort(key=lambda place: rows[place]["step"])
+        last.add(run[-1])
+        steps = [rows[place]["step"] for place in run]
+        spacing = Counter(b - a for a, b in pairwise(steps)).most_common(1)
+        for a, b in pairwise(run):
+            if rows[b]["step"] - rows[a]["step"] == spacing[0][0]:
+                half = "early training" if rows[b]["step"] <= steps[-1] / 2 else "later training"
+                found.setdefault(half, []).append((vectors.names[a], vectors.names[b]))
+    for a, b in combinations(range(len(rows)), 2):
+        setting = setting_of(rows[a], rows[b], vectors.models[a], vectors.models[b])
+        if setting in ("seed", "size") and not {a, b} <= last:
+            continue
+        if setting is not None and setting != "checkpoint":
+            found.setdefault(setting, []).append((vectors.names[a], vectors.names[b]))
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------ the numbers
+
+
+def measure(vectors: Vectors) -> list[Setting]:
+    """The KL of each setting that these models instance, smallest median first."""
+    return sorted(
+        (_measure(vectors, setting, pairs) for setting, pairs in setting_pairs(vectors).items()),
+        key=lambda row: row.median,
+    )
+
+
+def _measure(vectors: Vectors, setting: str, pairs: Sequence[tuple[str, str]]) -> Setting:
+    matrix = vectors.kl()
+    values = np.array([matrix[pair].value for pair in pairs])
+    models = sorted({name for pair in pairs for name in pair})
+    if len(models) < FEWEST_MODELS:
+        interval, kind = (float(values.min()), float(values.max())), "range"
+    else:
+        interval, kind = _over_models(pairs, values, models), "models"
+    return Setting(
+        setting, float(np.median(values)), _over_texts(vectors, pairs), interval, kind, tuple(pairs), len(models)
+    )
+
+
+def _over_models(
+    pairs: Sequence[tuple[str, str]], values: Floats, models: Sequence[str], seed: int = 0
+) -> tuple[float, float]:
+    """95 % percentile interval of the median over pairs when models are drawn with replacement: a pair counts as often
+    as its two models were drawn together."""
+    places = np.array([[models.index(name) for name in pair] for pair in pairs])
+    generator = np.random.default_rng(seed)
+    order = np.argsort(values)
+    medians = []
+    for _ in range(RESAMPLES):
+        drawn = np.bincount(generator.integers(len(models), size=len(models)), minlength=len(models))
+        weight = (drawn[places[:, 0]] * drawn[places[:, 1]])[order]
+        if weight.sum():
+            medians.append(values[order][np.searchsorted(np.cumsum(weight), weight.sum() / 2)])
+    low, high = np.quantile(medians, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _over_texts(vectors: Vectors, pairs: Sequence[tuple[str, str]], seed: int = 0) -> float:
+    """Standard error of the median over pairs, by drawing texts (whole documents, where texts share them) anew."""
+    rows, texts = vectors.log_likelihood, vectors.texts
+    d = np.stack([rows[vectors.position(a)] - rows[vectors.position(b)] for a, b in pairs])
+    if texts.clip is not None:
+        clipped = np.maximum(rows, texts.clip)
+        matrix = vectors.kl()
+        for row, (a, b) in zip(d, pairs, strict=True):
+            if matrix[a, b].uses_clip:
+                row[:] = clipped[vectors.position(a)] - clipped[vectors.position(b)]
+    both = ~np.isnan(d).any(axis=0)
+    d, size = d[:, both], texts.bytes[both].astype(np.float64)
+    clusters = divergence.cluster_codes(None if texts.document is None else np.asarray(texts.document)[both])
+    codes = np.arange(d.shape[1]) if clusters is None else clusters
+    n_clusters = int(codes.max()) + 1
+    generator = np.random.default_rng(seed)
+    draws = np.stack(
+        [np.bincount(generator.integers(n_clusters, size=n_clusters), minlength=n_clusters) for _ in range(RESAMPLES)]
+    )[:, codes].astype(np.float64)
+    n = draws.sum(axis=1)
+    d = d - d.mean(axis=1, keepdims=True)
+    variance = (d**2 @ draws.T) / n - ((d @ draws.T) / n) ** 2
+    medians = np.median(variance, axis=0) / divergence.nats2_per_bit_per_byte(draws @ size / n)
+    return float(np.std(medians, ddof=1))
+
+
+# --------------------------------------------------------------------------------------------------------- in words
+
+
+def place(value: float, texts: TextSet, measured: Iterable[Setting] = ()) -> str | None:
+    """Where a KL lies, in words: on the scale measured on the same texts, else on the published one where that holds;
+    None where neither does."""
+    own = [(row.setting, row.median) for row in measured if row.median > 0]
+    if own:
+        scale, name = own, "measured on these texts"
+    elif published_holds(texts):
+        scale, name = [(row.setting, row.median) for row in published()], "published"
+    else:
+        return None
+    if not value > 0:
+        return "no difference at all"
+    setting, median = min(scale, key=lambda row: abs(np.log(value / row[1])))
+    ratio = value / median
+    times = f"{ratio:.1f} times" if 0.1 <= ratio < 10 else f"{ratio:.2g} times"
+    return f"{times} the median of '{setting}' ({median:.3g}, {name})"

@@ -1,0 +1,240 @@
+"""The engine: batches of texts through a model, log-likelihoods out. The hot path of the whole package.
+
+Texts are sorted by length and packed into right-padded batches under a token budget. A causal model needs no attention
+mask for padding on the right. The forward pass is stopped where the hidden states enter the output embedding, and
+`head` reads the log-probabilities of the targets off them in tiles: full logits of a batch never exist.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from klscale.divergence import Integers
+from klscale.errors import InputError, KlscaleError
+from klscale.scoring.head import OutputHead, candidate_heads
+from klscale.scoring.loading import LoadedModel
+from klscale.scoring.tokens import Tokens
+from klscale.vectors import Scores
+
+LONG_TEXTS = ("error", "skip", "window")
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
+"""Largest mean difference in nats a token from the model's own logits that rounding explains."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Tokens `start` to `stop` of a text as one input; those from `first` on are scored. A text that fits the window
+    is one segment with first = start + 1: its first token has nothing before it."""
+
+    text: int
+    start: int
+    stop: int
+    first: int
+
+    @property
+    def length(self) -> int:
+        return self.stop - self.start
+
+
+def segments_of(text: int, length: int, window: int | None) -> list[Segment]:
+    """One segment, or half-overlapping windows in which each token is scored once, with the longest context."""
+    if window is None or length <= window:
+        return [Segment(text, 0, length, 1)]
+    found, scored = [Segment(text, 0, window, 1)], window
+    while scored < length:
+        stop = min(scored + window // 2, length)
+        found.append(Segment(text, stop - window, stop, scored))
+        scored = stop
+    return found
+
+
+def best_device() -> str:
+    """`cuda`, `mps` or `cpu`: the fastest that is there."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+class Engine:
+    """Scores texts with one model. `batch_tokens` is the budget of a batch, padding included (None: found)."""
+
+    def __init__(self, loaded: LoadedModel, *, device: str | None = None, batch_tokens: int | None = None) -> None:
+        self.loaded = loaded
+        self.device = torch.device(device or best_device())
+        try:
+            self.model = loaded.model.to(self.device)
+        except (RuntimeError, AssertionError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise KlscaleError(
+                    f"{loaded.ref} does not fit into the memory of {self.device}.",
+                    remedy="Use --device cpu, or a smaller dtype: %bfloat16.",
+                ) from error
+            raise InputError(
+                f"The device {str(self.device)!r} cannot be used.", str(error).split("\n")[0], "Use --device cpu."
+            ) from error
+        self.batch_tokens = batch_tokens or self._budget()
+        self.head: OutputHead | None = None
+        """Reads hidden states; None before the first batch, and for good where only the model's own logits will do."""
+        self.own_logits = False
+
+    def _budget(self) -> int:
+        """Tokens a batch: a core's cache on a CPU; half of the free memory on a GPU, for some 40 live activations."""
+        if self.device.type != "cuda":
+            return 4096
+        free, _ = torch.cuda.mem_get_info(self.device)
+        hidden = getattr(self.model.config.get_text_config(), "hidden_size", 4096)
+        return int(np.clip(0.5 * free / (40 * hidden * self.model.dtype.itemsize), 2048, 131072))
+
+    def score(self, tokens: Tokens, texts: Sequence[int] | Integers, *, long_texts: str = "error") -> Iterator[Scores]:
+        """Log-likelihoods of these texts, some at a time, longest first. Texts longer than the window raise
+        InputError, are left out (`skip`), or are scored in half-overlapping windows (`window`).
+
+        Raises KlscaleError for logits that are not finite, and when one text alone exhausts the memory.
+        """
+        lengths = tokens.lengths
+        window = self.loaded.window
+        long = [s for s in texts if window is not None and lengths[s] > window]
+        if long and long_texts == "error":
+            raise InputError(
+                f"{len(long):,} texts are longer than the window of {self.loaded.ref} ({window:,} tokens).",
+                f"The first is text {long[0]} with {lengths[long[0]]:,} tokens; cut short, it would not be comparable.",
+                "Use --long-texts window, or --long-texts skip.",
+            )
+        kept = np.setdiff1d(np.asarray(texts, dtype=np.int64), long) if long_texts == "skip" else texts
+        queue = [part for s in kept for part in segments_of(int(s), int(lengths[s]), window)]
+        queue.sort(key=lambda part: (-part.length, part.text))
+        waiting = {s: len(segments_of(int(s), int(lengths[s]), window)) for s in kept}
+        total = dict.fromkeys(waiting, 0.0)
+        while queue:
+            rows = max(1, self.batch_tokens // queue[0].length)
+            batch = queue[:rows]
+            try:
+                values = self._score_batch(tokens, batch)
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
+                values = None
+            if values is None:  # outside the handler, so that the traceback holds no tensors
+                self._halve(batch)
+                continue
+            del queue[:rows]
+            done = []
+            for part, value in zip(batch, values, strict=True):
+                if not np.isfinite(value):
+                    raise KlscaleError(
+                        f"{self.loaded.ref} gives a log-likelihood of {value} for text {part.text}.",
+                        f"Its logits overflow in {self.loaded.ref.dtype}, or its weights are damaged.",
+                        "Score it in another dtype: %float32 is the default, %bfloat16 has the same range.",
+                    )
+                total[part.text] += value
+                waiting[part.text] -= 1
+                if not waiting[part.text]:
+                    done.append(part.text)
+            if done:
+                yield Scores(np.array(done), np.array([total.pop(s) for s in done]), lengths[done])
+
+    def _halve(self, batch: Sequence[Segment]) -> None:
+        if len(batch) == 1:
+            raise KlscaleError(
+                f"{self.loaded.ref}: out of memory on {self.device} with one text of {batch[0].length:,} tokens.",
+                remedy="Use a smaller dtype (%bfloat16), --device cpu, or shorter texts.",
+            )
+        self.batch_tokens = max(batch[0].length, len(batch) * batch[0].length // 2)
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    # ---------------------------------------------------------------------------------------------------- one batch
+
+    @torch.inference_mode()
+    def _score_batch(self, tokens: Tokens, batch: Sequence[Segment]) -> list[float]:
+        """Log-likelihood in nats of each segment of a batch."""
+        if self.head is None and not self.own_logits:
+            self._find_head(tokens, batch[-1])
+        width = batch[0].length
+        ids = np.zeros((len(batch), width), dtype=np.int64)
+        for row, part in zip(ids, batch, strict=True):
+            row[: part.length] = tokens.of(part.text)[part.start : part.stop]
+        # The hidden state at position p predicts token p + 1.
+        owner = np.repeat(np.arange(len(batch)), [part.stop - part.first for part in batch])
+        place = np.concatenate([np.arange(part.first, part.stop) - part.start for part in batch])
+        if not len(owner):
+            return [0.0] * len(batch)
+        inputs = torch.from_numpy(ids).to(self.device)
+        before = torch.from_numpy(owner * width + place - 1).to(self.device)
+        target = inputs.flatten()[before + 1]
+        if self.head is None:
+            log_likelihood = self._from_own_logits(inputs).flatten()[
+                torch.from_numpy(owner * (width - 1) + place - 1).to(self.device)
+            ]
+        else:
+            hidden = self._hidden_states(inputs).flatten(0, 1)[before]
+            log_likelihood = self.head.log_likelihood(hidden, target)
+        sums = np.bincount(owner, weights=log_likelihood.double().cpu().numpy(), minlength=len(batch))
+        return [float(value) for value in sums]
+
+    def _hidden_states(self, inputs: Tensor) -> Tensor:
+        """What enters the output embedding, (batch, tokens, H): the forward pass is stopped there."""
+
+        def stop(_module: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            raise _ReachedHeadError(arguments[0] if arguments else next(iter(keywords.values())))
+
+        handle = self.model.get_output_embeddings().register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            self.model(input_ids=inputs, use_cache=False)
+        except _ReachedHeadError as reached:
+            return reached.hidden
+        finally:
+            handle.remove()
+        raise KlscaleError(f"{self.loaded.ref} does not call its output embedding.")
+
+    def _from_own_logits(self, inputs: Tensor) -> Tensor:
+        """Log-probabilities (batch, tokens - 1) from the model's own full logits, one text at a time."""
+        rows = []
+        for row in inputs:
+            logits = self.model(input_ids=row[None], use_cache=False).logits[0, :-1].float()
+            rows.append(logits.gather(1, row[1:, None])[:, 0] - logits.logsumexp(dim=1))
+        return torch.stack(rows)
+
+    def _find_head(self, tokens: Tokens, part: Segment) -> None:
+        """Keep the head that gives the model's own log-probabilities on one text; none does: use its own logits."""
+        ids = tokens.of(part.text)[part.start : part.stop].astype(np.int64)
+        inputs = torch.from_numpy(ids).to(self.device)[None]
+        if len(ids) < 2:
+            inputs = torch.zeros((1, 8), dtype=torch.int64, device=self.device)
+        own = self._from_own_logits(inputs)[0]
+        heads = list(candidate_heads(self.model))
+        if heads:
+            # Behind a neighbour and padding, as in a batch, so that the check covers those too.
+            padded = torch.nn.functional.pad(inputs, (0, 3)).expand(2, -1)
+            hidden = self._hidden_states(padded)[1, : inputs.shape[1] - 1]
+            tolerance = TOLERANCE.get(self.model.dtype, 0.1)
+            for head in heads:
+                difference = (head.log_likelihood(hidden, inputs[0, 1:]) - own).abs().mean()
+                if difference <= tolerance:
+                    self.head = head
+                    return
+        self.own_logits = True
+
+
+class _ReachedHeadError(Exception):
+    """Carries the hidden states out of a forward pass that need not go on."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        self.hidden = hidden
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    text = str(error)
+    return (
+        isinstance(error, torch.OutOfMemoryError | MemoryError)
+        or "not enough memory" in text
+        or "out of memory" in text
+    )

@@ -1,0 +1,86 @@
+"""The output head, read off hidden states in tiles of tokens x vocabulary, so that full logits never exist.
+
+A token's log-probability is its logit less the log-sum-exp over the vocabulary. The log-sum-exp runs over tiles of the
+vocabulary in float32; the tile that holds the target gives its logit.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TOKENS, VOCABULARY = 512, 4096
+"""Tile shape: small enough for the cache of a CPU core, large enough for full matrix speed (on a GPU it is larger)."""
+
+
+@dataclass(frozen=True)
+class OutputHead:
+    """`weight` (V, H), `bias` (V,) or None; logits = soft_cap(scale x (hidden @ weight.T + bias))."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    soft_cap: float | None = None
+
+    def logits(self, hidden: Tensor, start: int, stop: int) -> Tensor:
+        """Logits (T, stop - start) in float32 of hidden states (T, H) for a slice of the vocabulary."""
+        weight = self.weight[start:stop]
+        tile = hidden @ weight.T if self.bias is None else torch.addmm(self.bias[start:stop], hidden, weight.T)
+        tile = tile.float()
+        if self.scale != 1.0:
+            tile = tile * self.scale
+        if self.soft_cap is not None:
+            tile = torch.tanh(tile / self.soft_cap) * self.soft_cap
+        return tile
+
+    def log_likelihood(self, hidden: Tensor, target: Tensor) -> Tensor:
+        """Log-probability (T,) in float32 of `target` (T,) token ids after `hidden` states (T, H)."""
+        factor = 1 if hidden.device.type == "cpu" else 8
+        rows = [
+            self._tile_row(h, t, VOCABULARY * factor)
+            for h, t in zip(torch.split(hidden, TOKENS * factor), torch.split(target, TOKENS * factor), strict=True)
+        ]
+        return torch.cat(rows)
+
+    def _tile_row(self, hidden: Tensor, target: Tensor, width: int) -> Tensor:
+        size = self.weight.shape[0]
+        total = target_logit = hidden.new_empty(0, dtype=torch.float32)
+        for start in range(0, size, width):
+            tile = self.logits(hidden, start, min(start + width, size))
+            place = target - start
+            inside = (place >= 0) & (place < tile.shape[1])
+            found = tile.gather(1, place.clamp(0, tile.shape[1] - 1)[:, None])[:, 0]
+            part = tile.logsumexp(dim=1)
+            if start == 0:
+                total, target_logit = part, found
+            else:
+                total = torch.logaddexp(total, part)
+                target_logit = torch.where(inside, found, target_logit)
+        return target_logit - total
+
+
+def candidate_heads(model: Any) -> Iterator[OutputHead]:
+    """Heads that this model may have, likeliest first: its output embedding, with the scale and soft cap that its
+    configuration names. The engine keeps the one that reproduces the model's own logits."""
+    embedding = model.get_output_embeddings()
+    weight = getattr(embedding, "weight", None)
+    if weight is None or weight.ndim != 2 or not weight.is_floating_point():
+        return
+    config = model.config.get_text_config()
+    bias = getattr(embedding, "bias", None)
+    scales, caps = [1.0], [None]
+    if multiplier := getattr(config, "logit_scale", None):
+        scales.insert(0, float(multiplier))
+    if divisor := getattr(config, "logits_scaling", None):
+        scales.insert(0, 1.0 / float(divisor))
+    if cap := getattr(config, "final_logit_softcapping", None):
+        caps.insert(0, cap)
+    for scale, cap in itertools.product(scales, caps):
+        yield OutputHead(weight, bias, scale, cap)

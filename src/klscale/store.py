@@ -1,0 +1,366 @@
+"""The store: a directory or fsspec URL of Parquet files that outlives us. It knows no torch.
+
+    STORE/texts/<text set id>.jsonl, <id>.json          the texts, once; name, clip, counts
+    STORE/vectors/<text set id>/<slug>-<key>.parquet    one file for each scored model
+    STORE/partial/<text set id>/<key>/                  unfinished work of a model
+
+Files appear whole or not at all: locally a temporary name, fsync and rename; elsewhere one PUT. `key` hashes what
+makes a vector what it is, so many machines write to one store without locks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from klscale.errors import InputError, KlscaleError, nearest
+from klscale.models import ModelRef
+from klscale.progress import SILENT, Progress
+from klscale.texts import NAMED, TextSet, content_id, load_texts
+from klscale.vectors import ATTRIBUTES, Scores, Vectors
+
+SCHEMA = pa.schema([("text", pa.int32()), ("log_likelihood", pa.float64()), ("n_tokens", pa.int32())])
+UNREADABLE = (pa.ArrowException, KeyError, TypeError, ValueError, OSError)
+
+
+def to_parquet(scores: Scores, metadata: Mapping[str, Any]) -> bytes:
+    """The bytes of a Parquet file that holds scores, with metadata under the key `klscale`."""
+    table = pa.table([scores.text, scores.log_likelihood, scores.n_tokens], schema=SCHEMA)
+    table = table.replace_schema_metadata({"klscale": json.dumps(metadata, ensure_ascii=False)})
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def from_parquet(data: bytes) -> tuple[Scores, dict[str, Any]]:
+    """Scores and metadata; raises one of UNREADABLE where the bytes are not what `to_parquet` makes."""
+    table = pq.read_table(io.BytesIO(data))
+    text, log_likelihood, n_tokens = (table.column(name).to_numpy() for name in SCHEMA.names)
+    return Scores(text.astype(np.int64), log_likelihood, n_tokens.astype(np.int64)), _metadata(table.schema)
+
+
+def _metadata(schema: Any) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(schema.metadata[b"klscale"])
+    return found
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One scored model in the store. `metadata` holds `ref`, `key`, `attributes`, `convention`, `source`, `dtype`,
+    `versions`, `device`, `date`, `checksum`, `skipped` (texts left out on purpose) and resolved automatic choices."""
+
+    path: str
+    text_set: str
+    metadata: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def ref(self) -> ModelRef:
+        return ModelRef.parse(self.metadata["ref"])
+
+    @property
+    def key(self) -> str:
+        return str(self.metadata["key"])
+
+
+def vector_key(identity: str, ref: ModelRef, convention: str, source: str) -> str:
+    """Short hash of what makes a vector what it is. `identity` is the hub commit or the files' fingerprint."""
+    parts = [identity, ref.quantization or "", ref.dtype, ref.file or "", convention, source]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
+
+
+class Store:
+    """A store at a local path or fsspec URL (`s3://...`); made when first written to."""
+
+    def __init__(self, location: str | os.PathLike[str]) -> None:
+        self.location = os.fspath(location)
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(self.location)
+        except (ValueError, ImportError) as error:
+            raise InputError(
+                f"The store {self.location!r} cannot be opened.", str(error), "Give a directory or URL."
+            ) from error
+        self._local = isinstance(self._fs, fsspec.implementations.local.LocalFileSystem)
+        if self._local and Path(self._root).exists() and not Path(self._root).is_dir():
+            raise InputError(
+                f"The store {self.location!r} is a file, not a directory.", remedy="Give --store DIRECTORY."
+            )
+
+    def __repr__(self) -> str:
+        return f"Store({self.location!r})"
+
+    # ------------------------------------------------------------------------------------------------------- files
+
+    def _path(self, *parts: str) -> str:
+        return "/".join((self._root.rstrip("/"), *parts))
+
+    def _write(self, path: str, data: bytes) -> None:
+        try:
+            if not self._local:
+                self._fs.pipe_file(path, data)
+                return
+            target = Path(path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+            try:
+                with temporary.open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(target)
+            finally:
+                temporary.unlink(missing_ok=True)
+        except OSError as error:
+            raise KlscaleError(
+                f"{path} could not be written.",
+                f"{error.strerror or error}.",
+                "What was finished before is kept; run the same command again to go on.",
+            ) from error
+
+    def _read(self, path: str) -> bytes:
+        data: bytes = self._fs.cat_file(path)
+        return data
+
+    def _list(self, *parts: str, suffix: str = "") -> list[str]:
+        self._fs.invalidate_cache()
+        try:
+            found = self._fs.ls(self._path(*parts), detail=False)
+        except FileNotFoundError:
+            return []
+        return sorted(p for p in found if p.endswith(suffix) and not p.rsplit("/", 1)[-1].startswith("."))
+
+    # ------------------------------------------------------------------------------------------------------- texts
+
+    def text_sets(self) -> list[dict[str, Any]]:
+        """What is known of each text set in the store: `id`, `name`, `n_texts`, `mean_bytes`, `clip`, `external`."""
+        return [json.loads(self._read(path)) for path in self._list("texts", suffix=".json")]
+
+    def texts(self, text_set: str) -> TextSet:
+        """A text set of the store by its id."""
+        head = json.loads(self._read(self._path("texts", f"{text_set}.json")))
+        lines = self._read(self._path("texts", f"{text_set}.jsonl")).decode().splitlines()
+        records = [json.loads(line) for line in lines]
+        columns = {key: tuple(record[key] for record in records) for key in records[0]}
+        return TextSet(
+            name=head["name"],
+            id=head["id"],
+            clip=head["clip"],
+            bytes=np.array(columns.pop("bytes"), dtype=np.int64),
+            texts=columns.pop("text", None),
+            domain=columns.pop("domain", None),
+            document=columns.pop("document", None),
+            labels=columns,
+        )
+
+    def put_texts(self, texts: TextSet) -> None:
+        """Keep a text set, with its clip value."""
+        head = {
+            "id": texts.id,
+            "name": texts.name,
+            "n_texts": len(texts),
+            "mean_bytes": texts.mean_bytes,
+            "clip": texts.clip,
+            "external": texts.external,
+        }
+        lines = "".join(json.dumps(record) + "\n" for record in texts.records())
+        self._write(self._path("texts", f"{texts.id}.jsonl"), lines.encode())
+        self._write(self._path("texts", f"{texts.id}.json"), json.dumps(head, indent=1).encode())
+
+    def put_texts_once(self, texts: TextSet) -> None:
+        """Keep a text set unless the store has it."""
+        if not self._fs.exists(self._path("texts", f"{texts.id}.json")):
+            self.put_texts(texts)
+
+    def resolve_texts(self, spec: str | None, *, progress: Progress = SILENT) -> TextSet:
+        """The text set that `--texts` means: one of the store by name or id, else a named set or a file. None: the
+        store's only set, or pile-10k for an empty store. A set that the store knows keeps the store's clip."""
+        known = {head["id"]: head["name"] for head in self.text_sets()}
+        if spec is None:
+            if len(known) > 1:
+                listed = ", ".join(f"{name} ({text_set})" for text_set, name in known.items())
+                raise InputError(f"{self.location} holds {len(known)} text sets.", listed, "Choose one with --texts.")
+            if not known:
+                return load_texts("pile-10k", progress=progress)
+            return self.texts(next(iter(known)))
+        if spec in known:
+            return self.texts(spec)
+        named = [text_set for text_set, name in known.items() if name == spec]
+        if len(named) > 1:
+            raise InputError(
+                f"{self.location} holds {len(named)} text sets named {spec!r}.",
+                ", ".join(named),
+                "Choose one by its id.",
+            )
+        if named:
+            return self.texts(named[0])
+        try:
+            texts = load_texts(spec, progress=progress)
+        except InputError as error:
+            if spec in NAMED or Path(spec).suffix or not known:
+                raise
+            raise InputError(
+                error.what, "Neither a file nor a text set of the store.", nearest(spec, [*known.values(), *NAMED])
+            ) from error
+        return self.texts(texts.id) if texts.id in known else texts
+
+    # ----------------------------------------------------------------------------------------------------- vectors
+
+    def entries(self, text_set: str) -> list[Entry]:
+        """The scored models of a text set, oldest first. A file that cannot be read is left to `check`."""
+        paths = self._list("vectors", text_set, suffix=".parquet")
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(self._entry, paths))
+        whole = [Entry(path, text_set, metadata) for path, metadata in zip(paths, found, strict=True) if metadata]
+        return sorted(whole, key=lambda entry: (entry.metadata.get("date", ""), entry.path))
+
+    def _entry(self, path: str) -> dict[str, Any] | None:
+        try:
+            with self._fs.open(path, "rb") as file:
+                return _metadata(pq.read_schema(file))
+        except UNREADABLE:
+            return None
+
+    def write(self, texts: TextSet, scores: Scores, metadata: Mapping[str, Any]) -> Entry:
+        """Keep one model's vector; `metadata` must hold `ref` and `key`. The texts are kept too if they are not yet."""
+        self.put_texts_once(texts)
+        metadata = {**metadata, "checksum": scores.checksum, "text_set": texts.id}
+        slug = ModelRef.parse(metadata["ref"]).slug
+        path = self._path("vectors", texts.id, f"{slug}-{metadata['key']}.parquet")
+        self._write(path, to_parquet(scores, metadata))
+        return Entry(path, texts.id, metadata)
+
+    def import_vectors(self, vectors: Vectors, source: str, *, progress: Progress = SILENT) -> list[Entry]:
+        """Keep vectors that came from elsewhere; `source` says from where."""
+        progress.begin(f"importing {source}", len(vectors), "models")
+        entries = []
+        for ref, row, (_, attributes) in zip(
+            vectors.models, vectors.log_likelihood, vectors.attributes.iterrows(), strict=True
+        ):
+            there = np.flatnonzero(~np.isnan(row))
+            scores = Scores(there, row[there], np.zeros(len(there), dtype=np.int64))
+            known = attributes.dropna().to_dict()
+            convention = known.pop("convention")
+            metadata = {
+                "ref": str(ref),
+                "key": vector_key(f"values:{scores.checksum}", ref, convention, "import"),
+                "attributes": known,
+                "convention": convention,
+                "source": f"import {source.rsplit('/', 1)[-1]}",
+                "date": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            }
+            entries.append(self.write(vectors.texts, scores, metadata))
+            progress.advance()
+        return entries
+
+    def scores(self, entry: Entry) -> Scores:
+        """The values of one entry. Raises KlscaleError where they are not those that were written."""
+        try:
+            scores, metadata = from_parquet(self._read(entry.path))
+        except UNREADABLE as error:
+            raise KlscaleError(
+                f"{entry.path} cannot be read.", str(error).split("\n")[0], "See `klscale check`."
+            ) from error
+        if scores.checksum != metadata.get("checksum"):
+            raise KlscaleError(
+                f"{entry.path} does not hold the values it was written with.",
+                remedy=f"`klscale rm {entry.ref}` and score it again.",
+            )
+        return scores
+
+    def vectors(
+        self, texts: TextSet, entries: Sequence[Entry] | None = None, refs: Sequence[ModelRef] | None = None
+    ) -> Vectors:
+        """Vectors of these entries (default: the newest of each reference), as labelled by `refs` where given."""
+        if entries is None:
+            entries = list({str(entry.ref): entry for entry in self.entries(texts.id)}.values())
+        refs = refs or [entry.ref for entry in entries]
+        matrix = np.full((len(entries), len(texts)), np.nan)
+        with ThreadPoolExecutor(8) as pool:
+            for row, scores in zip(matrix, pool.map(self.scores, entries), strict=True):
+                row[scores.text] = scores.log_likelihood
+        columns = (*ATTRIBUTES, "dtype", "convention")
+        rows = [{**entry.metadata.get("attributes", {}), **entry.metadata} for entry in entries]
+        frame = pd.DataFrame(
+            [[row.get(column) for column in columns] for row in rows],
+            columns=pd.Index(columns), index=pd.Index([str(ref) for ref in refs], dtype=object), dtype=object,
+        )  # fmt: skip
+        return Vectors(matrix, tuple(refs), frame, texts)
+
+    def remove(self, entry: Entry) -> None:
+        """Take one model's vector out of the store."""
+        self._fs.rm_file(entry.path)
+
+    # ----------------------------------------------------------------------------------------------------- partial
+
+    def write_partial(self, text_set: str, key: str, scores: Scores) -> None:
+        """Keep a part of a vector that is not finished."""
+        part = f"{uuid.uuid4().hex[:12]}.parquet"
+        self._write(
+            self._path("partial", text_set, key, part), to_parquet(scores, {"key": key, "checksum": scores.checksum})
+        )
+
+    def read_partial(self, text_set: str, key: str) -> Scores:
+        """What is there of an unfinished vector; parts that do not read are as good as not there."""
+        parts = []
+        for path in self._list("partial", text_set, key, suffix=".parquet"):
+            try:
+                scores, metadata = from_parquet(self._read(path))
+            except UNREADABLE:
+                continue
+            if scores.checksum == metadata.get("checksum"):
+                parts.append(scores)
+        return Scores.concatenate(parts)
+
+    def drop_partial(self, text_set: str, key: str) -> None:
+        """Forget unfinished work: the vector is whole, or was asked for anew."""
+        if self._fs.exists(self._path("partial", text_set, key)):
+            self._fs.rm(self._path("partial", text_set, key), recursive=True)
+
+    # ------------------------------------------------------------------------------------------------------- check
+
+    def check(self) -> Iterator[tuple[str, str]]:
+        """(file, problem or '') for every file of the store: does it read, and is it what its name and checksum say?"""
+        sizes: dict[str, int] = {}
+        for path in self._list("texts", suffix=".json"):
+            text_set = path.rsplit("/", 1)[-1].removesuffix(".json")
+            try:
+                texts = self.texts(text_set)
+                sizes[text_set] = len(texts)
+                whole = texts.external or content_id(text.encode() for text in texts.texts or ()) == text_set
+                yield path, "" if whole else "the texts are not those that the id stands for"
+            except (OSError, ValueError, KeyError, IndexError) as error:
+                yield path, f"does not read: {error}"
+        for directory in self._list("vectors"):
+            text_set = directory.rstrip("/").rsplit("/", 1)[-1]
+            for path in self._list("vectors", text_set, suffix=".parquet"):
+                yield path, self._problem(path, text_set, sizes)
+
+    def _problem(self, path: str, text_set: str, sizes: Mapping[str, int]) -> str:
+        try:
+            scores, metadata = from_parquet(self._read(path))
+        except UNREADABLE as error:
+            return f"does not read: {str(error).splitlines()[0]}"
+        if scores.checksum != metadata.get("checksum"):
+            return "the values are not those that were written"
+        if text_set not in sizes:
+            return "its text set is not in the store"
+        if len(scores) and (scores.text.min() < 0 or scores.text.max() >= sizes[text_set]):
+            return "it has texts that its text set does not have"
+        if not np.isfinite(scores.log_likelihood).all():
+            return "it holds values that are not finite"
+        missing = sizes[text_set] - len(scores) - len(metadata.get("skipped", ()))
+        return f"{missing:,} texts are missing" if missing > 0 else ""

@@ -1,0 +1,253 @@
+"""Sweeps: score what a store lacks, resume what was interrupted, read the next model while one is scored."""
+
+from __future__ import annotations
+
+import gc
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from klscale.errors import InputError, KlscaleError, nearest
+from klscale.models import Model, ModelRef, attributes_of
+from klscale.progress import SILENT, Progress
+from klscale.store import Entry, Store, vector_key
+from klscale.texts import TextSet
+from klscale.vectors import CONVENTION, Scores
+
+if TYPE_CHECKING:
+    from klscale.scoring.loading import LoadedModel, ResolvedModel
+    from klscale.scoring.tokens import TokenCache
+
+SOURCE = "transformers"
+LONG_TEXTS = ("error", "skip", "window")
+WINDOWS = "; half-overlapping windows"
+KEEP_EVERY_S = 10.0
+"""Seconds of work that a killed command may lose."""
+NOT_ROUND_TRIP = 0.001
+"""Fraction of texts that a tokenizer may fail to give back before it is said."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one model: `scored`, `present` (nothing to do), `missing` (a dry run) or `failed`, with the
+    error; the store's entry where there is one."""
+
+    ref: ModelRef
+    status: str
+    entry: Entry | None = None
+    error: KlscaleError | None = None
+    seconds: float = 0.0
+
+
+def score(
+    models: Sequence[str | ModelRef | Model],
+    texts: TextSet,
+    store: Store,
+    *,
+    device: str | None = None,
+    batch_tokens: int | None = None,
+    long_texts: str = "error",
+    rescore: bool = False,
+    dry_run: bool = False,
+    progress: Progress = SILENT,
+) -> list[Outcome]:
+    """Score each model on `texts` unless the store has its vector, and keep the vectors in the store.
+
+    A model that fails is reported in its outcome; the others are scored. What an interrupted call had finished is
+    kept and not done again, within a model too. `device` and `batch_tokens` are chosen where None. `long_texts`:
+    `error`, `skip` or `window` for texts beyond a model's window. Raises InputError for texts that are not there.
+    """
+    if long_texts not in LONG_TEXTS:
+        raise InputError(f"--long-texts {long_texts!r} is not known.", remedy=nearest(long_texts, LONG_TEXTS))
+    sweep = _Sweep(texts, store, device, batch_tokens, long_texts, rescore, progress)
+    outcomes: dict[int, Outcome] = {}
+    jobs: list[_Job] = []
+    for place, model in enumerate(models):
+        if not isinstance(model, Model):
+            model = Model(model if isinstance(model, ModelRef) else ModelRef.parse(model))
+        try:
+            found = sweep.look_up(place, model)
+        except KlscaleError as error:
+            outcomes[place] = Outcome(model.ref, "failed", error=error)
+            continue
+        if isinstance(found, _Job):
+            jobs.append(found)
+            outcomes[place] = Outcome(model.ref, "missing")
+        else:
+            outcomes[place] = Outcome(model.ref, "present", found)
+    if jobs and not dry_run:
+        outcomes.update(sweep.run(jobs))
+    return [outcomes[place] for place in range(len(models))]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A model that is not in the store yet: pinned, and with the key that its vector will have."""
+
+    place: int
+    model: Model
+    resolved: ResolvedModel
+    key: str
+
+    @property
+    def ref(self) -> ModelRef:
+        return self.model.ref
+
+
+@dataclass(frozen=True, eq=False)
+class _Sweep:
+    """What all models of one call of `score` share."""
+
+    texts: TextSet
+    store: Store
+    device: str | None
+    batch_tokens: int | None
+    long_texts: str
+    rescore: bool
+    progress: Progress
+
+    @property
+    def convention(self) -> str:
+        return CONVENTION + (WINDOWS if self.long_texts == "window" else "")
+
+    @cached_property
+    def entries(self) -> list[Entry]:
+        return self.store.entries(self.texts.id)
+
+    # -------------------------------------------------------------------------------------------- what is there
+
+    def look_up(self, place: int, model: Model) -> Entry | _Job:
+        """The store's entry of a model, else the job to score it."""
+        from klscale.scoring.loading import resolve
+
+        named = [entry for entry in self.entries if entry.ref == model.ref]
+        if self.texts.external and named:
+            return named[-1]
+        try:
+            resolved = resolve(model.ref)
+        except KlscaleError:
+            if named and not self.rescore:  # the model is gone or the hub is out of reach, but its vector is here
+                return named[-1]
+            raise
+        key = vector_key(resolved.identity, model.ref, self.convention, SOURCE)
+        same = [entry for entry in self.entries if entry.key == key]
+        if self.rescore:
+            self.store.drop_partial(self.texts.id, key)
+        elif same and (self.long_texts == "skip" or not same[-1].metadata.get("skipped")):
+            return next((entry for entry in same if entry.ref == model.ref), None) or self._under(model, same[-1])
+        return _Job(place, model, resolved, key)
+
+    def _under(self, model: Model, entry: Entry) -> Entry:
+        """The vector of the same files, kept once more under another name."""
+        before = entry.metadata.get("attributes", {})
+        of_files = {name: before.get(name) for name in ("type", "parameters")}
+        metadata = {"ref": str(model.ref), "attributes": attributes_of(model.ref, {**of_files, **model.attributes})}
+        return self.store.write(self.texts, self.store.scores(entry), {**entry.metadata, **metadata})
+
+    # ------------------------------------------------------------------------------------------------- scoring
+
+    def run(self, jobs: Sequence[_Job]) -> Iterator[tuple[int, Outcome]]:
+        """(place, outcome) of each job. One thread reads the next model while this one is scored."""
+        from klscale.scoring.loading import load
+        from klscale.scoring.tokens import TokenCache
+
+        if self.texts.external:
+            raise InputError(
+                f"{self.texts.name} has no texts, only imported log-likelihoods: nothing can be scored on it.",
+                f"Not in the store: {', '.join(str(job.ref) for job in jobs[:3])}.",
+                "Choose other texts with --texts, or models of that set (`klscale ls`).",
+            )
+        self.store.put_texts_once(self.texts)
+        cache = TokenCache(self.texts)
+        what = f"scoring {len(jobs)} models" if len(jobs) > 1 else f"scoring {jobs[0].ref}"
+        self.progress.begin(what, self._megabytes() * len(jobs), "MB of text")
+        with ThreadPoolExecutor(1) as reader:
+            ahead: Future[LoadedModel] | None = None
+            loaded: LoadedModel | None = None
+            for n, job in enumerate(jobs):
+                if len(jobs) > 1:
+                    self.progress.now(f"scoring {job.ref} ({n + 1} of {len(jobs)})")
+                started = time.monotonic()
+                loading, ahead = ahead or reader.submit(load, job.resolved), None
+                entry = error = None
+                try:
+                    loaded = loading.result()
+                    # Building a model in half precision changes torch's default dtype in all threads: never beside
+                    # a forward pass.
+                    if n + 1 < len(jobs) and jobs[n + 1].ref.dtype == "float32":
+                        ahead = reader.submit(load, jobs[n + 1].resolved)
+                    entry = self._score(job, loaded, cache)
+                except KlscaleError as problem:
+                    error = problem
+                del loading
+                loaded = None
+                gc.collect()
+                self.progress.advance(self._megabytes() * (n + 1) - self.progress.done)
+                status = "failed" if error else "scored"
+                yield job.place, Outcome(job.ref, status, entry, error, time.monotonic() - started)
+
+    def _score(self, job: _Job, loaded: LoadedModel, cache: TokenCache) -> Entry:
+        """Score what the partial work of one model lacks, and write its vector."""
+        from klscale.scoring.engine import Engine
+
+        tokens = cache.get(loaded.tokenizer)
+        engine = Engine(loaded, device=self.device, batch_tokens=self.batch_tokens)
+        kept = self.store.read_partial(self.texts.id, job.key)
+        self.progress.advance(self._megabytes(kept))
+        parts, unsaved, saved_at = [kept], list[Scores](), time.monotonic()
+        todo = np.setdiff1d(np.arange(len(self.texts)), kept.text)
+        try:
+            for scores in engine.score(tokens, todo, long_texts=self.long_texts):
+                unsaved.append(scores)
+                self.progress.advance(self._megabytes(scores))
+                if time.monotonic() - saved_at > KEEP_EVERY_S:
+                    parts.append(self._keep(job, unsaved))
+                    unsaved, saved_at = [], time.monotonic()
+        except BaseException:  # Ctrl-C too: nothing that is computed is lost
+            self._keep(job, unsaved)
+            raise
+        scores = Scores.concatenate([*parts, *unsaved])
+        if tokens.not_round_trip > NOT_ROUND_TRIP:
+            lost = f"{tokens.not_round_trip:.1%} of the texts"
+            self.progress.note(f"{job.ref}: its tokenizer does not give back {lost}: it models other strings.")
+        if engine.own_logits:
+            self.progress.note(f"{job.ref}: its output head is of an unknown kind; scored by its own logits, slower.")
+        packages = ("klscale", "torch", "transformers", "tokenizers")
+        metadata = {
+            "ref": str(job.ref),
+            "key": job.key,
+            "identity": job.resolved.identity,
+            "attributes": {**loaded.attributes, **job.model.attributes},
+            "convention": self.convention,
+            "source": SOURCE,
+            "dtype": job.ref.dtype,
+            "device": str(engine.device),
+            "batch_tokens": engine.batch_tokens,
+            "head": "own logits" if engine.own_logits else "tiles",
+            "window": loaded.window,
+            "not_round_trip": tokens.not_round_trip,
+            "skipped": np.setdiff1d(np.arange(len(self.texts)), scores.text).tolist(),
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+            "date": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        }
+        entry = self.store.write(self.texts, scores, metadata)
+        self.store.drop_partial(self.texts.id, job.key)
+        return entry
+
+    def _keep(self, job: _Job, unsaved: Sequence[Scores]) -> Scores:
+        part = Scores.concatenate(unsaved)
+        if len(part):
+            self.store.write_partial(self.texts.id, job.key, part)
+        return part
+
+    def _megabytes(self, scores: Scores | None = None) -> float:
+        size = self.texts.bytes if scores is None else self.texts.bytes[scores.text]
+        return float(size.sum()) / 1e6

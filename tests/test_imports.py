@@ -1,0 +1,486 @@
+"""Log-likelihoods from elsewhere: what is read, what is refused and how it is said, and that pickles run nothing."""
+
+from __future__ import annotations
+
+import collections
+import csv
+import datetime
+import gzip
+import io
+import os
+import pickle
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pandas as pd
+import pytest
+
+from klscale import imports
+from klscale.errors import InputError
+from klscale.imports import IMPORTED, PUBLISHED, read_log_likelihoods
+from klscale.texts import TextSet
+from klscale.vectors import ATTRIBUTES
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "pile-trained-14.csv"
+TEXTS = TextSet.from_texts("three", ["one text", "another text", "the third"])
+ROWS = {"a/model-1b": np.array([-1.5, -2.25, -1e-3]), "b": np.array([-3.0, -1.0, -0.1])}
+
+
+def write(folder: Path, text: str | bytes, name: str = "values.csv") -> Path:
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def refusal(path: Path, **options: object) -> InputError:
+    with pytest.raises(InputError) as caught:
+        read_log_likelihoods(path, **options)  # type: ignore[arg-type]
+    error = caught.value
+    assert error.what.startswith(f"{path}: ")
+    assert error.remedy
+    assert len(str(error).splitlines()) <= 3
+    return error
+
+
+# ---------------------------------------------------------------------------------------------------------- tables
+
+
+def test_the_example_is_read_as_the_csv_module_reads_it() -> None:
+    vectors = read_log_likelihoods(EXAMPLE, id_column="text_id")
+    with EXAMPLE.open(newline="") as file:
+        header, *rows = csv.reader(file)
+    assert vectors.names == tuple(header[6:])
+    assert vectors.log_likelihood.shape == (14, 336)
+    assert vectors.log_likelihood.dtype == np.float64
+    np.testing.assert_array_equal(vectors.log_likelihood.T, [[float(cell) for cell in row[6:]] for row in rows])
+    texts = vectors.texts
+    assert texts.external
+    assert texts.name == "pile-trained-14"
+    assert texts.document == tuple(row[2] for row in rows)
+    assert set(texts.bytes) == {280}
+    assert set(texts.labels) == {"id", "corpus", "window", "words"}
+    assert texts.labels["id"] == tuple(str(n) for n in range(336))
+    assert texts.labels["window"][:3] == (0, 1, 2)
+    assert tuple(vectors.attributes.columns) == (*ATTRIBUTES, "dtype", "convention")
+    assert set(vectors.attributes["convention"]) == {IMPORTED}
+    assert vectors.attributes.loc["EleutherAI/pythia-2.8b", "family"] == "pythia"
+    assert vectors.attributes.loc["EleutherAI/pythia-2.8b", "parameters"] == 2_800_000_000
+    assert vectors.attributes["dtype"].isna().all()
+    assert vectors.kl()["EleutherAI/pythia-2.8b", "EleutherAI/pythia-1.4b"].value > 0
+
+
+def test_parquet_gzip_and_urls_give_what_csv_gives(tmp_path: Path) -> None:
+    plain = read_log_likelihoods(EXAMPLE)
+    with EXAMPLE.open(newline="") as file:
+        header, *rows = csv.reader(file)
+    kinds = dict.fromkeys(("text_id", "window", "words", "bytes"), int) | dict.fromkeys(header[6:], float)
+    frame = pd.DataFrame(rows, columns=header).astype(kinds)
+    frame.to_parquet(tmp_path / "x.parquet")
+    with gzip.open(tmp_path / "x.csv.gz", "wb") as file:
+        file.write(EXAMPLE.read_bytes())
+    with fsspec.open("memory://imports/x.csv", "wb") as file:
+        file.write(EXAMPLE.read_bytes())
+    for source in (tmp_path / "x.parquet", str(tmp_path / "x.csv.gz"), "memory://imports/x.csv"):
+        other = read_log_likelihoods(source)
+        np.testing.assert_array_equal(other.log_likelihood, plain.log_likelihood)
+        assert other.texts.id == plain.texts.id
+        assert other.texts.name == "x"
+        assert other.texts.document == plain.texts.document
+        assert other.texts.labels == plain.texts.labels
+        pd.testing.assert_frame_equal(other.attributes, plain.attributes)
+    assert read_log_likelihoods(tmp_path / "x.csv.gz", name="mine").texts.name == "mine"
+
+
+def test_parquet_types(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"bytes": [10.0, 20.0], "half": np.array([-1.5, -2], np.float16), "date": ["2001", "1901"]})
+    frame["date"] = pd.to_datetime(frame["date"])
+    frame["kind"] = pd.Categorical(["x", "y"])
+    frame["nested"] = [[1, 2], [3]]
+    frame.to_parquet(tmp_path / "x.parquet")
+    vectors = read_log_likelihoods(tmp_path / "x.parquet")
+    assert vectors.names == ("half",)
+    assert vectors.texts.labels["kind"] == ("x", "y")
+    assert vectors.texts.labels["date"][0].startswith("2001-01-01")
+    assert vectors.texts.labels["nested"] == ("[1, 2]", "[3]")
+
+
+def test_the_id_of_an_external_set_depends_on_bytes_values_and_names(tmp_path: Path) -> None:
+    variants = (
+        "bytes,m\n5,-1\n6,-2.5\n",
+        "bytes,m\n5,-1\n7,-2.5\n",
+        "bytes,m\n5,-1\n6,-2.6\n",
+        "bytes,n\n5,-1\n6,-2.5\n",
+    )
+    ids = [read_log_likelihoods(write(tmp_path, text)).texts.id for text in variants]
+    assert len(set(ids)) == 4
+    assert ids[0] == read_log_likelihoods(write(tmp_path, variants[0], "other.csv")).texts.id
+
+
+def test_texts_in_the_file_make_a_set_that_is_not_external(tmp_path: Path) -> None:
+    path = write(tmp_path, 'text,domain,m\n"two\nlines, é",007,-1.5\n12,7,-2\n')
+    texts = read_log_likelihoods(path).texts
+    assert texts.texts == ("two\nlines, é", "12")
+    assert texts.domain == ("007", "7")
+    assert texts.bytes.tolist() == [13, 2]
+    assert texts.id == TextSet.from_texts("", ["two\nlines, é", "12"]).id
+
+
+def test_given_texts_are_kept_and_compared(tmp_path: Path) -> None:
+    lengths = ["8", "12", "9"]
+    path = write(tmp_path, "bytes,m\n" + "".join(f"{n},-1.5\n" for n in lengths))
+    assert read_log_likelihoods(path, texts=TEXTS).texts is TEXTS
+    assert read_log_likelihoods(write(tmp_path, "m\n-1.5\n-2.5\n-3\n"), texts=TEXTS).texts is TEXTS
+    other_order = write(tmp_path, "bytes,m\n" + "".join(f"{n},-1.5\n" for n in reversed(lengths)))
+    assert "row 1 is not text 1 of three, which has 8 bytes" in refusal(other_order, texts=TEXTS).what
+    assert "row 2" in refusal(write(tmp_path, "text,m\none text,-1\nother text,-1.5\nthe third,-2\n"), texts=TEXTS).what
+    assert "2 rows" in refusal(write(tmp_path, "m\n-1.5\n-2.5\n"), texts=TEXTS).what
+
+
+def test_names_of_columns_become_references(tmp_path: Path) -> None:
+    columns = ["gpt2", "gpt2@step1000", "gpt2+nf4", "gpt2%bfloat16", "my model", "gpt2+odd", "a%float32"]
+    path = write(tmp_path, ",".join(["bytes", *columns]) + "\n" + "\n".join(["9" + ",-1.5" * 7] * 2))
+    vectors = read_log_likelihoods(path)
+    assert [ref.name for ref in vectors.models] == ["gpt2"] * 4 + ["my model", "gpt2+odd", "a%float32"]
+    assert vectors.attributes.loc["gpt2@step1000", "step"] == 1000
+    assert vectors.attributes.loc["gpt2+nf4", "quantization"] == "nf4"
+    assert vectors.attributes.loc["gpt2%bfloat16", "dtype"] == "bfloat16"
+    assert vectors.names[4] == "my%20model"
+    assert tuple(vectors.attributes.index) == vectors.names
+    twice = write(tmp_path, "bytes,my model,my%20model\n9,-1,-1.5\n9,-2,-3\n")
+    assert "'my model' and 'my%20model' are one model" in refusal(twice).what
+
+
+@pytest.mark.parametrize(
+    ("column", "is_model"),
+    [
+        ("-1.5 -2 -3", True),
+        ("0.0 -2 -3.5", True),
+        ("-1 -2 -3", True),
+        ("0 -2 -3", False),
+        ("-1 -1 -1", False),
+        ("1 2 3", False),
+        ("1.5 2.5 3.5", False),
+        ("0.5 -0.5 0.0", False),
+        ("0.0 0.0 0.5", False),
+        ("x y z", False),
+        ("-1.5 y z", False),
+        ("true false true", False),
+        ("1901-01-01 1902-01-01 1903-01-01", False),
+        ("  ", False),
+    ],
+)
+def test_which_columns_are_models(tmp_path: Path, column: str, is_model: bool) -> None:
+    cells = column.split(" ")[:3]
+    path = write(tmp_path, "bytes,known,c\n" + "".join(f"9,-1.5,{cell}\n" for cell in cells))
+    vectors = read_log_likelihoods(path)
+    assert vectors.names == (("known", "c") if is_model else ("known",))
+    assert ("c" in vectors.texts.labels) != is_model
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "said"),
+    [
+        ("", {}, "empty"),
+        ("\n\n", {}, "not a readable csv file"),
+        ("bytes,m\n", {}, "0 rows; at least 2"),
+        ("bytes,m\n5,-1.5\n", {}, "1 rows; at least 2"),
+        ("bytes,m,m\n5,-1.5,-2\n6,-1,-2\n", {}, "two columns are called 'm'"),
+        ("bytes,m\n5,-1.5\n6,\n7,nan\n", {}, "column 'm': 2 missing values, the first in row 2"),
+        ("bytes,m\n5,-1.5\n6,-2\n7,3.5\n", {}, "column 'm', row 3: 3.5 is positive"),
+        ("bytes,m\n5,-1.5\n6,-inf\n7,-3\n", {}, "column 'm', row 2: -inf is infinite"),
+        ("bytes,m\n5,-1.5\n6,-2\n7,inf\n", {}, "column 'm', row 3: inf is infinite"),
+        ("bytes,m\n5,-1.5\n6,abc\n7,-3\n", {}, "column 'm', row 2: 'abc' is not a number"),
+        ("bytes,m\n5,1.5\n6,2.5\n", {}, "no model column"),
+        ("bytes;m\n5;-1.5\n6;-2.5\n", {}, "no model column"),
+        ("byte,m\n5,-1.5\n6,-2\n", {}, "no column 'bytes'"),
+        ("bytes,m\n5,-1.5\n0,-2\n", {}, "column 'bytes', row 2: 0 is not a positive whole number"),
+        ("bytes,m\n5,-1.5\n-3,-2\n", {}, "column 'bytes', row 2: -3 "),
+        ("bytes,m\n5.5,-1.5\n3,-2\n", {}, "column 'bytes', row 1: 5.5 "),
+        ("bytes,m\n5,-1.5\n,-2\n", {}, "column 'bytes', row 2: None "),
+        ("bytes,m\n5,-1.5\nmany,-2\n", {}, "column 'bytes', row 2: 'many' "),
+        ("bytes,m\n5,-1.5\n6,-2,-3\n", {}, "not a readable csv file"),
+        (b"bytes,m,l\n5,-1.5,\xff\n6,-2,x\n", {}, "not a readable csv file"),
+        ("bytes,document,m\n5,a,-1.5\n6,,-2\n", {}, "column 'document', row 2: empty"),
+        ("text,m\nhello,-1.5\n,-2\n", {}, "column 'text', row 2: empty"),
+        ("bytes,text,m\n5,hello,-1.5\n5,four,-2\n", {}, "row 2 is not text 2"),
+        ("bytes,key,m\n5,a,-1.5\n6,a,-2\n", {"id_column": "key"}, "'key' does not identify"),
+        ("bytes,key,m\n5,a,-1.5\n6,b,-2\n", {"id_column": "kay"}, "no column 'kay'"),
+        ("bytes,\n5,-1.5\n6,-2.5\n", {}, "a model has no name"),
+    ],
+)
+def test_what_is_wrong_with_a_table(tmp_path: Path, text: str | bytes, options: dict[str, str], said: str) -> None:
+    assert said in refusal(write(tmp_path, text), **options).what
+
+
+def test_errors_offer_the_nearest(tmp_path: Path) -> None:
+    assert "Did you mean 'byte'?" in refusal(write(tmp_path, "byte,m\n5,-1.5\n6,-2\n")).why
+    assert "line 3" in refusal(write(tmp_path, "bytes,m\n5,-1.5\n6,-2,-3\n")).why
+    assert "Did you mean '.parquet'?" in refusal(write(tmp_path, "x", "values.parqet")).why
+    assert ".csv.gz" in refusal(write(tmp_path, "x", "values.xlsx")).why
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    assert "cannot be read" in refusal(tmp_path / "absent.csv").what
+    assert "cannot be read" in refusal(write(tmp_path, "not gzip", "x.csv.gz")).what
+    cut_off = gzip.compress(EXAMPLE.read_bytes())[:2000]
+    assert "cannot be read" in refusal(write(tmp_path, cut_off, "x.csv.gz")).what
+    assert "not a readable parquet file" in refusal(write(tmp_path, "PAR1 no", "x.parquet")).what
+    with pytest.raises(InputError, match="cannot be read"):
+        read_log_likelihoods("nosuchprotocol://x.csv")
+
+
+def test_a_file_that_expands_beyond_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(imports, "LIMIT", 1000)
+    path = write(tmp_path, gzip.compress(EXAMPLE.read_bytes()), "x.csv.gz")
+    assert "more than" in refusal(path).what
+
+
+# --------------------------------------------------------------------------------------------------------- pickles
+
+
+def pickled(folder: Path, value: object, protocol: int = 4, name: str = "values.pkl") -> Path:
+    return write(folder, pickle.dumps(value, protocol), name)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("numpy_1", [False, True])
+def test_published_dictionaries_of_every_protocol(tmp_path: Path, protocol: int, numpy_1: bool) -> None:
+    data = pickle.dumps(ROWS, protocol)
+    if numpy_1:  # lengths of framed strings and of the frame are written anew
+        for module in (b"numpy._core.multiarray", b"numpy._core.numeric"):
+            old = module.replace(b"_core", b"core")
+            data = data.replace(b"\x8c" + bytes([len(module)]) + module, b"\x8c" + bytes([len(old)]) + old)
+            data = data.replace(b"c" + module + b"\n", b"c" + old + b"\n")
+        if protocol >= 4:
+            assert data[2:3] == b"\x95"
+            data = data[:3] + struct.pack("<Q", len(data) - 11) + data[11:]
+        assert b"numpy.core" in data
+        assert b"numpy._core" not in data
+    vectors = read_log_likelihoods(write(tmp_path, data, "v.pkl"), texts=TEXTS)
+    assert vectors.names == ("a/model-1b", "b")
+    np.testing.assert_array_equal(vectors.log_likelihood, list(ROWS.values()))
+    assert set(vectors.attributes["convention"]) == {PUBLISHED}
+    assert vectors.attributes.loc["a/model-1b", "parameters"] == 1_000_000_000
+    assert vectors.texts is TEXTS
+
+
+@pytest.mark.parametrize("dtype", ["<f2", "<f4", ">f8", "<i8", "i1"])
+def test_numeric_types_of_arrays(tmp_path: Path, dtype: str) -> None:
+    row = np.array([-1, -2, -3]).astype(dtype)
+    for protocol in (2, 5):
+        path = pickled(tmp_path, collections.OrderedDict(m=row), protocol)
+        assert read_log_likelihoods(path, texts=TEXTS).log_likelihood.tolist() == [[-1, -2, -3]]
+
+
+def test_published_metadata(tmp_path: Path) -> None:
+    records = [
+        {
+            "model_name": "x/tuned-8B",
+            "model_type": "llama-3",
+            "model_size": 8,
+            "created_at": "2024-04-20T00:53:57+00:00",
+            "downloads": np.int64(9308),
+            "tags": ["license:llama3", "base_model:x/base-8B", "base_model:finetune:x/base-8B"],
+            "log-likelihood-10k": np.array([-1.5, -2, -3]),
+            "mean_logp": np.float64(-2.1),
+            "score_v1_ARC": None,
+        },
+        {"model_name": "y", "model_size": np.float64(0.41), "log-likelihood-10k": [-1.0, -2.0, -4.5]},
+        {
+            "model_name": "z",
+            "log-likelihood-10k": np.array([-1.0, -2.0, -2.0]),
+            "raw_log-likelihood-10k": np.array([-1.0, -2.0, -9.0]),
+        },
+    ]
+    for protocol in (0, 4):
+        vectors = read_log_likelihoods(pickled(tmp_path, records, protocol), texts=TEXTS)
+        assert vectors.log_likelihood.tolist() == [[-1.5, -2, -3], [-1, -2, -4.5], [-1, -2, -9]]
+        first, second = vectors.attributes.iloc[0], vectors.attributes.iloc[1]
+        assert (first["type"], first["parameters"], first["parent"]) == ("llama-3", 8_000_000_000, "x/base-8B")
+        assert (second["type"], second["parameters"]) == (None, 410_000_000)
+
+
+def test_values_that_were_clipped_are_another_convention(tmp_path: Path) -> None:
+    path = pickled(tmp_path, ROWS)
+    assert set(read_log_likelihoods(path, texts=TEXTS.with_clip(-3.0)).attributes["convention"]) == {
+        f"{PUBLISHED}; clipped"
+    }
+    assert set(read_log_likelihoods(path, texts=TEXTS.with_clip(-2.0)).attributes["convention"]) == {PUBLISHED}
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ({}, "no log-likelihoods by model"),
+        (17, "no log-likelihoods by model"),
+        ([1, 2], "no log-likelihoods by model"),
+        ([{"model_name": ["list"]}], "no log-likelihoods by model"),
+        ({1: ROWS["b"]}, "no log-likelihoods by model"),
+        ({"": ROWS["b"]}, "a model has no name"),
+        ([{"model_name": "m", "log-likelihood-10k": ROWS["b"]}] * 2, "2 entries, 1 models"),
+        ([{"model_name": "m"}], "model 'm': no array of numbers"),
+        ({"m": "text"}, "model 'm': no array of numbers"),
+        ({"m": ["-1", "-2", "-3"]}, "model 'm': no array of numbers"),
+        ({"m": ROWS["b"][:2]}, "model 'm': (2,); the text set three has 3 texts"),
+        ({"m": ROWS["b"][None]}, "model 'm': (1, 3)"),
+        ({"m": np.array([-1, np.nan, -3])}, "model 'm': 1 missing values, the first in text 2"),
+        ({"m": np.array([-1, -2, 0.5])}, "model 'm', text 3: 0.5 is positive"),
+        ({"m": np.array([-1, -np.inf, -1])}, "model 'm', text 2: -inf is infinite"),
+    ],
+)
+def test_what_is_wrong_with_a_pickle(tmp_path: Path, value: object, said: str) -> None:
+    assert said in refusal(pickled(tmp_path, value), texts=TEXTS).what
+
+
+def test_pickles_need_texts(tmp_path: Path) -> None:
+    assert "--texts pile-10k" in refusal(pickled(tmp_path, ROWS)).remedy
+
+
+def test_more_models_than_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = ROWS["b"]
+    path = pickled(tmp_path, {f"{k}": row for k in range(400)})  # one array, named 400 times
+    monkeypatch.setattr(imports, "LIMIT", 9_000)
+    assert "400 models are more than fit" in refusal(path, texts=TEXTS).what
+
+
+class Reduced:
+    """Pickles as the call of `function(*arguments)`."""
+
+    def __init__(self, function: object, *arguments: object) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return self.call
+
+
+def objects() -> np.ndarray:  # type: ignore[type-arg]
+    array = np.empty(3, dtype=object)
+    array[:] = [Reduced(os.system, "touch ran"), None, None]
+    return array
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        (Reduced(os.system, "touch ran"), "system"),
+        (Reduced(eval, "open('ran', 'w')"), "eval"),
+        (Reduced(exec, "open('ran', 'w')"), "exec"),
+        (Reduced(getattr, ROWS["b"], "tofile"), "getattr"),
+        (Reduced(subprocess.Popen, ["touch", "ran"]), "Popen"),
+        (Reduced(open, "ran", "w"), "open"),
+        (Reduced(np.load, "ran"), "load"),
+        (Reduced(np.testing.rundocs, "ran"), "rundocs"),
+        (Reduced(np.save, "ran", [1]), "save"),
+        (Reduced(np.memmap, "ran", "f8", "w+", 0, (3,)), "memmap"),
+        (datetime.date(2020, 1, 1), "datetime.date"),
+        (ROWS["b"].astype("S3"), "dtype 'S3'"),
+        (objects(), "dtype 'O8'"),
+    ],
+)
+def test_hostile_pickles_are_refused_and_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: object, named: str, protocol: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    error = refusal(pickled(tmp_path, {"m": value, **ROWS}, protocol), texts=TEXTS)
+    assert "refused, it asks for" in error.what
+    assert named in error.what
+    assert not Path("ran").exists()
+
+
+def test_a_pickled_data_frame_is_named(tmp_path: Path) -> None:
+    error = refusal(pickled(tmp_path, pd.DataFrame(ROWS)), texts=TEXTS)
+    assert "asks for pandas" in error.what
+    assert ".parquet" in error.remedy
+
+
+class Persistent(pickle.Pickler):
+    def persistent_id(self, value: object) -> str | None:
+        return "secret" if isinstance(value, np.ndarray) else None
+
+
+def test_persistent_objects_are_refused(tmp_path: Path) -> None:
+    for protocol in (0, 4):
+        Persistent(buffer := io.BytesIO(), protocol).dump(ROWS)
+        error = refusal(write(tmp_path, buffer.getvalue(), "x.pkl"), texts=TEXTS)
+        assert "refused, it asks for the persistent object 'secret'" in error.what
+
+
+@pytest.mark.parametrize(
+    ("opcodes", "said"),
+    [
+        (b"cos\nsystem\n(S'touch ran'\ntR.", "os.system"),
+        (b"(cos\nsystem\nS'touch ran'\no.", "os.system"),
+        (b"(S'touch ran'\nios\nsystem\n.", "os.system"),
+        (b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x09touch ran\x85R.", "os.system"),
+        (b"\x80\x04\x8c\x08builtins\x8c\x0dstr.__class__\x93.", "builtins.str.__class__"),
+        (b"\x80\x04\x8c\x05numpy\x8c\x0dndarray.dumps\x93.", "numpy.ndarray.dumps"),
+        (b"\x80\x04\x8c\x0bcollections\x8c\x14OrderedDict.__init__\x93.", "collections.OrderedDict.__init__"),
+        (b"c__builtin__\neval\n(S'1'\ntR.", "__builtin__.eval"),
+        (b"cnumpy.core.multiarray\nfromfile\n.", "numpy.core.multiarray.fromfile"),
+        (b"cnumpy.testing._private.utils\nrunstring\n.", "runstring"),
+        (b"cklscale.imports\nos\n.", "klscale.imports.os"),
+        (b"ccopyreg\n__newobj__\n.", "copyreg.__newobj__"),
+        (b"\x82\x01.", "code 1 of the extension registry"),
+        (b"\x84\x01\x00\x00\x00.", "code 1 of the extension registry"),
+        (b"}r\xff\xff\xff\x7f.", "a memo of 2,147,483,647 entries"),
+        (b"}p99999999999\n.", "a memo of 99,999,999,999 entries"),
+        (b"c_codecs\nencode\n(S'abc'\nS'rot13'\ntR.", "_codecs.encode to 'rot13'"),
+        (
+            b"c_codecs\nencode\np0\n0S'" + b"a" * 999 + b"'\np1\n0" + b"g0\n(g1\nS'latin1'\ntR" * 99 + b".",
+            "again and again",
+        ),
+        # shapes and lengths that nothing in the file backs
+        (b"\x80\x05\x96\xff\xff\xff\xff\xff\x00\x00\x00abc.", "not a readable pickle"),
+        (b"\x80\x04\x8e\xff\xff\xff\xff\xff\x00\x00\x00abc.", "not a readable pickle"),
+        (b"\x80\x05}\x97.", "not a readable pickle"),
+        (b"cnumpy\nndarray\n(I1000000000000\ntR.", "not a readable pickle"),
+        (b"cnumpy\ndtype\n(S'f8'\ntR(I3\nS'O'\ntb.", "not a readable pickle"),
+        (b"cnumpy\ndtype\n)\x81(I3\nS'<'\ntb.", "no log-likelihoods by model"),
+        (b"cnumpy\nndarray\n}S'values'\nI1\nsb.", "not a readable pickle"),
+        (b"ccollections\nOrderedDict\n}S'get'\nI1\nsb.", "not a readable pickle"),
+        (b"\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00}.", "not a readable pickle"),
+        (pickle.dumps(ROWS)[:-20], "not a readable pickle"),
+        (b"bytes,m\n5,-1\n", "not a readable pickle"),
+        (b"0.", "not a readable pickle"),
+    ],
+)
+def test_opcodes_written_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opcodes: bytes, said: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert said in refusal(write(tmp_path, opcodes, "hostile.pkl"), texts=TEXTS).what
+    assert not Path("ran").exists()
+
+
+def test_an_extension_that_another_program_registered_is_refused(tmp_path: Path) -> None:
+    import copyreg
+
+    copyreg.add_extension("os", "system", 240)
+    try:
+        data = pickle.dumps(os.system, 2)
+        assert "extension registry" in refusal(write(tmp_path, b"\x80\x02\x82\xf0.", "x.pkl"), texts=TEXTS).what
+        assert "system" in refusal(write(tmp_path, data, "x.pkl"), texts=TEXTS).what
+    finally:
+        copyreg.remove_extension("os", "system", 240)
+
+
+def test_arrays_claim_no_more_than_their_bytes(tmp_path: Path) -> None:
+    for shape in (b"(I1000000000000\nt", b"(I-1\nI-1\nt", b"(I3\nt"):
+        state = b"(I1\n" + shape + b"cnumpy\ndtype\n(S'f8'\ntRI00\nc_codecs\nencode\n(S'12345678'\nS'latin1'\ntRtb"
+        call = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I1000000000000\ntS'b'\ntR"
+        path = write(tmp_path, b"(dS'm'\n" + call + state + b"s.", "x.pkl")
+        assert "not a readable pickle" in refusal(path, texts=TEXTS).what
+
+
+def test_nested_lists_are_not_expanded(tmp_path: Path) -> None:
+    value: list[object] = [-1.0]
+    for _ in range(60):
+        value = [value, value]
+    assert "no array of numbers" in refusal(pickled(tmp_path, {"m": value}), texts=TEXTS).what
+
+
+def test_torch_is_not_imported() -> None:
+    subprocess.run([sys.executable, "-c", "import klscale.imports, sys; assert 'torch' not in sys.modules"], check=True)

@@ -6,31 +6,41 @@ Heavy modules are imported inside the commands, so that `klscale --help` answers
 from __future__ import annotations
 
 import json
-import math
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 from typer.core import TyperGroup
 
 from klscale.errors import InputError, KlscaleError
-from klscale.progress import Progress
+from klscale.tables import (
+    describe_texts,
+    err,
+    out,
+    outcome_record,
+    pair_record,
+    plain,
+    print_comparison,
+    print_error,
+    print_failures,
+    print_json,
+    print_matrix,
+    print_outcomes,
+    print_published,
+    print_scale,
+    progress_bar,
+    save_matrix,
+    scale_record,
+    table,
+)
 
 if TYPE_CHECKING:
-    from klscale.divergence import KL
     from klscale.scales import Setting
     from klscale.store import Entry, Store
     from klscale.sweeps import Outcome
     from klscale.texts import TextSet
     from klscale.vectors import Vectors
-
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 class _Commands(TyperGroup):
@@ -98,71 +108,44 @@ def options(
 # --------------------------------------------------------------------------------------------------- what is printed
 
 
-def print_error(error: KlscaleError) -> None:
-    """What, why, remedy: one line each."""
-    lines = [line for line in (error.what, error.why, error.remedy) if line]
-    err.print("Error: ", style="bold red", end="")
-    err.print("\n".join(lines), markup=False)
+# -------------------------------------------------------------------------------------------------------------- demo
 
 
-def print_json(value: Any) -> None:
-    json.dump(value, sys.stdout, indent=2, allow_nan=False)
-    sys.stdout.write("\n")
+@app.command()
+def demo(
+    directory: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where everything goes.")] = Path(
+        "klscale-demo"
+    ),
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer and shorter runs.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a small suite of models on this machine's own text, score it, and print the scale. No download."""
+    from klscale import scales, sweeps
+    from klscale.pocket import train_pocket_suite
+    from klscale.store import Store
+    from klscale.suites import read_suite
 
-
-def table(*columns: str, right: Sequence[int] = (), title: str | None = None) -> Table:
-    made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for n, column in enumerate(columns):
-        made.add_column(column, justify="right" if n in right else "left", header_style="dim", overflow="fold")
-    return made
-
-
-def plain(text: object) -> str:
-    """Names from files and hubs are text, never markup."""
-    from rich.markup import escape
-
-    return escape(str(text))
-
-
-class Bar(Progress):
-    """A bar on standard error: what, how many, how long yet."""
-
-    def __init__(self, shown: Any) -> None:
-        self.shown, self.task = shown, None
-
-    def begin(self, what: str, total: float | None = None, unit: str = "") -> None:
-        super().begin(what, total, unit)
-        if self.task is not None:
-            self.shown.remove_task(self.task)
-        self.task = self.shown.add_task(plain(what), total=total, unit=unit)
-
-    def advance(self, amount: float = 1.0) -> None:
-        super().advance(amount)
-        if self.task is not None:
-            self.shown.update(self.task, advance=amount)
-
-    def now(self, what: str) -> None:
-        if self.task is not None:
-            self.shown.update(self.task, description=plain(what))
-
-    def note(self, message: str) -> None:
-        self.shown.console.print(message, markup=False)
-
-
-@contextmanager
-def progress_bar() -> Iterator[Progress]:
-    """Progress on standard error; on something that is no terminal, only its notes."""
-    from rich import progress as rich_progress
-
-    columns = (
-        rich_progress.TextColumn("{task.description}"),
-        rich_progress.BarColumn(bar_width=24),
-        rich_progress.TaskProgressColumn(),
-        rich_progress.TextColumn("{task.completed:.3g}/{task.total:.3g} {task.fields[unit]}"),
-        rich_progress.TimeRemainingColumn(elapsed_when_finished=True),
-    )
-    with rich_progress.Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as shown:
-        yield Bar(shown)
+    with progress_bar() as progress:
+        suite = read_suite(train_pocket_suite(directory / "models", quick=quick, progress=progress))
+        store = Store(directory / "store")
+        texts = store.resolve_texts(suite.texts, progress=progress)
+        outcomes = sweeps.score(suite.models, texts, store, progress=progress)
+    print_failures(outcomes)
+    found = [outcome for outcome in outcomes if outcome.entry is not None]
+    vectors = store.vectors(texts, [o.entry for o in found if o.entry], [o.ref for o in found])
+    measured = scales.measure(vectors)
+    record = scale_record(vectors, measured)
+    numbers = directory / "scale.json"
+    numbers.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    if as_json:
+        print_json(record)
+    else:
+        print_scale(vectors, measured)
+        first, last = vectors.names[0], vectors.names[len(vectors) - 1]
+        out.print(f"\n{len(vectors)} models; the numbers are in {plain(numbers)}. Look closer:")
+        out.print(f"  klscale kl --store {plain(store.location)} --out {plain(directory)}/kl.png", style="dim")
+        out.print(f"  klscale compare --store {plain(store.location)} {plain(first)} {plain(last)}", style="dim")
+    raise typer.Exit(failure_status(outcomes))
 
 
 # ------------------------------------------------------------------------------------------------------------- score
@@ -214,39 +197,6 @@ def failure_status(outcomes: Sequence[Outcome]) -> int:
     if errors and len(errors) == len(outcomes) and all(isinstance(error, InputError) for error in errors):
         return 2
     return 1 if errors else 0
-
-
-def outcome_record(outcome: Outcome) -> dict[str, Any]:
-    record: dict[str, Any] = {"model": str(outcome.ref), "status": outcome.status}
-    if outcome.entry:
-        record |= {"key": outcome.entry.key, "file": outcome.entry.path, "seconds": round(outcome.seconds, 3)}
-        record["skipped_texts"] = len(outcome.entry.metadata.get("skipped", ()))
-    if outcome.error:
-        record["error"] = str(outcome.error)
-    return record
-
-
-def print_outcomes(outcomes: Sequence[Outcome], texts: TextSet, store: Store) -> None:
-    out.print(f"{plain(texts.name)} ({texts.id}): {len(texts):,} texts, mean {texts.mean_bytes:.1f} bytes")
-    shown = table("model", "", "seconds", right=(2,))
-    words = {"present": "in the store already", "missing": "to be scored"}
-    for outcome in outcomes:
-        if outcome.error is None:
-            seconds = f"{outcome.seconds:.1f}" if outcome.status == "scored" else ""
-            skipped = len(outcome.entry.metadata.get("skipped", ())) if outcome.entry else 0
-            status = words.get(outcome.status, outcome.status) + (f", {skipped:,} texts skipped" if skipped else "")
-            shown.add_row(plain(outcome.ref), status, seconds)
-    if shown.row_count:
-        out.print(shown)
-    print_failures(outcomes)
-    if any(outcome.status == "scored" for outcome in outcomes):
-        out.print(f"Kept in {plain(store.location)}. Next: klscale kl, klscale compare, klscale scale.", style="dim")
-
-
-def print_failures(outcomes: Sequence[Outcome]) -> None:
-    for outcome in outcomes:
-        if outcome.error is not None:
-            print_error(outcome.error)
 
 
 # ----------------------------------------------------------------------------------------------------------- compare
@@ -309,131 +259,6 @@ def measured_scale(store: Store, texts: TextSet) -> list[Setting]:
     return scales.measure(vectors)
 
 
-def warnings_of(kl: KL, a_dtype: Any, b_dtype: Any) -> list[str]:
-    """What keeps a pair's number from being read plainly; one short sentence each."""
-    from klscale.divergence import CLIP_LIMIT, HEAVY_TAILS
-
-    found = []
-    if not kl.in_range:
-        found.append("far apart: read it as a distance, the approximation to KL is out of its range")
-    if not kl.uses_clip and kl.clipped > CLIP_LIMIT:
-        found.append(f"not clipped: the clip would move {kl.clipped:.0%} of a vector")
-    if kl.kurtosis > HEAVY_TAILS:
-        found.append(f"heavy tails (kurtosis {kl.kurtosis:.0f}): the interval covers less often than 95 %")
-    if kl.n_documents is not None and kl.n_documents < 20:
-        found.append(f"only {kl.n_documents} documents: the standard error is itself uncertain")
-    if a_dtype and b_dtype and a_dtype != b_dtype:
-        found.append(f"different dtypes ({a_dtype}, {b_dtype}): their rounding is part of the value")
-    return found
-
-
-def pair_record(vectors: Vectors, a: str, b: str, measured: Sequence[Setting]) -> dict[str, Any]:
-    from klscale import scales
-    from klscale.divergence import as_record
-
-    kl = vectors.kl()[a, b]
-    rows = [{str(k): v for k, v in vectors.attributes.loc[name].dropna().items()} for name in (a, b)]
-    refs = [vectors.models[vectors.position(name)] for name in (a, b)]
-    difference = vectors.bits_per_byte(b, a)
-    return {
-        "a": a,
-        "b": b,
-        "kl": kl.value,
-        "standard_error": kl.standard_error,
-        "interval": list(kl.interval),
-        "unit": "bits/byte",
-        "kl_unclipped": kl.value_unclipped,
-        "standard_error_unclipped": kl.standard_error_unclipped,
-        "clipped": kl.clipped,
-        "uses_clip": kl.uses_clip,
-        "kl_nats_per_text": kl.nats_per_text,
-        "n_texts": kl.n_texts,
-        "n_documents": kl.n_documents,
-        "mean_bytes": kl.mean_bytes,
-        "kurtosis": None if math.isnan(kl.kurtosis) else kl.kurtosis,
-        "in_range": kl.in_range,
-        "setting": scales.setting_of(rows[0], rows[1], refs[0], refs[1]),
-        "placed": scales.place(kl.value, vectors.texts, measured),
-        "bits_per_byte_a": as_record(vectors.bits_per_byte(a)),
-        "bits_per_byte_b": as_record(vectors.bits_per_byte(b)),
-        "bits_per_byte_difference": as_record(difference),
-        "texts": vectors.texts.name,
-        "text_set": vectors.texts.id,
-        "clip": vectors.texts.clip,
-        "warnings": warnings_of(kl, rows[0].get("dtype"), rows[1].get("dtype")),
-    }
-
-
-def describe_texts(texts: TextSet) -> str:
-    clip = "no clip" if texts.clip is None else f"clipped at {texts.clip:.1f} nats"
-    return f"{plain(texts.name)} ({texts.id}): {len(texts):,} texts, mean {texts.mean_bytes:.1f} bytes, {clip}"
-
-
-def print_comparison(vectors: Vectors, pairs: Sequence[tuple[str, str]], measured: Sequence[Setting]) -> None:
-    """KL of each pair; bits per byte of each model; what that amounts to; what to be wary of."""
-    from klscale.divergence import format_estimate
-
-    records = [pair_record(vectors, a, b, measured) for a, b in pairs]
-    out.print(describe_texts(vectors.texts))
-    shown = table("model", "model", "KL ± SE, bits/byte", "95 % interval", "unclipped", right=(2, 3, 4), title="\nKL")
-    clip = vectors.texts.clip is not None
-    for r in records:
-        low, high = r["interval"]
-        unclipped = format_estimate(r["kl_unclipped"], r["standard_error_unclipped"]) if clip else ""
-        mark = "" if r["uses_clip"] or not clip else " *"
-        kl = format_estimate(r["kl"], r["standard_error"]) + mark
-        shown.add_row(plain(r["a"]), plain(r["b"]), kl, f"{low:.3g} to {high:.3g}", unclipped)
-    if not clip:
-        shown.columns.pop()
-    out.print(shown)
-    first = vectors.names[0]
-    shown = table("model", "bits/byte ± SE", f"less {plain(first)}", right=(1, 2), title="\nHow good each model is")
-    for name in vectors.names:
-        own, more = vectors.bits_per_byte(name), vectors.bits_per_byte(name, first)
-        against = "" if name == first else f"{more.value:+.2g} ± {more.standard_error:.1g}"
-        shown.add_row(plain(name), format_estimate(own.value, own.standard_error), against)
-    out.print(shown)
-    if len(pairs) > 1 and all(pair[0] == first for pair in pairs):
-        print_ladder(vectors, [b for _, b in pairs])
-    out.print()
-    for r in records:
-        out.print(f"{plain(r['a'])} and {plain(r['b'])}: {verdict(r)}.")
-        if placed := r["placed"]:
-            out.print(f"  Their KL is {placed}.")
-        for warning in r["warnings"]:
-            out.print(f"  Note: {warning}.", style="yellow")
-    if records and records[0]["placed"] is None:
-        out.print(
-            "No scale is known for these texts: published values hold for pile-10k only. "
-            "Score seeds, sizes or checkpoints here to have one.",
-            style="dim",
-        )
-
-
-def verdict(record: dict[str, Any]) -> str:
-    """Which of the two is better on these texts, by how much, or that this cannot be told."""
-    difference = record["bits_per_byte_difference"]
-    value, error = difference["value"], difference["standard_error"]
-    if error == 0 and value == 0:
-        return "identical on every text"
-    low, high = difference["interval"]
-    if low <= 0 <= high:
-        return f"neither is better within the error ({value:+.2g} ± {error:.1g} bits/byte)"
-    better = record["a"] if value > 0 else record["b"]
-    return f"{plain(better)} is better by {abs(value):.2g} ± {error:.1g} bits/byte"
-
-
-def print_ladder(vectors: Vectors, others: Sequence[str]) -> None:
-    """The models from the nearest to the reference to the farthest, each step with its paired standard error."""
-    first, matrix = vectors.names[0], vectors.kl()
-    order = sorted(others, key=lambda name: matrix[first, name].value)
-    shown = table("model", "KL, bits/byte", "more than the one above", right=(1, 2), title=f"\nFrom {plain(first)}")
-    for n, name in enumerate(order):
-        step = "" if n == 0 else str(vectors.kl_difference((first, name), (first, order[n - 1]))).split(" bits")[0]
-        shown.add_row(plain(name), str(matrix[first, name]).split(" bits")[0], step)
-    out.print(shown)
-
-
 # ---------------------------------------------------------------------------------------------------------------- kl
 
 
@@ -477,50 +302,6 @@ def stored_vectors(store: Store, texts: str | None) -> Vectors:
     return vectors
 
 
-def save_matrix(vectors: Vectors, file: Path) -> None:
-    """All pairs as a table, or the picture of the matrix; by the file's ending."""
-    import pandas as pd
-
-    from klscale.divergence import as_record
-    from klscale.errors import nearest
-
-    endings = (".csv", ".parquet", ".png", ".svg", ".pdf")
-    if file.suffix not in endings:
-        raise InputError(f"{file}: unknown ending {file.suffix!r}.", nearest(file.suffix, endings))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    if file.suffix in (".csv", ".parquet"):
-        rows = [{"a": a, "b": b, **as_record(kl)} for a, b, kl in vectors.kl().pairs()]
-        frame = pd.DataFrame(rows)
-        frame[["interval_low", "interval_high"]] = frame.pop("interval").to_list()
-        frame.to_csv(file, index=False) if file.suffix == ".csv" else frame.to_parquet(file, index=False)
-    else:
-        from klscale.pictures import kl_heat_map, save
-
-        save(kl_heat_map(vectors), file)
-
-
-def print_matrix(vectors: Vectors) -> None:
-    """The whole matrix where it fits a screen, else its nearest and farthest pairs."""
-    matrix = vectors.kl()
-    out.print(describe_texts(vectors.texts))
-    pairs = sorted(matrix.pairs(), key=lambda pair: pair[2].value)
-    if len(pairs) > 120:
-        out.print(f"{len(vectors):,} models, {len(pairs):,} pairs; the nearest and the farthest (all: --out FILE.csv)")
-        pairs = pairs[:10] + pairs[-10:]
-    shown = table("model", "model", "KL ± SE, bits/byte", "95 % interval", "kurtosis", right=(2, 3, 4), title="\nKL")
-    for a, b, kl in pairs:
-        low, high = kl.interval
-        mark = " !" if kl.heavy_tails else ""
-        shown.add_row(
-            plain(a), plain(b), str(kl).split(" bits")[0], f"{low:.3g} to {high:.3g}", f"{kl.kurtosis:.1f}{mark}"
-        )
-    out.print(shown)
-    if any(kl.heavy_tails for _, _, kl in pairs):
-        out.print("! kurtosis above 10: the interval covers less often than 95 %", style="yellow")
-    if any(not kl.in_range for _, _, kl in pairs):
-        out.print("Far apart, the value is a distance rather than a KL divergence.", style="yellow")
-
-
 # ------------------------------------------------------------------------------------------------------------- scale
 
 
@@ -549,68 +330,6 @@ def scale(
         print_json(scale_record(vectors, measured))
     else:
         print_scale(vectors, measured)
-
-
-def scale_record(vectors: Vectors, measured: Sequence[Setting]) -> dict[str, Any]:
-    """The measured scale and, apart from it, the published one."""
-    from dataclasses import asdict
-
-    from klscale import scales
-
-    return {
-        "texts": vectors.texts.name,
-        "text_set": vectors.texts.id,
-        "n_texts": len(vectors.texts),
-        "mean_bytes": vectors.texts.mean_bytes,
-        "clip": vectors.texts.clip,
-        "unit": "bits/byte",
-        "measured": [asdict(row) for row in measured],
-        "published": {"texts": "pile-10k", "settings": [asdict(row) for row in scales.published()]},
-        "published_holds_here": scales.published_holds(vectors.texts),
-    }
-
-
-def print_published() -> None:
-    from klscale import scales
-
-    shown = table("setting", "median, bits/byte", "pairs", "compared", "source", right=(1, 2))
-    for row in scales.published():
-        shown.add_row(row.setting, f"{row.median:.3g}", str(row.pairs or ""), row.compared, row.source)
-    out.print(shown)
-    out.print(
-        "\nP1v3: Kishino et al., arXiv 2505.15353v3, medians second-hand. "
-        "They hold for the text set pile-10k with its clip, and are given without standard errors.",
-        style="dim",
-    )
-
-
-def print_scale(vectors: Vectors, measured: Sequence[Setting]) -> None:
-    from klscale import scales
-    from klscale.divergence import format_estimate
-
-    if not measured:
-        raise InputError(
-            f"No setting can be measured among these {len(vectors)} models.",
-            "Seeds, sizes, checkpoints and fine-tunes are told apart by attributes of the models.",
-            "Score models of one family, or name the attributes in a suite file; see also: klscale scale --published",
-        )
-    known = {row.setting: row.median for row in scales.published()}
-    out.print(describe_texts(vectors.texts))
-    shown = table(
-        "setting", "median ± SE, bits/byte", "95 % over models", "pairs", "models", "published", right=(1, 2, 3, 4, 5),
-        title="\nThe scale",
-    )  # fmt: skip
-    for row in measured:
-        low, high = row.interval
-        spread = f"{low:.3g} to {high:.3g}" + (" (range)" if row.interval_kind == "range" else "")
-        shown.add_row(
-            row.setting, format_estimate(row.median, row.standard_error), spread, str(len(row.pairs)),
-            str(row.n_models), f"{known[row.setting]:.3g}" if row.setting in known else "",
-        )  # fmt: skip
-    out.print(shown)
-    out.print("± is the standard error over texts; (range): over the pairs of fewer than five models.", style="dim")
-    if not scales.published_holds(vectors.texts):
-        out.print("The published values are for pile-10k and much larger models: beside, not comparable.", style="dim")
 
 
 # ------------------------------------------------------------------------------------------------------------ import

@@ -162,16 +162,17 @@ class KLMatrix:
                 yield a, self.labels[j], self[i, j]
 
 
-def format_estimate(value: float, standard_error: float) -> str:
-    """`0.0231 ± 0.0004`: the standard error to two digits where its first is 1, else to one more than that needs."""
+def format_estimate(value: float, standard_error: float, *, sign: bool = False) -> str:
+    """`0.0231 ± 0.0012`: the standard error to two digits, and the value to the same decimal place."""
+    plus = "+" if sign else ""
     if not math.isfinite(value):
         return "n/a"
     if not (math.isfinite(standard_error) and standard_error > 0):
-        return f"{value:.3g}"
+        return f"{value:{plus}.3g}"
     decimals = max(0, 1 - math.floor(math.log10(standard_error)))
     if decimals > 7:
-        return f"{value:.3g} ± {standard_error:.1e}"
-    return f"{value:.{decimals}f} ± {standard_error:.{decimals}f}"
+        return f"{value:{plus}.3g} ± {standard_error:.1e}"
+    return f"{value:{plus}.{decimals}f} ± {standard_error:.{decimals}f}"
 
 
 # ------------------------------------------------------------------------------------------- intervals and averages

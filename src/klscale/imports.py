@@ -7,11 +7,8 @@ running what a pickle asks for.
 
 from __future__ import annotations
 
-import io
 import math
 import os
-import pickle
-import pickletools
 import re
 import zlib
 from collections import Counter
@@ -27,6 +24,7 @@ from pyarrow import csv, parquet
 from klscale.divergence import Floats, Integers
 from klscale.errors import InputError, nearest
 from klscale.models import ModelRef, attributes_of
+from klscale.pickles import SAVE_AS, load_pickle
 from klscale.texts import TextSet, content_id
 from klscale.vectors import ATTRIBUTES, Vectors
 
@@ -66,19 +64,16 @@ def read_log_likelihoods(
     try:
         if not (match := _FORMAT.search(source)):
             extension = source[source.rfind(".") :] if "." in source else ""
-            raise InputError("this format cannot be imported.", nearest(extension, FORMATS), _SAVE_AS)
+            raise InputError("this format cannot be imported.", nearest(extension, FORMATS), SAVE_AS)
         stem, kind, gz = match[1], match[2].lower(), match[3]
         if kind in ("csv", "parquet"):
             return _from_table(_table(kind, _read(source, gz), id_column), name or stem, id_column, texts)
         if texts is None:
             why = "A pickle carries neither the texts nor their lengths in bytes."
             raise InputError("which texts?", why, "Name them: --texts pile-10k for the published files.")
-        return _from_pickle(_load_pickle(_read(source, gz)), texts)
+        return _from_pickle(load_pickle(_read(source, gz)), texts)
     except InputError as error:
         raise InputError(f"{source}: {error.what}", error.why, error.remedy) from error
-
-
-_SAVE_AS = "Save the values as .csv or .parquet: one row a text, one column a model."
 
 
 def _read(source: str, gz: str | None) -> bytearray:
@@ -245,91 +240,6 @@ def _strings(column: str, table: Any) -> tuple[str, ...]:
 # --------------------------------------------------------------------------------------------------------- pickles
 
 
-class _RefusedError(Exception):
-    """What a pickle asked for and does not get."""
-
-
-class _Dtype:
-    """Stands for `numpy.dtype`, whose own reading of a pickled state trusts it."""
-
-    text = ""
-
-    def __init__(self, code: str, *_: Any) -> None:
-        if not re.fullmatch("b1|[iu][1248]|f[248]", code):
-            raise _RefusedError(f"an array of dtype {code!r}")
-        self.text = code
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.text = {"<": "<", ">": ">", "|": "|"}[state[1]] + self.text
-
-
-class _Array:
-    """Stands for `numpy.ndarray`: a view of bytes that are in the file."""
-
-    values: Any = None
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, shape, dtype, _, raw = state
-        self.values = _view(raw, dtype, shape).values
-
-
-def _view(raw: Any, dtype: _Dtype, shape: Any, *_: Any) -> _Array:
-    array = _Array()
-    array.values = np.frombuffer(raw, dtype.text).reshape(shape)
-    return array
-
-
-_ALLOWED: dict[tuple[str, str], Any] = {
-    ("numpy", "dtype"): _Dtype,
-    ("numpy", "ndarray"): _Array,
-    ("numpy._core.multiarray", "_reconstruct"): lambda *_: _Array(),  # shape and values come as its state
-    ("numpy._core.multiarray", "scalar"): lambda dtype, raw: _view(raw, dtype, ()).values.item(),
-    ("numpy._core.numeric", "_frombuffer"): _view,
-    ("collections", "OrderedDict"): dict,
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    """Imports nothing: each name that data need is answered by a stand-in from this file, all others are refused."""
-
-    def __init__(self, data: bytearray) -> None:
-        super().__init__(io.BytesIO(data))
-        self._left = len(data)
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("_codecs", "encode"):
-            return self._encode
-        key = (module.replace("numpy.core.", "numpy._core."), name)  # NumPy 1 and 2
-        if key not in _ALLOWED:
-            raise _RefusedError(f"{module}.{name}")
-        return _ALLOWED[key]
-
-    def persistent_load(self, pid: Any) -> Any:
-        raise _RefusedError(f"the persistent object {pid!r}")
-
-    def _encode(self, text: str, encoding: str) -> bytes:
-        """Bytes as protocols 0 to 2 write them: all together no more than the file is long."""
-        self._left -= len(text)
-        if encoding != "latin1" or self._left < 0:
-            raise _RefusedError(f"_codecs.encode to {encoding!r}, or of the same bytes again and again")
-        return text.encode("latin1")
-
-
-def _load_pickle(data: bytearray) -> Any:
-    try:
-        for opcode, argument, _ in pickletools.genops(data):  # checks every length against what the file holds, too
-            if opcode.name.startswith("EXT"):
-                raise _RefusedError(f"code {argument} of the extension registry")
-            if opcode.name.endswith("PUT") and (argument or 0) > len(data):
-                raise _RefusedError(f"a memo of {argument:,} entries")
-        return _Unpickler(data).load()
-    except _RefusedError as refused:
-        why = "A pickle can run any program; only arrays, numbers, strings, lists and dictionaries are read."
-        raise InputError(f"refused, it asks for {refused}.", why, _SAVE_AS) from None
-    except Exception as error:  # a damaged pickle can fail in any way
-        raise InputError("not a readable pickle.", f"{type(error).__name__}: {error}", _SAVE_AS) from error
-
-
 def _from_pickle(loaded: Any, texts: TextSet) -> Vectors:
     rows, known = loaded, {}
     if isinstance(loaded, list) and all(isinstance(r, dict) and isinstance(r.get("model_name"), str) for r in loaded):
@@ -337,7 +247,7 @@ def _from_pickle(loaded: Any, texts: TextSet) -> Vectors:
         known = {r["model_name"]: _metadata(r) for r in loaded}
     if not isinstance(rows, dict) or not rows or not all(isinstance(model, str) for model in rows):
         why = "Expected: a dictionary from model name to array, or a list of dictionaries with 'model_name'."
-        raise InputError("no log-likelihoods by model.", why, _SAVE_AS)
+        raise InputError("no log-likelihoods by model.", why, SAVE_AS)
     if len(rows) < len(loaded):
         raise InputError(f"{len(loaded)} entries, {len(rows)} models.", "Models repeat.", "Drop all but one of each.")
     if len(rows) * len(texts) * 8 > LIMIT:

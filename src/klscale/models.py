@@ -15,7 +15,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 QUANTIZATIONS = ("int8", "nf4", "fp4", "int4")
 _ENCODED = re.compile(r"[^\w./~=,-]", re.ASCII)
 _DTYPE = re.compile(r"%([A-Za-z][\w]*)$")
-_SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)([mMbB])(?![a-zA-Z])")
+_SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)([kKmMbB])(\d*)(?![a-zA-Z0-9])")
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,8 @@ def attributes_of(ref: ModelRef, known: Mapping[str, Any] | None = None) -> dict
     if seed := re.search(r"seed[-_]?(\d+)", ref.name):
         attributes["seed"] = int(seed[1])
     if size := _SIZE.search(last):
-        attributes["parameters"] = parse_parameters(size[1] + size[2])
+        # 1b5 is 1.5b
+        attributes["parameters"] = parse_parameters(size[1] + (f".{size[3]}" if size[3] else "") + size[2])
         attributes["family"] = last[: size.start()].strip("-_. ") or None
     if ref.quantization:
         attributes["quantization"] = ref.quantization

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from klscale.divergence import Integers
 from klscale.vectors import Vectors
 
 if TYPE_CHECKING:
@@ -26,10 +26,10 @@ def kl_heat_map(vectors: Vectors, *, annotate_up_to: int = 20) -> Figure:
 
     matrix = vectors.kl()
     K = len(vectors)
-    order = np.arange(K)
+    order: Integers = np.arange(K)
     if K > 2:
         distance = squareform(np.sqrt(matrix.value), checks=False)
-        order = leaves_list(optimal_leaf_ordering(linkage(distance, "average"), distance))
+        order = leaves_list(optimal_leaf_ordering(linkage(distance, "average"), distance)).astype(np.int64)
     value, error = (part[np.ix_(order, order)] for part in (matrix.value, matrix.standard_error))
     shown = np.where(np.tri(K, k=-1, dtype=bool), value, np.nan)
     positive = shown[shown > 0]
@@ -57,7 +57,9 @@ def kl_heat_map(vectors: Vectors, *, annotate_up_to: int = 20) -> Figure:
                 )  # fmt: skip
     bar = figure.colorbar(image, ax=axes, shrink=0.5, anchor=(0.0, 1.0))
     bar.set_label("KL, bits/byte (± standard error)", fontsize=8)
-    bar.ax.tick_params(labelsize=7)
+    bar.ax.tick_params(labelsize=7, which="both")
+    bar.ax.yaxis.set_major_formatter("{x:g}")
+    bar.ax.yaxis.set_minor_formatter("{x:g}")
     texts = vectors.texts
     axes.set_title(f"{K} models, {len(texts):,} texts of {texts.name}", fontsize=9, loc="left")
     return figure
@@ -69,9 +71,11 @@ def _three_digits(value: float) -> str:
 
 def _without_common_prefix(names: list[str]) -> list[str]:
     """Names without the directories or organisation that every one of them begins with."""
-    prefix = os.path.commonprefix(names)
-    cut = prefix.rfind("/") + 1
-    return [name[cut:] for name in names]
+    parts = [name.split("/") for name in names]
+    shared = 0
+    while all(len(part) > shared + 1 and part[shared] == parts[0][shared] for part in parts):
+        shared += 1
+    return ["/".join(part[shared:]) for part in parts]
 
 
 def save(figure: Figure, file: str | Path) -> None:

@@ -78,7 +78,7 @@ def published_holds(texts: TextSet) -> bool:
 
 def setting_of(a: Mapping[str, Any], b: Mapping[str, Any], a_ref: ModelRef, b_ref: ModelRef) -> str | None:
     """The setting that two models instance by their attributes: `seed`, `size`, `checkpoint`, `fine-tuning`, `8-bit`,
-    `4-bit`, `dtype`; None for anything else."""
+    `4-bit`; None for anything else."""
     if b.get("parent") is not None and ModelRef.parse(b["parent"]) == a_ref:
         return "fine-tuning"
     if a.get("parent") is not None and ModelRef.parse(a["parent"]) == b_ref:
@@ -87,7 +87,7 @@ def setting_of(a: Mapping[str, Any], b: Mapping[str, Any], a_ref: ModelRef, b_re
     if differing == ["quantization"] and "none" in (_known(a, "quantization"), _known(b, "quantization")):
         kind = b.get("quantization") or a.get("quantization")
         return "4-bit" if kind in FOUR_BIT else "8-bit" if kind == "int8" else None
-    names = {"seed": "seed", "parameters": "size", "step": "checkpoint", "dtype": "dtype"}
+    names = {"seed": "seed", "parameters": "size", "step": "checkpoint"}
     if len(differing) != 1 or not _same_origin(a, b, a_ref, b_ref):
         return None
     return names.get(differing[0])
@@ -212,10 +212,12 @@ def _over_texts(vectors: Vectors, pairs: Sequence[tuple[str, str]], seed: int = 
 # --------------------------------------------------------------------------------------------------------- in words
 
 
-def place(value: float, texts: TextSet, measured: Iterable[Setting] = ()) -> str | None:
-    """Where a KL lies, in words: on the scale measured on the same texts, else on the published one where that holds;
-    None where neither does."""
-    own = [(row.setting, row.median) for row in measured if row.median > 0]
+def place(
+    value: float, texts: TextSet, measured: Iterable[Setting] = (), pair: tuple[str, str] = ("", "")
+) -> str | None:
+    """Where the KL of a pair lies, in words: on the scale measured on the same texts, less settings that this very
+    pair makes up alone; else on the published scale where that holds; None where neither does."""
+    own = [(row.setting, row.median) for row in measured if row.median > 0 and {*row.pairs} - {pair, pair[::-1]}]
     if own:
         scale, name = own, "measured on these texts"
     elif published_holds(texts):

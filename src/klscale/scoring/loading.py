@@ -116,17 +116,10 @@ def _fingerprint(ref: ModelRef) -> str:
 
 def _hub_commit(ref: ModelRef) -> str:
     """The commit that a revision of a hub model points to: asked of the hub, else of the local cache."""
-    from huggingface_hub import errors, hf_hub_download
+    from huggingface_hub import HfApi, errors, hf_hub_download
 
-    revision = f" at revision {ref.revision!r}" if ref.revision else ""
     try:
-        config = hf_hub_download(ref.name, ref.file or "config.json", revision=ref.revision)
-    except errors.GatedRepoError as error:
-        raise KlscaleError(
-            f"{ref.name} is gated.",
-            "Its owner asks for consent first.",
-            f"Accept the terms at https://huggingface.co/{ref.name}, then `hf auth login`.",
-        ) from error
+        return str(HfApi().model_info(ref.name, revision=ref.revision, timeout=20).sha)
     except errors.RevisionNotFoundError as error:
         raise InputError(
             f"{ref.name} has no revision {ref.revision!r}.",
@@ -138,28 +131,19 @@ def _hub_commit(ref: ModelRef) -> str:
             "A private model looks the same without a login.",
             "Check the spelling, or `hf auth login`.",
         ) from error
-    except errors.LocalEntryNotFoundError as error:
-        raise KlscaleError(
-            f"{ref.name}{revision} could not be fetched.",
-            "The hub does not answer, and the model is not in the local cache.",
-            "Check the network, or give a local directory: ./DIRECTORY.",
-        ) from error
-    except errors.EntryNotFoundError as error:
-        raise InputError(
-            f"{ref.name}{revision} holds no {ref.file or 'config.json'}.",
-            "It is not a transformers model.",
-            "Check the name.",
-        ) from error
-    except OSError as error:
-        raise KlscaleError(
-            f"{ref.name}{revision} could not be fetched.",
-            f"{error}".split("\n")[0],
-            "Check the network, or give a local directory: ./DIRECTORY.",
-        ) from error
-    match = re.search(r"/snapshots/([0-9a-f]{40})/", Path(config).as_posix())
-    if match is None:
-        raise KlscaleError(f"The commit of {ref.name} cannot be told.", f"Its files lie at {config}.")
-    return match[1]
+    except Exception as unreachable:  # whatever a network does
+        try:
+            cached = hf_hub_download(ref.name, ref.file or "config.json", revision=ref.revision, local_files_only=True)
+            match = re.search(r"/snapshots/([0-9a-f]{40})/", Path(cached).as_posix())
+        except errors.LocalEntryNotFoundError:
+            match = None
+        if match is None:
+            raise KlscaleError(
+                f"{ref} could not be fetched: the hub does not answer, and the local cache does not hold it.",
+                _first_line(unreachable),
+                "Check the network, or give a local directory: ./DIRECTORY.",
+            ) from unreachable
+        return match[1]
 
 
 def load(resolved: ResolvedModel) -> LoadedModel:
@@ -171,6 +155,11 @@ def load(resolved: ResolvedModel) -> LoadedModel:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     ref = resolved.ref
+    gated = KlscaleError(
+        f"{ref.name} is gated.",
+        "Its owner asks for consent before a download.",
+        f"Accept the terms at https://huggingface.co/{ref.name}, then `hf auth login`.",
+    )
     options: dict[str, Any] = {"revision": resolved.commit} if resolved.commit else {"local_files_only": True}
     if ref.file:
         options["gguf_file"] = ref.file
@@ -178,6 +167,8 @@ def load(resolved: ResolvedModel) -> LoadedModel:
         try:
             tokenizer = AutoTokenizer.from_pretrained(resolved.location, trust_remote_code=False, **options)
         except (OSError, ValueError, ImportError, KeyError) as error:
+            if "gated repo" in str(error):
+                raise gated from error
             raise KlscaleError(
                 f"The tokenizer of {ref} cannot be loaded.",
                 _first_line(error),
@@ -192,6 +183,8 @@ def load(resolved: ResolvedModel) -> LoadedModel:
                 **options,
             )
         except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+            if "gated repo" in str(error):
+                raise gated from error
             raise KlscaleError(
                 f"{ref} cannot be loaded as a causal language model.", _first_line(error), _load_remedy(error)
             ) from error

@@ -26,7 +26,7 @@ from klscale.vectors import Vectors
 
 PILE_MEAN_BYTES = 972.3188
 IDENTITY = ("family", "type", "parameters", "seed", "step", "parent", "quantization", "dtype")
-FOUR_BIT = ("nf4", "fp4", "int4")
+BITS = {"8-bit": {"int8"}, "4-bit": {"nf4", "fp4", "int4"}}
 FEWEST_MODELS = 5
 """Below this many models the spread of a median over models is shown as the range of its pairs."""
 RESAMPLES = 400
@@ -83,19 +83,19 @@ def setting_of(a: Mapping[str, Any], b: Mapping[str, Any], a_ref: ModelRef, b_re
         return "fine-tuning"
     if a.get("parent") is not None and ModelRef.parse(a["parent"]) == b_ref:
         return "fine-tuning"
-    differing = [name for name in IDENTITY if _known(a, name) != _known(b, name) and (_both(a, b, name))]
-    if differing == ["quantization"] and "none" in (_known(a, "quantization"), _known(b, "quantization")):
-        kind = b.get("quantization") or a.get("quantization")
-        return "4-bit" if kind in FOUR_BIT else "8-bit" if kind == "int8" else None
-    names = {"seed": "seed", "parameters": "size", "step": "checkpoint"}
+    differing = [name for name in IDENTITY if _known(a, name) != _known(b, name) and _both(a, b, name)]
     if len(differing) != 1 or not _same_origin(a, b, a_ref, b_ref):
         return None
-    return names.get(differing[0])
+    if differing == ["quantization"]:
+        kinds = {a.get("quantization"), b.get("quantization")}
+        return next((name for name, known in BITS.items() if None in kinds and kinds - {None} <= known), None)
+    return {"seed": "seed", "parameters": "size", "step": "checkpoint"}.get(differing[0])
 
 
 def _known(attributes: Mapping[str, Any], name: str) -> Any:
+    """An attribute; that a model is derived from no other and not quantized is said by saying nothing."""
     value = attributes.get(name)
-    return "none" if name == "quantization" and value is None else value
+    return "none" if name in ("quantization", "parent") and value is None else value
 
 
 def _both(a: Mapping[str, Any], b: Mapping[str, Any], name: str) -> bool:

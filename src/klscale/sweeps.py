@@ -149,8 +149,9 @@ class _Sweep:
         """The vector of the same files, kept once more under another name."""
         before = entry.metadata.get("attributes", {})
         of_files = {name: before.get(name) for name in ("type", "parameters")}
-        metadata = {"ref": str(model.ref), "attributes": attributes_of(model.ref, {**of_files, **model.attributes})}
-        return self.store.write(self.texts, self.store.scores(entry), {**entry.metadata, **metadata})
+        attributes = attributes_of(model.ref, {**of_files, **model.attributes})
+        metadata = {**entry.metadata, "ref": str(model.ref), "attributes": attributes, "date": _now()}
+        return self.store.write(self.texts, self.store.scores(entry), metadata)
 
     # ------------------------------------------------------------------------------------------------- scoring
 
@@ -236,7 +237,7 @@ class _Sweep:
             "not_round_trip": tokens.not_round_trip,
             "skipped": np.setdiff1d(np.arange(len(self.texts)), scores.text).tolist(),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-            "date": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "date": _now(),
         }
         entry = self.store.write(self.texts, scores, metadata)
         self.store.drop_partial(self.texts.id, job.key)
@@ -251,3 +252,7 @@ class _Sweep:
     def _megabytes(self, scores: Scores | None = None) -> float:
         size = self.texts.bytes if scores is None else self.texts.bytes[scores.text]
         return float(size.sum()) / 1e6
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -67,18 +67,18 @@ class Engine:
 
     def __init__(self, loaded: LoadedModel, *, device: str | None = None, batch_tokens: int | None = None) -> None:
         self.loaded = loaded
-        self.device = torch.device(device or best_device())
+        name = device or best_device()
         try:
+            self.device = torch.device(name)
             self.model = loaded.model.to(self.device)
-        except (RuntimeError, AssertionError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise KlscaleError(
-                    f"{loaded.ref} does not fit into the memory of {self.device}.",
-                    remedy="Use --device cpu, or a smaller dtype: %bfloat16.",
-                ) from error
-            raise InputError(
-                f"The device {str(self.device)!r} cannot be used.", str(error).split("\n")[0], "Use --device cpu."
+        except torch.OutOfMemoryError as error:
+            raise KlscaleError(
+                f"{loaded.ref} does not fit into the memory of {name}.",
+                remedy="Use --device cpu, or a smaller dtype: %bfloat16.",
             ) from error
+        except (RuntimeError, AssertionError) as error:
+            why = str(error).split("\n")[0]
+            raise InputError(f"The device {name!r} cannot be used.", why, "Use --device cpu.") from error
         self.batch_tokens = batch_tokens or self._budget()
         self.head: OutputHead | None = None
         """Reads hidden states; None before the first batch, and for good where only the model's own logits will do."""

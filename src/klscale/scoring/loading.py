@@ -155,26 +155,14 @@ def load(resolved: ResolvedModel) -> LoadedModel:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     ref = resolved.ref
-    gated = KlscaleError(
-        f"{ref.name} is gated.",
-        "Its owner asks for consent before a download.",
-        f"Accept the terms at https://huggingface.co/{ref.name}, then `hf auth login`.",
-    )
     options: dict[str, Any] = {"revision": resolved.commit} if resolved.commit else {"local_files_only": True}
     if ref.file:
         options["gguf_file"] = ref.file
-    with _quiet_transformers():
-        try:
+    what = f"The tokenizer of {ref} cannot be loaded."
+    try:
+        with _quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(resolved.location, trust_remote_code=False, **options)
-        except (OSError, ValueError, ImportError, KeyError) as error:
-            if "gated repo" in str(error):
-                raise gated from error
-            raise KlscaleError(
-                f"The tokenizer of {ref} cannot be loaded.",
-                _first_line(error),
-                "Check tokenizer.json and tokenizer_config.json.",
-            ) from error
-        try:
+            what = f"{ref} cannot be loaded as a causal language model."
             model, info = AutoModelForCausalLM.from_pretrained(
                 resolved.location,
                 dtype=getattr(torch, ref.dtype),
@@ -182,12 +170,8 @@ def load(resolved: ResolvedModel) -> LoadedModel:
                 output_loading_info=True,
                 **options,
             )
-        except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
-            if "gated repo" in str(error):
-                raise gated from error
-            raise KlscaleError(
-                f"{ref} cannot be loaded as a causal language model.", _first_line(error), _load_remedy(error)
-            ) from error
+    except Exception as error:  # damaged files fail in any way
+        raise _failure(ref, what, error) from error
     missing = sorted(info["missing_keys"])
     if missing or info.get("mismatched_keys"):
         raise KlscaleError(
@@ -227,17 +211,22 @@ def _first_line(error: BaseException) -> str:
     return (lines[0] if lines else type(error).__name__)[:300]
 
 
-def _load_remedy(error: BaseException) -> str:
+def _failure(ref: ModelRef, what: str, error: Exception) -> KlscaleError:
+    """What a user can do about an error of transformers."""
     text = str(error)
-    if "trust_remote_code" in text:
-        return (
-            "The model needs code from its repository, which is never executed: score it elsewhere, `klscale import`."
-        )
-    if "Unrecognized configuration class" in text or "does not recognize this architecture" in text:
-        return (
+    why = _first_line(error)
+    remedy = "Check that the directory or the download is whole."
+    if "gated repo" in text:
+        what, why = f"{ref.name} is gated.", "Its owner asks for consent before a download."
+        remedy = f"Accept the terms at https://huggingface.co/{ref.name}, then `hf auth login`."
+    elif "trust_remote_code" in text:
+        why = "It needs code from its repository, which is never executed."
+        remedy = "Score it elsewhere and `klscale import` its log-likelihoods."
+    elif "Unrecognized configuration class" in text or "does not recognize this architecture" in text:
+        remedy = (
             "Only decoder models of transformers' AutoModelForCausalLM are scored; a newer transformers may know more."
         )
-    return "Check that the directory or the download is whole."
+    return KlscaleError(what, why, remedy)
 
 
 @contextlib.contextmanager

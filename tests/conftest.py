@@ -1,0 +1,147 @@
+"""What tests share: the developers' material where it is, a byte-level tokenizer, and tiny random models."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from klscale.texts import TextSet
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = Path(os.environ.get("KLSCALE_SHARED") or ROOT.parent / "shared")
+EXAMPLE = ROOT / "examples" / "pile-trained-14.csv"
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's cache or store."""
+    monkeypatch.setenv("KLSCALE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("KLSCALE_STORE", raising=False)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the developers' material: set KLSCALE_SHARED, there is none at {SHARED}")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def stories(shared: Path) -> Path:
+    """A real pretrained model of 260k parameters."""
+    return shared / "models" / "stories260K"
+
+
+@pytest.fixture
+def texts() -> TextSet:
+    """40 short texts with characters of one to four bytes, two domains, two texts a document."""
+    generator = np.random.default_rng(0)
+    words = ["tree", "grün", "日本", "🙂", "house", "and", "the", "of\n", "π", "runs"]
+    made = [" ".join(generator.choice(words, size=generator.integers(3, 30))) for _ in range(40)]
+    return TextSet.from_texts("tiny", made, domain=("a", "b") * 20)
+
+
+def byte_tokenizer(bos: bool = False) -> Any:
+    """Every byte one token, <s> in front where asked for."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: n for n, token in enumerate([*alphabet, "<s>"])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", vocabulary["<s>"])]
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", clean_up_tokenization_spaces=False)
+
+
+SMALL = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+}
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt-neox": ("GPTNeoXConfig", {**SMALL, "max_position_embeddings": 512}),
+    "llama, grouped queries": ("LlamaConfig", {**SMALL, "num_key_value_heads": 2, "max_position_embeddings": 512}),
+    "gpt2, tied": (
+        "GPT2Config",
+        {"vocab_size": 300, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512},
+    ),
+    "gemma2, soft cap": (
+        "Gemma2Config",
+        {**SMALL, "num_key_value_heads": 2, "head_dim": 8, "final_logit_softcapping": 3.0},
+    ),
+    "cohere, logit scale": (
+        "CohereConfig",
+        {**SMALL, "num_key_value_heads": 2, "logit_scale": 0.3, "max_position_embeddings": 512, "pad_token_id": 0},
+    ),
+    "granite, logit divisor": (
+        "GraniteConfig",
+        {**SMALL, "num_key_value_heads": 2, "logits_scaling": 4.0, "max_position_embeddings": 512},
+    ),
+    "opt, projected": (
+        "OPTConfig",
+        {
+            "vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 48,
+            "word_embed_proj_dim": 16, "max_position_embeddings": 512, "pad_token_id": 1,
+        },
+    ),
+    "phi, head bias": ("PhiConfig", {**SMALL, "max_position_embeddings": 512}),
+    "mamba": ("MambaConfig", {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}),
+}  # fmt: skip
+
+MakeModel = Callable[..., Path]
+
+
+@pytest.fixture
+def make_model(tmp_path: Path) -> MakeModel:
+    """Save a randomly initialised model of some architecture as a directory; weights large enough to matter."""
+
+    def make(
+        name: str = "model", architecture: str = "gpt-neox", seed: int = 0, bos: bool = False, **changes: Any
+    ) -> Path:
+        import torch
+        import transformers
+
+        config_class, settings = ARCHITECTURES[architecture]
+        config = getattr(transformers, config_class)(**{**settings, **changes})
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = transformers.AutoModelForCausalLM.from_config(config)
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    torch.nn.init.normal_(parameter, std=0.2)
+                elif "bias" in name:
+                    torch.nn.init.normal_(parameter, std=0.5)
+        directory = tmp_path / name
+        model.save_pretrained(directory)
+        byte_tokenizer(bos).save_pretrained(directory)
+        return directory
+
+    return make
+
+
+def plain_log_likelihoods(directory: Path, texts: TextSet, dtype: str = "float32") -> Any:
+    """The independent computation: one unpadded text at a time, the model's own logits, float64 log-softmax and sum."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype)).eval()
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    values = []
+    with torch.no_grad():
+        for text in texts.texts or ():
+            ids = torch.tensor([tokenizer(text)["input_ids"]])
+            log_probabilities = model(ids).logits[0, :-1].double().log_softmax(dim=-1)
+            values.append(log_probabilities[torch.arange(ids.shape[1] - 1), ids[0, 1:]].sum().item())
+    return np.array(values)

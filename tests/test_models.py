@@ -1,0 +1,87 @@
+"""References are parsed and printed without loss, and attributes are read off them."""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+
+from klscale.errors import InputError
+from klscale.models import ModelRef, attributes_of, parse_parameters
+
+
+@pytest.mark.parametrize(
+    ("text", "ref"),
+    [
+        ("EleutherAI/pythia-410m@step1000", ModelRef("EleutherAI/pythia-410m", "step1000")),
+        ("runs/a/checkpoint-500", ModelRef("runs/a/checkpoint-500")),
+        ("gpt2+nf4", ModelRef("gpt2", quantization="nf4")),
+        ("gpt2%bfloat16", ModelRef("gpt2", dtype="bfloat16")),
+        ("o/m@refs%2Fpr%2F3+int8%float16", ModelRef("o/m", "refs/pr/3", "int8", "float16")),
+        ("models/x:file.gguf", ModelRef("models/x", file="file.gguf")),
+        ("./a%20b%2Bc%40d%25e%3Af", ModelRef("./a b+c@d%e:f")),
+        ("./a b", ModelRef("./a b")),
+        ("./caf%C3%A9", ModelRef("./café")),
+        ("x%25bfloat16", ModelRef("x%bfloat16")),
+    ],
+)
+def test_references_round_trip(text, ref):
+    assert ModelRef.parse(text) == ref
+    assert ModelRef.parse(str(ref)) == ref
+    assert str(ModelRef.parse(str(ref))) == str(ref)
+    assert shlex.split(str(ref)) == [str(ref)]
+
+
+def test_every_character_survives():
+    for code in [*range(1, 0x250), 0x65E5, 0x1F642]:
+        ref = ModelRef(f"a{chr(code)}b", f"r{chr(code)}")
+        assert ModelRef.parse(str(ref)) == ref
+        assert shlex.split(str(ref)) == [str(ref)]
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("gpt2+nf5", "Did you mean 'nf4'?"),
+        ("gpt2%bfloat17", "Did you mean 'bfloat16'?"),
+        ("gpt2%float8", "Did you mean 'float32'?"),
+        ("@main", "NAME"),
+        ("gpt2@", "NAME"),
+        ("", "NAME"),
+    ],
+)
+def test_what_is_wrong_is_named(text, hint):
+    with pytest.raises(InputError) as caught:
+        ModelRef.parse(text)
+    assert hint in str(caught.value)
+    assert len(str(caught.value).splitlines()) <= 3
+
+
+@pytest.mark.parametrize(
+    ("name", "attributes"),
+    [
+        ("EleutherAI/pythia-1.4b@step2000", {"family": "pythia", "parameters": 1_400_000_000, "step": 2000}),
+        ("EleutherAI/pythia-410m-seed3", {"family": "pythia", "parameters": 410_000_000, "seed": 3}),
+        ("RWKV/rwkv-4-1b5-pile", {"family": "rwkv-4", "parameters": 1_500_000_000}),
+        ("runs/a/checkpoint-500", {"step": 500}),
+        ("gpt2+nf4", {"quantization": "nf4"}),
+    ],
+)
+def test_attributes_of_names(name, attributes):
+    assert attributes_of(ModelRef.parse(name)) == attributes
+    assert attributes_of(ModelRef.parse(name), {"seed": 9, "step": None})["seed"] == 9
+
+
+def test_parameters_are_numbers():
+    assert [parse_parameters(t) for t in ("410M", "6.9B", "130k", "125000", "many")] == [
+        410_000_000, 6_900_000_000, 130_000, 125_000, None,
+    ]  # fmt: skip
+
+
+def test_slugs_are_file_names():
+    for name in ("../../x", "a b/c:d", "<img src=x>", "x" * 300, "."):
+        slug = ModelRef(name).slug
+        assert slug
+        assert len(slug) <= 80
+        assert not set(slug) & set('/\\<>:"|?* ')
+        assert not slug.startswith(".")

@@ -1,0 +1,253 @@
+"""The engine against a plain loop: one unpadded text at a time, full logits, float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import ARCHITECTURES, byte_tokenizer, plain_log_likelihoods
+from klscale.errors import InputError, KlscaleError
+from klscale.models import ModelRef
+from klscale.scoring import engine as engine_module
+from klscale.scoring.engine import Engine, segments_of
+from klscale.scoring.head import OutputHead
+from klscale.scoring.loading import load, resolve
+from klscale.scoring.tokens import TokenCache, tokenize
+from klscale.texts import TextSet, load_texts
+
+
+def score(directory, texts, *, dtype="float32", batch_tokens=None, which=None, **options):
+    loaded = load(resolve(ModelRef(str(directory), dtype=dtype)))
+    engine = Engine(loaded, device="cpu", batch_tokens=batch_tokens)
+    tokens = tokenize(loaded.tokenizer, texts)
+    values = np.full(len(texts), np.nan)
+    for block in engine.score(tokens, range(len(texts)) if which is None else which, **options):
+        assert np.isnan(values[block.text]).all()
+        values[block.text] = block.log_likelihood
+        assert (block.n_tokens == tokens.lengths[block.text]).all()
+    return values, engine
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_architectures_agree_with_a_plain_loop(architecture, make_model, texts):
+    directory = make_model(architecture, architecture=architecture)
+    values, engine = score(directory, texts, batch_tokens=700)
+    np.testing.assert_allclose(values, plain_log_likelihoods(directory, texts), atol=1e-3, rtol=0)
+    assert not engine.own_logits, "the tiled head must serve this architecture"
+    assert np.ptp(values) > 1
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 300, 100_000])
+def test_any_batch_budget_and_order(batch_tokens, make_model, texts):
+    directory = make_model(bos=True)
+    expected = plain_log_likelihoods(directory, texts)
+    order = np.random.default_rng(0).permutation(len(texts))
+    values, _ = score(directory, texts, batch_tokens=batch_tokens, which=order)
+    np.testing.assert_allclose(values, expected, atol=1e-3, rtol=0)
+
+
+def test_bfloat16_is_read_off_in_float32(make_model, texts):
+    """The hidden states are bfloat16; the log-sum-exp and the sums are not."""
+    directory = make_model()
+    values, engine = score(directory, texts, dtype="bfloat16")
+    assert engine.model.dtype == torch.bfloat16
+    # One bfloat16 rounding is 2**-8 of a logit of a few nats, on up to 200 tokens.
+    np.testing.assert_allclose(values, plain_log_likelihoods(directory, texts, "bfloat16"), atol=3.0, rtol=0)
+
+
+def test_real_model_agrees_with_a_plain_loop(stories, shared):
+    """A real model on real texts to 1e-3 nats a text, whatever the batch budget and the order."""
+    full = load_texts(shared / "texts" / "public-domain-short-3k.jsonl")
+    texts = TextSet.from_texts("part", full.texts[:150])
+    expected = plain_log_likelihoods(stories, texts)
+    for batch_tokens in (1, 2000, 50_000):
+        values, engine = score(stories, texts, batch_tokens=batch_tokens)
+        np.testing.assert_allclose(values, expected, atol=1e-3, rtol=0)
+    assert not engine.own_logits
+
+
+def test_tiles_equal_a_full_log_softmax():
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(1100, 24, generator=generator)
+    weight = torch.randn(9000, 24, generator=generator) * 3
+    bias = torch.randn(9000, generator=generator)
+    target = torch.randint(9000, (1100,), generator=generator)
+    target[:3] = torch.tensor([0, 4096, 8999])  # on the edges of tiles
+    for head in (OutputHead(weight), OutputHead(weight, bias), OutputHead(weight, bias, 0.1, 30.0)):
+        logits = hidden.double() @ weight.double().T + (0 if head.bias is None else bias.double())
+        logits = logits * head.scale
+        if head.soft_cap:
+            logits = torch.tanh(logits / head.soft_cap) * head.soft_cap
+        exact = logits.log_softmax(1)[torch.arange(1100), target]
+        torch.testing.assert_close(head.log_likelihood(hidden, target).double(), exact, atol=1e-4, rtol=0)
+
+
+def test_an_unknown_head_falls_back_to_the_models_own_logits(make_model, texts, monkeypatch):
+    directory = make_model(architecture="gemma2, soft cap")
+    monkeypatch.setattr(
+        engine_module, "candidate_heads", lambda model: [OutputHead(model.get_output_embeddings().weight, scale=5.0)]
+    )
+    values, engine = score(directory, texts, batch_tokens=500)
+    assert engine.own_logits
+    np.testing.assert_allclose(values, plain_log_likelihoods(directory, texts), atol=1e-3, rtol=0)
+
+
+# ------------------------------------------------------------------------------------------------------- long texts
+
+
+def test_windows_score_each_token_once_with_the_longest_context():
+    for length in (1, 5, 8, 9, 12, 13, 100):
+        scored = [p for part in segments_of(0, length, 8) for p in range(part.first, part.stop)]
+        assert scored == list(range(1, length))
+        assert all(part.length <= 8 for part in segments_of(0, length, 8))
+        assert all(part.first - part.start >= 4 for part in segments_of(0, length, 8)[1:])
+
+
+def test_long_texts_are_an_error_skipped_or_windowed(make_model):
+    directory = make_model(max_position_embeddings=64)
+    texts = TextSet.from_texts("mixed", ["short enough", "x" * 63 + "é", "fits" * 16, "long " * 40])
+    with pytest.raises(InputError, match=r"2 texts are longer than the window of .* \(64 tokens\)"):
+        score(directory, texts)
+    skipped, _ = score(directory, texts, long_texts="skip")
+    assert np.isnan(skipped).tolist() == [False, True, False, True]
+    windowed, _ = score(directory, texts, long_texts="window")
+    np.testing.assert_allclose(windowed[[0, 2]], skipped[[0, 2]], atol=1e-4)
+
+    # by hand: every token from the window that gives it the most context
+    loaded = load(resolve(ModelRef(str(directory))))
+    ids = torch.tensor(loaded.tokenizer(texts.texts[3])["input_ids"])
+    total, scored, start = 0.0, 1, 0
+    with torch.no_grad():
+        while scored < len(ids):
+            stop = min(len(ids), scored + 32 if scored > 1 else 64)
+            start = max(0, stop - 64)
+            log_probabilities = loaded.model(ids[None, start:stop]).logits[0].double().log_softmax(-1)
+            total += sum(log_probabilities[p - 1 - start, ids[p]].item() for p in range(scored, stop))
+            scored = stop
+    assert windowed[3] == pytest.approx(total, abs=1e-3)
+
+
+# ---------------------------------------------------------------------------------------------- when something is wrong
+
+
+def test_out_of_memory_halves_the_batch_and_loses_nothing(make_model, texts, monkeypatch):
+    directory = make_model()
+    whole = Engine._hidden_states
+
+    def small_memory(self, inputs):
+        if inputs.numel() > 800:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return whole(self, inputs)
+
+    monkeypatch.setattr(Engine, "_hidden_states", small_memory)
+    values, engine = score(directory, texts, batch_tokens=100_000)
+    assert engine.batch_tokens <= 800
+    np.testing.assert_allclose(values, plain_log_likelihoods(directory, texts), atol=1e-3)
+
+
+def test_out_of_memory_with_one_text_is_an_error(make_model, texts, monkeypatch):
+    def no_memory(self, inputs):
+        raise torch.OutOfMemoryError("out of memory")
+
+    directory = make_model()
+    monkeypatch.setattr(Engine, "_find_head", lambda *_: None)
+    monkeypatch.setattr(Engine, "_from_own_logits", no_memory)
+    with pytest.raises(KlscaleError, match="out of memory on cpu with one text"):
+        score(directory, texts)
+
+
+def test_values_that_are_not_finite_are_refused(make_model, texts):
+    directory = make_model()
+    loaded = load(resolve(ModelRef(str(directory))))
+    with torch.no_grad():
+        loaded.model.get_output_embeddings().weight[7] = float("nan")
+    with pytest.raises(KlscaleError, match="gives a log-likelihood of nan"):
+        list(Engine(loaded, device="cpu").score(tokenize(loaded.tokenizer, texts), range(len(texts))))
+
+
+def test_a_device_that_is_not_there(make_model):
+    loaded = load(resolve(ModelRef(str(make_model()))))
+    with pytest.raises(InputError, match="The device 'nonsense' cannot be used"):
+        Engine(loaded, device="nonsense")
+
+
+# ----------------------------------------------------------------------------------------------------------- tokens
+
+
+def test_special_tokens_are_the_tokenizers_own(texts):
+    without, with_bos = tokenize(byte_tokenizer(), texts), tokenize(byte_tokenizer(bos=True), texts)
+    assert (without.lengths == texts.bytes).all()
+    assert (with_bos.lengths == texts.bytes + 1).all()
+    assert without.not_round_trip == with_bos.not_round_trip == 0
+
+
+def test_tokenizers_that_lose_something_are_noticed():
+    tokenizer = byte_tokenizer()
+    from tokenizers import normalizers
+
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    texts = TextSet.from_texts("cases", ["all small", "One Capital", "none here", "two of Four"])
+    assert tokenize(tokenizer, texts).not_round_trip == 0.5
+
+
+def test_texts_are_tokenized_once_for_each_tokenizer(texts):
+    cache = TokenCache(texts)
+    assert cache.get(byte_tokenizer()) is cache.get(byte_tokenizer())
+    assert cache.get(byte_tokenizer()) is not cache.get(byte_tokenizer(bos=True))
+
+
+# ---------------------------------------------------------------------------------------------------------- loading
+
+
+def test_fingerprint_follows_what_scoring_reads(make_model, tmp_path):
+    directory = make_model()
+    before = resolve(ModelRef(str(directory))).identity
+    (directory / "README.md").write_text("notes")
+    (directory / "optimizer.pt").write_bytes(b"state")
+    assert resolve(ModelRef(str(directory))).identity == before
+    other = make_model("other", seed=1)
+    (directory / "model.safetensors").write_bytes((other / "model.safetensors").read_bytes())
+    assert resolve(ModelRef(str(directory))).identity != before
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda d: (d / "config.json").unlink(), "holds no config.json"),
+        (lambda d: (d / "model.safetensors").unlink(), "holds no weights"),
+        (lambda d: (d / "model.safetensors").write_bytes(b"\x00" * 50), "cannot be loaded as a causal language model"),
+        (lambda d: (d / "tokenizer.json").write_text("{"), "tokenizer of .* cannot be loaded"),
+        (lambda d: (d / "config.json").write_text('{"model_type": "t5"}'), "cannot be loaded as a causal"),
+    ],
+)
+def test_broken_directories(spoil, message, make_model):
+    directory = make_model()
+    spoil(directory)
+    with pytest.raises(KlscaleError, match=message):
+        load(resolve(ModelRef(str(directory))))
+
+
+def test_missing_weights_are_never_random(make_model):
+    from safetensors.torch import load_file, save_file
+
+    directory = make_model()
+    weights = load_file(directory / "model.safetensors")
+    name = next(key for key in weights if "mlp" in key)
+    save_file({k: v for k, v in weights.items() if k != name}, directory / "model.safetensors", {"format": "pt"})
+    with pytest.raises(KlscaleError, match="1 tensors are missing"):
+        load(resolve(ModelRef(str(directory))))
+
+
+def test_code_from_a_repository_is_never_run(make_model, tmp_path):
+    import json
+
+    directory = make_model()
+    config = json.loads((directory / "config.json").read_text())
+    config["model_type"] = "unknown_kind"
+    config["auto_map"] = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
+    (directory / "config.json").write_text(json.dumps(config))
+    (directory / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(KlscaleError):
+        load(resolve(ModelRef(str(directory))))
+    assert not (tmp_path / "ran").exists()

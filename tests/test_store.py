@@ -1,0 +1,201 @@
+"""The store: whole files or none, read by others, checked, and texts resolved as the command line means them."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from klscale.errors import InputError, KlscaleError
+from klscale.models import ModelRef
+from klscale.store import Store, vector_key
+from klscale.texts import TextSet
+from klscale.vectors import CONVENTION, Scores
+
+
+def scores_of(seed: int, n: int = 40) -> Scores:
+    values = -100 - 50 * np.random.default_rng(seed).random(n)
+    return Scores(np.arange(n), values, np.full(n, 30))
+
+
+def metadata(name: str, date: str = "2026-01-01") -> dict:
+    ref = ModelRef.parse(name)
+    key = vector_key(f"files:{name}", ref, CONVENTION, "transformers")
+    return {
+        "ref": name,
+        "key": key,
+        "convention": CONVENTION,
+        "dtype": ref.dtype,
+        "date": date,
+        "attributes": {"seed": 1},
+    }
+
+
+@pytest.fixture
+def store(tmp_path: Path, texts: TextSet) -> Store:
+    store = Store(tmp_path / "store")
+    store.write(texts, scores_of(1), metadata("a/one"))
+    store.write(texts, scores_of(2), metadata("a/two", "2026-01-02"))
+    return store
+
+
+def test_what_is_written_is_read(store, texts):
+    vectors = store.vectors(store.resolve_texts(None))
+    assert vectors.names == ("a/one", "a/two")
+    np.testing.assert_array_equal(vectors.log_likelihood[0], scores_of(1).log_likelihood)
+    assert vectors.attributes["seed"].tolist() == [1, 1]
+    kept = store.texts(texts.id)
+    assert (kept.texts, kept.domain, kept.document) == (texts.texts, texts.domain, None)
+    assert kept.id == TextSet.from_texts("again", kept.texts).id
+
+
+def test_other_tools_read_it(store):
+    import duckdb
+    import pandas as pd
+    import polars as pl
+
+    pattern = f"{store.location}/vectors/*/*.parquet"
+    total = sum(scores_of(seed).log_likelihood.sum() for seed in (1, 2))
+    assert duckdb.sql(f"select sum(log_likelihood) from '{pattern}'").fetchall()[0][0] == pytest.approx(total)
+    assert pl.scan_parquet(pattern).select(pl.col("log_likelihood").sum()).collect().item() == pytest.approx(total)
+    frame = pd.read_parquet(next(Path(store.location).glob("vectors/*/*.parquet")))
+    assert frame.dtypes.astype(str).to_dict() == {"text": "int32", "log_likelihood": "float64", "n_tokens": "int32"}
+
+
+def test_the_newest_vector_of_a_reference_is_read(store, texts):
+    store.write(texts, scores_of(9), {**metadata("a/one", "2026-02-01"), "key": "0123456789ab"})
+    assert len(store.entries(texts.id)) == 3
+    vectors = store.vectors(texts)
+    np.testing.assert_array_equal(vectors.log_likelihood[vectors.position("a/one")], scores_of(9).log_likelihood)
+
+
+def test_check_finds_damage(store, texts):
+    assert all(not problem for _, problem in store.check())
+    one, two = (Path(entry.path) for entry in store.entries(texts.id))
+    data = bytearray(one.read_bytes())
+    one.write_bytes(data[: len(data) // 2])
+    assert dict(store.check())[str(one)].startswith("does not read")
+    # values of another file under this file's metadata
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(two)
+    spoilt = table.set_column(1, "log_likelihood", [table["log_likelihood"].to_numpy() - 1])
+    pq.write_table(spoilt, two)
+    assert dict(store.check())[str(two)] == "the values are not those that were written"
+    with pytest.raises(KlscaleError, match="does not hold the values"):
+        store.vectors(texts)
+    jsonl = Path(store.location) / "texts" / f"{texts.id}.jsonl"
+    lines = jsonl.read_text().splitlines()
+    jsonl.write_text("\n".join([lines[1], lines[0], *lines[2:]]))
+    assert "not those that the id stands for" in dict(store.check())[str(jsonl.with_suffix(".json"))]
+
+
+def test_partial_work_is_kept_and_forgotten(store, texts):
+    first, second = Scores(np.array([3, 1]), np.array([-3.0, -1.0]), np.array([2, 2])), scores_of(3, 2)
+    store.write_partial(texts.id, "k", first)
+    store.write_partial(texts.id, "k", second)
+    there = store.read_partial(texts.id, "k")
+    assert there.text.tolist() == [0, 1, 3]
+    half = next(Path(store.location).glob("partial/*/k/*.parquet"))
+    half.write_bytes(half.read_bytes()[:100])
+    assert 0 < len(store.read_partial(texts.id, "k")) < 3
+    store.drop_partial(texts.id, "k")
+    assert len(store.read_partial(texts.id, "k")) == 0
+
+
+def test_a_killed_writer_leaves_no_half_file(tmp_path):
+    """Kill a process that writes without pause, again and again: every file that is there reads."""
+    program = f"""
+import numpy as np
+from klscale.store import Store
+from klscale.texts import TextSet
+from klscale.vectors import Scores
+texts = TextSet.from_texts("t", [str(s) * 9 for s in range(20000)])
+store, n = Store({str(tmp_path / "s")!r}), 0
+store.put_texts(texts)
+print("ready", flush=True)
+while True:
+    scores = Scores(np.arange(20000), -np.random.rand(20000) - n, np.ones(20000, dtype=int))
+    store.write(texts, scores, {{"ref": f"m{{n % 3}}", "key": f"k{{n % 3}}", "date": str(n)}})
+    n += 1
+"""
+    for _ in range(3):
+        process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+        assert process.stdout.readline() == b"ready\n"
+        time.sleep(0.4)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        found = list(Store(tmp_path / "s").check())
+        assert len(found) > 1
+        assert all(not problem for _, problem in found)
+
+
+def test_object_stores_work_too(texts):
+    store = Store("memory://bucket/store")
+    store.write(texts, scores_of(1), metadata("a/one"))
+    store.write_partial(texts.id, "k", scores_of(2))
+    assert store.vectors(texts).names == ("a/one",)
+    assert len(store.read_partial(texts.id, "k")) == 40
+    assert all(not problem for _, problem in store.check())
+    store.remove(store.entries(texts.id)[0])
+    assert store.entries(texts.id) == []
+
+
+def test_texts_are_resolved(store, texts, tmp_path):
+    assert store.resolve_texts("tiny").id == texts.id
+    assert store.resolve_texts(texts.id).id == texts.id
+    file = tmp_path / "other.jsonl"
+    file.write_text('{"text": "one"}\n{"text": "two"}\n')
+    other = store.resolve_texts(str(file))
+    store.put_texts(other)
+    with pytest.raises(InputError, match="holds 2 text sets"):
+        store.resolve_texts(None)
+    with pytest.raises(InputError, match="was not found") as caught:
+        store.resolve_texts("tinny")
+    assert "Did you mean 'tiny'?" in str(caught.value)
+    # a frozen clip belongs to the store's copy
+    store.put_texts(other.with_clip(-5.0))
+    assert store.resolve_texts(str(file)).clip == -5.0
+
+
+def test_names_from_elsewhere_stay_inside_the_store(store, texts):
+    entry = store.write(texts, scores_of(5), metadata("../../../etc/passwd"))
+    assert Path(entry.path).resolve().is_relative_to(Path(store.location).resolve())
+    long = "o/" + "x" * 300
+    assert store.write(texts, scores_of(5), metadata(long)).ref.name == long
+
+
+def test_a_store_that_cannot_be(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is a file"):
+        Store(tmp_path / "file")
+    with pytest.raises(InputError, match="cannot be opened"):
+        Store("nosuch://bucket")
+
+
+def test_a_full_disk_is_said_and_leaves_nothing_half(store, texts, monkeypatch):
+    before = sorted(Path(store.location).rglob("*"))
+
+    def full(_descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(KlscaleError, match="No space left on device"):
+        store.write(texts, scores_of(3), metadata("a/three"))
+    assert sorted(Path(store.location).rglob("*")) == before
+
+
+def test_metadata_is_json_under_one_key(store):
+    import pyarrow.parquet as pq
+
+    schema = pq.read_schema(next(Path(store.location).glob("vectors/*/*.parquet")))
+    assert json.loads(schema.metadata[b"klscale"])["convention"] == CONVENTION

@@ -1,0 +1,189 @@
+"""Sweeps: only what is missing is scored, what was interrupted resumes, what fails does not stop the rest."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+
+from conftest import plain_log_likelihoods
+from klscale import sweeps
+from klscale.errors import InputError
+from klscale.models import Model, ModelRef
+from klscale.progress import Progress
+from klscale.scoring import engine as engine_module
+from klscale.store import Store
+from klscale.texts import TextSet
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def forwards(monkeypatch):
+    """Counts the texts that really go through a model."""
+    counted = []
+    whole = engine_module.Engine._score_batch
+
+    def count(self, tokens, batch):
+        counted.extend(part.text for part in batch)
+        return whole(self, tokens, batch)
+
+    monkeypatch.setattr(engine_module.Engine, "_score_batch", count)
+    return counted
+
+
+def statuses(outcomes):
+    return [outcome.status for outcome in outcomes]
+
+
+def test_a_sweep_scores_what_is_missing(make_model, texts, store, forwards):
+    models = [str(make_model(f"m{n}", seed=n)) for n in range(3)]
+    assert statuses(sweeps.score(models[:2], texts, store)) == ["scored"] * 2
+    assert len(forwards) == 80
+    assert statuses(sweeps.score(models, texts, store)) == ["present", "present", "scored"]
+    assert len(forwards) == 120
+    vectors = store.vectors(texts)
+    for directory, row in zip(models, vectors.log_likelihood, strict=True):
+        np.testing.assert_allclose(row, plain_log_likelihoods(directory, texts), atol=1e-3)
+    assert vectors.attributes["type"].tolist() == ["gpt_neox"] * 3
+    assert statuses(sweeps.score(models[:1], texts, store, rescore=True)) == ["scored"]
+    assert len(forwards) == 160
+
+
+def test_dtypes_are_other_vectors(make_model, texts, store):
+    directory = str(make_model())
+    refs = [directory, directory + "%bfloat16", directory]
+    assert statuses(sweeps.score(refs[:2], texts, store)) == ["scored", "scored"]
+    vectors = store.vectors(texts)
+    assert vectors.attributes["dtype"].tolist() == ["float32", "bfloat16"]
+    assert 0 < vectors.kl()[0, 1].value < 0.05
+    assert statuses(sweeps.score(refs, texts, store)) == ["present"] * 3
+
+
+def test_an_overwritten_directory_is_scored_again(make_model, texts, store):
+    directory = make_model("m", seed=0)
+    sweeps.score([str(directory)], texts, store)
+    shutil.copy(make_model("other", seed=1) / "model.safetensors", directory)
+    assert statuses(sweeps.score([str(directory)], texts, store)) == ["scored"]
+    np.testing.assert_allclose(
+        store.vectors(texts).log_likelihood[0], plain_log_likelihoods(directory, texts), atol=1e-3
+    )
+
+
+def test_the_same_files_under_another_name_are_not_scored_again(make_model, texts, store, forwards):
+    directory = make_model("m")
+    shutil.copytree(directory, directory.parent / "copy-seed7")
+    sweeps.score([str(directory)], texts, store)
+    (outcome,) = sweeps.score([Model(ModelRef(str(directory.parent / "copy-seed7")), {"family": "f"})], texts, store)
+    assert (outcome.status, len(forwards)) == ("present", 40)
+    vectors = store.vectors(texts)
+    assert vectors.attributes["family"].tolist() == [None, "f"]
+    assert vectors.attributes["type"].tolist() == ["gpt_neox", "gpt_neox"]
+    assert vectors.kl()[0, 1].value == 0
+
+
+def test_a_vector_outlives_its_model(make_model, texts, store):
+    directory = make_model("m")
+    sweeps.score([str(directory)], texts, store)
+    shutil.rmtree(directory)
+    assert statuses(sweeps.score([str(directory)], texts, store)) == ["present"]
+    assert statuses(sweeps.score([str(directory)], texts, store, rescore=True)) == ["failed"]
+
+
+class _Interrupt(Progress):
+    """Ctrl-C after so many megabytes."""
+
+    def __init__(self, after):
+        self.after = after
+
+    def advance(self, amount=1.0):
+        super().advance(amount)
+        if self.done >= self.after:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_model_resumes(make_model, texts, store, forwards):
+    directory = str(make_model())
+    half = float(texts.bytes.sum()) / 2e6
+    with pytest.raises(KeyboardInterrupt):
+        sweeps.score([directory], texts, store, batch_tokens=300, progress=_Interrupt(half))
+    assert store.entries(texts.id) == []
+    done = len(store.read_partial(texts.id, next(iter(_partial_keys(store, texts)))))
+    assert 0 < done < 40
+    forwards.clear()
+    assert statuses(sweeps.score([directory], texts, store)) == ["scored"]
+    assert len(forwards) == 40 - done
+    np.testing.assert_allclose(
+        store.vectors(texts).log_likelihood[0], plain_log_likelihoods(directory, texts), atol=1e-3
+    )
+    assert _partial_keys(store, texts) == []
+
+
+def _partial_keys(store, texts):
+    return [path.rsplit("/", 1)[-1] for path in store._list("partial", texts.id)]
+
+
+def test_one_model_that_fails_does_not_stop_the_others(make_model, texts, store, tmp_path):
+    good, bad = make_model("good"), make_model("bad", seed=1)
+    (bad / "model.safetensors").write_bytes(b"\x00" * 100)
+    outcomes = sweeps.score([str(tmp_path / "none"), str(bad), str(good), "no-such-dir:x"], texts, store)
+    assert statuses(outcomes) == ["failed", "failed", "scored", "failed"]
+    assert all(0 < len(str(outcome.error).splitlines()) <= 3 for outcome in outcomes if outcome.error)
+
+
+def test_long_texts_skipped_are_asked_for_again(make_model, store):
+    directory = str(make_model(max_position_embeddings=32))
+    texts = TextSet.from_texts("mixed", ["a" * 30, "b" * 31, "c" * 40])
+    (outcome,) = sweeps.score([directory], texts, store, long_texts="skip")
+    assert outcome.entry.metadata["skipped"] == [2]
+    assert statuses(sweeps.score([directory], texts, store, long_texts="skip")) == ["present"]
+    (outcome,) = sweeps.score([directory], texts, store)
+    assert "1 texts are longer than the window" in str(outcome.error)
+    assert statuses(sweeps.score([directory], texts, store, long_texts="window")) == ["scored"]
+    assert not store.entries(texts.id)[-1].metadata["skipped"]
+    with pytest.raises(InputError, match="Did you mean 'window'"):
+        sweeps.score([directory], texts, store, long_texts="windows")
+
+
+def test_conventions_are_never_mixed(make_model, store):
+    one, other = str(make_model("one")), str(make_model("other", seed=1))
+    texts = TextSet.from_texts("t", ["a" * 30, "b" * 31, "c" * 40])
+    sweeps.score([one], texts, store)
+    sweeps.score([other], texts, store, long_texts="window")
+    with pytest.raises(InputError, match="different conventions"):
+        store.vectors(texts).kl()
+
+
+def test_a_dry_run_does_nothing(make_model, texts, store, tmp_path):
+    outcomes = sweeps.score([str(make_model())], texts, store, dry_run=True)
+    assert statuses(outcomes) == ["missing"]
+    assert not (tmp_path / "store").exists()
+
+
+def test_nothing_can_be_scored_on_imported_texts(make_model, store):
+    external = TextSet(name="imported", bytes=np.array([10, 20]), id="abc")
+    with pytest.raises(InputError, match="only imported log-likelihoods"):
+        sweeps.score([str(make_model())], external, store)
+
+
+def test_what_was_resolved_is_recorded(make_model, texts, store):
+    (outcome,) = sweeps.score([str(make_model())], texts, store)
+    metadata = outcome.entry.metadata
+    for key in (
+        "ref",
+        "key",
+        "identity",
+        "convention",
+        "dtype",
+        "device",
+        "batch_tokens",
+        "versions",
+        "date",
+        "checksum",
+    ):
+        assert metadata[key], key
+    assert metadata["head"] == "tiles"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from klscale.divergence import Integers
+from klscale.divergence import Integers, format_estimate
 from klscale.vectors import Vectors
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def kl_heat_map(vectors: Vectors, *, annotate_up_to: int = 20) -> Figure:
     short = _without_common_prefix(names)
 
     side = 1.6 + 0.5 * min(K, annotate_up_to)
-    figure = Figure(figsize=(side + 1.3, side), layout="constrained")
+    figure = Figure(figsize=(side + 0.6, side), layout="constrained")
     axes = figure.add_subplot()
     norm = LogNorm(positive.min(), positive.max()) if positive.size and positive.min() < positive.max() else None
     image = axes.imshow(shown[1:, :-1], cmap="cividis", norm=norm)
@@ -50,12 +50,10 @@ def kl_heat_map(vectors: Vectors, *, annotate_up_to: int = 20) -> Figure:
         for i in range(1, K):
             for j in range(i):
                 colour = "black" if value[i, j] > middle else "white"
-                digits = _three_digits(value[i, j])
+                digits, _, plus_minus = format_estimate(value[i, j], error[i, j]).partition(" ± ")
                 axes.text(j, i - 1.08, digits, ha="center", va="center", fontsize=7, color=colour)
-                axes.text(
-                    j, i - 0.76, f"±{error[i, j]:.1g}", ha="center", va="center", fontsize=5, color=colour
-                )  # fmt: skip
-    bar = figure.colorbar(image, ax=axes, shrink=0.5, anchor=(0.0, 1.0))
+                axes.text(j, i - 0.76, f"±{plus_minus}", ha="center", va="center", fontsize=5, color=colour)
+    bar = figure.colorbar(image, cax=axes.inset_axes((0.86, 0.55, 0.03, 0.45)))  # in the empty triangle
     bar.set_label("KL, bits/byte (± standard error)", fontsize=8)
     bar.ax.tick_params(labelsize=7, which="both")
     bar.ax.yaxis.set_major_formatter("{x:g}")
@@ -63,10 +61,6 @@ def kl_heat_map(vectors: Vectors, *, annotate_up_to: int = 20) -> Figure:
     texts = vectors.texts
     axes.set_title(f"{K} models, {len(texts):,} texts of {texts.name}", fontsize=9, loc="left")
     return figure
-
-
-def _three_digits(value: float) -> str:
-    return f"{value:.3g}" if value >= 0.001 else f"{value:.1e}"
 
 
 def _without_common_prefix(names: list[str]) -> list[str]:

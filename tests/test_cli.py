@@ -1,0 +1,312 @@
+"""The command line as a user meets it: what it prints, what it exits with, what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from conftest import EXAMPLE, ROOT
+from klscale.cli import app
+from klscale.store import Store
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Run a command in an empty directory; returns its result."""
+    monkeypatch.chdir(tmp_path)
+    runner = CliRunner()
+
+    def call(*arguments, status=0):
+        result = runner.invoke(app, list(map(str, arguments)))
+        assert result.exit_code == status, result.output + repr(result.exception)
+        assert "Traceback" not in result.output
+        return result
+
+    return call
+
+
+def write_texts(path: Path, n: int = 60) -> Path:
+    generator = np.random.default_rng(0)
+    lines = ["".join(generator.choice(list("abc deé"), size=generator.integers(20, 90))) for _ in range(n)]
+    path.write_text(
+        "".join(json.dumps({"text": "t" + line, "domain": "ab"[n % 2]}) + "\n" for n, line in enumerate(lines))
+    )
+    return path
+
+
+# ------------------------------------------------------------------------------------------------------ first minutes
+
+
+def test_help_loads_nothing_heavy():
+    program = (
+        "import sys\nfrom klscale.cli import main\nsys.argv = ['klscale', '--help']\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "print([m for m in ('torch', 'transformers', 'numpy', 'pandas', 'matplotlib') if m in sys.modules])"
+    )
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert output.rstrip().endswith("[]")
+    assert "compare" in output
+
+
+def test_importing_the_package_loads_no_torch():
+    program = "import sys, klscale; klscale.Store, klscale.ModelRef; print('torch' in sys.modules)"
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert output == "False\n"
+
+
+def test_every_public_name_is_there():
+    import klscale
+
+    assert all(getattr(klscale, name) is not None for name in klscale.__all__)
+    with pytest.raises(AttributeError):
+        _ = klscale.nothing
+
+
+def test_version(run):
+    assert run("--version").output.startswith("klscale 0.")
+
+
+# ---------------------------------------------------------------------------------------------------- imported matrix
+
+
+@pytest.fixture
+def imported(run, tmp_path):
+    run("import", EXAMPLE, "--id", "text_id")
+    return tmp_path / "klscale-store"
+
+
+def test_imported_matrix_end_to_end(run, imported):
+    L = pd.read_csv(EXAMPLE)
+    for record in json.loads(run("kl", "--json").output):
+        d = L[record["a"]] - L[record["b"]]
+        assert record["value"] == pytest.approx(d.var(ddof=0) / (2 * L["bytes"].mean() * np.log(2)), rel=1e-9)
+        assert record["n_documents"] == L.groupby(["document"]).ngroups
+    a, b = "EleutherAI/pythia-1b", "EleutherAI/pythia-160m"
+    (record,) = json.loads(run("compare", a, b, "--json").output)
+    assert {"a", "b", "kl", "standard_error", "unit", "kl_unclipped", "clipped", "kl_nats_per_text", "n_texts",
+            "kurtosis", "in_range", "setting"} <= set(record)  # fmt: skip
+    assert (record["a"], record["b"], record["unit"], record["setting"]) == (a, b, "bits/byte", "size")
+    assert record["bits_per_byte_difference"]["value"] == pytest.approx(
+        (L[a] - L[b]).sum() / np.log(2) / L["bytes"].sum(), rel=1e-9
+    )
+    shown = run("compare", a, b).output
+    assert f"{a} is better by" in shown
+    assert "measured on these texts" in shown
+    assert len(json.loads(run("ls", "--json").output)[0]["models"]) == 14
+    assert "0 with a problem" in run("check").output
+
+
+def test_matrix_is_saved(run, imported, tmp_path):
+    run("kl", "--out", "deep/kl.csv")
+    run("kl", "--out", "kl.parquet")
+    frame = pd.read_csv(tmp_path / "deep" / "kl.csv")
+    assert len(frame) == 91
+    assert frame["value"].between(frame["interval_low"], frame["interval_high"]).all()
+    pd.testing.assert_frame_equal(frame, pd.read_parquet(tmp_path / "kl.parquet"))
+    for ending in ("png", "svg", "pdf"):
+        run("kl", "--out", f"kl.{ending}")
+        run("kl", "--out", f"again.{ending}")
+        assert (tmp_path / f"kl.{ending}").read_bytes() == (tmp_path / f"again.{ending}").read_bytes()
+    assert "Did you mean" in run("kl", "--out", "kl.cvs", status=2).output
+
+
+def test_scale_is_measured_beside_the_published(run, imported):
+    record = json.loads(run("scale", "--json").output)
+    (row,) = record["measured"]
+    assert (row["setting"], len(row["pairs"])) == ("size", 26)
+    assert record["published_holds_here"] is False
+    assert "beside, not comparable" in run("scale").output
+    assert len(json.loads(run("scale", "--published", "--json").output)) == 10
+
+
+def test_reference_ladder_and_release_gate(run, imported):
+    names = ["EleutherAI/pythia-2.8b", "EleutherAI/pythia-1.4b", "EleutherAI/pythia-410m"]
+    shown = run("compare", *names[1:], "--reference", names[0]).output
+    assert "From EleutherAI/pythia-2.8b" in shown
+    assert len(json.loads(run("compare", *names[1:], "--reference", names[0], "--json").output)) == 2
+    run("compare", *names[:2], "--fail-above", "0.2")
+    assert "Above 0.05 bits/byte" in run("compare", *names[:2], "--fail-above", "0.05", status=1).output
+
+
+def test_models_are_removed(run, imported):
+    run("rm", "EleutherAI/pythia-1b")
+    assert len(json.loads(run("ls", "--json").output)[0]["models"]) == 13
+    assert "Did you mean" in run("rm", "EleutherAI/pythia-1bb", status=2).output
+
+
+def test_clip_is_frozen(run, imported):
+    run("texts", "clip")
+    L = pd.read_csv(EXAMPLE).filter(like="/")
+    (head,) = json.loads(run("texts", "list", "--json").output)["store"]
+    assert head["clip"] == pytest.approx(np.quantile(L.to_numpy(), 0.02))
+    near, poor, _ = json.loads(
+        run("compare", "EleutherAI/pythia-1b", "EleutherAI/pythia-410m", "EleutherAI/pythia-160m", "--json").output
+    )
+    assert near["uses_clip"]
+    assert near["kl"] < near["kl_unclipped"]
+    assert poor["clipped"] > 0.05
+    assert poor["kl"] == poor["kl_unclipped"]
+    assert "the clip would move" in poor["warnings"][0]
+    run("texts", "clip", "--value", "5", status=2)
+
+
+def test_names_are_shown_as_text(run, tmp_path):
+    L = pd.read_csv(EXAMPLE).filter(like="/").iloc[:, :2]
+    L.columns = ["<img src=x onerror=alert(1)>", "[red]o/m[/red]"]
+    L.assign(bytes=280).to_csv(tmp_path / "odd.csv", index=False)
+    run("import", "odd.csv")
+    shown = run("kl").output + run("ls").output
+    assert "[red]o/m[/red]" in shown or "%5Bred%5Do/m%5B/red%5D" in shown
+    assert "onerror" in shown
+
+
+# ------------------------------------------------------------------------------------------------------------ scoring
+
+
+def test_score_and_compare_real_models(run, make_model, tmp_path):
+    texts = write_texts(tmp_path / "mine.jsonl")
+    one, two = make_model("one"), make_model("two", seed=1)
+    output = run("score", one, two, "--texts", texts, "--device", "cpu").output
+    assert "scored" in output
+    assert "in the store already" in run("score", one, two).output
+    (record,) = json.loads(run("compare", one, f"{one}%bfloat16", "--json").output)
+    assert record["warnings"] == ["different dtypes (float32, bfloat16): their rounding is part of the value"]
+    assert 0 < record["kl"] < 0.05
+    assert "klscale scale --published" in run("scale", status=2).output
+
+
+def test_suite_files_are_scored(run, make_model, tmp_path):
+    write_texts(tmp_path / "mine.jsonl")
+    for seed in (1, 2):
+        make_model(f"seed{seed}", seed=seed)
+    suite = "texts: ./mine.jsonl\nmodels:\n  - {name: './seed{seed}', seed: [1, 2], family: f}\n  - name: ./none\n"
+    (tmp_path / "suite.yaml").write_text(suite)
+    assert "to be scored" in run("score", "--suite", "suite.yaml", "--dry-run", status=1).output
+    records = json.loads(run("score", "--suite", "suite.yaml", "--json", status=1).stdout)
+    assert [record["status"] for record in records] == ["scored", "scored", "failed"]
+    (row,) = json.loads(run("scale", "--json").output)["measured"]
+    assert (row["setting"], len(row["pairs"])) == ("seed", 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["score"], "Give either models or a suite file"),
+        (["score", "./none", "--texts", "T"], "is not a directory"),
+        (["score", "gpt2+nf5", "--texts", "T"], "Did you mean 'nf4'?"),
+        (["score", "./none", "--texts", "none.jsonl"], "no such file"),
+        (["compare", "./none", "--texts", "T"], "Two different models are needed"),
+        (["kl"], "is empty"),
+        (["kl", "--store", "T"], "is a file"),
+        (["texts", "info", "pile10k"], "Did you mean 'pile-10k'?"),
+        (["import", "none.csv"], "cannot be read"),
+        (["import", "T"], "cannot be imported"),
+        (["rm", "x"], "holds no 'x'"),
+        (["compare", "--frob"], "No such option"),
+        (["nonsense"], "No such command"),
+    ],
+)
+def test_wrong_arguments_exit_with_2(run, tmp_path, arguments, message):
+    texts = write_texts(tmp_path / "mine.jsonl")
+    result = run(*[str(texts) if argument == "T" else argument for argument in arguments], status=2)
+    assert message in result.output
+
+
+def test_errors_are_three_lines(tmp_path, make_model):
+    """What, why, remedy on standard error, and nothing on standard output."""
+    texts = write_texts(tmp_path / "mine.jsonl")
+    model = make_model(max_position_embeddings=32)
+    result = subprocess.run(
+        [sys.executable, "-m", "klscale", "compare", model, f"{model}%bfloat16", "--texts", texts],
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert result.stdout == ""
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 6
+    assert "texts are longer than the window" in lines[0]
+    assert "--long-texts window" in lines[2]
+
+
+def test_ctrl_c_keeps_what_is_done_and_the_same_command_resumes(tmp_path, make_model, shared):
+    """A real interrupt in the middle of a model: exit status 130, partial work kept, the rest scored afterwards."""
+    texts = shared / "texts" / "public-domain-short-3k.jsonl"
+    model = make_model(max_position_embeddings=1024, num_hidden_layers=6, hidden_size=128, intermediate_size=512)
+    command = [sys.executable, "-m", "klscale", "score", model, "--texts", texts, "--batch-tokens", "2000", "--json"]
+    often = "import klscale.sweeps, klscale.cli; klscale.sweeps.KEEP_EVERY_S = 0.1; klscale.cli.main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", often, *command[3:]],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("klscale-store/partial/*/*/*.parquet")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "the same command goes on from there" in errors
+    store = Store(tmp_path / "klscale-store")
+    assert all(not problem for _, problem in store.check())
+    kept = list(tmp_path.glob("klscale-store/partial/*/*/*.parquet"))
+    assert kept
+    n_kept = sum(len(pd.read_parquet(path)) for path in kept)
+    assert 0 < n_kept < 3000
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)[0]["status"] == "scored"
+    assert not list(tmp_path.glob("klscale-store/partial/*/*"))
+
+
+# -------------------------------------------------------------------------------------------------------------- texts
+
+
+def test_texts_are_built_and_inspected(run, tmp_path):
+    (tmp_path / "book.txt").write_text("Once upon a time. " * 500)
+    run("texts", "build", "book.txt", "--out", "set.jsonl", "--texts", "5")
+    record = json.loads(run("texts", "info", "set.jsonl", "--json").output)
+    assert (record["n_texts"], record["max_bytes"], record["n_documents"]) == (5, 1024, 1)
+    assert "clustered by document" in run("texts", "info", "set.jsonl").output
+    assert "pile-10k" in run("texts", "list").output
+
+
+# --------------------------------------------------------------------------------------------------------------- demo
+
+
+def test_demo_quick(tmp_path):
+    """The main job without any download; a second run trains and scores nothing."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "klscale", "demo", "--quick", "--out", "demo"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    for setting in ("seed", "size", "fine-tuning", "later training", "early training"):
+        assert setting in result.stdout
+    record = json.loads((tmp_path / "demo" / "scale.json").read_text())
+    rows = {row["setting"]: row for row in record["measured"]}
+    assert all(row["median"] > 0 and row["standard_error"] > 0 for row in rows.values())
+    assert rows["later training"]["median"] < rows["seed"]["median"]
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert again.returncode == 0
+    assert again.stdout == result.stdout
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")} == before
+
+
+def test_the_pictures_of_the_documentation_are_current(tmp_path):
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        from make_pictures import main
+    finally:
+        sys.path.pop(0)
+    for picture in main(tmp_path):
+        assert picture.stat().st_size > 10_000
+        assert (ROOT / "docs" / "pictures" / picture.name).is_file()

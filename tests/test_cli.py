@@ -238,11 +238,11 @@ def test_errors_are_three_lines(tmp_path, make_model):
     assert "--long-texts window" in lines[2]
 
 
-def test_ctrl_c_keeps_what_is_done_and_the_same_command_resumes(tmp_path, make_model, shared):
+def test_ctrl_c_keeps_what_is_done_and_the_same_command_resumes(tmp_path, make_model):
     """A real interrupt in the middle of a model: exit status 130, partial work kept, the rest scored afterwards."""
-    texts = shared / "texts" / "public-domain-short-3k.jsonl"
-    model = make_model(max_position_embeddings=1024, num_hidden_layers=6, hidden_size=128, intermediate_size=512)
-    command = [sys.executable, "-m", "klscale", "score", model, "--texts", texts, "--batch-tokens", "2000", "--json"]
+    texts = write_texts(tmp_path / "mine.jsonl", 4000)
+    model = make_model(num_hidden_layers=4)
+    command = [sys.executable, "-m", "klscale", "score", model, "--texts", texts, "--batch-tokens", "300", "--json"]
     often = "import klscale.sweeps, klscale.cli; klscale.sweeps.KEEP_EVERY_S = 0.1; klscale.cli.main()"
     process = subprocess.Popen(
         [sys.executable, "-c", often, *command[3:]],
@@ -260,7 +260,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_resumes(tmp_path, make_m
     kept = list(tmp_path.glob("klscale-store/partial/*/*/*.parquet"))
     assert kept
     n_kept = sum(len(pd.read_parquet(path)) for path in kept)
-    assert 0 < n_kept < 3000
+    assert 0 < n_kept < 4000
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)[0]["status"] == "scored"

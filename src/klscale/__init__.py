@@ -1,10 +1,9 @@
 """klscale: how far apart are two language models, and is that a lot?
 
-    >>> import klscale
-    >>> texts = klscale.load_texts("texts.jsonl")
-    >>> store = klscale.Store("klscale-store")
-    >>> klscale.score(["EleutherAI/pythia-70m", "EleutherAI/pythia-160m"], texts, store)
-    >>> print(store.vectors(texts).kl()["EleutherAI/pythia-70m", "EleutherAI/pythia-160m"])
+    texts = klscale.load_texts("texts.jsonl")
+    store = klscale.Store("klscale-store")
+    klscale.score(["EleutherAI/pythia-70m", "EleutherAI/pythia-160m"], texts, store)
+    print(store.vectors(texts).kl()["EleutherAI/pythia-70m", "EleutherAI/pythia-160m"])
 
 Names are loaded when they are first used: `import klscale` loads no torch.
 """

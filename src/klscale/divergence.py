@@ -256,65 +256,73 @@ def kl_matrix(
     standard errors. Pairs with fewer than two texts in common are NaN.
     """
     L = np.asarray(log_likelihood, dtype=np.float64)
-    size = np.asarray(text_bytes, dtype=np.float64)
-    K = L.shape[0]
-    fields = {
-        name: np.full((K, K), np.nan) for name in ("m2", "spread", "m2_clip", "spread_clip", "m4", "m4_clip", "B", "c")
-    }
-    n_texts, n_documents = np.zeros((K, K), dtype=np.int64), np.zeros((K, K), dtype=np.int64)
-
+    K = len(L)
+    names = tuple(labels) if labels is not None else tuple(map(str, range(K)))
     present = ~np.isnan(L)
-    patterns, pattern_of = (
-        (present[:1], np.zeros(K, dtype=np.intp)) if present.all() else np.unique(present, axis=0, return_inverse=True)
-    )
+    if present.all():
+        return KLMatrix(names, **_complete_block(L, text_bytes, clip, documents))
+
+    # Models that have the same texts are computed together, and each pair of such groups on the texts of both.
+    whole: dict[str, NDArray[Any]] = {
+        name: np.full((K, K), 0 if kind in (np.int64, np.bool_) else np.nan, dtype=kind)
+        for name, kind in _FIELDS.items()
+    }
+    patterns, pattern_of = np.unique(present, axis=0, return_inverse=True)
     for p in range(len(patterns)):
         for q in range(p, len(patterns)):
             texts = np.flatnonzero(patterns[p] & patterns[q])
-            rows = np.flatnonzero((pattern_of == p) | (pattern_of == q))
-            block = np.ix_(rows, rows)
-            wanted = (pattern_of[rows] == p)[:, None] & (pattern_of[rows] == q)[None, :]
-            wanted |= wanted.T
-
-            def put(target: NDArray[Any], source: Any, block: Any = block, wanted: Any = wanted) -> None:
-                target[block] = np.where(wanted, source, target[block])
-
-            put(n_texts, len(texts))
             if len(texts) < 2:
                 continue
-            part = L if len(texts) == L.shape[1] and len(rows) == K else L[np.ix_(rows, texts)]
-            clusters = cluster_codes(None if documents is None else np.asarray(documents)[texts])
-            put(n_documents, 0 if clusters is None else clusters.max() + 1)
-            put(fields["B"], size[texts].mean())
-            moved = np.zeros(len(rows)) if clip is None else (part < clip).mean(axis=1)
-            put(fields["c"], np.maximum(moved[:, None], moved[None, :]))
-            plain = pairwise_moments(part, clusters)
-            clipped = pairwise_moments(np.maximum(part, clip), clusters) if moved.any() and clip is not None else plain
-            for name, moments in zip(("m2", "m4", "spread"), plain, strict=True):
-                put(fields[name], moments)
-            for name, moments in zip(("m2_clip", "m4_clip", "spread_clip"), clipped, strict=True):
-                put(fields[name], moments)
+            rows = np.flatnonzero((pattern_of == p) | (pattern_of == q))
+            group = None if documents is None else np.asarray(documents)[texts]
+            block = _complete_block(L[np.ix_(rows, texts)], text_bytes[texts], clip, group)
+            i, j = (np.flatnonzero(pattern_of[rows] == pattern) for pattern in (p, q))
+            for name, values in block.items():
+                whole[name][np.ix_(rows[i], rows[j])] = values[np.ix_(i, j)]
+                whole[name][np.ix_(rows[j], rows[i])] = values[np.ix_(j, i)]
+    return KLMatrix(names, **whole)
 
-    scale = nats2_per_bit_per_byte(fields["B"])
-    root_n = np.sqrt(np.maximum(n_texts, 1))
-    uses_clip = (fields["c"] <= CLIP_LIMIT) & (clip is not None)
-    m2 = np.where(uses_clip, fields["m2_clip"], fields["m2"])
-    m4 = np.where(uses_clip, fields["m4_clip"], fields["m4"])
-    spread = np.where(uses_clip, fields["spread_clip"], fields["spread"])
+
+_FIELDS = {
+    "value": np.float64,
+    "standard_error": np.float64,
+    "n_texts": np.int64,
+    "mean_bytes": np.float64,
+    "value_unclipped": np.float64,
+    "standard_error_unclipped": np.float64,
+    "clipped": np.float64,
+    "uses_clip": np.bool_,
+    "kurtosis": np.float64,
+    "n_documents": np.int64,
+}
+
+
+def _complete_block(
+    L: Floats, text_bytes: Integers, clip: float | None, documents: Sequence[Any] | NDArray[Any] | None
+) -> dict[str, NDArray[Any]]:
+    """The fields of a `KLMatrix` for a matrix L (K, N) without missing values."""
+    K, N = L.shape
+    clusters = cluster_codes(documents)
+    mean_bytes = float(text_bytes.mean())
+    scale = nats2_per_bit_per_byte(mean_bytes)
+    plain = m2, m4, spread = pairwise_moments(L, clusters)
+    fields: dict[str, NDArray[Any]] = {
+        "value_unclipped": m2 / scale,
+        "standard_error_unclipped": spread / (math.sqrt(N) * scale),
+        "n_texts": np.full((K, K), N),
+        "n_documents": np.full((K, K), 0 if clusters is None else clusters.max() + 1),
+        "mean_bytes": np.full((K, K), mean_bytes),
+    }
+    moved = np.zeros(K) if clip is None else (L < clip).mean(axis=1)
+    fields["clipped"] = np.maximum(moved[:, None], moved[None, :])
+    fields["uses_clip"] = (fields["clipped"] <= CLIP_LIMIT) & (clip is not None)
+    if clip is not None and moved.any():
+        clipped = pairwise_moments(np.maximum(L, clip), clusters)
+        m2, m4, spread = (np.where(fields["uses_clip"], c, p) for c, p in zip(clipped, plain, strict=True))
     with np.errstate(invalid="ignore", divide="ignore"):
-        kurtosis = m4 / m2**2
-    return KLMatrix(
-        labels=tuple(labels) if labels is not None else tuple(str(k) for k in range(K)),
-        value=m2 / scale,
-        standard_error=spread / root_n / scale,
-        n_texts=n_texts,
-        mean_bytes=fields["B"],
-        value_unclipped=fields["m2"] / scale,
-        standard_error_unclipped=fields["spread"] / root_n / scale,
-        clipped=fields["c"],
-        uses_clip=uses_clip,
-        kurtosis=kurtosis,
-        n_documents=n_documents,
-    )
+        fields["kurtosis"] = m4 / m2**2
+    fields["value"], fields["standard_error"] = m2 / scale, spread / (math.sqrt(N) * scale)
+    return fields
 
 
 def kl(

@@ -152,15 +152,19 @@ def load(resolved: ResolvedModel) -> LoadedModel:
     Raises KlscaleError where the files are not a causal language model, or do not hold all of its weights.
     """
     import torch
+    from huggingface_hub import hf_hub_download
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     ref = resolved.ref
     options: dict[str, Any] = {"revision": resolved.commit} if resolved.commit else {"local_files_only": True}
     if ref.file:
         options["gguf_file"] = ref.file
-    what = f"The tokenizer of {ref} cannot be loaded."
+    what = f"{ref} cannot be fetched."
     try:
         with _quiet_transformers():
+            if resolved.commit:  # by its own name, so that the cache knows offline what the branch pointed to
+                hf_hub_download(ref.name, ref.file or "config.json", revision=ref.revision)
+            what = f"The tokenizer of {ref} cannot be loaded."
             tokenizer = AutoTokenizer.from_pretrained(resolved.location, trust_remote_code=False, **options)
             what = f"{ref} cannot be loaded as a causal language model."
             model, info = AutoModelForCausalLM.from_pretrained(
@@ -213,10 +217,14 @@ def _first_line(error: BaseException) -> str:
 
 def _failure(ref: ModelRef, what: str, error: Exception) -> KlscaleError:
     """What a user can do about an error of transformers."""
-    text = str(error)
-    why = _first_line(error)
+    from huggingface_hub.errors import GatedRepoError
+
+    text, why = str(error), _first_line(error)
     remedy = "Check that the directory or the download is whole."
-    if "gated repo" in text:
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    if any(isinstance(cause, GatedRepoError) for cause in causes):
         what, why = f"{ref.name} is gated.", "Its owner asks for consent before a download."
         remedy = f"Accept the terms at https://huggingface.co/{ref.name}, then `hf auth login`."
     elif "trust_remote_code" in text:

@@ -141,6 +141,17 @@ def test_the_clip_is_used_unless_it_moves_more_than_five_percent(matrix):
     assert far.value == far.value_unclipped
 
 
+def test_range_is_left_far_apart_and_far_from_the_texts(matrix):
+    L, size = matrix
+    alike = L.mean(axis=0) + 0.2 * (L - L.mean(axis=0))
+    good = alike * (0.9 * size.sum() * math.log(2) / -alike.sum(axis=1))[:, None]  # 0.9 bits per byte each
+    assert kl(good[0], good[1], size).in_range
+    assert not kl(3 * good[0], 3 * good[1], size).in_range, "2.7 bits per byte"
+    far = good[1] + 60 * np.random.default_rng(0).normal(size=500)
+    assert kl(good[0], far, size).value > 1
+    assert not kl(good[0], far, size).in_range
+
+
 @pytest.mark.parametrize("n_groups", [30, 200])
 def test_clustered_standard_errors_equal_sums_over_documents(matrix, n_groups):
     L, size = matrix

@@ -37,7 +37,7 @@ class Setting:
     """KL of one setting, in bits per byte: the median over `pairs`.
 
     `standard_error` is over texts (bootstrap). `interval`: 95 % over models (resampled) or, below five models, the
-    range over pairs (`interval_kind`: `models` or `range`).
+    range over pairs (`interval_kind`: `models` or `range`). `n_in_range` pairs are KL rather than mere distances.
     """
 
     setting: str
@@ -47,6 +47,7 @@ class Setting:
     interval_kind: str
     pairs: tuple[tuple[str, str], ...]
     n_models: int
+    n_in_range: int
 
 
 @dataclass(frozen=True)
@@ -160,9 +161,9 @@ def _measure(vectors: Vectors, setting: str, pairs: Sequence[tuple[str, str]]) -
         interval, kind = (float(values.min()), float(values.max())), "range"
     else:
         interval, kind = _over_models(pairs, values, models), "models"
-    return Setting(
-        setting, float(np.median(values)), _over_texts(vectors, pairs), interval, kind, tuple(pairs), len(models)
-    )
+    in_range = sum(matrix[pair].in_range for pair in pairs)
+    median, error = float(np.median(values)), _over_texts(vectors, pairs)
+    return Setting(setting, median, error, interval, kind, tuple(pairs), len(models), in_range)
 
 
 def _over_models(

@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 WIDE = 200
 """Columns where the output is no terminal: a file or a pipe does not wrap."""
 
+OUT_OF_RANGE = (
+    "* out of range: the models are far apart (above 1 bit/byte) or far from the texts (above 2 bits/byte); "
+    "the value is a distance that overstates KL"
+)
+
 out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -137,7 +142,10 @@ def warnings_of(kl: KL, a_dtype: Any, b_dtype: Any) -> list[str]:
 
     found = []
     if not kl.in_range:
-        found.append("far apart: read it as a distance, the approximation to KL is out of its range")
+        found.append(
+            "far apart, or far from the texts (above 2 bits/byte): the approximation is out of its range, "
+            "read the value as a distance that overstates KL"
+        )
     if not kl.uses_clip and kl.clipped > CLIP_LIMIT:
         found.append(f"not clipped: the clip would move {kl.clipped:.0%} of a vector")
     if kl.kurtosis > HEAVY_TAILS:
@@ -299,7 +307,7 @@ def print_matrix(vectors: Vectors) -> None:
     if any(kl.heavy_tails for _, _, kl in pairs):
         out.print("! kurtosis above 10: the interval covers less often than 95 %", style="yellow")
     if any(not kl.in_range for _, _, kl in pairs):
-        out.print("Far apart, the value is a distance rather than a KL divergence.", style="yellow")
+        out.print(OUT_OF_RANGE, style="yellow")
 
 
 def scale_record(vectors: Vectors, measured: Sequence[Setting]) -> dict[str, Any]:
@@ -354,11 +362,14 @@ def print_scale(vectors: Vectors, measured: Sequence[Setting]) -> None:
     for row in measured:
         low, high = row.interval
         spread = f"{low:.3g} to {high:.3g}" + (" (range)" if row.interval_kind == "range" else "")
+        mark = "" if row.n_in_range == len(row.pairs) else " *"
         shown.add_row(
-            row.setting, format_estimate(row.median, row.standard_error), spread, str(len(row.pairs)),
+            row.setting, format_estimate(row.median, row.standard_error) + mark, spread, str(len(row.pairs)),
             str(row.n_models), f"{known[row.setting]:.3g}" if row.setting in known else "",
         )  # fmt: skip
     out.print(shown)
     out.print("± is the standard error over texts; (range): over the pairs of fewer than five models.", style="dim")
+    if any(row.n_in_range < len(row.pairs) for row in measured):
+        out.print(OUT_OF_RANGE, style="yellow")
     if not scales.published_holds(vectors.texts):
         out.print("The published values are for pile-10k and much larger models: beside, not comparable.", style="dim")

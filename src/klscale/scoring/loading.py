@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import logging
 import os
 import re
 from collections.abc import Iterator
@@ -161,7 +160,7 @@ def load(resolved: ResolvedModel) -> LoadedModel:
         options["gguf_file"] = ref.file
     what = f"{ref} cannot be fetched."
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             if resolved.commit:  # by its own name, so that the cache knows offline what the branch pointed to
                 hf_hub_download(ref.name, ref.file or "config.json", revision=ref.revision)
             what = f"The tokenizer of {ref} cannot be loaded."
@@ -238,15 +237,16 @@ def _failure(ref: ModelRef, what: str, error: Exception) -> KlscaleError:
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """No bars and warnings of transformers while it loads: klscale tells what matters."""
-    from transformers.utils import logging as transformers_logging
+def quiet_transformers() -> Iterator[None]:
+    """No bars and notices of transformers while it reads and saves: klscale tells what matters."""
+    from transformers.utils import logging
 
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity(logging.ERROR)
-    transformers_logging.disable_progress_bar()
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
-        transformers_logging.set_verbosity(verbosity)
-        transformers_logging.enable_progress_bar()
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()

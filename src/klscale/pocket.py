@@ -39,6 +39,8 @@ class Recipe:
     steps: int = 800
     interval: int = 40
     """Steps between checkpoints, once the powers of two have reached it."""
+    last: int = 3
+    """How many checkpoints, the last ones, are kept of the runs other than the first."""
     warmup: int = 40
     """Steps until the learning rate is at its peak; a cosine to a tenth of the peak follows."""
     finetune_steps: int = 80
@@ -52,15 +54,15 @@ class Recipe:
     """Peak learning rate of fine-tuning, as a share of that of pretraining; more leads far from the parent."""
 
     def runs(self) -> list[Run]:
-        """The first run keeps all checkpoints (0, 1, 2, 4, ..., then regular), the others the last three; the last
-        run is fine-tuned from the first."""
+        """The first run keeps all checkpoints (0, 1, 2, 4, ..., then regular), the others their last ones; the last run
+        is fine-tuned from the first."""
         powers = (2**n for n in range(self.interval.bit_length()) if 2**n < self.interval)
         steps = sorted({0, *powers, *range(self.interval, self.steps, self.interval), self.steps})
         middle, width = self.sizes[len(self.sizes) // 2]
         models = [(middle, width, seed) for seed in self.seeds]
         models += [(size, width, self.seeds[0]) for size, width in self.sizes if size != middle]
         runs = [
-            Run(f"pocket-{size}-seed{seed}", width, self.layers, seed, tuple(steps if n == 0 else steps[-3:]))
+            Run(f"pocket-{size}-seed{seed}", width, self.layers, seed, tuple(steps if n == 0 else steps[-self.last :]))
             for n, (size, width, seed) in enumerate(models)
         ]
         parent = f"{runs[0].name}/checkpoint-{self.steps}"
@@ -100,7 +102,7 @@ class Run:
 
 
 FULL = Recipe()
-QUICK = Recipe(steps=96, interval=24, warmup=16, finetune_steps=40)
+QUICK = Recipe(steps=96, interval=24, last=1, warmup=16, finetune_steps=40)
 
 
 def train_pocket_suite(directory: Path, *, quick: bool = False, progress: Progress = SILENT) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import platform
 import time
 from collections.abc import Iterator, Sequence
@@ -190,7 +189,6 @@ class _Sweep:
                     error = problem
                 del loading
                 loaded = None
-                gc.collect()
                 self.progress.advance(self._megabytes() * (n + 1) - self.progress.done)
                 status = "failed" if error else "scored"
                 yield job.place, Outcome(job.ref, status, entry, error, time.monotonic() - started)

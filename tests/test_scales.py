@@ -52,6 +52,15 @@ def test_pairs_of_each_setting():
     assert set(pairs) == {"early training", "later training", "seed", "size", "fine-tuning", "4-bit"}
 
 
+def test_runs_of_no_known_family_are_told_apart_by_their_directory():
+    rows = {f"{run}/checkpoint-{step}": {"step": step} for step in (100, 200, 300) for run in ("./a", "./b")}
+    pairs = scales.setting_pairs(vectors_of(rows))
+    assert pairs == {
+        "later training": [(f"{run}/checkpoint-{a}", f"{run}/checkpoint-{b}") for run in ("./a", "./b")
+                           for a, b in ((100, 200), (200, 300))],
+    }  # fmt: skip
+
+
 def test_a_missing_attribute_is_no_difference():
     a, b = ModelRef("p/a"), ModelRef("p/b")
     assert scales.setting_of({"family": "p", "seed": 1}, {"family": "p", "seed": 2, "step": 5}, a, b) == "seed"

@@ -494,7 +494,7 @@ def texts_info(
 def texts_build(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Documents: text files, or .jsonl.")],
     file: Annotated[Path, typer.Option("--out", metavar="FILE.jsonl", help="Where to write the set.")],
-    n_texts: Annotated[int | None, typer.Option("--texts", min=2, help="How many. [default: all chunks]")] = None,
+    n_texts: Annotated[int | None, typer.Option("--sample", min=2, metavar="N", help="[default: all chunks]")] = None,
     max_bytes: Annotated[int, typer.Option(min=4, help="Longest chunk in UTF-8 bytes.")] = 1024,
     min_bytes: Annotated[int, typer.Option(min=0, help="Chunks must be longer than this.")] = 256,
     seed: Annotated[int, typer.Option(help="Of the sample.")] = 42,

@@ -6,6 +6,7 @@ a difference. Published values hold for pile-10k with its clip and are never mix
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -120,8 +121,10 @@ def setting_pairs(vectors: Vectors) -> dict[str, list[tuple[str, str]]]:
     runs: dict[tuple[Any, ...], list[int]] = {}
     for place, row in enumerate(rows):
         if "step" in row and "parent" not in row:
-            key = tuple(row.get(name) for name in ("family", "type", "parameters", "seed", "quantization", "dtype"))
-            runs.setdefault(key, []).append(place)
+            kept = (row.get(name) for name in ("type", "parameters", "seed", "quantization", "dtype"))
+            # Checkpoints of no known family are of one run if they lie in one directory, or are revisions of one name.
+            origin = row.get("family") or re.sub(r"/(?:checkpoint|step)[-_]\d+/?$", "", vectors.models[place].name)
+            runs.setdefault((origin, *kept), []).append(place)
     found: dict[str, list[tuple[str, str]]] = {}
     last = set(range(len(rows))) - {place for run in runs.values() for place in run}
     for run in runs.values():
@@ -133,13 +136,28 @@ def setting_pairs(vectors: Vectors) -> dict[str, list[tuple[str, str]]]:
             if rows[b]["step"] - rows[a]["step"] == spacing[0][0]:
                 half = "early training" if rows[b]["step"] <= steps[-1] / 2 else "later training"
                 found.setdefault(half, []).append((vectors.names[a], vectors.names[b]))
-    for a, b in combinations(range(len(rows)), 2):
+    for a, b in _related(vectors, rows):
         setting = setting_of(rows[a], rows[b], vectors.models[a], vectors.models[b])
         if setting in ("seed", "size") and not {a, b} <= last:
             continue
         if setting is not None and setting != "checkpoint":
             found.setdefault(setting, []).append((vectors.names[a], vectors.names[b]))
     return found
+
+
+def _related(vectors: Vectors, rows: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
+    """Places of the pairs that may instance a setting: of one family or name, or parent and child."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for place, (ref, row) in enumerate(zip(vectors.models, rows, strict=True)):
+        groups.setdefault(("name", ref.name), []).append(place)
+        if "family" in row:
+            groups.setdefault(("family", row["family"]), []).append(place)
+    pairs = {pair for group in groups.values() for pair in combinations(group, 2)}
+    for child, row in enumerate(rows):
+        if "parent" in row and (parent := str(ModelRef.parse(row["parent"]))) in vectors.names:
+            a = vectors.position(parent)
+            pairs.add((min(a, child), max(a, child)))
+    return sorted(pairs)
 
 
 # ------------------------------------------------------------------------------------------------------ the numbers

@@ -69,9 +69,14 @@ class Vectors:
         if self.log_likelihood.shape != shape or len(self.attributes) != shape[0]:
             raise ValueError(f"log_likelihood has shape {self.log_likelihood.shape}, models x texts is {shape}")
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
+        """The references as strings, in order."""
         return tuple(map(str, self.models))
+
+    @cached_property
+    def _positions(self) -> dict[str, int]:
+        return {name: place for place, name in enumerate(self.names)}
 
     def __len__(self) -> int:
         return len(self.models)
@@ -88,10 +93,9 @@ class Vectors:
 
     def position(self, model: str | ModelRef) -> int:
         """Row of a model."""
-        try:
-            return self.names.index(str(model))
-        except ValueError:
-            raise InputError(f"No vector of {model} on {self.texts.name}.", nearest(str(model), self.names)) from None
+        if str(model) not in self._positions:
+            raise InputError(f"No vector of {model} on {self.texts.name}.", nearest(str(model), self.names))
+        return self._positions[str(model)]
 
     def kl(self) -> KLMatrix:
         """KL between all pairs of models, in bits per byte with standard errors; computed once.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TOKENS, VOCABULARY = 512, 4096
-"""Tile shape: small enough for the cache of a CPU core, large enough for full matrix speed (on a GPU it is larger)."""
+"""Tile shape: small enough for the cache of a CPU core, large enough for full matrix speed (on a GPU 4 times both)."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class OutputHead:
 
     def log_likelihood(self, hidden: Tensor, target: Tensor) -> Tensor:
         """Log-probability (T,) in float32 of `target` (T,) token ids after `hidden` states (T, H)."""
-        factor = 1 if hidden.device.type == "cpu" else 8
+        factor = 1 if hidden.device.type == "cpu" else 4
         rows = [
             self._tile_row(h, t, VOCABULARY * factor)
             for h, t in zip(torch.split(hidden, TOKENS * factor), torch.split(target, TOKENS * factor), strict=True)

@@ -24,6 +24,7 @@ _READ_WITH_WEIGHTS = (
     "*.index.json",
     "tokenizer*",
     "special_tokens_map.json",
+    "added_tokens.json",
     "vocab*",
     "merges.txt",
     "*.model",

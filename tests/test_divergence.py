@@ -105,6 +105,20 @@ def test_the_real_matrix_equals_a_direct_computation():
         assert found.value == pytest.approx(direct, rel=1e-9)
 
 
+def test_columns_hold_what_the_pairs_hold(matrix):
+    L, size = matrix
+    L[1] = L[0]
+    L[2, :7] = np.nan
+    documents = np.random.default_rng(4).integers(90, size=500).astype(str)
+    result = kl_matrix(L, size, clip=float(np.nanquantile(L, 0.02)), documents=documents)
+    columns = result.columns()
+    for n, (a, b, pair) in enumerate(result.pairs()):
+        assert (columns["a"][n], columns["b"][n]) == (a, b)
+        assert (columns["interval_low"][n], columns["interval_high"][n]) == pytest.approx(pair.interval, rel=1e-12)
+        for name in ("value", "standard_error", "n_texts", "clipped", "in_range"):
+            assert columns[name][n] == getattr(pair, name)
+
+
 # ------------------------------------------------------------------------------------------- missing, clip, clusters
 
 

@@ -145,12 +145,12 @@ class KLMatrix:
 
     def __getitem__(self, pair: tuple[str | int, str | int]) -> KL:
         i, j = self.position(pair[0]), self.position(pair[1])
-        value, error = float(self.value[i, j]), float(self.standard_error[i, j])
-        documents = int(self.n_documents[i, j])
+        value, error, documents = self.value[i, j], self.standard_error[i, j], int(self.n_documents[i, j])
+        low, high = log_interval(value, error, documents)
         return KL(
-            value=value,
-            standard_error=error,
-            interval=log_interval(value, error, documents),
+            value=float(value),
+            standard_error=float(error),
+            interval=(float(low), float(high)),
             n_texts=int(self.n_texts[i, j]),
             mean_bytes=float(self.mean_bytes[i, j]),
             value_unclipped=float(self.value_unclipped[i, j]),
@@ -167,6 +167,15 @@ class KLMatrix:
         for i, a in enumerate(self.labels):
             for j in range(i + 1, len(self.labels)):
                 yield a, self.labels[j], self[i, j]
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """Every pair once, in order of rows, as arrays (K (K - 1) / 2,) for a table: `a`, `b`, the fields, the ends of
+        the interval."""
+        i, j = np.triu_indices(len(self.labels), k=1)
+        names = np.array(self.labels, dtype=object)
+        fields = {name: getattr(self, name)[i, j] for name in _FIELDS}
+        low, high = log_interval(fields["value"], fields["standard_error"], fields["n_documents"])
+        return {"a": names[i], "b": names[j], **fields, "interval_low": low, "interval_high": high}
 
 
 def format_estimate(value: float, standard_error: float, *, sign: bool = False) -> str:
@@ -185,18 +194,19 @@ def format_estimate(value: float, standard_error: float, *, sign: bool = False) 
 # ------------------------------------------------------------------------------------------- intervals and averages
 
 
-def critical_value(n_documents: int = 0) -> float:
-    """Two-sided 95 % quantile: normal, or Student's t with G - 1 degrees of freedom for G clusters of texts."""
-    tail = (1 + CONFIDENCE) / 2
-    return float(special.stdtrit(n_documents - 1, tail) if n_documents > 1 else special.ndtri(tail))
+def critical_value(n_documents: int | Integers = 0) -> Any:
+    """Two-sided 95 % quantile: normal, or Student's t with G - 1 degrees of freedom for G > 0 clusters of texts."""
+    freedom = np.where(np.asarray(n_documents) > 0, np.asarray(n_documents) - 1.0, np.inf)
+    return special.stdtrit(freedom, (1 + CONFIDENCE) / 2)
 
 
-def log_interval(value: float, standard_error: float, n_documents: int = 0) -> tuple[float, float]:
-    """95 % interval on the log scale: value x exp(± z SE / value). Covers better than value ± z SE; never negative."""
-    if not value > 0:
-        return (value, value)
-    factor = math.exp(min(critical_value(n_documents) * standard_error / value, 700.0))
-    return (value / factor, value * factor)
+def log_interval(value: Floats, standard_error: Floats, n_documents: int | Integers = 0) -> tuple[Floats, Floats]:
+    """95 % interval on the log scale: value x exp(± z SE / value). Covers better than value ± z SE; never negative.
+    A value of 0, two models that agree on every text, has no width."""
+    positive = np.where(value > 0, value, 1.0)
+    exponent = np.where(value > 0, critical_value(n_documents) * standard_error / positive, 0.0)
+    factor = np.exp(np.minimum(exponent, 700.0))
+    return value / factor, value * factor
 
 
 def cluster_codes(documents: Sequence[Any] | NDArray[Any] | None) -> Integers | None:
@@ -241,7 +251,7 @@ def bits_per_byte(
     clusters = cluster_codes(None if documents is None else np.asarray(documents)[both])
     value = float(bits.sum() / size.sum())
     error = float(standard_error_of_mean(bits - value * size, clusters) / size.mean())
-    half = critical_value(0 if clusters is None else int(clusters.max()) + 1) * error
+    half = float(critical_value(0 if clusters is None else int(clusters.max()) + 1)) * error
     return Estimate(value, error, (value - half, value + half), int(both.sum()))
 
 
@@ -441,7 +451,7 @@ def kl_difference(
     influence = (d[0] ** 2 - d[1] ** 2) / nats2_per_bit_per_byte(float(text_bytes[texts].mean()))
     clusters = cluster_codes(None if documents is None else np.asarray(documents)[texts])
     value, error = float(influence.mean()), float(standard_error_of_mean(influence, clusters))
-    half = critical_value(0 if clusters is None else int(clusters.max()) + 1) * error
+    half = float(critical_value(0 if clusters is None else int(clusters.max()) + 1)) * error
     return Estimate(value, error, (value - half, value + half), len(texts))
 
 

@@ -30,7 +30,7 @@ IDENTITY = ("family", "type", "parameters", "seed", "step", "parent", "quantizat
 BITS = {"8-bit": {"int8"}, "4-bit": {"nf4", "fp4", "int4"}}
 FEWEST_MODELS = 5
 """Below this many models the spread of a median over models is shown as the range of its pairs."""
-RESAMPLES = 400
+RESAMPLES = 200
 
 
 @dataclass(frozen=True)
@@ -204,26 +204,26 @@ def _over_models(
 
 def _over_texts(vectors: Vectors, pairs: Sequence[tuple[str, str]], seed: int = 0) -> float:
     """Standard error of the median over pairs, by drawing texts (whole documents, where texts share them) anew."""
-    rows, texts = vectors.log_likelihood, vectors.texts
-    d = np.stack([rows[vectors.position(a)] - rows[vectors.position(b)] for a, b in pairs])
-    if texts.clip is not None:
-        clipped = np.maximum(rows, texts.clip)
-        matrix = vectors.kl()
-        for row, (a, b) in zip(d, pairs, strict=True):
-            if matrix[a, b].uses_clip:
-                row[:] = clipped[vectors.position(a)] - clipped[vectors.position(b)]
-    both = ~np.isnan(d).any(axis=0)
-    d, size = d[:, both], texts.bytes[both].astype(np.float64)
+    rows, texts, matrix = vectors.log_likelihood, vectors.texts, vectors.kl()
+    clipped = rows if texts.clip is None else np.maximum(rows, texts.clip)
+    places = [(vectors.position(a), vectors.position(b)) for a, b in pairs]
+    both = ~np.isnan(rows[sorted({place for pair in places for place in pair})]).any(axis=0)
+    size = texts.bytes[both].astype(np.float64)
     clusters = divergence.cluster_codes(None if texts.document is None else np.asarray(texts.document)[both])
-    codes = np.arange(d.shape[1]) if clusters is None else clusters
+    codes = np.arange(len(size)) if clusters is None else clusters
     n_clusters = int(codes.max()) + 1
     generator = np.random.default_rng(seed)
     draws = np.stack(
         [np.bincount(generator.integers(n_clusters, size=n_clusters), minlength=n_clusters) for _ in range(RESAMPLES)]
     )[:, codes].astype(np.float64)
     n = draws.sum(axis=1)
-    d = d - d.mean(axis=1, keepdims=True)
-    variance = (d**2 @ draws.T) / n - ((d @ draws.T) / n) ** 2
+    variance = np.empty((len(pairs), RESAMPLES))
+    for place, (i, j) in enumerate(places):
+        used = clipped if matrix.uses_clip[i, j] else rows
+        d = (used[i] - used[j])[both]
+        d -= d.mean()
+        first, second = draws @ d / n, draws @ (d * d) / n
+        variance[place] = second - first**2
     medians = np.median(variance, axis=0) / divergence.nats2_per_bit_per_byte(draws @ size / n)
     return float(np.std(medians, ddof=1))
 

@@ -32,8 +32,8 @@ OUT_OF_RANGE = (
     "the value is a distance that overstates KL"
 )
 
-out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
+err = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else WIDE)
 
 
 def print_error(error: KlscaleError) -> None:
@@ -62,22 +62,32 @@ def plain(text: object) -> str:
     return escape(str(text))
 
 
+def short(count: float) -> str:
+    return f"{count:,.0f}" if count >= 100 else f"{count:.3g}"
+
+
 class Bar(Progress):
     """A bar on standard error: what, how many, how long yet."""
 
     def __init__(self, shown: Any) -> None:
-        self.shown, self.task = shown, None
+        self.shown = shown
+        self.task: Any = None
+        self.total: float | None = None
+        self.unit = ""
 
     def begin(self, what: str, total: float | None = None, unit: str = "") -> None:
         super().begin(what, total, unit)
         if self.task is not None:
             self.shown.remove_task(self.task)
-        self.task = self.shown.add_task(plain(what), total=total, unit=unit)
+        self.total, self.unit = total, unit
+        self.task = self.shown.add_task(plain(what), total=total, count="")
 
     def advance(self, amount: float = 1.0) -> None:
         super().advance(amount)
         if self.task is not None:
-            self.shown.update(self.task, advance=amount)
+            of = f" of {short(self.total)}" if self.total else ""
+            count = f"{short(self.done)}{of} {self.unit}" if self.unit != "%" else ""
+            self.shown.update(self.task, advance=amount, count=count)
 
     def now(self, what: str) -> None:
         if self.task is not None:
@@ -96,7 +106,7 @@ def progress_bar() -> Iterator[Progress]:
         rich_progress.TextColumn("{task.description}"),
         rich_progress.BarColumn(bar_width=24),
         rich_progress.TaskProgressColumn(),
-        rich_progress.TextColumn("{task.completed:.3g}/{task.total:.3g} {task.fields[unit]}"),
+        rich_progress.TextColumn("{task.fields[count]}"),
         rich_progress.TimeRemainingColumn(elapsed_when_finished=True),
     )
     with rich_progress.Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as shown:
@@ -270,7 +280,6 @@ def save_matrix(vectors: Vectors, file: Path) -> None:
     """All pairs as a table, or the picture of the matrix; by the file's ending."""
     import pandas as pd
 
-    from klscale.divergence import as_record
     from klscale.errors import nearest
 
     endings = (".csv", ".parquet", ".png", ".svg", ".pdf")
@@ -278,9 +287,7 @@ def save_matrix(vectors: Vectors, file: Path) -> None:
         raise InputError(f"{file}: unknown ending {file.suffix!r}.", nearest(file.suffix, endings))
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.suffix in (".csv", ".parquet"):
-        rows = [{"a": a, "b": b, **as_record(kl)} for a, b, kl in vectors.kl().pairs()]
-        frame = pd.DataFrame(rows)
-        frame[["interval_low", "interval_high"]] = frame.pop("interval").to_list()
+        frame = pd.DataFrame(vectors.kl().columns())
         frame.to_csv(file, index=False) if file.suffix == ".csv" else frame.to_parquet(file, index=False)
     else:
         from klscale.pictures import kl_heat_map, save
@@ -290,12 +297,17 @@ def save_matrix(vectors: Vectors, file: Path) -> None:
 
 def print_matrix(vectors: Vectors) -> None:
     """The whole matrix where it fits a screen, else its nearest and farthest pairs."""
+    import numpy as np
+
     matrix = vectors.kl()
     out.print(describe_texts(vectors.texts))
-    pairs = sorted(matrix.pairs(), key=lambda pair: pair[2].value)
-    if len(pairs) > 120:
-        out.print(f"{len(vectors):,} models, {len(pairs):,} pairs; the nearest and the farthest (all: --out FILE.csv)")
-        pairs = pairs[:10] + pairs[-10:]
+    i, j = np.triu_indices(len(vectors), k=1)
+    order = np.argsort(matrix.value[i, j])
+    if len(order) > 120:
+        out.print(f"{len(vectors):,} models, {len(order):,} pairs; the nearest and the farthest (all: --out FILE.csv)")
+        order = np.concatenate([order[:10], order[-10:]])
+    names = vectors.names
+    pairs = [(names[i[n]], names[j[n]], matrix[int(i[n]), int(j[n])]) for n in order]
     shown = table("model", "model", "KL ± SE, bits/byte", "95 % interval", "kurtosis", right=(2, 3, 4), title="\nKL")
     for a, b, kl in pairs:
         low, high = kl.interval
@@ -362,6 +374,7 @@ def print_scale(vectors: Vectors, measured: Sequence[Setting]) -> None:
     for row in measured:
         low, high = row.interval
         spread = f"{low:.3g} to {high:.3g}" + (" (range)" if row.interval_kind == "range" else "")
+        spread = spread if len(row.pairs) > 1 else "one pair"
         mark = "" if row.n_in_range == len(row.pairs) else " *"
         shown.add_row(
             row.setting, format_estimate(row.median, row.standard_error) + mark, spread, str(len(row.pairs)),

@@ -388,11 +388,11 @@ def _fetch(url: str, part: Path, progress: Progress) -> bool:
         return True
     with response, part.open("ab" if response.status == 206 else "wb") as file:
         length = response.headers.get("Content-Length")
-        progress.begin("downloading pile-10k", float(length) if length else None, "bytes")
+        progress.begin("downloading pile-10k", float(length) / 1e6 if length else None, "MB")
         received = 0
         with contextlib.suppress(ConnectionError, TimeoutError):
             while block := response.read(1 << 16):
                 file.write(block)
                 received += len(block)
-                progress.advance(len(block))
+                progress.advance(len(block) / 1e6)
     return length is None or received >= int(length)

@@ -217,6 +217,11 @@ def cluster_codes(documents: Sequence[Any] | NDArray[Any] | None) -> Integers | 
     return codes.astype(np.int64) if len(unique) < len(codes) else None
 
 
+def n_clusters(clusters: Integers | None) -> int:
+    """Number of clusters; 0 for texts that are independent."""
+    return 0 if clusters is None else int(clusters.max()) + 1
+
+
 def standard_error_of_mean(values: Floats, clusters: Integers | None = None) -> Floats:
     """Standard error of the mean over the last axis; with clusters, texts of one cluster may be correlated."""
     deviation = values - values.mean(axis=-1, keepdims=True)
@@ -234,8 +239,8 @@ def _cluster_variance(deviation: Floats, clusters: Integers) -> Floats:
     return np.asarray((sums**2).sum(axis=-1) / deviation.shape[-1] * _small_sample(len(starts)))
 
 
-def _small_sample(n_clusters: int) -> float:
-    return n_clusters / (n_clusters - 1) if n_clusters > 1 else math.nan
+def _small_sample(count: int) -> float:
+    return count / (count - 1) if count > 1 else math.nan
 
 
 def bits_per_byte(
@@ -251,7 +256,7 @@ def bits_per_byte(
     clusters = cluster_codes(None if documents is None else np.asarray(documents)[both])
     value = float(bits.sum() / size.sum())
     error = float(standard_error_of_mean(bits - value * size, clusters) / size.mean())
-    half = float(critical_value(0 if clusters is None else int(clusters.max()) + 1)) * error
+    half = float(critical_value(n_clusters(clusters))) * error
     return Estimate(value, error, (value - half, value + half), int(both.sum()))
 
 
@@ -328,7 +333,7 @@ def _complete_block(
         "value_unclipped": m2 / scale,
         "standard_error_unclipped": spread / (math.sqrt(N) * scale),
         "n_texts": np.full((K, K), N),
-        "n_documents": np.full((K, K), 0 if clusters is None else clusters.max() + 1),
+        "n_documents": np.full((K, K), n_clusters(clusters)),
         "mean_bytes": np.full((K, K), mean_bytes),
     }
     moved = np.zeros(K) if clip is None else (L < clip).mean(axis=1)
@@ -451,7 +456,7 @@ def kl_difference(
     influence = (d[0] ** 2 - d[1] ** 2) / nats2_per_bit_per_byte(float(text_bytes[texts].mean()))
     clusters = cluster_codes(None if documents is None else np.asarray(documents)[texts])
     value, error = float(influence.mean()), float(standard_error_of_mean(influence, clusters))
-    half = float(critical_value(0 if clusters is None else int(clusters.max()) + 1)) * error
+    half = float(critical_value(n_clusters(clusters))) * error
     return Estimate(value, error, (value - half, value + half), len(texts))
 
 
@@ -473,12 +478,12 @@ def kl_bootstrap(
     clusters = cluster_codes(None if documents is None else np.asarray(documents)[both])
     codes = np.arange(len(d)) if clusters is None else clusters
     d = d - d.mean()
-    n_clusters = int(codes.max()) + 1
-    sums = np.stack([np.bincount(codes, weights=w, minlength=n_clusters) for w in (np.ones_like(d), d, d * d, size)])
+    G = n_clusters(codes)
+    sums = np.stack([np.bincount(codes, weights=w, minlength=G) for w in (np.ones_like(d), d, d * d, size)])
     generator = np.random.default_rng(seed)
     values = np.empty(resamples)
     for r in range(resamples):
-        draws = np.bincount(generator.integers(n_clusters, size=n_clusters), minlength=n_clusters)
+        draws = np.bincount(generator.integers(G, size=G), minlength=G)
         n, first, second, total_bytes = sums @ draws
         values[r] = (second / n - (first / n) ** 2) / nats2_per_bit_per_byte(total_bytes / n)
     return values

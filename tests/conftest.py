@@ -97,6 +97,34 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "phi, head bias": ("PhiConfig", {**SMALL, "max_position_embeddings": 512}),
+    "gpt-j": (
+        "GPTJConfig",
+        {"vocab_size": 300, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512, "rotary_dim": 4},
+    ),
+    "mistral, sliding window": (
+        "MistralConfig",
+        {**SMALL, "num_key_value_heads": 2, "sliding_window": 16, "max_position_embeddings": 512},
+    ),
+    "qwen2": ("Qwen2Config", {**SMALL, "num_key_value_heads": 2, "max_position_embeddings": 512}),
+    "qwen3": ("Qwen3Config", {**SMALL, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512}),
+    "gemma3": (
+        "Gemma3TextConfig",
+        {**SMALL, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 16, "max_position_embeddings": 512},
+    ),
+    "bloom": ("BloomConfig", {"vocab_size": 300, "hidden_size": 32, "n_layer": 2, "n_head": 4}),
+    "falcon": (
+        "FalconConfig",
+        {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
+    ),
+    "stablelm": ("StableLmConfig", {**SMALL, "num_key_value_heads": 2, "max_position_embeddings": 512}),
+    "mixtral, experts": (
+        "MixtralConfig",
+        {**SMALL, "num_key_value_heads": 2, "num_local_experts": 4, "max_position_embeddings": 512},
+    ),
+    "rwkv, recurrent": (
+        "RwkvConfig",
+        {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32},
+    ),
     "mamba": ("MambaConfig", {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}),
 }  # fmt: skip
 

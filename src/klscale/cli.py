@@ -143,8 +143,14 @@ def demo(
         print_scale(vectors, measured)
         first, last = vectors.names[0], vectors.names[len(vectors) - 1]
         out.print(f"\n{len(vectors)} models; the numbers are in {plain(numbers)}. Look closer:")
-        out.print(f"  klscale kl --store {plain(store.location)} --out {plain(directory)}/kl.png", style="dim")
-        out.print(f"  klscale compare --store {plain(store.location)} {plain(first)} {plain(last)}", style="dim")
+        out.print(
+            f"  klscale kl --store {plain(store.location)} --out {plain(directory)}/kl.png", style="dim", soft_wrap=True
+        )
+        out.print(
+            f"  klscale compare --store {plain(store.location)} {plain(first)} {plain(last)}",
+            style="dim",
+            soft_wrap=True,
+        )
     raise typer.Exit(failure_status(outcomes))
 
 

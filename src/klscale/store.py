@@ -10,6 +10,7 @@ makes a vector what it is, so many machines write to one store without locks.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -327,7 +328,7 @@ class Store:
 
     def drop_partial(self, text_set: str, key: str) -> None:
         """Forget unfinished work: the vector is whole, or was asked for anew."""
-        if self._fs.exists(self._path("partial", text_set, key)):
+        with contextlib.suppress(FileNotFoundError):  # never there, or forgotten by another process
             self._fs.rm(self._path("partial", text_set, key), recursive=True)
 
     # ------------------------------------------------------------------------------------------------------- check

@@ -126,7 +126,9 @@ def test_scale_is_measured_beside_the_published(run, imported):
     assert (row["setting"], len(row["pairs"])) == ("size", 26)
     assert record["published_holds_here"] is False
     assert "beside, not comparable" in run("scale").output
-    assert len(json.loads(run("scale", "--published", "--json").output)) == 10
+    known = json.loads(run("scale", "--published", "--json").output)
+    assert (len(known["settings"]), len(known["pairs"])) == (10, 8)
+    assert "0.069 ± 0.0011" in run("scale", "--published").output
 
 
 def test_reference_ladder_and_release_gate(run, imported):

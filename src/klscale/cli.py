@@ -72,12 +72,12 @@ StoreOption = Annotated[
 ]
 TextsOption = Annotated[
     str | None,
-    typer.Option("--texts", metavar="NAME|FILE", help="Text set: a name, an id, or a file. [default: the store's own]"),
+    typer.Option("--texts", metavar="NAME|FILE", help="Text set: a name, an id, or a file. Default: the store's own."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. [default: the fastest there is]")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. Default: the fastest there is.")]
 BatchOption = Annotated[
-    int | None, typer.Option(min=1, metavar="TOKENS", help="Tokens in a batch, padding included. [default: found]")
+    int | None, typer.Option(min=1, metavar="TOKENS", help="Tokens in a batch, padding included. Default: found.")
 ]
 LongOption = Annotated[str, typer.Option(metavar="error|skip|window", help="Texts beyond a model's window.")]
 STORE = "./klscale-store"
@@ -326,7 +326,9 @@ def scale(
 
     if published:
         if as_json:
-            print_json([asdict(row) | {"unit": "bits/byte", "texts": "pile-10k"} for row in scales.published()])
+            rows, pairs = scales.published(), scales.published_pairs()
+            record = {"settings": [asdict(row) for row in rows], "pairs": [asdict(pair) for pair in pairs]}
+            print_json({"texts": "pile-10k", "unit": "bits/byte", **record})
         else:
             print_published()
         return
@@ -344,7 +346,7 @@ def scale(
 @app.command(name="import")
 def import_command(
     file: Annotated[str, typer.Argument(metavar="FILE", help="CSV, Parquet, or one of the published pickles.")],
-    name: Annotated[str | None, typer.Option(help="Name of the text set. [default: the file's]")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the text set. Default: the file's.")] = None,
     id_column: Annotated[str | None, typer.Option("--id", metavar="COL", help="Column that names the rows.")] = None,
     store: StoreOption = STORE,
     texts: TextsOption = None,
@@ -461,7 +463,7 @@ def texts_list(store: StoreOption = STORE, as_json: JsonOption = False) -> None:
 
 @texts_app.command("info")
 def texts_info(
-    texts: Annotated[str | None, typer.Argument(metavar="NAME|FILE", help="[default: the store's own]")] = None,
+    texts: Annotated[str | None, typer.Argument(metavar="NAME|FILE", help="Default: the store's own set.")] = None,
     store: StoreOption = STORE,
     as_json: JsonOption = False,
 ) -> None:
@@ -500,7 +502,9 @@ def texts_info(
 def texts_build(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Documents: text files, or .jsonl.")],
     file: Annotated[Path, typer.Option("--out", metavar="FILE.jsonl", help="Where to write the set.")],
-    n_texts: Annotated[int | None, typer.Option("--sample", min=2, metavar="N", help="[default: all chunks]")] = None,
+    n_texts: Annotated[
+        int | None, typer.Option("--sample", min=2, metavar="N", help="How many. Default: all chunks.")
+    ] = None,
     max_bytes: Annotated[int, typer.Option(min=4, help="Longest chunk in UTF-8 bytes.")] = 1024,
     min_bytes: Annotated[int, typer.Option(min=0, help="Chunks must be longer than this.")] = 256,
     seed: Annotated[int, typer.Option(help="Of the sample.")] = 42,
@@ -518,7 +522,7 @@ def texts_build(
 
 @texts_app.command("clip")
 def texts_clip(
-    texts: Annotated[str | None, typer.Argument(metavar="NAME|ID", help="[default: the store's own]")] = None,
+    texts: Annotated[str | None, typer.Argument(metavar="NAME|ID", help="Default: the store's own set.")] = None,
     value: Annotated[float | None, typer.Option(metavar="NATS", help="This value instead of the quantile.")] = None,
     quantile: Annotated[float, typer.Option(min=0, max=0.5, help="Of all values in the store, pooled.")] = 0.02,
     store: StoreOption = STORE,

@@ -62,11 +62,31 @@ class PublishedSetting:
     source: str
 
 
+@dataclass(frozen=True)
+class PublishedPair:
+    """A published KL between two models, or a kind of pair, in bits per byte, with its standard error over texts."""
+
+    compared: str
+    kl: float
+    standard_error: float
+    source: str
+
+
 @cache
+def _published() -> dict[str, Any]:
+    data: dict[str, Any] = yaml.safe_load(files("klscale").joinpath("data/published.yaml").read_text(encoding="utf-8"))
+    return data
+
+
 def published() -> tuple[PublishedSetting, ...]:
     """The published scale, smallest first (Kishino et al., arXiv 2505.15353v3)."""
-    data = yaml.safe_load(files("klscale").joinpath("data/published.yaml").read_text(encoding="utf-8"))
-    return tuple(PublishedSetting(**row) for row in sorted(data["settings"], key=lambda row: float(row["median"])))
+    rows = sorted(_published()["settings"], key=lambda row: float(row["median"]))
+    return tuple(PublishedSetting(**row) for row in rows)
+
+
+def published_pairs() -> tuple[PublishedPair, ...]:
+    """Published values of single pairs (Kishino et al., arXiv 2505.15353v1)."""
+    return tuple(PublishedPair(**row) for row in _published()["pairs"])
 
 
 def published_holds(texts: TextSet) -> bool:

@@ -346,11 +346,15 @@ def print_published() -> None:
 
     shown = table("setting", "median, bits/byte", "pairs", "compared", "source", right=(1, 2))
     for row in scales.published():
-        shown.add_row(row.setting, f"{row.median:.3g}", str(row.pairs or ""), row.compared, row.source)
+        shown.add_row(row.setting, f"{row.median:#.2g}", str(row.pairs or ""), row.compared, row.source)
+    out.print(shown)
+    shown = table("pair", "KL ± SE, bits/byte", "source", right=(1,), title="\nSingle pairs")
+    for pair in scales.published_pairs():
+        shown.add_row(pair.compared, f"{pair.kl:#.2g} ± {pair.standard_error:#.2g}", pair.source)
     out.print(shown)
     out.print(
-        "\nP1v3: Kishino et al., arXiv 2505.15353v3, medians second-hand. "
-        "They hold for the text set pile-10k with its clip, and are given without standard errors.",
+        "\nP1v3: Kishino et al., arXiv 2505.15353v3, medians second-hand and without standard errors; P1v1: its first "
+        "version. They hold for the text set pile-10k with its clip.",
         style="dim",
     )
 
@@ -378,7 +382,7 @@ def print_scale(vectors: Vectors, measured: Sequence[Setting]) -> None:
         mark = "" if row.n_in_range == len(row.pairs) else " *"
         shown.add_row(
             row.setting, format_estimate(row.median, row.standard_error) + mark, spread, str(len(row.pairs)),
-            str(row.n_models), f"{known[row.setting]:.3g}" if row.setting in known else "",
+            str(row.n_models), f"{known[row.setting]:#.2g}" if row.setting in known else "",
         )  # fmt: skip
     out.print(shown)
     out.print("± is the standard error over texts; (range): over the pairs of fewer than five models.", style="dim")

@@ -166,6 +166,12 @@ def test_values_that_are_not_finite_are_refused(make_model, texts):
         list(Engine(loaded, device="cpu").score(tokenize(loaded.tokenizer, texts), range(len(texts))))
 
 
+def test_a_tokenizer_of_another_model_is_said(make_model, texts):
+    """Token ids beyond the model's vocabulary."""
+    with pytest.raises(KlscaleError, match=r"the forward pass failed.\n.*\nDoes the tokenizer belong to the model"):
+        score(make_model(vocab_size=40), texts)
+
+
 def test_a_device_that_is_not_there(make_model):
     loaded = load(resolve(ModelRef(str(make_model()))))
     with pytest.raises(InputError, match="The device 'nonsense' cannot be used"):

@@ -118,9 +118,15 @@ class Engine:
             batch = queue[:rows]
             try:
                 values = self._score_batch(tokens, batch)
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error):
+            except Exception as error:
+                if isinstance(error, KlscaleError):
                     raise
+                if not _out_of_memory(error):
+                    raise KlscaleError(
+                        f"{self.loaded.ref}: the forward pass failed.",
+                        f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+                        "Does the tokenizer belong to the model?",
+                    ) from error
                 values = None
             if values is None:  # outside the handler, so that the traceback holds no tensors
                 self._halve(batch)

@@ -125,6 +125,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
         "RwkvConfig",
         {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32},
     ),
+    "bert, bidirectional": ("BertConfig", {**SMALL, "max_position_embeddings": 512, "is_decoder": False}),
     "mamba": ("MambaConfig", {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}),
 }  # fmt: skip
 

@@ -29,7 +29,7 @@ def score(directory, texts, *, dtype="float32", batch_tokens=None, which=None, *
     return values, engine
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if "bidirectional" not in name])
 def test_architectures_agree_with_a_plain_loop(architecture, make_model, texts):
     directory = make_model(architecture, architecture=architecture)
     values, engine = score(directory, texts, batch_tokens=700)
@@ -90,7 +90,29 @@ def test_an_unknown_head_falls_back_to_the_models_own_logits(make_model, texts, 
     )
     values, engine = score(directory, texts, batch_tokens=500)
     assert engine.own_logits
+    assert engine.head is None
     np.testing.assert_allclose(values, plain_log_likelihoods(directory, texts), atol=1e-3, rtol=0)
+
+
+def test_a_bidirectional_model_is_refused(make_model, texts):
+    """AutoModelForCausalLM takes BERT; its tokens see what follows them."""
+    with pytest.raises(KlscaleError, match="is not a causal language model"):
+        score(make_model(architecture="bert, bidirectional"), texts)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_stretching_positions_do_not_see_the_neighbours(kind, make_model, texts):
+    rope = {"rope_type": kind, "rope_theta": 10000.0, "factor": 8.0}
+    if kind == "longrope":
+        rope |= {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    rope["original_max_position_embeddings"] = 64
+    options = {"architecture": "llama, grouped queries", "rope_parameters": rope, "max_position_embeddings": 512}
+    directory = make_model(kind, **options)
+    assert 10 < (texts.bytes > 64).sum() < 35
+    expected = plain_log_likelihoods(directory, texts)
+    values, engine = score(directory, texts, batch_tokens=4096)
+    assert engine.stretches_beyond == 64
+    np.testing.assert_allclose(values, expected, atol=1e-3, rtol=0)
 
 
 # ------------------------------------------------------------------------------------------------------- long texts

@@ -25,8 +25,12 @@ class InputError(KlscaleError):
     exit_status = 2
 
 
-class KlscaleWarning(UserWarning):
-    """A number is right but easily misread; the message says how."""
+class UnavailableError(KlscaleError):
+    """A model is not where it was: its directory is gone, or the hub does not have it or does not answer."""
+
+    def __init__(self, what: str, why: str = "", remedy: str = "", *, exit_status: int = 1) -> None:
+        super().__init__(what, why, remedy)
+        self.exit_status = exit_status
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

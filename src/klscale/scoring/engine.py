@@ -24,7 +24,6 @@ from klscale.scoring.loading import LoadedModel
 from klscale.scoring.tokens import Tokens
 from klscale.vectors import Scores
 
-LONG_TEXTS = ("error", "skip", "window")
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 """Largest mean difference in nats a token from the model's own logits that rounding explains."""
 
@@ -84,11 +83,17 @@ class Engine:
         self.head: OutputHead | None = None
         """Reads hidden states; None before the first batch, and for good where only the model's own logits will do."""
         self.own_logits = False
+        config = self.model.config.get_text_config()
+        rope = getattr(config, "rope_parameters", None) or {}
+        self.stretches_beyond: int | None = None
+        if rope.get("rope_type") in ("dynamic", "longrope"):
+            original = rope.get("original_max_position_embeddings")
+            self.stretches_beyond = int(original or getattr(config, "original_max_position_embeddings", None) or 0)
 
     def _budget(self) -> int:
         """Tokens a batch: a core's cache on a CPU; half of the free memory on a GPU, for some 40 live activations."""
         if self.device.type != "cuda":
-            return 4096
+            return 2048
         free, _ = torch.cuda.mem_get_info(self.device)
         hidden = getattr(self.model.config.get_text_config(), "hidden_size", 4096)
         return int(np.clip(0.5 * free / (40 * hidden * self.model.dtype.itemsize), 2048, 131072))
@@ -114,7 +119,7 @@ class Engine:
         waiting = Counter(part.text for part in queue)
         total = dict.fromkeys(waiting, 0.0)
         while queue:
-            rows = max(1, self.batch_tokens // queue[0].length)
+            rows = self._rows(queue)
             batch = queue[:rows]
             try:
                 values = self._score_batch(tokens, batch)
@@ -147,6 +152,15 @@ class Engine:
             if done:
                 yield Scores(np.array(done), np.array([total.pop(s) for s in done]), lengths[done])
 
+    def _rows(self, queue: Sequence[Segment]) -> int:
+        """How many of the longest segments make a batch. Rotary embeddings that stretch with the input (`dynamic`,
+        `longrope`) would give a text its neighbours' length: beyond their original window, equal lengths only."""
+        longest = queue[0].length
+        rows = max(1, self.batch_tokens // longest)
+        if self.stretches_beyond is not None and longest > self.stretches_beyond:
+            rows = sum(part.length == longest for part in queue[:rows])
+        return rows
+
     def _halve(self, batch: Sequence[Segment]) -> None:
         if len(batch) == 1:
             raise KlscaleError(
@@ -178,9 +192,8 @@ class Engine:
         before = torch.from_numpy(owner * width + place - 1).to(self.device)
         target = inputs.flatten()[before + 1]
         if self.head is None:
-            log_likelihood = self._from_own_logits(inputs).flatten()[
-                torch.from_numpy(owner * (width - 1) + place - 1).to(self.device)
-            ]
+            rows = [self._from_own_logits(row[: part.length]) for row, part in zip(inputs, batch, strict=True)]
+            log_likelihood = torch.cat([r[part.first - part.start - 1 :] for r, part in zip(rows, batch, strict=True)])
         else:
             hidden = self._hidden_states(inputs).flatten(0, 1)[before]
             log_likelihood = self.head.log_likelihood(hidden, target)
@@ -202,30 +215,35 @@ class Engine:
             handle.remove()
         raise KlscaleError(f"{self.loaded.ref} does not call its output embedding.")
 
-    def _from_own_logits(self, inputs: Tensor) -> Tensor:
-        """Log-probabilities (batch, tokens - 1) from the model's own full logits, one text at a time."""
-        rows = []
-        for row in inputs:
-            logits = self.model(input_ids=row[None], use_cache=False).logits[0, :-1].float()
-            rows.append(logits.gather(1, row[1:, None])[:, 0] - logits.logsumexp(dim=1))
-        return torch.stack(rows)
+    def _from_own_logits(self, ids: Tensor) -> Tensor:
+        """Log-probabilities (n - 1,) of tokens 2 to n of one text `ids` (n,), from the model's own full logits."""
+        logits = self.model(input_ids=ids[None], use_cache=False).logits[0, :-1].float()
+        return logits.gather(1, ids[1:, None])[:, 0] - logits.logsumexp(dim=1)
 
     def _find_head(self, tokens: Tokens, part: Segment) -> None:
-        """Keep the head that gives the model's own log-probabilities on one text; none does: use its own logits."""
-        ids = tokens.of(part.text)[part.start : part.stop][:64].astype(np.int64)  # their logits are few
-        inputs = torch.from_numpy(ids).to(self.device)[None]
-        if len(ids) < 2:
-            inputs = torch.zeros((1, 8), dtype=torch.int64, device=self.device)
-        own = self._from_own_logits(inputs)[0]
+        """Keep the head that gives the model's own log-probabilities on one text; none does: use its own logits.
+
+        Raises KlscaleError for a model in which tokens see what follows them.
+        """
+        found = tokens.of(part.text)[part.start : part.stop][:64].astype(np.int64)  # their logits are few
+        ids = torch.from_numpy(np.resize(found, max(len(found), 8))).to(self.device)
+        own = self._from_own_logits(ids)
+        tolerance = TOLERANCE.get(self.model.dtype, 0.1)
+        changed = ids.clone()
+        changed[-1] = (ids[-1] + 1) % 2
+        if (self._from_own_logits(changed)[:-1] - own[:-1]).abs().mean() > tolerance:
+            raise KlscaleError(
+                f"{self.loaded.ref} is not a causal language model.",
+                "The probability of a token changes with the tokens after it.",
+                "Only decoder models have log-likelihoods of texts.",
+            )
         heads = list(candidate_heads(self.model))
         if heads:
             # Behind a neighbour and padding, as in a batch, so that the check covers those too.
-            padded = torch.nn.functional.pad(inputs, (0, 3)).expand(2, -1)
-            hidden = self._hidden_states(padded)[1, : inputs.shape[1] - 1]
-            tolerance = TOLERANCE.get(self.model.dtype, 0.1)
+            padded = torch.nn.functional.pad(ids, (0, 3)).expand(2, -1)
+            hidden = self._hidden_states(padded)[1, : len(ids) - 1]
             for head in heads:
-                difference = (head.log_likelihood(hidden, inputs[0, 1:]) - own).abs().mean()
-                if difference <= tolerance:
+                if (head.log_likelihood(hidden, ids[1:]) - own).abs().mean() <= tolerance:
                     self.head = head
                     return
         self.own_logits = True
@@ -240,8 +258,6 @@ class _ReachedHeadError(Exception):
 
 def _out_of_memory(error: BaseException) -> bool:
     text = str(error)
-    return (
-        isinstance(error, torch.OutOfMemoryError | MemoryError)
-        or "not enough memory" in text
-        or "out of memory" in text
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        mark in text for mark in ("out of memory", "not enough memory", "allocate memory")
     )

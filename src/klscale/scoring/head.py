@@ -75,12 +75,17 @@ def candidate_heads(model: Any) -> Iterator[OutputHead]:
         return
     config = model.config.get_text_config()
     bias = getattr(embedding, "bias", None)
-    scales, caps = [1.0], [None]
-    if multiplier := getattr(config, "logit_scale", None):
+    scales: list[float] = [1.0]
+    caps: list[float | None] = [None]
+    multiplier, divisor, cap = (
+        value if isinstance(value := getattr(config, name, None), int | float) else None
+        for name in ("logit_scale", "logits_scaling", "final_logit_softcapping")
+    )
+    if multiplier:
         scales.insert(0, float(multiplier))
-    if divisor := getattr(config, "logits_scaling", None):
-        scales.insert(0, 1.0 / float(divisor))
-    if cap := getattr(config, "final_logit_softcapping", None):
-        caps.insert(0, cap)
+    if divisor:
+        scales.insert(0, 1.0 / divisor)
+    if cap:
+        caps.insert(0, float(cap))
     for scale, cap in itertools.product(scales, caps):
         yield OutputHead(weight, bias, scale, cap)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from klscale.errors import InputError, KlscaleError
+from klscale.errors import InputError, KlscaleError, UnavailableError
 from klscale.models import ModelRef, attributes_of
 
 # A conversion to safetensors that a bot proposed is another commit than the one asked for.
@@ -77,8 +77,11 @@ def _fingerprint(ref: ModelRef) -> str:
     directory = ref.path
     assert directory is not None
     if not directory.is_dir():
-        raise InputError(
-            f"{directory} is not a directory.", "A name that begins with . / or ~ is a local model.", "Check the path."
+        raise UnavailableError(
+            f"{directory} is not a directory.",
+            "A name that begins with . / or ~ is a local model.",
+            "Check the path.",
+            exit_status=2,
         )
     if ref.revision:
         raise InputError(
@@ -96,7 +99,7 @@ def _fingerprint(ref: ModelRef) -> str:
             f"Did you mean one of its directories: {hint}?" if hint else "Check the path.",
         )
     else:
-        weights = next((found for pattern in _WEIGHTS[:2] if (found := sorted(directory.glob(pattern)))), [])
+        weights = [path for pattern in _WEIGHTS[:2] for path in sorted(directory.glob(pattern))]
     if not weights or not all(path.is_file() for path in weights):
         raise InputError(
             f"{directory} holds no weights.",
@@ -126,10 +129,11 @@ def _hub_commit(ref: ModelRef) -> str:
             remedy=f"See https://huggingface.co/{ref.name}/tree/main for its branches and tags.",
         ) from error
     except errors.RepositoryNotFoundError as error:
-        raise InputError(
+        raise UnavailableError(
             f"{ref.name!r} is neither a directory here nor a model on the hub.",
             "A private model looks the same without a login.",
             "Check the spelling, or `hf auth login`.",
+            exit_status=2,
         ) from error
     except Exception as unreachable:  # whatever a network does
         try:
@@ -138,7 +142,7 @@ def _hub_commit(ref: ModelRef) -> str:
         except errors.LocalEntryNotFoundError:
             match = None
         if match is None:
-            raise KlscaleError(
+            raise UnavailableError(
                 f"{ref} could not be fetched: the hub does not answer, and the local cache does not hold it.",
                 _first_line(unreachable),
                 "Check the network, or give a local directory: ./DIRECTORY.",
@@ -153,7 +157,7 @@ def load(resolved: ResolvedModel) -> LoadedModel:
     """
     import torch
     from huggingface_hub import hf_hub_download
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     ref = resolved.ref
     options: dict[str, Any] = {"revision": resolved.commit} if resolved.commit else {"local_files_only": True}
@@ -164,6 +168,8 @@ def load(resolved: ResolvedModel) -> LoadedModel:
         with quiet_transformers():
             if resolved.commit:  # by its own name, so that the cache knows offline what the branch pointed to
                 hf_hub_download(ref.name, ref.file or "config.json", revision=ref.revision)
+            what = f"The configuration of {ref} cannot be loaded."
+            _refuse_kernels(AutoConfig.from_pretrained(resolved.location, trust_remote_code=False, **options), ref)
             what = f"The tokenizer of {ref} cannot be loaded."
             tokenizer = AutoTokenizer.from_pretrained(resolved.location, trust_remote_code=False, **options)
             what = f"{ref} cannot be loaded as a causal language model."
@@ -174,6 +180,8 @@ def load(resolved: ResolvedModel) -> LoadedModel:
                 output_loading_info=True,
                 **options,
             )
+    except KlscaleError:
+        raise
     except Exception as error:  # damaged files fail in any way
         raise _failure(ref, what, error) from error
     missing = sorted(info["missing_keys"])
@@ -189,6 +197,17 @@ def load(resolved: ResolvedModel) -> LoadedModel:
     config = model.config.get_text_config()
     known = {"type": config.model_type, "parameters": model.num_parameters(), "step": _trainer_step(resolved)}
     return LoadedModel(ref, model, tokenizer, _window(config), attributes_of(ref, known))
+
+
+def _refuse_kernels(config: Any, ref: ModelRef) -> None:
+    """A configuration can name attention code of another repository, which would be fetched and run."""
+    asked = getattr(config, "_attn_implementation", None)
+    if isinstance(asked, str) and "/" in asked:
+        raise KlscaleError(
+            f"{ref} asks for the attention code {asked!r}.",
+            "Code from a repository is never executed.",
+            "Take `attn_implementation` out of its config.json.",
+        )
 
 
 def _window(config: Any) -> int | None:

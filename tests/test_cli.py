@@ -137,11 +137,55 @@ def test_reference_ladder_and_release_gate(run, imported):
     assert "From EleutherAI/pythia-2.8b" in shown
     assert len(json.loads(run("compare", *names[1:], "--reference", names[0], "--json").output)) == 2
     run("compare", *names[:2], "--fail-above", "0.2")
-    assert "Above 0.05 bits/byte" in run("compare", *names[:2], "--fail-above", "0.05", status=1).output
+    assert "Not within 0.05 bits/byte" in run("compare", *names[:2], "--fail-above", "0.05", status=1).output
+
+
+def test_a_gate_never_passes_what_cannot_be_told(run, make_model, tmp_path):
+    (tmp_path / "t.jsonl").write_text(json.dumps({"text": "a" * 30}) + "\n" + json.dumps({"text": "b" * 60}) + "\n")
+    one, two = make_model("one"), make_model("two", seed=1, max_position_embeddings=40)
+    arguments = ["compare", one, two, "--texts", "t.jsonl", "--long-texts", "skip"]
+    output = run(*arguments, "--fail-above", "1000", status=1).output
+    assert "cannot be told" in output
+    assert "n/a" in output
+    (record,) = json.loads(run(*arguments, "--json").output)
+    assert (record["kl"], record["interval"]) == (None, [None, None])
+
+
+def test_a_reference_that_fails_is_not_replaced(run, make_model, tmp_path):
+    texts = write_texts(tmp_path / "mine.jsonl")
+    models = [make_model(f"m{seed}", seed=seed) for seed in (1, 2)]
+    result = run("compare", "--reference", "./none", *models, "--texts", texts, "--json", status=1)
+    assert result.stdout == ""
+    assert "is not a directory" in result.stderr
+
+
+def test_conventions_are_kept_apart(run, imported, make_model, tmp_path):
+    """A model scored on texts that others were imported for is left out, by name."""
+    texts = write_texts(tmp_path / "mine.jsonl")
+    model = make_model()
+    run("score", model, "--texts", texts)
+    rows = "bytes,x/one,x/two\n" + "\n".join(
+        f"{n},{-n}.5,{-n}.25"
+        for n in Store("klscale-store").texts(json.loads(run("texts", "info", texts, "--json").output)["id"]).bytes
+    )
+    (tmp_path / "more.csv").write_text(rows)
+    run("import", "more.csv", "--texts", "mine")
+    result = run("kl", "--texts", "mine", "--json")
+    assert [(r["a"], r["b"]) for r in json.loads(result.stdout)] == [("x/one", "x/two")]
+    assert "scored by another convention" in result.stderr
+
+
+def test_one_document_is_said(run, make_model, tmp_path):
+    (tmp_path / "book.txt").write_text("Once upon a time there was a book. " * 300)
+    run("texts", "build", "book.txt", "--out", "set.jsonl")
+    run("texts", "build", "book.txt", "--out", "set.txt", status=2)
+    run("texts", "build", "set.jsonl", "--out", "set.jsonl", status=2)
+    one, two = (make_model(f"m{seed}", seed=seed, max_position_embeddings=1024) for seed in (1, 2))
+    assert "all texts are of one document" in run("compare", one, two, "--texts", "set.jsonl").output
 
 
 def test_models_are_removed(run, imported):
-    run("rm", "EleutherAI/pythia-1b")
+    run("rm", "EleutherAI/pythia-1b", "EleutherAI/pythia-1b")
     assert len(json.loads(run("ls", "--json").output)[0]["models"]) == 13
     assert "Did you mean" in run("rm", "EleutherAI/pythia-1bb", status=2).output
 

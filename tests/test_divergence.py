@@ -184,6 +184,11 @@ def test_clustered_standard_errors_equal_sums_over_documents(matrix, n_groups):
         assert result[i, j].n_documents == n_documents
 
 
+def test_texts_of_one_document_are_taken_as_independent(matrix):
+    L, size = matrix
+    assert kl_matrix(L, size, documents=["x"] * 500)[0, 1] == kl_matrix(L, size)[0, 1]
+
+
 def test_one_text_a_document_is_no_clustering(matrix):
     L, size = matrix
     alone = kl_matrix(L, size, documents=[str(s) for s in range(500)])

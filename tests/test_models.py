@@ -62,7 +62,13 @@ def test_what_is_wrong_is_named(text, hint):
     [
         ("EleutherAI/pythia-1.4b@step2000", {"family": "pythia", "parameters": 1_400_000_000, "step": 2000}),
         ("EleutherAI/pythia-410m-seed3", {"family": "pythia", "parameters": 410_000_000, "seed": 3}),
-        ("RWKV/rwkv-4-1b5-pile", {"family": "rwkv-4", "parameters": 1_500_000_000}),
+        ("RWKV/rwkv-4-1b5-pile", {"family": "rwkv-4-pile", "parameters": 1_500_000_000}),
+        (
+            "EleutherAI/pythia-410m-deduped@step1000",
+            {"family": "pythia-deduped", "parameters": 410_000_000, "step": 1000},
+        ),
+        ("Qwen/Qwen2.5-7B-Instruct", {"family": "Qwen2.5-Instruct", "parameters": 7_000_000_000}),
+        ("microsoft/Phi-3-mini-128k-instruct", {}),
         ("runs/a/checkpoint-500", {"step": 500}),
         ("gpt2+nf4", {"quantization": "nf4"}),
     ],
@@ -79,6 +85,7 @@ def test_parameters_are_numbers():
 
 
 def test_slugs_are_file_names():
+    assert ModelRef("runs/a").slug != ModelRef("runs-a").slug
     for name in ("../../x", "a b/c:d", "<img src=x>", "x" * 300, "."):
         slug = ModelRef(name).slug
         assert slug

@@ -27,7 +27,7 @@ def vectors_of(rows, spread=None, n_texts=400, **texts):
     return Vectors(np.minimum(L, -1.0), tuple(map(ModelRef.parse, rows)), frame, text_set)
 
 
-RUN = {f"p/s{seed}-{step}": {"family": "p", "parameters": 10, "seed": seed, "step": step}
+RUN = {f"p/s{seed}/checkpoint-{step}": {"family": "p", "parameters": 10, "seed": seed, "step": step}
        for seed in (1, 2, 3) for step in (0, 1, 2, 4, 10, 20, 30, 40)}  # fmt: skip
 
 
@@ -35,20 +35,24 @@ def test_pairs_of_each_setting():
     rows = {
         **RUN,
         "p/big": {"family": "p", "parameters": 99, "seed": 1, "step": 40},
-        "p/tuned": {"family": "p", "parameters": 10, "seed": 1, "parent": "p/s1-40"},
-        "p/s1-40+nf4": {"family": "p", "parameters": 10, "seed": 1, "step": 40, "quantization": "nf4"},
+        "p/tuned": {"family": "p", "parameters": 10, "seed": 1, "parent": "p/s1/checkpoint-40"},
+        "p/s1/checkpoint-40+nf4": {"family": "p", "parameters": 10, "seed": 1, "step": 40, "quantization": "nf4"},
         "other/model": {"family": "q", "parameters": 10, "seed": 1, "step": 40},
         "nameless": {},
     }
     pairs = scales.setting_pairs(vectors_of(rows))
-    assert pairs["early training"] == [(f"p/s{s}-10", f"p/s{s}-20") for s in (1, 2, 3)]
+    assert pairs["early training"] == [(f"p/s{s}/checkpoint-10", f"p/s{s}/checkpoint-20") for s in (1, 2, 3)]
     assert pairs["later training"] == [
-        (f"p/s{s}-{a}", f"p/s{s}-{b}") for s in (1, 2, 3) for a, b in ((20, 30), (30, 40))
+        (f"p/s{s}/checkpoint-{a}", f"p/s{s}/checkpoint-{b}") for s in (1, 2, 3) for a, b in ((20, 30), (30, 40))
     ]
-    assert pairs["seed"] == [("p/s1-40", "p/s2-40"), ("p/s1-40", "p/s3-40"), ("p/s2-40", "p/s3-40")]
-    assert pairs["size"] == [("p/s1-40", "p/big")]
-    assert pairs["fine-tuning"] == [("p/s1-40", "p/tuned")]
-    assert pairs["4-bit"] == [("p/s1-40", "p/s1-40+nf4")]
+    assert pairs["seed"] == [
+        ("p/s1/checkpoint-40", "p/s2/checkpoint-40"),
+        ("p/s1/checkpoint-40", "p/s3/checkpoint-40"),
+        ("p/s2/checkpoint-40", "p/s3/checkpoint-40"),
+    ]
+    assert pairs["size"] == [("p/s1/checkpoint-40", "p/big")]
+    assert pairs["fine-tuning"] == [("p/s1/checkpoint-40", "p/tuned")]
+    assert pairs["4-bit"] == [("p/s1/checkpoint-40", "p/s1/checkpoint-40+nf4")]
     assert set(pairs) == {"early training", "later training", "seed", "size", "fine-tuning", "4-bit"}
 
 
@@ -67,6 +71,17 @@ def test_a_missing_attribute_is_no_difference():
     assert scales.setting_of({"family": "p", "seed": 1}, {"family": "p"}, a, b) is None
     assert scales.setting_of({"family": "p", "seed": 1, "step": 1}, {"family": "p", "seed": 2, "step": 2}, a, b) is None
     assert scales.setting_of({"seed": 1}, {"seed": 2}, a, b) is None, "models of unknown family are no relatives"
+
+
+def test_relatives_are_not_mistaken():
+    rows = {
+        "o/x-1b@step10": {"family": "x", "parameters": 1000, "step": 10},
+        "o/x-1b-deduped@step10": {"family": "x", "parameters": 1000, "step": 10},
+        "o/x-2b": {"family": "x", "parameters": 2000},
+        "o/x-1b-chat": {"family": "x", "parameters": 1001},
+        "o/x-3b": {"family": "x", "parameters": 3000, "parent": "o/x+y"},
+    }
+    assert scales.setting_pairs(vectors_of(rows)) == {"size": [("o/x-2b", "o/x-1b-chat")]}
 
 
 def test_medians_and_their_errors():

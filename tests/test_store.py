@@ -167,6 +167,16 @@ def test_texts_are_resolved(store, texts, tmp_path):
     assert store.resolve_texts(str(file)).clip == -5.0
 
 
+def test_documents_that_were_not_known_are_added(store, texts):
+    named = TextSet.from_texts("tiny", texts.texts, document=tuple(str(n // 2) for n in range(40)))
+    assert store.keep_texts(named).document == named.document
+    assert store.texts(texts.id).document == named.document
+    assert store.keep_texts(texts).document == named.document
+    other = TextSet.from_texts("tiny", texts.texts, document=tuple(str(n // 4) for n in range(40)))
+    with pytest.raises(InputError, match="with other labels under 'document'"):
+        store.keep_texts(other)
+
+
 def test_names_from_elsewhere_stay_inside_the_store(store, texts):
     entry = store.write(texts, scores_of(5), metadata("../../../etc/passwd"))
     assert Path(entry.path).resolve().is_relative_to(Path(store.location).resolve())

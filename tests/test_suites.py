@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from klscale.errors import InputError
+from klscale.models import ModelRef
 from klscale.suites import read_suite
 
 PYTHIA = """
@@ -52,7 +53,14 @@ def test_models_are_expanded(tmp_path):
         ("models:\n  - name: a\n    name: b\n", "a key stands twice"),
         ("models:\n  - name: a\n    revisions: step1\n", "needs a 'pattern'"),
         ("models:\n  - !!python/object/apply:os.system [ls]\n", "not YAML"),
-        ("models:\n  - just-a-name\n", "is not a model"),
+        ("models:\n  - just-a-name\n", "model 1: 'just-a-name' is not a model"),
+        ("models:\n  - name: 'a{'\n", "line 2: a brace too many or too few"),
+        ("models:\n  - name: 'a{}'\n", "line 2: nothing fills {}"),
+        ("models:\n  - name: a{step}\n    step: 1..5/0\n", "line 2: 'step' has the empty range"),
+        ("models:\n  - name: a{step}\n    step: 5..1\n", "line 2: 'step' has the empty range"),
+        ("models:\n  - name: a\n    parameters: 1.2.3M\n", "line 2: parameters '1.2.3M' is not a number"),
+        ("models:\n  - name: a\n    quantize: 8\n", "line 2: 'a[+]8': unknown quantization"),
+        ("texts: 5\nmodels:\n  - name: a\n", "texts cannot be 5"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, text, message):
@@ -60,6 +68,18 @@ def test_what_is_wrong_is_named(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(InputError, match=message):
         read_suite(path)
+
+
+def test_paths_with_the_characters_of_references(tmp_path):
+    directory = tmp_path / "w@1+x%41"
+    directory.mkdir()
+    text = "models:\n  - {name: ./m, quantize: int8, revision: 1000, parent: ./base}\n"
+    (directory / "suite.yaml").write_text(text)
+    plain, quantized = read_suite(directory / "suite.yaml").models
+    assert (plain.ref.name, plain.ref.revision) == (str(directory / "m"), "1000")
+    assert quantized.ref.quantization == "int8"
+    for model in (plain, quantized):
+        assert ModelRef.parse(model.attributes["parent"]).name == str(directory / "base")
 
 
 def test_a_suite_that_is_not_there(tmp_path):

@@ -74,6 +74,34 @@ def test_an_overwritten_directory_is_scored_again(make_model, texts, store):
     )
 
 
+def test_a_model_that_broke_does_not_pass_for_what_it_was(make_model, texts, store):
+    directory = make_model("m")
+    sweeps.score([str(directory)], texts, store)
+    (directory / "model.safetensors").unlink()
+    (outcome,) = sweeps.score([str(directory)], texts, store)
+    assert "holds no weights" in str(outcome.error)
+
+
+def test_attributes_of_a_suite_reach_models_that_are_there(make_model, texts, store, forwards):
+    directory = str(make_model("m"))
+    sweeps.score([directory], texts, store)
+    before = store.vectors(texts)
+    for _ in range(2):
+        sweeps.score([Model(ModelRef(directory), {"family": "f", "seed": 3})], texts, store)
+    after = store.vectors(texts)
+    assert (after.names, len(store.entries(texts.id)), len(forwards)) == (before.names, 1, 40)
+    assert after.attributes[["family", "seed", "type"]].to_numpy().tolist() == [["f", 3, "gpt_neox"]]
+
+
+def test_names_that_look_alike_as_files_stay_apart(make_model, texts, store, tmp_path, monkeypatch):
+    make_model("runs/a")
+    shutil.copytree(tmp_path / "runs" / "a", tmp_path / "runs-a")
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        sweeps.score(["runs/a", "runs-a"], texts, store)
+    assert store.vectors(texts).names == ("runs/a", "runs-a")
+
+
 def test_the_same_files_under_another_name_are_not_scored_again(make_model, texts, store, forwards):
     directory = make_model("m")
     shutil.copytree(directory, directory.parent / "copy-seed7")
@@ -150,24 +178,26 @@ def test_long_texts_skipped_are_asked_for_again(make_model, store):
 
 
 def test_conventions_are_never_mixed(make_model, store):
-    one, other = str(make_model("one")), str(make_model("other", seed=1))
+    one, other = str(make_model("one")), str(make_model("other", seed=1, max_position_embeddings=32))
     texts = TextSet.from_texts("t", ["a" * 30, "b" * 31, "c" * 40])
-    sweeps.score([one], texts, store)
+    sweeps.score([one], texts, store, long_texts="window")
+    assert statuses(sweeps.score([one], texts, store)) == ["present"], "nothing was cut into windows"
     sweeps.score([other], texts, store, long_texts="window")
+    assert statuses(sweeps.score([other], texts, store, long_texts="window")) == ["present"]
     with pytest.raises(InputError, match="different conventions"):
         store.vectors(texts).kl()
 
 
 def test_a_dry_run_does_nothing(make_model, texts, store, tmp_path):
-    outcomes = sweeps.score([str(make_model())], texts, store, dry_run=True)
+    outcomes = sweeps.score([str(make_model())], texts, store, dry_run=True, rescore=True)
     assert statuses(outcomes) == ["missing"]
     assert not (tmp_path / "store").exists()
 
 
 def test_nothing_can_be_scored_on_imported_texts(make_model, store):
     external = TextSet(name="imported", bytes=np.array([10, 20]), id="abc")
-    with pytest.raises(InputError, match="only imported log-likelihoods"):
-        sweeps.score([str(make_model())], external, store)
+    (outcome,) = sweeps.score([str(make_model())], external, store)
+    assert "has no texts to score it on" in str(outcome.error)
 
 
 def test_what_was_resolved_is_recorded(make_model, texts, store):

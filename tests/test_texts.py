@@ -74,6 +74,33 @@ def test_broken_files_name_the_line(tmp_path, lines, message):
         load_texts(write(tmp_path / "bad.jsonl", *lines))
 
 
+def test_damaged_files_are_said(tmp_path):
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 and no more")
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"text": "one"}\n' * 99)[:-20])
+    write(tmp_path / "surrogate.jsonl", '{"text": "\\ud800"}')
+    for name in ("bad.parquet", "cut.jsonl.gz", "surrogate.jsonl"):
+        with pytest.raises(InputError, match=r"cannot be read|not Unicode"):
+            load_texts(tmp_path / name)
+
+
+def test_labels_that_some_texts_lack_are_no_labels(tmp_path):
+    import pandas as pd
+
+    pd.DataFrame({"text": ["one", "two"], "document": ["a", None]}).to_parquet(tmp_path / "set.parquet")
+    assert load_texts(tmp_path / "set.parquet").document is None
+
+
+def test_the_last_ending_decides(tmp_path):
+    assert load_texts(write(tmp_path / "book.txt.jsonl", {"text": "one"}, {"text": "two"})).texts == ("one", "two")
+
+
+def test_the_published_file_by_its_path_has_its_clip(tmp_path, monkeypatch):
+    path = write(tmp_path / "mine.jsonl", *({"text": f"t{n}"} for n in range(10_000)))
+    assert load_texts(path).clip is None
+    monkeypatch.setattr(texts_module, "PILE_BLOB_ID", git_blob_id(tmp_path / "mine.jsonl"))
+    assert (load_texts(path).name, load_texts(path).clip) == ("pile-10k", texts_module.PILE_CLIP)
+
+
 def test_not_utf8_names_the_line(tmp_path):
     (tmp_path / "bad.jsonl").write_bytes(b'{"text": "ok"}\n{"text": "\xff"}\n')
     with pytest.raises(InputError, match=r"line 2: not UTF-8"):

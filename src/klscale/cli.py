@@ -52,6 +52,11 @@ class _Commands(TyperGroup):
         except KlscaleError as error:
             print_error(error)
             raise typer.Exit(error.exit_status) from error
+        except OSError as error:
+            if isinstance(error, BrokenPipeError):
+                raise
+            print_error(KlscaleError(f"{error.filename or 'A file'} cannot be used.", f"{error.strerror or error}."))
+            raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
             err.print("\nInterrupted. What was finished is kept; the same command goes on from there.", style="yellow")
             raise typer.Exit(130) from error
@@ -182,7 +187,7 @@ def score(
         study = read_suite(suite)
         wanted, texts = list(study.models), texts or study.texts
     else:
-        wanted = [Model(ModelRef.parse(model)) for model in models or ()]
+        wanted = [Model(ModelRef.parse(model)) for model in dict.fromkeys(models or ())]
     place = Store(store)
     with progress_bar() as progress:
         text_set = place.resolve_texts(texts, progress=progress)
@@ -200,7 +205,7 @@ def score(
 def failure_status(outcomes: Sequence[Outcome]) -> int:
     """0; 2 where nothing but bad arguments came; 1 where some models failed."""
     errors = [outcome.error for outcome in outcomes if outcome.error]
-    if errors and len(errors) == len(outcomes) and all(isinstance(error, InputError) for error in errors):
+    if errors and len(errors) == len(outcomes) and all(error.exit_status == 2 for error in errors):
         return 2
     return 1 if errors else 0
 
@@ -237,8 +242,8 @@ def compare(
             refs, text_set, place, device=device, batch_tokens=batch_tokens, long_texts=long_texts, progress=progress
         )
     found = [outcome for outcome in outcomes if outcome.entry is not None]
-    if len(found) < 2:
-        print_failures(outcomes)
+    print_failures(outcomes)
+    if len(found) < 2 or (reference and outcomes[0].entry is None):
         raise typer.Exit(failure_status(outcomes))
     vectors = place.vectors(text_set, [o.entry for o in found if o.entry], [o.ref for o in found])
     names = vectors.names
@@ -248,10 +253,11 @@ def compare(
         print_json([pair_record(vectors, a, b, measured) for a, b in pairs])
     else:
         print_comparison(vectors, pairs, measured)
-        print_failures(outcomes)
-    above = [(a, b) for a, b in pairs if fail_above is not None and vectors.kl()[a, b].value > fail_above]
+    # a KL that cannot be told passes no gate
+    above = [(a, b) for a, b in pairs if fail_above is not None and not vectors.kl()[a, b].value <= fail_above]
     for a, b in above:
-        err.print(f"Above {fail_above} bits/byte: {plain(a)} and {plain(b)}, {vectors.kl()[a, b]}.", style="bold red")
+        what = f"Not within {fail_above} bits/byte: {plain(a)} and {plain(b)}, {vectors.kl()[a, b]}."
+        err.print(what, style="bold red")
     raise typer.Exit(failure_status(outcomes) or (1 if above else 0))
 
 
@@ -259,10 +265,22 @@ def measured_scale(store: Store, texts: TextSet) -> list[Setting]:
     """The scale measured on these texts by what the store holds; empty where it holds no setting."""
     from klscale import scales
 
-    vectors = store.vectors(texts)
-    if len(set(vectors.attributes["convention"])) != 1:
+    try:
+        vectors, _ = of_one_convention(store.vectors(texts))
+    except KlscaleError as error:  # of a model that was not asked for
+        err.print(f"No scale is shown: {plain(error.what)}", style="yellow")
         return []
     return scales.measure(vectors)
+
+
+def of_one_convention(vectors: Vectors) -> tuple[Vectors, list[str]]:
+    """The models of the convention that most have, and the names of the others: the two are never compared."""
+    conventions = vectors.attributes["convention"]
+    if len(set(conventions)) < 2:
+        return vectors, []
+    most = conventions.value_counts().index[0]
+    kept = [name for name, convention in zip(vectors.names, conventions, strict=True) if convention == most]
+    return vectors.subset(kept), [name for name in vectors.names if name not in kept]
 
 
 # ---------------------------------------------------------------------------------------------------------------- kl
@@ -279,7 +297,8 @@ def kl_command(
     as_json: JsonOption = False,
 ) -> None:
     """KL between all pairs of models in the store, with standard errors."""
-    from klscale.divergence import as_record
+    from dataclasses import asdict
+
     from klscale.store import Store
 
     place = Store(store)
@@ -289,7 +308,7 @@ def kl_command(
         save_matrix(vectors, file)
         err.print(f"Wrote {plain(file)}: {len(vectors) * (len(vectors) - 1) // 2:,} pairs.")
     if as_json:
-        print_json([{"a": a, "b": b, **as_record(kl), "unit": "bits/byte"} for a, b, kl in matrix.pairs()])
+        print_json([{"a": a, "b": b, **asdict(kl), "unit": "bits/byte"} for a, b, kl in matrix.pairs()])
     elif file is None:
         print_matrix(vectors)
 
@@ -298,7 +317,10 @@ def stored_vectors(store: Store, texts: str | None) -> Vectors:
     """All vectors of a text set in the store. Raises InputError where there are fewer than two."""
     if texts is None and not store.text_sets():
         raise InputError(f"{store.location} is empty.", remedy="klscale score REF...  or  klscale import FILE")
-    vectors = store.vectors(store.resolve_texts(texts))
+    vectors, left_out = of_one_convention(store.vectors(store.resolve_texts(texts)))
+    if left_out:
+        names = ", ".join(left_out[:3]) + (", ..." if len(left_out) > 3 else "")
+        err.print(f"Left out, scored by another convention: {plain(names)}.", style="yellow")
     if len(vectors) < 2:
         raise InputError(
             f"{store.location} holds {len(vectors)} models on {vectors.texts.name}.",
@@ -401,6 +423,7 @@ def rm(
     models: Annotated[list[str], typer.Argument(metavar="REF...", help="References or keys, as `ls` shows them.")],
     store: StoreOption = STORE,
     texts: TextsOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Take models out of the store."""
     from klscale.errors import nearest
@@ -417,8 +440,13 @@ def rm(
         if len({entry.text_set for entry in named}) > 1:
             raise InputError(f"{model!r} is there on several text sets.", remedy="Choose one with --texts.")
         found += named
-    for entry in found:
+    unique = list({entry.path: entry for entry in found}.values())
+    for entry in unique:
         place.remove(entry)
+    if as_json:
+        print_json([{"model": str(entry.ref), "key": entry.key, "file": entry.path} for entry in unique])
+        return
+    for entry in unique:
         out.print(f"Removed {plain(entry.ref)} ({entry.key}).")
 
 
@@ -508,14 +536,20 @@ def texts_build(
     max_bytes: Annotated[int, typer.Option(min=4, help="Longest chunk in UTF-8 bytes.")] = 1024,
     min_bytes: Annotated[int, typer.Option(min=0, help="Chunks must be longer than this.")] = 256,
     seed: Annotated[int, typer.Option(help="Of the sample.")] = 42,
+    as_json: JsonOption = False,
 ) -> None:
     """Cut documents into chunks, as the published set was, and sample a text set from them."""
     from klscale.texts import build_texts, read_documents
 
+    if file.suffix != ".jsonl" or file.resolve() in [path.resolve() for path in files]:
+        raise InputError(f"--out {file}: not a new .jsonl file.", remedy="A text set is written as JSON lines.")
     built = build_texts(file.stem, read_documents(files), n_texts, max_bytes=max_bytes, min_bytes=min_bytes, seed=seed)
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in built.records())
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(lines, encoding="utf-8")
+    if as_json:
+        print_json({"file": str(file), "id": built.id, "n_texts": len(built), "mean_bytes": built.mean_bytes})
+        return
     out.print(describe_texts(built))
     out.print(f"Wrote {plain(file)}. Next: klscale score REF... --texts {plain(file)}")
 
@@ -526,6 +560,7 @@ def texts_clip(
     value: Annotated[float | None, typer.Option(metavar="NATS", help="This value instead of the quantile.")] = None,
     quantile: Annotated[float, typer.Option(min=0, max=0.5, help="Of all values in the store, pooled.")] = 0.02,
     store: StoreOption = STORE,
+    as_json: JsonOption = False,
 ) -> None:
     """Freeze a lower limit for log-likelihoods, by default the pooled 2 % quantile of what the store holds now."""
     import numpy as np
@@ -548,4 +583,7 @@ def texts_clip(
     if not value < 0:
         raise InputError(f"A clip of {value} nats would move every value.", remedy="Log-likelihoods are negative.")
     place.put_texts(found.with_clip(value))
+    if as_json:
+        print_json({"texts": found.name, "text_set": found.id, "clip": value})
+        return
     out.print(f"{plain(found.name)} is now clipped at {value:.4f} nats; KL values before and after are not comparable.")

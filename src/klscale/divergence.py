@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -210,11 +210,12 @@ def log_interval(value: Floats, standard_error: Floats, n_documents: int | Integ
 
 
 def cluster_codes(documents: Sequence[Any] | NDArray[Any] | None) -> Integers | None:
-    """Cluster number of each text, or None where no two texts share a document (then texts are independent)."""
+    """Cluster number of each text; None where no two texts share a document, or all are of one: then they are taken
+    as independent."""
     if documents is None:
         return None
     unique, codes = np.unique(np.asarray(documents, dtype=str), return_inverse=True)
-    return codes.astype(np.int64) if len(unique) < len(codes) else None
+    return codes.astype(np.int64) if 1 < len(unique) < len(codes) else None
 
 
 def n_clusters(clusters: Integers | None) -> int:
@@ -226,6 +227,8 @@ def standard_error_of_mean(values: Floats, clusters: Integers | None = None) -> 
     """Standard error of the mean over the last axis; with clusters, texts of one cluster may be correlated."""
     deviation = values - values.mean(axis=-1, keepdims=True)
     n = values.shape[-1]
+    if n < 2:
+        return np.full(values.shape[:-1], np.nan)
     if clusters is None:
         return np.asarray(np.sqrt((deviation**2).mean(axis=-1) / n))
     return np.asarray(np.sqrt(_cluster_variance(deviation, clusters) / n))
@@ -487,8 +490,3 @@ def kl_bootstrap(
         n, first, second, total_bytes = sums @ draws
         values[r] = (second / n - (first / n) ** 2) / nats2_per_bit_per_byte(total_bytes / n)
     return values
-
-
-def as_record(result: KL | Estimate) -> dict[str, Any]:
-    """The fields of a result as a plain dictionary, NaN as None, for JSON and tables."""
-    return {key: None if isinstance(v, float) and math.isnan(v) else v for key, v in asdict(result).items()}

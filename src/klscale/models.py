@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 QUANTIZATIONS = ("int8", "nf4", "fp4", "int4")
 _ENCODED = re.compile(r"[^\w./~=,-]", re.ASCII)
 _DTYPE = re.compile(r"%([A-Za-z][\w]*)$")
-_SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)([kKmMbB])(\d*)(?![a-zA-Z0-9])")
+_SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)([mMbB])(\d*)(?![a-zA-Z0-9])")
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,10 @@ class ModelRef:
 
     @property
     def slug(self) -> str:
-        """A name for files: readable, safe on every file system, not unique."""
-        base = re.sub(r"[^\w.-]+", "-", str(self), flags=re.ASCII).strip("-.")
-        return base[-80:].lstrip("-.") or "model"
+        """A name for files: readable, safe on every file system, another for every reference."""
+        text = str(self)
+        base = re.sub(r"[^\w.-]+", "-", text, flags=re.ASCII).strip("-.")[-70:].lstrip("-.")
+        return base if base == text else f"{base or 'model'}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def _decodes(text: str) -> bool:
 
 def parse_parameters(text: str) -> int | None:
     """`410M`, `6.9B`, `125000` as a number of parameters."""
-    match = re.fullmatch(r"([\d.]+)\s*([kKmMbB]?)", text.strip())
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKmMbB]?)", text.strip())
     return round(float(match[1]) * {"": 1, "k": 1e3, "m": 1e6, "b": 1e9}[match[2].lower()]) if match else None
 
 
@@ -129,7 +131,9 @@ def attributes_of(ref: ModelRef, known: Mapping[str, Any] | None = None) -> dict
     if size := _SIZE.search(last):
         # 1b5 is 1.5b
         attributes["parameters"] = parse_parameters(size[1] + (f".{size[3]}" if size[3] else "") + size[2])
-        attributes["family"] = last[: size.start()].strip("-_. ") or None
+        # pythia-410m-deduped-seed3 is of the family pythia-deduped
+        rest = last[: size.start()] + re.sub(r"[-_.]?seed[-_]?\d+", "", last[size.end() :])
+        attributes["family"] = re.sub(r"[-_]{2,}", "-", rest).strip("-_. ") or None
     if ref.quantization:
         attributes["quantization"] = ref.quantization
     attributes.update({key: value for key, value in (known or {}).items() if value is not None})

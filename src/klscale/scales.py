@@ -6,6 +6,7 @@ a difference. Published values hold for pile-10k with its clip and are never mix
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +22,7 @@ import yaml
 
 from klscale import divergence
 from klscale.divergence import Floats
+from klscale.errors import InputError
 from klscale.models import ModelRef
 from klscale.texts import PILE_CLIP, TextSet
 from klscale.vectors import Vectors
@@ -101,11 +103,9 @@ def published_holds(texts: TextSet) -> bool:
 def setting_of(a: Mapping[str, Any], b: Mapping[str, Any], a_ref: ModelRef, b_ref: ModelRef) -> str | None:
     """The setting that two models instance by their attributes: `seed`, `size`, `checkpoint`, `fine-tuning`, `8-bit`,
     `4-bit`; None for anything else."""
-    if b.get("parent") is not None and ModelRef.parse(b["parent"]) == a_ref:
+    if str(a_ref) == parent_of(b) or str(b_ref) == parent_of(a):
         return "fine-tuning"
-    if a.get("parent") is not None and ModelRef.parse(a["parent"]) == b_ref:
-        return "fine-tuning"
-    differing = [name for name in IDENTITY if _known(a, name) != _known(b, name) and _both(a, b, name)]
+    differing = [name for name in IDENTITY if _both(a, b, name) and not _alike(_known(a, name), _known(b, name), name)]
     if len(differing) != 1 or not _same_origin(a, b, a_ref, b_ref):
         return None
     if differing == ["quantization"]:
@@ -118,6 +118,19 @@ def _known(attributes: Mapping[str, Any], name: str) -> Any:
     """An attribute; that a model is derived from no other and not quantized is said by saying nothing."""
     value = attributes.get(name)
     return "none" if name in ("quantization", "parent") and value is None else value
+
+
+def _alike(a: Any, b: Any, name: str) -> bool:
+    """Equal; for parameters, within 10 %: a fine-tune with a few more tokens is not another size."""
+    return bool(abs(a - b) <= 0.1 * max(a, b)) if name == "parameters" else bool(a == b)
+
+
+def parent_of(attributes: Mapping[str, Any]) -> str | None:
+    """The parent as a reference is printed; None where there is none, or it is none that can be read."""
+    try:
+        return str(ModelRef.parse(str(attributes["parent"])))
+    except (KeyError, InputError):
+        return None
 
 
 def _both(a: Mapping[str, Any], b: Mapping[str, Any], name: str) -> bool:
@@ -141,25 +154,25 @@ def setting_pairs(vectors: Vectors) -> dict[str, list[tuple[str, str]]]:
     runs: dict[tuple[Any, ...], list[int]] = {}
     for place, row in enumerate(rows):
         if "step" in row and "parent" not in row:
-            kept = (row.get(name) for name in ("type", "parameters", "seed", "quantization", "dtype"))
-            # Checkpoints of no known family are of one run if they lie in one directory, or are revisions of one name.
-            origin = row.get("family") or re.sub(r"/(?:checkpoint|step)[-_]\d+/?$", "", vectors.models[place].name)
-            runs.setdefault((origin, *kept), []).append(place)
+            kept = (row.get(name) for name in ("family", "seed", "quantization", "dtype"))
+            # Checkpoints of one run lie in one directory, or are revisions of one name.
+            name = os.path.normpath(re.sub(r"/(?:checkpoint|step)[-_]\d+/?$", "", vectors.models[place].name))
+            runs.setdefault((name, *kept), []).append(place)
     found: dict[str, list[tuple[str, str]]] = {}
     last = set(range(len(rows))) - {place for run in runs.values() for place in run}
     for run in runs.values():
         run.sort(key=lambda place: rows[place]["step"])
         last.add(run[-1])
         steps = [rows[place]["step"] for place in run]
-        spacing = Counter(b - a for a, b in pairwise(steps)).most_common(1)
+        spacing = Counter(b - a for a, b in pairwise(steps) if b > a).most_common(1)
         for a, b in pairwise(run):
-            if rows[b]["step"] - rows[a]["step"] == spacing[0][0]:
+            if spacing and rows[b]["step"] - rows[a]["step"] == spacing[0][0]:
                 half = "early training" if rows[b]["step"] <= steps[-1] / 2 else "later training"
                 found.setdefault(half, []).append((vectors.names[a], vectors.names[b]))
     for a, b in _related(vectors, rows):
         setting = setting_of(rows[a], rows[b], vectors.models[a], vectors.models[b])
-        if setting in ("seed", "size") and not {a, b} <= last:
-            continue
+        if setting in ("seed", "size") and (not {a, b} <= last or ("step" in rows[a]) != ("step" in rows[b])):
+            continue  # of last checkpoints only, and a model of unknown step may be any
         if setting is not None and setting != "checkpoint":
             found.setdefault(setting, []).append((vectors.names[a], vectors.names[b]))
     return found
@@ -174,7 +187,7 @@ def _related(vectors: Vectors, rows: Sequence[Mapping[str, Any]]) -> list[tuple[
             groups.setdefault(("family", row["family"]), []).append(place)
     pairs = {pair for group in groups.values() for pair in combinations(group, 2)}
     for child, row in enumerate(rows):
-        if "parent" in row and (parent := str(ModelRef.parse(row["parent"]))) in vectors.names:
+        if (parent := parent_of(row)) in vectors.names:
             a = vectors.position(parent)
             pairs.add((min(a, child), max(a, child)))
     return sorted(pairs)
@@ -264,7 +277,7 @@ def place(
     else:
         return None
     if not value > 0:
-        return "no difference at all"
+        return None
     setting, median = min(scale, key=lambda row: abs(np.log(value / row[1])))
     ratio = value / median
     times = f"{ratio:.1f} times" if 0.1 <= ratio < 10 else f"{ratio:.2g} times"

@@ -18,7 +18,7 @@ import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -148,7 +148,12 @@ class Store:
 
     def text_sets(self) -> list[dict[str, Any]]:
         """What is known of each text set in the store: `id`, `name`, `n_texts`, `mean_bytes`, `clip`, `external`."""
-        return [json.loads(self._read(path)) for path in self._list("texts", suffix=".json")]
+        heads = []
+        for path in self._list("texts", suffix=".json"):
+            with contextlib.suppress(ValueError, TypeError):  # a damaged file is left to `check`
+                head = json.loads(self._read(path))
+                heads += [head] if {"id", "name", "n_texts"} <= head.keys() else []
+        return heads
 
     def texts(self, text_set: str) -> TextSet:
         """A text set of the store by its id."""
@@ -181,10 +186,30 @@ class Store:
         self._write(self._path("texts", f"{texts.id}.jsonl"), lines.encode())
         self._write(self._path("texts", f"{texts.id}.json"), json.dumps(head, indent=1).encode())
 
-    def put_texts_once(self, texts: TextSet) -> None:
-        """Keep a text set unless the store has it."""
+    def keep_texts(self, texts: TextSet) -> TextSet:
+        """Keep a text set unless the store has it; domains and documents that the store did not know are added.
+
+        Raises InputError where they contradict those of the store.
+        """
         if not self._fs.exists(self._path("texts", f"{texts.id}.json")):
             self.put_texts(texts)
+            return texts
+        known = self.texts(texts.id)
+        new = {}
+        for label in ("domain", "document"):
+            mine, theirs = getattr(known, label), getattr(texts, label)
+            if mine is None and theirs is not None:
+                new[label] = theirs
+            elif theirs is not None and theirs != mine:
+                raise InputError(
+                    f"{self.location} holds the texts of {texts.name} with other labels under {label!r}.",
+                    "They decide which texts are taken as independent.",
+                    f"Leave {label!r} out, or use another store.",
+                )
+        if new:
+            known = replace(known, **new)
+            self.put_texts(known)
+        return known
 
     def resolve_texts(self, spec: str | None, *, progress: Progress = SILENT) -> TextSet:
         """The text set that `--texts` means: one of the store by name or id, else a named set or a file. None: the
@@ -216,7 +241,7 @@ class Store:
             raise InputError(
                 error.what, "Neither a file nor a text set of the store.", nearest(spec, [*known.values(), *NAMED])
             ) from error
-        return self.texts(texts.id) if texts.id in known else texts
+        return self.keep_texts(texts) if texts.id in known else texts
 
     # ----------------------------------------------------------------------------------------------------- vectors
 
@@ -237,7 +262,7 @@ class Store:
 
     def write(self, texts: TextSet, scores: Scores, metadata: Mapping[str, Any]) -> Entry:
         """Keep one model's vector; `metadata` must hold `ref` and `key`. The texts are kept too if they are not yet."""
-        self.put_texts_once(texts)
+        self.keep_texts(texts)
         metadata = {**metadata, "checksum": scores.checksum, "text_set": texts.id}
         slug = ModelRef.parse(metadata["ref"]).slug
         path = self._path("vectors", texts.id, f"{slug}-{metadata['key']}.parquet")

@@ -6,7 +6,7 @@ import itertools
 import re
 import string
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,8 @@ def read_suite(path: str | Path) -> Suite:
     path = Path(path)
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except OSError as error:
-        raise InputError(f"The suite file {path} cannot be read.", f"{error.strerror}.", "Check the path.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"The suite file {path} cannot be read.", f"{error}.", "Give a file in UTF-8.") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -50,13 +50,15 @@ def read_suite(path: str | Path) -> Suite:
         raise InputError(f"{path} lists no models.", "A suite file has a list under 'models'.", "See the recipes.")
     _check_keys(path, data, ("texts", "models"))
     models: list[Model] = []
-    for item in data["models"]:
+    for n, item in enumerate(data["models"], 1):
         if not isinstance(item, dict):
-            raise InputError(f"{path}: {item!r} is not a model.", "Each model is a mapping with a 'name'.")
+            raise InputError(f"{path}, model {n}: {item!r} is not a model.", "Each model is a mapping with a 'name'.")
         _check_keys(path, item, MODEL_KEYS)
         models += _expand(path, item)
     texts = data.get("texts")
-    if isinstance(texts, str) and texts.startswith("."):
+    if texts is not None and not isinstance(texts, str):
+        raise InputError(f"{path}: texts cannot be {texts!r}.", remedy="Give the name or the file of a text set.")
+    if texts is not None and texts.startswith("."):
         texts = str(path.parent / texts)
     return Suite(texts, tuple(models))
 
@@ -91,39 +93,47 @@ def _expand(path: Path, item: Mapping[str, Any]) -> list[Model]:
         raise InputError(f"{place}: 'revisions' needs a 'pattern', such as \"step{{step}}\".")
     _check_keys(path, {**revisions, "__line__": item["__line__"]}, ("pattern", *ATTRIBUTE_KEYS))
     pattern = revisions.get("pattern", item.get("revision"))
+    pattern = None if pattern is None else str(pattern)
     given = {k: v for k, v in {**item, **revisions}.items() if k in ATTRIBUTE_KEYS}
     lists = {key: _values(place, key, value) for key, value in given.items()}
-    holes = {field for text in (name, pattern) if text for _, field, _, _ in string.Formatter().parse(text) if field}
+    try:
+        holes = {field for text in (name, pattern) if text for _, field, _, _ in string.Formatter().parse(text)} - {
+            None
+        }
+    except ValueError as error:
+        raise InputError(f"{place}: a brace too many or too few in {name!r}.", f"{error}.") from error
     if unfilled := holes - set(lists):
-        raise InputError(f"{place}: nothing fills {{{sorted(unfilled)[0]}}}.", remedy="Give a list under that key.")
+        raise InputError(
+            f"{place}: nothing fills {{{sorted(map(str, unfilled))[0]}}}.", remedy="Give a list under that key."
+        )
     if loose := [key for key, values in lists.items() if len(values) > 1 and key not in holes]:
         raise InputError(f"{place}: {loose[0]!r} has several values, but the name has no {{{loose[0]}}}.")
+    variants = [None, *_values(place, "quantize", item["quantize"])] if "quantize" in item else [None]
     models = []
     for values in itertools.product(*lists.values()):
         attributes = dict(zip(lists, values, strict=True))
         filled = {key: value for key, value in attributes.items() if key in holes}
-        for quantization in (None, *item["quantize"]) if "quantize" in item else (None,):
-            text = _relative(path, name.format(**filled))
-            if pattern:
-                text += "@" + str(pattern).format(**filled)
+        if "parent" in attributes:
+            attributes["parent"] = str(_reference(path, place, str(attributes["parent"])))
+        for quantization in variants:
+            text = name.format(**filled)
+            text += "@" + pattern.format(**filled) if pattern else ""
             text += f"+{quantization}" if quantization else ""
             text += f"%{item['dtype']}" if "dtype" in item else ""
-            try:
-                ref = ModelRef.parse(text)
-                if "parent" in attributes:
-                    attributes["parent"] = str(ModelRef.parse(_relative(path, attributes["parent"])))
-            except InputError as error:
-                raise InputError(f"{place}: {error.what}", error.why, error.remedy) from error
-            models.append(Model(ref, _typed(place, attributes)))
+            models.append(Model(_reference(path, place, text), _typed(place, attributes)))
     return models
 
 
-def _relative(path: Path, name: str) -> str:
-    """A name that begins with `.` as seen from the working directory (a reference keeps ./ to stay local)."""
-    if not name.startswith("."):
-        return name
-    joined = (path.parent / name).as_posix()
-    return joined if joined.startswith(("/", ".")) else f"./{joined}"
+def _reference(path: Path, place: str, text: str) -> ModelRef:
+    """A reference; a name that begins with `.` is relative to the suite file, whatever characters its path has."""
+    try:
+        ref = ModelRef.parse(text)
+    except InputError as error:
+        raise InputError(f"{place}: {error.what}", error.why, error.remedy) from error
+    if not ref.name.startswith("."):
+        return ref
+    joined = (path.parent / ref.name).as_posix()
+    return replace(ref, name=joined if joined.startswith(("/", ".")) else f"./{joined}")
 
 
 def _values(place: str, key: str, value: Any) -> list[Any]:
@@ -131,7 +141,10 @@ def _values(place: str, key: str, value: Any) -> list[Any]:
     flat: list[Any] = []
     for part in value if isinstance(value, list) else [value]:
         if isinstance(part, str) and (match := _RANGE.fullmatch(part)):
-            flat += range(int(match[1]), int(match[2]) + 1, int(match[3] or 1))
+            numbers = range(int(match[1]), int(match[2]) + 1, max(1, int(match[3] or 1)))
+            if not numbers or match[3] == "0":
+                raise InputError(f"{place}: {key!r} has the empty range {part!r}.", remedy="Write first..last/step.")
+            flat += numbers
         elif isinstance(part, str | int):
             flat.append(part)
         else:

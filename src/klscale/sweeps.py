@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from klscale.errors import InputError, KlscaleError, nearest
+from klscale.errors import InputError, KlscaleError, UnavailableError, nearest
 from klscale.models import Model, ModelRef, attributes_of
 from klscale.progress import SILENT, Progress
 from klscale.store import Entry, Store, vector_key
@@ -114,8 +114,9 @@ class _Sweep:
     progress: Progress
 
     @property
-    def convention(self) -> str:
-        return CONVENTION + (WINDOWS if self.long_texts == "window" else "")
+    def conventions(self) -> tuple[str, ...]:
+        """What a vector may have been scored by to be the one asked for; the last is that of a text cut in windows."""
+        return (CONVENTION, CONVENTION + WINDOWS) if self.long_texts == "window" else (CONVENTION,)
 
     @cached_property
     def entries(self) -> list[Entry]:
@@ -128,29 +129,40 @@ class _Sweep:
         from klscale.scoring.loading import resolve
 
         named = [entry for entry in self.entries if entry.ref == model.ref]
-        if self.texts.external and named:
-            return named[-1]
+        if self.texts.external:
+            if named:
+                return named[-1]
+            names = {str(entry.ref) for entry in self.entries}
+            raise InputError(
+                f"{self.texts.name} holds no {model.ref}, and has no texts to score it on: only imported values.",
+                nearest(str(model.ref), names) if len(names) < 20 else "See `klscale ls`.",
+                "Choose a model of that set, or other texts with --texts.",
+            )
         try:
             resolved = resolve(model.ref)
-        except KlscaleError:
-            if named and not self.rescore:  # the model is gone or the hub is out of reach, but its vector is here
-                return named[-1]
-            raise
-        key = vector_key(resolved.identity, model.ref, self.convention, SOURCE)
-        same = [entry for entry in self.entries if entry.key == key]
-        if self.rescore:
-            self.store.drop_partial(self.texts.id, key)
-        elif same and (self.long_texts == "skip" or not same[-1].metadata.get("skipped")):
-            return next((entry for entry in same if entry.ref == model.ref), None) or self._under(model, same[-1])
-        return _Job(place, model, resolved, key)
+        except UnavailableError as error:
+            alike = [entry for entry in named if entry.metadata["convention"] in self.conventions]
+            if not alike or self.rescore:
+                raise
+            self.progress.note(f"{error.what} Its vector of {alike[-1].metadata.get('date', '')[:10]} is used.")
+            return alike[-1]
+        keys = [vector_key(resolved.identity, model.ref, convention, SOURCE) for convention in self.conventions]
+        same = [entry for entry in self.entries if entry.key in keys]
+        if same and not self.rescore and (self.long_texts == "skip" or not same[-1].metadata.get("skipped")):
+            mine = [entry for entry in same if entry.ref == model.ref]
+            return self._labelled(model, (mine or same)[-1])
+        return _Job(place, model, resolved, keys[-1])
 
-    def _under(self, model: Model, entry: Entry) -> Entry:
-        """The vector of the same files, kept once more under another name."""
-        before = entry.metadata.get("attributes", {})
-        of_files = {name: before.get(name) for name in ("type", "parameters")}
-        attributes = attributes_of(model.ref, {**of_files, **model.attributes})
-        metadata = {**entry.metadata, "ref": str(model.ref), "attributes": attributes, "date": _now()}
-        return self.store.write(self.texts, self.store.scores(entry), metadata)
+    def _labelled(self, model: Model, entry: Entry) -> Entry:
+        """The entry under this name and with these attributes: rewritten where it has others."""
+        known = entry.metadata.get("attributes", {})
+        if entry.ref == model.ref and all(known.get(name) == value for name, value in model.attributes.items()):
+            return entry
+        if entry.ref != model.ref:  # the same files: of their attributes only those that are in them
+            known = attributes_of(model.ref, {name: known.get(name) for name in ("type", "parameters")})
+        date = entry.metadata["date"] if entry.ref == model.ref else _now()
+        metadata = {"ref": str(model.ref), "attributes": {**known, **model.attributes}, "date": date}
+        return self.store.write(self.texts, self.store.scores(entry), {**entry.metadata, **metadata})
 
     # ------------------------------------------------------------------------------------------------- scoring
 
@@ -159,13 +171,7 @@ class _Sweep:
         from klscale.scoring.loading import load
         from klscale.scoring.tokens import TokenCache
 
-        if self.texts.external:
-            raise InputError(
-                f"{self.texts.name} has no texts, only imported log-likelihoods: nothing can be scored on it.",
-                f"Not in the store: {', '.join(str(job.ref) for job in jobs[:3])}.",
-                "Choose other texts with --texts, or models of that set (`klscale ls`).",
-            )
-        self.store.put_texts_once(self.texts)
+        self.store.keep_texts(self.texts)
         cache = TokenCache(self.texts)
         what = f"scoring {len(jobs)} models" if len(jobs) > 1 else f"scoring {jobs[0].ref}"
         self.progress.begin(what, self._megabytes() * len(jobs), "MB of text")
@@ -199,6 +205,8 @@ class _Sweep:
 
         tokens = cache.get(loaded.tokenizer)
         engine = Engine(loaded, device=self.device, batch_tokens=self.batch_tokens)
+        if self.rescore:
+            self.store.drop_partial(self.texts.id, job.key)
         kept = self.store.read_partial(self.texts.id, job.key)
         self.progress.advance(self._megabytes(kept))
         parts, unsaved, saved_at = [kept], list[Scores](), time.monotonic()
@@ -219,13 +227,15 @@ class _Sweep:
             self.progress.note(f"{job.ref}: its tokenizer does not give back {lost}: it models other strings.")
         if engine.own_logits:
             self.progress.note(f"{job.ref}: its output head is of an unknown kind; scored by its own logits, slower.")
+        cut = loaded.window is not None and self.long_texts == "window" and (tokens.lengths > loaded.window).any()
+        convention = self.conventions[-1 if cut else 0]
         packages = ("klscale", "torch", "transformers", "tokenizers")
         metadata = {
             "ref": str(job.ref),
-            "key": job.key,
+            "key": vector_key(job.resolved.identity, job.ref, convention, SOURCE),
             "identity": job.resolved.identity,
             "attributes": {**loaded.attributes, **job.model.attributes},
-            "convention": self.convention,
+            "convention": convention,
             "source": SOURCE,
             "dtype": job.ref.dtype,
             "device": str(engine.device),

@@ -32,8 +32,8 @@ OUT_OF_RANGE = (
     "the value is a distance that overstates KL"
 )
 
-out = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
-err = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else WIDE)
+out = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else WIDE)
+err = Console(stderr=True, highlight=False, emoji=False, width=None if sys.stderr.isatty() else WIDE)
 
 
 def print_error(error: KlscaleError) -> None:
@@ -44,8 +44,16 @@ def print_error(error: KlscaleError) -> None:
 
 
 def print_json(value: Any) -> None:
-    json.dump(value, sys.stdout, indent=2, allow_nan=False)
-    sys.stdout.write("\n")
+    sys.stdout.write(json.dumps(_without_nan(value), indent=2, allow_nan=False) + "\n")
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def table(*columns: str, right: Sequence[int] = (), title: str | None = None) -> Table:
@@ -59,7 +67,9 @@ def plain(text: object) -> str:
     """Names from files and hubs are text, never markup."""
     from rich.markup import escape
 
-    return escape(str(text))
+    return escape(
+        "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(text))
+    )
 
 
 def short(count: float) -> str:
@@ -146,7 +156,7 @@ def print_failures(outcomes: Sequence[Outcome]) -> None:
             print_error(outcome.error)
 
 
-def warnings_of(kl: KL, a_dtype: Any, b_dtype: Any) -> list[str]:
+def warnings_of(kl: KL, texts: TextSet, a_dtype: Any, b_dtype: Any) -> list[str]:
     """What keeps a pair's number from being read plainly; one short sentence each."""
     from klscale.divergence import CLIP_LIMIT, HEAVY_TAILS
 
@@ -160,6 +170,10 @@ def warnings_of(kl: KL, a_dtype: Any, b_dtype: Any) -> list[str]:
         found.append(f"not clipped: the clip would move {kl.clipped:.0%} of a vector")
     if kl.kurtosis > HEAVY_TAILS:
         found.append(f"heavy tails (kurtosis {kl.kurtosis:.0f}): the interval covers less often than 95 %")
+    if kl.n_texts < len(texts):
+        found.append(f"only {kl.n_texts:,} of {len(texts):,} texts were scored with both models")
+    if texts.document and len(set(texts.document)) == 1:
+        found.append("all texts are of one document: they are not independent, and the standard error is too small")
     if kl.n_documents is not None and kl.n_documents < 20:
         found.append(f"only {kl.n_documents} documents: the standard error is itself uncertain")
     if a_dtype and b_dtype and a_dtype != b_dtype:
@@ -168,8 +182,9 @@ def warnings_of(kl: KL, a_dtype: Any, b_dtype: Any) -> list[str]:
 
 
 def pair_record(vectors: Vectors, a: str, b: str, measured: Sequence[Setting]) -> dict[str, Any]:
+    from dataclasses import asdict
+
     from klscale import scales
-    from klscale.divergence import as_record
 
     kl = vectors.kl()[a, b]
     rows = [{str(k): v for k, v in vectors.attributes.loc[name].dropna().items()} for name in (a, b)]
@@ -190,17 +205,17 @@ def pair_record(vectors: Vectors, a: str, b: str, measured: Sequence[Setting]) -
         "n_texts": kl.n_texts,
         "n_documents": kl.n_documents,
         "mean_bytes": kl.mean_bytes,
-        "kurtosis": None if math.isnan(kl.kurtosis) else kl.kurtosis,
+        "kurtosis": kl.kurtosis,
         "in_range": kl.in_range,
         "setting": scales.setting_of(rows[0], rows[1], refs[0], refs[1]),
         "placed": scales.place(kl.value, vectors.texts, measured, pair=(a, b)),
-        "bits_per_byte_a": as_record(vectors.bits_per_byte(a)),
-        "bits_per_byte_b": as_record(vectors.bits_per_byte(b)),
-        "bits_per_byte_difference": as_record(difference),
+        "bits_per_byte_a": asdict(vectors.bits_per_byte(a)),
+        "bits_per_byte_b": asdict(vectors.bits_per_byte(b)),
+        "bits_per_byte_difference": asdict(difference),
         "texts": vectors.texts.name,
         "text_set": vectors.texts.id,
         "clip": vectors.texts.clip,
-        "warnings": warnings_of(kl, rows[0].get("dtype"), rows[1].get("dtype")),
+        "warnings": warnings_of(kl, vectors.texts, rows[0].get("dtype"), rows[1].get("dtype")),
     }
 
 
@@ -211,6 +226,7 @@ def describe_texts(texts: TextSet) -> str:
 
 def print_comparison(vectors: Vectors, pairs: Sequence[tuple[str, str]], measured: Sequence[Setting]) -> None:
     """KL of each pair; bits per byte of each model; what that amounts to; what to be wary of."""
+    from klscale import scales
     from klscale.divergence import format_estimate
 
     records = [pair_record(vectors, a, b, measured) for a, b in pairs]
@@ -242,7 +258,7 @@ def print_comparison(vectors: Vectors, pairs: Sequence[tuple[str, str]], measure
             out.print(f"  Their KL is {placed}.")
         for warning in r["warnings"]:
             out.print(f"  Note: {warning}.", style="yellow")
-    if records and records[0]["placed"] is None:
+    if not measured and not scales.published_holds(vectors.texts):
         out.print(
             "No scale is known for these texts: published values hold for pile-10k only. "
             "Score seeds, sizes or checkpoints here to have one.",
@@ -259,6 +275,8 @@ def verdict(record: dict[str, Any]) -> str:
     if error == 0 and value == 0:
         return "identical on every text"
     low, high = difference["interval"]
+    if not math.isfinite(error):
+        return "which is better cannot be told from so few texts"
     if low <= 0 <= high:
         return f"neither is better within the error ({format_estimate(value, error, sign=True)} bits/byte)"
     better = record["a"] if value > 0 else record["b"]

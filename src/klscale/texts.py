@@ -8,9 +8,11 @@ import json
 import os
 import platform
 import random
+import re
 import sysconfig
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -117,7 +119,7 @@ def load_texts(source: str | os.PathLike[str] | TextSet, *, progress: Progress =
         return source
     spec = os.fspath(source)
     if spec == "pile-10k":
-        return replace(_read(str(download_pile(progress=progress)), "pile-10k"), clip=PILE_CLIP)
+        return replace(_read(str(download_pile(progress=progress)), spec), clip=PILE_CLIP)
     if spec == "pocket":
         return pocket_texts()
     return _read(spec, Path(spec.split("://")[-1]).name.split(".")[0])
@@ -144,30 +146,44 @@ def _read(spec: str, name: str) -> TextSet:
 
     def label(*keys: str) -> tuple[str, ...] | None:
         for key in keys:
-            if all(record.get(key) is not None for record in records):
-                return tuple(str(record[key]) for record in records)
+            values = [record.get(key) for record in records]
+            if all(value is not None and value == value for value in values):  # Parquet has NaN for a missing label
+                return tuple(map(str, values))
         return None
 
-    return TextSet.from_texts(
-        name,
-        [record["text"] for record in records],
-        domain=label("domain", "pile_set_name"),
-        document=label("document", "pile_idx"),
-    )
+    is_pile = len(records) == 10_000 and Path(path).is_file() and git_blob_id(Path(path)) == PILE_BLOB_ID
+    try:
+        return TextSet.from_texts(
+            "pile-10k" if is_pile else name,
+            [record["text"] for record in records],
+            domain=label("domain", "pile_set_name"),
+            document=label("document", "pile_idx"),
+            clip=PILE_CLIP if is_pile else None,
+        )
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{spec} holds a text that is not Unicode.",
+            f"{error.reason} ({error.object[:40]!r}).",
+            "Delete that record.",
+        ) from error
 
 
 def _records(spec: str) -> list[dict[str, Any]]:
     """The texts of a file as dictionaries that hold a non-empty string `text`."""
-    if spec.endswith(".parquet"):
-        import pandas as pd
+    found: list[tuple[str, Any]]
+    try:
+        if spec.endswith(".parquet"):
+            import pandas as pd
 
-        found: list[tuple[str, Any]] = [
-            (f"row {n}", record) for n, record in enumerate(pd.read_parquet(spec).to_dict("records"))
-        ]
-    else:
-        with fsspec.open(spec, "rb", compression="infer") as file:
-            lines = [(f"line {n}", line) for n, line in enumerate(file.read().split(b"\n"), 1) if line.strip()]
-        found = [(place, _parse_line(spec, place, line)) for place, line in lines]
+            found = [(f"row {n}", record) for n, record in enumerate(pd.read_parquet(spec).to_dict("records"), 1)]
+        else:
+            with fsspec.open(spec, "rb", compression="infer") as file:
+                lines = [(f"line {n}", line) for n, line in enumerate(file.read().split(b"\n"), 1) if line.strip()]
+            found = [(place, _parse_line(spec, place, line)) for place, line in lines]
+    except InputError:
+        raise
+    except (OSError, EOFError, ValueError, zlib.error) as error:  # damaged Parquet and gzip
+        raise InputError(f"{spec} cannot be read.", str(error).split("\n")[0][:200], "Is the file whole?") from error
     for place, record in found:
         if not isinstance(record, dict) or not isinstance(record.get("text"), str) or not record["text"]:
             raise InputError(
@@ -180,7 +196,7 @@ def _records(spec: str) -> list[dict[str, Any]]:
 
 def _parse_line(spec: str, place: str, line: bytes) -> Any:
     try:
-        if ".txt" in Path(spec).suffixes:
+        if re.search(r"\.txt(\.(gz|zst|bz2|xz|zip))?$", spec):
             return {"text": line.decode().rstrip("\r")}
         return json.loads(line)
     except UnicodeDecodeError as error:
@@ -241,10 +257,10 @@ def read_documents(paths: Iterable[str | os.PathLike[str]]) -> Iterator[tuple[st
             raise InputError(f"{path} is not a file.", remedy="Give text files, or .jsonl files with a 'text' field.")
         if ".jsonl" in path.suffixes:
             for n, record in enumerate(_records(str(path)), 1):
-                yield str(record.get("document", f"{path.name}:{n}")), record["text"], record.get("domain")
+                yield str(record.get("document") or f"{path}:{n}"), record["text"], record.get("domain")
         else:
             try:
-                yield path.name, path.read_text(encoding="utf-8"), None
+                yield str(path), path.read_text(encoding="utf-8"), None
             except UnicodeDecodeError as error:
                 raise InputError(f"{path} is not UTF-8.", str(error.reason), "Convert it to UTF-8.") from error
 

@@ -217,7 +217,7 @@ class Engine:
 
     def _from_own_logits(self, ids: Tensor) -> Tensor:
         """Log-probabilities (n - 1,) of tokens 2 to n of one text `ids` (n,), from the model's own full logits."""
-        logits = self.model(input_ids=ids[None], use_cache=False).logits[0, :-1].float()
+        logits: Tensor = self.model(input_ids=ids[None], use_cache=False).logits[0, :-1].float()
         return logits.gather(1, ids[1:, None])[:, 0] - logits.logsumexp(dim=1)
 
     def _find_head(self, tokens: Tokens, part: Segment) -> None:

@@ -39,4 +39,4 @@ def nearest(word: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, options, n=1)
     if close:
         return f"Did you mean {close[0]!r}?"
-    return f"Known: {', '.join(options)}." if options else ""
+    return f"Known: {', '.join(options[:8])}{', ...' if len(options) > 8 else '.'}" if options else ""

@@ -167,6 +167,15 @@ def test_texts_are_resolved(store, texts, tmp_path):
     assert store.resolve_texts(str(file)).clip == -5.0
 
 
+def test_texts_are_not_read_again_for_every_vector(store, texts, monkeypatch):
+    def read_again(*_):
+        raise AssertionError("the whole text set, for one vector")
+
+    monkeypatch.setattr(Store, "texts", read_again)
+    store.write(texts, scores_of(3), metadata("a/three"))
+    assert len(store.entries(texts.id)) == 3
+
+
 def test_documents_that_were_not_known_are_added(store, texts):
     named = TextSet.from_texts("tiny", texts.texts, document=tuple(str(n // 2) for n in range(40)))
     assert store.keep_texts(named).document == named.document

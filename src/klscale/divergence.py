@@ -209,12 +209,14 @@ def log_interval(value: Floats, standard_error: Floats, n_documents: int | Integ
     return value / factor, value * factor
 
 
-def cluster_codes(documents: Sequence[Any] | NDArray[Any] | None) -> Integers | None:
-    """Cluster number of each text; None where no two texts share a document, or all are of one: then they are taken
-    as independent."""
+def cluster_codes(
+    documents: Sequence[Any] | NDArray[Any] | None, texts: NDArray[Any] | slice = slice(None)
+) -> Integers | None:
+    """Cluster number of each of these texts (a mask or positions); None where no two share a document, or all are of
+    one: then they are taken as independent."""
     if documents is None:
         return None
-    unique, codes = np.unique(np.asarray(documents, dtype=str), return_inverse=True)
+    unique, codes = np.unique(np.asarray(documents, dtype=str)[texts], return_inverse=True)
     return codes.astype(np.int64) if 1 < len(unique) < len(codes) else None
 
 
@@ -246,6 +248,18 @@ def _small_sample(count: int) -> float:
     return count / (count - 1) if count > 1 else math.nan
 
 
+def _estimate(value: float, error: float, clusters: Integers | None, n_texts: int) -> Estimate:
+    half = float(critical_value(n_clusters(clusters))) * error
+    return Estimate(value, error, (value - half, value + half), n_texts)
+
+
+def bootstrap_draws(codes: Integers, resamples: int, seed: int) -> Iterator[Integers]:
+    """How often each cluster (G,) is drawn, in each of `resamples` bootstrap samples of G clusters."""
+    generator, G = np.random.default_rng(seed), n_clusters(codes)
+    for _ in range(resamples):
+        yield np.bincount(generator.integers(G, size=G), minlength=G)
+
+
 def bits_per_byte(
     log_likelihood: Floats, text_bytes: Integers, *, documents: Sequence[Any] | NDArray[Any] | None = None
 ) -> Estimate:
@@ -256,11 +270,10 @@ def bits_per_byte(
     """
     both = ~np.isnan(log_likelihood)
     bits, size = -log_likelihood[both] / LOG_2, text_bytes[both].astype(np.float64)
-    clusters = cluster_codes(None if documents is None else np.asarray(documents)[both])
+    clusters = cluster_codes(documents, both)
     value = float(bits.sum() / size.sum())
     error = float(standard_error_of_mean(bits - value * size, clusters) / size.mean())
-    half = float(critical_value(n_clusters(clusters))) * error
-    return Estimate(value, error, (value - half, value + half), int(both.sum()))
+    return _estimate(value, error, clusters, int(both.sum()))
 
 
 # ------------------------------------------------------------------------------------------------- KL of all pairs
@@ -457,10 +470,9 @@ def kl_difference(
     d = rows[[0, 2]] - rows[[1, 3]]
     d -= d.mean(axis=1, keepdims=True)
     influence = (d[0] ** 2 - d[1] ** 2) / nats2_per_bit_per_byte(float(text_bytes[texts].mean()))
-    clusters = cluster_codes(None if documents is None else np.asarray(documents)[texts])
+    clusters = cluster_codes(documents, texts)
     value, error = float(influence.mean()), float(standard_error_of_mean(influence, clusters))
-    half = float(critical_value(n_clusters(clusters))) * error
-    return Estimate(value, error, (value - half, value + half), len(texts))
+    return _estimate(value, error, clusters, len(texts))
 
 
 def kl_bootstrap(
@@ -478,15 +490,13 @@ def kl_bootstrap(
     """
     both = ~np.isnan(a) & ~np.isnan(b)
     d, size = (a - b)[both], text_bytes[both].astype(np.float64)
-    clusters = cluster_codes(None if documents is None else np.asarray(documents)[both])
+    clusters = cluster_codes(documents, both)
     codes = np.arange(len(d)) if clusters is None else clusters
     d = d - d.mean()
     G = n_clusters(codes)
     sums = np.stack([np.bincount(codes, weights=w, minlength=G) for w in (np.ones_like(d), d, d * d, size)])
-    generator = np.random.default_rng(seed)
     values = np.empty(resamples)
-    for r in range(resamples):
-        draws = np.bincount(generator.integers(G, size=G), minlength=G)
+    for r, draws in enumerate(bootstrap_draws(codes, resamples, seed)):
         n, first, second, total_bytes = sums @ draws
         values[r] = (second / n - (first / n) ** 2) / nats2_per_bit_per_byte(total_bytes / n)
     return values

@@ -240,15 +240,11 @@ def _over_texts(vectors: Vectors, pairs: Sequence[tuple[str, str]], seed: int = 
     rows, texts, matrix = vectors.log_likelihood, vectors.texts, vectors.kl()
     clipped = rows if texts.clip is None else np.maximum(rows, texts.clip)
     places = [(vectors.position(a), vectors.position(b)) for a, b in pairs]
-    both = ~np.isnan(rows[sorted({place for pair in places for place in pair})]).any(axis=0)
+    both = np.asarray(~np.isnan(rows[sorted({place for pair in places for place in pair})]).any(axis=0))
     size = texts.bytes[both].astype(np.float64)
-    clusters = divergence.cluster_codes(None if texts.document is None else np.asarray(texts.document)[both])
+    clusters = divergence.cluster_codes(texts.document, both)
     codes = np.arange(len(size)) if clusters is None else clusters
-    n_clusters = int(codes.max()) + 1
-    generator = np.random.default_rng(seed)
-    draws = np.stack(
-        [np.bincount(generator.integers(n_clusters, size=n_clusters), minlength=n_clusters) for _ in range(RESAMPLES)]
-    )[:, codes].astype(np.float64)
+    draws = np.stack(list(divergence.bootstrap_draws(codes, RESAMPLES, seed)))[:, codes].astype(np.float64)
     n = draws.sum(axis=1)
     variance = np.empty((len(pairs), RESAMPLES))
     for place, (i, j) in enumerate(places):

@@ -84,6 +84,11 @@ def vector_key(identity: str, ref: ModelRef, convention: str, source: str) -> st
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
 
+def now() -> str:
+    """The time, as entries record and are ordered by it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
 class Store:
     """A store at a local path or fsspec URL (`s3://...`); made when first written to."""
 
@@ -186,12 +191,15 @@ class Store:
         self._write(self._path("texts", f"{texts.id}.jsonl"), lines.encode())
         self._write(self._path("texts", f"{texts.id}.json"), json.dumps(head, indent=1).encode())
 
+    def _has_texts(self, text_set: str) -> bool:
+        return bool(self._fs.exists(self._path("texts", f"{text_set}.json")))
+
     def keep_texts(self, texts: TextSet) -> TextSet:
         """Keep a text set unless the store has it; domains and documents that the store did not know are added.
 
         Raises InputError where they contradict those of the store.
         """
-        if not self._fs.exists(self._path("texts", f"{texts.id}.json")):
+        if not self._has_texts(texts.id):
             self.put_texts(texts)
             return texts
         known = self.texts(texts.id)
@@ -262,7 +270,8 @@ class Store:
 
     def write(self, texts: TextSet, scores: Scores, metadata: Mapping[str, Any]) -> Entry:
         """Keep one model's vector; `metadata` must hold `ref` and `key`. The texts are kept too if they are not yet."""
-        self.keep_texts(texts)
+        if not self._has_texts(texts.id):
+            self.put_texts(texts)
         metadata = {**metadata, "checksum": scores.checksum, "text_set": texts.id}
         slug = ModelRef.parse(metadata["ref"]).slug
         path = self._path("vectors", texts.id, f"{slug}-{metadata['key']}.parquet")
@@ -272,6 +281,7 @@ class Store:
     def import_vectors(self, vectors: Vectors, source: str, *, progress: Progress = SILENT) -> list[Entry]:
         """Keep vectors that came from elsewhere; `source` says from where."""
         progress.begin(f"importing {source}", len(vectors), "models")
+        self.keep_texts(vectors.texts)
         entries = []
         for ref, row, (_, attributes) in zip(
             vectors.models, vectors.log_likelihood, vectors.attributes.iterrows(), strict=True
@@ -286,7 +296,7 @@ class Store:
                 "attributes": known,
                 "convention": convention,
                 "source": f"import {source.rsplit('/', 1)[-1]}",
-                "date": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                "date": now(),
             }
             entries.append(self.write(vectors.texts, scores, metadata))
             progress.advance()

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -17,7 +16,7 @@ import numpy as np
 from klscale.errors import InputError, KlscaleError, UnavailableError, nearest
 from klscale.models import Model, ModelRef, attributes_of
 from klscale.progress import SILENT, Progress
-from klscale.store import Entry, Store, vector_key
+from klscale.store import Entry, Store, now, vector_key
 from klscale.texts import TextSet
 from klscale.vectors import CONVENTION, Scores
 
@@ -62,7 +61,7 @@ def score(
 
     A model that fails is reported in its outcome; the others are scored. What an interrupted call had finished is
     kept and not done again, within a model too. `device` and `batch_tokens` are chosen where None. `long_texts`:
-    `error`, `skip` or `window` for texts beyond a model's window. Raises InputError for texts that are not there.
+    `error`, `skip` or `window` for texts beyond a model's window; InputError for anything else.
     """
     if long_texts not in LONG_TEXTS:
         raise InputError(f"--long-texts {long_texts!r} is not known.", remedy=nearest(long_texts, LONG_TEXTS))
@@ -122,17 +121,24 @@ class _Sweep:
     def entries(self) -> list[Entry]:
         return self.store.entries(self.texts.id)
 
+    @cached_property
+    def by_ref(self) -> dict[ModelRef, list[Entry]]:
+        found: dict[ModelRef, list[Entry]] = {}
+        for entry in self.entries:
+            found.setdefault(entry.ref, []).append(entry)
+        return found
+
     # -------------------------------------------------------------------------------------------- what is there
 
     def look_up(self, place: int, model: Model) -> Entry | _Job:
         """The store's entry of a model, else the job to score it."""
         from klscale.scoring.loading import resolve
 
-        named = [entry for entry in self.entries if entry.ref == model.ref]
+        named = self.by_ref.get(model.ref, [])
         if self.texts.external:
             if named:
                 return named[-1]
-            names = {str(entry.ref) for entry in self.entries}
+            names = set(map(str, self.by_ref))
             raise InputError(
                 f"{self.texts.name} holds no {model.ref}, and has no texts to score it on: only imported values.",
                 nearest(str(model.ref), names) if len(names) < 20 else "See `klscale ls`.",
@@ -149,7 +155,7 @@ class _Sweep:
         keys = [vector_key(resolved.identity, model.ref, convention, SOURCE) for convention in self.conventions]
         same = [entry for entry in self.entries if entry.key in keys]
         if same and not self.rescore and (self.long_texts == "skip" or not same[-1].metadata.get("skipped")):
-            mine = [entry for entry in same if entry.ref == model.ref]
+            mine = [entry for entry in named if entry.key in keys]
             return self._labelled(model, (mine or same)[-1])
         return _Job(place, model, resolved, keys[-1])
 
@@ -160,7 +166,7 @@ class _Sweep:
             return entry
         if entry.ref != model.ref:  # the same files: of their attributes only those that are in them
             known = attributes_of(model.ref, {name: known.get(name) for name in ("type", "parameters")})
-        date = entry.metadata["date"] if entry.ref == model.ref else _now()
+        date = entry.metadata["date"] if entry.ref == model.ref else now()
         metadata = {"ref": str(model.ref), "attributes": {**known, **model.attributes}, "date": date}
         return self.store.write(self.texts, self.store.scores(entry), {**entry.metadata, **metadata})
 
@@ -245,7 +251,7 @@ class _Sweep:
             "not_round_trip": tokens.not_round_trip,
             "skipped": np.setdiff1d(np.arange(len(self.texts)), scores.text).tolist(),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-            "date": _now(),
+            "date": now(),
         }
         entry = self.store.write(self.texts, scores, metadata)
         self.store.drop_partial(self.texts.id, job.key)
@@ -260,7 +266,3 @@ class _Sweep:
     def _megabytes(self, scores: Scores | None = None) -> float:
         size = self.texts.bytes if scores is None else self.texts.bytes[scores.text]
         return float(size.sum()) / 1e6
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -17,7 +17,7 @@ from klscale.errors import InputError, KlscaleError
 from klscale.progress import Progress
 
 if TYPE_CHECKING:
-    from klscale.divergence import KL
+    from klscale.divergence import KL, Estimate
     from klscale.scales import Setting
     from klscale.store import Store
     from klscale.sweeps import Outcome
@@ -70,6 +70,13 @@ def plain(text: object) -> str:
     return escape(
         "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(text))
     )
+
+
+def number(result: KL | Estimate) -> str:
+    """Value ± standard error, where the column names the unit."""
+    from klscale.divergence import format_estimate
+
+    return format_estimate(result.value, result.standard_error)
 
 
 def short(count: float) -> str:
@@ -158,7 +165,7 @@ def print_failures(outcomes: Sequence[Outcome]) -> None:
 
 def warnings_of(kl: KL, texts: TextSet, a_dtype: Any, b_dtype: Any) -> list[str]:
     """What keeps a pair's number from being read plainly; one short sentence each."""
-    from klscale.divergence import CLIP_LIMIT, HEAVY_TAILS
+    from klscale.divergence import CLIP_LIMIT
 
     found = []
     if not kl.in_range:
@@ -168,7 +175,7 @@ def warnings_of(kl: KL, texts: TextSet, a_dtype: Any, b_dtype: Any) -> list[str]
         )
     if not kl.uses_clip and kl.clipped > CLIP_LIMIT:
         found.append(f"not clipped: the clip would move {kl.clipped:.0%} of a vector")
-    if kl.kurtosis > HEAVY_TAILS:
+    if kl.heavy_tails:
         found.append(f"heavy tails (kurtosis {kl.kurtosis:.0f}): the interval covers less often than 95 %")
     if kl.n_texts < len(texts):
         found.append(f"only {kl.n_texts:,} of {len(texts):,} texts were scored with both models")
@@ -247,7 +254,7 @@ def print_comparison(vectors: Vectors, pairs: Sequence[tuple[str, str]], measure
     for name in vectors.names:
         own, more = vectors.bits_per_byte(name), vectors.bits_per_byte(name, first)
         against = "" if name == first else format_estimate(more.value, more.standard_error, sign=True)
-        shown.add_row(plain(name), format_estimate(own.value, own.standard_error), against)
+        shown.add_row(plain(name), number(own), against)
     out.print(shown)
     if len(pairs) > 1 and all(pair[0] == first for pair in pairs):
         print_ladder(vectors, [b for _, b in pairs])
@@ -289,8 +296,8 @@ def print_ladder(vectors: Vectors, others: Sequence[str]) -> None:
     order = sorted(others, key=lambda name: matrix[first, name].value)
     shown = table("model", "KL, bits/byte", "more than the one above", right=(1, 2), title=f"\nFrom {plain(first)}")
     for n, name in enumerate(order):
-        step = "" if n == 0 else str(vectors.kl_difference((first, name), (first, order[n - 1]))).split(" bits")[0]
-        shown.add_row(plain(name), str(matrix[first, name]).split(" bits")[0], step)
+        step = "" if n == 0 else number(vectors.kl_difference((first, name), (first, order[n - 1])))
+        shown.add_row(plain(name), number(matrix[first, name]), step)
     out.print(shown)
 
 
@@ -330,9 +337,7 @@ def print_matrix(vectors: Vectors) -> None:
     for a, b, kl in pairs:
         low, high = kl.interval
         mark = " !" if kl.heavy_tails else ""
-        shown.add_row(
-            plain(a), plain(b), str(kl).split(" bits")[0], f"{low:.3g} to {high:.3g}", f"{kl.kurtosis:.1f}{mark}"
-        )
+        shown.add_row(plain(a), plain(b), number(kl), f"{low:.3g} to {high:.3g}", f"{kl.kurtosis:.1f}{mark}")
     out.print(shown)
     if any(kl.heavy_tails for _, _, kl in pairs):
         out.print("! kurtosis above 10: the interval covers less often than 95 %", style="yellow")

@@ -189,14 +189,13 @@ class Engine:
         if not len(owner):
             return [0.0] * len(batch)
         inputs = torch.from_numpy(ids).to(self.device)
-        before = torch.from_numpy(owner * width + place - 1).to(self.device)
-        target = inputs.flatten()[before + 1]
         if self.head is None:
             rows = [self._from_own_logits(row[: part.length]) for row, part in zip(inputs, batch, strict=True)]
             log_likelihood = torch.cat([r[part.first - part.start - 1 :] for r, part in zip(rows, batch, strict=True)])
         else:
+            before = torch.from_numpy(owner * width + place - 1).to(self.device)
             hidden = self._hidden_states(inputs).flatten(0, 1)[before]
-            log_likelihood = self.head.log_likelihood(hidden, target)
+            log_likelihood = self.head.log_likelihood(hidden, inputs.flatten()[before + 1])
         sums = np.bincount(owner, weights=log_likelihood.cpu().double().numpy(), minlength=len(batch))
         return [float(value) for value in sums]
 

@@ -18,7 +18,7 @@ from klscale.models import ModelRef, attributes_of
 # A conversion to safetensors that a bot proposed is another commit than the one asked for.
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 
-_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.gguf")
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _READ_WITH_WEIGHTS = (
     "config.json",
     "*.index.json",
@@ -57,7 +57,8 @@ class LoadedModel:
 
 
 def resolve(ref: ModelRef) -> ResolvedModel:
-    """Pin a reference. Raises InputError where there is no such model, KlscaleError where the hub does not answer."""
+    """Pin a reference. Raises UnavailableError where there is no such model or the hub does not answer, InputError
+    where what is there is none."""
     if ref.quantization:
         raise InputError(
             f"{ref}: quantized variants cannot be scored by this version.",
@@ -99,16 +100,14 @@ def _fingerprint(ref: ModelRef) -> str:
             f"Did you mean one of its directories: {hint}?" if hint else "Check the path.",
         )
     else:
-        weights = [path for pattern in _WEIGHTS[:2] for path in sorted(directory.glob(pattern))]
+        weights = [path for pattern in _WEIGHTS for path in sorted(directory.glob(pattern))]
     if not weights or not all(path.is_file() for path in weights):
         raise InputError(
             f"{directory} holds no weights.",
-            f"Looked for {ref.file or ' and '.join(_WEIGHTS[:2])}.",
+            f"Looked for {ref.file or ' and '.join(_WEIGHTS)}.",
             "Check that the download or the save was complete.",
         )
-    others = {
-        p for pattern in _READ_WITH_WEIGHTS for p in directory.glob(pattern) if p.is_file() and p.suffix != ".jinja"
-    }
+    others = {path for pattern in _READ_WITH_WEIGHTS for path in directory.glob(pattern) if path.is_file()}
     digest = hashlib.sha256()
     for path in sorted({*weights, *others}):
         with path.open("rb") as file:

@@ -21,6 +21,7 @@ def kl_heat_map(vectors: Vectors, *, annotate_up_to: int = 20) -> Figure:
     """
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
     from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
     from scipy.spatial.distance import squareform
 
@@ -57,7 +58,9 @@ def kl_heat_map(vectors: Vectors, *, annotate_up_to: int = 20) -> Figure:
     bar.set_label("KL, bits/byte (± standard error)", fontsize=8)
     bar.ax.tick_params(labelsize=7, which="both")
     bar.ax.yaxis.set_major_formatter("{x:g}")
-    bar.ax.yaxis.set_minor_formatter("{x:g}")
+    bar.ax.yaxis.set_minor_formatter(NullFormatter())
+    if norm is not None:
+        bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     texts = vectors.texts
     axes.set_title(f"{K} models, {len(texts):,} texts of {texts.name}", fontsize=9, loc="left")
     return figure

@@ -121,6 +121,54 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
         "MixtralConfig",
         {**SMALL, "num_key_value_heads": 2, "num_local_experts": 4, "max_position_embeddings": 512},
     ),
+    "llama, tied": ("LlamaConfig", {**SMALL, "tie_word_embeddings": True, "max_position_embeddings": 512}),
+    "phi3": ("Phi3Config", {**SMALL, "max_position_embeddings": 512, "pad_token_id": 0}),
+    "olmo2": ("Olmo2Config", {**SMALL, "max_position_embeddings": 512}),
+    "qwen3, experts": (
+        "Qwen3MoeConfig",
+        {
+            **SMALL, "num_key_value_heads": 2, "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32, "max_position_embeddings": 512,
+        },
+    ),
+    "gpt-oss, attention sinks": (
+        "GptOssConfig",
+        {
+            **SMALL, "num_key_value_heads": 2, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2,
+            "sliding_window": 16, "max_position_embeddings": 512,
+        },
+    ),
+    "deepseek v3, latent attention": (
+        "DeepseekV3Config",
+        {
+            **SMALL, "num_key_value_heads": 4, "moe_intermediate_size": 16, "n_routed_experts": 4, "n_group": 2,
+            "topk_group": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1, "kv_lora_rank": 16,
+            "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
+            "max_position_embeddings": 512,
+        },
+    ),
+    "gpt bigcode, one key": (
+        "GPTBigCodeConfig",
+        {"vocab_size": 300, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512, "multi_query": True},
+    ),
+    "mpt, alibi": (
+        "MptConfig",
+        {"vocab_size": 300, "d_model": 32, "n_layers": 2, "n_heads": 4, "expansion_ratio": 2, "max_seq_len": 512},
+    ),
+    "recurrent gemma": (
+        "RecurrentGemmaConfig",
+        {
+            **SMALL, "num_key_value_heads": 2, "head_dim": 8, "lru_width": 32, "attention_window_size": 16,
+            "logits_soft_cap": 3.0, "num_hidden_layers": 3,
+        },
+    ),
+    "mamba2": (
+        "Mamba2Config",
+        {
+            "vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "num_heads": 8,
+            "head_dim": 8, "n_groups": 2, "chunk_size": 16,
+        },
+    ),
     "rwkv, recurrent": (
         "RwkvConfig",
         {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32},

@@ -3,9 +3,10 @@
     STORE/texts/<text set id>.jsonl, <id>.json          the texts, once; name, clip, counts
     STORE/vectors/<text set id>/<slug>-<key>.parquet    one file for each scored model
     STORE/partial/<text set id>/<key>/                  unfinished work of a model
+    STORE/partial/<text set id>/<key>.<owner>.claim     a process is at work on it
 
 Files appear whole or not at all: locally a temporary name, fsync and rename; elsewhere one PUT. `key` hashes what
-makes a vector what it is, so many machines write to one store without locks.
+makes a vector what it is, so many machines write to one store without locks; claims only save them double work.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ import hashlib
 import io
 import json
 import os
+import socket
+import threading
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +30,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import pandas as pd
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -36,6 +41,8 @@ from klscale.texts import NAMED, TextSet, content_id, load_texts
 from klscale.vectors import ATTRIBUTES, Scores, Vectors
 
 SCHEMA = pa.schema([("text", pa.int32()), ("log_likelihood", pa.float64()), ("n_tokens", pa.int32())])
+CLAIM_BEAT_S, CLAIM_DEAD_S = 30.0, 150.0
+"""How often a process says that it is still at work, and how long its silence means that it is not."""
 UNREADABLE = (pa.ArrowException, KeyError, TypeError, ValueError, OSError)
 
 
@@ -366,6 +373,54 @@ class Store:
         with contextlib.suppress(FileNotFoundError):  # never there, or forgotten by another process
             self._fs.rm(self._path("partial", text_set, key), recursive=True)
 
+    # ------------------------------------------------------------------------------------------------------ claims
+
+    def entry(self, text_set: str, keys: Sequence[str]) -> Entry | None:
+        """The newest vector with one of these keys, as the store is now."""
+        names = tuple(f"-{key}.parquet" for key in keys)
+        paths = [path for path in self._list("vectors", text_set, suffix=".parquet") if path.endswith(names)]
+        found = [Entry(path, text_set, metadata) for path in paths if (metadata := self._entry(path))]
+        return max(found, key=lambda entry: entry.metadata.get("date", ""), default=None)
+
+    def claims(self, text_set: str) -> dict[str, str]:
+        """The vectors that living processes work on: key -> the process, in words."""
+        return {key: "process {pid} on {host}".format(**found[0]) for key, found in self._claims(text_set).items()}
+
+    def claim(self, text_set: str, key: str) -> Claim | None:
+        """Say that this process works on a vector, until the claim is released; None where a living one does already.
+
+        Nothing is locked: after a clash, or with clocks that differ by minutes, a model may be scored twice, to the
+        same values. A claim that nobody renews is void after CLAIM_DEAD_S; where its process is gone, at once."""
+        if self._claims(text_set).get(key):
+            return None
+        claim = Claim(self, text_set, key)
+        first = next(iter(self._claims(text_set).get(key, ())), None)
+        if first is not None and first["owner"] != claim.owner:  # two at one moment: the first in order has it
+            claim.release()
+            return None
+        return claim
+
+    def _claims(self, text_set: str) -> dict[str, list[dict[str, Any]]]:
+        """Living claims on each vector, oldest first; void ones are cleared away."""
+        alive: dict[str, list[dict[str, Any]]] = {}
+        for path in self._list("partial", text_set, suffix=".claim"):
+            try:
+                claim = json.loads(self._read(path))
+                silent = time.time() - claim["beat"] > CLAIM_DEAD_S
+                if not silent and (claim["host"] != socket.gethostname() or psutil.pid_exists(claim["pid"])):
+                    alive.setdefault(claim["key"], []).append(claim)
+                    continue
+            except FileNotFoundError:  # released meanwhile
+                continue
+            except (ValueError, KeyError, TypeError):  # not a claim
+                pass
+            self._forget(path)
+        return {key: sorted(found, key=lambda c: (c["since"], c["owner"])) for key, found in alive.items()}
+
+    def _forget(self, path: str) -> None:
+        with contextlib.suppress(OSError):
+            self._fs.rm_file(path)
+
     # ------------------------------------------------------------------------------------------------------- check
 
     def check(self) -> Iterator[tuple[str, str]]:
@@ -400,3 +455,30 @@ class Store:
             return "it holds values that are not finite"
         missing = sizes[text_set] - len(scores) - len(metadata.get("skipped", ()))
         return f"{missing:,} texts are missing" if missing > 0 else ""
+
+
+class Claim:
+    """This process works on a vector, as all others can see: renewed by a thread until `release`."""
+
+    def __init__(self, store: Store, text_set: str, key: str) -> None:
+        self.owner, self._key = uuid.uuid4().hex[:8], key
+        self._store, self._path = store, store._path("partial", text_set, f"{key}.{self.owner}.claim")
+        self._since, self._released = time.time(), threading.Event()
+        self._beat()
+        self._thread = threading.Thread(target=self._renew, daemon=True)
+        self._thread.start()
+
+    def _beat(self) -> None:
+        told = {"key": self._key, "owner": self.owner, "host": socket.gethostname(), "pid": os.getpid()}
+        self._store._write(self._path, json.dumps({**told, "since": self._since, "beat": time.time()}).encode())
+
+    def _renew(self) -> None:
+        while not self._released.wait(CLAIM_BEAT_S):
+            with contextlib.suppress(KlscaleError):  # at worst the claim is void, and another does the same work
+                self._beat()
+
+    def release(self) -> None:
+        """The work is done, or given up."""
+        self._released.set()
+        self._thread.join()
+        self._store._forget(self._path)

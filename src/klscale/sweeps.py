@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import platform
+import random
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -16,7 +18,7 @@ import numpy as np
 from klscale.errors import InputError, KlscaleError, UnavailableError, nearest
 from klscale.models import Model, ModelRef, attributes_of
 from klscale.progress import SILENT, Progress
-from klscale.store import Entry, Store, now, vector_key
+from klscale.store import Claim, Entry, Store, now, vector_key
 from klscale.texts import TextSet
 from klscale.vectors import CONVENTION, Scores
 
@@ -29,6 +31,8 @@ LONG_TEXTS = ("error", "skip", "window")
 WINDOWS = "; half-overlapping windows"
 KEEP_EVERY_S = 10.0
 """Seconds of work that a killed command may lose."""
+LOOK_AGAIN_S = 1.0
+"""How often a process looks whether another has finished the model that it waits for."""
 NOT_ROUND_TRIP = 0.001
 """Fraction of texts that a tokenizer may fail to give back before it is said."""
 
@@ -60,7 +64,8 @@ def score(
     """Score each model on `texts` unless the store has its vector, and keep the vectors in the store.
 
     A model that fails is reported in its outcome; the others are scored. What an interrupted call had finished is
-    kept and not done again, within a model too. `device` and `batch_tokens` are chosen where None. `long_texts`:
+    kept and not done again, within a model too. Processes that score into one store at the same time share the models
+    between them. `device` and `batch_tokens` are chosen where None. `long_texts`:
     `error`, `skip` or `window` for texts beyond a model's window; InputError for anything else.
     """
     if long_texts not in LONG_TEXTS:
@@ -88,16 +93,21 @@ def score(
 
 @dataclass(frozen=True)
 class _Job:
-    """A model that is not in the store yet: pinned, and with the key that its vector will have."""
+    """A model that is not in the store yet: pinned, and with the keys that its vector may have."""
 
     place: int
     model: Model
     resolved: ResolvedModel
-    key: str
+    keys: tuple[str, ...]
 
     @property
     def ref(self) -> ModelRef:
         return self.model.ref
+
+    @property
+    def key(self) -> str:
+        """Under which the work on it is claimed and kept until it is finished."""
+        return self.keys[-1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +121,7 @@ class _Sweep:
     long_texts: str
     rescore: bool
     progress: Progress
+    started: str = field(default_factory=now)
 
     @property
     def conventions(self) -> tuple[str, ...]:
@@ -152,12 +163,17 @@ class _Sweep:
                 raise
             self.progress.note(f"{error.what} Its vector of {alike[-1].metadata.get('date', '')[:10]} is used.")
             return alike[-1]
-        keys = [vector_key(resolved.identity, model.ref, convention, SOURCE) for convention in self.conventions]
+        keys = tuple(vector_key(resolved.identity, model.ref, convention, SOURCE) for convention in self.conventions)
         same = [entry for entry in self.entries if entry.key in keys]
-        if same and not self.rescore and (self.long_texts == "skip" or not same[-1].metadata.get("skipped")):
+        if same and self._will_do(same[-1]):
             mine = [entry for entry in named if entry.key in keys]
             return self._labelled(model, (mine or same)[-1])
-        return _Job(place, model, resolved, keys[-1])
+        return _Job(place, model, resolved, keys)
+
+    def _will_do(self, entry: Entry) -> bool:
+        """Whether an entry with the right key makes scoring needless."""
+        fresh = not self.rescore or entry.metadata["date"] >= self.started
+        return fresh and (self.long_texts == "skip" or not entry.metadata.get("skipped"))
 
     def _labelled(self, model: Model, entry: Entry) -> Entry:
         """The entry under this name and with these attributes: rewritten where it has others."""
@@ -181,29 +197,60 @@ class _Sweep:
         cache = TokenCache(self.texts)
         what = f"scoring {len(jobs)} models" if len(jobs) > 1 else f"scoring {jobs[0].ref}"
         self.progress.begin(what, self._megabytes() * len(jobs), "MB of text")
+        queue = list(jobs)
+        if not self.store.claims(self.texts.id).keys().isdisjoint(job.key for job in jobs):
+            random.shuffle(queue)  # another process is at work: in the same order both would want the same model
         with ThreadPoolExecutor(1) as reader:
-            ahead: Future[LoadedModel] | None = None
-            loaded: LoadedModel | None = None
-            for n, job in enumerate(jobs):
+            ahead: tuple[_Job, Future[LoadedModel]] | None = None
+            while queue:
+                job, found = self._take(queue)
+                started, n = time.monotonic(), len(jobs) - len(queue)
+                if isinstance(found, Entry):
+                    self.progress.advance(self._megabytes() * n - self.progress.done)
+                    yield job.place, Outcome(job.ref, "present", found)
+                    continue
                 if len(jobs) > 1:
-                    self.progress.now(f"scoring {job.ref} ({n + 1} of {len(jobs)})")
-                started = time.monotonic()
-                loading, ahead = ahead or reader.submit(load, job.resolved), None
-                entry = error = None
+                    self.progress.now(f"scoring {job.ref} ({n} of {len(jobs)})")
+                loading = ahead[1] if ahead and ahead[0] is job else reader.submit(load, job.resolved, self.device)
+                ahead, alone = None, threading.Event()
+                entry = error = loaded = None
                 try:
                     loaded = loading.result()
-                    # Building a model in half precision changes torch's default dtype in all threads: never beside
-                    # a forward pass.
-                    if n + 1 < len(jobs) and jobs[n + 1].ref.dtype == "float32":
-                        ahead = reader.submit(load, jobs[n + 1].resolved)
+                    if queue:
+                        ahead = queue[0], reader.submit(load, queue[0].resolved, self.device, alone=alone)
                     entry = self._score(job, loaded, cache)
                 except KlscaleError as problem:
-                    error = problem
-                del loading
-                loaded = None
-                self.progress.advance(self._megabytes() * (n + 1) - self.progress.done)
+                    error = _without_frames(problem)
+                finally:
+                    del loading
+                    loaded = None
+                    alone.set()
+                    found.release()
+                self.progress.advance(self._megabytes() * n - self.progress.done)
                 status = "failed" if error else "scored"
                 yield job.place, Outcome(job.ref, status, entry, error, time.monotonic() - started)
+
+    def _take(self, queue: list[_Job]) -> tuple[_Job, Claim | Entry]:
+        """The first job that no other process works on, off the queue and claimed; or one that another process has
+        finished, with its entry. Waits while others work on all that are left."""
+        waiting = False
+        while True:
+            claims = self.store.claims(self.texts.id)
+            for job in queue:
+                claim = None if job.key in claims else self.store.claim(self.texts.id, job.key)
+                if claim is None:
+                    continue
+                queue.remove(job)
+                entry = self.store.entry(self.texts.id, job.keys)
+                if entry is not None and self._will_do(entry):
+                    claim.release()
+                    return job, self._labelled(job.model, entry)
+                return job, claim
+            if not waiting:
+                by = ", ".join(sorted(set(claims.values())))
+                self.progress.note(f"{queue[0].ref} is being scored by {by}: waiting for its vector.")
+                waiting = True
+            time.sleep(LOOK_AGAIN_S)
 
     def _score(self, job: _Job, loaded: LoadedModel, cache: TokenCache) -> Entry:
         """Score what the partial work of one model lacks, and write its vector."""
@@ -266,3 +313,12 @@ class _Sweep:
     def _megabytes(self, scores: Scores | None = None) -> float:
         size = self.texts.bytes if scores is None else self.texts.bytes[scores.text]
         return float(size.sum()) / 1e6
+
+
+def _without_frames(error: KlscaleError) -> KlscaleError:
+    """The frames of a failed forward pass hold the model in memory."""
+    cause: BaseException | None = error
+    while cause is not None:
+        cause.__traceback__ = None
+        cause = cause.__cause__ or cause.__context__
+    return error

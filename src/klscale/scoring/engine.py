@@ -20,7 +20,7 @@ from torch import Tensor
 from klscale.divergence import Integers
 from klscale.errors import InputError, KlscaleError
 from klscale.scoring.head import OutputHead, candidate_heads
-from klscale.scoring.loading import LoadedModel
+from klscale.scoring.loading import LoadedModel, device_of
 from klscale.scoring.tokens import Tokens
 from klscale.vectors import Scores
 
@@ -55,30 +55,21 @@ def segments_of(text: int, length: int, window: int | None) -> list[Segment]:
     return found
 
 
-def best_device() -> str:
-    """`cuda`, `mps` or `cpu`: the fastest that is there."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
 class Engine:
     """Scores texts with one model. `batch_tokens` is the budget of a batch, padding included (None: found)."""
 
     def __init__(self, loaded: LoadedModel, *, device: str | None = None, batch_tokens: int | None = None) -> None:
         self.loaded = loaded
-        name = device or best_device()
+        self.device = device_of(device)
+        self.model = loaded.model
         try:
-            self.device = torch.device(name)
-            self.model = loaded.model.to(self.device)
+            if loaded.offload is None:
+                self.model.to(self.device)
         except torch.OutOfMemoryError as error:
             raise KlscaleError(
-                f"{loaded.ref} does not fit into the memory of {name}.",
+                f"{loaded.ref} does not fit into the memory of {self.device}.",
                 remedy="Use --device cpu, or a smaller dtype: %bfloat16.",
             ) from error
-        except (RuntimeError, AssertionError) as error:
-            why = str(error).split("\n")[0]
-            raise InputError(f"The device {name!r} cannot be used.", why, "Use --device cpu.") from error
         self.batch_tokens = batch_tokens or self._budget()
         self.head: OutputHead | None = None
         """Reads hidden states; None before the first batch, and for good where only the model's own logits will do."""
@@ -236,7 +227,7 @@ class Engine:
                 "The probability of a token changes with the tokens after it.",
                 "Only decoder models have log-likelihoods of texts.",
             )
-        heads = list(candidate_heads(self.model))
+        heads = self._candidate_heads()
         if heads:
             # Behind a neighbour and padding, as in a batch, so that the check covers those too.
             padded = torch.nn.functional.pad(ids, (0, 3)).expand(2, -1)
@@ -246,6 +237,14 @@ class Engine:
                     self.head = head
                     return
         self.own_logits = True
+
+    def _candidate_heads(self) -> list[OutputHead]:
+        if self.loaded.offload is None:
+            return list(candidate_heads(self.model))
+        from accelerate.utils import align_module_device
+
+        with align_module_device(self.model.get_output_embeddings()):  # brought in once, and held by the head
+            return list(candidate_heads(self.model))
 
 
 class _ReachedHeadError(Exception):

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import json
 import os
 import re
+import tempfile
+import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+import torch
+
 from klscale.errors import InputError, KlscaleError, UnavailableError
 from klscale.models import ModelRef, attributes_of
+from klscale.texts import cache_directory
 
 # A conversion to safetensors that a bot proposed is another commit than the one asked for.
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_ADAPTER, _ADAPTER_WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
+_RESIDENT = 0.8
+"""Part of the free memory that weights may take; the rest is for batches and for what else runs."""
 _READ_WITH_WEIGHTS = (
     "config.json",
     "*.index.json",
@@ -39,6 +50,8 @@ class ResolvedModel:
     ref: ModelRef
     identity: str
     commit: str | None = None
+    base: ResolvedModel | None = None
+    """Of an adapter: the model that it changes."""
 
     @property
     def location(self) -> str:
@@ -54,11 +67,30 @@ class LoadedModel:
     tokenizer: Any
     window: int | None
     attributes: dict[str, Any] = field(default_factory=dict)
+    offload: tempfile.TemporaryDirectory[str] | None = None
+    """Of a model larger than memory, whose layers are brought in by each forward pass: a folder with those that are
+    not in its own files. It goes with the model."""
+
+
+def device_of(name: str | None) -> torch.device:
+    """The device of this name, or the fastest that is there. Raises InputError for one that cannot be used."""
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).split("\n")[0]
+        raise InputError(f"The device {name!r} cannot be used.", why, "Use --device cpu.") from error
 
 
 def resolve(ref: ModelRef) -> ResolvedModel:
     """Pin a reference. Raises UnavailableError where there is no such model or the hub does not answer, InputError
     where what is there is none."""
+    return _resolve(ref, base_of=None)
+
+
+def _resolve(ref: ModelRef, base_of: ModelRef | None) -> ResolvedModel:
+    """`base_of`: the adapter that names this model, which then is no adapter itself."""
     if ref.quantization:
         raise InputError(
             f"{ref}: quantized variants cannot be scored by this version.",
@@ -66,11 +98,59 @@ def resolve(ref: ModelRef) -> ResolvedModel:
             f"Score {ref.name} itself, or a checkpoint that was saved quantized.",
         )
     if ref.path is not None:
-        return ResolvedModel(ref, f"files:{_fingerprint(ref)}")
+        identity = f"files:{_fingerprint(ref)}"
+        adapter = ref.path / _ADAPTER
+        return _on_base(ref, base_of, identity, adapter) if adapter.is_file() else ResolvedModel(ref, identity)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", ref.name, re.ASCII):
         raise InputError(f"{ref.name!r} is neither a directory here nor a hub id.", remedy="Check the path.")
-    commit = _hub_commit(ref)
-    return ResolvedModel(ref, f"commit:{ref.name}@{commit}", commit)
+    commit, files = _hub_commit(ref)
+    identity = f"commit:{ref.name}@{commit}"
+    if _ADAPTER not in files:
+        return ResolvedModel(ref, identity, commit)
+    if "config.json" in files:
+        raise _both(ref, ref.name)
+    from huggingface_hub import hf_hub_download
+
+    try:
+        adapter = Path(hf_hub_download(ref.name, _ADAPTER, revision=commit))
+    except Exception as error:  # whatever a network does
+        raise _failure(ref, f"{ref} cannot be fetched.", error) from error
+    return _on_base(ref, base_of, identity, adapter, commit)
+
+
+def _on_base(
+    ref: ModelRef, base_of: ModelRef | None, identity: str, adapter: Path, commit: str | None = None
+) -> ResolvedModel:
+    """An adapter with the model that its configuration names; the vector depends on both."""
+    if base_of is not None:
+        raise InputError(f"{ref} is an adapter itself.", remedy="Merge it into its model.")
+    try:
+        told = json.loads(adapter.read_text(encoding="utf-8"))
+        name, revision = told["base_model_name_or_path"], told.get("revision")
+        base = ModelRef(str(name), str(revision) if revision else None, dtype=ref.dtype)
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(
+            f"{ref} is an adapter without a model.",
+            f"Its {_ADAPTER} does not name a base model.",
+            "Write the model under `base_model_name_or_path` there.",
+        ) from error
+    try:
+        resolved = _resolve(base, base_of=ref)
+    except KlscaleError as error:
+        raise type(error)(
+            f"{ref} is an adapter of {name}, which cannot be used.",
+            error.what,
+            f"Put the model there, or mend `base_model_name_or_path` in its {_ADAPTER}.",
+        ) from error
+    return ResolvedModel(ref, f"{identity} on {resolved.identity}", commit, resolved)
+
+
+def _both(ref: ModelRef, place: Any) -> InputError:
+    return InputError(
+        f"{place} holds both a model and an adapter.",
+        f"Whether {ref} means the model alone or with its adapter cannot be told.",
+        f"Move {_ADAPTER} or config.json elsewhere.",
+    )
 
 
 def _fingerprint(ref: ModelRef) -> str:
@@ -90,9 +170,15 @@ def _fingerprint(ref: ModelRef) -> str:
             f"{directory} is a directory on this machine.",
             "Give the checkpoint's own directory.",
         )
+    adapter, config = (directory / _ADAPTER).is_file(), (directory / "config.json").is_file()
     if ref.file:
         weights = [directory / ref.file]
-    elif not (directory / "config.json").is_file():
+    elif adapter and config:
+        raise _both(ref, directory)
+    elif adapter:
+        weights = [directory / _ADAPTER, *(p for name in _ADAPTER_WEIGHTS if (p := directory / name).is_file())]
+        weights = weights if len(weights) > 1 else []
+    elif not config:
         hint = ", ".join(sorted(p.parent.name for p in directory.glob("*/config.json"))[-3:])
         raise InputError(
             f"{directory} holds no config.json.",
@@ -104,7 +190,7 @@ def _fingerprint(ref: ModelRef) -> str:
     if not weights or not all(path.is_file() for path in weights):
         raise InputError(
             f"{directory} holds no weights.",
-            f"Looked for {ref.file or ' and '.join(_WEIGHTS)}.",
+            f"Looked for {ref.file or ' and '.join(_ADAPTER_WEIGHTS if adapter else _WEIGHTS)}.",
             "Check that the download or the save was complete.",
         )
     others = {path for pattern in _READ_WITH_WEIGHTS for path in directory.glob(pattern) if path.is_file()}
@@ -116,12 +202,14 @@ def _fingerprint(ref: ModelRef) -> str:
     return digest.hexdigest()
 
 
-def _hub_commit(ref: ModelRef) -> str:
-    """The commit that a revision of a hub model points to: asked of the hub, else of the local cache."""
+def _hub_commit(ref: ModelRef) -> tuple[str, set[str]]:
+    """The commit that a revision of a hub model points to, and which of config.json and adapter_config.json it has:
+    asked of the hub, else of the local cache."""
     from huggingface_hub import HfApi, errors, hf_hub_download
 
     try:
-        return str(HfApi().model_info(ref.name, revision=ref.revision, timeout=20).sha)
+        info = HfApi().model_info(ref.name, revision=ref.revision, timeout=20)
+        return str(info.sha), {file.rfilename for file in info.siblings or ()} & {"config.json", _ADAPTER}
     except errors.RevisionNotFoundError as error:
         raise InputError(
             f"{ref.name} has no revision {ref.revision!r}.",
@@ -135,49 +223,60 @@ def _hub_commit(ref: ModelRef) -> str:
             exit_status=2,
         ) from error
     except Exception as unreachable:  # whatever a network does
-        try:
-            cached = hf_hub_download(ref.name, ref.file or "config.json", revision=ref.revision, local_files_only=True)
-            match = re.search(r"/snapshots/([0-9a-f]{40})/", Path(cached).as_posix())
-        except errors.LocalEntryNotFoundError:
-            match = None
+        match, files = None, set()
+        for file in (ref.file or "config.json", _ADAPTER):
+            with contextlib.suppress(errors.LocalEntryNotFoundError):
+                cached = hf_hub_download(ref.name, file, revision=ref.revision, local_files_only=True)
+                match = re.search(r"/snapshots/([0-9a-f]{40})/", Path(cached).as_posix())
+                files.add(file)
         if match is None:
             raise UnavailableError(
                 f"{ref} could not be fetched: the hub does not answer, and the local cache does not hold it.",
                 _first_line(unreachable),
                 "Check the network, or give a local directory: ./DIRECTORY.",
             ) from unreachable
-        return match[1]
+        return match[1], files
 
 
-def load(resolved: ResolvedModel) -> LoadedModel:
-    """The model in memory on the CPU, in evaluation mode, in the reference's dtype.
+def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading.Event | None = None) -> LoadedModel:
+    """The model in evaluation mode and in the reference's dtype: on the CPU, or, where it does not fit there or on
+    `device`, spread over accelerators, CPU and disk, from where each forward pass brings its layers in.
 
+    `alone` is set when no other model is in memory: one that does not fit beside another waits for that.
     Raises KlscaleError where the files are not a causal language model, or do not hold all of its weights.
     """
-    import torch
     from huggingface_hub import hf_hub_download
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    ref = resolved.ref
-    options: dict[str, Any] = {"revision": resolved.commit} if resolved.commit else {"local_files_only": True}
-    if ref.file:
-        options["gguf_file"] = ref.file
-    what = f"{ref} cannot be fetched."
+    ref, base = resolved.ref, resolved.base or resolved
+    if resolved.base is not None:
+        _peft(ref)
+    options: dict[str, Any] = {"revision": base.commit} if base.commit else {"local_files_only": True}
+    if base.ref.file:
+        options["gguf_file"] = base.ref.file
+    what = f"{base.ref} cannot be fetched."
     try:
         with quiet_transformers():
-            if resolved.commit:  # by its own name, so that the cache knows offline what the branch pointed to
-                hf_hub_download(ref.name, ref.file or "config.json", revision=ref.revision)
-            what = f"The configuration of {ref} cannot be loaded."
-            _refuse_kernels(AutoConfig.from_pretrained(resolved.location, trust_remote_code=False, **options), ref)
+            if base.commit:  # by its own name, so that the cache knows offline what the branch pointed to
+                hf_hub_download(base.ref.name, base.ref.file or "config.json", revision=base.ref.revision)
+            what = f"The configuration of {base.ref} cannot be loaded."
+            config = AutoConfig.from_pretrained(base.location, trust_remote_code=False, **options)
+            _refuse_kernels(config, base.ref)
+            _refuse_others(config, base.ref)
             what = f"The tokenizer of {ref} cannot be loaded."
-            tokenizer = AutoTokenizer.from_pretrained(resolved.location, trust_remote_code=False, **options)
-            what = f"{ref} cannot be loaded as a causal language model."
+            tokenizer = AutoTokenizer.from_pretrained(_tokenizer_of(resolved), trust_remote_code=False, **options)
+            what = f"{base.ref} cannot be loaded as a causal language model."
+            placement, folder = _placement(config, base.ref, device, alone)
+            # Building a model in half precision changes torch's default dtype in all threads: never beside another.
+            if alone is not None and ref.dtype != "float32":
+                alone.wait()
             model, info = AutoModelForCausalLM.from_pretrained(
-                resolved.location,
+                base.location,
                 dtype=getattr(torch, ref.dtype),
                 trust_remote_code=False,
                 output_loading_info=True,
                 **options,
+                **placement,
             )
     except KlscaleError:
         raise
@@ -192,10 +291,119 @@ def load(resolved: ResolvedModel) -> LoadedModel:
             else f"Shapes differ: {sorted(info['mismatched_keys'])[0]}.",
             "Check that the files are whole and that config.json belongs to them.",
         )
+    if resolved.base is not None:
+        model = _with_adapter(model, resolved)
     model.eval()
     config = model.config.get_text_config()
     known = {"type": config.model_type, "parameters": model.num_parameters(), "step": _trainer_step(resolved)}
-    return LoadedModel(ref, model, tokenizer, _window(config), attributes_of(ref, known))
+    if resolved.base is not None:
+        known["parent"] = str(base.ref)
+    return LoadedModel(ref, model, tokenizer, _window(config), attributes_of(ref, known), folder)
+
+
+# --------------------------------------------------------------------------------------------------------- adapters
+
+
+def _peft(ref: ModelRef) -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise KlscaleError(
+            f"{ref} is an adapter.", "Adapters are applied by the package peft, which is not here.", "pip install peft"
+        ) from error
+    return peft
+
+
+def _tokenizer_of(resolved: ResolvedModel) -> str:
+    """An adapter's directory may hold the tokenizer that it was trained with; else it is the base model's."""
+    own = resolved.ref.path
+    if resolved.base is None or (own and (own / "tokenizer_config.json").is_file()):
+        return resolved.location
+    return resolved.base.location
+
+
+def _with_adapter(model: Any, resolved: ResolvedModel) -> Any:
+    """The model with its adapter merged into the weights, in their dtype."""
+    ref, peft = resolved.ref, _peft(resolved.ref)
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            options = {"revision": resolved.commit} if resolved.commit else {}
+            model = peft.PeftModel.from_pretrained(model, resolved.location, torch_device="cpu", **options)
+        if incomplete := [str(w.message) for w in said if "missing adapter keys" in str(w.message)]:
+            raise KlscaleError(
+                f"{ref}: the adapter does not fit {resolved.base and resolved.base.ref}.",
+                _first_line(incomplete[0]),
+                "Check that the files are whole and that the adapter belongs to this model.",
+            )
+        return model.merge_and_unload(safe_merge=True)
+    except KlscaleError:
+        raise
+    except Exception as error:  # damaged files fail in any way
+        raise KlscaleError(
+            f"The adapter {ref} cannot be merged into {resolved.base and resolved.base.ref}.",
+            _first_line(error),
+            "Adapters that change weights (LoRA and its kin) can be; prompts and prefixes cannot.",
+        ) from error
+
+
+# ------------------------------------------------------------------------------------------------- larger than memory
+
+
+def available_memory(device: torch.device) -> int:
+    """Free bytes where a device keeps its tensors."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def _placement(
+    config: Any, ref: ModelRef, device: str | None, alone: threading.Event | None
+) -> tuple[dict[str, Any], tempfile.TemporaryDirectory[str] | None]:
+    """How transformers is to spread weights that do not fit into memory, and a folder for those that it must write
+    anew; nothing where they fit."""
+    if getattr(config, "quantization_config", None) is not None or ref.file:
+        return {}, None  # their size in memory is another
+    itemsize = getattr(torch, ref.dtype).itemsize
+    size, head = (itemsize * n for n in _parameters(config))
+    cpu, places = torch.device("cpu"), {device_of(device), torch.device("cpu")}
+
+    def fits() -> bool:
+        return all(size <= _RESIDENT * available_memory(place) for place in places)
+
+    if not fits() and alone is not None:
+        alone.wait()
+        gc.collect()
+    if fits():
+        return {}, None
+    # The output embedding is held beside the layers, wherever those are.
+    memory: dict[int | str, int] = {"cpu": int(_RESIDENT * available_memory(cpu) - head)}
+    if device_of(device).type == "cuda":
+        for n in (device_of(device).index,) if ":" in (device or "") else range(torch.cuda.device_count()):
+            memory[n] = int(_RESIDENT * available_memory(torch.device("cuda", n)) - head)
+    cache = cache_directory() / "offload"
+    cache.mkdir(parents=True, exist_ok=True)
+    folder = tempfile.TemporaryDirectory(dir=cache)
+    return {"device_map": "auto", "max_memory": memory, "offload_folder": folder.name}, folder
+
+
+_COUNTED: dict[str, tuple[int, int]] = {}
+
+
+def _parameters(config: Any) -> tuple[int, int]:
+    """Parameters of a model, and of its output embedding, without loading any; once for all checkpoints of a run."""
+    from transformers import AutoModelForCausalLM
+
+    key = json.dumps([type(config).__name__, config.to_dict()], sort_keys=True, default=str)
+    if key not in _COUNTED:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        head = getattr(model.get_output_embeddings(), "weight", None)
+        _COUNTED[key] = sum(p.numel() for p in model.parameters()), 0 if head is None else head.numel()
+    return _COUNTED[key]
+
+
+# --------------------------------------------------------------------------------------------------- what is refused
 
 
 def _refuse_kernels(config: Any, ref: ModelRef) -> None:
@@ -207,6 +415,18 @@ def _refuse_kernels(config: Any, ref: ModelRef) -> None:
             "Code from a repository is never executed.",
             "Take `attn_implementation` out of its config.json.",
         )
+
+
+def _refuse_others(config: Any, ref: ModelRef) -> None:
+    """Only what transformers knows as a decoder has log-likelihoods of texts."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    remedy = "Only decoder models of transformers' AutoModelForCausalLM can be scored."
+    if getattr(config, "is_encoder_decoder", False):
+        what = f"{ref} is an encoder-decoder model ({config.model_type})."
+        raise KlscaleError(what, "It gives the probability of one text after another, not of a text.", remedy)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise KlscaleError(f"{ref} is not a causal language model, but of the kind {config.model_type!r}.", "", remedy)
 
 
 def _window(config: Any) -> int | None:
@@ -228,7 +448,7 @@ def _trainer_step(resolved: ResolvedModel) -> int | None:
     return None
 
 
-def _first_line(error: BaseException) -> str:
+def _first_line(error: BaseException | str) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:300]
 

@@ -1,0 +1,352 @@
+"""Scoring speed and memory: klscale, a plain Hugging Face loop, lm-evaluation-harness, and the limit.
+
+    pip install -e ".[benchmark]" && python benchmarks/scoring.py --out benchmarks/scoring.md
+
+Random weights in real shapes, real texts (chunks of at most 1,024 bytes of this Python's documentation and sources).
+Each contestant lives in a process of its own, which loads the model once; the rounds are interleaved, so that a busy
+machine is busy for all of them. Seconds: from strings to log-likelihoods, tokenization included (the limit: the model
+only). Memory: peak resident (on a GPU: allocated) memory of a round less that of the loaded model. Error: largest
+distance, in nats a text, from the same model's hidden states read off in float64, text by text.
+
+The limit is what no scoring can beat: the backbone and the output projection alone on the same number of tokens,
+without padding, softmax or targets; the faster of one text at a time and rows of one length in klscale's batches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import logging
+import multiprocessing
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections import namedtuple
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from klscale.models import ModelRef
+from klscale.scoring.engine import Engine
+from klscale.scoring.loading import load, quiet_transformers, resolve
+from klscale.scoring.tokens import tokenize
+from klscale.texts import TextSet, build_texts, pocket_corpus
+
+Shape = namedtuple("Shape", "hidden_size num_hidden_layers num_attention_heads vocab_size")
+SHAPES = {
+    "70M, 50k vocabulary": Shape(512, 6, 8, 50304),
+    "byte level, 4 layers": Shape(256, 4, 4, 257),
+    "1B, 50k vocabulary": Shape(2048, 16, 8, 50304),
+}
+KLSCALE, LIMIT, TEXT_BY_TEXT = "klscale", "limit", "limit, text by text"
+CONTESTANTS = (KLSCALE, LIMIT, TEXT_BY_TEXT, "plain loop", "lm-eval, batch 1", "lm-eval, batch 16")
+REFERENCE = "reference"
+
+
+def sample(n_texts: int) -> TextSet:
+    return build_texts("benchmark", pocket_corpus(), n_texts)
+
+
+def save_model(directory: Path, shape: str, documents: Sequence[str]) -> None:
+    """A GPT-NeoX model with random weights, and a tokenizer: bytes, or byte pairs learnt from the documents."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
+
+    settings = SHAPES[shape]._asdict()
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=min(settings["vocab_size"], 50254),
+        special_tokens=["<s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    # The harness puts this token in front of every text: so does klscale then, and both score the same tokens.
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="<s>", pad_token="<s>")
+    torch.manual_seed(0)
+    config = GPTNeoXConfig(
+        **settings, intermediate_size=4 * settings["hidden_size"], rotary_pct=0.25, max_position_embeddings=2048
+    )
+    with quiet_transformers():
+        GPTNeoXForCausalLM(config).save_pretrained(directory)
+        wrapped.save_pretrained(directory)
+
+
+# ------------------------------------------------------------------------------------------------- the contestants
+
+
+def klscale_engine(loaded: Any, texts: TextSet, device: str) -> Callable[[], Any]:
+    def work() -> Any:
+        values = np.empty(len(texts))
+        for block in Engine(loaded, device=device).score(tokenize(loaded.tokenizer, texts), range(len(texts))):
+            values[block.text] = block.log_likelihood
+        return values
+
+    return work
+
+
+def plain_loop(loaded: Any, texts: TextSet, device: str) -> Callable[[], Any]:
+    def work() -> Any:
+        values = []
+        for text in texts.texts or ():
+            ids = loaded.tokenizer(text, return_tensors="pt").input_ids.to(device)
+            values.append(-loaded.model(ids, labels=ids).loss.item() * (ids.shape[1] - 1))
+        return np.array(values)
+
+    return work
+
+
+def harness(loaded: Any, texts: TextSet, device: str, batch: int) -> Callable[[], Any]:
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    logging.disable(logging.WARNING)
+    model = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=batch, add_bos_token=False)
+    requests = [
+        Instance(request_type="loglikelihood_rolling", doc={}, arguments=(text,), idx=n)
+        for n, text in enumerate(texts.texts or ())
+    ]
+    return lambda: np.array(model.loglikelihood_rolling(requests, disable_tqdm=True))
+
+
+def limit(loaded: Any, texts: TextSet, device: str, text_by_text: bool) -> Callable[[], Any]:
+    tokens = tokenize(loaded.tokenizer, texts)
+    weight = loaded.model.get_output_embeddings().weight
+    batches = [torch.from_numpy(tokens.of(s)).long()[None].to(device) for s in range(len(texts))]
+    if not text_by_text:
+        order = np.argsort(-tokens.lengths)
+        budget = Engine(loaded, device=device).batch_tokens
+        batches = []
+        while len(order):
+            rows = max(1, budget // int(tokens.lengths[order[0]]))
+            part, order = order[:rows], order[rows:]
+            ids = np.concatenate([tokens.of(s) for s in part])
+            width = len(ids) // len(part)
+            batches.append(torch.from_numpy(ids[: width * len(part)]).long().view(len(part), width).to(device))
+
+    def work() -> None:
+        for ids in batches:
+            hidden = loaded.model.base_model(ids, use_cache=False).last_hidden_state.flatten(0, 1)
+            for rows in hidden.split(512 if device == "cpu" else 4096):
+                rows @ weight.T
+        finish(device)
+
+    return work
+
+
+def reference(loaded: Any, texts: TextSet, device: str) -> Callable[[], Any]:
+    """Not timed: float64 from the hidden states on."""
+
+    def work() -> Any:
+        weight = loaded.model.get_output_embeddings().weight.double()
+        values = []
+        for text in texts.texts or ():
+            ids = loaded.tokenizer(text, return_tensors="pt").input_ids.to(device)
+            hidden = loaded.model.base_model(ids, use_cache=False).last_hidden_state[0, :-1].double()
+            logits = hidden @ weight.T
+            values.append((logits.gather(1, ids[0, 1:, None])[:, 0] - logits.logsumexp(1)).sum().item())
+        return np.array(values)
+
+    return work
+
+
+# --------------------------------------------------------------------------------------------------- one contestant
+
+
+def finish(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def memory(field: str) -> float:
+    """`VmRSS` or `VmHWM` of this process in GB, where Linux tells."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return float("nan")
+    return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(field)) / 1e6
+
+
+def forget_peak(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+    elif (file := Path("/proc/self/clear_refs")).exists():
+        file.write_text("5")
+
+
+def contestant(pipe: Any, name: str, directory: str, dtype: str, texts: TextSet, device: str) -> None:
+    """A process: loads the model, then does one round for every message, and answers (seconds, GB, values)."""
+    loaded = load(resolve(ModelRef(directory, dtype=dtype)))
+    loaded.model.to(device)
+    make: dict[str, Callable[..., Callable[[], Any]]] = {
+        KLSCALE: klscale_engine,
+        "plain loop": plain_loop,
+        REFERENCE: reference,
+        LIMIT: lambda *a: limit(*a, text_by_text=False),
+        TEXT_BY_TEXT: lambda *a: limit(*a, text_by_text=True),
+        "lm-eval, batch 1": lambda *a: harness(*a, batch=1),
+        "lm-eval, batch 16": lambda *a: harness(*a, batch=16),
+    }
+    with torch.inference_mode(), Path(os.devnull).open("w") as nowhere:
+        sys.stderr = nowhere
+        work = make[name](loaded, texts, device)
+        work_once = loaded.model(torch.zeros((1, 8), dtype=torch.long, device=device))  # libraries are set up
+        del work_once
+        gc.collect()
+        forget_peak(device)
+        before = memory("VmRSS") if device == "cpu" else torch.cuda.memory_allocated() / 1e9
+        pipe.send("ready")
+        while pipe.recv():
+            finish(device)
+            start = time.perf_counter()
+            values = work()
+            finish(device)
+            seconds = time.perf_counter() - start
+            peak = memory("VmHWM") if device == "cpu" else torch.cuda.max_memory_allocated() / 1e9
+            pipe.send((seconds, max(peak - before, 0.0), values))
+
+
+# ------------------------------------------------------------------------------------------------------- the rounds
+
+
+def measure(directory: str, dtype: str, texts: TextSet, device: str, rounds: int) -> dict[str, Any]:
+    """name -> (seconds of each round, GB, values); a first round warms up and is not counted."""
+    context = multiprocessing.get_context("spawn")
+    pipes: dict[str, Any] = {}
+    results: dict[str, Any] = {}
+    workers = []
+    for name in (REFERENCE, *CONTESTANTS):
+        pipe, far = context.Pipe()
+        workers.append(context.Process(target=contestant, args=(far, name, directory, dtype, texts, device)))
+        workers[-1].start()
+        pipe.recv()
+        if name == REFERENCE:
+            pipe.send(True)
+            results[name] = pipe.recv()
+            pipe.send(False)
+        else:
+            pipes[name] = pipe
+            results[name] = ([], 0.0, None)
+    for number in range(rounds + 1):
+        for name, pipe in pipes.items():
+            pipe.send(True)
+            seconds, gigabytes, values = pipe.recv()
+            kept, most, _ = results[name]
+            results[name] = ([*kept, seconds] if number else kept, max(most, gigabytes), values)
+            print(f"  round {number} {name:20s} {seconds:7.2f} s", file=sys.stderr, flush=True)
+    for pipe in pipes.values():
+        pipe.send(False)
+    for worker in workers:
+        worker.join()
+    return results
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    middle, low, high = statistics.median(values), min(values), max(values)
+    return f"{middle:{form}} ({low:{form}} to {high:{form}})"
+
+
+def rows_of(results: dict[str, Any], n_texts: int) -> list[list[str]]:
+    exact = results[REFERENCE][2]
+    limits = [min(pair) for pair in zip(results[LIMIT][0], results[TEXT_BY_TEXT][0], strict=True)]
+    rows = [["limit", spread([n_texts / s for s in limits], ".1f"), "1", "", ""]]
+    for name in CONTESTANTS:
+        if name in (LIMIT, TEXT_BY_TEXT):
+            continue
+        seconds, gigabytes, values = results[name]
+        share = [fastest / s for fastest, s in zip(limits, seconds, strict=True)]
+        rows.append(
+            [name, spread([n_texts / s for s in seconds], ".1f"), spread(share, ".2f"), f"{gigabytes:.2f}",
+             f"{np.abs(values - exact).max():.2g}"]
+        )  # fmt: skip
+    return rows
+
+
+def matrix_rate(device: str, dtype: str) -> float:
+    """Measured floating-point operations a second of a large matrix product."""
+    size = 8192 if device != "cpu" else 2048
+    a = torch.randn(size, size, device=device, dtype=getattr(torch, dtype))
+    times = []
+    for _ in range(8):
+        finish(device)
+        start = time.perf_counter()
+        a @ a
+        finish(device)
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / min(times)
+
+
+def operations(shape: str, directory: str, texts: TextSet) -> float:
+    """Floating-point operations of the matrix products of one round, attention included."""
+    loaded = load(resolve(ModelRef(directory)))
+    lengths = tokenize(loaded.tokenizer, texts).lengths.astype(float)
+    embedding = loaded.model.get_input_embeddings().weight.numel()
+    attention = 4 * SHAPES[shape].num_hidden_layers * SHAPES[shape].hidden_size
+    return float(2 * (loaded.model.num_parameters() - embedding) * lengths.sum() + attention * (lengths**2).sum() / 2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--texts", type=int, default=48)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--shapes", nargs="+", default=None, help=f"of {', '.join(SHAPES)}")
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--out", type=Path, help="write the table here")
+    options = parser.parse_args()
+    device = options.device
+    shapes = options.shapes or [shape for shape in SHAPES if device != "cpu" or not shape.startswith("1B")]
+    texts = sample(options.texts)
+    documents = [text for _, text, _ in pocket_corpus()]
+    packages = ", ".join(f"{name} {version(name)}" for name in ("klscale", "torch", "transformers", "lm_eval"))
+    machine = (
+        f"{torch.get_num_threads()} threads of {cpu_name()}" if device == "cpu" else torch.cuda.get_device_name(device)
+    )
+    lines = [
+        "# Scoring: speed and memory",
+        "",
+        f"{machine}; Python {platform.python_version()}, {packages}. {len(texts)} texts of",
+        f"{texts.mean_bytes:.0f} bytes in the mean; median of {options.rounds} interleaved rounds (lowest to highest).",
+        "What is measured and how: `benchmarks/scoring.py`, which wrote this table.",
+    ]
+    for shape in shapes:
+        with tempfile.TemporaryDirectory() as directory:
+            save_model(Path(directory), shape, documents)
+            work = operations(shape, directory, texts)
+            for dtype in options.dtypes:
+                print(f"{shape}, {dtype}", file=sys.stderr, flush=True)
+                results = measure(directory, dtype, texts, device, options.rounds)
+                rate = matrix_rate(device, dtype)
+                reached = work / statistics.median(results[KLSCALE][0]) / rate
+                lines += ["", f"## {shape}, {dtype}", ""]
+                lines += ["| | texts/s | of the limit | memory above weights, GB | error, nats a text |"]
+                lines += ["|---|---|---|---|---|"]
+                lines += [f"| {' | '.join(row)} |" for row in rows_of(results, len(texts))]
+                lines += ["", f"klscale reaches {reached:.0%} of the measured rate of a large matrix product"]
+                lines[-1] += f" ({rate / 1e12:.2f} TFLOP/s)."
+                print("\n".join(lines[-9:]), flush=True)
+    if options.out:
+        options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    names = (
+        [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+        if info.exists()
+        else []
+    )
+    return names[0] if names else platform.machine()
+
+
+if __name__ == "__main__":
+    main()

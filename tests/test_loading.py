@@ -1,0 +1,199 @@
+"""Loading: adapters, models larger than memory, and what is no causal language model."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import byte_tokenizer, plain_log_likelihoods
+from klscale.errors import InputError, KlscaleError, UnavailableError
+from klscale.models import ModelRef
+from klscale.scoring import loading
+from klscale.scoring.loading import load, resolve
+from test_scoring import score
+
+
+def refuse(directory, match, error=KlscaleError):
+    with pytest.raises(error, match=match) as caught:
+        load(resolve(ModelRef(str(directory))))
+    assert len(str(caught.value).splitlines()) <= 3
+    return str(caught.value)
+
+
+# ----------------------------------------------------------------------------------------- no causal language models
+
+
+def encoder_decoder(kind):
+    import transformers
+
+    small = {"vocab_size": 300, "d_model": 16, "max_position_embeddings": 64}
+    if kind == "t5":
+        config = transformers.T5Config(vocab_size=300, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+        return transformers.T5ForConditionalGeneration(config)
+    layers = {f"{part}_{what}": n for part in ("encoder", "decoder") for what, n in
+              (("layers", 1), ("attention_heads", 2), ("ffn_dim", 16))}  # fmt: skip
+    return transformers.BartForConditionalGeneration(transformers.BartConfig(**small, **layers))
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_encoder_decoder_models_are_refused(kind, tmp_path):
+    """Of BART transformers would make a decoder of its own, with half of the weights."""
+    encoder_decoder(kind).save_pretrained(tmp_path / kind)
+    byte_tokenizer().save_pretrained(tmp_path / kind)
+    refuse(tmp_path / kind, f"is an encoder-decoder model \\({kind}\\)")
+
+
+def test_vision_models_are_refused(tmp_path):
+    from transformers import ViTConfig, ViTModel
+
+    config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32)
+    ViTModel(config).save_pretrained(tmp_path / "vit")
+    refuse(tmp_path / "vit", "is not a causal language model, but of the kind 'vit'")
+
+
+# --------------------------------------------------------------------------------------------------------- adapters
+
+
+def make_adapter(base: Path, directory: Path, **options) -> Path:
+    import peft
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base)
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        if "prompt" in options:
+            config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+        else:
+            config = peft.LoraConfig(
+                task_type="CAUSAL_LM",
+                r=4,
+                lora_alpha=8,
+                target_modules="all-linear",
+                init_lora_weights=False,
+                **options,
+            )
+        peft.get_peft_model(model, config).save_pretrained(directory)
+    return directory
+
+
+def adapted_log_likelihoods(base: Path, adapter: Path, texts):
+    """Without merging: the base model's own layers with the adapter's beside them, one text at a time, in float64."""
+    import peft
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
+    tokenizer, values = AutoTokenizer.from_pretrained(base), []
+    with torch.no_grad():
+        for text in texts.texts:
+            ids = torch.tensor([tokenizer(text)["input_ids"]])
+            log_probabilities = model(input_ids=ids).logits[0, :-1].double().log_softmax(-1)
+            values.append(log_probabilities[torch.arange(ids.shape[1] - 1), ids[0, 1:]].sum().item())
+    return np.array(values)
+
+
+@pytest.mark.parametrize("options", [{}, {"modules_to_save": ["embed_out"]}], ids=["lora", "lora and a trained head"])
+def test_an_adapter_is_applied_to_its_model(options, make_model, texts, tmp_path):
+    pytest.importorskip("peft", reason="needs the package peft: pip install klscale[lora]")
+    base = make_model("base")
+    adapter = make_adapter(base, tmp_path / "adapter", **options)
+    values, engine = score(adapter, texts)
+    np.testing.assert_allclose(values, adapted_log_likelihoods(base, adapter, texts), atol=1e-3, rtol=0)
+    assert np.abs(values - plain_log_likelihoods(base, texts)).min() > 0.1
+    assert engine.loaded.attributes["parent"] == str(base)
+    assert not engine.own_logits
+
+
+def test_an_adapter_depends_on_its_model(make_model, tmp_path):
+    pytest.importorskip("peft", reason="needs the package peft: pip install klscale[lora]")
+    base, other = make_model("base"), make_model("other", seed=1)
+    ref = ModelRef(str(make_adapter(base, tmp_path / "adapter")))
+    before = resolve(ref).identity
+    (base / "model.safetensors").write_bytes((other / "model.safetensors").read_bytes())
+    assert resolve(ref).identity != before
+
+
+def test_adapters_that_cannot_be_applied(make_model, tmp_path, monkeypatch):
+    pytest.importorskip("peft", reason="needs the package peft: pip install klscale[lora]")
+    base = make_model("base")
+    adapter = make_adapter(base, tmp_path / "adapter")
+    config = adapter / "adapter_config.json"
+    whole = config.read_text()
+
+    config.write_text(json.dumps(json.loads(whole) | {"base_model_name_or_path": "/nowhere/base"}))
+    refuse(adapter, "is an adapter of /nowhere/base, which cannot be used", UnavailableError)
+    config.write_text("{}")
+    refuse(adapter, "is an adapter without a model", InputError)
+    config.write_text(json.dumps(json.loads(whole) | {"base_model_name_or_path": str(adapter)}))
+    refuse(adapter, "is an adapter itself", InputError)
+    config.write_text(json.dumps(json.loads(whole) | {"base_model_name_or_path": str(make_model("w", hidden_size=64))}))
+    refuse(adapter, "cannot be merged into")
+    config.write_text(whole)
+    (adapter / "config.json").write_text((base / "config.json").read_text())
+    refuse(adapter, "holds both a model and an adapter", InputError)
+    (adapter / "config.json").unlink()
+    weights = (adapter / "adapter_model.safetensors").read_bytes()
+    (adapter / "adapter_model.safetensors").unlink()
+    refuse(adapter, "holds no weights", InputError)
+    (adapter / "adapter_model.safetensors").write_bytes(weights[: len(weights) // 2])
+    refuse(adapter, "cannot be merged into")
+
+    refuse(make_adapter(base, tmp_path / "prompts", prompt=True), "prompts and prefixes cannot")
+    monkeypatch.setitem(sys.modules, "peft", None)
+    (adapter / "adapter_model.safetensors").write_bytes(weights)
+    refuse(adapter, "pip install peft")
+
+
+def test_adapter_weights_that_are_missing_are_not_passed_over(make_model, tmp_path):
+    pytest.importorskip("peft", reason="needs the package peft: pip install klscale[lora]")
+    from safetensors.torch import load_file, save_file
+
+    adapter = make_adapter(make_model("base"), tmp_path / "adapter")
+    weights = load_file(adapter / "adapter_model.safetensors")
+    weights.pop(sorted(weights)[0])
+    save_file(weights, adapter / "adapter_model.safetensors", {"format": "pt"})
+    refuse(adapter, "the adapter does not fit")
+
+
+# ------------------------------------------------------------------------------------------------- larger than memory
+
+
+@pytest.mark.parametrize("architecture", ["gpt-neox", "llama, tied", "mixtral, experts", "gemma2, soft cap"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_larger_than_memory_is_scored_layer_by_layer(architecture, dtype, make_model, texts, monkeypatch):
+    directory = make_model(architecture, architecture=architecture, num_hidden_layers=6)
+    expected, _ = score(directory, texts, dtype=dtype)
+    size = sum(p.numel() * p.itemsize for p in load(resolve(ModelRef(str(directory), dtype=dtype))).model.parameters())
+    monkeypatch.setattr(loading, "available_memory", lambda device: int(0.8 * size))
+    values, engine = score(directory, texts, dtype=dtype)
+    np.testing.assert_array_equal(values, expected)
+    assert any(parameter.is_meta for parameter in engine.model.parameters()), "some layers stay on disk"
+    assert not engine.own_logits
+    folder = Path(engine.loaded.offload.name)
+    assert folder.is_dir()
+    del engine
+    import gc
+
+    gc.collect()
+    assert not folder.exists()
+
+
+def test_a_model_that_does_not_fit_beside_another_waits_for_it(make_model, monkeypatch):
+    directory = make_model()
+    memory = [1000]
+    monkeypatch.setattr(loading, "available_memory", lambda device: memory[0])
+    alone, found = threading.Event(), []
+    resolved = resolve(ModelRef(str(directory)))
+    thread = threading.Thread(target=lambda: found.append(load(resolved, alone=alone)))
+    thread.start()
+    thread.join(1.0)
+    assert thread.is_alive()
+    memory[0] = 10**9
+    alone.set()
+    thread.join(30)
+    assert found[0].offload is None

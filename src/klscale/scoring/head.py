@@ -7,6 +7,7 @@ vocabulary in float32; the tile that holds the target gives its logit.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -75,25 +76,20 @@ def _log_sum_exp(tile: Tensor) -> Tensor:
 
 
 def candidate_heads(model: Any) -> Iterator[OutputHead]:
-    """Heads that this model may have, likeliest first: its output embedding, with the scale and soft cap that its
-    configuration names. The engine keeps the one that reproduces the model's own logits."""
+    """Heads that this model may have, likeliest first: its output embedding, with a scale and a soft cap from its
+    configuration: those that are named so, then none, then any other number there. The engine keeps the first that
+    reproduces the model's own logits."""
     embedding = model.get_output_embeddings()
     weight = getattr(embedding, "weight", None)
     if weight is None or weight.ndim != 2 or not weight.is_floating_point():
         return
-    config = model.config.get_text_config()
     bias = getattr(embedding, "bias", None)
-    scales: list[float] = [1.0]
-    caps: list[float | None] = [None]
-    multiplier, divisor, cap = (
-        value if isinstance(value := getattr(config, name, None), int | float) else None
-        for name in ("logit_scale", "logits_scaling", "final_logit_softcapping")
-    )
-    if multiplier:
-        scales.insert(0, float(multiplier))
-    if divisor:
-        scales.insert(0, 1.0 / divisor)
-    if cap:
-        caps.insert(0, float(cap))
-    for scale, cap in itertools.product(scales, caps):
+    config = model.config.get_text_config().to_dict()
+    numbers = {name: float(n) for name, n in config.items() if type(n) in (int, float) and n > 0 and n != 1}
+    caps: list[float | None] = [n for name, n in numbers.items() if re.search("logit.*cap", name)]
+    scales = [s for name, n in numbers.items() if re.search("logit.*scal|head.*multiplier", name) for s in (n, 1 / n)]
+    for scale, cap in itertools.product([*scales, 1.0], [*caps, None]):
         yield OutputHead(weight, bias, scale, cap)
+    for number in set(numbers.values()):
+        for scale, cap in ((number, None), (1 / number, None), (1.0, number)):
+            yield OutputHead(weight, bias, scale, cap)

@@ -315,6 +315,41 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_resumes(tmp_path, make_m
     assert not list(tmp_path.glob("klscale-store/partial/*/*"))
 
 
+def test_two_processes_share_the_models(tmp_path, make_model):
+    """Each model is scored by one of them, and both end with everything. One that is killed holds nothing up."""
+    texts = write_texts(tmp_path / "mine.jsonl", 400)
+    models = [str(make_model(f"m{n}", seed=n, num_hidden_layers=4)) for n in range(6)]
+    arguments = ["score", *models, "--texts", str(texts), "--batch-tokens", "200", "--json"]
+    command = [sys.executable, "-m", "klscale", *arguments]
+
+    def start(*command):
+        return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    killed = start(*command)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("klscale-store/partial/*/*.claim")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    killed.kill()
+    killed.communicate()
+    assert list(tmp_path.glob("klscale-store/partial/*/*.claim")), "its claim is left behind"
+
+    processes = [start(*command), start(*command)]
+    found = []
+    for process in processes:
+        output, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors
+        found.append({record["model"]: record["status"] for record in json.loads(output)})
+    scored = [{ref for ref, status in statuses.items() if status == "scored"} for statuses in found]
+    assert not scored[0] & scored[1]
+    assert all(scored), "both had work to do"
+    assert all(set(statuses) == set(models) for statuses in found)
+    assert all(set(statuses.values()) <= {"scored", "present"} for statuses in found)
+    store = Store(tmp_path / "klscale-store")
+    assert len(list(store.check())) == 7
+    assert all(not problem for _, problem in store.check())
+    assert not list(tmp_path.glob("klscale-store/partial/*/*"))
+
+
 # -------------------------------------------------------------------------------------------------------------- texts
 
 

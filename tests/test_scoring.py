@@ -52,7 +52,7 @@ def test_any_batch_budget_and_order(batch_tokens, make_model, texts):
 
 @pytest.mark.parametrize("architecture", CAUSAL)
 def test_bfloat16_is_as_good_as_the_models_own(architecture, make_model, texts):
-    """Within 0.1 nats a text (of 80 tokens in the mean, at about 6 nats each) of the model's own bfloat16 logits, and no
+    """Within 0.1 nats a text (80 tokens in the mean, about 6 nats each) of the model's own bfloat16 logits, and no
     farther than those from the same rounded weights in float32: what is left is the model's arithmetic, not ours."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -6,14 +6,17 @@ import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from klscale import store as store_module
 from klscale.errors import InputError, KlscaleError
 from klscale.models import ModelRef
 from klscale.store import Store, vector_key
@@ -218,3 +221,76 @@ def test_metadata_is_json_under_one_key(store):
 
     schema = pq.read_schema(next(Path(store.location).glob("vectors/*/*.parquet")))
     assert json.loads(schema.metadata[b"klscale"])["convention"] == CONVENTION
+
+
+# ------------------------------------------------------------------------------------------------------------- claims
+
+
+def test_a_claim_is_exclusive_until_released(store, texts):
+    claim = store.claim(texts.id, "k")
+    assert store.claim(texts.id, "k") is None
+    other = store.claim(texts.id, "other")
+    assert set(store.claims(texts.id)) == {"k", "other"}
+    assert f"process {os.getpid()} on" in store.claims(texts.id)["k"]
+    claim.release()
+    other.release()
+    again = store.claim(texts.id, "k")
+    assert again is not None
+    again.release()
+    assert not list(Path(store.location).rglob("*.claim"))
+
+
+def test_a_claim_is_renewed_even_where_unfinished_work_is_dropped(store, texts, monkeypatch):
+    monkeypatch.setattr(store_module, "CLAIM_BEAT_S", 0.02)
+    claim = store.claim(texts.id, "k")
+    (path,) = Path(store.location).rglob("*.claim")
+    first = json.loads(path.read_text())
+    deadline = time.monotonic() + 10
+    while json.loads(path.read_text())["beat"] == first["beat"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    store.drop_partial(texts.id, "k")
+    claim.release()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("told", "void"),
+    [
+        ({"pid": 2**22 + 1}, True),  # more than any process id
+        ({"beat": time.time() - 1000}, True),
+        ({"host": "elsewhere", "pid": 2**22 + 1}, False),
+        ({"host": "elsewhere", "beat": time.time() - 1000}, True),
+        ({}, False),
+    ],
+    ids=["gone", "silent", "another machine", "another machine, silent", "alive"],
+)
+def test_claims_of_processes_that_are_gone_are_void(told, void, store, texts):
+    claim = {"key": "k", "owner": "o", "host": socket.gethostname(), "pid": os.getpid()}
+    path = Path(store.location) / "partial" / texts.id / "k.o.claim"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(claim | {"beat": time.time()} | told))
+    mine = store.claim(texts.id, "k")
+    assert (mine is not None) == void
+    assert path.exists() != void
+    if mine:
+        mine.release()
+
+
+def test_of_two_claims_at_one_moment_one_stands(store, texts):
+    claims = []
+    barrier = threading.Barrier(6)
+
+    def take():
+        barrier.wait()
+        claims.append(store.claim(texts.id, "k"))
+
+    threads = [threading.Thread(target=take) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    standing = [claim for claim in claims if claim]
+    assert len(standing) <= 1
+    for claim in standing:
+        claim.release()

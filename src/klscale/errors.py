@@ -33,6 +33,10 @@ class UnavailableError(KlscaleError):
         self.exit_status = exit_status
 
 
+class StorageError(KlscaleError):
+    """The store cannot be written: nothing that would be computed now could be kept."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """`Did you mean ...?` where a known word is close to the one given, else the list of known words."""
     options = sorted(known)

@@ -34,7 +34,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from klscale.errors import InputError, KlscaleError, nearest
+from klscale.errors import InputError, KlscaleError, StorageError, nearest
 from klscale.models import ModelRef
 from klscale.progress import SILENT, Progress
 from klscale.texts import NAMED, TextSet, content_id, load_texts
@@ -138,10 +138,10 @@ class Store:
             finally:
                 temporary.unlink(missing_ok=True)
         except OSError as error:
-            raise KlscaleError(
+            raise StorageError(
                 f"{path} could not be written.",
                 f"{error.strerror or error}.",
-                "What was finished before is kept; run the same command again to go on.",
+                "Make room or set the rights, then run the same command again: what was finished before is kept.",
             ) from error
 
     def _read(self, path: str) -> bytes:
@@ -389,19 +389,19 @@ class Store:
     def claim(self, text_set: str, key: str) -> Claim | None:
         """Say that this process works on a vector, until the claim is released; None where a living one does already.
 
-        Nothing is locked: after a clash, or with clocks that differ by minutes, a model may be scored twice, to the
-        same values. A claim that nobody renews is void after CLAIM_DEAD_S; where its process is gone, at once."""
+        Nothing is locked: with clocks that differ by minutes a model may be scored twice, to the same values. A claim
+        that nobody renews is void after CLAIM_DEAD_S; one whose process on this machine is gone, at once.
+        """
         if self._claims(text_set).get(key):
             return None
         claim = Claim(self, text_set, key)
-        first = next(iter(self._claims(text_set).get(key, ())), None)
-        if first is not None and first["owner"] != claim.owner:  # two at one moment: the first in order has it
-            claim.release()
+        if any(other["owner"] != claim.owner for other in self._claims(text_set).get(key, ())):
+            claim.release()  # two at one moment: neither has it, and both try again
             return None
         return claim
 
     def _claims(self, text_set: str) -> dict[str, list[dict[str, Any]]]:
-        """Living claims on each vector, oldest first; void ones are cleared away."""
+        """Living claims on each vector; void ones are cleared away."""
         alive: dict[str, list[dict[str, Any]]] = {}
         for path in self._list("partial", text_set, suffix=".claim"):
             try:
@@ -415,7 +415,7 @@ class Store:
             except (ValueError, KeyError, TypeError):  # not a claim
                 pass
             self._forget(path)
-        return {key: sorted(found, key=lambda c: (c["since"], c["owner"])) for key, found in alive.items()}
+        return alive
 
     def _forget(self, path: str) -> None:
         with contextlib.suppress(OSError):
@@ -463,14 +463,14 @@ class Claim:
     def __init__(self, store: Store, text_set: str, key: str) -> None:
         self.owner, self._key = uuid.uuid4().hex[:8], key
         self._store, self._path = store, store._path("partial", text_set, f"{key}.{self.owner}.claim")
-        self._since, self._released = time.time(), threading.Event()
+        self._released = threading.Event()
         self._beat()
         self._thread = threading.Thread(target=self._renew, daemon=True)
         self._thread.start()
 
     def _beat(self) -> None:
         told = {"key": self._key, "owner": self.owner, "host": socket.gethostname(), "pid": os.getpid()}
-        self._store._write(self._path, json.dumps({**told, "since": self._since, "beat": time.time()}).encode())
+        self._store._write(self._path, json.dumps({**told, "beat": time.time()}).encode())
 
     def _renew(self) -> None:
         while not self._released.wait(CLAIM_BEAT_S):

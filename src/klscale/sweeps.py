@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from klscale.errors import InputError, KlscaleError, UnavailableError, nearest
+from klscale.errors import InputError, KlscaleError, StorageError, UnavailableError, nearest
 from klscale.models import Model, ModelRef, attributes_of
 from klscale.progress import SILENT, Progress
 from klscale.store import Claim, Entry, Store, now, vector_key
@@ -190,9 +190,10 @@ class _Sweep:
 
     def run(self, jobs: Sequence[_Job]) -> Iterator[tuple[int, Outcome]]:
         """(place, outcome) of each job. One thread reads the next model while this one is scored."""
-        from klscale.scoring.loading import load
+        from klscale.scoring.loading import device_of, load
         from klscale.scoring.tokens import TokenCache
 
+        device_of(self.device)  # wrong for one, wrong for all
         self.store.keep_texts(self.texts)
         cache = TokenCache(self.texts)
         what = f"scoring {len(jobs)} models" if len(jobs) > 1 else f"scoring {jobs[0].ref}"
@@ -219,6 +220,8 @@ class _Sweep:
                     if queue:
                         ahead = queue[0], reader.submit(load, queue[0].resolved, self.device, alone=alone)
                     entry = self._score(job, loaded, cache)
+                except StorageError:
+                    raise
                 except KlscaleError as problem:
                     error = _without_frames(problem)
                 finally:
@@ -250,7 +253,7 @@ class _Sweep:
                 by = ", ".join(sorted(set(claims.values())))
                 self.progress.note(f"{queue[0].ref} is being scored by {by}: waiting for its vector.")
                 waiting = True
-            time.sleep(LOOK_AGAIN_S)
+            time.sleep(random.uniform(0.5, 1.5) * LOOK_AGAIN_S)
 
     def _score(self, job: _Job, loaded: LoadedModel, cache: TokenCache) -> Entry:
         """Score what the partial work of one model lacks, and write its vector."""
@@ -276,8 +279,11 @@ class _Sweep:
             raise
         scores = Scores.concatenate([*parts, *unsaved])
         if tokens.not_round_trip > NOT_ROUND_TRIP:
-            lost = f"{tokens.not_round_trip:.1%} of the texts"
-            self.progress.note(f"{job.ref}: its tokenizer does not give back {lost}: it models other strings.")
+            self.progress.note(
+                f"{job.ref}: its tokenizer does not give back {tokens.not_round_trip:.1%} of the texts.\n"
+                "It models other strings: its KL to a model with another tokenizer measures that too.\n"
+                "Compare it with models of its own tokenizer, or leave such texts out of the set."
+            )
         if engine.own_logits:
             self.progress.note(f"{job.ref}: its output head is of an unknown kind; scored by its own logits, slower.")
         cut = loaded.window is not None and self.long_texts == "window" and (tokens.lengths > loaded.window).any()

@@ -40,7 +40,7 @@ def print_error(error: KlscaleError) -> None:
     """What, why, remedy: one line each."""
     lines = [line for line in (error.what, error.why, error.remedy) if line]
     err.print("Error: ", style="bold red", end="")
-    err.print("\n".join(lines), markup=False)
+    err.print("\n".join(lines), markup=False, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
@@ -111,7 +111,7 @@ class Bar(Progress):
             self.shown.update(self.task, description=plain(what))
 
     def note(self, message: str) -> None:
-        self.shown.console.print(message, markup=False)
+        self.shown.console.print(message, markup=False, soft_wrap=True)
 
 
 @contextmanager

@@ -68,7 +68,8 @@ class Engine:
         except torch.OutOfMemoryError as error:
             raise KlscaleError(
                 f"{loaded.ref} does not fit into the memory of {self.device}.",
-                remedy="Use --device cpu, or a smaller dtype: %bfloat16.",
+                str(error).split("\n")[0],
+                "Use --device cpu, or a smaller dtype: %bfloat16.",
             ) from error
         self.batch_tokens = batch_tokens or self._budget()
         self.head: OutputHead | None = None
@@ -131,11 +132,7 @@ class Engine:
             done = []
             for part, value in zip(batch, values, strict=True):
                 if not np.isfinite(value):
-                    raise KlscaleError(
-                        f"{self.loaded.ref} gives a log-likelihood of {value} for text {part.text}.",
-                        f"Its logits overflow in {self.loaded.ref.dtype}, or its weights are damaged.",
-                        "Score it in another dtype: %float32 is the default, %bfloat16 has the same range.",
-                    )
+                    raise self._not_finite(value, part.text)
                 total[part.text] += value
                 waiting[part.text] -= 1
                 if not waiting[part.text]:
@@ -152,11 +149,26 @@ class Engine:
             rows = sum(part.length == longest for part in queue[:rows])
         return rows
 
+    def _not_finite(self, value: float, text: int) -> KlscaleError:
+        ref, what = self.loaded.ref, f"{self.loaded.ref} gives a log-likelihood of {value} for text {text}."
+        for name, parameter in self.model.named_parameters():
+            if not parameter.is_meta and not parameter.isfinite().all():
+                return KlscaleError(
+                    what,
+                    f"Its weights hold values that are not finite, first in {name}.",
+                    f"They are damaged, or too large for {ref.dtype}: fetch or save them again, or use %float32.",
+                )
+        remedy = "Score it as %bfloat16, which has the range of float32, or as %float32."
+        if ref.dtype != "float16":
+            remedy = "Check that the weights belong to this configuration."
+        return KlscaleError(what, f"Its weights are finite, its logits overflow in {ref.dtype}.", remedy)
+
     def _halve(self, batch: Sequence[Segment]) -> None:
         if len(batch) == 1:
             raise KlscaleError(
                 f"{self.loaded.ref}: out of memory on {self.device} with one text of {batch[0].length:,} tokens.",
-                remedy="Use a smaller dtype (%bfloat16), --device cpu, or shorter texts.",
+                "A batch of one text is the smallest there is.",
+                "Use a smaller dtype (%bfloat16), another --device, or shorter texts.",
             )
         self.batch_tokens = max(batch[0].length, len(batch) * batch[0].length // 2)
         gc.collect()

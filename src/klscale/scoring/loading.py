@@ -275,6 +275,7 @@ def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading
                 dtype=getattr(torch, ref.dtype),
                 trust_remote_code=False,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are looked at below, and refused
                 **options,
                 **placement,
             )
@@ -282,15 +283,7 @@ def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading
         raise
     except Exception as error:  # damaged files fail in any way
         raise _failure(ref, what, error) from error
-    missing = sorted(info["missing_keys"])
-    if missing or info.get("mismatched_keys"):
-        raise KlscaleError(
-            f"{ref}: the weights do not fit the model.",
-            f"{len(missing)} tensors are missing ({', '.join(missing[:3])}...) and would be random."
-            if missing
-            else f"Shapes differ: {sorted(info['mismatched_keys'])[0]}.",
-            "Check that the files are whole and that config.json belongs to them.",
-        )
+    _refuse_incomplete(info, ref)
     if resolved.base is not None:
         model = _with_adapter(model, resolved)
     model.eval()
@@ -299,6 +292,18 @@ def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading
     if resolved.base is not None:
         known["parent"] = str(base.ref)
     return LoadedModel(ref, model, tokenizer, _window(config), attributes_of(ref, known), folder)
+
+
+def _refuse_incomplete(info: Any, ref: ModelRef) -> None:
+    """What transformers did not find in the files it has made up at random."""
+    remedy = "Check that the files are whole and that config.json belongs to them."
+    if missing := sorted(info["missing_keys"]):
+        why = f"{len(missing)} tensors are missing ({', '.join(missing[:3])}...) and would be random."
+        raise KlscaleError(f"{ref}: the weights do not fit the model.", why, remedy)
+    if differing := sorted(info["mismatched_keys"]):
+        name, there, expected = differing[0]
+        why = f"{name} is {tuple(there)} in the files and {tuple(expected)} in the model ({len(differing)} such)."
+        raise KlscaleError(f"{ref}: the weights do not fit the model.", why, remedy)
 
 
 # --------------------------------------------------------------------------------------------------------- adapters

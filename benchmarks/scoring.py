@@ -257,7 +257,7 @@ def spread(values: Sequence[float], form: str) -> str:
 
 def rows_of(results: dict[str, Any], n_texts: int) -> list[list[str]]:
     exact = results[REFERENCE][2]
-    limits = [min(pair) for pair in zip(results[LIMIT][0], results[TEXT_BY_TEXT][0], strict=True)]
+    limits = min((results[name][0] for name in (LIMIT, TEXT_BY_TEXT)), key=statistics.median)
     rows = [["limit", spread([n_texts / s for s in limits], ".1f"), "1", "", ""]]
     for name in CONTESTANTS:
         if name in (LIMIT, TEXT_BY_TEXT):

@@ -169,6 +169,28 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
             "head_dim": 8, "n_groups": 2, "chunk_size": 16,
         },
     ),
+    "falcon h1, hybrid with multipliers": (
+        "FalconH1Config",
+        {
+            **SMALL, "num_key_value_heads": 2, "head_dim": 8, "mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8,
+            "mamba_n_groups": 1, "mamba_d_state": 8, "mamba_chunk_size": 16, "lm_head_multiplier": 0.3,
+            "max_position_embeddings": 512, "pad_token_id": 0,
+        },
+    ),
+    "jamba, hybrid with experts": (
+        "JambaConfig",
+        {
+            **SMALL, "num_key_value_heads": 2, "num_experts": 2, "num_experts_per_tok": 1, "mamba_d_state": 8,
+            "attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False, "max_position_embeddings": 512,
+        },
+    ),
+    "gpt neo, local attention": (
+        "GPTNeoConfig",
+        {
+            "vocab_size": 300, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "intermediate_size": 48,
+            "attention_types": [[["global", "local"], 1]], "window_size": 16, "max_position_embeddings": 512,
+        },
+    ),
     "rwkv, recurrent": (
         "RwkvConfig",
         {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32},
@@ -219,6 +241,6 @@ def plain_log_likelihoods(directory: Path, texts: TextSet, dtype: str = "float32
     with torch.no_grad():
         for text in texts.texts or ():
             ids = torch.tensor([tokenizer(text)["input_ids"]])
-            log_probabilities = model(ids).logits[0, :-1].double().log_softmax(dim=-1)
+            log_probabilities = model(ids, use_cache=False).logits[0, :-1].double().log_softmax(dim=-1)
             values.append(log_probabilities[torch.arange(ids.shape[1] - 1), ids[0, 1:]].sum().item())
     return np.array(values)

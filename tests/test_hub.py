@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ from conftest import plain_log_likelihoods
 from klscale.store import Store
 from klscale.texts import load_texts
 from test_cli import write_texts
+from test_loading import adapted_log_likelihoods, make_adapter
 
 
 class Hub:
@@ -25,6 +27,8 @@ class Hub:
 
     def __init__(self):
         self.models, self.gated, self.downloads = {}, set(), []
+        self.stuck = None
+        """Set by the server when it begins to send weights that never come, where a test puts an Event here."""
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -58,7 +62,9 @@ class Hub:
                     elif (revision or "main") not in outer.models[name]:
                         self.reply(404, b"{}", body, X_Error_Code="RevisionNotFound")
                     else:
-                        info = {"id": name, "sha": outer.commit(name, revision or "main"), "siblings": [], "tags": []}
+                        files = sorted(p.name for p in outer.models[name][revision or "main"].iterdir())
+                        info = {"id": name, "sha": outer.commit(name, revision or "main"), "tags": []}
+                        info["siblings"] = [{"rfilename": file} for file in files]
                         self.reply(200, json.dumps(info).encode(), body, Content_Type="application/json")
                     return
                 name, _, rest = path.partition("/resolve/")
@@ -71,6 +77,9 @@ class Hub:
                         elif not (directory / file).is_file():
                             self.reply(404, b"", body, X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
                         else:
+                            if outer.stuck and body and file.endswith(".safetensors"):
+                                outer.stuck.set()
+                                outer.ended.wait(120)
                             content = (directory / file).read_bytes()
                             outer.downloads += [(known, file)] * body
                             etag = hashlib.sha256(content).hexdigest()
@@ -78,6 +87,7 @@ class Hub:
                         return
                 self.reply(404, b"", body, X_Error_Code="RepoNotFound")
 
+        self.ended = threading.Event()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
@@ -91,6 +101,7 @@ class Hub:
 def hub():
     made = Hub()
     yield made
+    made.ended.set()
     made.server.shutdown()
     made.server.server_close()
 
@@ -166,6 +177,43 @@ def test_what_the_hub_refuses_is_said(hub, klscale, make_model, tmp_path, ref, s
     assert message in result.stderr
     assert remedy in result.stderr
     assert len(result.stderr.strip().splitlines()) <= 3, result.stderr
+
+
+def test_an_adapter_and_its_model_are_pinned(hub, klscale, make_model, tmp_path):
+    pytest.importorskip("peft", reason="needs the package peft: pip install klscale[lora]")
+    base = make_model("base")
+    adapter = make_adapter(base, tmp_path / "adapter")
+    config = adapter / "adapter_config.json"
+    told = json.loads(config.read_text()) | {"base_model_name_or_path": "org/base", "revision": "step5"}
+    config.write_text(json.dumps(told))
+    hub.models = {"org/base": {"main": make_model("moved", seed=3), "step5": base}, "org/adapter": {"main": adapter}}
+    for call in ({}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):
+        result = klscale("score", "org/adapter", "--texts", "mine.jsonl", "--rescore", "--json", **call)
+        assert json.loads(result.stdout)[0]["status"] == "scored", result.stderr + result.stdout
+    texts = load_texts(tmp_path / "mine.jsonl")
+    store = Store(tmp_path / "klscale-store")
+    (entry,) = store.entries(texts.id)
+    pinned = [f"commit:{name}@{hub.commit(name, r)}" for name, r in (("org/adapter", "main"), ("org/base", "step5"))]
+    assert entry.metadata["identity"] == " on ".join(pinned)
+    expected = adapted_log_likelihoods(base, adapter, texts)
+    np.testing.assert_allclose(store.vectors(texts).log_likelihood[0], expected, atol=1e-3)
+
+
+def test_ctrl_c_in_a_download_ends_the_command(hub, make_model, tmp_path):
+    hub.models["org/model"] = {"main": make_model()}
+    hub.stuck = threading.Event()
+    write_texts(tmp_path / "mine.jsonl")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "klscale", "score", "org/model", "--texts", "mine.jsonl"],
+        cwd=tmp_path, env={**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf")},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert hub.stuck.wait(60)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "the same command goes on from there" in errors
+    assert not list((tmp_path / "klscale-store").rglob("*.claim"))
 
 
 def test_an_unreachable_hub_is_said_at_once(klscale):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -157,7 +159,35 @@ def test_adapter_weights_that_are_missing_are_not_passed_over(make_model, tmp_pa
     weights = load_file(adapter / "adapter_model.safetensors")
     weights.pop(sorted(weights)[0])
     save_file(weights, adapter / "adapter_model.safetensors", {"format": "pt"})
-    refuse(adapter, "the adapter does not fit")
+    refuse(adapter, "cannot be merged into .*\n.*missing adapter keys")
+
+
+# ------------------------------------------------------------------------------------------------------ fingerprints
+
+
+def test_large_files_are_hashed_once_and_again_when_they_change(make_model, monkeypatch):
+    monkeypatch.setattr(loading, "_LARGE", 1000)
+    directory, other = make_model(), make_model("other", seed=1)
+    weights, hashed = directory / "model.safetensors", []
+    whole = loading.hashlib.file_digest
+    monkeypatch.setattr(loading.hashlib, "file_digest", lambda file, *a: hashed.append(file.name) or whole(file, *a))
+
+    def identity(age):
+        """Resolve it with weights that were written so many seconds ago."""
+        hashed.clear()
+        os.utime(weights, (time.time() - age,) * 2)
+        return resolve(ModelRef(str(directory))).identity, hashed.count(str(weights))
+
+    before, first = identity(100.7)
+    assert first == 1
+    stamp = weights.stat().st_mtime
+    assert (resolve(ModelRef(str(directory))).identity, hashed.count(str(weights))) == (before, 1)
+    weights.write_bytes((other / "model.safetensors").read_bytes())  # of the same size
+    after, again = identity(0)
+    assert (after != before, again) == (True, 1)
+    weights.write_bytes(weights.read_bytes()[::-1])  # at once, within the clock's tick
+    os.utime(weights, (stamp, weights.stat().st_mtime))
+    assert resolve(ModelRef(str(directory))).identity not in (before, after)
 
 
 # ------------------------------------------------------------------------------------------------- larger than memory

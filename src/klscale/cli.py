@@ -6,6 +6,8 @@ Heavy modules are imported inside the commands, so that `klscale --help` answers
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -90,7 +92,14 @@ STORE = "./klscale-store"
 
 def main() -> None:
     """Entry point of the `klscale` command."""
-    app(prog_name="klscale")
+    try:
+        app(prog_name="klscale")
+    except SystemExit as end:
+        if end.code == 130:  # a thread may still download or read a model: nobody waits for it
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(130)
+        raise
 
 
 def version_callback(value: bool) -> None:

@@ -21,7 +21,6 @@ from typing import Any
 
 from klscale.errors import InputError, KlscaleError
 from klscale.progress import SILENT, Progress
-from klscale.scoring.loading import quiet_transformers
 from klscale.texts import is_held_out, pocket_corpus
 
 
@@ -169,6 +168,8 @@ def _train_all(directory: Path, recipe: Recipe, runs: list[Run], progress: Progr
     """
     progress.begin("training the pocket models", 100.0, "%")
     import torch
+
+    from klscale.scoring.loading import quiet_transformers
 
     texts = _training_texts(recipe.window)
     # Random weights come from torch's global generator, which threads share: they are drawn here, run by run.

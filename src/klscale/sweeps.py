@@ -6,12 +6,12 @@ import platform
 import random
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from klscale.scoring.loading import LoadedModel, ResolvedModel
     from klscale.scoring.tokens import TokenCache
 
+T = TypeVar("T")
 SOURCE = "transformers"
 LONG_TEXTS = ("error", "skip", "window")
 WINDOWS = "; half-overlapping windows"
@@ -201,37 +202,39 @@ class _Sweep:
         queue = list(jobs)
         if not self.store.claims(self.texts.id).keys().isdisjoint(job.key for job in jobs):
             random.shuffle(queue)  # another process is at work: in the same order both would want the same model
-        with ThreadPoolExecutor(1) as reader:
-            ahead: tuple[_Job, Future[LoadedModel]] | None = None
-            while queue:
-                job, found = self._take(queue)
-                started, n = time.monotonic(), len(jobs) - len(queue)
-                if isinstance(found, Entry):
-                    self.progress.advance(self._megabytes() * n - self.progress.done)
-                    yield job.place, Outcome(job.ref, "present", found)
-                    continue
-                if len(jobs) > 1:
-                    self.progress.now(f"scoring {job.ref} ({n} of {len(jobs)})")
-                loading = ahead[1] if ahead and ahead[0] is job else reader.submit(load, job.resolved, self.device)
-                ahead, alone = None, threading.Event()
-                entry = error = loaded = None
-                try:
-                    loaded = loading.result()
-                    if queue:
-                        ahead = queue[0], reader.submit(load, queue[0].resolved, self.device, alone=alone)
-                    entry = self._score(job, loaded, cache)
-                except StorageError:
-                    raise
-                except KlscaleError as problem:
-                    error = _without_frames(problem)
-                finally:
-                    del loading
-                    loaded = None
-                    alone.set()
-                    found.release()
+        ahead: tuple[_Job, Future[LoadedModel]] | None = None
+        while queue:
+            job, found = self._take(queue)
+            started, n = time.monotonic(), len(jobs) - len(queue)
+            if isinstance(found, Entry):
                 self.progress.advance(self._megabytes() * n - self.progress.done)
-                status = "failed" if error else "scored"
-                yield job.place, Outcome(job.ref, status, entry, error, time.monotonic() - started)
+                yield job.place, Outcome(job.ref, "present", found)
+                continue
+            if len(jobs) > 1:
+                self.progress.now(f"scoring {job.ref} ({n} of {len(jobs)})")
+            if ahead and ahead[0] is not job:  # another process has taken that one
+                ahead[1].exception()
+                ahead = None
+            loading = ahead[1] if ahead else _in_background(load, job.resolved, self.device)
+            ahead, alone = None, threading.Event()
+            entry = error = loaded = None
+            try:
+                loaded = loading.result()
+                if queue:
+                    ahead = queue[0], _in_background(load, queue[0].resolved, self.device, alone=alone)
+                entry = self._score(job, loaded, cache)
+            except StorageError:
+                raise
+            except KlscaleError as problem:
+                error = _without_frames(problem)
+            finally:
+                del loading
+                loaded = None
+                alone.set()
+                found.release()
+            self.progress.advance(self._megabytes() * n - self.progress.done)
+            status = "failed" if error else "scored"
+            yield job.place, Outcome(job.ref, status, entry, error, time.monotonic() - started)
 
     def _take(self, queue: list[_Job]) -> tuple[_Job, Claim | Entry]:
         """The first job that no other process works on, off the queue and claimed; or one that another process has
@@ -284,6 +287,8 @@ class _Sweep:
                 "It models other strings: its KL to a model with another tokenizer measures that too.\n"
                 "Compare it with models of its own tokenizer, or leave such texts out of the set."
             )
+        if loaded.offload is not None:
+            self.progress.note(f"{job.ref} is larger than the free memory: its layers are read again for every batch.")
         if engine.own_logits:
             self.progress.note(f"{job.ref}: its output head is of an unknown kind; scored by its own logits, slower.")
         cut = loaded.window is not None and self.long_texts == "window" and (tokens.lengths > loaded.window).any()
@@ -319,6 +324,20 @@ class _Sweep:
     def _megabytes(self, scores: Scores | None = None) -> float:
         size = self.texts.bytes if scores is None else self.texts.bytes[scores.text]
         return float(size.sum()) / 1e6
+
+
+def _in_background(function: Callable[..., T], *arguments: Any, **options: Any) -> Future[T]:
+    """In a thread that nobody waits for at the end: after Ctrl-C a download may have long to go."""
+    future: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(function(*arguments, **options))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return future
 
 
 def _without_frames(error: KlscaleError) -> KlscaleError:

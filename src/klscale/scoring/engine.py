@@ -196,9 +196,11 @@ class Engine:
             rows = [self._from_own_logits(row[: part.length]) for row, part in zip(inputs, batch, strict=True)]
             log_likelihood = torch.cat([r[part.first - part.start - 1 :] for r, part in zip(rows, batch, strict=True)])
         else:
-            before = torch.from_numpy(owner * width + place - 1).to(self.device)
-            hidden = self._hidden_states(inputs).flatten(0, 1)[before]
-            log_likelihood = self.head.log_likelihood(hidden, inputs.flatten()[before + 1])
+            before = torch.from_numpy(owner * width + place - 1)
+            hidden, target = self._hidden_states(inputs).flatten(0, 1), inputs.flatten()
+            log_likelihood = self.head.log_likelihood(
+                hidden[before.to(hidden.device)], target[before.to(self.device) + 1]
+            )
         sums = np.bincount(owner, weights=log_likelihood.cpu().double().numpy(), minlength=len(batch))
         return [float(value) for value in sums]
 
@@ -245,7 +247,7 @@ class Engine:
             padded = torch.nn.functional.pad(ids, (0, 3)).expand(2, -1)
             hidden = self._hidden_states(padded)[1, : len(ids) - 1]
             for head in heads:
-                if (head.log_likelihood(hidden, ids[1:]) - own).abs().mean() <= tolerance:
+                if (head.log_likelihood(hidden, ids[1:]).to(own.device) - own).abs().mean() <= tolerance:
                     self.head = head
                     return
         self.own_logits = True

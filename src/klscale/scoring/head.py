@@ -44,6 +44,8 @@ class OutputHead:
 
     def log_likelihood(self, hidden: Tensor, target: Tensor) -> Tensor:
         """Log-probability (T,) in float32 of `target` (T,) token ids after `hidden` states (T, H)."""
+        # A model spread over accelerators ends on any of them.
+        hidden, target = hidden.to(self.weight.device), target.to(self.weight.device)
         factor = 1 if hidden.device.type == "cpu" else 4
         rows = [
             self._tile_row(h, t, VOCABULARY * factor)

@@ -10,9 +10,11 @@ import os
 import re
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,12 @@ os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _ADAPTER, _ADAPTER_WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
+_ADAPTER_FILES = (
+    _ADAPTER, *_ADAPTER_WEIGHTS, "tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json",
+    "merges.txt", "special_tokens_map.json", "added_tokens.json",
+)  # fmt: skip
+_LARGE = 2**24
+"""Bytes of a file that takes some time to hash."""
 _RESIDENT = 0.8
 """Part of the free memory that weights may take; the rest is for batches and for what else runs."""
 _READ_WITH_WEIGHTS = (
@@ -52,6 +60,11 @@ class ResolvedModel:
     commit: str | None = None
     base: ResolvedModel | None = None
     """Of an adapter: the model that it changes."""
+    files: frozenset[str] = frozenset()
+    """Of an adapter of the hub: which files there are to fetch."""
+
+    def __str__(self) -> str:
+        return str(self.ref)
 
     @property
     def location(self) -> str:
@@ -112,10 +125,11 @@ def _resolve(ref: ModelRef, base_of: ModelRef | None) -> ResolvedModel:
     from huggingface_hub import hf_hub_download
 
     try:
+        hf_hub_download(ref.name, _ADAPTER, revision=ref.revision)  # so that the cache knows what the branch points to
         adapter = Path(hf_hub_download(ref.name, _ADAPTER, revision=commit))
     except Exception as error:  # whatever a network does
         raise _failure(ref, f"{ref} cannot be fetched.", error) from error
-    return _on_base(ref, base_of, identity, adapter, commit)
+    return replace(_on_base(ref, base_of, identity, adapter, commit), files=files)
 
 
 def _on_base(
@@ -196,20 +210,36 @@ def _fingerprint(ref: ModelRef) -> str:
     others = {path for pattern in _READ_WITH_WEIGHTS for path in directory.glob(pattern) if path.is_file()}
     digest = hashlib.sha256()
     for path in sorted({*weights, *others}):
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "blake2b").digest()
-        digest.update(path.name.encode() + b"\0" + content)
+        digest.update(path.name.encode() + b"\0" + _digest(path))
     return digest.hexdigest()
 
 
-def _hub_commit(ref: ModelRef) -> tuple[str, set[str]]:
-    """The commit that a revision of a hub model points to, and which of config.json and adapter_config.json it has:
-    asked of the hub, else of the local cache."""
+def _digest(path: Path) -> bytes:
+    """Hash of a file's content; that of a large one is kept for as long as its path, inode, size and time stay."""
+    stat = path.stat()
+    what = f"{path.resolve()}\0{stat.st_ino}\0{stat.st_size}\0{stat.st_mtime_ns}"
+    kept = cache_directory() / "digests" / hashlib.sha256(what.encode()).hexdigest()
+    with contextlib.suppress(OSError):
+        if stat.st_size >= _LARGE and len(content := kept.read_bytes()) == 64:
+            return content
+    with path.open("rb") as file:
+        content = hashlib.file_digest(file, "blake2b").digest()
+    settled = time.time() - stat.st_mtime > 2  # it might be written to again within the clock's tick
+    if stat.st_size >= _LARGE and settled:
+        with contextlib.suppress(OSError):
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_bytes(content)
+    return content
+
+
+def _hub_commit(ref: ModelRef) -> tuple[str, frozenset[str]]:
+    """The commit that a revision of a hub model points to, and its files: asked of the hub, else of the local cache
+    (there only those that tell a model from an adapter, and an adapter's)."""
     from huggingface_hub import HfApi, errors, hf_hub_download
 
     try:
         info = HfApi().model_info(ref.name, revision=ref.revision, timeout=20)
-        return str(info.sha), {file.rfilename for file in info.siblings or ()} & {"config.json", _ADAPTER}
+        return str(info.sha), frozenset(file.rfilename for file in info.siblings or ())
     except errors.RevisionNotFoundError as error:
         raise InputError(
             f"{ref.name} has no revision {ref.revision!r}.",
@@ -224,7 +254,7 @@ def _hub_commit(ref: ModelRef) -> tuple[str, set[str]]:
         ) from error
     except Exception as unreachable:  # whatever a network does
         match, files = None, set()
-        for file in (ref.file or "config.json", _ADAPTER):
+        for file in (ref.file or "config.json", *_ADAPTER_FILES):
             with contextlib.suppress(errors.LocalEntryNotFoundError):
                 cached = hf_hub_download(ref.name, file, revision=ref.revision, local_files_only=True)
                 match = re.search(r"/snapshots/([0-9a-f]{40})/", Path(cached).as_posix())
@@ -235,7 +265,7 @@ def _hub_commit(ref: ModelRef) -> tuple[str, set[str]]:
                 _first_line(unreachable),
                 "Check the network, or give a local directory: ./DIRECTORY.",
             ) from unreachable
-        return match[1], files
+        return match[1], frozenset(files)
 
 
 def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading.Event | None = None) -> LoadedModel:
@@ -319,37 +349,40 @@ def _peft(ref: ModelRef) -> Any:
     return peft
 
 
+def _adapter_folder(resolved: ResolvedModel) -> Path:
+    """Where the files of an adapter are; those of the hub are fetched."""
+    from huggingface_hub import hf_hub_download
+
+    if resolved.commit is None:
+        return Path(resolved.location)
+    names = sorted(resolved.files.intersection(_ADAPTER_FILES))
+    fetched = [hf_hub_download(resolved.ref.name, name, revision=resolved.commit) for name in names]
+    return Path(fetched[0]).parent
+
+
 def _tokenizer_of(resolved: ResolvedModel) -> str:
-    """An adapter's directory may hold the tokenizer that it was trained with; else it is the base model's."""
-    own = resolved.ref.path
-    if resolved.base is None or (own and (own / "tokenizer_config.json").is_file()):
+    """An adapter may come with the tokenizer that it was trained with; else it is the base model's."""
+    if resolved.base is None:
         return resolved.location
-    return resolved.base.location
+    own = _adapter_folder(resolved)
+    return str(own) if (own / "tokenizer_config.json").is_file() else resolved.base.location
 
 
 def _with_adapter(model: Any, resolved: ResolvedModel) -> Any:
     """The model with its adapter merged into the weights, in their dtype."""
-    ref, peft = resolved.ref, _peft(resolved.ref)
+    peft, what = _peft(resolved.ref), f"The adapter {resolved.ref} cannot be merged into {resolved.base}."
     try:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            options = {"revision": resolved.commit} if resolved.commit else {}
-            model = peft.PeftModel.from_pretrained(model, resolved.location, torch_device="cpu", **options)
-        if incomplete := [str(w.message) for w in said if "missing adapter keys" in str(w.message)]:
-            raise KlscaleError(
-                f"{ref}: the adapter does not fit {resolved.base and resolved.base.ref}.",
-                _first_line(incomplete[0]),
-                "Check that the files are whole and that the adapter belongs to this model.",
-            )
-        return model.merge_and_unload(safe_merge=True)
-    except KlscaleError:
-        raise
+            model = peft.PeftModel.from_pretrained(model, str(_adapter_folder(resolved)), torch_device="cpu")
+        merged = model.merge_and_unload(safe_merge=True)
     except Exception as error:  # damaged files fail in any way
-        raise KlscaleError(
-            f"The adapter {ref} cannot be merged into {resolved.base and resolved.base.ref}.",
-            _first_line(error),
-            "Adapters that change weights (LoRA and its kin) can be; prompts and prefixes cannot.",
-        ) from error
+        remedy = "Adapters that change weights (LoRA and its kin) can be; prompts and prefixes cannot."
+        raise KlscaleError(what, _first_line(error), remedy) from error
+    if incomplete := [str(warning.message) for warning in said if "missing adapter keys" in str(warning.message)]:
+        remedy = "Check that the files are whole and that the adapter belongs to this model."
+        raise KlscaleError(what, _first_line(incomplete[0]), remedy)
+    return merged
 
 
 # ------------------------------------------------------------------------------------------------- larger than memory
@@ -488,9 +521,13 @@ def quiet_transformers() -> Iterator[None]:
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    accelerate = getLogger("accelerate.big_modeling")
+    level = accelerate.level
+    accelerate.setLevel(ERROR)
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
+        accelerate.setLevel(level)
         if bar:
             logging.enable_progress_bar()

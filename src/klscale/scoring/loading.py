@@ -12,8 +12,9 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ _RESIDENT = 0.8
 _READ_WITH_WEIGHTS = (
     "config.json",
     "*.index.json",
+    _ADAPTER,
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -51,17 +53,30 @@ _READ_WITH_WEIGHTS = (
 
 
 @dataclass(frozen=True)
+class HubCommit:
+    """A commit of a hub model with its files, as the hub tells, or `offline` the local cache (there only those that
+    tell a model from an adapter, and an adapter's)."""
+
+    commit: str
+    files: frozenset[str]
+    offline: bool
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """How transformers and huggingface_hub are asked for it."""
+        return {"revision": self.commit, "local_files_only": self.offline}
+
+
+@dataclass(frozen=True)
 class ResolvedModel:
     """A reference pinned to what it means now: `identity` is `commit:<sha>` on the hub, or `files:<hash>` of the
     local files that scoring reads."""
 
     ref: ModelRef
     identity: str
-    commit: str | None = None
+    hub: HubCommit | None = None
     base: ResolvedModel | None = None
     """Of an adapter: the model that it changes."""
-    files: frozenset[str] = frozenset()
-    """Of an adapter of the hub: which files there are to fetch."""
 
     def __str__(self) -> str:
         return str(self.ref)
@@ -116,24 +131,30 @@ def _resolve(ref: ModelRef, base_of: ModelRef | None) -> ResolvedModel:
         return _on_base(ref, base_of, identity, adapter) if adapter.is_file() else ResolvedModel(ref, identity)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", ref.name, re.ASCII):
         raise InputError(f"{ref.name!r} is neither a directory here nor a hub id.", remedy="Check the path.")
-    commit, files = _hub_commit(ref)
-    identity = f"commit:{ref.name}@{commit}"
-    if _ADAPTER not in files:
-        return ResolvedModel(ref, identity, commit)
-    if "config.json" in files:
+    hub = _hub_commit(ref)
+    identity = f"commit:{ref.name}@{hub.commit}"
+    if _ADAPTER not in hub.files:
+        return ResolvedModel(ref, identity, hub)
+    if _weights(hub.files):
         raise _both(ref, ref.name)
-    from huggingface_hub import hf_hub_download
-
     try:
-        hf_hub_download(ref.name, _ADAPTER, revision=ref.revision)  # so that the cache knows what the branch points to
-        adapter = Path(hf_hub_download(ref.name, _ADAPTER, revision=commit))
+        adapter = _fetch(ref, hub, _ADAPTER)
     except Exception as error:  # whatever a network does
         raise _failure(ref, f"{ref} cannot be fetched.", error) from error
-    return replace(_on_base(ref, base_of, identity, adapter, commit), files=files)
+    return _on_base(ref, base_of, identity, adapter, hub)
+
+
+def _fetch(ref: ModelRef, hub: HubCommit, name: str) -> Path:
+    """A file of this commit; asked for by the revision's own name too, so that the cache knows offline what a branch
+    pointed to."""
+    from huggingface_hub import hf_hub_download
+
+    hf_hub_download(ref.name, name, revision=ref.revision, local_files_only=hub.offline)
+    return Path(hf_hub_download(ref.name, name, **hub.options))
 
 
 def _on_base(
-    ref: ModelRef, base_of: ModelRef | None, identity: str, adapter: Path, commit: str | None = None
+    ref: ModelRef, base_of: ModelRef | None, identity: str, adapter: Path, hub: HubCommit | None = None
 ) -> ResolvedModel:
     """An adapter with the model that its configuration names; the vector depends on both."""
     if base_of is not None:
@@ -156,14 +177,14 @@ def _on_base(
             error.what,
             f"Put the model there, or mend `base_model_name_or_path` in its {_ADAPTER}.",
         ) from error
-    return ResolvedModel(ref, f"{identity} on {resolved.identity}", commit, resolved)
+    return ResolvedModel(ref, f"{identity} on {resolved.identity}", hub, resolved)
 
 
 def _both(ref: ModelRef, place: Any) -> InputError:
     return InputError(
         f"{place} holds both a model and an adapter.",
         f"Whether {ref} means the model alone or with its adapter cannot be told.",
-        f"Move {_ADAPTER} or config.json elsewhere.",
+        f"Move {_ADAPTER} or the model's weights elsewhere.",
     )
 
 
@@ -184,34 +205,37 @@ def _fingerprint(ref: ModelRef) -> str:
             f"{directory} is a directory on this machine.",
             "Give the checkpoint's own directory.",
         )
-    adapter, config = (directory / _ADAPTER).is_file(), (directory / "config.json").is_file()
+    weights = _weights(path.name for path in directory.iterdir())
+    looked_for: tuple[str, ...] = _WEIGHTS
     if ref.file:
-        weights = [directory / ref.file]
-    elif adapter and config:
-        raise _both(ref, directory)
-    elif adapter:
-        weights = [directory / _ADAPTER, *(p for name in _ADAPTER_WEIGHTS if (p := directory / name).is_file())]
-        weights = weights if len(weights) > 1 else []
-    elif not config:
+        weights, looked_for = [ref.file], (ref.file,)
+    elif (directory / _ADAPTER).is_file():
+        if weights:
+            raise _both(ref, directory)
+        weights, looked_for = [name for name in _ADAPTER_WEIGHTS if (directory / name).is_file()], _ADAPTER_WEIGHTS
+    elif not (directory / "config.json").is_file():
         hint = ", ".join(sorted(p.parent.name for p in directory.glob("*/config.json"))[-3:])
         raise InputError(
             f"{directory} holds no config.json.",
             "A model directory is one that transformers' save_pretrained wrote.",
             f"Did you mean one of its directories: {hint}?" if hint else "Check the path.",
         )
-    else:
-        weights = [path for pattern in _WEIGHTS for path in sorted(directory.glob(pattern))]
-    if not weights or not all(path.is_file() for path in weights):
+    if not weights or not all((directory / name).is_file() for name in weights):
         raise InputError(
             f"{directory} holds no weights.",
-            f"Looked for {ref.file or ' and '.join(_ADAPTER_WEIGHTS if adapter else _WEIGHTS)}.",
+            f"Looked for {' and '.join(looked_for)}.",
             "Check that the download or the save was complete.",
         )
     others = {path for pattern in _READ_WITH_WEIGHTS for path in directory.glob(pattern) if path.is_file()}
     digest = hashlib.sha256()
-    for path in sorted({*weights, *others}):
+    for path in sorted({*(directory / name for name in weights), *others}):
         digest.update(path.name.encode() + b"\0" + _digest(path))
     return digest.hexdigest()
+
+
+def _weights(names: Iterable[str]) -> list[str]:
+    """Those of these files that hold a model's weights; an adapter's do not."""
+    return [name for name in names if name not in _ADAPTER_WEIGHTS and any(fnmatch(name, p) for p in _WEIGHTS)]
 
 
 def _digest(path: Path) -> bytes:
@@ -232,14 +256,13 @@ def _digest(path: Path) -> bytes:
     return content
 
 
-def _hub_commit(ref: ModelRef) -> tuple[str, frozenset[str]]:
-    """The commit that a revision of a hub model points to, and its files: asked of the hub, else of the local cache
-    (there only those that tell a model from an adapter, and an adapter's)."""
+def _hub_commit(ref: ModelRef) -> HubCommit:
+    """What a revision of a hub model points to: asked of the hub, else of the local cache."""
     from huggingface_hub import HfApi, errors, hf_hub_download
 
     try:
         info = HfApi().model_info(ref.name, revision=ref.revision, timeout=20)
-        return str(info.sha), frozenset(file.rfilename for file in info.siblings or ())
+        return HubCommit(str(info.sha), frozenset(file.rfilename for file in info.siblings or ()), offline=False)
     except errors.RevisionNotFoundError as error:
         raise InputError(
             f"{ref.name} has no revision {ref.revision!r}.",
@@ -265,7 +288,7 @@ def _hub_commit(ref: ModelRef) -> tuple[str, frozenset[str]]:
                 _first_line(unreachable),
                 "Check the network, or give a local directory: ./DIRECTORY.",
             ) from unreachable
-        return match[1], frozenset(files)
+        return HubCommit(match[1], frozenset(files), offline=True)
 
 
 def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading.Event | None = None) -> LoadedModel:
@@ -275,20 +298,19 @@ def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading
     `alone` is set when no other model is in memory: one that does not fit beside another waits for that.
     Raises KlscaleError where the files are not a causal language model, or do not hold all of its weights.
     """
-    from huggingface_hub import hf_hub_download
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     ref, base = resolved.ref, resolved.base or resolved
     if resolved.base is not None:
         _peft(ref)
-    options: dict[str, Any] = {"revision": base.commit} if base.commit else {"local_files_only": True}
+    options: dict[str, Any] = base.hub.options if base.hub else {"local_files_only": True}
     if base.ref.file:
         options["gguf_file"] = base.ref.file
     what = f"{base.ref} cannot be fetched."
     try:
         with quiet_transformers():
-            if base.commit:  # by its own name, so that the cache knows offline what the branch pointed to
-                hf_hub_download(base.ref.name, base.ref.file or "config.json", revision=base.ref.revision)
+            if base.hub:
+                _fetch(base.ref, base.hub, base.ref.file or "config.json")
             what = f"The configuration of {base.ref} cannot be loaded."
             config = AutoConfig.from_pretrained(base.location, trust_remote_code=False, **options)
             _refuse_kernels(config, base.ref)
@@ -297,6 +319,12 @@ def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading
             tokenizer = AutoTokenizer.from_pretrained(_tokenizer_of(resolved), trust_remote_code=False, **options)
             what = f"{base.ref} cannot be loaded as a causal language model."
             placement, folder = _placement(config, base.ref, device, alone)
+            if placement and resolved.base:
+                raise KlscaleError(
+                    f"{base.ref} does not fit into memory, so that the adapter {ref} cannot be merged into it.",
+                    "Of a model larger than memory the layers stay on disk as they are.",
+                    "Use %bfloat16, or merge the adapter on a larger machine and score the result.",
+                )
             # Building a model in half precision changes torch's default dtype in all threads: never beside another.
             if alone is not None and ref.dtype != "float32":
                 alone.wait()
@@ -351,13 +379,10 @@ def _peft(ref: ModelRef) -> Any:
 
 def _adapter_folder(resolved: ResolvedModel) -> Path:
     """Where the files of an adapter are; those of the hub are fetched."""
-    from huggingface_hub import hf_hub_download
-
-    if resolved.commit is None:
+    if resolved.hub is None:
         return Path(resolved.location)
-    names = sorted(resolved.files.intersection(_ADAPTER_FILES))
-    fetched = [hf_hub_download(resolved.ref.name, name, revision=resolved.commit) for name in names]
-    return Path(fetched[0]).parent
+    names = sorted(resolved.hub.files.intersection(_ADAPTER_FILES))
+    return [_fetch(resolved.ref, resolved.hub, name) for name in names][-1].parent
 
 
 def _tokenizer_of(resolved: ResolvedModel) -> str:

@@ -83,11 +83,11 @@ class Engine:
             self.stretches_beyond = int(original or getattr(config, "original_max_position_embeddings", None) or 0)
 
     def _budget(self) -> int:
-        """Tokens a batch: a core's cache on a CPU; half of the free memory on a GPU, for some 40 live activations."""
-        if self.device.type != "cuda":
-            return 2048
-        free, _ = torch.cuda.mem_get_info(self.device)
+        """Tokens a batch: what a CPU's cache holds; half of the free memory on a GPU, for some 40 live activations."""
         hidden = getattr(self.model.config.get_text_config(), "hidden_size", 4096)
+        if self.device.type != "cuda":
+            return int(np.clip(2**20 // hidden, 2048, 8192))
+        free, _ = torch.cuda.mem_get_info(self.device)
         return int(np.clip(0.5 * free / (40 * hidden * self.model.dtype.itemsize), 2048, 131072))
 
     def score(self, tokens: Tokens, texts: Sequence[int] | Integers, *, long_texts: str = "error") -> Iterator[Scores]:

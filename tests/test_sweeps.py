@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -217,3 +218,29 @@ def test_what_was_resolved_is_recorded(make_model, texts, store):
     ):
         assert metadata[key], key
     assert metadata["head"] == "tiles"
+
+
+def test_no_thread_outlives_a_sweep(make_model, texts, store, monkeypatch):
+    """A model read ahead that another process scores meanwhile: the thread that reads it is waited for."""
+    from klscale.scoring import loading
+
+    models = [str(make_model(name, seed=n)) for n, name in enumerate("ab")]
+    whole, read = loading.load, []
+
+    def slowly(resolved, *arguments, **options):
+        time.sleep(1 if options else 0)
+        found = whole(resolved, *arguments, **options)
+        read.append(str(resolved))
+        return found
+
+    monkeypatch.setattr(loading, "load", slowly)
+    take, others = sweeps._Sweep._take, [models[1]]
+
+    def taken_by_another(self, queue):
+        if len(queue) == 1 and others:
+            sweeps.score([others.pop()], texts, Store(store.location))
+        return take(self, queue)
+
+    monkeypatch.setattr(sweeps._Sweep, "_take", taken_by_another)
+    assert statuses(sweeps.score(models, texts, store)) == ["scored", "present"]
+    assert read.count(models[1]) == 2, "read ahead in vain, and by the other"

@@ -224,6 +224,9 @@ class _Sweep:
                     ahead = queue[0], _in_background(load, queue[0].resolved, self.device, alone=alone)
                 entry = self._score(job, loaded, cache)
             except StorageError:
+                alone.set()
+                if ahead:  # a thread that is cut off while it builds a model takes the process down with it
+                    ahead[1].exception()
                 raise
             except KlscaleError as problem:
                 error = _without_frames(problem)
@@ -235,6 +238,8 @@ class _Sweep:
             self.progress.advance(self._megabytes() * n - self.progress.done)
             status = "failed" if error else "scored"
             yield job.place, Outcome(job.ref, status, entry, error, time.monotonic() - started)
+        if ahead:  # the last one has been taken by another process
+            ahead[1].exception()
 
     def _take(self, queue: list[_Job]) -> tuple[_Job, Claim | Entry]:
         """The first job that no other process works on, off the queue and claimed; or one that another process has

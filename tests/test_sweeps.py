@@ -10,7 +10,7 @@ import pytest
 
 from conftest import plain_log_likelihoods
 from klscale import sweeps
-from klscale.errors import InputError
+from klscale.errors import InputError, StorageError
 from klscale.models import Model, ModelRef
 from klscale.progress import Progress
 from klscale.scoring import engine as engine_module
@@ -244,3 +244,29 @@ def test_no_thread_outlives_a_sweep(make_model, texts, store, monkeypatch):
     monkeypatch.setattr(sweeps._Sweep, "_take", taken_by_another)
     assert statuses(sweeps.score(models, texts, store)) == ["scored", "present"]
     assert read.count(models[1]) == 2, "read ahead in vain, and by the other"
+
+
+def test_a_store_that_fails_between_two_models_leaves_no_thread_behind(make_model, texts, store, monkeypatch):
+    from klscale.scoring import loading
+
+    models = [str(make_model(name, seed=n)) for n, name in enumerate("ab")]
+    whole, read = loading.load, []
+
+    def slowly(resolved, *arguments, **options):
+        time.sleep(1 if options else 0)
+        read.append(str(resolved))
+        return whole(resolved, *arguments, **options)
+
+    monkeypatch.setattr(loading, "load", slowly)
+    claim = Store.claim
+
+    def full(self, text_set, key):
+        if self.entries(text_set):
+            raise StorageError("The claim could not be written.")
+        return claim(self, text_set, key)
+
+    monkeypatch.setattr(Store, "claim", full)
+    with pytest.raises(StorageError):
+        sweeps.score(models, texts, store)
+    assert read == models
+    assert store.vectors(texts).names == (models[0],)

@@ -203,43 +203,38 @@ class _Sweep:
         if not self.store.claims(self.texts.id).keys().isdisjoint(job.key for job in jobs):
             random.shuffle(queue)  # another process is at work: in the same order both would want the same model
         ahead: tuple[_Job, Future[LoadedModel]] | None = None
-        while queue:
-            job, found = self._take(queue)
-            started, n = time.monotonic(), len(jobs) - len(queue)
-            if isinstance(found, Entry):
+        with _Reader() as reader:
+            while queue:
+                job, found = self._take(queue)
+                started, n = time.monotonic(), len(jobs) - len(queue)
+                if isinstance(found, Entry):
+                    self.progress.advance(self._megabytes() * n - self.progress.done)
+                    yield job.place, Outcome(job.ref, "present", found)
+                    continue
+                if len(jobs) > 1:
+                    self.progress.now(f"scoring {job.ref} ({n} of {len(jobs)})")
+                if ahead and ahead[0] is not job:  # another process has taken that one
+                    ahead = None
+                loading = ahead[1] if ahead else reader.submit(load, job.resolved, self.device)
+                ahead, alone = None, threading.Event()
+                entry = error = loaded = None
+                try:
+                    loaded = loading.result()
+                    if queue:
+                        ahead = queue[0], reader.submit(load, queue[0].resolved, self.device, alone=alone)
+                    entry = self._score(job, loaded, cache)
+                except StorageError:
+                    raise
+                except KlscaleError as problem:
+                    error = _without_frames(problem)
+                finally:
+                    del loading
+                    loaded = None
+                    alone.set()
+                    found.release()
                 self.progress.advance(self._megabytes() * n - self.progress.done)
-                yield job.place, Outcome(job.ref, "present", found)
-                continue
-            if len(jobs) > 1:
-                self.progress.now(f"scoring {job.ref} ({n} of {len(jobs)})")
-            if ahead and ahead[0] is not job:  # another process has taken that one
-                ahead[1].exception()
-                ahead = None
-            loading = ahead[1] if ahead else _in_background(load, job.resolved, self.device)
-            ahead, alone = None, threading.Event()
-            entry = error = loaded = None
-            try:
-                loaded = loading.result()
-                if queue:
-                    ahead = queue[0], _in_background(load, queue[0].resolved, self.device, alone=alone)
-                entry = self._score(job, loaded, cache)
-            except StorageError:
-                alone.set()
-                if ahead:  # a thread that is cut off while it builds a model takes the process down with it
-                    ahead[1].exception()
-                raise
-            except KlscaleError as problem:
-                error = _without_frames(problem)
-            finally:
-                del loading
-                loaded = None
-                alone.set()
-                found.release()
-            self.progress.advance(self._megabytes() * n - self.progress.done)
-            status = "failed" if error else "scored"
-            yield job.place, Outcome(job.ref, status, entry, error, time.monotonic() - started)
-        if ahead:  # the last one has been taken by another process
-            ahead[1].exception()
+                status = "failed" if error else "scored"
+                yield job.place, Outcome(job.ref, status, entry, error, time.monotonic() - started)
 
     def _take(self, queue: list[_Job]) -> tuple[_Job, Claim | Entry]:
         """The first job that no other process works on, off the queue and claimed; or one that another process has
@@ -331,18 +326,38 @@ class _Sweep:
         return float(size.sum()) / 1e6
 
 
-def _in_background(function: Callable[..., T], *arguments: Any, **options: Any) -> Future[T]:
-    """In a thread that nobody waits for at the end: after Ctrl-C a download may have long to go."""
-    future: Future[T] = Future()
+class _Reader:
+    """Does one thing at a time in a thread. Leaving waits for it, since a thread that is cut off while it builds a
+    model takes the process down with it; but not after Ctrl-C, when a download may have long to go."""
 
-    def work() -> None:
-        try:
-            future.set_result(function(*arguments, **options))
-        except BaseException as error:
-            future.set_exception(error)
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
 
-    threading.Thread(target=work, daemon=True).start()
-    return future
+    def submit(self, function: Callable[..., T], *arguments: Any, **options: Any) -> Future[T]:
+        """Begin, as soon as what was submitted before has ended."""
+        self._wait()
+        future: Future[T] = Future()
+
+        def work() -> None:
+            try:
+                future.set_result(function(*arguments, **options))
+            except BaseException as error:
+                future.set_exception(error)
+
+        self._thread = threading.Thread(target=work, daemon=True)
+        self._thread.start()
+        return future
+
+    def _wait(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+
+    def __enter__(self) -> _Reader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not KeyboardInterrupt:
+            self._wait()
 
 
 def _without_frames(error: KlscaleError) -> KlscaleError:

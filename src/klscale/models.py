@@ -13,18 +13,25 @@ from urllib.parse import unquote
 from klscale.errors import InputError, nearest
 
 DTYPES = ("float32", "bfloat16", "float16")
-QUANTIZATIONS = ("int8", "nf4", "fp4", "int4")
+WEIGHTS_ONLY = ("int8", "nf4", "fp4", "int4", "int8-torchao")
+"""Of the weights alone, by bitsandbytes (int8, nf4, fp4) and torchao: dequantized, then scored as usual."""
+KERNELS = ("int8-kernel", "nf4-kernel", "fp4-kernel")
+"""What deployment computes: the kernels of bitsandbytes; that of int8 quantizes activations too."""
+QUANTIZATIONS = (*WEIGHTS_ONLY, *KERNELS)
 _ENCODED = re.compile(r"[^\w./~=,-]", re.ASCII)
 _DTYPE = re.compile(r"%([A-Za-z][\w]*)$")
+_LAYER = re.compile(r"#(\d+)$")
 _SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)([mMbB])(\d*)(?![a-zA-Z0-9])")
 
 
 @dataclass(frozen=True)
 class ModelRef:
-    """`NAME[@REVISION][+QUANT][%DTYPE]`, e.g. `EleutherAI/pythia-410m@step1000`, `gpt2+nf4`, `gpt2%bfloat16`.
+    """`NAME[@REVISION][+QUANT][%DTYPE][#LAYER]`, e.g. `EleutherAI/pythia-410m@step1000`, `gpt2+nf4`, `gpt2%bfloat16`.
 
     `name` is a local directory if one exists there, else a hub id (`./gpt2` forces local). `file` names one GGUF file
-    inside it (`models/x:file.gguf`). Characters that a shell or this syntax would read are percent-encoded in print.
+    inside it (`models/x:file.gguf`). `layer` means what the model would say after that many blocks (`gpt2#0`: after
+    its embedding), read through the logit lens; None the model itself. Characters that a shell or this syntax would
+    read are percent-encoded in print.
     """
 
     name: str
@@ -32,11 +39,14 @@ class ModelRef:
     quantization: str | None = None
     dtype: str = "float32"
     file: str | None = None
+    layer: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> ModelRef:
         """Read a reference. Raises InputError for an unknown quantization or dtype, with the nearest known one."""
-        rest, dtype, quantization, revision = text.strip(), "float32", None, None
+        rest, dtype, quantization, revision, layer = text.strip(), "float32", None, None, None
+        if match := _LAYER.search(rest):
+            layer, rest = int(match[1]), rest[: match.start()]
         match = _DTYPE.search(rest)
         if match and (match[1] in DTYPES or not _decodes(match[0])):
             dtype, rest = match[1], rest[: match.start()]
@@ -62,6 +72,7 @@ class ModelRef:
                 quantization,
                 dtype,
                 unquote(file, errors="strict") if file else None,
+                layer,
             )
         except UnicodeDecodeError as error:
             raise InputError(
@@ -78,7 +89,9 @@ class ModelRef:
             text += "@" + _encode(self.revision)
         if self.quantization:
             text += "+" + self.quantization
-        return text if self.dtype == "float32" else f"{text}%{self.dtype}"
+        if self.dtype != "float32":
+            text += "%" + self.dtype
+        return text if self.layer is None else f"{text}#{self.layer}"
 
     @property
     def path(self) -> Path | None:
@@ -96,10 +109,13 @@ class ModelRef:
 
 @dataclass(frozen=True)
 class Model:
-    """A model to score, with the attributes that are known beforehand (from a suite file)."""
+    """A model to score, with what a suite file says of it: the attributes that are known beforehand, whether at every
+    `layers`, and the `line` that asks for it (`FILE, line N`)."""
 
     ref: ModelRef
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    layers: bool = False
+    line: str = ""
 
 
 def _encode(part: str) -> str:

@@ -18,7 +18,7 @@ from klscale.texts import TextSet, content_id
 CONVENTION = "default special tokens; tokens 2 to n; float64 sum of float32 token log-probabilities"
 """How klscale scores a text. Vectors of different conventions are never compared."""
 
-ATTRIBUTES = ("family", "type", "parameters", "seed", "step", "parent", "quantization")
+ATTRIBUTES = ("family", "type", "parameters", "seed", "step", "warmup", "parent", "quantization", "layer")
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +56,7 @@ class Vectors:
     """`log_likelihood` (K, N) in nats, NaN where a text was not scored; K `models`; N `texts`.
 
     `attributes` has one row a model (index: the reference as a string) and the columns `family`, `type`,
-    `parameters`, `seed`, `step`, `parent`, `quantization`, `dtype`, `convention`.
+    `parameters`, `seed`, `step`, `warmup`, `parent`, `quantization`, `layer`, `dtype`, `convention`.
     """
 
     log_likelihood: Floats

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -34,6 +34,8 @@ KEEP_EVERY_S = 10.0
 """Seconds of work that a killed command may lose."""
 LOOK_AGAIN_S = 1.0
 """How often a process looks whether another has finished the model that it waits for."""
+WHOLE = 0.95
+"""Fraction of a model's weights that a quantization may leave out before it is said."""
 NOT_ROUND_TRIP = 0.001
 """Fraction of texts that a tokenizer may fail to give back before it is said."""
 
@@ -289,6 +291,10 @@ class _Sweep:
             )
         if loaded.offload is not None:
             self.progress.note(f"{job.ref} is larger than the free memory: its layers are read again for every batch.")
+        quantized = loaded.quantization
+        if quantized and quantized.fraction is not None and quantized.fraction < WHOLE:
+            left = "are left as they are: this kind cannot hold their shape"
+            self.progress.note(f"{job.ref}: {1 - quantized.fraction:.0%} of the weights outside the embeddings {left}.")
         if engine.own_logits:
             self.progress.note(f"{job.ref}: its output head is of an unknown kind; scored by its own logits, slower.")
         cut = loaded.window is not None and self.long_texts == "window" and (tokens.lengths > loaded.window).any()
@@ -305,6 +311,7 @@ class _Sweep:
             "device": str(engine.device),
             "batch_tokens": engine.batch_tokens,
             "head": "own logits" if engine.own_logits else "tiles",
+            "quantized": asdict(loaded.quantization) if loaded.quantization else None,
             "window": loaded.window,
             "not_round_trip": tokens.not_round_trip,
             "skipped": np.setdiff1d(np.arange(len(self.texts)), scores.text).tolist(),

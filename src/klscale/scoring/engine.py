@@ -63,7 +63,7 @@ class Engine:
         self.device = device_of(device)
         self.model = loaded.model
         try:
-            if loaded.offload is None:
+            if loaded.offload is None and self.model.device != self.device:
                 self.model.to(self.device)
         except torch.OutOfMemoryError as error:
             raise KlscaleError(
@@ -75,6 +75,11 @@ class Engine:
         self.head: OutputHead | None = None
         """Reads hidden states; None before the first batch, and for good where only the model's own logits will do."""
         self.own_logits = False
+        kernel = loaded.quantization is not None and not loaded.quantization.weights_only
+        self.by_itself = kernel
+        """Each text is a batch of its own: kernels that quantize activations choose their scales and outliers by what
+        is in the batch, and a text's value must not depend on its neighbours."""
+        self.tolerance = 0.1 if kernel else TOLERANCE.get(self.model.dtype, 0.1)
         config = self.model.config.get_text_config()
         rope = getattr(config, "rope_parameters", None) or {}
         self.stretches_beyond: int | None = None
@@ -122,7 +127,7 @@ class Engine:
                     raise KlscaleError(
                         f"{self.loaded.ref}: the forward pass failed.",
                         f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-                        "Does the tokenizer belong to the model?",
+                        self._remedy(),
                     ) from error
                 values = None
             if values is None:  # outside the handler, so that the traceback holds no tensors
@@ -140,10 +145,19 @@ class Engine:
             if done:
                 yield Scores(np.array(done), np.array([total.pop(s) for s in done]), lengths[done])
 
+    def _remedy(self) -> str:
+        quantized = self.loaded.quantization
+        if quantized is None or quantized.weights_only:
+            return "Does the tokenizer belong to the model?"
+        alone = quantized.kind.removesuffix("-kernel")
+        return f"A kernel may not know this shape on this machine: +{alone} scores the quantized weights without it."
+
     def _rows(self, queue: Sequence[Segment]) -> int:
         """How many of the longest segments make a batch. Rotary embeddings that stretch with the input (`dynamic`,
         `longrope`) would give a text its neighbours' length: beyond their original window, equal lengths only."""
         longest = queue[0].length
+        if self.by_itself:
+            return 1
         rows = max(1, self.batch_tokens // longest)
         if self.stretches_beyond is not None and longest > self.stretches_beyond:
             rows = sum(part.length == longest for part in queue[:rows])
@@ -232,10 +246,9 @@ class Engine:
         found = tokens.of(part.text)[part.start : part.stop][:64].astype(np.int64)  # their logits are few
         ids = torch.from_numpy(np.resize(found, max(len(found), 8))).to(self.device)
         own = self._from_own_logits(ids)
-        tolerance = TOLERANCE.get(self.model.dtype, 0.1)
         changed = ids.clone()
         changed[-1] = (ids[-1] + 1) % 2
-        if (self._from_own_logits(changed)[:-1] - own[:-1]).abs().mean() > tolerance:
+        if (self._from_own_logits(changed)[:-1] - own[:-1]).abs().mean() > self.tolerance:
             raise KlscaleError(
                 f"{self.loaded.ref} is not a causal language model.",
                 "The probability of a token changes with the tokens after it.",
@@ -247,7 +260,7 @@ class Engine:
             padded = torch.nn.functional.pad(ids, (0, 3)).expand(2, -1)
             hidden = self._hidden_states(padded)[1, : len(ids) - 1]
             for head in heads:
-                if (head.log_likelihood(hidden, ids[1:]).to(own.device) - own).abs().mean() <= tolerance:
+                if (head.log_likelihood(hidden, ids[1:]).to(own.device) - own).abs().mean() <= self.tolerance:
                     self.head = head
                     return
         self.own_logits = True

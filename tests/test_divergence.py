@@ -291,3 +291,27 @@ def test_coverage_with_texts_of_shared_documents():
             covered[name] += low <= exact <= high
     assert 0.92 <= covered["clustered"] / 1000 <= 0.97
     assert covered["ignored"] / 1000 < 0.75
+
+
+def test_the_cosine_of_shifts_and_its_error():
+    """Against the cosine of centred differences written out, and the spread of the estimate over many draws."""
+    generator = np.random.default_rng(3)
+    size = np.full(400, 100)
+
+    def draw():
+        base, common = -200 + 30 * generator.normal(size=400), generator.standard_t(8, size=400)
+        return base, base + common + generator.normal(size=400), base + 2 * common + generator.normal(size=400)
+
+    base, first, second = draw()
+    u, v = first - base - (first - base).mean(), second - base - (second - base).mean()
+    found = divergence.shift_cosine(base, first, second, size)
+    assert found.value == pytest.approx(u @ v / np.sqrt((u @ u) * (v @ v)), rel=1e-12)
+    assert found.unit == ""
+    drawn = [divergence.shift_cosine(*draw(), size) for _ in range(400)]
+    assert np.mean([e.standard_error for e in drawn]) == pytest.approx(np.std([e.value for e in drawn]), rel=0.15)
+    truth = divergence.shift_cosine(*(np.concatenate(rows) for rows in zip(*(draw() for _ in range(500)), strict=True)),
+                                    np.full(200_000, 100)).value  # fmt: skip
+    assert 0.91 < np.mean([e.interval[0] <= truth <= e.interval[1] for e in drawn]) < 0.98
+    same = divergence.shift_cosine(base, first, first, size)
+    assert same.value == pytest.approx(1)
+    assert np.isnan(divergence.shift_cosine(base, base, first, size).value)

@@ -69,7 +69,8 @@ def coordinates(log_likelihood: Floats, mean_bytes: float) -> Floats:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its standard error, both in `unit`. `interval` covers with 95 % confidence."""
+    """A number with its standard error, both in `unit`, which is empty for a pure number. `interval` covers with 95 %
+    confidence."""
 
     value: float
     standard_error: float
@@ -78,7 +79,7 @@ class Estimate:
     unit: str = "bits/byte"
 
     def __str__(self) -> str:
-        return f"{format_estimate(self.value, self.standard_error)} {self.unit}"
+        return f"{format_estimate(self.value, self.standard_error)} {self.unit}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -473,6 +474,40 @@ def kl_difference(
     clusters = cluster_codes(documents, texts)
     value, error = float(influence.mean()), float(standard_error_of_mean(influence, clusters))
     return _estimate(value, error, clusters, len(texts))
+
+
+def shift_cosine(
+    base: Floats,
+    first: Floats,
+    second: Floats,
+    text_bytes: Integers,
+    *,
+    clip: float | None = None,
+    documents: Sequence[Any] | NDArray[Any] | None = None,
+) -> Estimate:
+    """Cosine between the shifts q_first - q_base and q_second - q_base: 1 where two changes of a model move it the same
+    way (Kishino et al., arXiv 2505.15353v1, on quantization). It is the correlation of the two differences over texts.
+
+    The standard error is by the delta method, the interval on Fisher's scale; the clip as in `kl_difference`.
+    """
+    rows = np.stack([base, first, second])
+    texts = np.flatnonzero(~np.isnan(rows).any(axis=0))
+    rows = rows[:, texts]
+    if clip is not None and (rows < clip).mean(axis=1).max() <= CLIP_LIMIT:
+        rows = np.maximum(rows, clip)
+    d = rows[1:] - rows[0]
+    d -= d.mean(axis=1, keepdims=True)
+    spread = np.sqrt((d**2).mean(axis=1, keepdims=True))
+    if not spread.all():
+        return Estimate(math.nan, math.nan, (math.nan, math.nan), len(texts), unit="")
+    a, b = d / spread
+    value = float((a * b).mean())
+    clusters = cluster_codes(documents, texts)
+    error = float(standard_error_of_mean(a * b - value / 2 * (a**2 + b**2), clusters))
+    inside = 1 - value**2
+    half = float(critical_value(n_clusters(clusters))) * error / inside if inside > 1e-12 else 0.0
+    ends = np.tanh(np.arctanh(np.clip(value, -1 + 1e-15, 1 - 1e-15)) + np.array([-half, half]))
+    return Estimate(value, error, (float(ends[0]), float(ends[1])), len(texts), unit="")
 
 
 def kl_bootstrap(

@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from klscale.errors import InputError, KlscaleError
+from klscale.models import WEIGHTS_ONLY
 from klscale.progress import Progress
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from klscale.texts import TextSet
     from klscale.vectors import Vectors
 
+MANY = 8
+"""Models beyond which not all pairs of shifts are listed."""
 WIDE = 200
 """Columns where the output is no terminal: a file or a pipe does not wrap."""
 
@@ -221,6 +225,7 @@ def pair_record(vectors: Vectors, a: str, b: str, measured: Sequence[Setting]) -
         "bits_per_byte_a": asdict(vectors.bits_per_byte(a)),
         "bits_per_byte_b": asdict(vectors.bits_per_byte(b)),
         "bits_per_byte_difference": asdict(difference),
+        "beside": beside(vectors, a, b),
         "texts": vectors.texts.name,
         "text_set": vectors.texts.id,
         "clip": vectors.texts.clip,
@@ -258,9 +263,14 @@ def print_comparison(vectors: Vectors, pairs: Sequence[tuple[str, str]], measure
         against = "" if name == first else format_estimate(more.value, more.standard_error, sign=True)
         shown.add_row(plain(name), number(own), against)
     out.print(shown)
-    if len(pairs) > 1 and all(pair[0] == first for pair in pairs):
-        print_ladder(vectors, [b for _, b in pairs])
+    if has_ladder(vectors, pairs):
+        print_ladder(vectors, vectors.names[1:])
     out.print()
+    alone = sorted({ref.quantization for ref in vectors.models if ref.quantization in WEIGHTS_ONLY})
+    if alone:
+        out.print(
+            f"{', '.join(alone)}: of the weights only; what a kernel or quantized activations add is not in it.\n"
+        )
     for r in records:
         out.print(f"{plain(r['a'])} and {plain(r['b'])}: {verdict(r)}.")
         if placed := r["placed"]:
@@ -273,6 +283,30 @@ def print_comparison(vectors: Vectors, pairs: Sequence[tuple[str, str]], measure
             "Score seeds, sizes or checkpoints here to have one.",
             style="dim",
         )
+
+
+def has_ladder(vectors: Vectors, pairs: Sequence[tuple[str, str]]) -> bool:
+    """Whether three models or more are compared with the first: by request, or as its variants."""
+    variants = all(ref.name == vectors.models[0].name for ref in vectors.models)
+    return len(vectors) > 2 and (variants or all(pair[0] == vectors.names[0] for pair in pairs))
+
+
+def beside(vectors: Vectors, a: str, b: str) -> list[dict[str, Any]]:
+    """A pair of the first model and another beside its pairs with every third: by how much KL is more there (paired
+    standard error), and the cosine between the two shifts from the first."""
+    from dataclasses import asdict
+
+    if a != vectors.names[0]:
+        return []
+    return [
+        {
+            "model": other,
+            "kl_difference": asdict(vectors.kl_difference((a, other), (a, b))),
+            "shift_cosine": asdict(vectors.shift_cosine(a, b, other)),
+        }
+        for other in vectors.names
+        if other not in (a, b)
+    ]
 
 
 def verdict(record: dict[str, Any]) -> str:
@@ -293,13 +327,22 @@ def verdict(record: dict[str, Any]) -> str:
 
 
 def print_ladder(vectors: Vectors, others: Sequence[str]) -> None:
-    """The models from the nearest to the reference to the farthest, each step with its paired standard error."""
+    """The models from the nearest to the first to the farthest, each step with its paired standard error, and whether
+    they differ from the first in the same way."""
     first, matrix = vectors.names[0], vectors.kl()
     order = sorted(others, key=lambda name: matrix[first, name].value)
     shown = table("model", "KL, bits/byte", "more than the one above", right=(1, 2), title=f"\nFrom {plain(first)}")
     for n, name in enumerate(order):
         step = "" if n == 0 else number(vectors.kl_difference((first, name), (first, order[n - 1])))
         shown.add_row(plain(name), number(matrix[first, name]), step)
+    out.print(shown)
+    if len(order) > MANY:
+        return
+    shown = table(
+        "model", "model", "cosine", right=(2,), title=f"\nDo they shift {plain(first)} the same way? (1: yes)"
+    )
+    for a, b in combinations(order, 2):
+        shown.add_row(plain(a), plain(b), number(vectors.shift_cosine(first, a, b)))
     out.print(shown)
 
 

@@ -132,6 +132,12 @@ class Vectors:
             (a, b), (c, d), self.texts.bytes, clip=self.texts.clip, documents=self.texts.document
         )
 
+    def shift_cosine(self, base: str, first: str, second: str) -> Estimate:
+        """Cosine between the shifts of two models from a third: do they differ from it in the same way?"""
+        self._require_one_convention()
+        x, y, z = (self.log_likelihood[self.position(model)] for model in (base, first, second))
+        return divergence.shift_cosine(x, y, z, self.texts.bytes, clip=self.texts.clip, documents=self.texts.document)
+
     def bits_per_byte(self, model: str | ModelRef, other: str | ModelRef | None = None) -> Estimate:
         """Bits per byte of a model; with `other`, by how much it exceeds that of `other` (paired standard error)."""
         row = self.log_likelihood[self.position(model)]

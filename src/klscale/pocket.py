@@ -1,6 +1,7 @@
 """The pocket suite: small byte-level language models, trained in a minute on this Python installation's own text.
 
-Real models without a download: three sizes, three seeds, a run with many checkpoints and a fine-tuned model.
+Real models without a download: three sizes, three seeds, two architectures, a run with many checkpoints and a
+fine-tuned model, and for the last checkpoints their layers and quantized variants.
 
     suite = train_pocket_suite(Path("pocket"), quick=True)      # pocket/suite.yaml
 """
@@ -28,7 +29,8 @@ from klscale.texts import is_held_out, pocket_corpus
 class Recipe:
     """All that the weights depend on, beside the text. A changed recipe makes other models: they are trained anew.
 
-    The middle size is trained with every seed, and fine-tuned; the other sizes with the first seed.
+    The middle size is trained with every seed, once as another architecture, and fine-tuned; the other sizes with the
+    first seed.
     """
 
     sizes: tuple[tuple[str, int], ...] = (("40k", 32), ("130k", 64), ("460k", 128))
@@ -64,15 +66,21 @@ class Recipe:
             Run(f"pocket-{size}-seed{seed}", width, self.layers, seed, tuple(steps if n == 0 else steps[-self.last :]))
             for n, (size, width, seed) in enumerate(models)
         ]
+        middle, width = self.sizes[len(self.sizes) // 2]
+        llama = Run(
+            f"pocket-llama-{middle}-seed{self.seeds[0]}", width, self.layers, self.seeds[0], runs[-1].checkpoints,
+            architecture="llama",
+        )  # fmt: skip
         parent = f"{runs[0].name}/checkpoint-{self.steps}"
         tuned = Run(f"pocket-{middle}-finetuned", width, self.layers, self.seeds[0], (self.finetune_steps,), parent)
-        return [*runs, tuned]
+        return [*runs, llama, tuned]
 
 
 @dataclass(frozen=True)
 class Run:
     """One training run, saved at the steps `checkpoints`. `parent` (RUN/checkpoint-STEP) is the model that it
-    fine-tunes on documentation; without one it starts from random weights and reads source code."""
+    fine-tunes on documentation; without one it starts from random weights and reads source code. `architecture` is
+    `gpt_neox` or, of about the same size, `llama`."""
 
     name: str
     width: int
@@ -80,6 +88,7 @@ class Run:
     seed: int
     checkpoints: tuple[int, ...]
     parent: str | None = None
+    architecture: str = "gpt_neox"
 
     @property
     def steps(self) -> int:
@@ -90,9 +99,21 @@ class Run:
         return "documentation" if self.parent else "source"
 
     @property
+    def family(self) -> str:
+        return "pocket" if self.architecture == "gpt_neox" else f"pocket-{self.architecture}"
+
+    @property
+    def inner_width(self) -> int:
+        """Of the layers' inner part; a Llama model has three matrices there instead of two."""
+        return 4 * self.width if self.architecture == "gpt_neox" else 5 * self.width // 2
+
+    @property
     def parameters(self) -> int:
-        """Of a GPT-NeoX model for bytes, whose output embedding is its own and whose inner layers are 4 x as wide."""
-        return (2 * 256 + 2) * self.width + self.layers * (12 * self.width + 13) * self.width
+        """Of a model for bytes, whose output embedding is its own."""
+        if self.architecture == "gpt_neox":
+            return (2 * 256 + 2) * self.width + self.layers * (12 * self.width + 13) * self.width
+        block = 4 * self.width + 3 * self.inner_width + 2
+        return (2 * 256 + 1 + self.layers * block) * self.width
 
     @property
     def step_cost(self) -> int:
@@ -100,6 +121,8 @@ class Run:
         return self.parameters + 170_000
 
 
+QUANTIZED = ("int8", "nf4", "fp4")
+"""Kinds in which the last checkpoint of each run is scored too."""
 FULL = Recipe()
 QUICK = Recipe(steps=96, interval=24, last=1, warmup=16, finetune_steps=40)
 
@@ -137,14 +160,23 @@ def train_suite(directory: Path, recipe: Recipe, progress: Progress = SILENT) ->
 def _suite_text(recipe: Recipe) -> str:
     """The suite file, with names relative to it."""
     lines = [
-        f"# Trained on the text of Python {platform.python_version()}; warm-up ends at step {recipe.warmup}.",
+        f"# Trained on the text of Python {platform.python_version()}.",
         "texts: pocket",
         "models:",
     ]
     for run in recipe.runs():
-        lines.append(f"  - name: ./{run.name}" + ("" if run.parent else "/checkpoint-{step}"))
-        lines.append(f"    parent: ./{run.parent}" if run.parent else f"    step: {list(run.checkpoints)}")
-        lines += ["    family: pocket", f"    parameters: {run.parameters}", f"    seed: {run.seed}"]
+        *earlier, last = run.checkpoints
+        about = [
+            f"    family: {run.family}", f"    parameters: {run.parameters}", f"    seed: {run.seed}",
+            f"    warmup: {recipe.warmup}",
+        ]  # fmt: skip
+        if run.parent:
+            lines += [f"  - name: ./{run.name}", f"    parent: ./{run.parent}", *about[:-1]]
+            continue
+        if earlier:
+            lines += [f"  - name: ./{run.name}/checkpoint-{{step}}", f"    step: {earlier}", *about]
+        lines += [f"  - name: ./{run.name}/checkpoint-{{step}}", f"    step: {last}", *about]
+        lines += ["    layers: true", f"    quantize: [{', '.join(QUANTIZED)}]"]
     return "\n".join(lines) + "\n"
 
 
@@ -212,13 +244,13 @@ def _train(directory: Path, recipe: Recipe, run: Run, model: Any, text: Any) -> 
     """Train on random windows of `text` (n_bytes,), yielding after each step; at the end its directory appears."""
     import torch
     from torch.nn.functional import cross_entropy
-    from transformers import GPTNeoXForCausalLM
+    from transformers import AutoModelForCausalLM
 
     partial, tokenizer = directory / f".{run.name}.partial", pocket_tokenizer(recipe.window)
     shutil.rmtree(partial, ignore_errors=True)
     peak = recipe.learning_rate / math.sqrt(run.width)
     if run.parent:
-        model = GPTNeoXForCausalLM.from_pretrained(directory / run.parent)
+        model = AutoModelForCausalLM.from_pretrained(directory / run.parent)
         peak *= recipe.finetune_rate
 
     def save(step: int) -> None:
@@ -271,26 +303,28 @@ def _training_texts(window: int) -> dict[str, Any]:
 
 
 def _random_model(run: Run, window: int) -> Any:
-    """A GPT-NeoX model drawn with the run's seed; torch's global random state is left as it was."""
+    """A model drawn with the run's seed; torch's global random state is left as it was."""
     import torch
-    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 
-    config = GPTNeoXConfig(
-        vocab_size=256,
-        hidden_size=run.width,
-        num_hidden_layers=run.layers,
-        num_attention_heads=min(4, run.width // 16),
-        intermediate_size=4 * run.width,
-        max_position_embeddings=window,
-        initializer_range=run.width**-0.5,  # from the usual 0.02, narrow models learn slowly
-        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 1.0},
-        bos_token_id=None,
-        eos_token_id=None,
-        attn_implementation="sdpa",
-    )
+    common: dict[str, Any] = {
+        "vocab_size": 256,
+        "hidden_size": run.width,
+        "num_hidden_layers": run.layers,
+        "num_attention_heads": min(4, run.width // 16),
+        "intermediate_size": run.inner_width,
+        "max_position_embeddings": window,
+        "initializer_range": run.width**-0.5,  # from the usual 0.02, narrow models learn slowly
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "attn_implementation": "sdpa",
+    }
+    rotary = {"rope_type": "default", "rope_theta": 10_000.0}
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(run.seed)
-        return GPTNeoXForCausalLM(config)
+        if run.architecture == "llama":
+            return LlamaForCausalLM(LlamaConfig(**common, rope_parameters=rotary))
+        return GPTNeoXForCausalLM(GPTNeoXConfig(**common, rope_parameters={**rotary, "partial_rotary_factor": 1.0}))
 
 
 def pocket_tokenizer(window: int) -> Any:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
+from conftest import ROOT
 from klscale.errors import InputError
-from klscale.models import ModelRef
+from klscale.models import WEIGHTS_ONLY, ModelRef
 from klscale.suites import read_suite, with_quantized
 
 PYTHIA = """
@@ -160,3 +163,62 @@ def test_variants_are_added_to_what_is_not_quantized(tmp_path):
     assert models[1].line == models[0].line
     with pytest.raises(InputError, match=r"Unknown quantization 'int9'.\nDid you mean 'int8'"):
         with_quantized([], ["int9"])
+
+
+# ------------------------------------------------------------------------------------------------------------ recipes
+
+
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_hold_what_their_heads_promise(path):
+    suite = read_suite(path)
+    assert not suite.problems
+    assert suite.texts == "pile-10k"
+    assert all(re.fullmatch(r"[\w.-]+/[\w.-]+", model.ref.name) for model in suite.models)
+    head = path.read_text().split("\ntexts:")[0]
+    (promised,) = re.findall(r"^# ([\d,]+) vectors[;,]", head, re.MULTILINE)
+    (download,) = re.findall(r"about ([\d.]+ [GT]B) to download", head)
+    assert f"klscale score --suite recipes/{path.name}" in head
+    assert int(promised.replace(",", "")) == len(suite.models)
+    (row,) = re.findall(rf"\({path.name}\) \|.*\| ([\d,]+) \| (.*) \|", (path.parent / "README.md").read_text())
+    assert row == (promised, download)
+
+
+def recipe(name):
+    return read_suite(ROOT / "recipes" / f"{name}.yaml").models
+
+
+def test_the_published_trajectory_study():
+    models = recipe("pythia-study")
+    assert len(models) == 5 * 154 - 1 + 7 * 154
+    steps = [0, *(2**n for n in range(10)), *range(1000, 144000, 1000)]
+    runs: dict[str, list[int]] = {}
+    for model in models:
+        assert model.attributes["warmup"] == 1430
+        assert model.ref.revision == f"step{model.attributes['step']}"
+        runs.setdefault(model.ref.name, []).append(model.attributes["step"])
+    assert runs.pop("EleutherAI/pythia-1b") == [step for step in steps if step != 116000]
+    assert all(run == steps for run in runs.values())
+    seeds = [model.attributes["seed"] for model in models if "seed" in model.attributes]
+    assert sorted(set(seeds)) == [1, 2, 5, 6, 7, 8, 9]
+
+
+def test_the_published_models_are_the_same_in_both_settings():
+    quantized, layers = recipe("published-quantization"), recipe("published-layers")
+    bases = [model.ref for model in quantized if model.ref.quantization is None]
+    assert bases == [model.ref for model in layers]
+    assert len(bases) == 50
+    assert all(model.layers for model in layers)
+    assert [model.ref.quantization for model in quantized] == [None, "int8", "fp4"] * 50
+
+
+def test_every_fine_tune_has_its_parent_beside_it():
+    models = {str(model.ref): model.attributes.get("parent") for model in recipe("fine-tunes")}
+    assert set(models.values()) - {None} <= set(models)
+    assert list(models.values()).count(None) == 2
+
+
+def test_the_ladder_has_every_kind_of_weights_alone():
+    assert [model.ref.quantization for model in recipe("quantization-ladder")] == [None, *WEIGHTS_ONLY]

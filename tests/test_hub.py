@@ -384,7 +384,7 @@ class Notes(Progress):
         self.notes.append(message)
 
 
-def test_a_hub_that_asks_for_a_pause_gets_it(hub, here, make_model, tmp_path):
+def test_a_hub_that_asks_for_a_pause_gets_it(hub, here, make_model, tmp_path, monkeypatch):
     hub.models["org/model"] = {f"step{n}": make_model() for n in range(12)}
     hub.pauses, progress = 3, Notes()
     found = plan([f"org/model@step{n}" for n in range(12)], here, tmp_path, progress=progress)
@@ -392,6 +392,10 @@ def test_a_hub_that_asks_for_a_pause_gets_it(hub, here, make_model, tmp_path):
     assert len(hub.asked) == 15
     (note,) = progress.notes
     assert "going on in 2 seconds" in note
+    monkeypatch.setattr(loading, "_PAUSES", 1)
+    hub.pauses = 1000
+    (outcome,) = plan(["org/model@step1"], here, tmp_path)
+    assert "the hub does not answer" in outcome.error.what
 
 
 def test_ctrl_c_while_models_are_looked_up(hub, make_model, tmp_path):

@@ -156,9 +156,10 @@ def test_attributes_set_by_hand(tmp_path):
 
 
 def test_variants_are_added_to_what_is_not_quantized(tmp_path):
-    text = "models:\n  - {name: a, layers: true, quantize: nf4}\n  - {name: b, quantization: AWQ}\n  - name: c\n"
+    text = "models:\n  - {name: a, layers: true, quantize: nf4}\n  - {name: b, quantization: AWQ}\n"
+    text += "  - name: c\n  - name: d:d.gguf\n"
     models = with_quantized(read_suite(written(tmp_path, text)).models, ["int8", "nf4", "int8"])
-    assert [str(m.ref) for m in models] == ["a", "a+int8", "a+nf4", "b", "c", "c+int8", "c+nf4"]
+    assert [str(m.ref) for m in models] == ["a", "a+int8", "a+nf4", "b", "c", "c+int8", "c+nf4", "d:d.gguf"]
     assert [str(m.ref) for m in models if m.layers] == ["a"]
     assert models[1].line == models[0].line
     with pytest.raises(InputError, match=r"Unknown quantization 'int9'.\nDid you mean 'int8'"):

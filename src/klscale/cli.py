@@ -207,7 +207,7 @@ def score(
     else:
         wanted = [Model(ModelRef.parse(model)) for model in dict.fromkeys(models or ())]
         for model in wanted:
-            if kinds and model.ref.quantization:
+            if kinds and (model.ref.quantization or model.ref.file):
                 what, remedy = f"--quantize is not for {model.ref}.", "Give the model itself, or leave --quantize out."
                 raise InputError(what, "What is quantized is not quantized again.", remedy)
     wanted = with_quantized(wanted, kinds)

@@ -89,15 +89,15 @@ def read_suite(path: str | Path) -> Suite:
 
 
 def with_quantized(models: Sequence[Model], kinds: Sequence[str]) -> list[Model]:
-    """The models, each followed by its variants of these kinds that are not among them; one that is quantized already
-    stays as it is. Raises InputError for an unknown kind, with the nearest known one."""
+    """The models, each followed by its variants of these kinds that are not among them; one that is quantized already,
+    or a GGUF file, stays as it is. Raises InputError for an unknown kind, with the nearest known one."""
     for kind in kinds:
         if kind not in QUANTIZATIONS:
             raise InputError(f"Unknown quantization {kind!r}.", remedy=nearest(kind, QUANTIZATIONS))
     there, found = {model.ref for model in models}, list[Model]()
     for model in models:
         found.append(model)
-        if model.ref.quantization is None and "quantization" not in model.attributes:
+        if model.ref.quantization is None and model.ref.file is None and "quantization" not in model.attributes:
             refs = [replace(model.ref, quantization=kind) for kind in dict.fromkeys(kinds)]
             found += [replace(model, ref=ref, layers=False) for ref in refs if ref not in there]
     return found

@@ -52,6 +52,8 @@ _READ_WITH_WEIGHTS = (
     "merges.txt",
     "*.model",
 )
+_PAUSES = 10
+"""How often the hub may ask for one before that counts as no answer."""
 _READ_BESIDE = ("generation_config.json", "chat_template.*")
 """Fetched by transformers, though no score depends on them."""
 
@@ -98,7 +100,7 @@ class ResolvedModel:
         """The files that the weights are read from; of an adapter its own, then those of its model."""
         if self.ref.file:
             return [self.ref.file]
-        names = self.hub.files if self.hub else {path.name for path in Path(self.location).iterdir()}
+        names = self.hub.files if self.hub else {path.name for path in Path(self.location).glob("*")}
         if self.base is not None:
             return [*[name for name in _ADAPTER_WEIGHTS if name in names][:1], *self.base.weights]
         return _weights_read(names)
@@ -155,12 +157,14 @@ class Hub:
         """The hub's own answer; where it asks for a pause, after that."""
         from huggingface_hub import HfApi, errors
 
+        pauses = 0
         while True:
             try:
                 return HfApi().model_info(ref.name, revision=ref.revision, timeout=20, files_metadata=self._sizes)
             except errors.HfHubHTTPError as error:
-                if error.response.status_code != 429:
+                if error.response.status_code != 429 or pauses == _PAUSES:
                     raise
+                pauses += 1
                 told = re.search(r";\s*t=(\d+)", error.response.headers.get("RateLimit", "")) or ["", "60"]
                 self._pause(float(told[1]) + 1)
 

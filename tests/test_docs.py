@@ -9,8 +9,7 @@ import sys
 
 import pytest
 
-from conftest import EXAMPLE, ROOT
-from test_cli import write_texts
+from conftest import EXAMPLE, ROOT, write_texts
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

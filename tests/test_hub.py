@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import plain_log_likelihoods
+from conftest import plain_log_likelihoods, write_texts
 from klscale import sweeps
 from klscale.models import Model, ModelRef
 from klscale.progress import Progress
@@ -26,7 +26,6 @@ from klscale.scoring import loading
 from klscale.store import Store
 from klscale.suites import read_suite
 from klscale.texts import load_texts
-from test_cli import write_texts
 from test_loading import adapted_log_likelihoods, make_adapter
 
 NOON = "2026-01-01T12:00:00.000Z"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,8 @@ from klscale.errors import InputError, KlscaleError
 from klscale.progress import Progress
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from klscale.divergence import KL, Estimate
     from klscale.scales import Setting
     from klscale.store import Store
@@ -349,8 +351,8 @@ def print_ladder(vectors: Vectors, others: Sequence[str]) -> None:
     out.print(shown)
 
 
-def save_matrix(vectors: Vectors, file: Path) -> None:
-    """All pairs as a table, or the picture of the matrix; by the file's ending."""
+def save_matrix(vectors: Vectors, file: Path, picture: Callable[[Vectors], Figure]) -> None:
+    """All pairs as a table, or a picture of them; by the file's ending."""
     import pandas as pd
 
     from klscale.errors import nearest
@@ -363,9 +365,66 @@ def save_matrix(vectors: Vectors, file: Path) -> None:
         frame = pd.DataFrame(vectors.kl().columns())
         frame.to_csv(file, index=False) if file.suffix == ".csv" else frame.to_parquet(file, index=False)
     else:
-        from klscale.pictures import kl_heat_map, save
+        from klscale.pictures import save
 
-        save(kl_heat_map(vectors), file)
+        save(picture(vectors), file)
+
+
+def layers_record(vectors: Vectors) -> list[dict[str, Any]]:
+    """Each layer of each model, as `print_layers` shows them."""
+    from dataclasses import asdict
+
+    from klscale import lens
+
+    return [
+        {
+            "model": model,
+            "layer": row.layer,
+            "bits_per_byte": asdict(row.bits_per_byte),
+            "kl_from_previous": row.from_previous and asdict(row.from_previous),
+            "kl_to_output": asdict(row.to_output),
+            "unit": "bits/byte",
+            "texts": vectors.texts.name,
+            "text_set": vectors.texts.id,
+        }
+        for model, rows in lens.layers(vectors).items()
+        for row in rows
+    ]
+
+
+def print_layers(vectors: Vectors) -> None:
+    """KL of each layer from the one before and to the output, and how good it is by itself."""
+    from klscale import lens
+
+    found = lens.layers(vectors)
+    out.print(describe_texts(vectors.texts))
+    for model, rows in found.items():
+        shown = table(
+            "layer", "bits/byte ± SE", "KL from the layer before", "KL to the output", right=(0, 1, 2, 3),
+            title=f"\n{plain(model)}: the logit lens",
+        )  # fmt: skip
+        for row in rows:
+            name = "embedding" if row.layer == 0 else str(row.layer)
+            last = row is rows[-1]
+            before = "" if row.from_previous is None else number(row.from_previous) + marks(row.from_previous)
+            shown.add_row(
+                name, number(row.bits_per_byte), before, "" if last else number(row.to_output) + marks(row.to_output)
+            )
+        out.print(shown)
+    pairs = [kl for rows in found.values() for row in rows for kl in (row.from_previous, row.to_output) if kl]
+    out.print("KL in bits/byte ± standard error over texts; the last layer is the model itself.", style="dim")
+    if any(not kl.in_range for kl in pairs):
+        out.print(OUT_OF_RANGE, style="yellow")
+    if any(marks(kl).endswith("u") for kl in pairs):
+        out.print("u not clipped: the clip would move more than 5 % of a layer's values", style="yellow")
+
+
+def marks(kl: KL) -> str:
+    """`*` for a value out of range, `u` for one that could not be clipped."""
+    from klscale.divergence import CLIP_LIMIT
+
+    found = ("" if kl.in_range else "*") + ("u" if not kl.uses_clip and kl.clipped > CLIP_LIMIT else "")
+    return f" {found}" if found else ""
 
 
 def print_matrix(vectors: Vectors) -> None:

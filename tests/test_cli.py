@@ -218,6 +218,43 @@ def test_suite_files_are_scored(run, make_model, tmp_path):
     assert (row["setting"], len(row["pairs"])) == ("seed", 1)
 
 
+def test_a_suite_with_bad_entries_is_scored_all_the_same(run, make_model, tmp_path):
+    write_texts(tmp_path / "mine.jsonl")
+    for seed in (1, 2):
+        make_model(f"seed{seed}", seed=seed)
+    suite = "texts: ./mine.jsonl\nmodels:\n  - {name: './seed{seed}', seed: [1, 2]}\n  - name: ./none\n"
+    (tmp_path / "suite.yaml").write_text(suite + "  - name: ./seed1\n    famly: f\n  - ./seed2\n")
+    planned = run("score", "--suite", "suite.yaml", "--dry-run", status=1)
+    assert "2 to be scored, 0 in the store already, 1 failed, and 2 entries of the suite" in planned.stdout
+    result = run("score", "--suite", "suite.yaml", status=1)
+    assert "1 of 3 models failed, and 2 entries of the suite" in result.stdout
+    famly, entry, none = (result.stderr.index(f"Error: suite.yaml, line {n}: ") for n in (6, 7, 4))
+    assert famly < entry < none, "what is wrong with the file is said before the work"
+    records = json.loads(run("score", "--suite", "suite.yaml", "--json", status=1).stdout)
+    assert [record["status"] for record in records] == ["failed", "failed", "present", "present", "failed"]
+    assert [record["model"] for record in records[:2]] == [None, None]
+    assert records[0]["error"].startswith("suite.yaml, line 6: unknown key 'famly'.\nDid you mean 'family'?")
+    assert records[-1]["error"].startswith("suite.yaml, line 4: none is not a directory.")
+    (tmp_path / "bad.yaml").write_text("texts: ./mine.jsonl\nmodels:\n  - name: ./none\n  - famly: f\n")
+    run("score", "--suite", "bad.yaml", status=2)
+
+
+def test_quantized_variants_are_added(run, make_model, tmp_path):
+    write_texts(tmp_path / "mine.jsonl")
+    make_model("a")
+    plan = ("--quantize", "int8, nf4", "--dry-run", "--json")
+    names = ["./a", "./a+int8", "./a+nf4"]
+    records = json.loads(run("score", "./a", "--texts", "mine.jsonl", *plan).stdout)
+    assert [record["model"] for record in records] == names
+    assert {record["download_bytes"] for record in records} == {0}
+    (tmp_path / "s.yaml").write_text("texts: ./mine.jsonl\nmodels:\n  - {name: ./a, quantize: fp4}\n")
+    records = json.loads(run("score", "--suite", "s.yaml", *plan).stdout)
+    assert [record["model"] for record in records] == [*names, "./a+fp4"]
+    error = run("score", "./a", "./a+int8", "--texts", "mine.jsonl", *plan, status=2).stderr
+    assert "--quantize is not for ./a+int8." in error
+    assert "Did you mean 'nf4'?" in run("score", "./a", "--quantize", "nf5", status=2).stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

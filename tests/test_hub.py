@@ -5,27 +5,40 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
 
 import numpy as np
 import pytest
+import torch
 
 from conftest import plain_log_likelihoods, write_texts
+from klscale import sweeps
+from klscale.models import Model, ModelRef
+from klscale.progress import Progress
+from klscale.scoring import loading
 from klscale.store import Store
+from klscale.suites import read_suite
 from klscale.texts import load_texts
 from test_loading import adapted_log_likelihoods, make_adapter
 
+NOON = "2026-01-01T12:00:00.000Z"
+
 
 class Hub:
-    """`models`: name -> {revision: directory}; a commit is made up from each name and revision."""
+    """`models`: name -> {revision: directory}; a commit is made up from each name and revision, a pull request is a
+    revision `refs/pr/1`. `tags`: name -> tags."""
 
     def __init__(self):
-        self.models, self.gated, self.downloads = {}, set(), []
+        self.models, self.tags, self.gated, self.downloads = {}, {}, set(), []
+        self.asked, self.at_once, self.most_at_once, self.delay, self.pauses = [], 0, 0, 0.0, 0
+        """API paths in order; how many are answered at a time, each after `delay`; how many pauses to ask for first."""
         self.stuck = None
         """Set by the server when it begins to send weights that never come, where a test puts an Event here."""
         outer = self
@@ -51,23 +64,18 @@ class Hub:
                     self.wfile.write(content)
 
             def answer(self, body):
-                path = unquote(self.path.split("?")[0]).lstrip("/")
+                path, _, query = self.path.lstrip("/").partition("?")
                 if path.startswith("api/models/"):
-                    name, _, revision = path.removeprefix("api/models/").partition("/revision/")
-                    if "/tree/" in name:
-                        self.reply(404, b"{}", body, X_Error_Code="EntryNotFound")
-                    elif name not in outer.models:
-                        self.reply(404, b"{}", body, X_Error_Code="RepoNotFound")
-                    elif (revision or "main") not in outer.models[name]:
-                        self.reply(404, b"{}", body, X_Error_Code="RevisionNotFound")
-                    else:
-                        files = sorted(p.name for p in outer.models[name][revision or "main"].iterdir())
-                        info = {"id": name, "sha": outer.commit(name, revision or "main"), "tags": []}
-                        info["siblings"] = [{"rfilename": file} for file in files]
-                        self.reply(200, json.dumps(info).encode(), body, Content_Type="application/json")
+                    with outer.lock:
+                        outer.at_once += 1
+                        outer.most_at_once = max(outer.at_once, outer.most_at_once)
+                    outer.ended.wait(outer.delay)
+                    self.api(path.removeprefix("api/models/"), "blobs=" in query, body)
+                    with outer.lock:
+                        outer.at_once -= 1
                     return
                 name, _, rest = path.partition("/resolve/")
-                revision, _, file = rest.partition("/")
+                revision, file = map(unquote, rest.split("/", 1)) if rest else ("", "")
                 for known, directory in outer.models.get(name, {}).items():
                     commit = outer.commit(name, known)
                     if revision in (known, commit):
@@ -86,10 +94,58 @@ class Hub:
                         return
                 self.reply(404, b"", body, X_Error_Code="RepoNotFound")
 
-        self.ended = threading.Event()
+            def api(self, path, blobs, body):
+                outer.asked.append(path)
+                name, _, revision = path.partition("/revision/")
+                revision = unquote(revision) or "main"
+                if outer.pauses:
+                    outer.pauses -= 1
+                    self.reply(429, b"{}", body, RateLimit='"api";r=0;t=1')
+                elif name.endswith("/discussions"):
+                    found = outer.pull_requests(name.removesuffix("/discussions"))
+                    self.json({"discussions": found, "count": len(found), "start": 0}, body)
+                elif "/commits/" in name:
+                    name, _, revision = name.partition("/commits/")
+                    history = dict.fromkeys([unquote(revision), "main"])
+                    told = {"date": NOON, "message": "", "authors": []}
+                    self.json([{"id": outer.commit(name, r), "title": r, **told} for r in history], body)
+                elif "/tree/" in name:
+                    self.reply(404, b"{}", body, X_Error_Code="EntryNotFound")
+                elif name not in outer.models:
+                    self.reply(404, b"{}", body, X_Error_Code="RepoNotFound")
+                elif revision not in outer.models[name]:
+                    self.reply(404, b"{}", body, X_Error_Code="RevisionNotFound")
+                else:
+                    info = {"id": name, "sha": outer.commit(name, revision), "tags": outer.tags.get(name, [])}
+                    files = sorted(path for path in outer.models[name][revision].iterdir() if path.is_file())
+                    info["siblings"] = [outer.sibling(path, blobs) for path in files]
+                    self.json({"private": False, **info}, body)
+
+            def json(self, value, body):
+                self.reply(200, json.dumps(value).encode(), body, Content_Type="application/json")
+
+        self.ended, self.lock = threading.Event(), threading.Lock()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def pull_requests(self, name):
+        """As the bot that converts pickles opens them."""
+        told = {"title": "Adding `safetensors` variant of this model", "status": "open", "isPullRequest": True}
+        told |= {"num": 1, "author": {"name": "SFconvertbot"}, "createdAt": NOON}
+        return [{**told, "repo": {"name": name, "type": "model"}}] if "refs/pr/1" in self.models[name] else []
+
+    @staticmethod
+    def sibling(path, blobs):
+        """Weights are in LFS, as on the hub: their own size in the repository is that of a pointer."""
+        if not blobs:
+            return {"rfilename": path.name}
+        content = path.read_bytes()
+        told = {"rfilename": path.name, "size": len(content), "blobId": hashlib.sha256(content).hexdigest()}
+        if path.suffix in (".safetensors", ".bin"):
+            told["lfs"] = {"size": len(content), "sha256": told["blobId"], "pointerSize": 134}
+            told |= {"size": 134, "blobId": "0" * 40}
+        return told
 
     @staticmethod
     def commit(name, revision):
@@ -220,3 +276,247 @@ def test_an_unreachable_hub_is_said_at_once(klscale):
     assert result.returncode == 1
     assert "the hub does not answer, and the local cache does not hold it" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 3, result.stderr
+
+
+# ------------------------------------------------------------------------------------------- looked up, not yet loaded
+
+
+@pytest.fixture
+def here(hub, tmp_path, monkeypatch):
+    """This process asks the hub, with a cache of its own; returns the text set."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+    return load_texts(write_texts(tmp_path / "mine.jsonl"))
+
+
+def plan(models, texts, tmp_path, **options):
+    return sweeps.score(models, texts, Store(tmp_path / "klscale-store"), dry_run=True, **options)
+
+
+def suite_models(tmp_path, text):
+    (tmp_path / "suite.yaml").write_text(text)
+    return read_suite(tmp_path / "suite.yaml").models
+
+
+def test_what_fails_names_its_line(hub, here, make_model, tmp_path):
+    hub.models["org/model"] = {"main": make_model()}
+    names = ["org/model@step7", "org/nothing", "./none", "org/model", "no hub id"]
+    entries = [
+        f"  - {{name: '{name.split('@')[0]}', revision: {(name + '@main').split('@')[1]}}}" for name in names[:2]
+    ]
+    entries += [f"  - name: {name}" for name in names[2:]]
+    found = plan(suite_models(tmp_path, "\n".join(["models:", *entries])), here, tmp_path)
+    place = f"{tmp_path / 'suite.yaml'}, line "
+    whats = [outcome.error.what if outcome.error else outcome.status for outcome in found]
+    assert whats == [
+        f"{place}2: org/model has no revision 'step7'.",
+        f"{place}3: 'org/nothing' is neither a directory here nor a model on the hub.",
+        f"{place}4: {tmp_path / 'none'} is not a directory.",
+        "missing",
+        f"{place}6: 'no hub id' is neither a directory here nor a hub id.",
+    ]
+    assert all(len(str(outcome.error).splitlines()) <= 3 for outcome in found if outcome.error)
+
+
+def test_a_gated_model_of_a_suite_names_its_line(hub, klscale, make_model, tmp_path):
+    hub.models["org/gated"] = {"main": make_model()}
+    hub.gated.add("org/gated")
+    (tmp_path / "suite.yaml").write_text("texts: ./mine.jsonl\nmodels:\n\n  - name: org/gated\n")
+    result = klscale("score", "--suite", "suite.yaml")
+    assert result.returncode == 1
+    assert "suite.yaml, line 4: org/gated is gated." in result.stderr
+
+
+def test_a_parent_that_is_nowhere_fails_its_model(hub, here, make_model, tmp_path, monkeypatch):
+    hub.models["org/model"] = {"main": make_model()}
+    make_model("base", seed=1)
+    parents = ["org/mdoel", "./base", "./bsae", "org/model", "org/model@step9", "org/mdoel", "org/model%bfloat16"]
+    entries = []
+    for n, parent in enumerate(parents):
+        make_model(f"child{n}", seed=n)
+        entries.append(f"  - {{name: ./child{n}, parent: '{parent}'}}\n")
+    models = suite_models(tmp_path, "models:\n" + "".join(entries))
+    found = plan(models, here, tmp_path)
+    bad = {n: outcome.error.what for n, outcome in enumerate(found) if outcome.error}
+    assert sorted(bad) == [0, 2, 4, 5]
+    assert bad[0] == f"{models[0].line}: {models[0].ref} has the parent org/mdoel, which is not there."
+    assert f"{tmp_path / 'bsae'}, which is not there" in bad[2]
+    assert hub.asked.count("org/mdoel") == 1, "each parent is looked up once"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    found = plan(models, here, tmp_path)
+    assert [n for n, outcome in enumerate(found) if outcome.error] == [2], "silence proves nothing"
+
+
+def test_a_parent_in_the_suite_or_the_store_is_there(hub, here, make_model, tmp_path):
+    kept = make_model("kept")
+    sweeps.score([kept.as_posix()], here, Store(tmp_path / "klscale-store"))
+    kept.rename(tmp_path / "away")
+    text = "models:\n  - {name: ./away, parent: ./kept}\n  - {name: ./away2, parent: ./away3}\n  - name: ./away3\n"
+    found = plan(suite_models(tmp_path, text), here, tmp_path)
+    assert [outcome.error is None for outcome in found] == [True, False, False]
+    assert "away2 is not a directory" in found[1].error.what
+    labelled = Model(ModelRef(str(tmp_path / "away")), {"parent": "a word of mine"})
+    assert plan([labelled], here, tmp_path)[0].error is None, "only a suite file names its lines"
+
+
+def test_look_ups_are_parallel_in_order_and_asked_once(hub, here, make_model, tmp_path):
+    directory = make_model()
+    hub.models["org/model"] = {f"step{n}": directory for n in range(40) if n != 7}
+    hub.delay = 0.1
+    refs = [f"org/model@step{n}{q}" for n in range(40) for q in ("", "+int8", "+nf4%bfloat16")]
+    started = time.monotonic()
+    found = plan(refs, here, tmp_path)
+    assert time.monotonic() - started < 0.1 * 40, "one after another would take longer"
+    assert [str(outcome.ref) for outcome in found] == refs
+    assert [n for n, outcome in enumerate(found) if outcome.error] == [21, 22, 23]
+    assert sorted(hub.asked) == sorted(f"org/model/revision/step{n}" for n in range(40))
+    assert 2 <= hub.most_at_once <= sweeps.LOOK_UPS
+
+
+class Notes(Progress):
+    def __init__(self):
+        self.notes = []
+
+    def note(self, message):
+        self.notes.append(message)
+
+
+def test_a_hub_that_asks_for_a_pause_gets_it(hub, here, make_model, tmp_path, monkeypatch):
+    hub.models["org/model"] = {f"step{n}": make_model() for n in range(12)}
+    hub.pauses, progress = 3, Notes()
+    found = plan([f"org/model@step{n}" for n in range(12)], here, tmp_path, progress=progress)
+    assert [outcome.status for outcome in found] == ["missing"] * 12
+    assert len(hub.asked) == 15
+    (note,) = progress.notes
+    assert "going on in 2 seconds" in note
+    monkeypatch.setattr(loading, "_PAUSES", 1)
+    hub.pauses = 1000
+    (outcome,) = plan(["org/model@step1"], here, tmp_path)
+    assert "the hub does not answer" in outcome.error.what
+
+
+def test_ctrl_c_while_models_are_looked_up(hub, make_model, tmp_path):
+    hub.models["org/model"] = {f"step{n}": make_model() for n in range(30)}
+    hub.delay = 60
+    write_texts(tmp_path / "mine.jsonl")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "klscale", "score", *(f"org/model@step{n}" for n in range(30)), "--texts", "mine.jsonl"],
+        cwd=tmp_path, env={**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf")},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while hub.at_once < sweeps.LOOK_UPS and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=15)
+    assert process.returncode == 130, errors
+
+
+# ------------------------------------------------------------------------------------------------- what is downloaded
+
+
+def shown_total(output):
+    return next(line for line in output.splitlines() if line.startswith("to download: "))
+
+
+def test_a_dry_run_tells_what_is_downloaded(hub, klscale, make_model, tmp_path):
+    """To the byte; variants of one commit, and what two commits share, count once."""
+    hub.models["org/model"] = {"main": make_model("m", seed=0), "step5": make_model("s", seed=1)}
+    for directory in hub.models["org/model"].values():
+        (directory / "README.md").write_text("Not read by any loader.")
+        (directory / "optimizer.pt").write_bytes(b"0" * 10**6)
+    shutil.copytree(hub.models["org/model"]["main"], tmp_path / "local")
+    models = ["org/model", "org/model%bfloat16", "org/model@step5", "./local", "org/nothing"]
+    arguments = ["score", *models, "--texts", "mine.jsonl"]
+    result = klscale(*arguments, "--dry-run", "--json")
+    assert result.returncode == 1, result.stderr
+    first, again, other, local, nothing = json.loads(result.stdout)
+    assert not hub.downloads
+    assert [record["download_bytes"] for record in (again, local)] == [0, 0]
+    assert "download_bytes" not in nothing
+
+    assert klscale(*arguments).returncode == 1
+    sizes = {"main": 0, "step5": 0}
+    for revision, file in hub.downloads:
+        sizes[revision] += (hub.models["org/model"][revision] / file).stat().st_size
+    assert first["download_bytes"] == sizes["main"] > 50_000
+    assert other["download_bytes"] == sizes["step5"]
+    tokenizer = (hub.models["org/model"]["main"] / "tokenizer.json").stat().st_size
+    assert other["download_bytes"] < sizes["main"] - tokenizer / 2, "the tokenizer is the same"
+
+    store = ("--store", "another")
+    planned = klscale(*arguments, "--dry-run", *store)
+    assert shown_total(planned.stdout) == "to download: 0 bytes"
+    assert "4 to be scored, 0 in the store already, 1 failed" in planned.stdout
+    assert "to score: 240 texts" in planned.stdout
+    silent = klscale(*arguments, "--dry-run", *store, HF_ENDPOINT="http://127.0.0.1:9")
+    assert shown_total(silent.stdout) == "to download: 0 bytes", "offline nothing but the cache is read"
+    for weights in (tmp_path / "hf").rglob("*.safetensors"):
+        weights.unlink()
+    silent = klscale(*arguments, "--dry-run", *store, HF_ENDPOINT="http://127.0.0.1:9")
+    assert shown_total(silent.stdout) == "to download: 0 bytes, and 3 of unknown size"
+
+
+def test_the_weights_are_those_of_the_commit_that_is_recorded(hub, klscale, make_model, tmp_path):
+    """A pull request that holds safetensors with other values is left alone, and not even looked for."""
+    from transformers import AutoModelForCausalLM
+
+    plain, other = make_model("plain"), make_model("other", seed=1)
+    torch.save(AutoModelForCausalLM.from_pretrained(plain).state_dict(), plain / "pytorch_model.bin")
+    (plain / "model.safetensors").unlink()
+    hub.models["org/model"] = {"main": plain, "refs/pr/1": other}
+    result = klscale("score", "org/model", "--texts", "mine.jsonl", "--json")
+    assert result.returncode == 0, result.stderr
+    assert {revision for revision, _ in hub.downloads} == {"main"}
+    assert not [path for path in hub.asked if "discussions" in path]
+    texts, store = load_texts(tmp_path / "mine.jsonl"), Store(tmp_path / "klscale-store")
+    (entry,) = store.entries(texts.id)
+    assert entry.metadata["identity"] == f"commit:org/model@{hub.commit('org/model', 'main')}"
+    assert entry.metadata["weights"] == ["pytorch_model.bin"]
+    np.testing.assert_allclose(store.vectors(texts).log_likelihood[0], plain_log_likelihoods(plain, texts), atol=1e-3)
+
+    asked = klscale("score", "org/model", "--rescore", DISABLE_SAFETENSORS_CONVERSION="0")
+    assert asked.returncode == 0, asked.stderr
+    assert "org/model/commits/refs%2Fpr%2F1" in hub.asked, "else this test would prove nothing"
+    values = store.vectors(texts).log_likelihood[0]
+    np.testing.assert_allclose(values, plain_log_likelihoods(plain, texts), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("tags", "parent"),
+    [
+        (["gpt_neox", "base_model:org/base", "base_model:finetune:org/base"], "org/base"),
+        (["base_model:org/base"], "org/base"),
+        (["base_model:quantized:org/base", "base_model:org/base"], "org/base"),
+        (["base_model:adapter:org/base"], "org/base"),
+        (["base_model:org/base", "base_model:merge:org/base"], None),
+        (["base_model:org/one", "base_model:org/two", "base_model:finetune:org/one"], None),
+        (["base_model:org/model"], None),
+        (["base_model:finetune:org/base with words"], None),
+        ([], None),
+    ],
+)
+def test_the_parent_that_a_repository_names(tags, parent):
+    assert loading._parent("org/model", tags) == parent
+
+
+def test_the_parent_is_an_attribute_unless_the_suite_has_one(hub, klscale, make_model, tmp_path):
+    hub.models = {"org/model": {"main": make_model("m"), "step5": make_model("s", seed=1)}, "org/base": {}}
+    hub.models["org/base"]["main"] = make_model("b", seed=2)
+    hub.tags["org/model"] = ["base_model:finetune:org/base"]
+    suite = "texts: ./mine.jsonl\nmodels:\n  - name: org/model\n  - name: org/base\n"
+    suite += "  - {name: org/model, revision: step5, parent: org/model}\n"
+    (tmp_path / "suite.yaml").write_text(suite)
+    result = klscale("score", "--suite", "suite.yaml")
+    assert result.returncode == 0, result.stderr
+    texts, store = load_texts(tmp_path / "mine.jsonl"), Store(tmp_path / "klscale-store")
+    assert store.vectors(texts).attributes["parent"].to_dict() == {
+        "org/model": "org/base", "org/base": None, "org/model@step5": "org/model",
+    }  # fmt: skip
+    offline = klscale("score", "org/model", "--rescore", "--json", HF_HUB_OFFLINE="1")
+    assert json.loads(offline.stdout)[0]["status"] == "scored", offline.stderr
+    entry = store.entries(texts.id)[-1]
+    assert (entry.ref.name, entry.metadata["weights"]) == ("org/model", ["model.safetensors"])
+    assert "parent" not in entry.metadata["attributes"]

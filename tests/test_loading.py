@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pickle
 import sys
 import threading
 import time
@@ -229,3 +231,56 @@ def test_a_model_that_does_not_fit_beside_another_waits_for_it(make_model, monke
     alone.set()
     thread.join(30)
     assert found[0].offload is None
+
+
+# ---------------------------------------------------------------------------------------------------------- the files
+
+
+@pytest.mark.parametrize(
+    ("names", "read"),
+    [
+        ({"model.safetensors", "pytorch_model.bin", "config.json"}, ["model.safetensors"]),
+        ({"pytorch_model.bin", "consolidated.safetensors"}, ["pytorch_model.bin"]),
+        (
+            {"model.safetensors.index.json", "model-00002-of-00002.safetensors", "model-00001-of-00002.safetensors",
+             "model.fp16-00001-of-00002.safetensors", "pytorch_model.bin"},
+            ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"],
+        ),
+        (
+            {"pytorch_model.bin.index.json", "pytorch_model-00001-of-00001.bin", "training_args.bin"},
+            ["pytorch_model-00001-of-00001.bin"],
+        ),
+        ({"config.json", "tf_model.h5"}, []),
+    ],
+)  # fmt: skip
+def test_which_files_hold_the_weights(names, read):
+    assert loading._weights_read(names) == read
+
+
+def test_the_weights_of_a_directory(make_model, tmp_path):
+    directory = make_model()
+    (directory / "pytorch_model.bin").write_bytes(b"older")
+    assert resolve(ModelRef(str(directory))).weights == ["model.safetensors"]
+
+
+class Malicious:
+    """Unpickling it runs a command."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return Path.touch, (self.file,)
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value, 2))])
+def test_a_pickle_that_runs_code_is_refused(save, make_model, tmp_path):
+    directory = make_model()
+    (directory / "model.safetensors").unlink()
+    save({"gpt_neox.embed_in.weight": Malicious(tmp_path / "ran")}, directory / "pytorch_model.bin")
+    said = refuse(directory, "cannot be loaded as a causal language model")
+    assert "could run any code: it is not read" in said
+    assert not (tmp_path / "ran").exists()
+    with contextlib.suppress(RuntimeError):  # after it has run
+        torch.load(directory / "pytorch_model.bin", weights_only=False)
+    assert (tmp_path / "ran").exists(), "else this test would prove nothing"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
+from conftest import ROOT
 from klscale.errors import InputError
-from klscale.models import ModelRef
-from klscale.suites import read_suite
+from klscale.models import WEIGHTS_ONLY, ModelRef
+from klscale.suites import read_suite, with_quantized
 
 PYTHIA = """
 texts: pile-10k
@@ -42,25 +45,33 @@ def test_models_are_expanded(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("models:\n  - name: a\n    famly: x\n", r"line 2: unknown key 'famly'.\nDid you mean 'family'"),
-        ("modles: []\n", "lists no models"),
+        ("models:\n  - name: a\n    famly: x\n", r"line 3: unknown key 'famly'.\nDid you mean 'family'"),
+        ("modles: []\n", r"line 1: unknown key 'modles'.\nDid you mean 'models'"),
+        ("models: []\n", "lists no models"),
+        ("- models\n", "lists no models"),
         ("models:\n  - name: [\n", "line 3: not YAML"),
         ("models:\n  - family: x\n", "line 2: a model without a name"),
-        ("models:\n  - name: a\n  - name: a-{seed}\n", "line 3: nothing fills {seed}"),
+        ("models:\n  - name: a-{seed}\n", "line 2: nothing fills {seed}"),
         ("models:\n  - name: a\n    seed: [1, 2]\n", "line 2: 'seed' has several values"),
         ("models:\n  - name: a\n    quantize: [int5]\n", r"line 2: 'a\+int5': unknown quantization"),
         ("models:\n  - name: a\n    parameters: many\n", "line 2: parameters 'many' is not a number"),
         ("models:\n  - name: a\n    name: b\n", "a key stands twice"),
         ("models:\n  - name: a\n    revisions: step1\n", "needs a 'pattern'"),
         ("models:\n  - !!python/object/apply:os.system [ls]\n", "not YAML"),
-        ("models:\n  - just-a-name\n", "model 1: 'just-a-name' is not a model"),
+        ("models:\n  - just-a-name\n", "line 2: 'just-a-name' is not a model"),
         ("models:\n  - name: 'a{'\n", "line 2: a brace too many or too few"),
         ("models:\n  - name: 'a{}'\n", "line 2: nothing fills {}"),
         ("models:\n  - name: a{step}\n    step: 1..5/0\n", "line 2: 'step' has the empty range"),
         ("models:\n  - name: a{step}\n    step: 5..1\n", "line 2: 'step' has the empty range"),
         ("models:\n  - name: a\n    parameters: 1.2.3M\n", "line 2: parameters '1.2.3M' is not a number"),
         ("models:\n  - name: a\n    quantize: 8\n", "line 2: 'a[+]8': unknown quantization"),
-        ("texts: 5\nmodels:\n  - name: a\n", "texts cannot be 5"),
+        ("models:\n  - name: a\n    layers: every\n", "line 2: 'layers' cannot be 'every'"),
+        ("models:\n  - name: a\n    warmup: soon\n", "line 2: warmup 'soon' is not a number"),
+        ("models:\n  - name: a\n    warmup: -1\n", "line 2: warmup -1 is not a number"),
+        ("models:\n  - name: a\n    seed: yes\n", "line 2: 'seed' cannot be True"),
+        ("models:\n  - name: a\n    quantization: awq\n    quantize: nf4\n", "line 2: .* exclude each other"),
+        ('models:\n  - name: a\n    revisions:\n      patern: "{step}"\n      pattern: x\n', "line 4: unknown key"),
+        ("models:\n  - name: a\ntexts: 5\n", "line 3: texts cannot be 5"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, text, message):
@@ -85,3 +96,130 @@ def test_paths_with_the_characters_of_references(tmp_path):
 def test_a_suite_that_is_not_there(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         read_suite(tmp_path / "none.yaml")
+
+
+def written(tmp_path, text):
+    (tmp_path / "suite.yaml").write_text(text)
+    return tmp_path / "suite.yaml"
+
+
+def test_a_bad_entry_does_not_stop_the_others(tmp_path):
+    path = written(
+        tmp_path,
+        "models:\n  - name: a\n  - name: b\n    famly: x\n  - c\n  - name: d@{step}\n    step: 9..1\n  - name: e\n",
+    )
+    suite = read_suite(path)
+    assert [str(model.ref) for model in suite.models] == ["a", "e"]
+    assert [model.line for model in suite.models] == [f"{path}, line {n}" for n in (2, 8)]
+    assert [str(problem).splitlines()[0] for problem in suite.problems] == [
+        f"{path}, line 4: unknown key 'famly'.",
+        f"{path}, line 5: 'c' is not a model.",
+        f"{path}, line 6: 'step' has the empty range '9..1'.",
+    ]
+
+
+def test_what_stands_twice_is_named_with_both_lines(tmp_path):
+    path = written(
+        tmp_path,
+        "models:\n  - name: a\n    revisions: {pattern: 's{step}', step: 1..3}\n"
+        "  - name: a\n    revisions: {pattern: 's{step}', step: 2..5}\n",
+    )
+    suite = read_suite(path)
+    assert [str(model.ref) for model in suite.models] == [f"a@s{n}" for n in range(1, 6)]
+    (problem,) = suite.problems
+    assert problem.what == f"{path}, line 4: a@s2 (and 1 more) stands here again."
+    assert problem.why == f"It is in {path}, line 2 too."
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_base_of_variants_may_be_listed_in_its_own_right(order, tmp_path):
+    entries = ["  - name: a\n    family: f\n", "  - name: a\n    quantize: [int8]\n", "  - {name: a, quantize: nf4}\n"]
+    suite = read_suite(written(tmp_path, "models:\n" + "".join(entries[::order])))
+    assert not suite.problems
+    assert {str(model.ref): dict(model.attributes) for model in suite.models} == {
+        "a": {"family": "f"}, "a+int8": {}, "a+nf4": {},
+    }  # fmt: skip
+
+
+def test_layers_are_those_of_the_unquantized_model(tmp_path):
+    text = "models:\n  - {name: a, layers: true, quantize: nf4}\n  - {name: b, layers: false}\n  - {name: c}\n"
+    suite = read_suite(written(tmp_path, text))
+    assert {str(m.ref): m.layers for m in suite.models} == {"a": True, "a+nf4": False, "b": False, "c": False}
+
+
+def test_attributes_set_by_hand(tmp_path):
+    text = "models:\n  - {name: 'a-{quantization}', quantization: [AWQ, GPTQ], warmup: 1430}\n"
+    suite = read_suite(written(tmp_path, text))
+    assert [(str(m.ref), dict(m.attributes)) for m in suite.models] == [
+        (f"a-{kind}", {"quantization": kind, "warmup": 1430}) for kind in ("AWQ", "GPTQ")
+    ]
+
+
+def test_variants_are_added_to_what_is_not_quantized(tmp_path):
+    text = "models:\n  - {name: a, layers: true, quantize: nf4}\n  - {name: b, quantization: AWQ}\n"
+    text += "  - name: c\n  - name: d:d.gguf\n"
+    models = with_quantized(read_suite(written(tmp_path, text)).models, ["int8", "nf4", "int8"])
+    assert [str(m.ref) for m in models] == ["a", "a+int8", "a+nf4", "b", "c", "c+int8", "c+nf4", "d:d.gguf"]
+    assert [str(m.ref) for m in models if m.layers] == ["a"]
+    assert models[1].line == models[0].line
+    with pytest.raises(InputError, match=r"Unknown quantization 'int9'.\nDid you mean 'int8'"):
+        with_quantized([], ["int9"])
+
+
+# ------------------------------------------------------------------------------------------------------------ recipes
+
+
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_hold_what_their_heads_promise(path):
+    suite = read_suite(path)
+    assert not suite.problems
+    assert suite.texts == "pile-10k"
+    assert all(re.fullmatch(r"[\w.-]+/[\w.-]+", model.ref.name) for model in suite.models)
+    head = path.read_text().split("\ntexts:")[0]
+    (promised,) = re.findall(r"^# ([\d,]+) vectors[;,]", head, re.MULTILINE)
+    (download,) = re.findall(r"about ([\d.]+ [GT]B) to download", head)
+    assert f"klscale score --suite recipes/{path.name}" in head
+    assert int(promised.replace(",", "")) == len(suite.models)
+    (row,) = re.findall(rf"\({path.name}\) \|.*\| ([\d,]+) \| (.*) \|", (path.parent / "README.md").read_text())
+    assert row == (promised, download)
+
+
+def recipe(name):
+    return read_suite(ROOT / "recipes" / f"{name}.yaml").models
+
+
+def test_the_published_trajectory_study():
+    models = recipe("pythia-study")
+    assert len(models) == 5 * 154 - 1 + 7 * 154
+    steps = [0, *(2**n for n in range(10)), *range(1000, 144000, 1000)]
+    runs: dict[str, list[int]] = {}
+    for model in models:
+        assert model.attributes["warmup"] == 1430
+        assert model.ref.revision == f"step{model.attributes['step']}"
+        runs.setdefault(model.ref.name, []).append(model.attributes["step"])
+    assert runs.pop("EleutherAI/pythia-1b") == [step for step in steps if step != 116000]
+    assert all(run == steps for run in runs.values())
+    seeds = [model.attributes["seed"] for model in models if "seed" in model.attributes]
+    assert sorted(set(seeds)) == [1, 2, 5, 6, 7, 8, 9]
+
+
+def test_the_published_models_are_the_same_in_both_settings():
+    quantized, layers = recipe("published-quantization"), recipe("published-layers")
+    bases = [model.ref for model in quantized if model.ref.quantization is None]
+    assert bases == [model.ref for model in layers]
+    assert len(bases) == 50
+    assert all(model.layers for model in layers)
+    assert [model.ref.quantization for model in quantized] == [None, "int8", "fp4"] * 50
+
+
+def test_every_fine_tune_has_its_parent_beside_it():
+    models = {str(model.ref): model.attributes.get("parent") for model in recipe("fine-tunes")}
+    assert set(models.values()) - {None} <= set(models)
+    assert list(models.values()).count(None) == 2
+
+
+def test_the_ladder_has_every_kind_of_weights_alone():
+    assert [model.ref.quantization for model in recipe("quantization-ladder")] == [None, *WEIGHTS_ONLY]

@@ -127,11 +127,15 @@ class _Interrupt(Progress):
     """Ctrl-C after so many megabytes."""
 
     def __init__(self, after):
-        self.after = after
+        self.after, self.unit = after, ""
+
+    def begin(self, what, total=None, unit=""):
+        super().begin(what, total, unit)
+        self.unit = unit
 
     def advance(self, amount=1.0):
         super().advance(amount)
-        if self.done >= self.after:
+        if self.unit == "MB of text" and self.done >= self.after:
             raise KeyboardInterrupt
 
 

@@ -31,8 +31,10 @@ from klscale.tables import (
     print_layers,
     print_matrix,
     print_outcomes,
+    print_plan,
     print_published,
     print_scale,
+    problem_record,
     progress_bar,
     save_matrix,
     scale_record,
@@ -179,26 +181,43 @@ def score(
     device: DeviceOption = None,
     batch_tokens: BatchOption = None,
     long_texts: LongOption = "error",
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND,...",
+            help="Each model's quantized variants too: int8, nf4, ... In a suite, of each that is not quantized.",
+        ),
+    ] = None,
     layers: Annotated[
         bool, typer.Option("--layers", help="At every layer too, through the logit lens, in the same pass.")
     ] = False,
     rescore: Annotated[bool, typer.Option("--rescore", help="Score even what the store has.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be scored, and do nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be scored and downloaded, and do nothing.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Score models on the texts: their log-likelihood vectors go into the store. Resumes what was interrupted."""
     from klscale import sweeps
     from klscale.models import Model, ModelRef
     from klscale.store import Store
-    from klscale.suites import read_suite
+    from klscale.suites import read_suite, with_quantized
 
     if bool(models) == bool(suite):
         raise InputError("Give either models or a suite file.", remedy="klscale score REF...  or  --suite FILE")
+    kinds, problems = [kind.strip() for kind in (quantize or "").split(",") if kind], tuple[KlscaleError, ...]()
     if suite:
         study = read_suite(suite)
-        wanted, texts = list(study.models), texts or study.texts
+        wanted, texts, problems = list(study.models), texts or study.texts, study.problems
     else:
         wanted = [Model(ModelRef.parse(model)) for model in dict.fromkeys(models or ())]
+        for model in wanted:
+            if kinds and (model.ref.quantization or model.ref.file):
+                what, remedy = f"--quantize is not for {model.ref}.", "Give the model itself, or leave --quantize out."
+                raise InputError(what, "What is quantized is not quantized again.", remedy)
+    wanted = with_quantized(wanted, kinds)
+    for problem in problems:
+        print_error(problem)
     place = Store(store)
     with progress_bar() as progress:
         text_set = place.resolve_texts(texts, progress=progress)
@@ -207,16 +226,19 @@ def score(
             rescore=rescore, dry_run=dry_run, progress=progress,
         )  # fmt: skip
     if as_json:
-        print_json([outcome_record(outcome) for outcome in outcomes])
+        print_json([*map(problem_record, problems), *map(outcome_record, outcomes)])
+    elif dry_run:
+        print_plan(outcomes, len(problems), text_set)
     else:
-        print_outcomes(outcomes, text_set, place)
-    raise typer.Exit(failure_status(outcomes))
+        print_outcomes(outcomes, len(problems), text_set, place)
+    raise typer.Exit(failure_status(outcomes, problems))
 
 
-def failure_status(outcomes: Sequence[Outcome]) -> int:
-    """0; 2 where nothing but bad arguments came; 1 where some models failed."""
-    errors = [outcome.error for outcome in outcomes if outcome.error]
-    if errors and len(errors) == len(outcomes) and all(error.exit_status == 2 for error in errors):
+def failure_status(outcomes: Sequence[Outcome], problems: Sequence[KlscaleError] = ()) -> int:
+    """0; 2 where nothing but bad arguments came; 1 where some models failed, or entries of a suite."""
+    errors = [*problems, *(outcome.error for outcome in outcomes if outcome.error)]
+    of_all = len(errors) == len(problems) + len(outcomes)
+    if errors and of_all and all(error.exit_status == 2 for error in errors):
         return 2
     return 1 if errors else 0
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Iterable
+from typing import Self
 
 
 class KlscaleError(Exception):
@@ -16,7 +18,16 @@ class KlscaleError(Exception):
 
     def __init__(self, what: str, why: str = "", remedy: str = "") -> None:
         self.what, self.why, self.remedy = what, why, remedy
-        super().__init__("\n".join(line for line in (what, why, remedy) if line))
+        super().__init__(what, why, remedy)
+
+    def __str__(self) -> str:
+        return "\n".join(line for line in (self.what, self.why, self.remedy) if line)
+
+    def at(self, place: str) -> Self:
+        """The same error, of what a file asks for at `place`."""
+        error = copy.copy(self)
+        error.what = f"{place}: {self.what}"
+        return error
 
 
 class InputError(KlscaleError):

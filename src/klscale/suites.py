@@ -5,35 +5,39 @@ from __future__ import annotations
 import itertools
 import re
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from klscale.errors import InputError, nearest
-from klscale.models import Model, ModelRef, parse_parameters
+from klscale.errors import InputError, KlscaleError, nearest
+from klscale.models import QUANTIZATIONS, Model, ModelRef, parse_parameters
 
-ATTRIBUTE_KEYS = ("family", "type", "parameters", "seed", "step", "parent")
-MODEL_KEYS = ("name", "revision", "revisions", "quantize", "dtype", *ATTRIBUTE_KEYS)
+NUMBERS = ("parameters", "seed", "step", "warmup")
+ATTRIBUTE_KEYS = ("family", "type", *NUMBERS, "parent", "quantization")
+MODEL_KEYS = ("name", "revision", "revisions", "quantize", "dtype", "layers", *ATTRIBUTE_KEYS)
 _RANGE = re.compile(r"(\d+)\.\.(\d+)(?:/(\d+))?")
 
 
 @dataclass(frozen=True)
 class Suite:
-    """`texts`: the name or file of the text set, or None. `models`: what to score, in order."""
+    """`texts`: the name or file of the text set, or None. `models`: what to score, in order. `problems`: the entries
+    that are left out, each an error that names its line."""
 
     texts: str | None
     models: tuple[Model, ...]
+    problems: tuple[KlscaleError, ...] = ()
 
 
 def read_suite(path: str | Path) -> Suite:
     """Read a suite file. Names and parents that begin with `.` are relative to the file.
 
     Each model has a `name` and may have attributes. A list (or a range, "1000..143000/1000") under an attribute that
-    the name or the revision pattern holds in braces stands for one model each; `quantize` adds variants.
-    Raises InputError that names the line.
+    the name or the revision pattern holds in braces stands for one model each; `quantize` adds variants; `layers`
+    asks for every layer, of the unquantized model. An entry that is wrong is one of the suite's `problems`, and the
+    others are read. Raises InputError where the whole file is wrong, or every entry.
     """
     path = Path(path)
     try:
@@ -46,55 +50,117 @@ def read_suite(path: str | Path) -> Suite:
         raise InputError(
             f"{path}{line}: not YAML.", str(getattr(error, "problem", error)), "Mend that line."
         ) from error
-    if not isinstance(data, dict) or not isinstance(data.get("models"), list) or not data["models"]:
+    if isinstance(data, _Mapping):
+        _check_keys(path, data, ("texts", "models"))
+    if not isinstance(data, _Mapping) or not isinstance(data.get("models"), _List) or not data["models"]:
         raise InputError(f"{path} lists no models.", "A suite file has a list under 'models'.", "See the recipes.")
-    _check_keys(path, data, ("texts", "models"))
-    models: list[Model] = []
-    for n, item in enumerate(data["models"], 1):
-        if not isinstance(item, dict):
-            raise InputError(f"{path}, model {n}: {item!r} is not a model.", "Each model is a mapping with a 'name'.")
-        _check_keys(path, item, MODEL_KEYS)
-        models += _expand(path, item)
     texts = data.get("texts")
     if texts is not None and not isinstance(texts, str):
-        raise InputError(f"{path}: texts cannot be {texts!r}.", remedy="Give the name or the file of a text set.")
+        place = f"{path}, line {data.lines['texts']}"
+        raise InputError(f"{place}: texts cannot be {texts!r}.", remedy="Give the name or the file of a text set.")
     if texts is not None and texts.startswith("."):
         texts = str(path.parent / texts)
-    return Suite(texts, tuple(models))
+    models: dict[ModelRef, Model] = {}
+    bases: set[ModelRef] = set()  # there for their quantized variants: another entry may ask for them in its own right
+    problems: list[KlscaleError] = []
+    for line, item in zip(data["models"].lines, data["models"], strict=True):
+        place, twice = f"{path}, line {line}", list[ModelRef]()
+        try:
+            expanded = _expand(path, place, item)
+        except InputError as problem:
+            problems.append(problem)
+            continue
+        for model in expanded:
+            base = "quantize" in item and model.ref.quantization is None
+            if model.ref not in models or model.ref in bases:
+                models[model.ref] = model
+                bases = bases | {model.ref} if base else bases - {model.ref}
+            elif not base:
+                twice.append(model.ref)
+        if twice:
+            more = f" (and {len(twice) - 1:,} more)" if len(twice) > 1 else ""
+            why = f"It is in {models[twice[0]].line} too."
+            problems.append(
+                InputError(f"{place}: {twice[0]}{more} stands here again.", why, "Take out one of the two.")
+            )
+    if not models:
+        raise problems[0]
+    return Suite(texts, tuple(models.values()), tuple(problems))
+
+
+def with_quantized(models: Sequence[Model], kinds: Sequence[str]) -> list[Model]:
+    """The models, each followed by its variants of these kinds that are not among them; one that is quantized already,
+    or a GGUF file, stays as it is. Raises InputError for an unknown kind, with the nearest known one."""
+    for kind in kinds:
+        if kind not in QUANTIZATIONS:
+            raise InputError(f"Unknown quantization {kind!r}.", remedy=nearest(kind, QUANTIZATIONS))
+    there, found = {model.ref for model in models}, list[Model]()
+    for model in models:
+        found.append(model)
+        if model.ref.quantization is None and model.ref.file is None and "quantization" not in model.attributes:
+            refs = [replace(model.ref, quantization=kind) for kind in dict.fromkeys(kinds)]
+            found += [replace(model, ref=ref, layers=False) for ref in refs if ref not in there]
+    return found
+
+
+class _Mapping(dict[Any, Any]):
+    """A mapping of the file; `lines`: that of each key."""
+
+    lines: dict[Any, int]
+
+
+class _List(list[Any]):
+    """A list of the file; `lines`: that of each item."""
+
+    lines: list[int]
 
 
 class _Loader(yaml.SafeLoader):
-    """A safe loader whose mappings know their line and have no key twice."""
+    """A safe loader whose mappings and lists know their lines, and whose mappings have no key twice."""
 
-    def lined(self, node: Any) -> dict[Any, Any]:
-        mapping = self.construct_mapping(node, deep=True)
-        if len(mapping) < len(node.value):
+    def mapping(self, node: Any) -> _Mapping:
+        made = _Mapping(self.construct_mapping(node, deep=True))
+        if len(made) < len(node.value):
             raise yaml.constructor.ConstructorError(None, None, "a key stands twice", node.start_mark)
-        return {**mapping, "__line__": node.start_mark.line + 1}
+        made.lines = {key: pair[0].start_mark.line + 1 for key, pair in zip(made, node.value, strict=True)}
+        return made
+
+    def sequence(self, node: Any) -> _List:
+        made = _List(self.construct_sequence(node, deep=True))
+        made.lines = [item.start_mark.line + 1 for item in node.value]
+        return made
 
 
-_Loader.add_constructor("tag:yaml.org,2002:map", _Loader.lined)
+_Loader.add_constructor("tag:yaml.org,2002:map", _Loader.mapping)
+_Loader.add_constructor("tag:yaml.org,2002:seq", _Loader.sequence)
 
 
-def _check_keys(path: Path, item: Mapping[str, Any], known: tuple[str, ...]) -> None:
-    for key in item:
-        if key != "__line__" and key not in known:
-            raise InputError(f"{path}, line {item['__line__']}: unknown key {key!r}.", nearest(str(key), known))
+def _check_keys(path: Path, item: _Mapping, known: tuple[str, ...]) -> None:
+    for key, line in item.lines.items():
+        if key not in known:
+            raise InputError(f"{path}, line {line}: unknown key {key!r}.", nearest(str(key), known))
 
 
-def _expand(path: Path, item: Mapping[str, Any]) -> list[Model]:
+def _expand(path: Path, place: str, item: Any) -> list[Model]:
     """The models of one entry: every combination of its lists."""
-    place = f"{path}, line {item['__line__']}"
-    name = item.get("name")
+    if not isinstance(item, _Mapping):
+        raise InputError(f"{place}: {item!r} is not a model.", "Each model is a mapping with a 'name'.")
+    _check_keys(path, item, MODEL_KEYS)
+    name, layers, revisions = item.get("name"), item.get("layers", False), item.get("revisions") or _Mapping()
     if not isinstance(name, str) or not name:
         raise InputError(f"{place}: a model without a name.", remedy="Give 'name': a hub id or a directory.")
-    revisions = item.get("revisions") or {}
-    if not isinstance(revisions, dict) or (revisions and not isinstance(revisions.get("pattern"), str)):
+    if not isinstance(layers, bool):
+        raise InputError(f"{place}: 'layers' cannot be {layers!r}.", remedy="Give true or false.")
+    if not isinstance(revisions, _Mapping) or (revisions and not isinstance(revisions.get("pattern"), str)):
         raise InputError(f"{place}: 'revisions' needs a 'pattern', such as \"step{{step}}\".")
-    _check_keys(path, {**revisions, "__line__": item["__line__"]}, ("pattern", *ATTRIBUTE_KEYS))
+    if revisions:
+        _check_keys(path, revisions, ("pattern", *ATTRIBUTE_KEYS))
     pattern = revisions.get("pattern", item.get("revision"))
     pattern = None if pattern is None else str(pattern)
     given = {k: v for k, v in {**item, **revisions}.items() if k in ATTRIBUTE_KEYS}
+    if "quantize" in item and "quantization" in given:
+        why = "'quantization' says what the checkpoint is already, 'quantize' what is made of it."
+        raise InputError(f"{place}: 'quantize' and 'quantization' exclude each other.", why, "Keep one of them.")
     lists = {key: _values(place, key, value) for key, value in given.items()}
     try:
         holes = {field for text in (name, pattern) if text for _, field, _, _ in string.Formatter().parse(text)} - {
@@ -120,7 +186,8 @@ def _expand(path: Path, item: Mapping[str, Any]) -> list[Model]:
             text += "@" + pattern.format(**filled) if pattern else ""
             text += f"+{quantization}" if quantization else ""
             text += f"%{item['dtype']}" if "dtype" in item else ""
-            models.append(Model(_reference(path, place, text), _typed(place, attributes)))
+            ref = _reference(path, place, text)
+            models.append(Model(ref, _typed(place, attributes), layers and ref.quantization is None, place))
     return models
 
 
@@ -129,7 +196,7 @@ def _reference(path: Path, place: str, text: str) -> ModelRef:
     try:
         ref = ModelRef.parse(text)
     except InputError as error:
-        raise InputError(f"{place}: {error.what}", error.why, error.remedy) from error
+        raise error.at(place) from error
     if not ref.name.startswith("."):
         return ref
     joined = (path.parent / ref.name).as_posix()
@@ -145,7 +212,7 @@ def _values(place: str, key: str, value: Any) -> list[Any]:
             if not numbers or match[3] == "0":
                 raise InputError(f"{place}: {key!r} has the empty range {part!r}.", remedy="Write first..last/step.")
             flat += numbers
-        elif isinstance(part, str | int):
+        elif isinstance(part, str | int) and not isinstance(part, bool):
             flat.append(part)
         else:
             raise InputError(
@@ -157,9 +224,10 @@ def _values(place: str, key: str, value: Any) -> list[Any]:
 def _typed(place: str, attributes: Mapping[str, Any]) -> dict[str, Any]:
     """Attributes with numbers where numbers belong: `parameters: 410M`."""
     typed = dict(attributes)
-    for key in ("parameters", "seed", "step"):
-        if isinstance(value := typed.get(key), str):
-            typed[key] = parse_parameters(value)
-            if typed[key] is None:
+    for key in NUMBERS:
+        if key in typed:
+            value = typed[key]
+            typed[key] = number = parse_parameters(value) if isinstance(value, str) else value
+            if number is None or number < 0:
                 raise InputError(f"{place}: {key} {value!r} is not a number.", remedy="Write 410M, 6.9B or 410000000.")
     return typed

@@ -6,8 +6,8 @@ import platform
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Sequence, Set
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -23,7 +23,7 @@ from klscale.texts import TextSet
 from klscale.vectors import CONVENTION, Scores
 
 if TYPE_CHECKING:
-    from klscale.scoring.loading import LoadedModel, ResolvedModel
+    from klscale.scoring.loading import Hub, LoadedModel, ResolvedModel
     from klscale.scoring.tokens import TokenCache
 
 T = TypeVar("T")
@@ -34,6 +34,8 @@ KEEP_EVERY_S = 10.0
 """Seconds of work that a killed command may lose."""
 LOOK_AGAIN_S = 1.0
 """How often a process looks whether another has finished the model that it waits for."""
+LOOK_UPS = 8
+"""Models that are looked up at a time: each is a round trip to the hub."""
 WHOLE = 0.95
 """Fraction of a model's weights that a quantization may leave out before it is said."""
 NOT_ROUND_TRIP = 0.001
@@ -43,13 +45,20 @@ NOT_ROUND_TRIP = 0.001
 @dataclass(frozen=True)
 class Outcome:
     """What became of one model: `scored`, `present` (nothing to do), `missing` (a dry run) or `failed`, with the
-    error; the store's entry where there is one."""
+    error; the store's entry where there is one. `download_bytes` is found by a dry run alone: what would be fetched,
+    less what the models before it fetch already; None where that is not known."""
 
     ref: ModelRef
     status: str
     entry: Entry | None = None
     error: KlscaleError | None = None
     seconds: float = 0.0
+    download_bytes: int | None = None
+
+    @classmethod
+    def failed(cls, model: Model, error: KlscaleError, seconds: float = 0.0) -> Outcome:
+        """One that could not be scored; the error names the line of the suite that asks for it."""
+        return cls(model.ref, "failed", error=error.at(model.line) if model.line else error, seconds=seconds)
 
 
 def score(
@@ -78,22 +87,22 @@ def score(
     sweep = _Sweep(texts, store, device, batch_tokens, long_texts, layers, rescore, progress)
     outcomes: dict[int, Outcome] = {}
     jobs: list[_Job] = []
-    for place, model in enumerate(models):
-        if not isinstance(model, Model):
-            model = Model(model if isinstance(model, ModelRef) else ModelRef.parse(model))
-        try:
-            found = sweep.look_up(place, model)
-        except KlscaleError as error:
-            outcomes[place] = Outcome(model.ref, "failed", error=error)
-            continue
+    for place, (model, found) in enumerate(sweep.look_up([_model(model) for model in models], sizes=dry_run)):
         if isinstance(found, _Job):
             jobs.append(found)
-            outcomes[place] = Outcome(model.ref, "missing")
+        elif isinstance(found, Entry):
+            outcomes[place] = Outcome(model.ref, "present", found, download_bytes=0 if dry_run else None)
         else:
-            outcomes[place] = Outcome(model.ref, "present", found)
-    if jobs and not dry_run:
-        outcomes.update(sweep.run(jobs))
+            outcomes[place] = Outcome.failed(model, found)
+    if jobs:
+        outcomes.update(sweep.plan(jobs) if dry_run else sweep.run(jobs))
     return [outcomes[place] for place in range(len(models))]
+
+
+def _model(model: str | ModelRef | Model) -> Model:
+    if isinstance(model, Model):
+        return model
+    return Model(model if isinstance(model, ModelRef) else ModelRef.parse(model))
 
 
 @dataclass(frozen=True)
@@ -148,10 +157,47 @@ class _Sweep:
 
     # -------------------------------------------------------------------------------------------- what is there
 
-    def look_up(self, place: int, model: Model) -> Entry | _Job:
-        """The store's entry of a model, else the job to score it."""
+    def look_up(self, models: Sequence[Model], *, sizes: bool) -> Iterator[tuple[Model, Entry | _Job | KlscaleError]]:
+        """Each model with the store's entry of it, the job to score it, or what is wrong. The hub is asked by several
+        threads, for the `sizes` of files too."""
+        from klscale.scoring.loading import Hub
+
+        hub = Hub(self.progress, sizes=sizes)
+        known = self.by_ref.keys() | {model.ref for model in models}
+        self.progress.begin("looking up", len(models), "models")
+        threads = ThreadPoolExecutor(LOOK_UPS)
+        try:
+            resolved = [threads.submit(self._resolve, model, known, hub) for model in models]
+            for place, (model, future) in enumerate(zip(models, resolved, strict=True)):
+                found: Entry | _Job | KlscaleError
+                try:
+                    found = self._find(place, model, future)
+                except KlscaleError as error:
+                    found = error
+                self.progress.advance()
+                yield model, found
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C nobody waits for the hub
+
+    def _resolve(self, model: Model, known: Set[ModelRef], hub: Hub) -> ResolvedModel | None:
+        """What a reference means now; None on texts that nothing can be scored on."""
         from klscale.scoring.loading import resolve
 
+        if self.texts.external:
+            return None
+        resolved = resolve(model.ref, hub)
+        if model.line and "parent" in model.attributes:
+            parent = ModelRef.parse(model.attributes["parent"])
+            if parent not in known and not hub.may_have(parent):
+                raise InputError(
+                    f"{model.ref} has the parent {parent}, which is not there.",
+                    "It is no model of the suite or the store, no directory here, and none that the hub shows.",
+                    "Check its spelling, or take `parent` out.",
+                )
+        return resolved
+
+    def _find(self, place: int, model: Model, resolving: Future[ResolvedModel | None]) -> Entry | _Job:
+        """The store's entry of a model, else the job to score it."""
         if model.ref.layer is not None:
             remedy = f"klscale layers {replace(model.ref, layer=None)}"
             raise InputError(f"{model.ref} is a layer: a model is scored at all of its layers at once.", remedy=remedy)
@@ -167,7 +213,8 @@ class _Sweep:
                 "Choose a model of that set, or other texts with --texts.",
             )
         try:
-            resolved = resolve(model.ref)
+            resolved = resolving.result()
+            assert resolved is not None
         except UnavailableError as error:
             alike = [entry for entry in named if entry.metadata["convention"] in self.conventions]
             alike = [entry for entry in alike if entry.n_layers or not layers]
@@ -201,6 +248,17 @@ class _Sweep:
         date = entry.metadata["date"] if entry.ref == model.ref else now()
         metadata = {"ref": str(model.ref), "attributes": {**known, **model.attributes}, "date": date}
         return self.store.write(self.texts, self.store.scores(entry), {**entry.metadata, **metadata})
+
+    def plan(self, jobs: Sequence[_Job]) -> Iterator[tuple[int, Outcome]]:
+        """(place, outcome) of each job as a dry run tells it; what several models share is fetched by the first."""
+        from klscale.scoring.loading import downloads
+
+        fetched: set[tuple[str, str]] = set()
+        for job in jobs:
+            files = downloads(job.resolved)
+            size = None if files is None else sum(size for key, size in files.items() if key not in fetched)
+            fetched.update(files or ())
+            yield job.place, Outcome(job.ref, "missing", download_bytes=size)
 
     # ------------------------------------------------------------------------------------------------- scoring
 
@@ -248,8 +306,11 @@ class _Sweep:
                     alone.set()
                     found.release()
                 self.progress.advance(self._megabytes() * n - self.progress.done)
-                status = "failed" if error else "scored"
-                yield job.place, Outcome(job.ref, status, entry, error, time.monotonic() - started)
+                seconds = time.monotonic() - started
+                if error is not None:
+                    yield job.place, Outcome.failed(job.model, error, seconds)
+                else:
+                    yield job.place, Outcome(job.ref, "scored", entry, seconds=seconds)
 
     def _take(self, queue: list[_Job]) -> tuple[_Job, Claim | Entry]:
         """The first job that no other process works on, off the queue and claimed; or one that another process has
@@ -317,6 +378,7 @@ class _Sweep:
             "ref": str(job.ref),
             "key": vector_key(job.resolved.identity, job.ref, convention, SOURCE),
             "identity": job.resolved.identity,
+            "weights": job.resolved.weights,
             "attributes": {**loaded.attributes, **job.model.attributes},
             "convention": convention,
             "source": SOURCE,

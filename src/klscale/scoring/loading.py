@@ -12,7 +12,8 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from logging import ERROR, getLogger
@@ -24,6 +25,7 @@ import torch
 
 from klscale.errors import InputError, KlscaleError, UnavailableError
 from klscale.models import KERNELS, WEIGHTS_ONLY, ModelRef, attributes_of
+from klscale.progress import SILENT, Progress
 from klscale.scoring import quantization
 from klscale.scoring.quantization import Quantization
 from klscale.texts import cache_directory
@@ -54,16 +56,24 @@ _READ_WITH_WEIGHTS = (
     "merges.txt",
     "*.model",
 )
+_PAUSES = 10
+"""How often the hub may ask for one before that counts as no answer."""
+_READ_BESIDE = ("generation_config.json", "chat_template.*")
+"""Fetched by transformers, though no score depends on them."""
 
 
 @dataclass(frozen=True)
 class HubCommit:
-    """A commit of a hub model with its files, as the hub tells, or `offline` the local cache (there only those that
-    tell a model from an adapter, and an adapter's)."""
+    """A commit of a hub model with its files, as the hub tells, or `offline` the local cache (there only those that it
+    holds)."""
 
     commit: str
     files: frozenset[str]
     offline: bool
+    parent: str | None = None
+    """The one model that this was tuned, adapted or quantized from, as its repository says."""
+    blobs: Mapping[str, tuple[str, int]] | None = None
+    """Of each file the name that its content goes by, and its bytes; where that was asked for."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -88,6 +98,16 @@ class ResolvedModel:
     @property
     def location(self) -> str:
         return str(self.ref.path) if self.ref.path else self.ref.name
+
+    @property
+    def weights(self) -> list[str]:
+        """The files that the weights are read from; of an adapter its own, then those of its model."""
+        if self.ref.file:
+            return [self.ref.file]
+        names = self.hub.files if self.hub else {path.name for path in Path(self.location).glob("*")}
+        if self.base is not None:
+            return [*[name for name in _ADAPTER_WEIGHTS if name in names][:1], *self.base.weights]
+        return _weights_read(names)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,21 +137,78 @@ def device_of(name: str | None) -> torch.device:
         raise InputError(f"The device {name!r} cannot be used.", why, "Use --device cpu.") from error
 
 
-def resolve(ref: ModelRef) -> ResolvedModel:
+class Hub:
+    """What the hub says of each revision, asked for once, by whichever thread comes first; with `sizes`, of its files
+    too."""
+
+    def __init__(self, progress: Progress = SILENT, *, sizes: bool = False) -> None:
+        self._progress, self._sizes, self._lock = progress, sizes, threading.Lock()
+        self._asked: dict[ModelRef, Future[HubCommit]] = {}
+        self._quiet_until = 0.0
+
+    def commit(self, ref: ModelRef) -> HubCommit:
+        """What a revision points to. Raises UnavailableError where there is no such model or the hub does not answer,
+        InputError where it has no such revision, or the name can be none."""
+        key = ModelRef(ref.name, ref.revision, file=ref.file)
+        with self._lock:
+            first, answer = key not in self._asked, self._asked.setdefault(key, Future())
+        if first:
+            try:
+                answer.set_result(_hub_commit(key, self._info))
+            except BaseException as error:
+                answer.set_exception(error)
+        return answer.result()
+
+    def _info(self, ref: ModelRef) -> Any:
+        """The hub's own answer; where it asks for a pause, after that."""
+        from huggingface_hub import HfApi, errors
+
+        pauses = 0
+        while True:
+            try:
+                return HfApi().model_info(ref.name, revision=ref.revision, timeout=20, files_metadata=self._sizes)
+            except errors.HfHubHTTPError as error:
+                if error.response.status_code != 429 or pauses == _PAUSES:
+                    raise
+                pauses += 1
+                told = re.search(r";\s*t=(\d+)", error.response.headers.get("RateLimit", "")) or ["", "60"]
+                self._pause(float(told[1]) + 1)
+
+    def _pause(self, seconds: float) -> None:
+        with self._lock:
+            said = time.monotonic() < self._quiet_until
+            self._quiet_until = time.monotonic() + seconds
+        if not said:
+            self._progress.note(
+                f"The hub allows only so many questions in a while: going on in {seconds:.0f} seconds.\n"
+                "It allows more after `hf auth login`."
+            )
+        time.sleep(seconds)
+
+    def may_have(self, ref: ModelRef) -> bool:
+        """Whether there is a directory or a hub model of this name; a hub that does not answer proves nothing."""
+        if ref.path is not None:
+            return ref.path.is_dir()
+        try:
+            self.commit(ref)
+        except KlscaleError as error:
+            return error.exit_status != InputError.exit_status
+        return True
+
+
+def resolve(ref: ModelRef, hub: Hub | None = None) -> ResolvedModel:
     """Pin a reference. Raises UnavailableError where there is no such model or the hub does not answer, InputError
     where what is there is none."""
-    return _resolve(ref, base_of=None)
+    return _resolve(ref, hub or Hub(), base_of=None)
 
 
-def _resolve(ref: ModelRef, base_of: ModelRef | None) -> ResolvedModel:
+def _resolve(ref: ModelRef, asked: Hub, base_of: ModelRef | None) -> ResolvedModel:
     """`base_of`: the adapter that names this model, which then is no adapter itself."""
     if ref.path is not None:
         identity = f"files:{_fingerprint(ref)}"
         adapter = ref.path / _ADAPTER
-        return _on_base(ref, base_of, identity, adapter) if adapter.is_file() else ResolvedModel(ref, identity)
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", ref.name, re.ASCII):
-        raise InputError(f"{ref.name!r} is neither a directory here nor a hub id.", remedy="Check the path.")
-    hub = _hub_commit(ref)
+        return _on_base(ref, asked, base_of, identity, adapter) if adapter.is_file() else ResolvedModel(ref, identity)
+    hub = asked.commit(ref)
     identity = f"commit:{ref.name}@{hub.commit}"
     if _ADAPTER not in hub.files:
         return ResolvedModel(ref, identity, hub)
@@ -141,7 +218,7 @@ def _resolve(ref: ModelRef, base_of: ModelRef | None) -> ResolvedModel:
         adapter = _fetch(ref, hub, _ADAPTER)
     except Exception as error:  # whatever a network does
         raise _failure(ref, f"{ref} cannot be fetched.", error) from error
-    return _on_base(ref, base_of, identity, adapter, hub)
+    return _on_base(ref, asked, base_of, identity, adapter, hub)
 
 
 def _fetch(ref: ModelRef, hub: HubCommit, name: str) -> Path:
@@ -154,7 +231,7 @@ def _fetch(ref: ModelRef, hub: HubCommit, name: str) -> Path:
 
 
 def _on_base(
-    ref: ModelRef, base_of: ModelRef | None, identity: str, adapter: Path, hub: HubCommit | None = None
+    ref: ModelRef, asked: Hub, base_of: ModelRef | None, identity: str, adapter: Path, hub: HubCommit | None = None
 ) -> ResolvedModel:
     """An adapter with the model that its configuration names; the vector depends on both."""
     if base_of is not None:
@@ -170,7 +247,7 @@ def _on_base(
             "Write the model under `base_model_name_or_path` there.",
         ) from error
     try:
-        resolved = _resolve(base, base_of=ref)
+        resolved = _resolve(base, asked, base_of=ref)
     except KlscaleError as error:
         raise type(error)(
             f"{ref} is an adapter of {name}, which cannot be used.",
@@ -238,6 +315,51 @@ def _weights(names: Iterable[str]) -> list[str]:
     return [name for name in names if name not in _ADAPTER_WEIGHTS and any(fnmatch(name, p) for p in _WEIGHTS)]
 
 
+def _weights_read(names: Collection[str]) -> list[str]:
+    """Those that transformers reads a model's weights from: safetensors before pickles, one file before its parts."""
+    for whole, parts in (
+        ("model.safetensors", r"model[-_]\d+-of-\d+\.safetensors"),
+        ("pytorch_model.bin", r"pytorch_model[-_]\d+-of-\d+\.bin"),
+    ):
+        if whole in names:
+            return [whole]
+        if f"{whole}.index.json" in names:
+            return sorted(name for name in names if re.fullmatch(parts, name))
+    return []
+
+
+def downloads(resolved: ResolvedModel) -> dict[tuple[str, str], int] | None:
+    """(repository, content) -> bytes of what loading would fetch, without what the local cache holds; None where that
+    is not known. For what was resolved by a `Hub` that asks for sizes."""
+    found: dict[tuple[str, str], int] = {}
+    for model in filter(None, (resolved, resolved.base)):
+        if model.hub is None:
+            continue
+        if model.hub.blobs is None:
+            if model.hub.offline and model.weights:
+                continue
+            return None
+        names = set(model.weights) if model.base is None else model.hub.files.intersection(_ADAPTER_FILES)
+        if model.base is None and not model.ref.file:
+            patterns = (*_READ_WITH_WEIGHTS, *_READ_BESIDE)
+            names |= {name for name in model.hub.files for p in patterns if "/" not in name and fnmatch(name, p)}
+        for name in names.intersection(model.hub.blobs):
+            content, size = model.hub.blobs[name]
+            if not _cached(model.ref.name, model.hub.commit, name, content):
+                found[model.ref.name, content] = size
+    return found
+
+
+def _cached(repository: str, commit: str, name: str, content: str) -> bool:
+    """Whether the local cache holds a file, of this commit or the same of another."""
+    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repository, repo_type="model"))
+    there = try_to_load_from_cache(repository, name, revision=commit)
+    return isinstance(there, str) or (folder / "blobs" / content).is_file()
+
+
 def _digest(path: Path) -> bytes:
     """Hash of a file's content; that of a large one is kept for as long as its path, inode, size and time stay."""
     stat = path.stat()
@@ -256,13 +378,22 @@ def _digest(path: Path) -> bytes:
     return content
 
 
-def _hub_commit(ref: ModelRef) -> HubCommit:
+def _hub_commit(ref: ModelRef, ask: Callable[[ModelRef], Any]) -> HubCommit:
     """What a revision of a hub model points to: asked of the hub, else of the local cache."""
-    from huggingface_hub import HfApi, errors, hf_hub_download
+    from huggingface_hub import errors, hf_hub_download
 
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", ref.name, re.ASCII):
+        raise InputError(f"{ref.name!r} is neither a directory here nor a hub id.", remedy="Check the path.")
     try:
-        info = HfApi().model_info(ref.name, revision=ref.revision, timeout=20)
-        return HubCommit(str(info.sha), frozenset(file.rfilename for file in info.siblings or ()), offline=False)
+        info = ask(ref)
+        files = info.siblings or ()
+        blobs = {
+            file.rfilename: (file.lfs.sha256, file.lfs.size) if file.lfs else (file.blob_id, file.size)
+            for file in files
+            if file.size is not None
+        }
+        parent = _parent(ref.name, info.tags or ())
+        return HubCommit(str(info.sha), frozenset(file.rfilename for file in files), False, parent, blobs or None)
     except errors.RevisionNotFoundError as error:
         raise InputError(
             f"{ref.name} has no revision {ref.revision!r}.",
@@ -276,19 +407,32 @@ def _hub_commit(ref: ModelRef) -> HubCommit:
             exit_status=2,
         ) from error
     except Exception as unreachable:  # whatever a network does
-        match, files = None, set()
-        for file in (ref.file or "config.json", *_ADAPTER_FILES):
+        match = None
+        for file in (ref.file or "config.json", _ADAPTER):
             with contextlib.suppress(errors.LocalEntryNotFoundError):
                 cached = hf_hub_download(ref.name, file, revision=ref.revision, local_files_only=True)
-                match = re.search(r"/snapshots/([0-9a-f]{40})/", Path(cached).as_posix())
-                files.add(file)
+                match = re.match(r"(.*/snapshots/([0-9a-f]{40}))/", Path(cached).as_posix()) or match
         if match is None:
             raise UnavailableError(
                 f"{ref} could not be fetched: the hub does not answer, and the local cache does not hold it.",
                 _first_line(unreachable),
                 "Check the network, or give a local directory: ./DIRECTORY.",
             ) from unreachable
-        return HubCommit(match[1], frozenset(files), offline=True)
+        snapshot = Path(match[1])
+        held = (path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file())
+        return HubCommit(match[2], frozenset(held), offline=True)
+
+
+def _parent(name: str, tags: Iterable[str]) -> str | None:
+    """The base model among the tags of a repository; None where there are several, or it was merged from them."""
+    bases: dict[str, set[str]] = {}
+    for tag in tags:
+        if match := re.fullmatch(r"base_model:(?:(\w+):)?([\w.-]+(?:/[\w.-]+)?)", tag, re.ASCII):
+            bases.setdefault(match[2], set()).update(filter(None, [match[1]]))
+    if len(bases) != 1:
+        return None
+    base, relations = bases.popitem()
+    return base if base != name and relations <= {"finetune", "adapter", "quantized"} else None
 
 
 def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading.Event | None = None) -> LoadedModel:
@@ -354,6 +498,8 @@ def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading
     known = {"type": config.model_type, "parameters": model.num_parameters(), "step": _trainer_step(resolved)}
     if resolved.base is not None:
         known["parent"] = str(base.ref)
+    elif resolved.hub is not None:
+        known["parent"] = resolved.hub.parent
     weights_only = ref.quantization in WEIGHTS_ONLY
     quantized = (
         quantization.quantize_weights(model, ref, device_of(device))
@@ -565,6 +711,9 @@ def _failure(ref: ModelRef, what: str, error: Exception) -> KlscaleError:
     if any(isinstance(cause, GatedRepoError) for cause in causes):
         what, why = f"{ref.name} is gated.", "Its owner asks for consent before a download."
         remedy = f"Accept the terms at https://huggingface.co/{ref.name}, then `hf auth login`."
+    elif "Weights only load failed" in text:
+        why = "Its .bin file is a pickle that holds more than tensors, and could run any code: it is not read."
+        remedy = "Ask its owner for safetensors."
     elif "trust_remote_code" in text:
         why = "It needs code from its repository, which is never executed."
         remedy = "Score it elsewhere and `klscale import` its log-likelihoods."

@@ -122,13 +122,40 @@ def test_matrix_is_saved(run, imported, tmp_path):
 
 def test_scale_is_measured_beside_the_published(run, imported):
     record = json.loads(run("scale", "--json").output)
-    (row,) = record["measured"]
-    assert (row["setting"], len(row["pairs"])) == ("size", 26)
+    rows = {row["setting"]: row for row in record["measured"]}
+    assert {setting: len(row["pairs"]) for setting, row in rows.items()} == {
+        "size": 26, "architecture": 13, "same type": 20, "random": 20,
+    }  # fmt: skip
+    L = pd.read_csv(EXAMPLE)
+    for row in rows.values():
+        differences = [L[a] - L[b] for a, b in row["pairs"]]
+        values = [d.var(ddof=0) / (2 * L["bytes"].mean() * np.log(2)) for d in differences]
+        assert row["values"] == pytest.approx(values)
+        assert row["median"] == pytest.approx(np.median(values))
+        assert row["quartiles"] == pytest.approx(np.quantile(values, [0.25, 0.75]))
+        assert row["interval"][0] < row["median"] < row["interval"][1]
     assert record["published_holds_here"] is False
-    assert "beside, not comparable" in run("scale").output
+    shown = run("scale").output
+    assert "beside, not comparable" in shown
+    assert "0.48 P1v3" in shown
+    assert "seed (score one model with another seed)" in shown
     known = json.loads(run("scale", "--published", "--json").output)
     assert (len(known["settings"]), len(known["pairs"])) == (10, 8)
     assert "0.069 ± 0.0011" in run("scale", "--published").output
+
+
+def test_scale_is_saved(run, imported, tmp_path):
+    run("scale", "--out", "deep/scale.csv")
+    run("scale", "--out", "scale.parquet")
+    frame = pd.read_csv(tmp_path / "deep" / "scale.csv")
+    assert list(frame) == ["setting", "a", "b", "kl", "standard_error", "in_range"]
+    assert dict(frame["setting"].value_counts()) == {"size": 26, "architecture": 13, "same type": 20, "random": 20}
+    pd.testing.assert_frame_equal(frame, pd.read_parquet(tmp_path / "scale.parquet"))
+    for ending in ("png", "svg", "pdf"):
+        run("scale", "--out", f"scale.{ending}")
+        run("scale", "--out", f"again.{ending}")
+        assert (tmp_path / f"scale.{ending}").read_bytes() == (tmp_path / f"again.{ending}").read_bytes()
+    assert "Did you mean" in run("scale", "--out", "scale.pgn", status=2).output
 
 
 def test_reference_ladder_and_release_gate(run, imported):
@@ -230,6 +257,8 @@ def test_score_and_compare_real_models(run, make_model, tmp_path):
     assert "out of its range" in out_of_range, "a random model is far from the texts"
     assert dtypes == "different dtypes (float32, bfloat16): their rounding is part of the value"
     assert 0 < record["kl"] < 0.05
+    assert "No pair yet" in run("scale").output
+    run("rm", two)
     assert "klscale scale --published" in run("scale", status=2).output
 
 
@@ -242,8 +271,8 @@ def test_suite_files_are_scored(run, make_model, tmp_path):
     assert "to be scored" in run("score", "--suite", "suite.yaml", "--dry-run", status=1).output
     records = json.loads(run("score", "--suite", "suite.yaml", "--json", status=1).stdout)
     assert [record["status"] for record in records] == ["scored", "scored", "failed"]
-    (row,) = json.loads(run("scale", "--json").output)["measured"]
-    assert (row["setting"], len(row["pairs"])) == ("seed", 1)
+    rows = json.loads(run("scale", "--json").output)["measured"]
+    assert {row["setting"]: len(row["pairs"]) for row in rows}["seed"] == 1
 
 
 @pytest.mark.parametrize(

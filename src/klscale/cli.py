@@ -33,6 +33,7 @@ from klscale.tables import (
     print_scale,
     progress_bar,
     save_matrix,
+    save_scale,
     scale_record,
     table,
 )
@@ -268,7 +269,7 @@ def compare(
 
 
 def measured_scale(store: Store, texts: TextSet) -> list[Setting]:
-    """The scale measured on these texts by what the store holds; empty where it holds no setting."""
+    """The scale measured on these texts by what the store holds, medians only; empty where it holds no setting."""
     from klscale import scales
 
     try:
@@ -276,7 +277,7 @@ def measured_scale(store: Store, texts: TextSet) -> list[Setting]:
     except KlscaleError as error:  # of a model that was not asked for
         err.print(f"No scale is shown: {plain(error.what)}", style="yellow")
         return []
-    return scales.measure(vectors)
+    return scales.measure(vectors, resamples=0)
 
 
 def of_one_convention(vectors: Vectors) -> tuple[Vectors, list[str]]:
@@ -342,11 +343,15 @@ def stored_vectors(store: Store, texts: str | None) -> Vectors:
 @app.command()
 def scale(
     published: Annotated[bool, typer.Option("--published", help="Only the published values, with sources.")] = False,
+    file: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Keep it: .png, .svg or .pdf, or all pairs as .csv or .parquet."),
+    ] = None,
     store: StoreOption = STORE,
     texts: TextsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """KL of each setting (checkpoint, seed, size, ...) in the store, beside the published values."""
+    """KL of each setting (checkpoint, seed, size, quantization, ...) in the store, beside the published values."""
     from dataclasses import asdict
 
     from klscale import scales
@@ -362,9 +367,12 @@ def scale(
         return
     vectors = stored_vectors(Store(store), texts)
     measured = scales.measure(vectors)
+    if file is not None:
+        save_scale(measured, vectors.texts, file)
+        err.print(f"Wrote {plain(file)}.")
     if as_json:
         print_json(scale_record(vectors, measured))
-    else:
+    elif file is None:
         print_scale(vectors, measured)
 
 

@@ -384,6 +384,10 @@ def import_command(
     file: Annotated[str, typer.Argument(metavar="FILE", help="CSV, Parquet, or one of the published pickles.")],
     name: Annotated[str | None, typer.Option(help="Name of the text set. Default: the file's.")] = None,
     id_column: Annotated[str | None, typer.Option("--id", metavar="COL", help="Column that names the rows.")] = None,
+    attributes: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="CSV: 'model', and 'type', 'family', 'seed', ... where names do not tell."),
+    ] = None,
     store: StoreOption = STORE,
     texts: TextsOption = None,
     as_json: JsonOption = False,
@@ -395,14 +399,14 @@ def import_command(
     place = Store(store)
     with progress_bar() as progress:
         known = place.resolve_texts(texts, progress=progress) if texts is not None else None
-        vectors = read_log_likelihoods(file, name=name, id_column=id_column, texts=known)
+        vectors = read_log_likelihoods(file, name=name, id_column=id_column, texts=known, attributes=attributes)
         entries = place.import_vectors(vectors, source=file, progress=progress)
     if as_json:
         print_json({"text_set": vectors.texts.id, "texts": vectors.texts.name, "models": [str(e.ref) for e in entries]})
         return
     out.print(describe_texts(vectors.texts))
     out.print(f"Imported {len(entries)} models into {plain(place.location)}.")
-    out.print("Next: klscale kl, klscale compare.", style="dim")
+    out.print("Next: klscale kl, klscale scale, klscale compare.", style="dim")
 
 
 # -------------------------------------------------------------------------------------------------- ls, rm and check

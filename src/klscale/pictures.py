@@ -114,6 +114,7 @@ def scale_ruler(measured: Sequence[Setting], texts: TextSet) -> Figure:
         if len(value) > 1:
             box = (low, y - 0.3), high - low, 0.6
             axes.add_patch(Rectangle(*box, facecolor=DOT, edgecolor="none", alpha=0.16, zorder=1))
+            axes.add_patch(Rectangle(*box, facecolor="none", edgecolor="#555555", linewidth=0.5, zorder=3))
         dots: dict[str, Any] = {"s": 13, "linewidths": 0.8, "alpha": alpha, "zorder": 2}
         axes.scatter(value[whole], height[whole], color=DOT, **dots | {"linewidths": 0})
         axes.scatter(value[~whole], height[~whole], facecolors="none", edgecolors=DOT, **dots)
@@ -155,7 +156,7 @@ def scale_ruler(measured: Sequence[Setting], texts: TextSet) -> Figure:
     shown: list[Any] = [
         Line2D([], [], color=DOT, marker="o", markersize=4, markeredgewidth=0, linestyle="", label="pair"),
         *([hollow] if any(row.n_in_range < len(row.pairs) for row in rows) else []),
-        Patch(facecolor=DOT, alpha=0.16, label="quartiles"),
+        Patch(facecolor="#d6e7f3", edgecolor="#555555", linewidth=0.5, label="quartiles"),
         Line2D(
             [],
             [],

@@ -138,7 +138,7 @@ def test_scale_is_measured_beside_the_published(run, imported):
     shown = run("scale").output
     assert "beside, not comparable" in shown
     assert "0.48 P1v3" in shown
-    assert "seed (score one model with another seed)" in shown
+    assert "seed (another seed); fine-tuning (a parent or child); 8-bit (NAME+int8)" in shown
     known = json.loads(run("scale", "--published", "--json").output)
     assert (len(known["settings"]), len(known["pairs"])) == (10, 8)
     assert "0.069 ± 0.0011" in run("scale", "--published").output

@@ -408,12 +408,12 @@ def print_published() -> None:
 TO_SCORE = {
     "early training": "checkpoints of a run",
     "later training": "checkpoints of a run",
-    "seed": "one model with another seed",
-    "size": "one family in another size",
-    "fine-tuning": "a model and its parent",
+    "seed": "another seed",
+    "size": "another size",
+    "fine-tuning": "a parent or child",
     "8-bit": "NAME+int8",
     "4-bit": "NAME+fp4",
-    "layer": "NAME at its layers",
+    "layer": "its layers",
     "same type": "two models of one type",
     "random": "two models",
 }
@@ -459,10 +459,10 @@ def print_scale(vectors: Vectors, measured: Sequence[Setting]) -> None:
     if any(row.n_in_range < len(row.pairs) for row in measured):
         out.print(OUT_OF_RANGE, style="yellow")
     if not scales.published_holds(vectors.texts):
-        out.print("The published values are for pile-10k and much larger models: beside, not comparable.", style="dim")
+        out.print("The published values are for other texts (pile-10k): beside, not comparable.", style="dim")
     wanting: dict[str, list[str]] = {}
     for known in scales.not_measured(measured):
         wanting.setdefault(TO_SCORE[known.setting], []).append(known.setting)
     if wanting:
-        listed = "; ".join(f"{', '.join(settings)} (score {what})" for what, settings in wanting.items())
-        out.print(f"No pair yet: {listed}. Suite files name what cannot be read off names.", style="dim")
+        listed = "; ".join(f"{', '.join(settings)} ({what})" for what, settings in wanting.items())
+        out.print(f"No pair yet (what to score): {listed}.", style="dim")

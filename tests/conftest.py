@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -244,3 +245,31 @@ def plain_log_likelihoods(directory: Path, texts: TextSet, dtype: str = "float32
             log_probabilities = model(ids, use_cache=False).logits[0, :-1].double().log_softmax(dim=-1)
             values.append(log_probabilities[torch.arange(ids.shape[1] - 1), ids[0, 1:]].sum().item())
     return np.array(values)
+
+
+def write_texts(path: Path, n: int = 60) -> Path:
+    generator = np.random.default_rng(0)
+    lines = ["".join(generator.choice(list("abc deé"), size=generator.integers(20, 90))) for _ in range(n)]
+    path.write_text(
+        "".join(json.dumps({"text": "t" + line, "domain": "ab"[n % 2]}) + "\n" for n, line in enumerate(lines))
+    )
+    return path
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Run a command in an empty directory; returns its result."""
+    monkeypatch.chdir(tmp_path)
+    from typer.testing import CliRunner
+
+    from klscale.cli import app
+
+    runner = CliRunner()
+
+    def call(*arguments, status=0):
+        result = runner.invoke(app, list(map(str, arguments)))
+        assert result.exit_code == status, result.output + repr(result.exception)
+        assert "Traceback" not in result.output
+        return result
+
+    return call

@@ -8,41 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from typer.testing import CliRunner
 
-from conftest import EXAMPLE, ROOT
-from klscale.cli import app
+from conftest import EXAMPLE, ROOT, write_texts
 from klscale.store import Store
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    """Run a command in an empty directory; returns its result."""
-    monkeypatch.chdir(tmp_path)
-    runner = CliRunner()
-
-    def call(*arguments, status=0):
-        result = runner.invoke(app, list(map(str, arguments)))
-        assert result.exit_code == status, result.output + repr(result.exception)
-        assert "Traceback" not in result.output
-        return result
-
-    return call
-
-
-def write_texts(path: Path, n: int = 60) -> Path:
-    generator = np.random.default_rng(0)
-    lines = ["".join(generator.choice(list("abc deé"), size=generator.integers(20, 90))) for _ in range(n)]
-    path.write_text(
-        "".join(json.dumps({"text": "t" + line, "domain": "ab"[n % 2]}) + "\n" for n, line in enumerate(lines))
-    )
-    return path
-
 
 # ------------------------------------------------------------------------------------------------------ first minutes
 

@@ -9,11 +9,10 @@ import sys
 
 import pytest
 
-from conftest import EXAMPLE, ROOT
+from conftest import EXAMPLE, ROOT, write_texts
 from klscale import scales
 from klscale.divergence import format_estimate
 from klscale.imports import read_log_likelihoods
-from test_cli import write_texts
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SCALE = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")

@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import byte_tokenizer, plain_log_likelihoods
+from conftest import byte_tokenizer, plain_log_likelihoods, write_texts
 from klscale.scoring.engine import Engine
 from klscale.store import Store
 from klscale.texts import load_texts
-from test_cli import run, write_texts  # noqa: F401
 
 
 def spoil_weights(directory, change):
@@ -58,7 +57,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_model_that_cannot_be_scored(case, run, make_model, tmp_path):  # noqa: F811
+def test_a_model_that_cannot_be_scored(case, run, make_model, tmp_path):
     spoil, suffix, message, remedy = CASES[case]
     good, bad = make_model("good"), make_model("bad", seed=1)
     spoil(bad)
@@ -89,7 +88,7 @@ def test_a_model_that_cannot_be_scored(case, run, make_model, tmp_path):  # noqa
         (("compare", "{model}", "{model}"), "Two different models are needed", "klscale compare"),
     ],
 )
-def test_wrong_arguments(arguments, message, remedy, run, make_model, tmp_path):  # noqa: F811
+def test_wrong_arguments(arguments, message, remedy, run, make_model, tmp_path):
     model = make_model()
     write_texts(tmp_path / "mine.jsonl")
     (tmp_path / "broken.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n{"text": "thr\n')
@@ -100,7 +99,7 @@ def test_wrong_arguments(arguments, message, remedy, run, make_model, tmp_path):
     assert not (tmp_path / "klscale-store").exists()
 
 
-def test_a_tokenizer_that_loses_something(run, make_model, tmp_path):  # noqa: F811
+def test_a_tokenizer_that_loses_something(run, make_model, tmp_path):
     from tokenizers import normalizers
 
     model = make_model()
@@ -113,7 +112,7 @@ def test_a_tokenizer_that_loses_something(run, make_model, tmp_path):  # noqa: F
     assert "Compare it with models of its own tokenizer" in result.stderr
 
 
-def test_a_full_disk_stops_the_sweep_and_keeps_what_was_scored(run, make_model, tmp_path, monkeypatch):  # noqa: F811
+def test_a_full_disk_stops_the_sweep_and_keeps_what_was_scored(run, make_model, tmp_path, monkeypatch):
     models = [str(make_model(name, seed=n)) for n, name in enumerate("abc")]
     write_texts(tmp_path / "mine.jsonl")
     sync, disk, full = os.fsync, [True, False], []  # room for one vector
@@ -140,7 +139,7 @@ def test_a_full_disk_stops_the_sweep_and_keeps_what_was_scored(run, make_model, 
     assert not list(tmp_path.glob("klscale-store/**/.*"))
 
 
-def test_out_of_memory_with_one_text(run, make_model, tmp_path, monkeypatch):  # noqa: F811
+def test_out_of_memory_with_one_text(run, make_model, tmp_path, monkeypatch):
     """The allocator's own refusal."""
     write_texts(tmp_path / "mine.jsonl")
     monkeypatch.setattr(Engine, "_hidden_states", lambda self, inputs: torch.empty(10**15))

@@ -15,10 +15,9 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 
-from conftest import plain_log_likelihoods
+from conftest import plain_log_likelihoods, write_texts
 from klscale.store import Store
 from klscale.texts import load_texts
-from test_cli import write_texts
 from test_loading import adapted_log_likelihoods, make_adapter
 
 

@@ -19,6 +19,7 @@ from klscale.errors import InputError, KlscaleError
 from klscale.tables import (
     describe_texts,
     err,
+    layers_record,
     out,
     outcome_record,
     pair_record,
@@ -27,6 +28,7 @@ from klscale.tables import (
     print_error,
     print_failures,
     print_json,
+    print_layers,
     print_matrix,
     print_outcomes,
     print_published,
@@ -178,6 +180,9 @@ def score(
     device: DeviceOption = None,
     batch_tokens: BatchOption = None,
     long_texts: LongOption = "error",
+    layers: Annotated[
+        bool, typer.Option("--layers", help="At every layer too, through the logit lens, in the same pass.")
+    ] = False,
     rescore: Annotated[bool, typer.Option("--rescore", help="Score even what the store has.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be scored, and do nothing.")] = False,
     as_json: JsonOption = False,
@@ -199,7 +204,7 @@ def score(
     with progress_bar() as progress:
         text_set = place.resolve_texts(texts, progress=progress)
         outcomes = sweeps.score(
-            wanted, text_set, place, device=device, batch_tokens=batch_tokens, long_texts=long_texts,
+            wanted, text_set, place, device=device, batch_tokens=batch_tokens, long_texts=long_texts, layers=layers,
             rescore=rescore, dry_run=dry_run, progress=progress,
         )  # fmt: skip
     if as_json:
@@ -290,6 +295,53 @@ def of_one_convention(vectors: Vectors) -> tuple[Vectors, list[str]]:
     return vectors.subset(kept), [name for name in vectors.names if name not in kept]
 
 
+# ------------------------------------------------------------------------------------------------------------ layers
+
+
+@app.command(name="layers")
+def layers_command(
+    models: Annotated[list[str], typer.Argument(metavar="REF...", help="Models, each with all of its layers.")],
+    file: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Keep it: .csv or .parquet (all pairs), .png, .svg or .pdf."),
+    ] = None,
+    store: StoreOption = STORE,
+    texts: TextsOption = None,
+    device: DeviceOption = None,
+    batch_tokens: BatchOption = None,
+    long_texts: LongOption = "error",
+    as_json: JsonOption = False,
+) -> None:
+    """KL from each layer to the next and to the output, through the logit lens. Scores what the store lacks."""
+    from klscale import sweeps
+    from klscale.models import ModelRef
+    from klscale.pictures import layer_threads
+    from klscale.store import Store
+
+    refs = list(dict.fromkeys(ModelRef.parse(model) for model in models))
+    place = Store(store)
+    with progress_bar() as progress:
+        text_set = place.resolve_texts(texts, progress=progress)
+        outcomes = sweeps.score(
+            refs, text_set, place, device=device, batch_tokens=batch_tokens, long_texts=long_texts, layers=True,
+            progress=progress,
+        )  # fmt: skip
+    found = [outcome for outcome in outcomes if outcome.entry is not None]
+    print_failures(outcomes)
+    if not found:
+        raise typer.Exit(failure_status(outcomes))
+    vectors = place.vectors(text_set, [o.entry for o in found if o.entry], [o.ref for o in found], layers=True)
+    vectors = vectors.subset([ref for ref in vectors.models if ref.layer is not None])
+    if file is not None:
+        save_matrix(vectors, file, layer_threads)
+        err.print(f"Wrote {plain(file)}.")
+    if as_json:
+        print_json(layers_record(vectors))
+    else:
+        print_layers(vectors)
+    raise typer.Exit(failure_status(outcomes))
+
+
 # ---------------------------------------------------------------------------------------------------------------- kl
 
 
@@ -306,13 +358,14 @@ def kl_command(
     """KL between all pairs of models in the store, with standard errors."""
     from dataclasses import asdict
 
+    from klscale.pictures import kl_heat_map
     from klscale.store import Store
 
     place = Store(store)
     vectors = stored_vectors(place, texts)
     matrix = vectors.kl()
     if file is not None:
-        save_matrix(vectors, file)
+        save_matrix(vectors, file, kl_heat_map)
         err.print(f"Wrote {plain(file)}: {len(vectors) * (len(vectors) - 1) // 2:,} pairs.")
     if as_json:
         print_json([{"a": a, "b": b, **asdict(kl), "unit": "bits/byte"} for a, b, kl in matrix.pairs()])

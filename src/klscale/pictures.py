@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from klscale import lens, maps
 from klscale.divergence import Integers, format_estimate
 from klscale.errors import InputError
 from klscale.texts import TextSet
@@ -18,8 +20,9 @@ if TYPE_CHECKING:
 
     from klscale.scales import Setting
 
-DOT, PUBLISHED = "#0072b2", "#d55e00"
-"""Blue and vermilion of Okabe and Ito, which everyone can tell apart."""
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Told apart by colour-blind readers too (Okabe and Ito)."""
+DOT, PUBLISHED = COLOURS[:2]
 
 
 def kl_heat_map(vectors: Vectors, *, annotate_up_to: int = 20) -> Figure:
@@ -190,6 +193,53 @@ def scale_ruler(measured: Sequence[Setting], texts: TextSet) -> Figure:
         columnspacing=1.2,
         handletextpad=0.4,
     )
+    return figure
+
+
+def layer_threads(vectors: Vectors) -> Figure:
+    """Layers of models through the logit lens: KL from layer to layer and to the output in bits per byte with 95 %
+    intervals, and all layers of all models on one map (principal components), each model a thread."""
+    from matplotlib.figure import Figure
+
+    found = lens.layers(vectors)
+    names = dict(zip(found, _without_common_prefix(list(found)), strict=True))
+    figure = Figure(figsize=(9.5, 4.2), layout="constrained")
+    steps, plane = figure.subplots(1, 2)
+    for (model, rows), colour in zip(found.items(), itertools.cycle(COLOURS)):
+        before = [(row.layer, row.from_previous) for row in rows if row.from_previous is not None]
+        output = [(row.layer, row.to_output) for row in rows[:-1]]
+        for pairs, style, label in ((before, "o-", "from the layer before"), (output, "s--", "to the output")):
+            depth = np.array([layer for layer, _ in pairs])
+            value = np.array([kl.value for _, kl in pairs])
+            ends = np.array([kl.interval for _, kl in pairs]).T
+            steps.errorbar(
+                depth, value, np.abs(ends - value), fmt=style, color=colour, markersize=4, linewidth=1, elinewidth=0.8,
+                markerfacecolor=colour if style[0] == "o" else "white", label=f"{names[model]}, {label}",
+            )  # fmt: skip
+    steps.set_yscale("log")
+    steps.set_xlabel("layer (0: embedding)", fontsize=8)
+    steps.set_ylabel("KL, bits/byte (95 % interval)", fontsize=8)
+    steps.xaxis.get_major_locator().set_params(integer=True)
+    steps.yaxis.set_major_formatter("{x:g}")
+    steps.legend(fontsize=7, frameon=False)
+    points, share = (made := maps.pca(vectors)).points, made.share
+    for (model, rows), colour in zip(found.items(), itertools.cycle(COLOURS)):
+        thread = points[[vectors.position(row.ref) for row in rows]]
+        plane.plot(*thread.T, "-", color=colour, linewidth=1)
+        plane.scatter(*thread.T, color=colour, s=18, label=names[model], zorder=2)
+        for row, point in zip(rows, thread, strict=True):
+            if len(found) > 1 and row not in (rows[0], rows[-1]):
+                continue  # of several threads only the ends
+            plane.annotate(str(row.layer), point, xytext=(3, 3), textcoords="offset points", fontsize=7)
+    plane.set_xlabel(f"first component ({share[0]:.0%} of variance), √(bits/byte)", fontsize=8)
+    plane.set_ylabel(f"second component ({share[1]:.0%}), √(bits/byte)", fontsize=8)
+    plane.set_aspect("equal", adjustable="datalim")
+    plane.legend(fontsize=7, frameon=False)
+    for axes in (steps, plane):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+    texts = vectors.texts
+    steps.set_title(f"The logit lens, {len(texts):,} texts of {texts.name}", fontsize=9, loc="left")
     return figure
 
 

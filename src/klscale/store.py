@@ -41,6 +41,8 @@ from klscale.texts import NAMED, TextSet, content_id, load_texts
 from klscale.vectors import ATTRIBUTES, Scores, Vectors
 
 SCHEMA = pa.schema([("text", pa.int32()), ("log_likelihood", pa.float64()), ("n_tokens", pa.int32())])
+LAYERS = "layer_log_likelihood"
+"""Column with a list of one value a layer, in files of models that were scored at every layer."""
 CLAIM_BEAT_S, CLAIM_DEAD_S = 30.0, 150.0
 """How often a process says that it is still at work, and how long its silence means that it is not."""
 UNREADABLE = (pa.ArrowException, KeyError, TypeError, ValueError, OSError)
@@ -49,6 +51,9 @@ UNREADABLE = (pa.ArrowException, KeyError, TypeError, ValueError, OSError)
 def to_parquet(scores: Scores, metadata: Mapping[str, Any]) -> bytes:
     """The bytes of a Parquet file that holds scores, with metadata under the key `klscale`."""
     table = pa.table([scores.text, scores.log_likelihood, scores.n_tokens], schema=SCHEMA)
+    if scores.layers is not None:
+        values = pa.array(scores.layers.ravel(), pa.float64())
+        table = table.append_column(LAYERS, pa.FixedSizeListArray.from_arrays(values, scores.layers.shape[1]))
     table = table.replace_schema_metadata({"klscale": json.dumps(metadata, ensure_ascii=False)})
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
@@ -59,7 +64,12 @@ def from_parquet(data: bytes) -> tuple[Scores, dict[str, Any]]:
     """Scores and metadata; raises one of UNREADABLE where the bytes are not what `to_parquet` makes."""
     table = pq.read_table(io.BytesIO(data))
     text, log_likelihood, n_tokens = (table.column(name).to_numpy() for name in SCHEMA.names)
-    return Scores(text.astype(np.int64), log_likelihood, n_tokens.astype(np.int64)), _metadata(table.schema)
+    layers = None
+    if LAYERS in table.column_names:
+        lists = table.column(LAYERS).combine_chunks()
+        layers = lists.flatten().to_numpy().reshape(len(lists), lists.type.list_size)
+    scores = Scores(text.astype(np.int64), log_likelihood, n_tokens.astype(np.int64), layers)
+    return scores, _metadata(table.schema)
 
 
 def _metadata(schema: Any) -> dict[str, Any]:
@@ -83,6 +93,11 @@ class Entry:
     @property
     def key(self) -> str:
         return str(self.metadata["key"])
+
+    @property
+    def n_layers(self) -> int:
+        """How many layers were read, the embedding among them; 0 for a model scored as a whole."""
+        return int(self.metadata.get("n_layers", 0))
 
 
 def vector_key(identity: str, ref: ModelRef, convention: str, source: str) -> str:
@@ -279,7 +294,8 @@ class Store:
         """Keep one model's vector; `metadata` must hold `ref` and `key`. The texts are kept too if they are not yet."""
         if not self._has_texts(texts.id):
             self.put_texts(texts)
-        metadata = {**metadata, "checksum": scores.checksum, "text_set": texts.id}
+        n_layers = 0 if scores.layers is None else scores.layers.shape[1]
+        metadata = {**metadata, "n_layers": n_layers, "checksum": scores.checksum, "text_set": texts.id}
         slug = ModelRef.parse(metadata["ref"]).slug
         path = self._path("vectors", texts.id, f"{slug}-{metadata['key']}.parquet")
         self._write(path, to_parquet(scores, metadata))
@@ -325,23 +341,37 @@ class Store:
         return scores
 
     def vectors(
-        self, texts: TextSet, entries: Sequence[Entry] | None = None, refs: Sequence[ModelRef] | None = None
+        self,
+        texts: TextSet,
+        entries: Sequence[Entry] | None = None,
+        refs: Sequence[ModelRef] | None = None,
+        *,
+        layers: bool = False,
     ) -> Vectors:
-        """Vectors of these entries (default: the newest of each reference), as labelled by `refs` where given."""
+        """Vectors of these entries (default: the newest of each reference), as labelled by `refs` where given.
+
+        With `layers`, each model that was scored so is followed by its layers, `NAME#0` (the embedding) to `NAME#L`.
+        """
         if entries is None:
             entries = list({str(entry.ref): entry for entry in self.entries(texts.id)}.values())
         refs = refs or [entry.ref for entry in entries]
-        matrix = np.full((len(entries), len(texts)), np.nan)
+        rows = [(ref, entry) for ref, entry in zip(refs, entries, strict=True)
+                for ref in (ref, *(replace(ref, layer=n) for n in range(entry.n_layers * layers)))]  # fmt: skip
+        matrix = np.full((len(rows), len(texts)), np.nan)
         with ThreadPoolExecutor(8) as pool:
-            for row, scores in zip(matrix, pool.map(self.scores, entries), strict=True):
-                row[scores.text] = scores.log_likelihood
+            place = 0
+            for entry, scores in zip(entries, pool.map(self.scores, entries), strict=True):
+                matrix[place, scores.text] = scores.log_likelihood
+                if layers and scores.layers is not None:
+                    matrix[place + 1 : place + 1 + entry.n_layers, scores.text] = scores.layers.T
+                place += 1 + entry.n_layers * layers
         columns = (*ATTRIBUTES, "dtype", "convention")
-        rows = [{**entry.metadata.get("attributes", {}), **entry.metadata} for entry in entries]
+        known = [{**entry.metadata.get("attributes", {}), **entry.metadata, "layer": ref.layer} for ref, entry in rows]
         frame = pd.DataFrame(
-            [[row.get(column) for column in columns] for row in rows],
-            columns=pd.Index(columns), index=pd.Index([str(ref) for ref in refs], dtype=object), dtype=object,
+            [[row.get(column) for column in columns] for row in known],
+            columns=pd.Index(columns), index=pd.Index([str(ref) for ref, _ in rows], dtype=object), dtype=object,
         )  # fmt: skip
-        return Vectors(matrix, tuple(refs), frame, texts)
+        return Vectors(matrix, tuple(ref for ref, _ in rows), frame, texts)
 
     def remove(self, entry: Entry) -> None:
         """Take one model's vector out of the store."""
@@ -451,7 +481,7 @@ class Store:
             return "its text set is not in the store"
         if len(scores) and (scores.text.min() < 0 or scores.text.max() >= sizes[text_set]):
             return "it has texts that its text set does not have"
-        if not np.isfinite(scores.log_likelihood).all():
+        if not all(np.isfinite(part).all() for part in (scores.log_likelihood, scores.layers) if part is not None):
             return "it holds values that are not finite"
         missing = sizes[text_set] - len(scores) - len(metadata.get("skipped", ()))
         return f"{missing:,} texts are missing" if missing > 0 else ""

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -34,6 +34,8 @@ KEEP_EVERY_S = 10.0
 """Seconds of work that a killed command may lose."""
 LOOK_AGAIN_S = 1.0
 """How often a process looks whether another has finished the model that it waits for."""
+WHOLE = 0.95
+"""Fraction of a model's weights that a quantization may leave out before it is said."""
 NOT_ROUND_TRIP = 0.001
 """Fraction of texts that a tokenizer may fail to give back before it is said."""
 
@@ -58,6 +60,7 @@ def score(
     device: str | None = None,
     batch_tokens: int | None = None,
     long_texts: str = "error",
+    layers: bool = False,
     rescore: bool = False,
     dry_run: bool = False,
     progress: Progress = SILENT,
@@ -67,11 +70,12 @@ def score(
     A model that fails is reported in its outcome; the others are scored. What an interrupted call had finished is
     kept and not done again, within a model too. Processes that score into one store at the same time share the models
     between them. `device` and `batch_tokens` are chosen where None. `long_texts`:
-    `error`, `skip` or `window` for texts beyond a model's window; InputError for anything else.
+    `error`, `skip` or `window` for texts beyond a model's window; InputError for anything else. `layers`: every model
+    at each of its layers too, through the logit lens; else those that ask for it.
     """
     if long_texts not in LONG_TEXTS:
         raise InputError(f"--long-texts {long_texts!r} is not known.", remedy=nearest(long_texts, LONG_TEXTS))
-    sweep = _Sweep(texts, store, device, batch_tokens, long_texts, rescore, progress)
+    sweep = _Sweep(texts, store, device, batch_tokens, long_texts, layers, rescore, progress)
     outcomes: dict[int, Outcome] = {}
     jobs: list[_Job] = []
     for place, model in enumerate(models):
@@ -100,6 +104,7 @@ class _Job:
     model: Model
     resolved: ResolvedModel
     keys: tuple[str, ...]
+    layers: bool = False
 
     @property
     def ref(self) -> ModelRef:
@@ -108,7 +113,7 @@ class _Job:
     @property
     def key(self) -> str:
         """Under which the work on it is claimed and kept until it is finished."""
-        return self.keys[-1]
+        return self.keys[-1] + ("-layers" if self.layers else "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +125,7 @@ class _Sweep:
     device: str | None
     batch_tokens: int | None
     long_texts: str
+    layers: bool
     rescore: bool
     progress: Progress
     started: str = field(default_factory=now)
@@ -146,6 +152,10 @@ class _Sweep:
         """The store's entry of a model, else the job to score it."""
         from klscale.scoring.loading import resolve
 
+        if model.ref.layer is not None:
+            remedy = f"klscale layers {replace(model.ref, layer=None)}"
+            raise InputError(f"{model.ref} is a layer: a model is scored at all of its layers at once.", remedy=remedy)
+        layers = self.layers or model.layers
         named = self.by_ref.get(model.ref, [])
         if self.texts.external:
             if named:
@@ -160,21 +170,26 @@ class _Sweep:
             resolved = resolve(model.ref)
         except UnavailableError as error:
             alike = [entry for entry in named if entry.metadata["convention"] in self.conventions]
+            alike = [entry for entry in alike if entry.n_layers or not layers]
             if not alike or self.rescore:
                 raise
             self.progress.note(f"{error.what} Its vector of {alike[-1].metadata.get('date', '')[:10]} is used.")
             return alike[-1]
         keys = tuple(vector_key(resolved.identity, model.ref, convention, SOURCE) for convention in self.conventions)
         same = [entry for entry in self.entries if entry.key in keys]
-        if same and self._will_do(same[-1]):
+        if same and self._will_do(same[-1], layers):
             mine = [entry for entry in named if entry.key in keys]
             return self._labelled(model, (mine or same)[-1])
-        return _Job(place, model, resolved, keys)
+        return _Job(place, model, resolved, keys, layers)
 
-    def _will_do(self, entry: Entry) -> bool:
+    def _will_do(self, entry: Entry, layers: bool) -> bool:
         """Whether an entry with the right key makes scoring needless."""
         fresh = not self.rescore or entry.metadata["date"] >= self.started
-        return fresh and (self.long_texts == "skip" or not entry.metadata.get("skipped"))
+        return (
+            fresh
+            and bool(entry.n_layers or not layers)
+            and (self.long_texts == "skip" or not entry.metadata.get("skipped"))
+        )
 
     def _labelled(self, model: Model, entry: Entry) -> Entry:
         """The entry under this name and with these attributes: rewritten where it has others."""
@@ -248,7 +263,7 @@ class _Sweep:
                     continue
                 queue.remove(job)
                 entry = self.store.entry(self.texts.id, job.keys)
-                if entry is not None and self._will_do(entry):
+                if entry is not None and self._will_do(entry, job.layers):
                     claim.release()
                     return job, self._labelled(job.model, entry)
                 return job, claim
@@ -263,7 +278,7 @@ class _Sweep:
         from klscale.scoring.engine import Engine
 
         tokens = cache.get(loaded.tokenizer)
-        engine = Engine(loaded, device=self.device, batch_tokens=self.batch_tokens)
+        engine = Engine(loaded, device=self.device, batch_tokens=self.batch_tokens, layers=job.layers)
         if self.rescore:
             self.store.drop_partial(self.texts.id, job.key)
         kept = self.store.read_partial(self.texts.id, job.key)
@@ -289,6 +304,10 @@ class _Sweep:
             )
         if loaded.offload is not None:
             self.progress.note(f"{job.ref} is larger than the free memory: its layers are read again for every batch.")
+        quantized = loaded.quantization
+        if quantized and quantized.fraction is not None and quantized.fraction < WHOLE:
+            left = "are left as they are: this kind cannot hold their shape"
+            self.progress.note(f"{job.ref}: {1 - quantized.fraction:.0%} of the weights outside the embeddings {left}.")
         if engine.own_logits:
             self.progress.note(f"{job.ref}: its output head is of an unknown kind; scored by its own logits, slower.")
         cut = loaded.window is not None and self.long_texts == "window" and (tokens.lengths > loaded.window).any()
@@ -305,6 +324,7 @@ class _Sweep:
             "device": str(engine.device),
             "batch_tokens": engine.batch_tokens,
             "head": "own logits" if engine.own_logits else "tiles",
+            "quantized": asdict(loaded.quantization) if loaded.quantization else None,
             "window": loaded.window,
             "not_round_trip": tokens.not_round_trip,
             "skipped": np.setdiff1d(np.arange(len(self.texts)), scores.text).tolist(),

@@ -302,11 +302,9 @@ def print_ladder(vectors: Vectors, others: Sequence[str]) -> None:
     out.print(shown)
 
 
-def save_matrix(vectors: Vectors, file: Path) -> None:
-    """All pairs as a table, or the picture of the matrix; by the file's ending."""
-    from klscale.pictures import kl_heat_map
-
-    save_as(file, vectors.kl().columns, lambda: kl_heat_map(vectors))
+def save_matrix(vectors: Vectors, file: Path, picture: Callable[[Vectors], Figure]) -> None:
+    """All pairs as a table, or a picture of them; by the file's ending."""
+    save_as(file, vectors.kl().columns, lambda: picture(vectors))
 
 
 def save_scale(measured: Sequence[Setting], texts: TextSet, file: Path) -> None:
@@ -341,6 +339,63 @@ def save_as(file: Path, columns: Callable[[], Mapping[str, Any]], picture: Calla
         frame.to_csv(file, index=False) if file.suffix == ".csv" else frame.to_parquet(file, index=False)
     else:
         save(picture(), file)
+
+
+def layers_record(vectors: Vectors) -> list[dict[str, Any]]:
+    """Each layer of each model, as `print_layers` shows them."""
+    from dataclasses import asdict
+
+    from klscale import lens
+
+    return [
+        {
+            "model": model,
+            "layer": row.layer,
+            "bits_per_byte": asdict(row.bits_per_byte),
+            "kl_from_previous": row.from_previous and asdict(row.from_previous),
+            "kl_to_output": asdict(row.to_output),
+            "unit": "bits/byte",
+            "texts": vectors.texts.name,
+            "text_set": vectors.texts.id,
+        }
+        for model, rows in lens.layers(vectors).items()
+        for row in rows
+    ]
+
+
+def print_layers(vectors: Vectors) -> None:
+    """KL of each layer from the one before and to the output, and how good it is by itself."""
+    from klscale import lens
+
+    found = lens.layers(vectors)
+    out.print(describe_texts(vectors.texts))
+    for model, rows in found.items():
+        shown = table(
+            "layer", "bits/byte ± SE", "KL from the layer before", "KL to the output", right=(0, 1, 2, 3),
+            title=f"\n{plain(model)}: the logit lens",
+        )  # fmt: skip
+        for row in rows:
+            name = "embedding" if row.layer == 0 else str(row.layer)
+            last = row is rows[-1]
+            before = "" if row.from_previous is None else number(row.from_previous) + marks(row.from_previous)
+            shown.add_row(
+                name, number(row.bits_per_byte), before, "" if last else number(row.to_output) + marks(row.to_output)
+            )
+        out.print(shown)
+    pairs = [kl for rows in found.values() for row in rows for kl in (row.from_previous, row.to_output) if kl]
+    out.print("KL in bits/byte ± standard error over texts; the last layer is the model itself.", style="dim")
+    if any(not kl.in_range for kl in pairs):
+        out.print(OUT_OF_RANGE, style="yellow")
+    if any(marks(kl).endswith("u") for kl in pairs):
+        out.print("u not clipped: the clip would move more than 5 % of a layer's values", style="yellow")
+
+
+def marks(kl: KL) -> str:
+    """`*` for a value out of range, `u` for one that could not be clipped."""
+    from klscale.divergence import CLIP_LIMIT
+
+    found = ("" if kl.in_range else "*") + ("u" if not kl.uses_clip and kl.clipped > CLIP_LIMIT else "")
+    return f" {found}" if found else ""
 
 
 def print_matrix(vectors: Vectors) -> None:

@@ -24,22 +24,29 @@ ATTRIBUTES = ("family", "type", "parameters", "seed", "step", "warmup", "parent"
 @dataclass(frozen=True, eq=False)
 class Scores:
     """Log-likelihoods of some texts under one model: `text` (n,) positions in the text set, `log_likelihood` (n,) in
-    nats, `n_tokens` (n,) tokens of each text as the model reads it (0 where unknown)."""
+    nats, `n_tokens` (n,) tokens of each text as the model reads it (0 where unknown); `layers` (n, L + 1) the same in
+    nats after the embedding and each block, through the logit lens, where they were asked for."""
 
     text: Integers
     log_likelihood: Floats
     n_tokens: Integers
+    layers: Floats | None = None
 
     @classmethod
     def concatenate(cls, parts: Sequence[Scores]) -> Scores:
-        """All parts as one, in order of texts, each text once (the first part that has it wins)."""
+        """All parts as one, in order of texts, each text once (the first part that has it wins); with layers where
+        every part that is not empty has them."""
         if not parts:
             return cls(np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64))
         text, first = np.unique(np.concatenate([part.text for part in parts]), return_index=True)
+        layers = [part.layers for part in parts if len(part)]
         return cls(
             text,
             np.concatenate([part.log_likelihood for part in parts])[first],
             np.concatenate([part.n_tokens for part in parts])[first],
+            np.concatenate([part for part in layers if part is not None])[first]
+            if layers and all(part is not None for part in layers)
+            else None,
         )
 
     def __len__(self) -> int:
@@ -48,7 +55,9 @@ class Scores:
     @property
     def checksum(self) -> str:
         """Changes with any value or its place."""
-        return content_id((self.text.astype("<i8").tobytes(), self.log_likelihood.astype("<f8").tobytes()))
+        arrays = [self.text.astype("<i8"), self.log_likelihood.astype("<f8")]
+        arrays += [] if self.layers is None else [self.layers.astype("<f8")]
+        return content_id(array.tobytes() for array in arrays)
 
 
 @dataclass(frozen=True, eq=False)

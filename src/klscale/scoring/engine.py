@@ -17,15 +17,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from klscale.divergence import Integers
+from klscale.divergence import Floats, Integers
 from klscale.errors import InputError, KlscaleError
 from klscale.scoring.head import OutputHead, candidate_heads
 from klscale.scoring.loading import LoadedModel, device_of
+from klscale.scoring.readout import Readout, find_readout, no_lens
 from klscale.scoring.tokens import Tokens
 from klscale.vectors import Scores
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 """Largest mean difference in nats a token from the model's own logits that rounding explains."""
+
+LENS_TOLERANCE = 1e-3
+"""Largest difference in nats a text between the last layer through the lens and the model itself, in float32."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +60,23 @@ def segments_of(text: int, length: int, window: int | None) -> list[Segment]:
 
 
 class Engine:
-    """Scores texts with one model. `batch_tokens` is the budget of a batch, padding included (None: found)."""
+    """Scores texts with one model, with `layers` at every layer through the logit lens. `batch_tokens` is the budget of
+    a batch, padding included (None: found)."""
 
-    def __init__(self, loaded: LoadedModel, *, device: str | None = None, batch_tokens: int | None = None) -> None:
+    def __init__(
+        self, loaded: LoadedModel, *, device: str | None = None, batch_tokens: int | None = None, layers: bool = False
+    ) -> None:
         self.loaded = loaded
+        self.layers = layers
+        self.readout: Readout | None = None
+        """Reads layers; None before the first batch."""
+        self.lens_error: float | None = None
+        """Largest difference in nats a text between the last layer, read through the lens, and the model itself, on the
+        first batch; later ones take the model's own values."""
         self.device = device_of(device)
         self.model = loaded.model
         try:
-            if loaded.offload is None:
+            if loaded.offload is None and self.model.device != self.device:
                 self.model.to(self.device)
         except torch.OutOfMemoryError as error:
             raise KlscaleError(
@@ -75,6 +88,11 @@ class Engine:
         self.head: OutputHead | None = None
         """Reads hidden states; None before the first batch, and for good where only the model's own logits will do."""
         self.own_logits = False
+        kernel = loaded.quantization is not None and not loaded.quantization.weights_only
+        self.by_itself = kernel
+        """Each text is a batch of its own: kernels that quantize activations choose their scales and outliers by what
+        is in the batch, and a text's value must not depend on its neighbours."""
+        self.tolerance = 0.1 if kernel else TOLERANCE.get(self.model.dtype, 0.1)
         config = self.model.config.get_text_config()
         rope = getattr(config, "rope_parameters", None) or {}
         self.stretches_beyond: int | None = None
@@ -94,7 +112,8 @@ class Engine:
         """Log-likelihoods of these texts, some at a time, longest first. Texts longer than the window raise
         InputError, are left out (`skip`), or are scored in half-overlapping windows (`window`).
 
-        Raises KlscaleError for logits that are not finite, and when one text alone exhausts the memory.
+        Raises KlscaleError for logits that are not finite, when one text alone exhausts the memory, and for layers of a
+        model that the logit lens does not fit.
         """
         lengths = tokens.lengths
         window = self.loaded.window
@@ -109,7 +128,7 @@ class Engine:
         queue = [part for s in kept for part in segments_of(int(s), int(lengths[s]), window)]
         queue.sort(key=lambda part: (-part.length, part.text))
         waiting = Counter(part.text for part in queue)
-        total = dict.fromkeys(waiting, 0.0)
+        total: dict[int, Any] = dict.fromkeys(waiting, 0.0)
         while queue:
             rows = self._rows(queue)
             batch = queue[:rows]
@@ -122,7 +141,7 @@ class Engine:
                     raise KlscaleError(
                         f"{self.loaded.ref}: the forward pass failed.",
                         f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-                        "Does the tokenizer belong to the model?",
+                        self._remedy(),
                     ) from error
                 values = None
             if values is None:  # outside the handler, so that the traceback holds no tensors
@@ -131,19 +150,29 @@ class Engine:
             del queue[:rows]
             done = []
             for part, value in zip(batch, values, strict=True):
-                if not np.isfinite(value):
-                    raise self._not_finite(value, part.text)
-                total[part.text] += value
+                if not np.isfinite(value).all():
+                    raise self._not_finite(value[-1], part.text)
+                total[part.text] = total[part.text] + value
                 waiting[part.text] -= 1
                 if not waiting[part.text]:
                     done.append(part.text)
             if done:
-                yield Scores(np.array(done), np.array([total.pop(s) for s in done]), lengths[done])
+                found = np.stack([total.pop(s) for s in done])
+                yield Scores(np.array(done), found[:, -1], lengths[done], found if self.layers else None)
+
+    def _remedy(self) -> str:
+        quantized = self.loaded.quantization
+        if quantized is None or quantized.weights_only:
+            return "Does the tokenizer belong to the model?"
+        alone = quantized.kind.removesuffix("-kernel")
+        return f"A kernel may not know this shape on this machine: +{alone} scores the quantized weights without it."
 
     def _rows(self, queue: Sequence[Segment]) -> int:
         """How many of the longest segments make a batch. Rotary embeddings that stretch with the input (`dynamic`,
         `longrope`) would give a text its neighbours' length: beyond their original window, equal lengths only."""
         longest = queue[0].length
+        if self.by_itself:
+            return 1
         rows = max(1, self.batch_tokens // longest)
         if self.stretches_beyond is not None and longest > self.stretches_beyond:
             rows = sum(part.length == longest for part in queue[:rows])
@@ -178,31 +207,49 @@ class Engine:
     # ---------------------------------------------------------------------------------------------------- one batch
 
     @torch.inference_mode()
-    def _score_batch(self, tokens: Tokens, batch: Sequence[Segment]) -> list[float]:
-        """Log-likelihood in nats of each segment of a batch."""
+    def _score_batch(self, tokens: Tokens, batch: Sequence[Segment]) -> Floats:
+        """Log-likelihood in nats (rows, readouts) of each segment of a batch: at each layer where `layers` are asked
+        for, the last being the model itself."""
         if self.head is None and not self.own_logits:
             self._find_head(tokens, batch[-1])
-        width = batch[0].length
-        ids = np.zeros((len(batch), width), dtype=np.int64)
-        for row, part in zip(ids, batch, strict=True):
-            row[: part.length] = tokens.of(part.text)[part.start : part.stop]
-        # The hidden state at position p predicts token p + 1.
-        owner = np.repeat(np.arange(len(batch)), [part.stop - part.first for part in batch])
-        place = np.concatenate([np.arange(part.first, part.stop) - part.start for part in batch])
-        if not len(owner):
-            return [0.0] * len(batch)
-        inputs = torch.from_numpy(ids).to(self.device)
+        packed = _Packed.of(tokens, batch, self.device)
+        if self.layers and self.readout is None:
+            if self.head is None:
+                raise no_lens(self.loaded.ref, "Its output head is of an unknown kind.")
+            self.readout = find_readout(self.model, lambda: self._hidden_states(packed.inputs[-1:]), self.loaded.ref)
+        if not len(packed.owner):
+            return np.zeros((len(batch), 1 if self.readout is None else len(self.readout.blocks) + 1))
         if self.head is None:
-            rows = [self._from_own_logits(row[: part.length]) for row, part in zip(inputs, batch, strict=True)]
-            log_likelihood = torch.cat([r[part.first - part.start - 1 :] for r, part in zip(rows, batch, strict=True)])
-        else:
-            before = torch.from_numpy(owner * width + place - 1)
-            hidden, target = self._hidden_states(inputs).flatten(0, 1), inputs.flatten()
-            log_likelihood = self.head.log_likelihood(
-                hidden[before.to(hidden.device)], target[before.to(self.device) + 1]
-            )
-        sums = np.bincount(owner, weights=log_likelihood.cpu().double().numpy(), minlength=len(batch))
-        return [float(value) for value in sums]
+            own = [self._from_own_logits(row[: part.length]) for row, part in zip(packed.inputs, batch, strict=True)]
+            scored = [row[part.first - part.start - 1 :] for row, part in zip(own, batch, strict=True)]
+            return packed.sums(torch.cat(scored))[:, None]
+        if self.readout is None:
+            return packed.read(self.head, self._hidden_states(packed.inputs))[:, None]
+        return self._read_layers(packed, self.head, self.readout)
+
+    def _read_layers(self, packed: _Packed, head: OutputHead, readout: Readout) -> Floats:
+        """Log-likelihood (rows, L + 1) at each layer, read as the forward pass reaches it."""
+        last, found = len(readout.blocks), dict[int, Floats]()
+
+        def see(layer: int, hidden: Tensor) -> None:
+            if layer < last or self.lens_error is None:
+                found[layer] = packed.read(head, hidden, readout)
+
+        with readout.watching(see):
+            final = self._hidden_states(packed.inputs)
+        own = packed.read(head, final)
+        if self.lens_error is None:
+            self._check_lens(found[last] - own, np.bincount(packed.owner, minlength=len(own)))
+        found[last] = own
+        return np.stack([found[layer] for layer in range(last + 1)], axis=1)
+
+    def _check_lens(self, difference: Floats, n_tokens: Integers) -> None:
+        """The last layer through the lens is the model itself, or the lens is wrong for it."""
+        self.lens_error = float(np.abs(difference).max())
+        exact = self.model.dtype == torch.float32 and not self.by_itself
+        if (np.abs(difference) > (LENS_TOLERANCE if exact else self.tolerance * n_tokens)).any():
+            why = f"Its last layer read so is off by {self.lens_error:.2g} nats a text from the model's own values."
+            raise no_lens(self.loaded.ref, why)
 
     def _hidden_states(self, inputs: Tensor) -> Tensor:
         """What enters the output embedding, (batch, tokens, H): the forward pass is stopped there."""
@@ -232,10 +279,9 @@ class Engine:
         found = tokens.of(part.text)[part.start : part.stop][:64].astype(np.int64)  # their logits are few
         ids = torch.from_numpy(np.resize(found, max(len(found), 8))).to(self.device)
         own = self._from_own_logits(ids)
-        tolerance = TOLERANCE.get(self.model.dtype, 0.1)
         changed = ids.clone()
         changed[-1] = (ids[-1] + 1) % 2
-        if (self._from_own_logits(changed)[:-1] - own[:-1]).abs().mean() > tolerance:
+        if (self._from_own_logits(changed)[:-1] - own[:-1]).abs().mean() > self.tolerance:
             raise KlscaleError(
                 f"{self.loaded.ref} is not a causal language model.",
                 "The probability of a token changes with the tokens after it.",
@@ -247,7 +293,7 @@ class Engine:
             padded = torch.nn.functional.pad(ids, (0, 3)).expand(2, -1)
             hidden = self._hidden_states(padded)[1, : len(ids) - 1]
             for head in heads:
-                if (head.log_likelihood(hidden, ids[1:]).to(own.device) - own).abs().mean() <= tolerance:
+                if (head.log_likelihood(hidden, ids[1:]).to(own.device) - own).abs().mean() <= self.tolerance:
                     self.head = head
                     return
         self.own_logits = True
@@ -259,6 +305,39 @@ class Engine:
 
         with align_module_device(self.model.get_output_embeddings()):  # brought in once, and held by the head
             return list(candidate_heads(self.model))
+
+
+@dataclass(frozen=True, eq=False)
+class _Packed:
+    """A batch as the model takes it: `inputs` (rows, tokens) padded on the right; each scored token's row, `owner`; the
+    flat position `before` it, whose hidden state predicts it; and its id, `target`."""
+
+    inputs: Tensor
+    owner: Integers
+    before: Tensor
+    target: Tensor
+
+    @classmethod
+    def of(cls, tokens: Tokens, batch: Sequence[Segment], device: torch.device) -> _Packed:
+        width = batch[0].length
+        ids = np.zeros((len(batch), width), dtype=np.int64)
+        for row, part in zip(ids, batch, strict=True):
+            row[: part.length] = tokens.of(part.text)[part.start : part.stop]
+        owner = np.repeat(np.arange(len(batch)), [part.stop - part.first for part in batch])
+        places = [np.arange(part.first, part.stop) - part.start for part in batch]
+        before = owner * width + np.concatenate(places) - 1
+        inputs = torch.from_numpy(ids).to(device)
+        return cls(inputs, owner, torch.from_numpy(before), inputs.flatten()[torch.from_numpy(before + 1).to(device)])
+
+    def read(self, head: OutputHead, hidden: Tensor, readout: Readout | None = None) -> Floats:
+        """Log-likelihood (rows,) from hidden states (rows, tokens, H), of a layer where a readout is given."""
+        hidden = hidden.flatten(0, 1)[self.before.to(hidden.device)]
+        return self.sums(head.log_likelihood(hidden if readout is None else readout(hidden), self.target))
+
+    def sums(self, log_likelihood: Tensor) -> Floats:
+        """The values of the scored tokens, added up by row in float64."""
+        weights = log_likelihood.cpu().double().numpy()
+        return np.bincount(self.owner, weights=weights, minlength=len(self.inputs)).astype(np.float64)
 
 
 class _ReachedHeadError(Exception):

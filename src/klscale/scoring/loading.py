@@ -23,7 +23,9 @@ import psutil
 import torch
 
 from klscale.errors import InputError, KlscaleError, UnavailableError
-from klscale.models import ModelRef, attributes_of
+from klscale.models import KERNELS, WEIGHTS_ONLY, ModelRef, attributes_of
+from klscale.scoring import quantization
+from klscale.scoring.quantization import Quantization
 from klscale.texts import cache_directory
 
 # A conversion to safetensors that a bot proposed is another commit than the one asked for.
@@ -39,6 +41,8 @@ _LARGE = 2**24
 """Bytes of a file that takes some time to hash."""
 _RESIDENT = 0.8
 """Part of the free memory that weights may take; the rest is for batches and for what else runs."""
+_NOTICES = ("accelerate.big_modeling", "torchao", "torch.utils._pytree")
+"""Loggers that tell of placement and of kernels that are not built for this machine."""
 _READ_WITH_WEIGHTS = (
     "config.json",
     "*.index.json",
@@ -95,6 +99,8 @@ class LoadedModel:
     tokenizer: Any
     window: int | None
     attributes: dict[str, Any] = field(default_factory=dict)
+    quantization: Quantization | None = None
+    """What was quantized, here or before the model was saved."""
     offload: tempfile.TemporaryDirectory[str] | None = None
     """Of a model larger than memory, whose layers are brought in by each forward pass: a folder with those that are
     not in its own files. It goes with the model."""
@@ -119,12 +125,6 @@ def resolve(ref: ModelRef) -> ResolvedModel:
 
 def _resolve(ref: ModelRef, base_of: ModelRef | None) -> ResolvedModel:
     """`base_of`: the adapter that names this model, which then is no adapter itself."""
-    if ref.quantization:
-        raise InputError(
-            f"{ref}: quantized variants cannot be scored by this version.",
-            "Only models whose weights load as they are can be.",
-            f"Score {ref.name} itself, or a checkpoint that was saved quantized.",
-        )
     if ref.path is not None:
         identity = f"files:{_fingerprint(ref)}"
         adapter = ref.path / _ADAPTER
@@ -303,6 +303,7 @@ def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading
     ref, base = resolved.ref, resolved.base or resolved
     if resolved.base is not None:
         _peft(ref)
+    quantization.require(base.ref if base.ref.file else ref)
     options: dict[str, Any] = base.hub.options if base.hub else {"local_files_only": True}
     if base.ref.file:
         options["gguf_file"] = base.ref.file
@@ -315,16 +316,20 @@ def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading
             config = AutoConfig.from_pretrained(base.location, trust_remote_code=False, **options)
             _refuse_kernels(config, base.ref)
             _refuse_others(config, base.ref)
+            _refuse_quantized(config, resolved)
             what = f"The tokenizer of {ref} cannot be loaded."
             tokenizer = AutoTokenizer.from_pretrained(_tokenizer_of(resolved), trust_remote_code=False, **options)
             what = f"{base.ref} cannot be loaded as a causal language model."
-            placement, folder = _placement(config, base.ref, device, alone)
-            if placement and resolved.base:
+            placement, folder = _placement(config, ref, device, alone)
+            if placement and (resolved.base or ref.quantization):
+                done = "quantized" if ref.quantization else "merged with the adapter"
                 raise KlscaleError(
-                    f"{base.ref} does not fit into memory, so that the adapter {ref} cannot be merged into it.",
+                    f"{base.ref} does not fit into memory, so that it cannot be {done}.",
                     "Of a model larger than memory the layers stay on disk as they are.",
-                    "Use %bfloat16, or merge the adapter on a larger machine and score the result.",
+                    f"Use %bfloat16, or score {ref} on a larger machine.",
                 )
+            if ref.quantization in KERNELS:
+                options |= quantization.kernel_options(ref, device_of(device))
             # Building a model in half precision changes torch's default dtype in all threads: never beside another.
             if alone is not None and ref.dtype != "float32":
                 alone.wait()
@@ -349,7 +354,25 @@ def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading
     known = {"type": config.model_type, "parameters": model.num_parameters(), "step": _trainer_step(resolved)}
     if resolved.base is not None:
         known["parent"] = str(base.ref)
-    return LoadedModel(ref, model, tokenizer, _window(config), attributes_of(ref, known), folder)
+    weights_only = ref.quantization in WEIGHTS_ONLY
+    quantized = (
+        quantization.quantize_weights(model, ref, device_of(device))
+        if weights_only
+        else quantization.loaded_so(model, ref)
+    )
+    if ref.file:
+        quantized = quantization.gguf(_file_of(resolved))
+    if quantized is not None:
+        known["quantization"] = quantized.kind
+    attributes = attributes_of(ref, known)
+    return LoadedModel(ref, model, tokenizer, _window(config), attributes, quantized, folder)
+
+
+def _file_of(resolved: ResolvedModel) -> Path:
+    """Where the one file is that a reference names."""
+    ref = resolved.ref
+    assert ref.file is not None
+    return ref.path / ref.file if ref.path else _fetch(ref, resolved.hub, ref.file)  # type: ignore[arg-type]
 
 
 def _refuse_incomplete(info: Any, ref: ModelRef) -> None:
@@ -425,7 +448,7 @@ def _placement(
 ) -> tuple[dict[str, Any], tempfile.TemporaryDirectory[str] | None]:
     """How transformers is to spread weights that do not fit into memory, and a folder for those that it must write
     anew; nothing where they fit."""
-    if getattr(config, "quantization_config", None) is not None or ref.file:
+    if getattr(config, "quantization_config", None) is not None or ref.file or ref.quantization in KERNELS:
         return {}, None  # their size in memory is another
     itemsize = getattr(torch, ref.dtype).itemsize
     size, head = (itemsize * n for n in _parameters(config))
@@ -478,6 +501,20 @@ def _refuse_kernels(config: Any, ref: ModelRef) -> None:
             "Code from a repository is never executed.",
             "Take `attn_implementation` out of its config.json.",
         )
+
+
+def _refuse_quantized(config: Any, resolved: ResolvedModel) -> None:
+    """What is quantized is not quantized once more; and an adapter is not merged into what runs through a kernel."""
+    ref, saved_so = resolved.ref, getattr(config, "quantization_config", None) is not None
+    if ref.quantization and (saved_so or ref.file):
+        raise InputError(
+            f"{ref}: this model is quantized already.",
+            "Its files hold quantized weights.",
+            f"Score {ref.name} as it is.",
+        )
+    if resolved.base is not None and (saved_so or ref.quantization in KERNELS):
+        what = f"The adapter {ref} cannot be merged into quantized weights."
+        raise InputError(what, "They are held as codes, not as numbers.", "Take the unquantized base model.")
 
 
 def _refuse_others(config: Any, ref: ModelRef) -> None:
@@ -546,13 +583,15 @@ def quiet_transformers() -> Iterator[None]:
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    accelerate = getLogger("accelerate.big_modeling")
-    level = accelerate.level
-    accelerate.setLevel(ERROR)
+    notices = [getLogger(name) for name in _NOTICES]
+    levels = [logger.level for logger in notices]
+    for logger in notices:
+        logger.setLevel(ERROR)
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
-        accelerate.setLevel(level)
+        for logger, level in zip(notices, levels, strict=True):
+            logger.setLevel(level)
         if bar:
             logging.enable_progress_bar()

@@ -1,0 +1,271 @@
+"""Layers through the logit lens: against hidden states that transformers gives out, and against the model itself."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from conftest import ARCHITECTURES, plain_log_likelihoods, write_texts
+from klscale import lens, maps, pictures
+from klscale.errors import InputError, KlscaleError
+from klscale.models import ModelRef
+from klscale.scoring.engine import Engine
+from klscale.scoring.loading import load, resolve
+from klscale.scoring.readout import find_readout
+from klscale.scoring.tokens import tokenize
+from klscale.store import Store
+from klscale.sweeps import score
+
+CAUSAL = [name for name in ARCHITECTURES if "bidirectional" not in name]
+
+
+def layers_of(directory, texts, *, batch_tokens=None, dtype="float32", quantization=None):
+    loaded = load(resolve(ModelRef(str(directory), dtype=dtype, quantization=quantization)))
+    engine = Engine(loaded, device="cpu", batch_tokens=batch_tokens, layers=True)
+    found = list(engine.score(tokenize(loaded.tokenizer, texts), range(len(texts))))
+    order = np.argsort(np.concatenate([part.text for part in found]))
+    for part in found:
+        assert (part.layers[:, -1] == part.log_likelihood).all()
+    return np.concatenate([part.layers for part in found])[order], engine
+
+
+def plain_layers(directory, texts, norm, project=None):
+    """Every layer of every text, one text at a time, from `output_hidden_states` and modules by their names."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(directory).eval()
+    tokenizer, modules = AutoTokenizer.from_pretrained(directory), dict(model.named_modules())
+    values = []
+    with torch.no_grad():
+        for text in texts.texts:
+            ids = torch.tensor([tokenizer(text)["input_ids"]])
+            states = model(ids, output_hidden_states=True, use_cache=False).hidden_states
+            rows = []
+            for n, state in enumerate(states):
+                given = state[0, :-1]
+                if n < len(states) - 1:  # the last one is normed already
+                    given = modules[norm](given)
+                    given = modules[project](given) if project else given
+                logits = model.get_output_embeddings()(given).double()
+                rows.append(logits.log_softmax(dim=-1)[torch.arange(ids.shape[1] - 1), ids[0, 1:]].sum().item())
+            values.append(rows)
+    return np.array(values)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "norm"),
+    [
+        ("gpt-neox", "gpt_neox.final_layer_norm"),
+        ("llama, grouped queries", "model.norm"),
+        ("gpt2, tied", "transformer.ln_f"),
+        ("opt, projected", "model.decoder.final_layer_norm"),
+        ("bloom", "transformer.ln_f"),
+    ],
+)
+def test_layers_agree_with_a_plain_loop(architecture, norm, make_model, texts):
+    directory = make_model(architecture=architecture)
+    values, _ = layers_of(directory, texts, batch_tokens=700)
+    project = "model.decoder.project_out" if "projected" in architecture else None
+    np.testing.assert_allclose(values, plain_layers(directory, texts, norm, project), atol=1e-3, rtol=0)
+    assert np.abs(np.diff(values, axis=1)).mean() > 1
+
+
+@pytest.mark.parametrize("architecture", CAUSAL)
+def test_the_last_layer_is_the_model(architecture, make_model, texts):
+    """For every architecture that scoring is tested on, to 1e-3 nats a text; all texts in the one batch that the
+    engine checks."""
+    directory = make_model(architecture=architecture)
+    values, engine = layers_of(directory, texts, batch_tokens=100_000)
+    assert engine.lens_error is not None
+    assert engine.lens_error <= 1e-3
+    np.testing.assert_allclose(values[:, -1], plain_log_likelihoods(directory, texts), atol=1e-3, rtol=0)
+    assert values.shape[1] == len(engine.readout.blocks) + 1 == engine.model.config.num_hidden_layers + 1
+
+
+def test_half_precision_and_quantized_layers(make_model, texts):
+    directory = make_model(hidden_size=64)
+    exact, _ = layers_of(directory, texts)
+    half, _ = layers_of(directory, texts, dtype="bfloat16")
+    assert 0 < np.abs(half - exact).mean() < 2
+
+
+def test_windows_add_up_at_every_layer(make_model, texts):
+    directory = make_model(max_position_embeddings=40)
+    loaded = load(resolve(ModelRef(str(directory))))
+    engine = Engine(loaded, device="cpu", layers=True)
+    found = list(engine.score(tokenize(loaded.tokenizer, texts), range(len(texts)), long_texts="window"))
+    plain = list(
+        Engine(loaded, device="cpu").score(tokenize(loaded.tokenizer, texts), range(len(texts)), long_texts="window")
+    )
+    by_text = {int(t): v for part in plain for t, v in zip(part.text, part.log_likelihood, strict=True)}
+    for part in found:
+        np.testing.assert_allclose(part.layers[:, -1], [by_text[int(t)] for t in part.text], atol=1e-3)
+
+
+class Scaled(torch.nn.Module):
+    """Blocks, then a scale that is no module, then the output embedding."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.embedding = torch.nn.Embedding(7, 4)
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(2))
+        self.norm, self.head, self.scale = torch.nn.LayerNorm(4), torch.nn.Linear(4, 7), scale
+
+    def get_output_embeddings(self):
+        return self.head
+
+    def forward(self, ids):
+        hidden = self.embedding(ids)
+        for layer in self.layers:
+            hidden = layer(hidden)
+        return self.norm(hidden) * self.scale
+
+
+def test_a_model_that_the_lens_does_not_fit_is_refused():
+    ids = torch.tensor([[1, 2, 3]])
+    model = Scaled(1.0)
+    assert find_readout(model, lambda: model(ids), "m").tail == (model.norm,)
+    other = Scaled(0.5)
+    with pytest.raises(KlscaleError, match=r"does not fit m\.\nBetween its last block and its output embedding"):
+        find_readout(other, lambda: other(ids), "m")
+    flat = torch.nn.Sequential(torch.nn.Embedding(7, 4))
+    with pytest.raises(KlscaleError, match="no stack of blocks"):
+        find_readout(flat, lambda: flat(ids), "m")
+
+
+def test_a_lens_that_is_wrong_is_found_out(make_model, texts, monkeypatch):
+    """Were the readout not the way that the model goes, its last layer would not be the model."""
+    from klscale.scoring import engine
+
+    def without_norm(*arguments):
+        found = find_readout(*arguments)
+        return type(found)(found.blocks, ())
+
+    monkeypatch.setattr(engine, "find_readout", without_norm)
+    with pytest.raises(KlscaleError, match=r"off by .* nats a text from the model's own values"):
+        layers_of(make_model(), texts)
+
+
+@pytest.fixture
+def study(make_model, texts, tmp_path):
+    """Two models in a store, the first one scored at its layers."""
+    first, second = make_model("first"), make_model("second", seed=1)
+    store = Store(tmp_path / "store")
+    assert [o.status for o in score([str(first)], texts, store, layers=True)] == ["scored"]
+    assert [o.status for o in score([str(second)], texts, store)] == ["scored"]
+    return first, second, store
+
+
+def test_layers_are_kept_with_the_vector(study, texts):
+    first, second, store = study
+    assert [o.status for o in score([str(first)], texts, store, layers=True)] == ["present"]
+    assert [o.status for o in score([str(first), str(second)], texts, store)] == ["present"] * 2
+    plain, layered = store.vectors(texts), store.vectors(texts, layers=True)
+    assert plain.names == (str(first), str(second))
+    assert layered.names == (str(first), *(f"{first}#{n}" for n in range(3)), str(second))
+    assert layered.attributes["layer"].tolist() == [None, 0, 1, 2, None]
+    np.testing.assert_array_equal(layered.log_likelihood[3], plain.log_likelihood[0])
+    np.testing.assert_allclose(
+        layered.log_likelihood[1:4].T, plain_layers(first, texts, "gpt_neox.final_layer_norm"), atol=1e-3
+    )
+    (entry, _) = store.entries(texts.id)
+    frame = pd.read_parquet(entry.path)
+    assert np.stack(frame["layer_log_likelihood"]).shape == (len(texts), 3)
+    assert not [problem for _, problem in store.check() if problem]
+    assert [o.status for o in score([str(second)], texts, store, layers=True)] == ["scored"], "the file is replaced"
+    assert len(store.entries(texts.id)) == 2
+    with pytest.raises(InputError, match="is a layer"):
+        raise score([f"{first}#1"], texts, store)[0].error
+
+
+def test_unfinished_layers_are_taken_up_again(make_model, texts, tmp_path, monkeypatch):
+    from klscale import sweeps
+
+    directory, store = make_model(), Store(tmp_path / "store")
+    monkeypatch.setattr(sweeps, "KEEP_EVERY_S", 0.0)
+    scored = []
+
+    def interrupted(self, tokens, which, **options):
+        for part in plain(self, tokens, which, **options):
+            scored.append(len(part))
+            yield part
+            if sum(scored) == len(part):
+                raise KeyboardInterrupt
+
+    plain = Engine.score
+    monkeypatch.setattr(Engine, "score", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        score([str(directory)], texts, store, layers=True, batch_tokens=400)
+    kept = scored[0]
+    score([str(directory)], texts, store, layers=True, batch_tokens=400)
+    assert sum(scored) == len(texts)
+    assert kept < len(texts)
+    expected = plain_layers(directory, texts, "gpt_neox.final_layer_norm")
+    np.testing.assert_allclose(store.vectors(texts, layers=True).log_likelihood[1:].T, expected, atol=1e-3)
+
+
+def test_kl_across_layers_is_that_of_the_plain_values(study, texts):
+    first, _, store = study
+    rows = lens.layers(store.vectors(texts, layers=True))[str(first)]
+    values = plain_layers(first, texts, "gpt_neox.final_layer_norm").T
+    unit = 2 * texts.mean_bytes * np.log(2)
+    for n, row in enumerate(rows):
+        assert row.layer == n
+        assert row.to_output.value == pytest.approx(np.var(values[n] - values[-1]) / unit, rel=1e-4, abs=1e-9)
+        assert row.bits_per_byte.value == pytest.approx(-values[n].sum() / np.log(2) / texts.bytes.sum(), rel=1e-6)
+        if n:
+            assert row.from_previous.value == pytest.approx(np.var(values[n] - values[n - 1]) / unit, rel=1e-4)
+    assert rows[0].from_previous is None
+    with pytest.raises(InputError, match="scored at its layers"):
+        lens.layers(store.vectors(texts))
+
+
+def test_the_clip_is_judged_layer_by_layer(study, texts):
+    first, _, store = study
+    vectors = store.vectors(texts, layers=True)
+    ends = vectors.log_likelihood[[1, 3]].min(axis=1)
+    clip = float(np.quantile(vectors.log_likelihood[3], 0.03))
+    assert ends[0] != ends[1]
+    store.put_texts(texts.with_clip(clip))
+    rows = lens.layers(store.vectors(texts.with_clip(clip), layers=True))[str(first)]
+    for row in rows:
+        moved = max((vectors.log_likelihood[1 + n] < clip).mean() for n in (row.layer, 2))
+        assert row.to_output.clipped == pytest.approx(moved)
+        assert row.to_output.uses_clip == (moved <= 0.05)
+
+
+def test_the_map_keeps_distances(study, texts):
+    vectors = study[2].vectors(texts, layers=True)
+    found = maps.pca(vectors, len(vectors))
+    square = ((found.points[:, None] - found.points[None]) ** 2).sum(axis=2)
+    np.testing.assert_allclose(square, vectors.kl().value, atol=1e-9 * square.max())
+    assert found.share.sum() == pytest.approx(1)
+    assert (np.diff(found.share) <= 0).all()
+
+
+def test_the_command_and_its_picture(run, make_model, tmp_path):
+    write_texts(tmp_path / "mine.jsonl")
+    a, b = make_model("a"), make_model("b", seed=1)
+    shown = run("layers", a, b, "--texts", "mine.jsonl", "--out", "layers.svg")
+    assert "embedding" in shown.stdout
+    picture = (tmp_path / "layers.svg").read_text()
+    for word in ("from the layer before", "to the output", "bits/byte"):
+        assert word in picture
+    records = json.loads(run("layers", a, "--json").stdout)
+    assert [record["layer"] for record in records] == [0, 1, 2]
+    assert records[0]["kl_from_previous"] is None
+    assert records[2]["kl_to_output"]["value"] == 0
+    run("layers", a, "--out", "pairs.csv")
+    frame = pd.read_csv(tmp_path / "pairs.csv")
+    assert len(frame) == 3
+    assert frame["a"][0] == f"{a}#0"
+    assert "klscale layers" in run("compare", f"{a}#0", f"{a}#1", status=2).stderr
+
+
+def test_pictures_of_one_model(study, texts):
+    figure = pictures.layer_threads(study[2].vectors(texts, layers=True).subset([f"{study[0]}#{n}" for n in range(3)]))
+    assert len(figure.axes) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -245,6 +246,21 @@ def test_suite_files_are_scored(run, make_model, tmp_path):
     assert [record["status"] for record in records] == ["scored", "scored", "failed"]
     rows = json.loads(run("scale", "--json").output)["measured"]
     assert {row["setting"]: len(row["pairs"]) for row in rows}["seed"] == 1
+
+
+def test_layers_and_quantizations_are_on_the_scale(run, make_model, tmp_path):
+    texts = write_texts(tmp_path / "mine.jsonl")
+    model = make_model()
+    run("score", model, f"{model}+nf4", "--layers", "--texts", texts)
+    rows = {row["setting"]: row for row in json.loads(run("scale", "--json").output)["measured"]}
+    assert rows["4-bit (nf4)"]["pairs"] == [[str(model), f"{model}+nf4"]]
+    names = [f"{model}+nf4#0", f"{model}+nf4#1", f"{model}+nf4#2"], [f"{model}#{layer}" for layer in range(3)]
+    expected = {tuple(pair) for thread in names for pair in itertools.pairwise(thread)}
+    assert set(map(tuple, rows["layer"]["pairs"])) == expected
+    assert (rows["layer"]["n_models"], rows["layer"]["interval_kind"]) == (1, "range"), "one name, quantized or not"
+    assert set(rows) == {"4-bit (nf4)", "layer"}
+    (record,) = json.loads(run("compare", model, f"{model}+nf4", "--json").output)
+    assert (record["setting"], record["placed"]) == ("4-bit (nf4)", None)
 
 
 @pytest.mark.parametrize(

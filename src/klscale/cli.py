@@ -373,11 +373,11 @@ def kl_command(
         print_matrix(vectors)
 
 
-def stored_vectors(store: Store, texts: str | None) -> Vectors:
+def stored_vectors(store: Store, texts: str | None, *, layers: bool = False) -> Vectors:
     """All vectors of a text set in the store. Raises InputError where there are fewer than two."""
     if texts is None and not store.text_sets():
         raise InputError(f"{store.location} is empty.", remedy="klscale score REF...  or  klscale import FILE")
-    vectors, left_out = of_one_convention(store.vectors(store.resolve_texts(texts)))
+    vectors, left_out = of_one_convention(store.vectors(store.resolve_texts(texts), layers=layers))
     if left_out:
         names = ", ".join(left_out[:3]) + (", ..." if len(left_out) > 3 else "")
         err.print(f"Left out, scored by another convention: {plain(names)}.", style="yellow")
@@ -418,7 +418,7 @@ def scale(
         else:
             print_published()
         return
-    vectors = stored_vectors(Store(store), texts)
+    vectors = stored_vectors(Store(store), texts, layers=True)
     measured = scales.measure(vectors)
     if file is not None:
         save_scale(measured, vectors.texts, file)

@@ -468,7 +468,7 @@ TO_SCORE = {
     "fine-tuning": "a parent or child",
     "8-bit": "NAME+int8",
     "4-bit": "NAME+fp4",
-    "layer": "its layers",
+    "layer": "--layers NAME",
     "same type": "two models of one type",
     "random": "two models",
 }

@@ -70,7 +70,7 @@ def test_dots_out_of_range_are_hollow(vectors):
     figure = scale_ruler([far], vectors.texts)
     solid, hollow = figure.axes[0].findobj(PathCollection)
     assert (len(solid.get_offsets()), len(hollow.get_offsets())) == (25, 1)
-    assert len(hollow.get_facecolor()) == 0
+    assert plt.matplotlib.colors.to_hex(hollow.get_facecolor()[0]) == "#ffffff"
     assert plt.matplotlib.colors.to_hex(solid.get_facecolor()[0]) == DOT.lower()
     assert any("out of range" in text.get_text() for text in words(figure))
 

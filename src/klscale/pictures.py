@@ -102,7 +102,7 @@ def scale_ruler(measured: Sequence[Setting], texts: TextSet) -> Figure:
     if not rows:
         raise InputError("There is no scale to draw.", "No two models of one setting differ.", "Score more models.")
     beside = [published_beside(row.setting) for row in rows]
-    figure = Figure(figsize=(5.6, 1.25 + 0.42 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(5.6, 1.35 + 0.42 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     halo = [withStroke(linewidth=2.2, foreground="white")]
     for y, (row, known) in enumerate(zip(rows, beside, strict=True)):
@@ -118,9 +118,9 @@ def scale_ruler(measured: Sequence[Setting], texts: TextSet) -> Figure:
             box = (low, y - 0.3), high - low, 0.6
             axes.add_patch(Rectangle(*box, facecolor=DOT, edgecolor="none", alpha=0.16, zorder=1))
             axes.add_patch(Rectangle(*box, facecolor="none", edgecolor="#555555", linewidth=0.5, zorder=3))
-        dots: dict[str, Any] = {"s": 13, "linewidths": 0.8, "alpha": alpha, "zorder": 2}
+        dots: dict[str, Any] = {"s": 13, "linewidths": 0.8, "alpha": alpha, "zorder": 2 if len(value) > 10 else 5.5}
         axes.scatter(value[whole], height[whole], color=DOT, **dots | {"linewidths": 0})
-        axes.scatter(value[~whole], height[~whole], facecolors="none", edgecolors=DOT, **dots)
+        axes.scatter(value[~whole], height[~whole], facecolors="white", edgecolors=DOT, **dots)
         if row.interval_kind == "models":
             axes.plot(row.interval, (y, y), color="black", linewidth=1.2, solid_capstyle="butt", zorder=4)
         axes.plot(
@@ -151,8 +151,8 @@ def scale_ruler(measured: Sequence[Setting], texts: TextSet) -> Figure:
     axes.annotate("median ± SE", (1.02, 1.0), (0, 3), xycoords="axes fraction", textcoords="offset points", fontsize=7)
     title = f"{len(texts):,} texts of {texts.name}"
     if any(beside) and not published_holds(texts):
-        title += "; published: pile-10k, other texts: beside, not comparable"
-    axes.set_title(title, fontsize=8, loc="left", x=0.0, pad=14)
+        title += "\npublished: pile-10k, other texts: beside, not comparable"
+    figure.suptitle(title, fontsize=8, x=0.01, ha="left")
     hollow = Line2D(
         [], [], color=DOT, marker="o", markerfacecolor="none", markersize=4, linestyle="", label="out of range"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -94,13 +95,40 @@ def test_matrix_is_saved(run, imported, tmp_path):
 
 def test_scale_is_measured_beside_the_published(run, imported):
     record = json.loads(run("scale", "--json").output)
-    (row,) = record["measured"]
-    assert (row["setting"], len(row["pairs"])) == ("size", 26)
+    rows = {row["setting"]: row for row in record["measured"]}
+    assert {setting: len(row["pairs"]) for setting, row in rows.items()} == {
+        "size": 26, "architecture": 13, "same type": 20, "random": 20,
+    }  # fmt: skip
+    L = pd.read_csv(EXAMPLE)
+    for row in rows.values():
+        differences = [L[a] - L[b] for a, b in row["pairs"]]
+        values = [d.var(ddof=0) / (2 * L["bytes"].mean() * np.log(2)) for d in differences]
+        assert row["values"] == pytest.approx(values)
+        assert row["median"] == pytest.approx(np.median(values))
+        assert row["quartiles"] == pytest.approx(np.quantile(values, [0.25, 0.75]))
+        assert row["interval"][0] < row["median"] < row["interval"][1]
     assert record["published_holds_here"] is False
-    assert "beside, not comparable" in run("scale").output
+    shown = run("scale").output
+    assert "beside, not comparable" in shown
+    assert "0.48 P1v3" in shown
+    assert "seed (another seed); fine-tuning (a parent or child); 8-bit (NAME+int8)" in shown
     known = json.loads(run("scale", "--published", "--json").output)
     assert (len(known["settings"]), len(known["pairs"])) == (10, 8)
     assert "0.069 ± 0.0011" in run("scale", "--published").output
+
+
+def test_scale_is_saved(run, imported, tmp_path):
+    run("scale", "--out", "deep/scale.csv")
+    run("scale", "--out", "scale.parquet")
+    frame = pd.read_csv(tmp_path / "deep" / "scale.csv")
+    assert list(frame) == ["setting", "a", "b", "kl", "standard_error", "in_range"]
+    assert dict(frame["setting"].value_counts()) == {"size": 26, "architecture": 13, "same type": 20, "random": 20}
+    pd.testing.assert_frame_equal(frame, pd.read_parquet(tmp_path / "scale.parquet"))
+    for ending in ("png", "svg", "pdf"):
+        run("scale", "--out", f"scale.{ending}")
+        run("scale", "--out", f"again.{ending}")
+        assert (tmp_path / f"scale.{ending}").read_bytes() == (tmp_path / f"again.{ending}").read_bytes()
+    assert "Did you mean" in run("scale", "--out", "scale.pgn", status=2).output
 
 
 def test_reference_ladder_and_release_gate(run, imported):
@@ -202,6 +230,8 @@ def test_score_and_compare_real_models(run, make_model, tmp_path):
     assert "out of its range" in out_of_range, "a random model is far from the texts"
     assert dtypes == "different dtypes (float32, bfloat16): their rounding is part of the value"
     assert 0 < record["kl"] < 0.05
+    assert "No pair yet" in run("scale").output
+    run("rm", two)
     assert "klscale scale --published" in run("scale", status=2).output
 
 
@@ -214,8 +244,23 @@ def test_suite_files_are_scored(run, make_model, tmp_path):
     assert "to be scored" in run("score", "--suite", "suite.yaml", "--dry-run", status=1).output
     records = json.loads(run("score", "--suite", "suite.yaml", "--json", status=1).stdout)
     assert [record["status"] for record in records] == ["scored", "scored", "failed"]
-    (row,) = json.loads(run("scale", "--json").output)["measured"]
-    assert (row["setting"], len(row["pairs"])) == ("seed", 1)
+    rows = json.loads(run("scale", "--json").output)["measured"]
+    assert {row["setting"]: len(row["pairs"]) for row in rows}["seed"] == 1
+
+
+def test_layers_and_quantizations_are_on_the_scale(run, make_model, tmp_path):
+    texts = write_texts(tmp_path / "mine.jsonl")
+    model = make_model()
+    run("score", model, f"{model}+nf4", "--layers", "--texts", texts)
+    rows = {row["setting"]: row for row in json.loads(run("scale", "--json").output)["measured"]}
+    assert rows["4-bit (nf4)"]["pairs"] == [[str(model), f"{model}+nf4"]]
+    names = [f"{model}+nf4#0", f"{model}+nf4#1", f"{model}+nf4#2"], [f"{model}#{layer}" for layer in range(3)]
+    expected = {tuple(pair) for thread in names for pair in itertools.pairwise(thread)}
+    assert set(map(tuple, rows["layer"]["pairs"])) == expected
+    assert (rows["layer"]["n_models"], rows["layer"]["interval_kind"]) == (1, "range"), "one name, quantized or not"
+    assert set(rows) == {"4-bit (nf4)", "layer"}
+    (record,) = json.loads(run("compare", model, f"{model}+nf4", "--json").output)
+    assert (record["setting"], record["placed"]) == ("4-bit (nf4)", None)
 
 
 def test_a_suite_with_bad_entries_is_scored_all_the_same(run, make_model, tmp_path):

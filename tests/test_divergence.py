@@ -315,3 +315,35 @@ def test_the_cosine_of_shifts_and_its_error():
     same = divergence.shift_cosine(base, first, first, size)
     assert same.value == pytest.approx(1)
     assert np.isnan(divergence.shift_cosine(base, base, first, size).value)
+
+
+@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize("missing", [False, True])
+def test_some_pairs_are_as_in_the_matrix(documents, missing):
+    """By another way than the matrix goes; the bootstrap is that of a loop over samples."""
+    generator = np.random.default_rng(3)
+    L = -200 + 60 * generator.normal(size=150) + 8 * generator.normal(size=(7, 150))
+    L[6] -= 400  # far from the texts, and beyond what may be clipped
+    if missing:
+        L[2, 5:30] = L[4, 100:] = np.nan
+        L[5, 1:] = np.nan
+    size = generator.integers(60, 140, size=150)
+    labels = generator.integers(40, size=150) if documents else None
+    pairs, draws = (
+        np.array([(0, 1), (4, 2), (6, 3), (5, 1), (2, 0)]),
+        generator.poisson(1.0, size=(6, 150)).astype(float),
+    )
+    clip = float(np.nanquantile(L[:6], 0.02))
+    found = divergence.kl_pairs(L, size, pairs, clip=clip, documents=labels, draws=draws)
+    matrix = divergence.kl_matrix(L, size, clip=clip, documents=labels)
+    for field in ("value", "standard_error", "in_range"):
+        np.testing.assert_allclose(found[field], getattr(matrix, field)[tuple(pairs.T)], rtol=1e-12)
+    for n, (i, j) in enumerate(pairs):
+        if not matrix.n_texts[i, j]:
+            continue
+        a, b = (np.maximum(L[k], clip) if matrix.uses_clip[i, j] else L[k] for k in (i, j))
+        both = ~np.isnan(a) & ~np.isnan(b)
+        for r, times in enumerate(draws[:, both].astype(int)):
+            d = np.repeat((a - b)[both], times)
+            expected = d.var() / (2 * np.repeat(size[both], times).mean() * np.log(2))
+            assert found["resampled"][n, r] == pytest.approx(expected, rel=1e-9)

@@ -10,8 +10,12 @@ import sys
 import pytest
 
 from conftest import EXAMPLE, ROOT, write_texts
+from klscale import scales
+from klscale.divergence import format_estimate
+from klscale.imports import read_log_likelihoods
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+SCALE = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -24,8 +28,8 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def console_blocks():
-    for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL):
+def console_blocks(document=README):
+    for block in re.findall(r"```console\n(.*?)```", document, re.DOTALL):
         if block.startswith("$"):
             yield from re.findall(r"^\$ (klscale [^\n#]*)[^\n]*\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE)
 
@@ -54,6 +58,36 @@ def test_commands_and_their_output(place, make_model):
     assert len(ran) == 4
 
 
+def test_the_scale_is_as_shown(place):
+    """What docs/scale.md shows is printed; what it says in words is what the code gives."""
+    *_, (imported, _), (command, shown) = console_blocks(SCALE)
+    run(imported)
+    assert run(command) == shown
+    vectors = read_log_likelihoods(EXAMPLE, id_column="text_id")
+    measured = {row.setting: row for row in scales.measure(vectors)}
+    named = re.findall(r"(\d\.\d+ ± \d\.\d+)", SCALE[SCALE.index("**Architecture moves") : SCALE.index("| pair |")])
+    assert named == [
+        format_estimate(measured[name].median, measured[name].standard_error) for name in ("architecture", "size")
+    ]
+    one, other = (measured[name].interval for name in ("architecture", "size"))
+    assert max(one[0], other[0]) < min(one[1], other[1]), "the intervals overlap"
+    rows = re.findall(r"^\| 410M, (\S+) \| (\S+ ± \S+) \| (\S+ ± \S+) \| (\S+) \|$", SCALE, re.MULTILINE)
+    assert len(rows) == 3
+    published = {row.compared: row for row in scales.published_pairs()}
+    for size, here, there, ratio in rows:
+        kl = vectors.kl()["EleutherAI/pythia-410m", f"EleutherAI/pythia-{size.lower()}"]
+        known = published[f"Pythia 410M to {size}"]
+        assert (here, there) == (str(kl).removesuffix(" bits/byte"), f"{known.kl:#.2g} ± {known.standard_error:#.2g}")
+        assert ratio == f"{known.kl / kl.value:.1f}"
+    assert f"measure {rows[0][3]} to {rows[2][3]} times less" in SCALE
+
+
+def test_the_published_scale_is_as_documented():
+    for row in scales.published():
+        line = next(line for line in SCALE.splitlines() if line.startswith("| `") and row.setting.split()[0] in line)
+        assert f"{row.median:#.2g}" in line
+
+
 def test_python_blocks_run(place, make_model):
     for name in ("runs/a/checkpoint-500", "runs/b/checkpoint-500"):
         make_model(name, seed=ord(name[5]))
@@ -76,5 +110,6 @@ def test_every_command_is_in_the_readme():
 
 
 def test_links_lead_somewhere():
-    for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+    for directory, document in ((ROOT, README), (ROOT / "docs", SCALE)):
+        for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", document):
+            assert (directory / target).exists(), target

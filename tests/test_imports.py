@@ -484,3 +484,48 @@ def test_nested_lists_are_not_expanded(tmp_path: Path) -> None:
 
 def test_torch_is_not_imported() -> None:
     subprocess.run([sys.executable, "-c", "import klscale.imports, sys; assert 'torch' not in sys.modules"], check=True)
+
+
+# ------------------------------------------------------------------------------------------------------ attributes
+
+
+TWO = "bytes,o/a-1b,o/b\n" + "10,-1.5,-2.5\n20,-2.5,-1.5\n"
+
+
+def test_attributes_are_read(tmp_path):
+    """They win over what a name tells; what is left empty does not."""
+    (tmp_path / "two.csv").write_text(TWO)
+    (tmp_path / "more.csv").write_text(
+        "model,type,parameters,seed,parent,quantization\no/a-1b,llama-3,1.2B,3,,\no/b,,410M,,o/a-1b,gptq-4bit\n"
+    )
+    found = read_log_likelihoods(tmp_path / "two.csv", attributes=tmp_path / "more.csv").attributes
+    assert found.loc["o/a-1b"].dropna().to_dict() == {
+        "family": "a", "type": "llama-3", "parameters": 1_200_000_000, "seed": 3, "convention": IMPORTED,
+    }  # fmt: skip
+    assert found.loc["o/b"].dropna().to_dict() == {
+        "parameters": 410_000_000, "parent": "o/a-1b", "quantization": "gptq-4bit", "convention": IMPORTED,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("model,famly\no/b,x\n", "unknown column 'famly'.\nDid you mean 'family'?"),
+        ("name,family\no/b,x\n", "unknown column 'name'"),
+        ("family\nx\n", "no column 'model'"),
+        ("model,seed\no/b,one\n", "row 1: seed 'one' is not a number"),
+        ("model,seed\no/b,1\no/b,2\n", "row 2: 'o/b' again"),
+        ("model,seed\n,1\n", "row 1: no model"),
+        ("model,seed\no/bb,1\n", "no model 'o/bb', whose attributes are given.\nDid you mean 'o/b'?"),
+        ("model,parent\no/b,o/a+nf5\n", "row 1: 'o/a+nf5': unknown quantization"),
+        ("model,layer\no/b,1\n", "unknown column 'layer'"),
+        ("", "the file is empty"),
+    ],
+)
+def test_wrong_attributes_are_named(tmp_path, content, message):
+    (tmp_path / "two.csv").write_text(TWO)
+    (tmp_path / "more.csv").write_text(content)
+    with pytest.raises(InputError) as caught:
+        read_log_likelihoods(tmp_path / "two.csv", attributes=tmp_path / "more.csv")
+    assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) <= 3

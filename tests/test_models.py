@@ -63,14 +63,20 @@ def test_what_is_wrong_is_named(text, hint):
 @pytest.mark.parametrize(
     ("name", "attributes"),
     [
-        ("EleutherAI/pythia-1.4b@step2000", {"family": "pythia", "parameters": 1_400_000_000, "step": 2000}),
-        ("EleutherAI/pythia-410m-seed3", {"family": "pythia", "parameters": 410_000_000, "seed": 3}),
-        ("RWKV/rwkv-4-1b5-pile", {"family": "rwkv-4-pile", "parameters": 1_500_000_000}),
+        (
+            "EleutherAI/pythia-1.4b@step2000",
+            {"family": "pythia", "type": "pythia", "parameters": 1_400_000_000, "step": 2000, "warmup": 1430},
+        ),
+        (
+            "EleutherAI/pythia-410m-seed3",
+            {"family": "pythia", "type": "pythia", "parameters": 410_000_000, "seed": 3},
+        ),
+        ("RWKV/rwkv-4-1b5-pile", {"family": "rwkv-4-pile", "type": "rwkv-4", "parameters": 1_500_000_000}),
         (
             "EleutherAI/pythia-410m-deduped@step1000",
-            {"family": "pythia-deduped", "parameters": 410_000_000, "step": 1000},
+            {"family": "pythia-deduped", "type": "pythia", "parameters": 410_000_000, "step": 1000, "warmup": 1430},
         ),
-        ("Qwen/Qwen2.5-7B-Instruct", {"family": "Qwen2.5-Instruct", "parameters": 7_000_000_000}),
+        ("Qwen/Qwen2.5-7B-Instruct", {"family": "Qwen2.5-Instruct", "type": "qwen2.5", "parameters": 7_000_000_000}),
         ("microsoft/Phi-3-mini-128k-instruct", {}),
         ("runs/a/checkpoint-500", {"step": 500}),
         ("gpt2+nf4", {"quantization": "nf4"}),
@@ -79,6 +85,29 @@ def test_what_is_wrong_is_named(text, hint):
 def test_attributes_of_names(name, attributes):
     assert attributes_of(ModelRef.parse(name)) == attributes
     assert attributes_of(ModelRef.parse(name), {"seed": 9, "step": None})["seed"] == 9
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("state-spaces/mamba-130m-hf", "mamba"),
+        ("RWKV/rwkv-4-169m-pile", "rwkv-4"),
+        ("meta-llama/Meta-Llama-3-8B-Instruct", "llama-3"),
+        ("meta-llama/Llama-2-7b-hf", "llama-2"),
+        ("EleutherAI/gpt-neo-1.3B", "gpt-neo"),
+        ("EleutherAI/gpt-j-6b", "gpt-j"),
+        ("mistralai/Mistral-7B-v0.1", "mistral"),
+        ("google/gemma-2-9b-it", "gemma-2"),
+        ("Qwen/Qwen3-0.6B-Base", "qwen3"),
+        ("7b", None),
+        ("o/h2o-danube-1.8b", None),
+        ("gpt2", None),
+    ],
+)
+def test_types_of_names(name, kind):
+    """Of the family and its generation; rather none than a wrong one. What a config says wins."""
+    assert attributes_of(ModelRef.parse(name)).get("type") == kind
+    assert attributes_of(ModelRef.parse(name), {"type": "gpt_neox"})["type"] == "gpt_neox"
 
 
 def test_parameters_are_numbers():

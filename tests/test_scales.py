@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import statistics
+from itertools import combinations
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from klscale import scales
-from klscale.models import ModelRef
+from klscale.models import QUANTIZATIONS, ModelRef
 from klscale.texts import PILE_CLIP, TextSet
 from klscale.vectors import ATTRIBUTES, CONVENTION, Vectors
 
@@ -15,7 +18,7 @@ from klscale.vectors import ATTRIBUTES, CONVENTION, Vectors
 def vectors_of(rows, spread=None, n_texts=400, **texts):
     """Vectors of models given as {name: attributes}; each is noise of its own spread around common values."""
     generator = np.random.default_rng(0)
-    common = -200 + 60 * generator.normal(size=n_texts)
+    common = -100 + 20 * generator.normal(size=n_texts)
     spread = spread or [5.0] * len(rows)
     L = common + np.array(spread)[:, None] * generator.normal(size=(len(rows), n_texts))
     columns = [*ATTRIBUTES, "dtype", "convention"]
@@ -27,42 +30,89 @@ def vectors_of(rows, spread=None, n_texts=400, **texts):
     return Vectors(np.minimum(L, -1.0), tuple(map(ModelRef.parse, rows)), frame, text_set)
 
 
-RUN = {f"p/s{seed}/checkpoint-{step}": {"family": "p", "parameters": 10, "seed": seed, "step": step}
+RUN = {f"p/s{seed}/checkpoint-{step}": {"family": "p", "type": "t", "parameters": 10, "seed": seed, "step": step}
        for seed in (1, 2, 3) for step in (0, 1, 2, 4, 10, 20, 30, 40)}  # fmt: skip
+LAST = "p/s1/checkpoint-40"
+OF_LAST = {"family": "p", "type": "t", "parameters": 10, "seed": 1, "step": 40}
+
+
+def pairs_of(rows, *without):
+    """The pairs of each setting but the random ones, and those named."""
+    pairs = scales.setting_pairs(vectors_of(rows))
+    return {setting: found for setting, found in pairs.items() if setting not in ("random", "same type", *without)}
+
+
+# ------------------------------------------------------------------------------------------------ which pairs are what
 
 
 def test_pairs_of_each_setting():
     rows = {
         **RUN,
-        "p/big": {"family": "p", "parameters": 99, "seed": 1, "step": 40},
-        "p/tuned": {"family": "p", "parameters": 10, "seed": 1, "parent": "p/s1/checkpoint-40"},
-        "p/s1/checkpoint-40+nf4": {"family": "p", "parameters": 10, "seed": 1, "step": 40, "quantization": "nf4"},
-        "other/model": {"family": "q", "parameters": 10, "seed": 1, "step": 40},
+        "p/big": {"family": "p", "type": "t", "parameters": 99, "seed": 1, "step": 40},
+        "p/tuned": {"family": "p", "type": "t", "parameters": 10, "seed": 1, "parent": LAST},
+        f"{LAST}+nf4": {**OF_LAST, "quantization": "nf4"},
+        "p/s2/checkpoint-30+nf4": {**OF_LAST, "seed": 2, "step": 30, "quantization": "nf4"},
+        f"{LAST}+int8-torchao": {**OF_LAST, "quantization": "int8-torchao"},
+        "other/model": {"family": "q", "type": "u", "parameters": 13, "seed": 1, "step": 7},
+        "other/more": {"family": "q", "type": "u", "parameters": 14, "seed": 1, "parent": "x/y"},
+        **{f"p/big#{layer}": {"family": "p", "parameters": 99, "layer": layer} for layer in (0, 1, 2, 9, 10)},
         "nameless": {},
     }
-    pairs = scales.setting_pairs(vectors_of(rows))
-    assert pairs["early training"] == [(f"p/s{s}/checkpoint-10", f"p/s{s}/checkpoint-20") for s in (1, 2, 3)]
-    assert pairs["later training"] == [
-        (f"p/s{s}/checkpoint-{a}", f"p/s{s}/checkpoint-{b}") for s in (1, 2, 3) for a, b in ((20, 30), (30, 40))
-    ]
-    assert pairs["seed"] == [
-        ("p/s1/checkpoint-40", "p/s2/checkpoint-40"),
-        ("p/s1/checkpoint-40", "p/s3/checkpoint-40"),
-        ("p/s2/checkpoint-40", "p/s3/checkpoint-40"),
-    ]
-    assert pairs["size"] == [("p/s1/checkpoint-40", "p/big")]
-    assert pairs["fine-tuning"] == [("p/s1/checkpoint-40", "p/tuned")]
-    assert pairs["4-bit"] == [("p/s1/checkpoint-40", "p/s1/checkpoint-40+nf4")]
-    assert set(pairs) == {"early training", "later training", "seed", "size", "fine-tuning", "4-bit"}
+    assert pairs_of(rows) == {
+        "early training": [(f"p/s{s}/checkpoint-10", f"p/s{s}/checkpoint-20") for s in (1, 2, 3)],
+        "later training": [
+            (f"p/s{s}/checkpoint-{a}", f"p/s{s}/checkpoint-{b}") for s in (1, 2, 3) for a, b in ((20, 30), (30, 40))
+        ],
+        "seed": [
+            (LAST, "p/s2/checkpoint-40"),
+            (LAST, "p/s3/checkpoint-40"),
+            ("p/s2/checkpoint-40", "p/s3/checkpoint-40"),
+        ],
+        "size": [(LAST, "p/big")],
+        "fine-tuning": [(LAST, "p/tuned")],
+        "4-bit (nf4)": [(LAST, f"{LAST}+nf4"), ("p/s2/checkpoint-30", "p/s2/checkpoint-30+nf4")],
+        "8-bit (int8-torchao)": [(LAST, f"{LAST}+int8-torchao")],
+        "layer": [("p/big#0", "p/big#1"), ("p/big#1", "p/big#2"), ("p/big#9", "p/big#10")],
+        "architecture": [(f"p/s{s}/checkpoint-40", "other/model") for s in (1, 2, 3)],
+    }
 
 
-def test_runs_of_no_known_family_are_told_apart_by_their_directory():
-    rows = {f"{run}/checkpoint-{step}": {"step": step} for step in (100, 200, 300) for run in ("./a", "./b")}
-    pairs = scales.setting_pairs(vectors_of(rows))
-    assert pairs == {
-        "later training": [(f"{run}/checkpoint-{a}", f"{run}/checkpoint-{b}") for run in ("./a", "./b")
-                           for a, b in ((100, 200), (200, 300))],
+def test_pairs_do_not_depend_on_the_order_of_models():
+    rows = {**RUN, **{f"q/{n}b": {"family": "q", "type": "u", "parameters": 8 + 3 * n} for n in range(12)}}
+    shuffled = dict(np.random.default_rng(1).permutation(list(rows.items())).tolist())
+    assert list(shuffled) != list(rows)
+    assert scales.setting_pairs(vectors_of(shuffled)) == scales.setting_pairs(vectors_of(rows))
+
+
+def test_halves_are_those_after_warm_up():
+    """Warm-up ends where the attribute says, else one spacing after the start; a run may be there in part only."""
+
+    def halves(steps, **known):
+        rows = {f"r/checkpoint-{step}": {"step": step, **known} for step in steps}
+        return {half: [(int(a[13:]), int(b[13:])) for a, b in pairs] for half, pairs in pairs_of(rows).items()}
+
+    assert halves((100, 200, 300)) == {"early training": [(100, 200)], "later training": [(200, 300)]}
+    assert halves((0, 100, 200, 300)) == halves((100, 200, 300)), "what starts from random weights is not counted"
+    assert halves((1000, 1100, 1200)) == {"later training": [(1000, 1100), (1100, 1200)]}
+    assert halves((0, 100, 200, 300, 400, 500), warmup=150) == {
+        "early training": [(200, 300)], "later training": [(300, 400), (400, 500)],
     }  # fmt: skip
+
+
+def test_runs_are_told_apart():
+    """By their directory where no family is known; children, quantized and layer rows are in none."""
+    rows = {f"{run}/checkpoint-{step}": {"step": step} for step in (100, 200, 300) for run in ("./a", "./b")}
+    others = {
+        **{f"./c/checkpoint-{step}": {"step": step, "parent": "./a"} for step in (100, 200)},
+        **{f"./a/checkpoint-{step}+fp4": {"step": step, "quantization": "fp4"} for step in (100, 200)},
+        **{f"./b/checkpoint-{step}#1": {"step": step, "layer": 1} for step in (100, 200)},
+    }
+    expected = {
+        half: [(f"{run}/checkpoint-{a}", f"{run}/checkpoint-{b}") for run in ("./a", "./b")]
+        for half, a, b in (("early training", 100, 200), ("later training", 200, 300))
+    }
+    assert pairs_of(rows) == expected
+    assert pairs_of({**rows, **others}, "4-bit (fp4)") == expected
 
 
 def test_a_missing_attribute_is_no_difference():
@@ -71,6 +121,7 @@ def test_a_missing_attribute_is_no_difference():
     assert scales.setting_of({"family": "p", "seed": 1}, {"family": "p"}, a, b) is None
     assert scales.setting_of({"family": "p", "seed": 1, "step": 1}, {"family": "p", "seed": 2, "step": 2}, a, b) is None
     assert scales.setting_of({"seed": 1}, {"seed": 2}, a, b) is None, "models of unknown family are no relatives"
+    assert scales.setting_of({"type": "t", "parameters": 10}, {"type": "u"}, a, b) is None
 
 
 def test_relatives_are_not_mistaken():
@@ -81,34 +132,222 @@ def test_relatives_are_not_mistaken():
         "o/x-1b-chat": {"family": "x", "parameters": 1001},
         "o/x-3b": {"family": "x", "parameters": 3000, "parent": "o/x+y"},
     }
-    assert scales.setting_pairs(vectors_of(rows)) == {"size": [("o/x-2b", "o/x-1b-chat")]}
+    assert pairs_of(rows) == {"size": [("o/x-1b-chat", "o/x-2b")]}
 
 
-def test_medians_and_their_errors():
-    vectors = vectors_of(RUN)
-    row = next(row for row in scales.measure(vectors) if row.setting == "seed")
-    values = [vectors.kl()[pair].value for pair in row.pairs]
-    assert row.median == pytest.approx(np.median(values))
-    assert row.interval == (min(values), max(values))
-    assert (row.interval_kind, row.n_models) == ("range", 3)
-    # the standard error of a median of three pairs lies below that of one pair, and is of its size
-    single = vectors.kl()[row.pairs[0]].standard_error
-    assert single / 3 < row.standard_error < single
+def test_fine_tunes_and_quantizations_are_told_apart():
+    rows = {
+        "o/base": {"dtype": "float32"},
+        "o/base%bfloat16": {"dtype": "bfloat16"},
+        "o/chat": {"parent": "o/base"},
+        "o/chat+nf4": {"parent": "o/base", "quantization": "nf4"},
+        "o/chat%bfloat16": {"parent": "o/base", "dtype": "bfloat16"},
+        "o/base-GPTQ": {"parent": "o/base", "quantization": "gptq-4bit"},
+        "o/base-AWQ": {"parent": "o/base", "quantization": "awq"},
+        "o/base:base.Q8_0.gguf": {"quantization": "gguf-q8_0"},
+        "o/loop": {"parent": "o/loop"},
+    }
+    assert pairs_of(rows) == {
+        "fine-tuning": [("o/base", "o/chat"), ("o/base%bfloat16", "o/chat%bfloat16")],
+        "4-bit (nf4)": [("o/chat", "o/chat+nf4")],
+        "4-bit (gptq-4bit)": [("o/base", "o/base-GPTQ")],
+        "quantization (awq)": [("o/base", "o/base-AWQ")],
+        "8-bit (gguf-q8_0)": [("o/base", "o/base:base.Q8_0.gguf")],
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting"),
+    [
+        *((kind, f"8-bit ({kind})") for kind in ("int8", "int8-kernel", "gguf-q8_0", "bnb-8bit", "w8bit")),
+        *((kind, f"4-bit ({kind})") for kind in ("nf4", "fp4-kernel", "int4", "gguf-q4_k_m", "gptq-4bit")),
+        *((kind, f"quantization ({kind})") for kind in ("awq", "gguf-q5_1", "48bit", "int84")),
+    ],
+)
+def test_quantizations_are_settings_of_their_own(kind, setting):
+    assert scales.quantization_setting(kind) == setting
+
+
+def test_published_values_stand_beside_what_was_published():
+    beside = {kind: scales.published_beside(scales.quantization_setting(kind)) for kind in QUANTIZATIONS}
+    assert {kind: row.setting for kind, row in beside.items() if row} == {
+        "int8": "8-bit", "int8-kernel": "8-bit", "fp4": "4-bit", "fp4-kernel": "4-bit",
+    }  # fmt: skip
+    assert scales.published_beside("seed").median == 0.12
+    assert scales.published_beside("architecture") is None
+
+
+def test_one_pair_is_of_the_setting_that_the_scale_takes_it_for():
+    rows = {
+        **RUN,
+        "p/big": {"family": "p", "type": "t", "parameters": 99, "seed": 1, "step": 40},
+        f"{LAST}+nf4": {**OF_LAST, "quantization": "nf4"},
+        "other/model": {"family": "q", "type": "u", "parameters": 13, "parent": "x/y"},
+        "other/tuned": {"family": "q", "type": "u", "parameters": 13, "parent": "other/model"},
+        "p/big#0": {"layer": 0}, "p/big#1": {"layer": 1},
+    }  # fmt: skip
+    vectors = vectors_of(rows)
+    for setting, pairs in pairs_of(rows).items():
+        for pair in pairs:
+            at = [vectors.position(name) for name in pair]
+            known = [vectors.attributes.iloc[n].dropna().to_dict() for n in at]
+            refs = [vectors.models[n] for n in at]
+            expected = "checkpoint" if "training" in setting else setting
+            assert scales.setting_of(*known, *refs) == scales.setting_of(*known[::-1], *refs[::-1]) == expected
+
+
+def test_random_pairs():
+    """Of distinct models: as many as there are fine-tuning pairs, at least 20, none twice, all used alike."""
+    rows = {
+        **{f"o/{kind}-{n}b": {"type": kind} for kind in ("a", "b") for n in range(20)},
+        **{f"o/a-{n}b%bfloat16": {"type": "a", "dtype": "bfloat16"} for n in range(20)},
+        **{f"o/a-{n}b+nf4": {"type": "a", "quantization": "nf4"} for n in range(20)},
+        "o/a-0b#1": {"type": "a", "layer": 1},
+        **{f"r/checkpoint-{step}": {"step": step} for step in (10, 20)},
+        "o/only-half%float16": {"dtype": "float16"},
+    }
+    distinct = {f"o/{kind}-{n}b" for kind in ("a", "b") for n in range(20)} | {"r/checkpoint-20", "o/only-half%float16"}
+    measured = {row.setting: row for row in scales.measure(vectors_of(rows))}
+    drawn, same = measured["random"].pairs, measured["same type"].pairs
+    assert len(drawn) == len(set(map(frozenset, drawn))) == len(same) == len(set(map(frozenset, same))) == 20
+    assert {name for pair in (*drawn, *same) for name in pair} <= distinct
+    assert all(a[2] == b[2] for a, b in same)
+    assert len({name for pair in drawn for name in pair}) == 40, "42 models make 21 pairs before any is used again"
+    assert measured["random"].n_available == 42 * 41 // 2
+    assert measured["same type"].n_available == 2 * 20 * 19 // 2
+
+    tuned = {f"o/a-{n}b-tuned-{k}": {"parent": f"o/a-{n}b"} for n in range(10) for k in range(3)}
+    assert len(scales.setting_pairs(vectors_of({**rows, **tuned}))["random"]) == 30
+    few = {f"o/a-{n}b": {"type": "a"} for n in range(6)}
+    assert len(set(scales.setting_pairs(vectors_of(few))["random"])) == 15
+
+
+def test_a_large_setting_is_drawn_from(monkeypatch):
+    monkeypatch.setattr(scales, "MOST_PAIRS", 10)
+    rows = {f"o/{kind}-{n}b": {"type": kind, "parameters": 10 + n} for kind in "abc" for n in range(4)}
+    row = {row.setting: row for row in scales.measure(vectors_of(rows))}["architecture"]
+    naive = {
+        frozenset((a, b))
+        for a, b in combinations(rows, 2)
+        if rows[a]["type"] != rows[b]["type"]
+        and max(rows[a]["parameters"], rows[b]["parameters"]) / min(rows[a]["parameters"], rows[b]["parameters"]) <= 1.3
+    }
+    assert (len(row.pairs), row.n_available) == (10, len(naive))
+    assert set(map(frozenset, row.pairs)) < naive
+
+
+# ---------------------------------------------------------------------------------------------------------- numbers
+
+
+def naive_kl(vectors, a, b):
+    x, y = (vectors.log_likelihood[vectors.position(name)] for name in (a, b))
+    return sum((p - q - np.mean(x - y)) ** 2 for p, q in zip(x, y, strict=True)) / len(x) / (200 * np.log(2))
+
+
+def test_medians_and_quartiles():
+    """Against a loop over pairs, and the standard errors against those of the matrix."""
+    vectors = vectors_of({**RUN, **{f"p/{n}b": {"family": "p", "parameters": 2**n} for n in range(6)}})
+    rows = scales.measure(vectors)
+    assert [row.median for row in rows] == sorted(row.median for row in rows)
+    for row in rows:
+        values = [naive_kl(vectors, *pair) for pair in row.pairs]
+        errors = [vectors.kl()[pair].standard_error for pair in row.pairs]
+        assert row.values == pytest.approx(values)
+        assert row.standard_errors == pytest.approx(errors)
+        ordered = sorted(values)
+        n = len(ordered)
+        assert row.median == pytest.approx((ordered[(n - 1) // 2] + ordered[n // 2]) / 2)
+        assert row.quartiles == pytest.approx(
+            statistics.quantiles(values, method="inclusive")[::2] if n > 1 else 2 * values
+        )
+        assert row.n_in_range == sum(row.in_range) == sum(value <= 1 for value in values)
+    seed = next(row for row in rows if row.setting == "seed")
+    assert seed.interval == pytest.approx((min(seed.values), max(seed.values)))
+    assert (seed.interval_kind, seed.n_models, seed.n_available) == ("range", 3, 3)
 
 
 def test_the_standard_error_over_texts_is_right():
-    """One pair: the bootstrap of the median is that of the pair, and so its delta-method error."""
+    """One pair: the bootstrap of the median is that of the pair, and so its delta-method error. Three: smaller."""
     vectors = vectors_of({"p/a": {"family": "p", "seed": 1}, "p/b": {"family": "p", "seed": 2}}, n_texts=2000)
-    (row,) = scales.measure(vectors)
+    row = next(row for row in scales.measure(vectors) if row.setting == "seed")
     assert row.standard_error == pytest.approx(vectors.kl()["p/a", "p/b"].standard_error, rel=0.15)
+    three = next(row for row in scales.measure(vectors_of(RUN)) if row.setting == "seed")
+    assert three.standard_errors[0] / 3 < three.standard_error < three.standard_errors[0]
+    (without, *_) = scales.measure(vectors, resamples=0)
+    assert without.median == row.median
+    assert np.isnan(without.standard_error)
 
 
-def test_models_are_resampled_from_five_on():
+def test_texts_that_models_lack():
+    """A pair is measured on the texts of both; one without any in common is left out."""
+    vectors = vectors_of({f"p/{n}": {"family": "p", "seed": n} for n in range(4)})
+    vectors.log_likelihood[0, :100] = vectors.log_likelihood[1, 100:] = np.nan
+    row = next(row for row in scales.measure(vectors) if row.setting == "seed")
+    assert ("p/0", "p/1") not in row.pairs
+    assert len(row.pairs) == 5
+    assert row.values == pytest.approx([vectors.kl()[pair].value for pair in row.pairs])
+    assert row.standard_error > 0
+
+
+# Intervals over models: what is drawn is what is independent.
+
+
+def test_what_is_drawn_anew():
+    """Layers of one model and checkpoints of one run are not independent; from five on, models and runs are drawn."""
+
+    def kinds(n):
+        runs = {f"r{k}/checkpoint-{s}": {"seed": k, "step": s} for k in range(n) for s in (10, 20, 30)}
+        layers = {f"l{k}#{layer}": {"layer": layer} for k in range(n) for layer in range(20)}
+        rows = scales.measure(vectors_of({**runs, **layers}), resamples=0)
+        return {row.setting: (row.interval_kind, row.n_models) for row in rows if row.setting != "random"}
+
+    settings = ("early training", "later training", "layer")
+    assert kinds(4) == dict.fromkeys(settings, ("range", 4))
+    assert kinds(5) == dict.fromkeys(settings, ("models", 5))
+
+
+def test_seeds_are_drawn_as_models():
     rows = {f"p/{n}": {"family": "p", "seed": n} for n in range(8)}
-    (row,) = scales.measure(vectors_of(rows, spread=[1, 2, 3, 4, 5, 6, 7, 8]))
-    values = [vectors_of(rows, spread=[1, 2, 3, 4, 5, 6, 7, 8]).kl()[pair].value for pair in row.pairs]
-    assert row.interval_kind == "models"
-    assert min(values) <= row.interval[0] < row.median < row.interval[1] <= max(values)
+    row = next(r for r in scales.measure(vectors_of(rows, spread=[1, 2, 3, 4, 5, 6, 7, 8])) if r.setting == "seed")
+    assert (row.interval_kind, row.n_models) == ("models", 8)
+    assert min(row.values) <= row.interval[0] < row.median < row.interval[1] <= max(row.values)
+
+
+def coverage(pairs, value_of, population, rounds=200):
+    """How often the interval over models holds the median of the population; `value_of` draws the pairs' values."""
+    generator, hits = np.random.default_rng(0), 0
+    for _ in range(rounds):
+        low, high = scales.interval_over_models(value_of(generator), np.array(pairs))
+        hits += low <= population <= high
+    return hits / rounds
+
+
+def test_the_interval_over_models_covers():
+    """KL between vectors of independent lengths in many dimensions, r_a + r_b: between all of 5, 7 or 12 models,
+    and between the two of each of 6 or 20 pairs; and layers of 8 models, which differ between models only."""
+    generator = np.random.default_rng(1)
+    population = np.median(np.exp(0.6 * generator.normal(size=(100_000, 2))).sum(axis=1))
+    for pairs in (
+        list(combinations(range(5), 2)),
+        list(combinations(range(7), 2)),
+        list(combinations(range(12), 2)),
+        [(n, n + 1) for n in range(0, 12, 2)],
+        [(n, n + 1) for n in range(0, 40, 2)],
+    ):
+        a, b = np.array(pairs).T
+        n = int(b.max()) + 1
+
+        def lengths(generator, a=a, b=b, n=n):
+            r = np.exp(0.6 * generator.normal(size=n))
+            return r[a] + r[b]
+
+        assert (0.80 if n == 5 else 0.90) <= coverage(pairs, lengths, population) <= 0.99
+    layers = [(model, model) for model in range(8) for _ in range(12)]
+    of_models = lambda generator: np.repeat(np.exp(generator.normal(size=8)), 12)  # noqa: E731
+    assert 0.90 <= coverage(layers, of_models, 1.0) <= 0.99
+
+
+# -------------------------------------------------------------------------------------------- published, and in words
 
 
 def test_published_values_are_those_of_the_paper():
@@ -137,3 +376,23 @@ def test_a_pair_is_not_placed_on_itself():
     measured = scales.measure(vectors)
     assert scales.place(0.1, vectors.texts, measured, pair=("p/b", "p/a")) is None
     assert "measured on these texts" in scales.place(0.1, vectors.texts, measured, pair=("p/a", "p/c"))
+
+
+def test_yardsticks():
+    """Random pairs are one for what exceeds every other setting; layers never are."""
+    rows = {
+        **{f"p/{n}": {"family": "p", "type": "t", "seed": n} for n in range(4)},
+        **{f"o/{n}": {"type": "u"} for n in range(4)},
+        "p/0#0": {"layer": 0}, "p/0#1": {"layer": 1},
+    }  # fmt: skip
+    vectors = vectors_of(rows, spread=[1.0] * 4 + [20.0] * 4 + [50.0] * 2)
+    median = {row.setting: row.median for row in scales.measure(vectors)}
+    assert median["seed"] < median["random"] < median["layer"]
+
+    def placed(value):
+        return scales.place(value, vectors.texts, scales.measure(vectors)).split("'")[1]
+
+    assert placed(median["seed"] / 50) == "seed"
+    assert placed(median["seed"] * 0.99) == "seed"
+    assert placed(median["random"]) == "random"
+    assert placed(median["layer"]) in ("same type", "random")

@@ -37,6 +37,7 @@ from klscale.tables import (
     problem_record,
     progress_bar,
     save_matrix,
+    save_scale,
     scale_record,
     table,
 )
@@ -295,7 +296,7 @@ def compare(
 
 
 def measured_scale(store: Store, texts: TextSet) -> list[Setting]:
-    """The scale measured on these texts by what the store holds; empty where it holds no setting."""
+    """The scale measured on these texts by what the store holds, medians only; empty where it holds no setting."""
     from klscale import scales
 
     try:
@@ -303,7 +304,7 @@ def measured_scale(store: Store, texts: TextSet) -> list[Setting]:
     except KlscaleError as error:  # of a model that was not asked for
         err.print(f"No scale is shown: {plain(error.what)}", style="yellow")
         return []
-    return scales.measure(vectors)
+    return scales.measure(vectors, resamples=0)
 
 
 def of_one_convention(vectors: Vectors) -> tuple[Vectors, list[str]]:
@@ -394,11 +395,11 @@ def kl_command(
         print_matrix(vectors)
 
 
-def stored_vectors(store: Store, texts: str | None) -> Vectors:
+def stored_vectors(store: Store, texts: str | None, *, layers: bool = False) -> Vectors:
     """All vectors of a text set in the store. Raises InputError where there are fewer than two."""
     if texts is None and not store.text_sets():
         raise InputError(f"{store.location} is empty.", remedy="klscale score REF...  or  klscale import FILE")
-    vectors, left_out = of_one_convention(store.vectors(store.resolve_texts(texts)))
+    vectors, left_out = of_one_convention(store.vectors(store.resolve_texts(texts), layers=layers))
     if left_out:
         names = ", ".join(left_out[:3]) + (", ..." if len(left_out) > 3 else "")
         err.print(f"Left out, scored by another convention: {plain(names)}.", style="yellow")
@@ -417,11 +418,15 @@ def stored_vectors(store: Store, texts: str | None) -> Vectors:
 @app.command()
 def scale(
     published: Annotated[bool, typer.Option("--published", help="Only the published values, with sources.")] = False,
+    file: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Keep it: .png, .svg or .pdf, or all pairs as .csv or .parquet."),
+    ] = None,
     store: StoreOption = STORE,
     texts: TextsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """KL of each setting (checkpoint, seed, size, ...) in the store, beside the published values."""
+    """KL of each setting (checkpoint, seed, size, quantization, ...) in the store, beside the published values."""
     from dataclasses import asdict
 
     from klscale import scales
@@ -435,11 +440,14 @@ def scale(
         else:
             print_published()
         return
-    vectors = stored_vectors(Store(store), texts)
+    vectors = stored_vectors(Store(store), texts, layers=True)
     measured = scales.measure(vectors)
+    if file is not None:
+        save_scale(measured, vectors.texts, file)
+        err.print(f"Wrote {plain(file)}.")
     if as_json:
         print_json(scale_record(vectors, measured))
-    else:
+    elif file is None:
         print_scale(vectors, measured)
 
 
@@ -451,6 +459,10 @@ def import_command(
     file: Annotated[str, typer.Argument(metavar="FILE", help="CSV, Parquet, or one of the published pickles.")],
     name: Annotated[str | None, typer.Option(help="Name of the text set. Default: the file's.")] = None,
     id_column: Annotated[str | None, typer.Option("--id", metavar="COL", help="Column that names the rows.")] = None,
+    attributes: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="CSV: 'model', and 'type', 'family', 'seed', ... where names do not tell."),
+    ] = None,
     store: StoreOption = STORE,
     texts: TextsOption = None,
     as_json: JsonOption = False,
@@ -462,14 +474,14 @@ def import_command(
     place = Store(store)
     with progress_bar() as progress:
         known = place.resolve_texts(texts, progress=progress) if texts is not None else None
-        vectors = read_log_likelihoods(file, name=name, id_column=id_column, texts=known)
+        vectors = read_log_likelihoods(file, name=name, id_column=id_column, texts=known, attributes=attributes)
         entries = place.import_vectors(vectors, source=file, progress=progress)
     if as_json:
         print_json({"text_set": vectors.texts.id, "texts": vectors.texts.name, "models": [str(e.ref) for e in entries]})
         return
     out.print(describe_texts(vectors.texts))
     out.print(f"Imported {len(entries)} models into {plain(place.location)}.")
-    out.print("Next: klscale kl, klscale compare.", style="dim")
+    out.print("Next: klscale kl, klscale scale, klscale compare.", style="dim")
 
 
 # -------------------------------------------------------------------------------------------------- ls, rm and check

@@ -379,6 +379,67 @@ def kl(
     return kl_matrix(np.stack([a, b]), text_bytes, clip=clip, documents=documents)[0, 1]
 
 
+def kl_pairs(
+    log_likelihood: Floats,
+    text_bytes: Integers,
+    pairs: Integers,
+    *,
+    clip: float | None = None,
+    documents: Sequence[Any] | NDArray[Any] | None = None,
+    draws: Floats | None = None,
+) -> dict[str, NDArray[Any]]:
+    """KL of some `pairs` (P, 2) of rows, as `kl_matrix` has it, by direct difference: `value`, `standard_error` and
+    `in_range` (P,). For few pairs of many models; pairs with fewer than two texts in common are NaN.
+
+    `draws` (R, N) says how often each text is drawn in each of R bootstrap samples; `resampled` (P, R) is then the KL
+    of each pair in each sample.
+    """
+    L = np.asarray(log_likelihood, dtype=np.float64)
+    P, draws = len(pairs), np.empty((0, L.shape[1])) if draws is None else draws
+    found = {"value": np.full(P, np.nan), "standard_error": np.full(P, np.nan), "in_range": np.zeros(P, dtype=bool)}
+    found["resampled"] = np.full((P, len(draws)), np.nan)
+    patterns, pattern_of = np.ones((1, L.shape[1]), dtype=bool), np.zeros(len(L), dtype=np.int64)
+    if not (present := ~np.isnan(L)).all():
+        patterns, pattern_of = np.unique(present, axis=0, return_inverse=True)
+    # Pairs with the same texts are computed together.
+    combinations, kind = np.unique(np.sort(pattern_of[pairs], axis=1), axis=0, return_inverse=True)
+    for number, (p, q) in enumerate(combinations):
+        texts = np.flatnonzero(patterns[p] & patterns[q])
+        if len(texts) < 2:
+            continue
+        members = np.flatnonzero(kind.ravel() == number)
+        rows, places = np.unique(pairs[members], return_inverse=True)
+        complete = len(texts) == L.shape[1]
+        block = L[rows] if complete else L[np.ix_(rows, texts)]
+        size, weights = text_bytes[texts].astype(np.float64), draws[:, texts].T
+        clusters = cluster_codes(documents, texts)
+        moved = np.zeros(len(rows)) if clip is None else (block < clip).mean(axis=1)
+        poor = -block.mean(axis=1) / (LOG_2 * size.mean()) > POOR_MODEL
+        scale = nats2_per_bit_per_byte(float(size.mean()))
+        drawn = weights.sum(axis=0)
+        drawn_scale = nats2_per_bit_per_byte(size @ weights / drawn)
+        for part in np.array_split(np.arange(len(members)), -(-len(members) // 128)):
+            i, j = places.reshape(-1, 2)[part].T
+            a, b = block[i], block[j]
+            if clip is not None:
+                clipped = np.maximum(moved[i], moved[j]) <= CLIP_LIMIT
+                limit = np.where(clipped, clip, -np.inf)[:, None]
+                np.maximum(a, limit, out=a)
+                np.maximum(b, limit, out=b)
+            a -= b
+            a -= a.mean(axis=1, keepdims=True)
+            first = a @ weights / drawn
+            np.square(a, out=a)
+            m2, at = a.mean(axis=1), members[part]
+            found["resampled"][at] = (a @ weights / drawn - first**2) / drawn_scale
+            found["value"][at] = m2 / scale
+            a -= m2[:, None]
+            variance = (a * a).mean(axis=1) if clusters is None else _cluster_variance(a, clusters)
+            found["standard_error"][at] = np.sqrt(variance / len(texts)) / scale
+            found["in_range"][at] = (found["value"][at] <= RANGE_LIMIT) & ~(poor[i] | poor[j])
+    return found
+
+
 def pairwise_moments(L: Floats, clusters: Integers | None = None) -> tuple[Floats, Floats, Floats]:
     """m2, m4 and the spread of d**2 for d = l_i - l_j centred, for all pairs of rows of L (K, N), complete.
 

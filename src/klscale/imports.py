@@ -23,7 +23,7 @@ from pyarrow import csv, parquet
 
 from klscale.divergence import Floats, Integers
 from klscale.errors import InputError, nearest
-from klscale.models import ModelRef, attributes_of
+from klscale.models import ModelRef, attributes_of, parse_parameters
 from klscale.pickles import SAVE_AS, load_pickle
 from klscale.texts import TextSet, content_id
 from klscale.vectors import ATTRIBUTES, Vectors
@@ -47,6 +47,7 @@ def read_log_likelihoods(
     name: str | None = None,
     id_column: str | None = None,
     texts: TextSet | None = None,
+    attributes: str | os.PathLike[str] | None = None,
 ) -> Vectors:
     """Vectors from a file or fsspec URL that holds log-likelihoods in nats.
 
@@ -58,20 +59,25 @@ def read_log_likelihoods(
     `.pkl`: the published pickles, a dictionary from model to array, or a list of dictionaries with `model_name` and
     `log-likelihood-10k`. They need `texts`. Nothing in them is run: what is not plain data is refused.
 
+    `attributes`: a CSV file with a row a model, named under `model`, and columns `family`, `type`, `parameters`,
+    `seed`, `step`, `warmup`, `parent`, `quantization` for what names do not tell, or tell wrongly; an empty cell says
+    nothing.
+
     Raises InputError for a file that cannot be used as it is; rows are counted from 1, without the header.
     """
     source = os.fspath(path)
+    given = {} if attributes is None else read_attributes(attributes)
     try:
         if not (match := _FORMAT.search(source)):
             extension = source[source.rfind(".") :] if "." in source else ""
             raise InputError("this format cannot be imported.", nearest(extension, FORMATS), SAVE_AS)
         stem, kind, gz = match[1], match[2].lower(), match[3]
         if kind in ("csv", "parquet"):
-            return _from_table(_table(kind, _read(source, gz), id_column), name or stem, id_column, texts)
+            return _from_table(_table(kind, _read(source, gz), id_column), name or stem, id_column, texts, given)
         if texts is None:
             why = "A pickle carries neither the texts nor their lengths in bytes."
             raise InputError("which texts?", why, "Name them: --texts pile-10k for the published files.")
-        return _from_pickle(load_pickle(_read(source, gz)), texts)
+        return _from_pickle(load_pickle(_read(source, gz)), texts, given)
     except InputError as error:
         raise InputError(f"{source}: {error.what}", error.why, error.remedy) from error
 
@@ -112,7 +118,9 @@ def _table(kind: str, data: bytearray, id_column: str | None) -> Any:
         raise InputError(f"not a readable {kind} file.", why, "Mend it, or write it again (CSV: as UTF-8).") from error
 
 
-def _from_table(table: Any, name: str, id_column: str | None, texts: TextSet | None) -> Vectors:
+def _from_table(
+    table: Any, name: str, id_column: str | None, texts: TextSet | None, given: Mapping[str, dict[str, Any]]
+) -> Vectors:
     names: list[str] = table.column_names
     if twice := [column for column, count in Counter(names).items() if count > 1]:
         raise InputError(f"two columns are called {twice[0]!r}.", "Which is meant?", "Rename or drop one.")
@@ -157,7 +165,7 @@ def _from_table(table: Any, name: str, id_column: str | None, texts: TextSet | N
             why = f"KL is in bits per byte: each text's UTF-8 length is needed. {nearest('bytes', names)[:200]}"
             raise InputError("no column 'bytes'.", why, "Add it, or the texts as 'text', or give --texts.")
     _require_same(texts, lengths, strings)
-    return _vectors(models, texts, IMPORTED)
+    return _vectors(models, texts, IMPORTED, given)
 
 
 def _require_same(texts: TextSet, lengths: Integers | None, strings: tuple[str, ...] | None) -> None:
@@ -240,8 +248,8 @@ def _strings(column: str, table: Any) -> tuple[str, ...]:
 # --------------------------------------------------------------------------------------------------------- pickles
 
 
-def _from_pickle(loaded: Any, texts: TextSet) -> Vectors:
-    rows, known = loaded, {}
+def _from_pickle(loaded: Any, texts: TextSet, given: Mapping[str, dict[str, Any]]) -> Vectors:
+    rows, known = loaded, dict[str, dict[str, Any]]()
     if isinstance(loaded, list) and all(isinstance(r, dict) and isinstance(r.get("model_name"), str) for r in loaded):
         rows = {r["model_name"]: r.get("raw_log-likelihood-10k", r.get("log-likelihood-10k")) for r in loaded}
         known = {r["model_name"]: _metadata(r) for r in loaded}
@@ -255,6 +263,7 @@ def _from_pickle(loaded: Any, texts: TextSet) -> Vectors:
     models = {model: _row(f"model {model!r}", values, texts) for model, values in rows.items()}
     lowest = min(values.min() for values in models.values())
     clipped = texts.clip is not None and math.isclose(lowest, texts.clip, rel_tol=1e-9)  # two published files are
+    known |= {model: {**known.get(model, {}), **more} for model, more in given.items()}
     return _vectors(models, texts, f"{PUBLISHED}; clipped" if clipped else PUBLISHED, known)
 
 
@@ -283,12 +292,53 @@ def _metadata(record: Mapping[Any, Any]) -> dict[str, Any]:
     return known
 
 
+# ------------------------------------------------------------------------------------------------------ attributes
+
+
+def read_attributes(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
+    """What a CSV file says of models, by name; see `read_log_likelihoods`. Raises InputError that names the row."""
+    source = os.fspath(path)
+    try:
+        table = _table("csv", _read(source, gz=None), "model")
+        columns = [name for name in ATTRIBUTES if name != "layer"]  # part of a name: `gpt2#3`
+        if wrong := [name for name in table.column_names if name not in ("model", *columns)]:
+            raise InputError(f"unknown column {wrong[0]!r}.", nearest(wrong[0], columns), "Rename or drop it.")
+        if "model" not in table.column_names:
+            raise InputError("no column 'model'.", "It names the model that a row is about.", "Add it.")
+        found: dict[str, dict[str, Any]] = {}
+        for row, record in enumerate(table.to_pylist(), 1):
+            cells = {name: str(cell).strip() for name, cell in record.items() if cell is not None}
+            cells = {name: cell for name, cell in cells.items() if cell}
+            if (model := cells.pop("model", "")) in found or not model:
+                what = f"row {row}: {f'{model!r} again' if model else 'no model'}."
+                raise InputError(what, "A model has one row.", "Mend or drop that row.")
+            found[model] = {name: _typed(name, cell, row) for name, cell in cells.items()}
+        return found
+    except InputError as error:
+        raise InputError(f"{source}: {error.what}", error.why, error.remedy) from error
+
+
+def _typed(name: str, cell: str, row: int) -> Any:
+    if name == "parent":
+        try:
+            return str(ModelRef.parse(cell))
+        except InputError as error:
+            raise InputError(f"row {row}: {error.what}", error.why, error.remedy) from error
+    if name not in ("parameters", "seed", "step", "warmup"):
+        return cell
+    if (number := parse_parameters(cell)) is None:
+        raise InputError(f"row {row}: {name} {cell!r} is not a number.", remedy="Write 410M, 6.9B or 410000000.")
+    return number
+
+
 # --------------------------------------------------------------------------------------------------------- vectors
 
 
 def _vectors(
-    models: Mapping[str, Floats], texts: TextSet, convention: str, known: Mapping[str, dict[str, Any]] | None = None
+    models: Mapping[str, Floats], texts: TextSet, convention: str, known: Mapping[str, dict[str, Any]]
 ) -> Vectors:
+    if unknown := [name for name in known if name not in models]:
+        raise InputError(f"no model {unknown[0]!r}, whose attributes are given.", nearest(unknown[0], list(models)))
     refs = [_reference(name) for name in models]
     index = list(map(str, refs))
     if len(set(index)) < len(index):
@@ -298,7 +348,7 @@ def _vectors(
     columns = [*ATTRIBUTES, "dtype", "convention"]
     rows = []
     for name, ref in zip(models, refs, strict=True):
-        record = attributes_of(ref, (known or {}).get(name))
+        record = attributes_of(ref, known.get(name))
         # a reference without a dtype means float32 where klscale scores; elsewhere it is not known
         record |= {"dtype": None if ref.dtype == "float32" else ref.dtype, "convention": convention}
         rows.append([record.get(column) for column in columns])

@@ -6,9 +6,14 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
+
+import yaml
 
 from klscale.errors import InputError, nearest
 
@@ -22,6 +27,7 @@ _ENCODED = re.compile(r"[^\w./~=,-]", re.ASCII)
 _DTYPE = re.compile(r"%([A-Za-z][\w]*)$")
 _LAYER = re.compile(r"#(\d+)$")
 _SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)([mMbB])(\d*)(?![a-zA-Z0-9])")
+_TYPE = re.compile(r"(?:meta[-_])?((?:(?:gpt|open)[-_])?[a-z]+(?:[-_]?\d+(?:\.\d+)?)?)(?![a-z0-9])")
 
 
 @dataclass(frozen=True)
@@ -134,14 +140,18 @@ def parse_parameters(text: str) -> int | None:
 
 
 def attributes_of(ref: ModelRef, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What is known of a model beside its vector: `family`, `type`, `parameters`, `seed`, `step`, `parent`,
-    `quantization`. Read from the reference itself; `known` (from a config, a suite file) wins."""
+    """What is known of a model beside its vector: `family`, `type`, `parameters`, `seed`, `step`, `warmup`, `parent`,
+    `quantization`. Read from the reference itself; `known` (from a config, a suite file) wins.
+
+    `type` is the first word of the family with its generation: `pythia`, `rwkv-4`, `llama-3`, `qwen2.5`, `gpt-neo`.
+    """
     last = ref.name.rstrip("/").rsplit("/", 1)[-1]
     attributes: dict[str, Any] = {}
     if step := re.fullmatch(r"(?:global_?)?step[-_]?(\d+)", ref.revision or "") or re.fullmatch(
         r"(?:checkpoint|step)[-_](\d+)", last
     ):
         attributes["step"] = int(step[1])
+        attributes["warmup"] = next((run["warmup"] for run in _runs() if fnmatchcase(ref.name, run["names"])), None)
     if seed := re.search(r"seed[-_]?(\d+)", ref.name):
         attributes["seed"] = int(seed[1])
     if size := _SIZE.search(last):
@@ -150,7 +160,16 @@ def attributes_of(ref: ModelRef, known: Mapping[str, Any] | None = None) -> dict
         # pythia-410m-deduped-seed3 is of the family pythia-deduped
         rest = last[: size.start()] + re.sub(r"[-_.]?seed[-_]?\d+", "", last[size.end() :])
         attributes["family"] = re.sub(r"[-_]{2,}", "-", rest).strip("-_. ") or None
+        lineage = _TYPE.match((attributes["family"] or "").lower())
+        attributes["type"] = lineage[1] if lineage else None
     if ref.quantization:
         attributes["quantization"] = ref.quantization
     attributes.update({key: value for key, value in (known or {}).items() if value is not None})
     return {key: value for key, value in attributes.items() if value is not None}
+
+
+@cache
+def _runs() -> list[dict[str, Any]]:
+    """Published training runs, of which more is known than their files say."""
+    runs: list[dict[str, Any]] = yaml.safe_load(files("klscale").joinpath("data/runs.yaml").read_text(encoding="utf-8"))
+    return runs

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from klscale import lens, maps
 from klscale.divergence import Integers, format_estimate
+from klscale.errors import InputError
+from klscale.texts import TextSet
 from klscale.vectors import Vectors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from klscale.scales import Setting
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Told apart by colour-blind readers too (Okabe and Ito)."""
+DOT, PUBLISHED = COLOURS[:2]
 
 
 def kl_heat_map(vectors: Vectors, *, annotate_up_to: int = 20) -> Figure:
@@ -24,7 +30,7 @@ def kl_heat_map(vectors: Vectors, *, annotate_up_to: int = 20) -> Figure:
 
     The colour is KL on a log scale; cells hold values and, smaller, standard errors where the models are few enough.
     """
-    from matplotlib.colors import LogNorm
+    from matplotlib.colors import ListedColormap, LogNorm
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter
     from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
@@ -43,10 +49,11 @@ def kl_heat_map(vectors: Vectors, *, annotate_up_to: int = 20) -> Figure:
     short = _without_common_prefix(names)
 
     side = 1.6 + 0.5 * min(K, annotate_up_to)
-    figure = Figure(figsize=(side + 0.6, side), layout="constrained")
+    figure = Figure(figsize=(max(side + 0.6, 3.6), side), layout="constrained")
     axes = figure.add_subplot()
     norm = LogNorm(positive.min(), positive.max()) if positive.size and positive.min() < positive.max() else None
-    image = axes.imshow(shown[1:, :-1], cmap="cividis", norm=norm)
+    # the value of one pair alone has nothing to be darker than
+    image = axes.imshow(shown[1:, :-1], cmap="cividis" if K > 2 else ListedColormap(["#e6e6e6"]), norm=norm)
     axes.set_xticks(range(K - 1), short[:-1], rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
     axes.set_yticks(range(K - 1), short[1:], fontsize=8)
     axes.tick_params(length=0)
@@ -55,19 +62,137 @@ def kl_heat_map(vectors: Vectors, *, annotate_up_to: int = 20) -> Figure:
         middle = np.sqrt(positive.min() * positive.max()) if positive.size else 0.0
         for i in range(1, K):
             for j in range(i):
-                colour = "black" if value[i, j] > middle else "white"
+                colour = "black" if value[i, j] >= middle else "white"
                 digits, _, plus_minus = format_estimate(value[i, j], error[i, j]).partition(" ± ")
-                axes.text(j, i - 1.08, digits, ha="center", va="center", fontsize=7, color=colour)
-                axes.text(j, i - 0.76, f"±{plus_minus}", ha="center", va="center", fontsize=5, color=colour)
-    bar = figure.colorbar(image, cax=axes.inset_axes((0.86, 0.55, 0.03, 0.45)))  # in the empty triangle
-    bar.set_label("KL, bits/byte (± standard error)", fontsize=8)
+                centred: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "center"}
+                axes.annotate(digits, (j, i - 1), (0, 3), fontsize=7, color=colour, **centred)
+                axes.annotate(f"±{plus_minus}", (j, i - 1), (0, -5), fontsize=5, color=colour, **centred)
+    label = "KL, bits/byte (± standard error)"
+    texts = vectors.texts
+    axes.set_title(f"{K} models, {len(texts):,} texts of {texts.name}", fontsize=9, loc="left")
+    if K == 2:
+        axes.set_xlabel(label, fontsize=8)
+        return figure
+    free = axes.inset_axes((0.86, 0.55, 0.03, 0.45)) if K > 5 else None  # in the empty triangle, or beside
+    bar = figure.colorbar(image, cax=free, ax=axes, aspect=12 if free is None else 20)
+    bar.set_label(label, fontsize=8)
     bar.ax.tick_params(labelsize=7, which="both")
     bar.ax.yaxis.set_major_formatter("{x:g}")
     bar.ax.yaxis.set_minor_formatter(NullFormatter())
     if norm is not None:
         bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    texts = vectors.texts
-    axes.set_title(f"{K} models, {len(texts):,} texts of {texts.name}", fontsize=9, loc="left")
+    return figure
+
+
+def scale_ruler(measured: Sequence[Setting], texts: TextSet) -> Figure:
+    """The scale: a row for each setting, smallest median on top, KL in bits/byte on a log axis; see `scales.measure`.
+
+    Every pair is a dot, hollow where it is out of range. A box spans the quartiles, a tick marks the median with its
+    interval over models, a diamond the published median. Raises InputError where no setting has a positive median.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch, Rectangle
+    from matplotlib.patheffects import withStroke
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    from klscale.scales import published_beside, published_holds
+
+    rows = [row for row in measured if row.median > 0]
+    if not rows:
+        raise InputError("There is no scale to draw.", "No two models of one setting differ.", "Score more models.")
+    beside = [published_beside(row.setting) for row in rows]
+    figure = Figure(figsize=(5.6, 1.35 + 0.42 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    halo = [withStroke(linewidth=2.2, foreground="white")]
+    for y, (row, known) in enumerate(zip(rows, beside, strict=True)):
+        if y % 2:
+            axes.axhspan(y - 0.5, y + 0.5, color="#f4f4f4", zorder=0)
+        value, whole = np.array(row.values), np.array(row.in_range)
+        value, whole = value[value > 0], whole[value > 0]  # a log axis has no zero
+        # Golden-section steps spread neighbours, and the same pairs lie at the same place.
+        height = y + 0.5 * ((np.arange(len(value)) * 0.618034 + 0.5) % 1 - 0.5)
+        alpha = float(np.clip(8 / len(value) ** 0.6, 0.15, 0.8))
+        low, high = row.quartiles
+        if len(value) > 1:
+            box = (low, y - 0.3), high - low, 0.6
+            axes.add_patch(Rectangle(*box, facecolor=DOT, edgecolor="none", alpha=0.16, zorder=1))
+            axes.add_patch(Rectangle(*box, facecolor="none", edgecolor="#555555", linewidth=0.5, zorder=3))
+        dots: dict[str, Any] = {"s": 13, "linewidths": 0.8, "alpha": alpha, "zorder": 2 if len(value) > 10 else 5.5}
+        axes.scatter(value[whole], height[whole], color=DOT, **dots | {"linewidths": 0})
+        axes.scatter(value[~whole], height[~whole], facecolors="white", edgecolors=DOT, **dots)
+        if row.interval_kind == "models":
+            axes.plot(row.interval, (y, y), color="black", linewidth=1.2, solid_capstyle="butt", zorder=4)
+        axes.plot(
+            (row.median,) * 2, (y - 0.34, y + 0.34), color="black", linewidth=2.4, solid_capstyle="butt", zorder=5
+        )
+        label = format_estimate(row.median, row.standard_error)
+        axes.annotate(label, (1.02, y), xycoords=axes.get_yaxis_transform(), va="center", fontsize=8)
+        if known:
+            axes.plot(known.median, y, "D", markersize=5.5, markerfacecolor="white", color=PUBLISHED, zorder=6)
+            above: dict[str, Any] = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center", "zorder": 7}
+            value_label = f"{known.median:#.2g}"
+            axes.annotate(value_label, (known.median, y), fontsize=6.5, color=PUBLISHED, path_effects=halo, **above)
+    axes.set_xscale("log")
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    counts = (f"{len(row.pairs):,} pair{'s' if len(row.pairs) > 1 else ''}" for row in rows)
+    axes.set_yticks(range(len(rows)), [f"{row.setting}\n{n}" for row, n in zip(rows, counts, strict=True)], fontsize=8)
+    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="x", labelsize=8, which="both")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    low, high = axes.get_xlim()
+    if high < 100 * low:  # few decades, more numbers
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.grid(axis="x", color="#dddddd", linewidth=0.6, zorder=0)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "left", "right"]].set_visible(False)
+    axes.set_xlabel("KL divergence, bits/byte", fontsize=8.5)
+    axes.annotate("median ± SE", (1.02, 1.0), (0, 3), xycoords="axes fraction", textcoords="offset points", fontsize=7)
+    title = f"{len(texts):,} texts of {texts.name}"
+    if any(beside) and not published_holds(texts):
+        title += "\npublished: pile-10k, other texts: beside, not comparable"
+    figure.suptitle(title, fontsize=8, x=0.01, ha="left")
+    hollow = Line2D(
+        [], [], color=DOT, marker="o", markerfacecolor="none", markersize=4, linestyle="", label="out of range"
+    )
+    shown: list[Any] = [
+        Line2D([], [], color=DOT, marker="o", markersize=4, markeredgewidth=0, linestyle="", label="pair"),
+        *([hollow] if any(row.n_in_range < len(row.pairs) for row in rows) else []),
+        Patch(facecolor="#d6e7f3", edgecolor="#555555", linewidth=0.5, label="quartiles"),
+        Line2D(
+            [],
+            [],
+            color="black",
+            marker="|",
+            markersize=8,
+            markeredgewidth=2.4,
+            linewidth=1.2,
+            label="median, 95 % over models",
+        ),
+    ]
+    if any(beside):
+        shown.append(
+            Line2D(
+                [],
+                [],
+                color=PUBLISHED,
+                marker="D",
+                markerfacecolor="white",
+                markersize=5,
+                linestyle="",
+                label="published",
+            )
+        )
+    figure.legend(
+        handles=shown,
+        loc="outside lower center",
+        ncols=len(shown),
+        fontsize=7,
+        frameon=False,
+        columnspacing=1.2,
+        handletextpad=0.4,
+    )
     return figure
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
@@ -288,7 +288,6 @@ def describe_texts(texts: TextSet) -> str:
 
 def print_comparison(vectors: Vectors, pairs: Sequence[tuple[str, str]], measured: Sequence[Setting]) -> None:
     """KL of each pair; bits per byte of each model; what that amounts to; what to be wary of."""
-    from klscale import scales
     from klscale.divergence import format_estimate
 
     records = [pair_record(vectors, a, b, measured) for a, b in pairs]
@@ -325,7 +324,7 @@ def print_comparison(vectors: Vectors, pairs: Sequence[tuple[str, str]], measure
             out.print(f"  Their KL is {placed}.")
         for warning in r["warnings"]:
             out.print(f"  Note: {warning}.", style="yellow")
-    if not measured and not scales.published_holds(vectors.texts):
+    if all(r["placed"] is None and r["kl"] != 0 for r in records):
         out.print(
             "No scale is known for these texts: published values hold for pile-10k only. "
             "Score seeds, sizes or checkpoints here to have one.",
@@ -396,21 +395,41 @@ def print_ladder(vectors: Vectors, others: Sequence[str]) -> None:
 
 def save_matrix(vectors: Vectors, file: Path, picture: Callable[[Vectors], Figure]) -> None:
     """All pairs as a table, or a picture of them; by the file's ending."""
+    save_as(file, vectors.kl().columns, lambda: picture(vectors))
+
+
+def save_scale(measured: Sequence[Setting], texts: TextSet, file: Path) -> None:
+    """The pairs of every setting as a table, or the picture of the scale; by the file's ending."""
+    from klscale.pictures import scale_ruler
+
+    def columns() -> dict[str, Any]:
+        rows = [
+            (row.setting, *pair, *values)
+            for row in measured
+            for pair, *values in zip(row.pairs, row.values, row.standard_errors, row.in_range, strict=True)
+        ]
+        names = ("setting", "a", "b", "kl", "standard_error", "in_range")
+        return dict(zip(names, zip(*rows, strict=True), strict=True))
+
+    save_as(file, columns, lambda: scale_ruler(measured, texts))
+
+
+def save_as(file: Path, columns: Callable[[], Mapping[str, Any]], picture: Callable[[], Figure]) -> None:
+    """A table (.csv, .parquet) or a picture (.png, .svg, .pdf), made when the file's ending is known to be one."""
     import pandas as pd
 
     from klscale.errors import nearest
+    from klscale.pictures import save
 
     endings = (".csv", ".parquet", ".png", ".svg", ".pdf")
     if file.suffix not in endings:
         raise InputError(f"{file}: unknown ending {file.suffix!r}.", nearest(file.suffix, endings))
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.suffix in (".csv", ".parquet"):
-        frame = pd.DataFrame(vectors.kl().columns())
+        frame = pd.DataFrame(columns())
         frame.to_csv(file, index=False) if file.suffix == ".csv" else frame.to_parquet(file, index=False)
     else:
-        from klscale.pictures import save
-
-        save(picture(vectors), file)
+        save(picture(), file)
 
 
 def layers_record(vectors: Vectors) -> list[dict[str, Any]]:
@@ -532,6 +551,21 @@ def print_published() -> None:
     )
 
 
+TO_SCORE = {
+    "early training": "checkpoints of a run",
+    "later training": "checkpoints of a run",
+    "seed": "another seed",
+    "size": "another size",
+    "fine-tuning": "a parent or child",
+    "8-bit": "NAME+int8",
+    "4-bit": "NAME+fp4",
+    "layer": "--layers NAME",
+    "same type": "two models of one type",
+    "random": "two models",
+}
+"""What gives a store a pair of a published setting."""
+
+
 def print_scale(vectors: Vectors, measured: Sequence[Setting]) -> None:
     from klscale import scales
     from klscale.divergence import format_estimate
@@ -542,24 +576,39 @@ def print_scale(vectors: Vectors, measured: Sequence[Setting]) -> None:
             "Seeds, sizes, checkpoints and fine-tunes are told apart by attributes of the models.",
             "Score models of one family, or name the attributes in a suite file; see also: klscale scale --published",
         )
-    known = {row.setting: row.median for row in scales.published()}
     out.print(describe_texts(vectors.texts))
     shown = table(
-        "setting", "median ± SE, bits/byte", "95 % over models", "pairs", "models", "published", right=(1, 2, 3, 4, 5),
-        title="\nThe scale",
+        "setting", "median ± SE, bits/byte", "quartiles", "95 % over models", "pairs", "models", "published",
+        right=(1, 2, 3, 4, 5), title="\nThe scale",
     )  # fmt: skip
     for row in measured:
-        low, high = row.interval
-        spread = f"{low:.3g} to {high:.3g}" + (" (range)" if row.interval_kind == "range" else "")
-        spread = spread if len(row.pairs) > 1 else "one pair"
-        mark = "" if row.n_in_range == len(row.pairs) else " *"
+        low, high = (f"{value:.3g}" for value in row.interval)
+        spread = f"{low} to {high}" + (" (range)" if row.interval_kind == "range" else "")
+        many, mark = len(row.pairs) > 1, "" if row.n_in_range == len(row.pairs) else " *"
+        drawn = f" of {row.n_available:,}" if len(row.pairs) < row.n_available else ""
+        known = scales.published_beside(row.setting)
         shown.add_row(
-            row.setting, format_estimate(row.median, row.standard_error) + mark, spread, str(len(row.pairs)),
-            str(row.n_models), f"{known[row.setting]:#.2g}" if row.setting in known else "",
-        )  # fmt: skip
+            plain(row.setting),
+            format_estimate(row.median, row.standard_error) + mark,
+            "{:.3g} to {:.3g}".format(*row.quartiles) if many else "",
+            spread if many else "one pair",
+            f"{len(row.pairs):,}{drawn}",
+            str(row.n_models),
+            f"{known.median:#.2g} {known.source}" if known else "",
+        )
     out.print(shown)
-    out.print("± is the standard error over texts; (range): over the pairs of fewer than five models.", style="dim")
+    out.print(
+        "± is the standard error over texts; (range): over the pairs of fewer than five models. A run counts as one "
+        "model.",
+        style="dim",
+    )
     if any(row.n_in_range < len(row.pairs) for row in measured):
         out.print(OUT_OF_RANGE, style="yellow")
     if not scales.published_holds(vectors.texts):
-        out.print("The published values are for pile-10k and much larger models: beside, not comparable.", style="dim")
+        out.print("The published values are for other texts (pile-10k): beside, not comparable.", style="dim")
+    wanting: dict[str, list[str]] = {}
+    for known in scales.not_measured(measured):
+        wanting.setdefault(TO_SCORE[known.setting], []).append(known.setting)
+    if wanting:
+        listed = "; ".join(f"{', '.join(settings)} ({what})" for what, settings in wanting.items())
+        out.print(f"No pair yet (what to score): {listed}.", style="dim")

@@ -115,7 +115,7 @@ class Vectors:
 
     @cached_property
     def _kl(self) -> KLMatrix:
-        self._require_one_convention()
+        self.require_one_convention()
         return divergence.kl_matrix(
             self.log_likelihood,
             self.texts.bytes,
@@ -126,7 +126,7 @@ class Vectors:
 
     def kl_difference(self, first: tuple[str, str], second: tuple[str, str]) -> Estimate:
         """KL(first pair) - KL(second pair) with the standard error of the paired difference."""
-        self._require_one_convention()
+        self.require_one_convention()
         a, b, c, d = (self.log_likelihood[self.position(model)] for model in (*first, *second))
         return divergence.kl_difference(
             (a, b), (c, d), self.texts.bytes, clip=self.texts.clip, documents=self.texts.document
@@ -134,7 +134,7 @@ class Vectors:
 
     def shift_cosine(self, base: str, first: str, second: str) -> Estimate:
         """Cosine between the shifts of two models from a third: do they differ from it in the same way?"""
-        self._require_one_convention()
+        self.require_one_convention()
         x, y, z = (self.log_likelihood[self.position(model)] for model in (base, first, second))
         return divergence.shift_cosine(x, y, z, self.texts.bytes, clip=self.texts.clip, documents=self.texts.document)
 
@@ -142,21 +142,22 @@ class Vectors:
         """Bits per byte of a model; with `other`, by how much it exceeds that of `other` (paired standard error)."""
         row = self.log_likelihood[self.position(model)]
         if other is not None:
-            self._require_one_convention()
+            self.require_one_convention()
             row = row - self.log_likelihood[self.position(other)]
         return divergence.bits_per_byte(row, self.texts.bytes, documents=self.texts.document)
 
     def coordinates(self) -> Floats:
         """Points (K, n) whose squared distances are KL in bits per byte, on the n texts that all models have, with
         the text set's clip."""
-        self._require_one_convention()
+        self.require_one_convention()
         texts = ~np.isnan(self.log_likelihood).any(axis=0)
         rows = self.log_likelihood[:, texts]
         if self.texts.clip is not None:
             rows = np.maximum(rows, self.texts.clip)
         return divergence.coordinates(rows, float(self.texts.bytes[texts].mean()))
 
-    def _require_one_convention(self) -> None:
+    def require_one_convention(self) -> None:
+        """Raises InputError where the vectors were made by different conventions: they are never compared."""
         conventions = self.attributes["convention"]
         if len(set(conventions)) > 1:
             odd = self.attributes.index[conventions != conventions.iloc[0]][0]

@@ -37,7 +37,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@echo "Installing klscale into $(VENV); this takes a minute or two."
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	$(PIP) -e .
+	$(PIP) -e ".[quant]"
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,7 @@ TINY = Recipe(
     window=32,
 )
 RUNS = {
+    "pocket-llama-middle-seed1",
     "pocket-middle-seed1",
     "pocket-middle-seed2",
     "pocket-small-seed1",
@@ -116,14 +118,17 @@ def test_suite_lists_models_that_load(trained: Path) -> None:
             model = AutoModelForCausalLM.from_pretrained(trained / name)
             assert model.num_parameters() == entry["parameters"]
             assert model.config.max_position_embeddings == TINY.window
-    assert suite["models"][0]["step"] == [0, 1, 2, 3, 6]
+    first, last = suite["models"][:2]
+    assert first["step"] == [0, 1, 2, 3]
+    assert (last["step"], last["layers"], last["quantize"]) == ([6], True, ["int8", "nf4", "fp4"])
+    assert first["warmup"] == last["warmup"] == 2
     assert suite["models"][-1]["parent"] == "./pocket-middle-seed1/checkpoint-6"
     assert {path.name for path in trained.iterdir()} == {*RUNS, "suite.yaml"}
 
 
 def test_seeds_and_steps_make_different_contents(trained: Path) -> None:
     files = [content for name, content in contents(trained).items() if name.endswith(".safetensors")]
-    assert len(files) == 5 + 3 * 3 + 1
+    assert len(files) == 5 + 4 * 3 + 1
     assert len(set(files)) == len(files)
 
 
@@ -206,10 +211,11 @@ def test_recipes_keep_enough_checkpoints(recipe: Recipe, monkeypatch: pytest.Mon
         "pocket-130k-seed3",
         "pocket-40k-seed1",
         "pocket-460k-seed1",
+        "pocket-llama-130k-seed1",
         "pocket-130k-finetuned",
     ]
     for run in runs:
-        thousands = int(run.name.split("-")[1].removesuffix("k"))
+        thousands = int(re.search(r"-(\d+)k-", run.name)[1])
         assert run.parameters == pytest.approx(1000 * thousands, rel=0.05)
         assert pocket._random_model(run, recipe.window).num_parameters() == run.parameters
     chosen = []

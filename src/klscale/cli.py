@@ -136,6 +136,8 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Train a small suite of models on this machine's own text, score it, and print the scale. No download."""
+    from importlib.util import find_spec
+
     from klscale import scales, sweeps
     from klscale.pocket import train_pocket_suite
     from klscale.store import Store
@@ -143,30 +145,32 @@ def demo(
 
     with progress_bar() as progress:
         suite = read_suite(train_pocket_suite(directory / "models", quick=quick, progress=progress))
+        models = [model for model in suite.models if model.ref.quantization is None or find_spec("bitsandbytes")]
+        if len(models) < len(suite.models):
+            progress.note("Without quantized variants, which need: pip install 'klscale[quant]'.")
         store = Store(directory / "store")
         texts = store.resolve_texts(suite.texts, progress=progress)
-        outcomes = sweeps.score(suite.models, texts, store, progress=progress)
+        outcomes = sweeps.score(models, texts, store, progress=progress)
     print_failures(outcomes)
     found = [outcome for outcome in outcomes if outcome.entry is not None]
-    vectors = store.vectors(texts, [o.entry for o in found if o.entry], [o.ref for o in found])
+    vectors = store.vectors(texts, [o.entry for o in found if o.entry], [o.ref for o in found], layers=True)
     measured = scales.measure(vectors)
     record = scale_record(vectors, measured)
-    numbers = directory / "scale.json"
-    numbers.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    (directory / "scale.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    save_scale(measured, texts, directory / "scale.png")
     if as_json:
         print_json(record)
     else:
         print_scale(vectors, measured)
-        first, last = vectors.names[0], vectors.names[len(vectors) - 1]
-        out.print(f"\n{len(vectors)} models; the numbers are in {plain(numbers)}. Look closer:")
-        out.print(
-            f"  klscale kl --store {plain(store.location)} --out {plain(directory)}/kl.png", style="dim", soft_wrap=True
-        )
-        out.print(
-            f"  klscale compare --store {plain(store.location)} {plain(first)} {plain(last)}",
-            style="dim",
-            soft_wrap=True,
-        )
+        where, plainly = f"--store {plain(store.location)}", [ref for ref in vectors.models if ref.layer is None]
+        last = next(plain(ref) for ref in reversed(plainly) if ref.quantization is None)
+        out.print(f"\n{len(plainly)} models; the scale is in {plain(directory)}/scale.png and .json. Look closer:")
+        for command in (
+            f"klscale kl {where} --out {plain(directory)}/kl.png",
+            f"klscale compare {where} {plain(plainly[0])} {last}",
+            f"klscale layers {where} {last}",
+        ):
+            out.print(f"  {command}", style="dim", soft_wrap=True)
     raise typer.Exit(failure_status(outcomes))
 
 

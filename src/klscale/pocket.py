@@ -175,7 +175,7 @@ def _suite_text(recipe: Recipe) -> str:
             continue
         if earlier:
             lines += [f"  - name: ./{run.name}/checkpoint-{{step}}", f"    step: {earlier}", *about]
-        lines += [f"  - name: ./{run.name}/checkpoint-{{step}}", f"    step: {last}", *about]
+        lines += [f"  - name: ./{run.name}/checkpoint-{{step}}", f"    step: [{last}]", *about]
         lines += ["    layers: true", f"    quantize: [{', '.join(QUANTIZED)}]"]
     return "\n".join(lines) + "\n"
 

@@ -313,6 +313,13 @@ def test_seeds_are_drawn_as_models():
     assert min(row.values) <= row.interval[0] < row.median < row.interval[1] <= max(row.values)
 
 
+def test_the_interval_is_about_the_median_that_is_printed():
+    """Of an even number of pairs that is the mean of the two in the middle, however far apart these are."""
+    values = np.array([1.0, 10.0] * 6)
+    low, high = scales.interval_over_models(values, np.array([(n, n) for n in range(6) for _ in range(2)]))
+    assert low <= np.median(values) <= high
+
+
 def coverage(pairs, value_of, population, rounds=200):
     """How often the interval over models holds the median of the population; `value_of` draws the pairs' values."""
     generator, hits = np.random.default_rng(0), 0

@@ -204,8 +204,9 @@ def _train_all(directory: Path, recipe: Recipe, runs: list[Run], progress: Progr
     from klscale.scoring.loading import quiet_transformers
 
     texts = _training_texts(recipe.window)
-    # Random weights come from torch's global generator, which threads share: they are drawn here, run by run.
-    models = {run.name: _random_model(run, recipe.window) for run in runs if run.parent is None}
+    with quiet_transformers():
+        # Random weights come from torch's global generator, which threads share: they are drawn here, run by run.
+        models = {run.name: _random_model(run, recipe.window) for run in runs if run.parent is None}
     events: SimpleQueue[int | Future[None]] = SimpleQueue()
     stop, futures = threading.Event(), dict[str, Future[None]]()
 

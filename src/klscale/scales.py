@@ -501,7 +501,9 @@ def interval_over_models(value: Floats, models: Integers, *, seed: int = 0) -> t
     drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=UNIT_RESAMPLES)
     weight = np.cumsum(np.where(first == second, drawn[:, first], drawn[:, first] * drawn[:, second]), axis=1)
     weight = weight[weight[:, -1] > 0]
-    medians = value[order][(2 * weight < weight[:, -1:]).sum(axis=1)]
+    # The median of the drawn pairs: the mean of the two in the middle where they are even in number.
+    middle = np.stack([(2 * weight < weight[:, -1:]).sum(axis=1), (2 * weight <= weight[:, -1:]).sum(axis=1)])
+    medians = value[order][middle].mean(axis=0)
     tail = special.ndtr(-math.sqrt(n / (n - 1)) * special.stdtrit(n - 1, (1 + divergence.CONFIDENCE) / 2))
     low, high = np.quantile(medians, [tail, 1 - tail])
     return float(low), float(high)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 
 import numpy as np
 import pandas as pd
@@ -425,10 +426,23 @@ def test_demo_quick(tmp_path):
     command = [sys.executable, "-m", "klscale", "demo", "--quick", "--out", "demo"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
-    for setting in ("seed", "size", "fine-tuning", "later training", "early training"):
-        assert setting in result.stdout
     record = json.loads((tmp_path / "demo" / "scale.json").read_text())
     rows = {row["setting"]: row for row in record["measured"]}
+    settings = {
+        "seed",
+        "size",
+        "architecture",
+        "fine-tuning",
+        "later training",
+        "early training",
+        "same type",
+        "random",
+    }
+    quantized = {"8-bit (int8)", "4-bit (nf4)", "4-bit (fp4)"} if find_spec("bitsandbytes") else set()
+    assert rows.keys() == settings | {"layer"} | quantized
+    for setting in rows:
+        assert setting in result.stdout
+    assert (tmp_path / "demo" / "scale.png").stat().st_size > 10_000
     assert all(row["median"] > 0 and row["standard_error"] > 0 for row in rows.values())
     assert rows["later training"]["median"] < rows["seed"]["median"]
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}

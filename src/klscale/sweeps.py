@@ -244,7 +244,7 @@ class _Sweep:
         if entry.ref == model.ref and all(known.get(name) == value for name, value in model.attributes.items()):
             return entry
         if entry.ref != model.ref:  # the same files: of their attributes only those that are in them
-            known = attributes_of(model.ref, {name: known.get(name) for name in ("type", "parameters")})
+            known = attributes_of(model.ref, {name: known.get(name) for name in ("type", "parameters", "quantization")})
         date = entry.metadata["date"] if entry.ref == model.ref else now()
         metadata = {"ref": str(model.ref), "attributes": {**known, **model.attributes}, "date": date}
         return self.store.write(self.texts, self.store.scores(entry), {**entry.metadata, **metadata})

@@ -3,7 +3,7 @@
     klscale demo && python benchmarks/exact_kl.py klscale-demo
 
 Exact: the next-token KL over the whole vocabulary, symmetrised, summed over the positions of a text, averaged over
-the first 150 texts, in bits per byte. Ratio: estimate / exact, over all pairs of models past warm-up.
+the first 150 texts, in bits per byte. Ratio: estimate / exact, over all pairs of GPT-NeoX models past warm-up, none of them quantized.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ def main(directory: Path) -> None:
     vectors = vectors.subset(
         [
             n
-            for n, step in zip(vectors.names, vectors.attributes["step"], strict=True)
-            if step is None or step >= WARM_UP
+            for n, step, of, quantization in zip(
+                vectors.names, *(vectors.attributes[key] for key in ("step", "type", "quantization")), strict=True
+            )
+            if (step is None or step >= WARM_UP) and of == "gpt_neox" and quantization is None
         ]
     )
     log_probabilities = []

@@ -62,7 +62,7 @@ def draw(studies: list[dict[str, Any]]) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullFormatter
 
-    figure = Figure(figsize=(7.2, 1.1 + 0.5 * len(studies)), layout="constrained")
+    figure = Figure(figsize=(7.2, 1.2 + 0.38 * len(studies)), layout="constrained")
     panels = figure.subplots(1, len(KINDS), sharex=True, sharey=True)
     for axes, kind in zip(panels, KINDS, strict=True):
         for offset, (way, colour, marker) in enumerate(zip(WAYS, COLOURS, "os^", strict=False)):

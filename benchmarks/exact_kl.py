@@ -3,7 +3,8 @@
     klscale demo && python benchmarks/exact_kl.py klscale-demo
 
 Exact: the next-token KL over the whole vocabulary, symmetrised, summed over the positions of a text, averaged over
-the first 150 texts, in bits per byte. Ratio: estimate / exact, over all pairs of GPT-NeoX models past warm-up, none of them quantized.
+the first 150 texts, in bits per byte. Ratio: estimate / exact, over all pairs of GPT-NeoX models past warm-up; none
+of them is quantized.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ def quantize_weights(model: Any, ref: ModelRef, device: torch.device) -> Quantiz
         there = weight.to(device, torch.float32)
         back, bound = _WAYS[kind](there)
         _verify(ref, name, there, back, bound)
-        module.weight.data = _oriented(module, back.to(weight.device, weight.dtype))
+        module.weight.data.copy_(back if isinstance(module, nn.Linear) else back.T)
         done[name] = module.weight
     all_of_it = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in kept)
     fraction = sum(parameter.numel() for parameter in done.values()) / max(1, all_of_it)
@@ -119,7 +119,7 @@ def _is_linear(module: Any) -> bool:
 
 
 def _oriented(module: Any, weight: Tensor) -> Tensor:
-    """(outputs, inputs), and back: the linear layers of GPT-2 hold their weight the other way round."""
+    """(outputs, inputs): the linear layers of GPT-2 hold their weight the other way round."""
     return weight if isinstance(module, nn.Linear) else weight.T.contiguous()
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,33 @@ def measure(base: ModelRef, texts: TextSet, store: Store, quantile: float = 0.02
         "n_texts": len(texts),
         "clip": clip,
         "clip alone": kl(clipped[0], own),
+        "set": texts,
+        "shifts": dict(zip(WAYS, (L[1:] - own, clipped[1:] - clipped[0], L[1:] - clipped[0]), strict=True)),
         **{
             kind: dict(zip(WAYS, (kl(own, row), kl(clipped[0], limited), kl(clipped[0], row)), strict=True))
             for kind, row, limited in zip(KINDS, L[1:], clipped[1:], strict=True)
         },
+    }
+
+
+def cosines(studies: list[dict[str, Any]], way: str) -> dict[str, list[divergence.Estimate]]:
+    """Do quantizations shift a model the same way? Cosines between the shifts to the kinds of one model, and to one
+    kind of different models on the same texts."""
+
+    def cosine(texts: TextSet, first: Any, second: Any) -> divergence.Estimate:
+        nothing = np.zeros(len(texts))
+        return divergence.shift_cosine(nothing, first, second, texts.bytes, documents=texts.document)
+
+    return {
+        "kinds of one model": [
+            cosine(study["set"], *pair) for study in studies for pair in combinations(study["shifts"][way], 2)
+        ],
+        "models, one kind": [
+            cosine(a["set"], *pair)
+            for a, b in combinations(studies, 2)
+            if a["set"].id == b["set"].id
+            for pair in zip(a["shifts"][way], b["shifts"][way], strict=True)
+        ],
     }
 
 
@@ -114,6 +138,13 @@ def main() -> None:
         print(f"  {kind:12s}" + "".join(f"{way}: {value:<12.3g}" for way, value in zip(WAYS, middle, strict=True)))
     ratio = [study["int8-kernel"]["no clip"].value / study["int8"]["no clip"].value for study in studies]
     print(f"\nint8 kernel / int8 weights: {min(ratio):.1f} to {max(ratio):.1f} times")
+    print("\ncosine between shifts: median (lowest to highest); median standard error over texts")
+    for way in WAYS:
+        for between, found in cosines(studies, way).items():
+            value = [estimate.value for estimate in found]
+            error = float(np.median([estimate.standard_error for estimate in found]))
+            spread = f"{np.median(value):.2f} ({min(value):.2f} to {max(value):.2f}); {error:.2f}"
+            print(f"  {way:10s} {between:20s} {len(found):4d} pairs  {spread}")
     draw(studies)
     print(json.dumps({"picture": str(PICTURE)}))
 

@@ -269,3 +269,16 @@ def test_the_command_and_its_picture(run, make_model, tmp_path):
 def test_pictures_of_one_model(study, texts):
     figure = pictures.layer_threads(study[2].vectors(texts, layers=True).subset([f"{study[0]}#{n}" for n in range(3)]))
     assert len(figure.axes) == 2
+
+
+def test_layers_of_a_model_larger_than_memory(make_model, texts, monkeypatch):
+    """Layers that are read from disk by the forward pass, the norm among them, give the same values."""
+    from klscale.scoring import loading
+
+    directory = make_model(num_hidden_layers=6)
+    expected, _ = layers_of(directory, texts)
+    size = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
+    monkeypatch.setattr(loading, "available_memory", lambda device: int(0.8 * size))
+    values, engine = layers_of(directory, texts)
+    assert engine.loaded.offload is not None
+    np.testing.assert_allclose(values, expected, atol=1e-3)

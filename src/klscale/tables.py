@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import combinations
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from klscale.texts import TextSet
     from klscale.vectors import Vectors
 
+FEW = 3
+"""Errors of one kind that are printed in full."""
 MANY = 8
 """Models beyond which not all pairs of shifts are listed."""
 WIDE = 200
@@ -212,9 +215,15 @@ def print_outcomes(outcomes: Sequence[Outcome], n_problems: int, texts: TextSet,
 
 
 def print_failures(outcomes: Sequence[Outcome]) -> None:
-    for outcome in outcomes:
-        if outcome.error is not None:
-            print_error(outcome.error)
+    """Each error; of many that say the same of other models, the first few."""
+    alike: Counter[tuple[str, str]] = Counter()
+    for error in (outcome.error for outcome in outcomes if outcome.error is not None):
+        alike[error.why, error.remedy] += 1
+        if alike[error.why, error.remedy] <= FEW:
+            print_error(error)
+    for (why, _), count in alike.items():
+        if count > FEW:
+            err.print(f"... and {count - FEW:,} more models: {why}", markup=False, style="red")
 
 
 def warnings_of(kl: KL, texts: TextSet, a_dtype: Any, b_dtype: Any) -> list[str]:

@@ -71,7 +71,7 @@ def _library(package: str, what: str) -> Any:
 
 def quantize_weights(model: Any, ref: ModelRef, device: torch.device) -> Quantization:
     """Replace the weights of all linear layers but the output embedding by their dequantized values, one by one, so
-    that no second copy of the model exists. `device`: where the library works.
+    that no second copy of the model exists. The libraries work on `device` where that is CUDA, else on the CPU.
 
     Raises KlscaleError where a weight does not come back within the rounding error of its code, and where less than
     half of the weights can be quantized: mixture-of-experts layers, whose weights are held in one tensor, are not.
@@ -86,7 +86,7 @@ def quantize_weights(model: Any, ref: ModelRef, device: torch.device) -> Quantiz
         if kind == "int4" and weight.shape[1] % GROUP:
             left.append(name)
             continue
-        there = weight.to(device, torch.float32)
+        there = weight.to(device if device.type == "cuda" else "cpu", torch.float32)
         back, bound = _WAYS[kind](there)
         _verify(ref, name, there, back, bound)
         module.weight.data.copy_(back if isinstance(module, nn.Linear) else back.T)

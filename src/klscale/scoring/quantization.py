@@ -79,9 +79,11 @@ def quantize_weights(model: Any, ref: ModelRef, device: torch.device) -> Quantiz
     kind, done, left = str(ref.quantization), dict[str, nn.Parameter](), list[str]()
     head = model.get_output_embeddings()
     kept = {id(parameter) for module in _embeddings(model, head) for parameter in module.parameters(recurse=False)}
+    seen = set(kept)  # a weight that two layers share is quantized once
     for name, module in model.named_modules():
-        if not _is_linear(module) or id(module.weight) in kept | set(map(id, done.values())):
+        if not _is_linear(module) or id(module.weight) in seen:
             continue
+        seen.add(id(module.weight))
         weight = _oriented(module, module.weight.data)
         if kind == "int4" and weight.shape[1] % GROUP:
             left.append(name)

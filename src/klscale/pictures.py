@@ -200,44 +200,51 @@ def layer_threads(vectors: Vectors) -> Figure:
     """Layers of models through the logit lens: KL from layer to layer and to the output in bits per byte with 95 %
     intervals, and all layers of all models on one map (principal components), each model a thread."""
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     found = lens.layers(vectors)
     names = dict(zip(found, _without_common_prefix(list(found)), strict=True))
-    figure = Figure(figsize=(9.5, 4.2), layout="constrained")
+    figure = Figure(figsize=(9.5, 4.4), layout="constrained")
     steps, plane = figure.subplots(1, 2)
+    found_map = maps.pca(vectors)
     for (model, rows), colour in zip(found.items(), itertools.cycle(COLOURS)):
-        before = [(row.layer, row.from_previous) for row in rows if row.from_previous is not None]
-        output = [(row.layer, row.to_output) for row in rows[:-1]]
-        for pairs, style, label in ((before, "o-", "from the layer before"), (output, "s--", "to the output")):
-            depth = np.array([layer for layer, _ in pairs])
+        for style, pairs in (
+            ({"fmt": "o-"}, [(row.layer, row.from_previous) for row in rows if row.from_previous is not None]),
+            ({"fmt": "s--", "markerfacecolor": "white"}, [(row.layer, row.to_output) for row in rows[:-1]]),
+        ):
             value = np.array([kl.value for _, kl in pairs])
             ends = np.array([kl.interval for _, kl in pairs]).T
-            steps.errorbar(
-                depth, value, np.abs(ends - value), fmt=style, color=colour, markersize=4, linewidth=1, elinewidth=0.8,
-                markerfacecolor=colour if style[0] == "o" else "white", label=f"{names[model]}, {label}",
-            )  # fmt: skip
+            look = {"color": colour, "markersize": 4, "linewidth": 1, "elinewidth": 0.8, **style}
+            steps.errorbar([layer for layer, _ in pairs], value, np.abs(ends - value), **look)
+        thread = found_map.points[[vectors.position(row.ref) for row in rows]]
+        plane.plot(*thread.T, "o-", color=colour, linewidth=1, markersize=4, label=names[model])
+        for row, point in zip(rows, thread, strict=True):
+            if len(found) == 1 or row in (rows[0], rows[-1]):  # of several threads only the ends
+                plane.annotate(str(row.layer), point, (3, 3), textcoords="offset points", fontsize=7, color=colour)
     steps.set_yscale("log")
     steps.set_xlabel("layer (0: embedding)", fontsize=8)
     steps.set_ylabel("KL, bits/byte (95 % interval)", fontsize=8)
     steps.xaxis.get_major_locator().set_params(integer=True)
     steps.yaxis.set_major_formatter("{x:g}")
-    steps.legend(fontsize=7, frameon=False)
-    points, share = (made := maps.pca(vectors)).points, made.share
-    for (model, rows), colour in zip(found.items(), itertools.cycle(COLOURS)):
-        thread = points[[vectors.position(row.ref) for row in rows]]
-        plane.plot(*thread.T, "-", color=colour, linewidth=1)
-        plane.scatter(*thread.T, color=colour, s=18, label=names[model], zorder=2)
-        for row, point in zip(rows, thread, strict=True):
-            if len(found) > 1 and row not in (rows[0], rows[-1]):
-                continue  # of several threads only the ends
-            plane.annotate(str(row.layer), point, xytext=(3, 3), textcoords="offset points", fontsize=7)
+    steps.yaxis.set_minor_formatter(NullFormatter())
+    low, high = steps.get_ylim()
+    if high < 1000 * low:  # few decades, more numbers
+        steps.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    kinds = [Line2D([], [], color="#555555", marker="o", markersize=4, linewidth=1, label="from the layer before")]
+    kinds += [Line2D([], [], color="#555555", marker="s", markersize=4, markerfacecolor="white", linestyle="--",
+                     linewidth=1, label="to the output")]  # fmt: skip
+    share = found_map.share
     plane.set_xlabel(f"first component ({share[0]:.0%} of variance), √(bits/byte)", fontsize=8)
     plane.set_ylabel(f"second component ({share[1]:.0%}), √(bits/byte)", fontsize=8)
     plane.set_aspect("equal", adjustable="datalim")
-    plane.legend(fontsize=7, frameon=False)
     for axes in (steps, plane):
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
+    models, _ = plane.get_legend_handles_labels()
+    look = {"fontsize": 7, "frameon": False}
+    figure.legend(handles=kinds, loc="outside lower left", ncols=2, **look)
+    figure.legend(handles=models, loc="outside lower right", ncols=min(len(models), 3), **look)
     texts = vectors.texts
     steps.set_title(f"The logit lens, {len(texts):,} texts of {texts.name}", fontsize=9, loc="left")
     return figure
@@ -259,4 +266,4 @@ def save(figure: Figure, file: str | Path) -> None:
     path = Path(file)
     metadata = {"Date": None} if path.suffix == ".svg" else {"CreationDate": None} if path.suffix == ".pdf" else None
     with rc_context({"svg.hashsalt": "klscale", "svg.fonttype": "none"}):
-        figure.savefig(path, dpi=200, facecolor="white", metadata=metadata)
+        figure.savefig(path, dpi=200, facecolor="white", metadata=metadata, bbox_inches="tight", pad_inches=0.06)

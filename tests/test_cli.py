@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -176,13 +177,66 @@ def test_conventions_are_kept_apart(run, imported, make_model, tmp_path):
     assert "scored by another convention" in result.stderr
 
 
+def test_layers_have_no_vote_on_the_convention(run, make_model, tmp_path):
+    """Two whole models of one convention outvote one of another, however many layers that has."""
+    texts = write_texts(tmp_path / "mine.jsonl")
+    for seed in (1, 2):
+        run("score", make_model(f"m{seed}", seed=seed), "--texts", texts)
+    run("score", make_model("cut", max_position_embeddings=40), "--texts", texts, "--long-texts", "window", "--layers")
+    shown = run("scale", "--json")
+    assert "Left out, scored by another convention: " in shown.stderr
+    rows = {row["setting"]: row for row in json.loads(shown.stdout)["measured"]}
+    assert rows.keys() == {"same type", "random"}
+    assert rows["random"]["n_models"] == 2
+
+
+def test_a_ladder_adds_up_under_a_clip(run, tmp_path):
+    """One variant has so much below the clip that its pair is not clipped: then no step of the ladder is, and the
+    steps are the differences of what stands in its rows."""
+    generator = np.random.default_rng(0)
+    base = -200 + 40 * generator.normal(size=400)
+    near = base + 2 * generator.normal(size=400)
+    far = base + 6 * generator.normal(size=400) - np.where(np.arange(400) < 40, 500.0, 0.0)
+    frame = pd.DataFrame({"bytes": 300, "m": base, "m+int8": near, "m+fp4": far})
+    frame.to_csv(tmp_path / "l.csv", index=False)
+    run("import", "l.csv")
+    run("texts", "clip", "--value", "-400")
+    output = run("compare", "m", "m+int8", "m+fp4").output
+    assert "Not clipped here: the clip would move more than 5 % of a vector." in output
+    ladder = output[output.index("From m") :]
+    rows = dict(re.findall(r"^(m\+\w+) +([\d.]+) ±", ladder, re.MULTILINE))
+    step = float(re.search(r"m\+fp4 +[\d.]+ ± [\d.]+ +(-?[\d.]+) ±", ladder)[1])
+    assert step == pytest.approx(float(rows["m+fp4"]) - float(rows["m+int8"]), abs=0.02 * step)
+    (record, *_) = json.loads(run("compare", "m", "m+int8", "m+fp4", "--json").output)
+    (other,) = record["beside"]
+    assert (other["model"], other["uses_clip"]) == ("m+fp4", False)
+    assert other["kl_difference"]["value"] == pytest.approx(step, rel=0.02)
+
+
+def test_many_failures_keep_their_names(run, make_model, tmp_path):
+    texts = write_texts(tmp_path / "mine.jsonl")
+    result = run("score", make_model(), *(f"./none{n}" for n in range(6)), "--texts", texts, status=1)
+    assert result.stderr.count("is not a directory") == 3
+    assert "likewise 3 more: ./none3, ./none4, ./none5" in result.stderr
+
+
+def test_a_scale_of_nothing_is_refused(run, make_model, tmp_path):
+    texts = write_texts(tmp_path / "mine.jsonl")
+    model = make_model()
+    run("score", model, f"{model}%bfloat16", "--texts", texts)
+    for file in ("s.csv", "s.png"):
+        assert "No setting can be measured" in run("scale", "--out", file, status=2).stderr
+        assert not (tmp_path / file).exists()
+
+
 def test_one_document_is_said(run, make_model, tmp_path):
     (tmp_path / "book.txt").write_text("Once upon a time there was a book. " * 300)
     run("texts", "build", "book.txt", "--out", "set.jsonl")
     run("texts", "build", "book.txt", "--out", "set.txt", status=2)
     run("texts", "build", "set.jsonl", "--out", "set.jsonl", status=2)
     one, two = (make_model(f"m{seed}", seed=seed, max_position_embeddings=1024) for seed in (1, 2))
-    assert "all texts are of one document" in run("compare", one, two, "--texts", "set.jsonl").output
+    for command in (("compare", one, two), ("layers", one), ("scale",), ("kl",)):
+        assert "all texts are of one document" in run(*command, "--texts", "set.jsonl").output
 
 
 def test_models_are_removed(run, imported):

@@ -282,3 +282,70 @@ def test_layers_of_a_model_larger_than_memory(make_model, texts, monkeypatch):
     values, engine = layers_of(directory, texts)
     assert engine.loaded.offload is not None
     np.testing.assert_allclose(values, expected, atol=1e-3)
+
+
+def test_layers_are_not_lost(make_model, texts, tmp_path):
+    """Not when the model is scored again, nor by another process that scores it without them."""
+    directory, store = make_model(), Store(tmp_path / "store")
+    score([str(directory)], texts, store, layers=True)
+    assert [o.status for o in score([str(directory)], texts, store, rescore=True)] == ["scored"]
+    (entry,) = store.entries(texts.id)
+    assert entry.n_layers == 3
+
+    other = Store(tmp_path / "other")
+    plain = Engine.score
+
+    def overtaken(self, *arguments, **options):
+        """Before this process is done, another has read the layers too."""
+        yield from plain(self, *arguments, **options)
+        if not self.layers:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Store, "_claims", lambda *_: {})
+                score([str(directory)], texts, Store(tmp_path / "other"), layers=True)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Engine, "score", overtaken)
+        (outcome,) = score([str(directory)], texts, other)
+    assert outcome.entry.n_layers == 3
+    assert [entry.n_layers for entry in other.entries(texts.id)] == [3]
+
+
+def test_names_of_the_same_files_find_their_layers(make_model, texts, tmp_path, monkeypatch):
+    make_model("m")
+    monkeypatch.chdir(tmp_path)
+    store = Store(tmp_path / "store")
+    score(["m"], texts, store)
+    score(["./m"], texts, store, layers=True)
+    (outcome,) = score(["m"], texts, store, layers=True)
+    assert (outcome.status, outcome.entry.n_layers) == ("present", 3)
+
+
+def test_threads_of_different_conventions_have_tables_but_no_common_picture(run, make_model, tmp_path):
+    write_texts(tmp_path / "mine.jsonl")
+    short, long = make_model("short", max_position_embeddings=40), make_model("long", seed=1)
+    arguments = ("layers", short, long, "--texts", "mine.jsonl", "--long-texts", "window")
+    assert run(*arguments).stdout.count("embedding") == 2
+    refused = run(*arguments, "--out", "both.png", status=2)
+    assert refused.stdout.count("embedding") == 2
+    assert "different conventions" in refused.stderr
+
+
+def test_a_model_whose_window_is_too_short_for_every_text(run, make_model, tmp_path):
+    write_texts(tmp_path / "mine.jsonl")
+    model = make_model(max_position_embeddings=8)
+    refused = run("score", model, "--texts", "mine.jsonl", "--long-texts", "skip", status=2)
+    assert "Every text is longer than the window" in refused.stderr
+    assert not list((tmp_path / "klscale-store").rglob("*.parquet"))
+
+
+def test_the_layer_that_is_not_finite_is_named(make_model, texts, monkeypatch):
+    plain = Engine._score_batch
+
+    def damaged(self, tokens, batch):
+        values = plain(self, tokens, batch)
+        values[:, 1] = np.nan
+        return values
+
+    monkeypatch.setattr(Engine, "_score_batch", damaged)
+    with pytest.raises(KlscaleError, match=r"nan for text \d+ at layer 1"):
+        layers_of(make_model(), texts)

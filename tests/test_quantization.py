@@ -297,3 +297,17 @@ def test_a_gguf_file_that_is_broken_or_missing(tmp_path):
         load(resolve(ModelRef(str(tmp_path), file="bad.gguf")))
     with pytest.raises(InputError, match="holds no weights"):
         resolve(ModelRef(str(tmp_path), file="none.gguf"))
+
+
+def test_tiny_and_huge_weights(make_model):
+    """A row below the normal numbers of half precision is sound; a weight beyond its range is not."""
+
+    def quantized(factor):
+        loaded = load(resolve(ModelRef(str(make_model(f"m{factor}", hidden_size=64)))))
+        module = next(module for module in loaded.model.modules() if isinstance(module, torch.nn.Linear))
+        module.weight.data[0] *= factor
+        return quantization.quantize_weights(loaded.model, ModelRef("m", quantization="int8"), torch.device("cpu"))
+
+    assert quantized(1e-6).fraction > 0.9
+    with pytest.raises(KlscaleError, match="beyond the range of half precision"):
+        quantized(1e6)

@@ -403,3 +403,8 @@ def test_yardsticks():
     assert placed(median["seed"] * 0.99) == "seed"
     assert placed(median["random"]) == "random"
     assert placed(median["layer"]) in ("same type", "random")
+
+
+def test_layers_of_quantized_models_are_in_no_setting():
+    rows = {f"m+int8#{n}": {"layer": n, "quantization": "int8"} for n in range(3)}
+    assert "layer" not in scales.setting_pairs(vectors_of({"n": {}, **rows}))

@@ -223,3 +223,26 @@ def test_every_fine_tune_has_its_parent_beside_it():
 
 def test_the_ladder_has_every_kind_of_weights_alone():
     assert [model.ref.quantization for model in recipe("quantization-ladder")] == [None, *WEIGHTS_ONLY]
+
+
+def test_patterns_that_cannot_be_filled_are_named(tmp_path):
+    path = tmp_path / "suite.yaml"
+    for pattern in ("step{step:06d}", "step{step!x}", "step{step.real}"):
+        lines = [
+            "models:",
+            "  - name: good",
+            "  - name: m",
+            f'    revisions: {{pattern: "{pattern}", step: ["a", "b"]}}',
+        ]
+        path.write_text("\n".join(lines) + "\n")
+        suite = read_suite(path)
+        assert [str(model.ref) for model in suite.models] == ["good"]
+        assert "line 3" in str(suite.problems[0])
+
+
+def test_entries_may_be_merged_from_others(tmp_path):
+    path = tmp_path / "suite.yaml"
+    path.write_text("models:\n  - &a\n    name: one\n    family: f\n  - <<: *a\n    name: two\n")
+    suite = read_suite(path)
+    assert not suite.problems
+    assert [(str(model.ref), model.attributes["family"]) for model in suite.models] == [("one", "f"), ("two", "f")]

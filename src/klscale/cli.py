@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 from klscale.errors import InputError, KlscaleError
 from klscale.tables import (
+    beside,
     describe_texts,
     err,
     layers_record,
@@ -288,7 +289,7 @@ def compare(
     pairs = [(names[0], b) for b in names[1:]] if reference else [(a, b) for a, b, _ in vectors.kl().pairs()]
     measured = measured_scale(place, text_set)
     if as_json:
-        print_json([pair_record(vectors, a, b, measured) for a, b in pairs])
+        print_json([{**pair_record(vectors, a, b, measured), "beside": beside(vectors, a, b)} for a, b in pairs])
     else:
         print_comparison(vectors, pairs, measured)
     # a KL that cannot be told passes no gate
@@ -316,7 +317,8 @@ def of_one_convention(vectors: Vectors) -> tuple[Vectors, list[str]]:
     conventions = vectors.attributes["convention"]
     if len(set(conventions)) < 2:
         return vectors, []
-    most = conventions.value_counts().index[0]
+    whole = [ref.layer is None for ref in vectors.models]
+    most = conventions[whole].value_counts().index[0]
     kept = [name for name, convention in zip(vectors.names, conventions, strict=True) if convention == most]
     return vectors.subset(kept), [name for name in vectors.names if name not in kept]
 
@@ -358,13 +360,13 @@ def layers_command(
         raise typer.Exit(failure_status(outcomes))
     vectors = place.vectors(text_set, [o.entry for o in found if o.entry], [o.ref for o in found], layers=True)
     vectors = vectors.subset([ref for ref in vectors.models if ref.layer is not None])
-    if file is not None:
-        save_matrix(vectors, file, layer_threads)
-        err.print(f"Wrote {plain(file)}.")
     if as_json:
         print_json(layers_record(vectors))
     else:
         print_layers(vectors)
+    if file is not None:
+        save_matrix(vectors, file, layer_threads)
+        err.print(f"Wrote {plain(file)}.")
     raise typer.Exit(failure_status(outcomes))
 
 

@@ -28,20 +28,7 @@ def layers(vectors: Vectors) -> dict[str, list[Layer]]:
     Early layers are far from the texts: there KL is marked out of range, and unclipped where the clip would move more
     than 5 % of either layer's vector, as for any pair. Raises InputError where no model was scored at its layers.
     """
-    matrix = vectors.kl()
-    found = {
-        str(model): [
-            Layer(
-                ref,
-                n,
-                vectors.bits_per_byte(ref),
-                matrix[str(thread[n - 1]), str(ref)] if n else None,
-                matrix[str(ref), str(thread[-1])],
-            )
-            for n, ref in enumerate(thread)
-        ]
-        for model, thread in threads(vectors)
-    }
+    found = {str(model): _layers(vectors.subset(thread)) for model, thread in threads(vectors)}
     if not found:
         raise InputError(
             f"No model on {vectors.texts.name} was scored at its layers.", remedy="klscale score --layers REF..."
@@ -57,3 +44,12 @@ def threads(vectors: Vectors) -> Iterator[tuple[ModelRef, list[ModelRef]]]:
             rows.setdefault(replace(ref, layer=None), []).append(ref)
     for model, thread in rows.items():
         yield model, sorted(thread, key=lambda ref: ref.layer or 0)
+
+
+def _layers(thread: Vectors) -> list[Layer]:
+    matrix = thread.kl()
+    last = len(thread) - 1
+    return [
+        Layer(ref, n, thread.bits_per_byte(ref), matrix[n - 1, n] if n else None, matrix[n, last])
+        for n, ref in enumerate(thread.models)
+    ]

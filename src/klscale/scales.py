@@ -150,7 +150,10 @@ def setting_of(a: Mapping[str, Any], b: Mapping[str, Any], a_ref: ModelRef, b_re
     """
     if a_ref.layer is not None or b_ref.layer is not None:
         same = replace(a_ref, layer=None) == replace(b_ref, layer=None)
-        return "layer" if same and None not in (a_ref.layer, b_ref.layer) and _adjacent(a_ref, b_ref) else None
+        whole = a_ref.quantization is None and a.get("quantization") is None
+        return (
+            "layer" if same and whole and None not in (a_ref.layer, b_ref.layer) and _adjacent(a_ref, b_ref) else None
+        )
     if kind := _quantization_between(a, b, a_ref, b_ref):
         return quantization_setting(kind)
     if a.get("quantization") is not None or b.get("quantization") is not None:

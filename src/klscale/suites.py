@@ -119,10 +119,11 @@ class _Loader(yaml.SafeLoader):
     """A safe loader whose mappings and lists know their lines, and whose mappings have no key twice."""
 
     def mapping(self, node: Any) -> _Mapping:
-        made = _Mapping(self.construct_mapping(node, deep=True))
-        if len(made) < len(node.value):
+        own = [str(key.value) for key, _ in node.value]
+        if len(set(own)) < len(own):
             raise yaml.constructor.ConstructorError(None, None, "a key stands twice", node.start_mark)
-        made.lines = {key: pair[0].start_mark.line + 1 for key, pair in zip(made, node.value, strict=True)}
+        made = _Mapping(self.construct_mapping(node, deep=True))  # what is merged in (<<) comes first
+        made.lines = {self.construct_object(key): key.start_mark.line + 1 for key, _ in node.value}
         return made
 
     def sequence(self, node: Any) -> _List:
@@ -181,9 +182,12 @@ def _expand(path: Path, place: str, item: Any) -> list[Model]:
         filled = {key: value for key, value in attributes.items() if key in holes}
         if "parent" in attributes:
             attributes["parent"] = str(_reference(path, place, str(attributes["parent"])))
+        try:
+            whole = name.format(**filled) + ("@" + pattern.format(**filled) if pattern else "")
+        except (ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+            raise InputError(f"{place}: {name!r} or its pattern cannot be filled.", f"{error}.") from error
         for quantization in variants:
-            text = name.format(**filled)
-            text += "@" + pattern.format(**filled) if pattern else ""
+            text = whole
             text += f"+{quantization}" if quantization else ""
             text += f"%{item['dtype']}" if "dtype" in item else ""
             ref = _reference(path, place, text)

@@ -32,6 +32,8 @@ LONG_TEXTS = ("error", "skip", "window")
 WINDOWS = "; half-overlapping windows"
 KEEP_EVERY_S = 10.0
 """Seconds of work that a killed command may lose."""
+IN_FILES = ("type", "parameters", "parent", "quantization")
+"""Attributes that a model's files tell, whatever its name."""
 LOOK_AGAIN_S = 1.0
 """How often a process looks whether another has finished the model that it waits for."""
 LOOK_UPS = 8
@@ -121,8 +123,13 @@ class _Job:
 
     @property
     def key(self) -> str:
-        """Under which the work on it is claimed and kept until it is finished."""
-        return self.keys[-1] + ("-layers" if self.layers else "")
+        """Under which the work on it is claimed."""
+        return self.keys[-1]
+
+    @property
+    def partial(self) -> str:
+        """Under which unfinished work is kept: with layers and without are not mixed."""
+        return self.key + ("-layers" if self.layers else "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,9 +205,6 @@ class _Sweep:
 
     def _find(self, place: int, model: Model, resolving: Future[ResolvedModel | None]) -> Entry | _Job:
         """The store's entry of a model, else the job to score it."""
-        if model.ref.layer is not None:
-            remedy = f"klscale layers {replace(model.ref, layer=None)}"
-            raise InputError(f"{model.ref} is a layer: a model is scored at all of its layers at once.", remedy=remedy)
         layers = self.layers or model.layers
         named = self.by_ref.get(model.ref, [])
         if self.texts.external:
@@ -212,6 +216,10 @@ class _Sweep:
                 nearest(str(model.ref), names) if len(names) < 20 else "See `klscale ls`.",
                 "Choose a model of that set, or other texts with --texts.",
             )
+        if model.ref.layer is not None:
+            what = f"{model.ref} is a layer: a model is scored at all of its layers at once."
+            why = "A # that belongs to the name itself is written %23."
+            raise InputError(what, why, f"klscale layers {replace(model.ref, layer=None)}")
         try:
             resolved = resolving.result()
             assert resolved is not None
@@ -224,10 +232,12 @@ class _Sweep:
             return alike[-1]
         keys = tuple(vector_key(resolved.identity, model.ref, convention, SOURCE) for convention in self.conventions)
         same = [entry for entry in self.entries if entry.key in keys]
-        if same and self._will_do(same[-1], layers):
-            mine = [entry for entry in named if entry.key in keys]
-            return self._labelled(model, (mine or same)[-1])
-        return _Job(place, model, resolved, keys, layers)
+        fit = [entry for entry in same if self._will_do(entry, layers)]
+        if fit:
+            mine = [entry for entry in fit if entry.ref == model.ref]
+            return self._labelled(model, (mine or fit)[-1])
+        # A file is replaced only by one that holds as much.
+        return _Job(place, model, resolved, keys, layers or any(entry.n_layers for entry in same))
 
     def _will_do(self, entry: Entry, layers: bool) -> bool:
         """Whether an entry with the right key makes scoring needless."""
@@ -244,7 +254,7 @@ class _Sweep:
         if entry.ref == model.ref and all(known.get(name) == value for name, value in model.attributes.items()):
             return entry
         if entry.ref != model.ref:  # the same files: of their attributes only those that are in them
-            known = attributes_of(model.ref, {name: known.get(name) for name in ("type", "parameters", "quantization")})
+            known = attributes_of(model.ref, {name: known.get(name) for name in IN_FILES})
         date = entry.metadata["date"] if entry.ref == model.ref else now()
         metadata = {"ref": str(model.ref), "attributes": {**known, **model.attributes}, "date": date}
         return self.store.write(self.texts, self.store.scores(entry), {**entry.metadata, **metadata})
@@ -341,8 +351,8 @@ class _Sweep:
         tokens = cache.get(loaded.tokenizer)
         engine = Engine(loaded, device=self.device, batch_tokens=self.batch_tokens, layers=job.layers)
         if self.rescore:
-            self.store.drop_partial(self.texts.id, job.key)
-        kept = self.store.read_partial(self.texts.id, job.key)
+            self.store.drop_partial(self.texts.id, job.partial)
+        kept = self.store.read_partial(self.texts.id, job.partial)
         self.progress.advance(self._megabytes(kept))
         parts, unsaved, saved_at = [kept], list[Scores](), time.monotonic()
         todo = np.setdiff1d(np.arange(len(self.texts)), kept.text)
@@ -357,6 +367,11 @@ class _Sweep:
             self._keep(job, unsaved)
             raise
         scores = Scores.concatenate([*parts, *unsaved])
+        if not len(scores):
+            what = (
+                f"Every text is longer than the window of {job.ref} ({loaded.window:,} tokens): none is left to score."
+            )
+            raise InputError(what, remedy="Use --long-texts window, or shorter texts.")
         if tokens.not_round_trip > NOT_ROUND_TRIP:
             self.progress.note(
                 f"{job.ref}: its tokenizer does not give back {tokens.not_round_trip:.1%} of the texts.\n"
@@ -393,14 +408,18 @@ class _Sweep:
             "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
             "date": now(),
         }
-        entry = self.store.write(self.texts, scores, metadata)
-        self.store.drop_partial(self.texts.id, job.key)
+        there = None if self.rescore else self.store.entry(self.texts.id, [metadata["key"]])
+        if there is not None and there.n_layers and scores.layers is None and self._will_do(there, layers=False):
+            entry = self._labelled(job.model, there)  # another process has read the layers too
+        else:
+            entry = self.store.write(self.texts, scores, metadata)
+        self.store.drop_partial(self.texts.id, job.partial)
         return entry
 
     def _keep(self, job: _Job, unsaved: Sequence[Scores]) -> Scores:
         part = Scores.concatenate(unsaved)
         if len(part):
-            self.store.write_partial(self.texts.id, job.key, part)
+            self.store.write_partial(self.texts.id, job.partial, part)
         return part
 
     def _megabytes(self, scores: Scores | None = None) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import combinations
@@ -40,6 +39,8 @@ OUT_OF_RANGE = (
     "* out of range: the models are far apart (above 1 bit/byte) or far from the texts (above 2 bits/byte); "
     "the value is a distance that overstates KL"
 )
+
+HEAVY = "! heavy tails (kurtosis above 10): the interval covers less often than 95 %"
 
 out = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else WIDE)
 err = Console(stderr=True, highlight=False, emoji=False, width=None if sys.stderr.isatty() else WIDE)
@@ -215,15 +216,17 @@ def print_outcomes(outcomes: Sequence[Outcome], n_problems: int, texts: TextSet,
 
 
 def print_failures(outcomes: Sequence[Outcome]) -> None:
-    """Each error; of many that say the same of other models, the first few."""
-    alike: Counter[tuple[str, str]] = Counter()
-    for error in (outcome.error for outcome in outcomes if outcome.error is not None):
-        alike[error.why, error.remedy] += 1
-        if alike[error.why, error.remedy] <= FEW:
-            print_error(error)
-    for (why, _), count in alike.items():
-        if count > FEW:
-            err.print(f"... and {count - FEW:,} more models: {why}", markup=False, style="red")
+    """Each error; of many that say the same of other models, the first few, then the names."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for outcome in outcomes:
+        if outcome.error is not None:
+            names = alike.setdefault((outcome.error.why, outcome.error.remedy), [])
+            names.append(str(outcome.ref))
+            if len(names) <= FEW:
+                print_error(outcome.error)
+    for names in alike.values():
+        if more := names[FEW:]:
+            err.print(f"... and likewise {len(more):,} more: {plain(', '.join(more))}", style="red")
 
 
 def warnings_of(kl: KL, texts: TextSet, a_dtype: Any, b_dtype: Any) -> list[str]:
@@ -231,7 +234,7 @@ def warnings_of(kl: KL, texts: TextSet, a_dtype: Any, b_dtype: Any) -> list[str]
     from klscale.divergence import CLIP_LIMIT
 
     found = []
-    if not kl.in_range:
+    if not kl.in_range and not math.isnan(kl.value):
         found.append(
             "far apart, or far from the texts (above 2 bits/byte): the approximation is out of its range, "
             "read the value as a distance that overstates KL"
@@ -242,13 +245,27 @@ def warnings_of(kl: KL, texts: TextSet, a_dtype: Any, b_dtype: Any) -> list[str]
         found.append(f"heavy tails (kurtosis {kl.kurtosis:.0f}): the interval covers less often than 95 %")
     if kl.n_texts < len(texts):
         found.append(f"only {kl.n_texts:,} of {len(texts):,} texts were scored with both models")
-    if texts.document and len(set(texts.document)) == 1:
-        found.append("all texts are of one document: they are not independent, and the standard error is too small")
-    if kl.n_documents is not None and kl.n_documents < 20:
-        found.append(f"only {kl.n_documents} documents: the standard error is itself uncertain")
+    found += warnings_of_documents(texts)
     if a_dtype and b_dtype and a_dtype != b_dtype:
         found.append(f"different dtypes ({a_dtype}, {b_dtype}): their rounding is part of the value")
     return found
+
+
+def warnings_of_documents(texts: TextSet) -> list[str]:
+    """What keeps the standard errors of all numbers on these texts from being read plainly."""
+    count = len(set(texts.document or ()))
+    if count == 1:
+        return ["all texts are of one document: they are not independent, and the standard error is too small"]
+    if 1 < count < min(20, len(texts)):
+        return [f"only {count} documents: the standard error is itself uncertain"]
+    return []
+
+
+def print_notes(texts: TextSet, *marked: tuple[bool, str]) -> None:
+    """The notes below a table: those of its marks that are there, and those of the texts."""
+    notes = [note for there, note in marked if there]
+    for note in [*notes, *(f"Note: {warning}." for warning in warnings_of_documents(texts))]:
+        out.print(note, style="yellow")
 
 
 def pair_record(vectors: Vectors, a: str, b: str, measured: Sequence[Setting]) -> dict[str, Any]:
@@ -282,7 +299,6 @@ def pair_record(vectors: Vectors, a: str, b: str, measured: Sequence[Setting]) -
         "bits_per_byte_a": asdict(vectors.bits_per_byte(a)),
         "bits_per_byte_b": asdict(vectors.bits_per_byte(b)),
         "bits_per_byte_difference": asdict(difference),
-        "beside": beside(vectors, a, b),
         "texts": vectors.texts.name,
         "text_set": vectors.texts.id,
         "clip": vectors.texts.clip,
@@ -320,7 +336,7 @@ def print_comparison(vectors: Vectors, pairs: Sequence[tuple[str, str]], measure
         shown.add_row(plain(name), number(own), against)
     out.print(shown)
     if has_ladder(vectors, pairs):
-        print_ladder(vectors, vectors.names[1:])
+        print_ladder(vectors)
     out.print()
     alone = sorted({ref.quantization for ref in vectors.models if ref.quantization in WEIGHTS_ONLY})
     if alone:
@@ -354,9 +370,11 @@ def beside(vectors: Vectors, a: str, b: str) -> list[dict[str, Any]]:
 
     if a != vectors.names[0]:
         return []
+    vectors = vectors.on_one_footing()
     return [
         {
             "model": other,
+            "uses_clip": vectors.texts.clip is not None,
             "kl_difference": asdict(vectors.kl_difference((a, other), (a, b))),
             "shift_cosine": asdict(vectors.shift_cosine(a, b, other)),
         }
@@ -382,16 +400,19 @@ def verdict(record: dict[str, Any]) -> str:
     return f"{plain(better)} is better by {format_estimate(abs(value), error)} bits/byte"
 
 
-def print_ladder(vectors: Vectors, others: Sequence[str]) -> None:
+def print_ladder(vectors: Vectors) -> None:
     """The models from the nearest to the first to the farthest, each step with its paired standard error, and whether
     they differ from the first in the same way."""
+    clip, vectors = vectors.texts.clip, vectors.on_one_footing()
     first, matrix = vectors.names[0], vectors.kl()
-    order = sorted(others, key=lambda name: matrix[first, name].value)
+    order = sorted(vectors.names[1:], key=lambda name: matrix[first, name].value)
     shown = table("model", "KL, bits/byte", "more than the one above", right=(1, 2), title=f"\nFrom {plain(first)}")
     for n, name in enumerate(order):
         step = "" if n == 0 else number(vectors.kl_difference((first, name), (first, order[n - 1])))
         shown.add_row(plain(name), number(matrix[first, name]), step)
     out.print(shown)
+    if vectors.texts.clip != clip:
+        out.print("Not clipped here: the clip would move more than 5 % of a vector.", style="yellow")
     if len(order) > MANY:
         return
     shown = table(
@@ -410,6 +431,8 @@ def save_matrix(vectors: Vectors, file: Path, picture: Callable[[Vectors], Figur
 def save_scale(measured: Sequence[Setting], texts: TextSet, file: Path) -> None:
     """The pairs of every setting as a table, or the picture of the scale; by the file's ending."""
     from klscale.pictures import scale_ruler
+
+    require_settings(measured)
 
     def columns() -> dict[str, Any]:
         rows = [
@@ -482,19 +505,23 @@ def print_layers(vectors: Vectors) -> None:
                 name, number(row.bits_per_byte), before, "" if last else number(row.to_output) + marks(row.to_output)
             )
         out.print(shown)
-    pairs = [kl for rows in found.values() for row in rows for kl in (row.from_previous, row.to_output) if kl]
+    steps = [row.from_previous for rows in found.values() for row in rows if row.from_previous]
+    shown_marks = "".join(map(marks, [*steps, *(row.to_output for rows in found.values() for row in rows[:-1])]))
     out.print("KL in bits/byte ± standard error over texts; the last layer is the model itself.", style="dim")
-    if any(not kl.in_range for kl in pairs):
-        out.print(OUT_OF_RANGE, style="yellow")
-    if any(marks(kl).endswith("u") for kl in pairs):
-        out.print("u not clipped: the clip would move more than 5 % of a layer's values", style="yellow")
+    print_notes(
+        vectors.texts,
+        ("*" in shown_marks, OUT_OF_RANGE),
+        ("u" in shown_marks, "u not clipped: the clip would move more than 5 % of a layer's values"),
+        ("!" in shown_marks, HEAVY),
+    )
 
 
 def marks(kl: KL) -> str:
-    """`*` for a value out of range, `u` for one that could not be clipped."""
+    """`*` for a value out of range, `u` for one that could not be clipped, `!` for heavy tails."""
     from klscale.divergence import CLIP_LIMIT
 
-    found = ("" if kl.in_range else "*") + ("u" if not kl.uses_clip and kl.clipped > CLIP_LIMIT else "")
+    unclipped = not kl.uses_clip and kl.clipped > CLIP_LIMIT
+    found = "*" * (not kl.in_range) + "u" * unclipped + "!" * kl.heavy_tails
     return f" {found}" if found else ""
 
 
@@ -517,10 +544,11 @@ def print_matrix(vectors: Vectors) -> None:
         mark = " !" if kl.heavy_tails else ""
         shown.add_row(plain(a), plain(b), number(kl), f"{low:.3g} to {high:.3g}", f"{kl.kurtosis:.1f}{mark}")
     out.print(shown)
-    if any(kl.heavy_tails for _, _, kl in pairs):
-        out.print("! kurtosis above 10: the interval covers less often than 95 %", style="yellow")
-    if any(not kl.in_range for _, _, kl in pairs):
-        out.print(OUT_OF_RANGE, style="yellow")
+    print_notes(
+        vectors.texts,
+        (any(kl.heavy_tails for _, _, kl in pairs), HEAVY),
+        (any(not kl.in_range for _, _, kl in pairs), OUT_OF_RANGE),
+    )
 
 
 def scale_record(vectors: Vectors, measured: Sequence[Setting]) -> dict[str, Any]:
@@ -575,16 +603,21 @@ TO_SCORE = {
 """What gives a store a pair of a published setting."""
 
 
+def require_settings(measured: Sequence[Setting]) -> None:
+    """Raises InputError where a store instances no setting."""
+    if not measured:
+        raise InputError(
+            "No setting can be measured among these models.",
+            "Seeds, sizes, checkpoints and fine-tunes are told apart by attributes of the models.",
+            "Score models of one family, or name the attributes in a suite file; see also: klscale scale --published",
+        )
+
+
 def print_scale(vectors: Vectors, measured: Sequence[Setting]) -> None:
     from klscale import scales
     from klscale.divergence import format_estimate
 
-    if not measured:
-        raise InputError(
-            f"No setting can be measured among these {len(vectors)} models.",
-            "Seeds, sizes, checkpoints and fine-tunes are told apart by attributes of the models.",
-            "Score models of one family, or name the attributes in a suite file; see also: klscale scale --published",
-        )
+    require_settings(measured)
     out.print(describe_texts(vectors.texts))
     shown = table(
         "setting", "median ± SE, bits/byte", "quartiles", "95 % over models", "pairs", "models", "published",
@@ -611,8 +644,7 @@ def print_scale(vectors: Vectors, measured: Sequence[Setting]) -> None:
         "model.",
         style="dim",
     )
-    if any(row.n_in_range < len(row.pairs) for row in measured):
-        out.print(OUT_OF_RANGE, style="yellow")
+    print_notes(vectors.texts, (any(row.n_in_range < len(row.pairs) for row in measured), OUT_OF_RANGE))
     if not scales.published_holds(vectors.texts):
         out.print("The published values are for other texts (pile-10k): beside, not comparable.", style="dim")
     wanting: dict[str, list[str]] = {}

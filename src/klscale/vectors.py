@@ -124,6 +124,15 @@ class Vectors:
             labels=self.names,
         )
 
+    def on_one_footing(self) -> Vectors:
+        """These models on the texts that all have, and with the clip for all of them or, where it would move more than
+        5 % of any vector, for none: so that the KLs of two pairs differ by their `kl_difference`."""
+        common = ~np.isnan(self.log_likelihood).any(axis=0)
+        rows, texts = self.log_likelihood[:, common], self.texts
+        if texts.clip is not None and rows.size and (rows < texts.clip).mean(axis=1).max() > divergence.CLIP_LIMIT:
+            texts = texts.with_clip(None)
+        return replace(self, log_likelihood=np.where(common, self.log_likelihood, np.nan), texts=texts)
+
     def kl_difference(self, first: tuple[str, str], second: tuple[str, str]) -> Estimate:
         """KL(first pair) - KL(second pair) with the standard error of the paired difference."""
         self.require_one_convention()

@@ -151,7 +151,7 @@ class Engine:
             done = []
             for part, value in zip(batch, values, strict=True):
                 if not np.isfinite(value).all():
-                    raise self._not_finite(value[-1], part.text)
+                    raise self._not_finite(value, part.text)
                 total[part.text] = total[part.text] + value
                 waiting[part.text] -= 1
                 if not waiting[part.text]:
@@ -178,8 +178,10 @@ class Engine:
             rows = sum(part.length == longest for part in queue[:rows])
         return rows
 
-    def _not_finite(self, value: float, text: int) -> KlscaleError:
-        ref, what = self.loaded.ref, f"{self.loaded.ref} gives a log-likelihood of {value} for text {text}."
+    def _not_finite(self, values: Floats, text: int) -> KlscaleError:
+        layer = int(np.argmin(np.isfinite(values)))
+        at = f" at layer {layer}" if layer < len(values) - 1 else ""
+        ref, what = self.loaded.ref, f"{self.loaded.ref} gives a log-likelihood of {values[layer]} for text {text}{at}."
         for name, parameter in self.model.named_parameters():
             if not parameter.is_meta and not parameter.isfinite().all():
                 return KlscaleError(

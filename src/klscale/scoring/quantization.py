@@ -127,6 +127,9 @@ def _oriented(module: Any, weight: Tensor) -> Tensor:
 
 def _verify(ref: ModelRef, name: str, weight: Tensor, back: Tensor, bound: Tensor) -> None:
     excess = (back - weight).abs() - bound
+    if not back.isfinite().all():
+        why = "It holds values that are not finite, or beyond the range of half precision."
+        raise KlscaleError(f"{ref}: {name} cannot be quantized.", why, "Check the weights, or take another kind.")
     if back.shape != weight.shape or not excess.max() <= 0:
         raise KlscaleError(
             f"{ref}: {name} was not quantized as it should be.",
@@ -147,7 +150,8 @@ def _llm_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     from bitsandbytes import functional
 
     codes, scale, _ = functional.int8_vectorwise_quant(weight.half())  # half: what LLM.int8 makes of any weight first
-    return functional.int8_vectorwise_dequant(codes, scale), scale[:, None] * ((0.5 + SLACK) / 127 + 2**-11)
+    half = 2**-11 * scale[:, None] + 2**-25  # of a step of half precision, normal or not
+    return functional.int8_vectorwise_dequant(codes, scale), scale[:, None] * ((0.5 + SLACK) / 127) + half
 
 
 def _four_bit(weight: Tensor, code: str) -> tuple[Tensor, Tensor]:

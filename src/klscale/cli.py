@@ -44,6 +44,7 @@ from klscale.tables import (
 )
 
 if TYPE_CHECKING:
+    from klscale.models import ModelRef
     from klscale.scales import Setting
     from klscale.store import Entry, Store
     from klscale.sweeps import Outcome
@@ -153,8 +154,7 @@ def demo(
         texts = store.resolve_texts(suite.texts, progress=progress)
         outcomes = sweeps.score(models, texts, store, progress=progress)
     print_failures(outcomes)
-    found = [outcome for outcome in outcomes if outcome.entry is not None]
-    vectors = store.vectors(texts, [o.entry for o in found if o.entry], [o.ref for o in found], layers=True)
+    vectors = vectors_of(store, texts, outcomes, layers=True)
     measured = scales.measure(vectors)
     record = scale_record(vectors, measured)
     (directory / "scale.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -249,6 +249,25 @@ def failure_status(outcomes: Sequence[Outcome], problems: Sequence[KlscaleError]
     return 1 if errors else 0
 
 
+def score_missing(
+    refs: Sequence[ModelRef], store: Store, texts: str | None, **how: Any
+) -> tuple[TextSet, list[Outcome]]:
+    """Score what the store lacks of these models, and say what fails."""
+    from klscale import sweeps
+
+    with progress_bar() as progress:
+        text_set = store.resolve_texts(texts, progress=progress)
+        outcomes = sweeps.score(refs, text_set, store, progress=progress, **how)
+    print_failures(outcomes)
+    return text_set, outcomes
+
+
+def vectors_of(store: Store, texts: TextSet, outcomes: Sequence[Outcome], *, layers: bool = False) -> Vectors:
+    """The vectors of the models that did not fail, by the names that they were asked for by."""
+    found = [(outcome.entry, outcome.ref) for outcome in outcomes if outcome.entry is not None]
+    return store.vectors(texts, [entry for entry, _ in found], [ref for _, ref in found], layers=layers)
+
+
 # ----------------------------------------------------------------------------------------------------------- compare
 
 
@@ -267,7 +286,6 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """KL between models with standard errors, which is better and by how much. Scores what the store lacks."""
-    from klscale import sweeps
     from klscale.models import ModelRef
     from klscale.store import Store
 
@@ -275,16 +293,11 @@ def compare(
     if len(refs) < 2:
         raise InputError("Two different models are needed.", remedy="klscale compare REF REF...")
     place = Store(store)
-    with progress_bar() as progress:
-        text_set = place.resolve_texts(texts, progress=progress)
-        outcomes = sweeps.score(
-            refs, text_set, place, device=device, batch_tokens=batch_tokens, long_texts=long_texts, progress=progress
-        )
-    found = [outcome for outcome in outcomes if outcome.entry is not None]
-    print_failures(outcomes)
-    if len(found) < 2 or (reference and outcomes[0].entry is None):
+    how = {"device": device, "batch_tokens": batch_tokens, "long_texts": long_texts}
+    text_set, outcomes = score_missing(refs, place, texts, **how)
+    vectors = vectors_of(place, text_set, outcomes)
+    if len(vectors) < 2 or (reference and outcomes[0].entry is None):
         raise typer.Exit(failure_status(outcomes))
-    vectors = place.vectors(text_set, [o.entry for o in found if o.entry], [o.ref for o in found])
     names = vectors.names
     pairs = [(names[0], b) for b in names[1:]] if reference else [(a, b) for a, b, _ in vectors.kl().pairs()]
     measured = measured_scale(place, text_set)
@@ -341,24 +354,17 @@ def layers_command(
     as_json: JsonOption = False,
 ) -> None:
     """KL from each layer to the next and to the output, through the logit lens. Scores what the store lacks."""
-    from klscale import sweeps
     from klscale.models import ModelRef
     from klscale.pictures import layer_threads
     from klscale.store import Store
 
     refs = list(dict.fromkeys(ModelRef.parse(model) for model in models))
     place = Store(store)
-    with progress_bar() as progress:
-        text_set = place.resolve_texts(texts, progress=progress)
-        outcomes = sweeps.score(
-            refs, text_set, place, device=device, batch_tokens=batch_tokens, long_texts=long_texts, layers=True,
-            progress=progress,
-        )  # fmt: skip
-    found = [outcome for outcome in outcomes if outcome.entry is not None]
-    print_failures(outcomes)
-    if not found:
+    how = {"device": device, "batch_tokens": batch_tokens, "long_texts": long_texts}
+    text_set, outcomes = score_missing(refs, place, texts, layers=True, **how)
+    vectors = vectors_of(place, text_set, outcomes, layers=True)
+    if not len(vectors):
         raise typer.Exit(failure_status(outcomes))
-    vectors = place.vectors(text_set, [o.entry for o in found if o.entry], [o.ref for o in found], layers=True)
     vectors = vectors.subset([ref for ref in vectors.models if ref.layer is not None])
     if as_json:
         print_json(layers_record(vectors))

@@ -88,11 +88,8 @@ class Engine:
         self.head: OutputHead | None = None
         """Reads hidden states; None before the first batch, and for good where only the model's own logits will do."""
         self.own_logits = False
-        kernel = loaded.quantization is not None and not loaded.quantization.weights_only
-        self.by_itself = kernel
-        """Each text is a batch of its own: kernels that quantize activations choose their scales and outliers by what
-        is in the batch, and a text's value must not depend on its neighbours."""
-        self.tolerance = 0.1 if kernel else TOLERANCE.get(self.model.dtype, 0.1)
+        self.kernel = None if loaded.quantization is None or loaded.quantization.weights_only else loaded.quantization
+        self.tolerance = 0.1 if self.kernel else TOLERANCE.get(self.model.dtype, 0.1)
         config = self.model.config.get_text_config()
         rope = getattr(config, "rope_parameters", None) or {}
         self.stretches_beyond: int | None = None
@@ -161,18 +158,19 @@ class Engine:
                 yield Scores(np.array(done), found[:, -1], lengths[done], found if self.layers else None)
 
     def _remedy(self) -> str:
-        quantized = self.loaded.quantization
-        if quantized is None or quantized.weights_only:
+        if self.kernel is None:
             return "Does the tokenizer belong to the model?"
-        alone = quantized.kind.removesuffix("-kernel")
+        if self.loaded.ref.quantization is None:
+            return "Its kernel may not run on this machine: score it on another, or the model that it was made from."
+        alone = self.kernel.kind.removesuffix("-kernel")
         return f"A kernel may not know this shape on this machine: +{alone} scores the quantized weights without it."
 
     def _rows(self, queue: Sequence[Segment]) -> int:
         """How many of the longest segments make a batch. Rotary embeddings that stretch with the input (`dynamic`,
         `longrope`) would give a text its neighbours' length: beyond their original window, equal lengths only."""
         longest = queue[0].length
-        if self.by_itself:
-            return 1
+        if self.kernel and self.kernel.kind == "int8-kernel":
+            return 1  # it chooses outliers by what is in the batch; a text's value must not depend on its neighbours
         rows = max(1, self.batch_tokens // longest)
         if self.stretches_beyond is not None and longest > self.stretches_beyond:
             rows = sum(part.length == longest for part in queue[:rows])
@@ -248,7 +246,7 @@ class Engine:
     def _check_lens(self, difference: Floats, n_tokens: Integers) -> None:
         """The last layer through the lens is the model itself, or the lens is wrong for it."""
         self.lens_error = float(np.abs(difference).max())
-        exact = self.model.dtype == torch.float32 and not self.by_itself
+        exact = self.model.dtype == torch.float32 and not self.kernel
         if (np.abs(difference) > (LENS_TOLERANCE if exact else self.tolerance * n_tokens)).any():
             why = f"Its last layer read so is off by {self.lens_error:.2g} nats a text from the model's own values."
             raise no_lens(self.loaded.ref, why)

@@ -263,6 +263,9 @@ def test_the_command_and_its_picture(run, make_model, tmp_path):
     frame = pd.read_csv(tmp_path / "pairs.csv")
     assert len(frame) == 3
     assert frame["a"][0] == f"{a}#0"
+    other = make_model("other", seed=2)
+    assert "unknown ending '.jpg'" in run("layers", other, "--out", "layers.jpg", status=2).stderr
+    assert "other" not in run("ls").stdout, "nothing is scored for a picture that cannot be made"
     assert "klscale layers" in run("compare", f"{a}#0", f"{a}#1", status=2).stderr
 
 

@@ -37,6 +37,7 @@ from klscale.tables import (
     print_scale,
     problem_record,
     progress_bar,
+    require_ending,
     save_matrix,
     save_scale,
     scale_record,
@@ -358,6 +359,8 @@ def layers_command(
     from klscale.pictures import layer_threads
     from klscale.store import Store
 
+    if file is not None:
+        require_ending(file)  # before hours of scoring
     refs = list(dict.fromkeys(ModelRef.parse(model) for model in models))
     place = Store(store)
     how = {"device": device, "batch_tokens": batch_tokens, "long_texts": long_texts}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from klscale.errors import InputError, KlscaleError
+from klscale.errors import InputError, KlscaleError, nearest
 from klscale.models import WEIGHTS_ONLY
 from klscale.progress import Progress
 
@@ -446,16 +446,20 @@ def save_scale(measured: Sequence[Setting], texts: TextSet, file: Path) -> None:
     save_as(file, columns, lambda: scale_ruler(measured, texts))
 
 
-def save_as(file: Path, columns: Callable[[], Mapping[str, Any]], picture: Callable[[], Figure]) -> None:
-    """A table (.csv, .parquet) or a picture (.png, .svg, .pdf), made when the file's ending is known to be one."""
-    import pandas as pd
-
-    from klscale.errors import nearest
-    from klscale.pictures import save
-
+def require_ending(file: Path) -> None:
+    """Raises InputError for a file that is neither a table nor a picture."""
     endings = (".csv", ".parquet", ".png", ".svg", ".pdf")
     if file.suffix not in endings:
         raise InputError(f"{file}: unknown ending {file.suffix!r}.", nearest(file.suffix, endings))
+
+
+def save_as(file: Path, columns: Callable[[], Mapping[str, Any]], picture: Callable[[], Figure]) -> None:
+    """A table (.csv, .parquet) or a picture (.png, .svg, .pdf), by the file's ending."""
+    import pandas as pd
+
+    from klscale.pictures import save
+
+    require_ending(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.suffix in (".csv", ".parquet"):
         frame = pd.DataFrame(columns())

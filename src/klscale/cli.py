@@ -251,16 +251,16 @@ def failure_status(outcomes: Sequence[Outcome], problems: Sequence[KlscaleError]
 
 
 def score_missing(
-    refs: Sequence[ModelRef], store: Store, texts: str | None, **how: Any
-) -> tuple[TextSet, list[Outcome]]:
-    """Score what the store lacks of these models, and say what fails."""
+    refs: Sequence[ModelRef], store: Store, texts: str | None, *, layers: bool = False, **how: Any
+) -> tuple[Vectors, list[Outcome]]:
+    """Score what the store lacks of these models, and say what fails; the vectors of the others."""
     from klscale import sweeps
 
     with progress_bar() as progress:
         text_set = store.resolve_texts(texts, progress=progress)
-        outcomes = sweeps.score(refs, text_set, store, progress=progress, **how)
+        outcomes = sweeps.score(refs, text_set, store, layers=layers, progress=progress, **how)
     print_failures(outcomes)
-    return text_set, outcomes
+    return vectors_of(store, text_set, outcomes, layers=layers), outcomes
 
 
 def vectors_of(store: Store, texts: TextSet, outcomes: Sequence[Outcome], *, layers: bool = False) -> Vectors:
@@ -294,16 +294,17 @@ def compare(
     if len(refs) < 2:
         raise InputError("Two different models are needed.", remedy="klscale compare REF REF...")
     place = Store(store)
-    how = {"device": device, "batch_tokens": batch_tokens, "long_texts": long_texts}
-    text_set, outcomes = score_missing(refs, place, texts, **how)
-    vectors = vectors_of(place, text_set, outcomes)
+    vectors, outcomes = score_missing(
+        refs, place, texts, device=device, batch_tokens=batch_tokens, long_texts=long_texts
+    )
     if len(vectors) < 2 or (reference and outcomes[0].entry is None):
         raise typer.Exit(failure_status(outcomes))
     names = vectors.names
     pairs = [(names[0], b) for b in names[1:]] if reference else [(a, b) for a, b, _ in vectors.kl().pairs()]
-    measured = measured_scale(place, text_set)
+    measured = measured_scale(place, vectors.texts)
     if as_json:
-        print_json([{**pair_record(vectors, a, b, measured), "beside": beside(vectors, a, b)} for a, b in pairs])
+        alike = vectors.on_one_footing()
+        print_json([{**pair_record(vectors, a, b, measured), "beside": beside(alike, a, b)} for a, b in pairs])
     else:
         print_comparison(vectors, pairs, measured)
     # a KL that cannot be told passes no gate
@@ -363,9 +364,9 @@ def layers_command(
         require_ending(file)  # before hours of scoring
     refs = list(dict.fromkeys(ModelRef.parse(model) for model in models))
     place = Store(store)
-    how = {"device": device, "batch_tokens": batch_tokens, "long_texts": long_texts}
-    text_set, outcomes = score_missing(refs, place, texts, layers=True, **how)
-    vectors = vectors_of(place, text_set, outcomes, layers=True)
+    vectors, outcomes = score_missing(
+        refs, place, texts, layers=True, device=device, batch_tokens=batch_tokens, long_texts=long_texts
+    )
     if not len(vectors):
         raise typer.Exit(failure_status(outcomes))
     vectors = vectors.subset([ref for ref in vectors.models if ref.layer is not None])

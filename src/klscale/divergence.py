@@ -353,7 +353,7 @@ def _complete_block(
         "n_documents": np.full((K, K), n_clusters(clusters)),
         "mean_bytes": np.full((K, K), mean_bytes),
     }
-    moved = np.zeros(K) if clip is None else (L < clip).mean(axis=1)
+    moved = _moved(L, clip)
     fields["clipped"] = np.maximum(moved[:, None], moved[None, :])
     fields["uses_clip"] = (fields["clipped"] <= CLIP_LIMIT) & (clip is not None)
     if clip is not None and moved.any():
@@ -362,9 +362,19 @@ def _complete_block(
     with np.errstate(invalid="ignore", divide="ignore"):
         fields["kurtosis"] = m4 / m2**2
     fields["value"], fields["standard_error"] = m2 / scale, spread / (math.sqrt(N) * scale)
-    poor = -L.mean(axis=1) / (LOG_2 * mean_bytes) > POOR_MODEL
+    poor = _poor(L, mean_bytes)
     fields["in_range"] = (fields["value"] <= RANGE_LIMIT) & ~(poor[:, None] | poor[None, :])
     return fields
+
+
+def _moved(L: Floats, clip: float | None) -> Floats:
+    """Fraction of each row of L (K, N) that the clip moves."""
+    return np.zeros(len(L)) if clip is None else np.asarray((L < clip).mean(axis=1))
+
+
+def _poor(L: Floats, mean_bytes: float) -> NDArray[np.bool_]:
+    """Which rows of L (K, N) are of models far from the texts."""
+    return np.asarray(-L.mean(axis=1) / (LOG_2 * mean_bytes) > POOR_MODEL)
 
 
 def kl(
@@ -413,8 +423,7 @@ def kl_pairs(
         block = L[rows] if complete else L[np.ix_(rows, texts)]
         size, weights = text_bytes[texts].astype(np.float64), draws[:, texts].T
         clusters = cluster_codes(documents, texts)
-        moved = np.zeros(len(rows)) if clip is None else (block < clip).mean(axis=1)
-        poor = -block.mean(axis=1) / (LOG_2 * size.mean()) > POOR_MODEL
+        moved, poor = _moved(block, clip), _poor(block, float(size.mean()))
         scale = nats2_per_bit_per_byte(float(size.mean()))
         drawn = weights.sum(axis=0)
         drawn_scale = nats2_per_bit_per_byte(size @ weights / drawn)
@@ -511,6 +520,19 @@ def _pairwise_cluster_variance(Q: Floats, m2: Floats, clusters: Integers) -> Flo
 # ------------------------------------------------------------------------------- differences, and the bootstrap beside
 
 
+def clip_serves_all(rows: Floats, clip: float) -> bool:
+    """Whether the clip moves no more than 5 % of any of these rows (K, N), which have no missing values."""
+    return not rows.size or bool(_moved(rows, clip).max() <= CLIP_LIMIT)
+
+
+def _on_one_footing(rows: Sequence[Floats], clip: float | None) -> tuple[Floats, Integers]:
+    """Rows (K, n) on the texts that all have, and these; clipped where the clip serves all of them."""
+    L = np.stack(rows)
+    texts = np.flatnonzero(~np.isnan(L).any(axis=0))
+    L = L[:, texts]
+    return np.maximum(L, clip) if clip is not None and clip_serves_all(L, clip) else L, texts
+
+
 def kl_difference(
     first: tuple[Floats, Floats],
     second: tuple[Floats, Floats],
@@ -524,11 +546,7 @@ def kl_difference(
     The two values share texts, so their errors are correlated, and two overlapping bars say little. The clip is used
     for both pairs or, where it moves more than 5 % of any of the vectors, for neither.
     """
-    rows = np.stack([*first, *second])
-    texts = np.flatnonzero(~np.isnan(rows).any(axis=0))
-    rows = rows[:, texts]
-    if clip is not None and (rows < clip).mean(axis=1).max() <= CLIP_LIMIT:
-        rows = np.maximum(rows, clip)
+    rows, texts = _on_one_footing([*first, *second], clip)
     d = rows[[0, 2]] - rows[[1, 3]]
     d -= d.mean(axis=1, keepdims=True)
     influence = (d[0] ** 2 - d[1] ** 2) / nats2_per_bit_per_byte(float(text_bytes[texts].mean()))
@@ -551,11 +569,7 @@ def shift_cosine(
 
     The standard error is by the delta method, the interval on Fisher's scale; the clip as in `kl_difference`.
     """
-    rows = np.stack([base, first, second])
-    texts = np.flatnonzero(~np.isnan(rows).any(axis=0))
-    rows = rows[:, texts]
-    if clip is not None and (rows < clip).mean(axis=1).max() <= CLIP_LIMIT:
-        rows = np.maximum(rows, clip)
+    rows, texts = _on_one_footing([base, first, second], clip)
     d = rows[1:] - rows[0]
     d -= d.mean(axis=1, keepdims=True)
     spread = np.sqrt((d**2).mean(axis=1, keepdims=True))

@@ -23,7 +23,7 @@ from pyarrow import csv, parquet
 
 from klscale.divergence import Floats, Integers
 from klscale.errors import InputError, nearest
-from klscale.models import ModelRef, attributes_of, parse_parameters
+from klscale.models import NUMBERS, ModelRef, attributes_of, number_of
 from klscale.pickles import SAVE_AS, load_pickle
 from klscale.texts import TextSet, content_id
 from klscale.vectors import ATTRIBUTES, Vectors
@@ -79,7 +79,7 @@ def read_log_likelihoods(
             raise InputError("which texts?", why, "Name them: --texts pile-10k for the published files.")
         return _from_pickle(load_pickle(_read(source, gz)), texts, given)
     except InputError as error:
-        raise InputError(f"{source}: {error.what}", error.why, error.remedy) from error
+        raise error.at(source) from error
 
 
 def _read(source: str, gz: str | None) -> bytearray:
@@ -315,20 +315,16 @@ def read_attributes(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
             found[model] = {name: _typed(name, cell, row) for name, cell in cells.items()}
         return found
     except InputError as error:
-        raise InputError(f"{source}: {error.what}", error.why, error.remedy) from error
+        raise error.at(source) from error
 
 
 def _typed(name: str, cell: str, row: int) -> Any:
-    if name == "parent":
-        try:
+    try:
+        if name == "parent":
             return str(ModelRef.parse(cell))
-        except InputError as error:
-            raise InputError(f"row {row}: {error.what}", error.why, error.remedy) from error
-    if name not in ("parameters", "seed", "step", "warmup"):
-        return cell
-    if (number := parse_parameters(cell)) is None:
-        raise InputError(f"row {row}: {name} {cell!r} is not a number.", remedy="Write 410M, 6.9B or 410000000.")
-    return number
+        return number_of(name, cell) if name in NUMBERS else cell
+    except InputError as error:
+        raise error.at(f"row {row}") from error
 
 
 # --------------------------------------------------------------------------------------------------------- vectors

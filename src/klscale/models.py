@@ -23,6 +23,8 @@ WEIGHTS_ONLY = ("int8", "nf4", "fp4", "int4", "int8-torchao")
 KERNELS = ("int8-kernel", "nf4-kernel", "fp4-kernel")
 """What deployment computes: the kernels of bitsandbytes; that of int8 quantizes activations too."""
 QUANTIZATIONS = (*WEIGHTS_ONLY, *KERNELS)
+NUMBERS = ("parameters", "seed", "step", "warmup")
+"""Attributes that are numbers."""
 _ENCODED = re.compile(r"[^\w./~=,-]", re.ASCII)
 _DTYPE = re.compile(r"%([A-Za-z][\w]*)$")
 _LAYER = re.compile(r"#(\d+)$")
@@ -137,6 +139,14 @@ def parse_parameters(text: str) -> int | None:
     """`410M`, `6.9B`, `125000` as a number of parameters."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKmMbB]?)", text.strip())
     return round(float(match[1]) * {"": 1, "k": 1e3, "m": 1e6, "b": 1e9}[match[2].lower()]) if match else None
+
+
+def number_of(attribute: str, value: str | int) -> int:
+    """An attribute among `NUMBERS`, as a file gives it. Raises InputError for what is no number, or below 0."""
+    number = parse_parameters(value) if isinstance(value, str) else value
+    if number is None or number < 0:
+        raise InputError(f"{attribute} {value!r} is not a number.", remedy="Write 410M, 6.9B or 410000000.")
+    return number
 
 
 def attributes_of(ref: ModelRef, known: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -12,13 +12,12 @@ import numpy as np
 from klscale import lens, maps
 from klscale.divergence import Integers, format_estimate
 from klscale.errors import InputError
+from klscale.scales import Setting, published_beside, published_holds
 from klscale.texts import TextSet
 from klscale.vectors import Vectors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from klscale.scales import Setting
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Told apart by colour-blind readers too (Okabe and Ito)."""
@@ -32,7 +31,6 @@ def kl_heat_map(vectors: Vectors, *, annotate_up_to: int = 20) -> Figure:
     """
     from matplotlib.colors import ListedColormap, LogNorm
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter
     from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
     from scipy.spatial.distance import squareform
 
@@ -77,10 +75,7 @@ def kl_heat_map(vectors: Vectors, *, annotate_up_to: int = 20) -> Figure:
     bar = figure.colorbar(image, cax=free, ax=axes, aspect=12 if free is None else 20)
     bar.set_label(label, fontsize=8)
     bar.ax.tick_params(labelsize=7, which="both")
-    bar.ax.yaxis.set_major_formatter("{x:g}")
-    bar.ax.yaxis.set_minor_formatter(NullFormatter())
-    if norm is not None:
-        bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    _plain_ticks(bar.ax.yaxis, dense=norm is not None)
     return figure
 
 
@@ -94,9 +89,6 @@ def scale_ruler(measured: Sequence[Setting], texts: TextSet) -> Figure:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch, Rectangle
     from matplotlib.patheffects import withStroke
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    from klscale.scales import published_beside, published_holds
 
     rows = [row for row in measured if row.median > 0]
     if not rows:
@@ -139,11 +131,8 @@ def scale_ruler(measured: Sequence[Setting], texts: TextSet) -> Figure:
     axes.set_yticks(range(len(rows)), [f"{row.setting}\n{n}" for row, n in zip(rows, counts, strict=True)], fontsize=8)
     axes.tick_params(axis="y", length=0)
     axes.tick_params(axis="x", labelsize=8, which="both")
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
     low, high = axes.get_xlim()
-    if high < 100 * low:  # few decades, more numbers
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    _plain_ticks(axes.xaxis, dense=high < 100 * low)
     axes.grid(axis="x", color="#dddddd", linewidth=0.6, zorder=0)
     axes.set_axisbelow(True)
     axes.spines[["top", "left", "right"]].set_visible(False)
@@ -201,7 +190,6 @@ def layer_threads(vectors: Vectors) -> Figure:
     intervals, and all layers of all models on one map (principal components), each model a thread."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
-    from matplotlib.ticker import LogLocator, NullFormatter
 
     found = lens.layers(vectors)
     names = dict(zip(found, _without_common_prefix(list(found)), strict=True))
@@ -226,11 +214,8 @@ def layer_threads(vectors: Vectors) -> Figure:
     steps.set_xlabel("layer (0: embedding)", fontsize=8)
     steps.set_ylabel("KL, bits/byte (95 % interval)", fontsize=8)
     steps.xaxis.get_major_locator().set_params(integer=True)
-    steps.yaxis.set_major_formatter("{x:g}")
-    steps.yaxis.set_minor_formatter(NullFormatter())
     low, high = steps.get_ylim()
-    if high < 1000 * low:  # few decades, more numbers
-        steps.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    _plain_ticks(steps.yaxis, dense=high < 1000 * low)
     kinds = [Line2D([], [], color="#555555", marker="o", markersize=4, linewidth=1, label="from the layer before")]
     kinds += [Line2D([], [], color="#555555", marker="s", markersize=4, markerfacecolor="white", linestyle="--",
                      linewidth=1, label="to the output")]  # fmt: skip
@@ -248,6 +233,16 @@ def layer_threads(vectors: Vectors) -> Figure:
     texts = vectors.texts
     steps.set_title(f"The logit lens, {len(texts):,} texts of {texts.name}", fontsize=9, loc="left")
     return figure
+
+
+def _plain_ticks(axis: Any, *, dense: bool) -> None:
+    """Plain numbers on a log axis; `dense`: at 1, 2 and 5 of each decade."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+    if dense:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
 
 
 def _without_common_prefix(names: list[str]) -> list[str]:

@@ -13,9 +13,8 @@ from typing import Any
 import yaml
 
 from klscale.errors import InputError, KlscaleError, nearest
-from klscale.models import QUANTIZATIONS, Model, ModelRef, parse_parameters
+from klscale.models import NUMBERS, QUANTIZATIONS, Model, ModelRef, number_of
 
-NUMBERS = ("parameters", "seed", "step", "warmup")
 ATTRIBUTE_KEYS = ("family", "type", *NUMBERS, "parent", "quantization")
 MODEL_KEYS = ("name", "revision", "revisions", "quantize", "dtype", "layers", *ATTRIBUTE_KEYS)
 _RANGE = re.compile(r"(\d+)\.\.(\d+)(?:/(\d+))?")
@@ -228,10 +227,8 @@ def _values(place: str, key: str, value: Any) -> list[Any]:
 def _typed(place: str, attributes: Mapping[str, Any]) -> dict[str, Any]:
     """Attributes with numbers where numbers belong: `parameters: 410M`."""
     typed = dict(attributes)
-    for key in NUMBERS:
-        if key in typed:
-            value = typed[key]
-            typed[key] = number = parse_parameters(value) if isinstance(value, str) else value
-            if number is None or number < 0:
-                raise InputError(f"{place}: {key} {value!r} is not a number.", remedy="Write 410M, 6.9B or 410000000.")
+    try:
+        typed |= {key: number_of(key, typed[key]) for key in NUMBERS if key in typed}
+    except InputError as error:
+        raise error.at(place) from error
     return typed

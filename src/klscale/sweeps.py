@@ -408,8 +408,9 @@ class _Sweep:
             "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
             "date": now(),
         }
-        there = None if self.rescore else self.store.entry(self.texts.id, [metadata["key"]])
-        if there is not None and there.n_layers and scores.layers is None and self._will_do(there, layers=False):
+        may_lose = scores.layers is None and not self.rescore
+        there = self.store.entry(self.texts.id, [metadata["key"]]) if may_lose else None
+        if there is not None and self._will_do(there, layers=True):
             entry = self._labelled(job.model, there)  # another process has read the layers too
         else:
             entry = self.store.write(self.texts, scores, metadata)

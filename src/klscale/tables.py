@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.table import Table
 
 from klscale.errors import InputError, KlscaleError, nearest
-from klscale.models import WEIGHTS_ONLY
 from klscale.progress import Progress
 
 if TYPE_CHECKING:
@@ -173,7 +172,7 @@ def size(count: int | None) -> str:
 
 def print_plan(outcomes: Sequence[Outcome], n_problems: int, texts: TextSet) -> None:
     """What a dry run found: what would be done for each model, and what that takes."""
-    out.print(f"{plain(texts.name)} ({texts.id}): {len(texts):,} texts, mean {texts.mean_bytes:.1f} bytes")
+    out.print(name_texts(texts))
     shown = table("model", "", "to download", right=(2,))
     for outcome in outcomes:
         to_fetch = "" if outcome.status == "failed" else size(outcome.download_bytes)
@@ -197,7 +196,7 @@ def entries_failed(count: int) -> str:
 
 
 def print_outcomes(outcomes: Sequence[Outcome], n_problems: int, texts: TextSet, store: Store) -> None:
-    out.print(f"{plain(texts.name)} ({texts.id}): {len(texts):,} texts, mean {texts.mean_bytes:.1f} bytes")
+    out.print(name_texts(texts))
     shown = table("model", "", "seconds", right=(2,))
     for outcome in outcomes:
         if outcome.error is None:
@@ -306,14 +305,19 @@ def pair_record(vectors: Vectors, a: str, b: str, measured: Sequence[Setting]) -
     }
 
 
+def name_texts(texts: TextSet) -> str:
+    return f"{plain(texts.name)} ({texts.id}): {len(texts):,} texts, mean {texts.mean_bytes:.1f} bytes"
+
+
 def describe_texts(texts: TextSet) -> str:
     clip = "no clip" if texts.clip is None else f"clipped at {texts.clip:.1f} nats"
-    return f"{plain(texts.name)} ({texts.id}): {len(texts):,} texts, mean {texts.mean_bytes:.1f} bytes, {clip}"
+    return f"{name_texts(texts)}, {clip}"
 
 
 def print_comparison(vectors: Vectors, pairs: Sequence[tuple[str, str]], measured: Sequence[Setting]) -> None:
     """KL of each pair; bits per byte of each model; what that amounts to; what to be wary of."""
     from klscale.divergence import format_estimate
+    from klscale.models import WEIGHTS_ONLY
 
     records = [pair_record(vectors, a, b, measured) for a, b in pairs]
     out.print(describe_texts(vectors.texts))
@@ -365,12 +369,11 @@ def has_ladder(vectors: Vectors, pairs: Sequence[tuple[str, str]]) -> bool:
 
 def beside(vectors: Vectors, a: str, b: str) -> list[dict[str, Any]]:
     """A pair of the first model and another beside its pairs with every third: by how much KL is more there (paired
-    standard error), and the cosine between the two shifts from the first."""
+    standard error), and the cosine between the two shifts from the first. `vectors` are on one footing."""
     from dataclasses import asdict
 
     if a != vectors.names[0]:
         return []
-    vectors = vectors.on_one_footing()
     return [
         {
             "model": other,

@@ -128,8 +128,8 @@ class Vectors:
         """These models on the texts that all have, and with the clip for all of them or, where it would move more than
         5 % of any vector, for none: so that the KLs of two pairs differ by their `kl_difference`."""
         common = ~np.isnan(self.log_likelihood).any(axis=0)
-        rows, texts = self.log_likelihood[:, common], self.texts
-        if texts.clip is not None and rows.size and (rows < texts.clip).mean(axis=1).max() > divergence.CLIP_LIMIT:
+        texts = self.texts
+        if texts.clip is not None and not divergence.clip_serves_all(self.log_likelihood[:, common], texts.clip):
             texts = texts.with_clip(None)
         return replace(self, log_likelihood=np.where(common, self.log_likelihood, np.nan), texts=texts)
 

@@ -447,7 +447,7 @@ def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading
     ref, base = resolved.ref, resolved.base or resolved
     if resolved.base is not None:
         _peft(ref)
-    quantization.require(base.ref if base.ref.file else ref)
+    quantization.require(ref)
     options: dict[str, Any] = base.hub.options if base.hub else {"local_files_only": True}
     if base.ref.file:
         options["gguf_file"] = base.ref.file
@@ -500,14 +500,13 @@ def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading
         known["parent"] = str(base.ref)
     elif resolved.hub is not None:
         known["parent"] = resolved.hub.parent
-    weights_only = ref.quantization in WEIGHTS_ONLY
-    quantized = (
-        quantization.quantize_weights(model, ref, device_of(device))
-        if weights_only
-        else quantization.loaded_so(model, ref)
-    )
+    quantized: Quantization | None
     if ref.file:
         quantized = quantization.gguf(_file_of(resolved))
+    elif ref.quantization in WEIGHTS_ONLY:
+        quantized = quantization.quantize_weights(model, ref, device_of(device))
+    else:
+        quantized = quantization.loaded_so(model, ref)
     if quantized is not None:
         known["quantization"] = quantized.kind
     attributes = attributes_of(ref, known)

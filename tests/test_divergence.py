@@ -347,3 +347,39 @@ def test_some_pairs_are_as_in_the_matrix(documents, missing):
             d = np.repeat((a - b)[both], times)
             expected = d.var() / (2 * np.repeat(size[both], times).mean() * np.log(2))
             assert found["resampled"][n, r] == pytest.approx(expected, rel=1e-9)
+
+
+# ---------------------------------------------------------------------------------------------- resamples of all pairs
+
+
+@pytest.mark.parametrize("documents", [False, True])
+def test_resampled_pairs_equal_a_loop_over_samples(documents):
+    """Nearly equal rows, 1e-3 nats apart against a spread of 300, keep their digits."""
+    generator = np.random.default_rng(6)
+    L = -900 + 300 * generator.normal(size=120) + 40 * generator.laplace(size=(5, 120))
+    L[3] = L[1] + 1e-3 * generator.normal(size=120)
+    size = generator.integers(257, 1025, size=120)
+    labels = generator.integers(30, size=120) if documents else None
+    found = divergence.resampled_kl(L, size, documents=labels, resamples=4, seed=7)
+    assert found.shape == (4, 5, 5)
+    codes = np.unique(labels.astype(str), return_inverse=True)[1] if documents else np.arange(120)
+    drawing = np.random.default_rng(7)
+    for kl_of in found:
+        drawn = drawing.integers(codes.max() + 1, size=codes.max() + 1)
+        sample = np.concatenate([np.flatnonzero(codes == cluster) for cluster in drawn])
+        for i, j in itertools.product(range(5), repeat=2):
+            value, _ = naive_kl(L[i, sample], L[j, sample], size[sample].mean())
+            assert kl_of[i, j] == pytest.approx(value, rel=1e-9)
+
+
+def test_estimates_from_resamples_have_their_spread(matrix):
+    """Of a KL, whose standard error is known by the delta method too; with documents by Student's t."""
+    L, size = matrix
+    documents = np.arange(500) // 50
+    for labels, quantile in ((None, 1.959964), (documents, 2.262157)):
+        pair = kl_matrix(L, size, documents=labels)[0, 1]
+        resampled = divergence.resampled_kl(L[:2], size, documents=labels, resamples=2000)[:, 0, 1]
+        found = divergence.estimate_from_resamples(pair.value, resampled, 500, documents=labels)
+        assert found.standard_error == pytest.approx(pair.standard_error, rel=0.1)
+        assert found.interval[1] - found.value == pytest.approx(quantile * found.standard_error, rel=1e-6)
+        assert (found.value, found.n_texts, found.unit) == (pair.value, 500, "bits/byte")

@@ -433,16 +433,13 @@ def measure(vectors: Vectors, *, resamples: int = RESAMPLES) -> list[Setting]:
     if not found:
         return []
     texts = vectors.texts
-    clusters = divergence.cluster_codes(texts.document)
-    codes = np.arange(len(texts)) if clusters is None else clusters
-    drawn = [draws[codes] for draws in divergence.bootstrap_draws(codes, resamples, seed=0)]
     kl = divergence.kl_pairs(
         vectors.log_likelihood,
         texts.bytes,
         np.concatenate([pairs.places for pairs in found.values()]),
         clip=texts.clip,
         documents=texts.document,
-        draws=np.array(drawn, dtype=np.float64).reshape(resamples, len(texts)),
+        draws=divergence.text_draws(len(texts), texts.document, resamples=resamples),
     )
     ends = np.cumsum([len(pairs.places) for pairs in found.values()])
     settings = []

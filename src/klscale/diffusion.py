@@ -77,7 +77,7 @@ def fits(steps: ArrayLike, squared_distance: Floats, *, after: int, window: int 
     noise) or NaN is left out of the fit. Raises InputError for steps that do not ascend.
     """
     starts, later, lag = _windows(steps, after, window)
-    return Fits(starts, *line(np.log(lag), _log(squared_distance[..., starts[:, None], later])))
+    return Fits(starts, *line(np.log(lag), log_distance(squared_distance[..., starts[:, None], later])))
 
 
 def time_averaged(steps: ArrayLike, squared_distance: Floats, *, after: int, window: int = WINDOW) -> TimeAveraged:
@@ -102,7 +102,7 @@ def time_averaged(steps: ArrayLike, squared_distance: Floats, *, after: int, win
     distance = distance.reshape(*distance.shape[:-2], -1)[..., order]
     mean = np.add.reduceat(distance, firsts, axis=-1) / n_pairs if firsts else distance
     mean_lag = np.add.reduceat(ascending, firsts) / n_pairs if firsts else np.empty(0)
-    return TimeAveraged(mean_lag, mean, n_pairs, *line(np.log(mean_lag), _log(mean)))
+    return TimeAveraged(mean_lag, mean, n_pairs, *line(np.log(mean_lag), log_distance(mean)))
 
 
 _LAWS: dict[str, Callable[[Floats, Floats], Floats]] = {
@@ -138,7 +138,7 @@ def laws(steps: ArrayLike, squared_distance: Floats, *, after: int, window: int 
     if fitted < FEWEST:
         raise InputError(f"A window of {window} lags is too short to compare laws.", remedy="Use at least 5.")
     starts, later, lag = _windows(steps, after, window)
-    observed = _log(squared_distance[..., starts[:, None], later])
+    observed = log_distance(squared_distance[..., starts[:, None], later])
     ratio = lag / lag[:, :1]
     errors = {}
     for name, law in _LAWS.items():
@@ -196,8 +196,8 @@ def line(x: Floats, y: Floats) -> tuple[Floats, Floats, Floats]:
     return slope, y_mean - slope * x_mean, slope * xy / np.where(yy > 0, yy, np.nan)
 
 
-def _log(squared_distance: Floats) -> Floats:
-    """ln D; NaN where D is not positive."""
+def log_distance(squared_distance: Floats) -> Floats:
+    """ln D, for `line`: NaN where D is not positive."""
     positive = squared_distance > 0
     return np.asarray(np.log(np.where(positive, squared_distance, np.nan)))
 

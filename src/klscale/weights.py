@@ -52,17 +52,17 @@ class WeightDistances:
     names: tuple[str, ...]
     squared_distance: Floats
     n_parameters: int
-    problems: Mapping[str, KlscaleError] = field(default_factory=dict)
+    problems: dict[str, KlscaleError] = field(default_factory=dict)
 
 
 def squared_distances(checkpoints: Mapping[str, Sequence[Path]], *, progress: Progress = SILENT) -> WeightDistances:
     """Squared distances between all pairs of checkpoints: name -> its safetensors files, in the order of a run.
 
     Every file is read once, CHUNK parameters at a time, and one file is open at a time; pairs far nearer to each other
-    than the way between them (DETOUR) are read again. Any mix of float16, bfloat16, float32 and float64; other tensors
-    (masks, counters) hold no weights and are left out. A checkpoint that cannot be read, holds values that are not
-    finite, or has other shapes than most is left out and told of in `problems`; where two shapes are equally many, the
-    later checkpoints count.
+    than the way between them (DETOUR) are read again, and tensors that look tied once before. Any mix of float16,
+    bfloat16, float32 and float64. Other tensors (masks, counters) are left out, and so would be weights packed into
+    integers. A checkpoint that cannot be read, holds values that are not finite, or has other shapes than most is left
+    out and told of in `problems`; where two shapes are equally many, the later checkpoints count.
     """
     problems: dict[str, KlscaleError] = {}
     readable: dict[str, _Weights] = {}

@@ -99,7 +99,7 @@ def time_averaged(steps: ArrayLike, squared_distance: Floats, *, after: int, win
             firsts.append(place)
     n_pairs = np.diff(firsts, append=len(order)).astype(np.int64)
     distance = squared_distance[..., starts[:, None], later]
-    distance = distance.reshape(*distance.shape[:-2], -1)[..., order]
+    distance = distance.reshape(*distance.shape[:-2], lag.size)[..., order]
     mean = np.add.reduceat(distance, firsts, axis=-1) / n_pairs if firsts else distance
     mean_lag = np.add.reduceat(ascending, firsts) / n_pairs if firsts else np.empty(0)
     return TimeAveraged(mean_lag, mean, n_pairs, *line(np.log(mean_lag), log_distance(mean)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -108,6 +109,12 @@ class ModelRef:
         return path if path.is_dir() or self.name.startswith((".", "/", "~")) else None
 
     @property
+    def run(self) -> str:
+        """The name without its checkpoint: the checkpoints of a training run lie in one directory, or are revisions of
+        one name."""
+        return os.path.normpath(re.sub(r"/(?:checkpoint|step)[-_]\d+/?$", "", self.name))
+
+    @property
     def slug(self) -> str:
         """A name for files: readable, safe on every file system, another for every reference."""
         text = str(self)
@@ -176,6 +183,11 @@ def attributes_of(ref: ModelRef, known: Mapping[str, Any] | None = None) -> dict
         attributes["quantization"] = ref.quantization
     attributes.update({key: value for key, value in (known or {}).items() if value is not None})
     return {key: value for key, value in attributes.items() if value is not None}
+
+
+def run_key(ref: ModelRef, attributes: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Equal for the checkpoints of one training run."""
+    return (ref.run, *(attributes.get(name) for name in ("seed", "family", "dtype", "parent")))
 
 
 @cache

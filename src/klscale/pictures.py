@@ -14,6 +14,7 @@ from klscale.divergence import Integers, format_estimate
 from klscale.errors import InputError
 from klscale.scales import Setting, published_beside, published_holds
 from klscale.texts import TextSet
+from klscale.trajectories import Motion, Shape, Trajectory
 from klscale.vectors import Vectors
 
 if TYPE_CHECKING:
@@ -233,6 +234,172 @@ def layer_threads(vectors: Vectors) -> Figure:
     texts = vectors.texts
     steps.set_title(f"The logit lens, {len(texts):,} texts of {texts.name}", fontsize=9, loc="left")
     return figure
+
+
+def training_trajectories(found: Sequence[Trajectory]) -> Figure:
+    """Training runs. Above, all of them: KL along training, squared distance against lag with the fits of both spaces,
+    stabilisation, and the variance on principal components. Below, the path of the first one in both spaces, and a
+    random walk with the same step lengths beside it."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13.0, 6.6), layout="constrained")
+    (along, growth, settling, variance), below = figure.subplots(2, 4)
+    names = _without_common_prefix([one.run.name for one in found])
+    for one, name, colour in zip(found, names, itertools.cycle(COLOURS)):
+        _draw_training(along, one, name, colour)
+        for motion, style in ((one.behaviour, "o-"), (one.weights, "s--")):
+            if motion is not None:
+                _draw_growth(growth, motion, style, colour)
+                _draw_settling(settling, one, motion, style[1:], colour)
+                _draw_shares(variance, motion, style, colour)
+    _label_analysis(along, growth, settling, variance)
+    _draw_paths(below, found[0], names[0])
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=7.5)
+    texts = found[0].run.vectors.texts
+    figure.suptitle(f"{len(texts):,} texts of {texts.name}", fontsize=8, x=0.01, ha="left")
+    handles, labels = along.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower left", ncols=min(len(handles), 4), fontsize=7.5, frameon=False)
+    return figure
+
+
+def _draw_training(axes: Any, one: Trajectory, name: str, colour: str) -> None:
+    rows = one.checkpoints
+    for style, label, kls in (
+        ("o-", f"{name}", [(row.step, row.kl_from_previous) for row in rows]),
+        ("s--", None, [(row.step, row.kl_from_last) for row in rows]),
+    ):
+        known = [(step, kl) for step, kl in kls if kl is not None and kl.value > 0]
+        steps, value = [step for step, _ in known], np.array([kl.value for _, kl in known])
+        low, high = np.array([kl.interval for _, kl in known]).reshape(-1, 2).T
+        white = {"markerfacecolor": "white"} if style == "s--" else {}
+        axes.plot(steps, value, style, color=colour, markersize=3, linewidth=0.9, label=label, **white)
+        axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def _draw_growth(axes: Any, motion: Motion, style: str, colour: str) -> None:
+    if (exponent := motion.exponent) is None:
+        return
+    lag, mean = exponent.averages.lag, exponent.averages.mean_squared_distance
+    level = np.exp(float(exponent.averages.intercept)) * lag[0] ** exponent.time_averaged.value
+    axes.plot(lag, mean / level, style[0], color=colour, markersize=3.5, markerfacecolor=_inside(style, colour))
+    fitted = (lag / lag[0]) ** exponent.time_averaged.value
+    axes.plot(lag, fitted, style[1:], color=colour, linewidth=0.9)
+    what = "c_q" if motion.unit == "bits/byte" else "c_w"
+    text = f"{what} {exponent.time_averaged.value:.2f}"
+    axes.annotate(
+        text, (lag[-1], fitted[-1]), (4, 0), textcoords="offset points", fontsize=7, color=colour, va="center"
+    )
+
+
+def _draw_settling(axes: Any, one: Trajectory, motion: Motion, line: str, colour: str) -> None:
+    settled = motion.stabilisation
+    if settled is None or not settled.total > 0:
+        return
+    fraction = settled.thresholds / settled.total
+    axes.plot(fraction, settled.steps, line, color=colour, linewidth=1, drawstyle="steps-post")
+    if not np.isnan(settled.low).any():
+        axes.fill_between(fraction, settled.low, settled.high, color=colour, alpha=0.15, linewidth=0, step="post")
+    if settled.threshold and motion is one.behaviour:
+        axes.axvline(settled.threshold / settled.total, color="#888888", linewidth=0.7, linestyle=":")
+
+
+def _draw_shares(axes: Any, motion: Motion, style: str, colour: str) -> None:
+    if (shape := motion.shape) is None:
+        return
+    k = np.arange(1, len(shape.share) + 1)
+    axes.plot(
+        k, shape.share, style, color=colour, markersize=3.5, linewidth=0.9, markerfacecolor=_inside(style, colour)
+    )
+
+
+def _name_fits(axes: Any) -> None:
+    """The exponents beside the ends of their fits, one above the other where these are near each other."""
+    ends = [(line.get_ydata()[0], line) for line in axes.lines if not line.get_label().startswith("_")]
+    height = 0.0
+    for value, line in sorted(ends, key=lambda end: float(end[0])):
+        height = max(float(value), height * 1.09)
+        place = (line.get_xdata()[0], height)
+        look = {"textcoords": "offset points", "fontsize": 7, "color": line.get_color(), "va": "center"}
+        axes.annotate(line.get_label(), place, (5, 0), **look)
+
+
+def _inside(style: str, colour: str) -> str:
+    return "white" if style.startswith("s") else colour
+
+
+def _label_analysis(along: Any, growth: Any, settling: Any, variance: Any) -> None:
+    from matplotlib.lines import Line2D
+
+    grey: dict[str, Any] = {"color": "#555555", "markersize": 3.5, "linewidth": 0.9}
+    hollow: dict[str, Any] = {"marker": "s", "markerfacecolor": "white", "linestyle": "--"}
+    titles = ("KL along training", "Growth with lag", "Stabilisation", "Variance on principal components")
+    for axes, title in zip((along, growth, settling, variance), titles, strict=True):
+        axes.set_title(title, fontsize=9, loc="left")
+    along.set_xscale("symlog", linthresh=1)
+    along.set_yscale("log")
+    along.set_xlabel("step", fontsize=8)
+    along.set_ylabel("KL, bits/byte (95 % over texts)", fontsize=8)
+    kinds = [Line2D([], [], marker="o", label="from the checkpoint before", **grey)]
+    kinds += [Line2D([], [], label="from the last one", **grey, **hollow)]
+    along.legend(handles=kinds, fontsize=6.5, frameon=False)
+    growth.set_xscale("log")
+    growth.set_yscale("log")
+    _name_fits(growth)
+    for axis in (growth.xaxis, growth.yaxis):
+        _plain_ticks(axis, dense=True)
+    growth.set_xlabel("lag, steps", fontsize=8)
+    growth.set_ylabel("mean squared distance (fit at first lag: 1)", fontsize=8)
+    low, high = growth.get_xlim()
+    if growth.lines:
+        lag = np.concatenate([line.get_xdata() for line in growth.lines])
+        ends = np.array([lag.min(), lag.max()])
+        growth.plot(ends, ends / ends[0], color="#aaaaaa", linewidth=0.9, zorder=0)
+        growth.annotate("diffusion, c = 1", (ends[1], ends[1] / ends[0]), (0, 4), textcoords="offset points",
+                        fontsize=6.5, color="#777777", ha="right")  # fmt: skip
+        growth.set_xlim(low, high * 1.6)
+    spaces = [
+        Line2D([], [], marker="o", label="log-likelihoods", **grey),
+        Line2D([], [], label="weights", **grey, **hollow),
+    ]
+    growth.legend(handles=spaces, fontsize=6.5, frameon=False, loc="upper left")
+    settling.set_xscale("log")
+    settling.set_xlabel("threshold, share of first-to-last distance", fontsize=8)
+    settling.set_ylabel("settled from step", fontsize=8)
+    if variance.lines:
+        k = np.arange(1, len(variance.lines[0].get_xdata()) + 1)
+        variance.plot(k, 6 / (np.pi * k) ** 2, color="#aaaaaa", linewidth=2.5, zorder=0, label="random walk: 6/(π²k²)")
+        variance.legend(fontsize=6.5, frameon=False)
+        variance.set_xticks(k)
+    variance.set_xlabel("component k", fontsize=8)
+    variance.set_ylabel("share of variance", fontsize=8)
+
+
+def _draw_paths(below: Any, one: Trajectory, name: str) -> None:
+    behaviour = one.behaviour.shape
+    weights = None if one.weights is None else one.weights.shape
+    root = "√(bits/byte)"
+    panels: list[tuple[str, Shape | None, Any, str]] = [
+        (f"{name}: principal components", behaviour, behaviour and behaviour.pca, root),
+        ("t-SNE of the same", behaviour, behaviour and behaviour.tsne, "arbitrary units"),
+        ("Principal components of the weights", weights, weights and weights.pca, "parameters"),
+        ("A random walk with these step lengths", behaviour, behaviour and behaviour.nulls["random walk"].path, root),
+    ]
+    for axes, (title, shape, points, unit) in zip(below, panels, strict=True):
+        axes.set_title(title, fontsize=9, loc="left")
+        if shape is None:
+            axes.set_axis_off()
+            axes.annotate(
+                "not measured", (0.5, 0.5), xycoords="axes fraction", ha="center", fontsize=8, color="#777777"
+            )
+            continue
+        axes.plot(*points[:, :2].T, color="#bbbbbb", linewidth=0.9, zorder=1)
+        axes.scatter(*points[:, :2].T, c=shape.steps, cmap="cividis", s=14, zorder=2)
+        for t in (0, len(points) - 1):
+            axes.annotate(f"{shape.steps[t]:,}", points[t, :2], (4, 4), textcoords="offset points", fontsize=7)
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.set_xlabel(unit, fontsize=8)
 
 
 def _plain_ticks(axis: Any, *, dense: bool) -> None:

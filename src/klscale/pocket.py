@@ -40,8 +40,10 @@ class Recipe:
     steps: int = 800
     interval: int = 40
     """Steps between checkpoints, once the powers of two have reached it."""
+    followed: int = 3
+    """How many runs, the first ones, keep all regular checkpoints; the very first keeps the powers of two as well."""
     last: int = 3
-    """How many checkpoints, the last ones, are kept of the runs other than the first."""
+    """How many checkpoints, the last ones, are kept of the other runs."""
     quantized: int = 6
     """How many runs, the first ones, have their last checkpoint scored in `QUANTIZED` too."""
     warmup: int = 40
@@ -57,17 +59,21 @@ class Recipe:
     """Peak learning rate of fine-tuning, as a share of that of pretraining; more leads far from the parent."""
 
     def runs(self) -> list[Run]:
-        """The first run keeps all checkpoints (0, 1, 2, 4, ..., then regular), the others their last ones; the last run
-        is fine-tuned from the first."""
+        """The first run keeps all checkpoints (0, 1, 2, 4, ..., then regular), those of its other seeds the regular
+        ones, the others their last ones; the last run is fine-tuned from the first."""
         powers = (2**n for n in range(self.interval.bit_length()) if 2**n < self.interval)
-        steps = sorted({0, *powers, *range(self.interval, self.steps, self.interval), self.steps})
+        regular = [*range(self.interval, self.steps, self.interval), self.steps]
+        steps = sorted({0, *powers, *regular})
         middle, width = self.sizes[len(self.sizes) // 2]
         models = [(middle, width, seed) for seed in self.seeds]
         models += [(size, width, self.seeds[0]) for size, width in self.sizes if size != middle]
         runs = [
-            Run(f"pocket-{size}-seed{seed}", width, self.layers, seed, tuple(steps if n == 0 else steps[-self.last :]))
+            Run(
+                f"pocket-{size}-seed{seed}", width, self.layers, seed,
+                tuple(steps if n == 0 else regular if n < self.followed else regular[-self.last :]),
+            )
             for n, (size, width, seed) in enumerate(models)
-        ]
+        ]  # fmt: skip
         middle, width = self.sizes[len(self.sizes) // 2]
         llama = Run(
             f"pocket-llama-{middle}-seed{self.seeds[0]}", width, self.layers, self.seeds[0], runs[-1].checkpoints,
@@ -126,7 +132,7 @@ class Run:
 QUANTIZED = ("int8", "nf4", "fp4")
 """Kinds of quantization, for which nothing is trained."""
 FULL = Recipe()
-QUICK = Recipe(steps=60, interval=12, last=1, quantized=1, warmup=12, finetune_steps=30)
+QUICK = Recipe(steps=60, interval=12, followed=1, last=1, quantized=1, warmup=12, finetune_steps=30)
 
 
 def train_pocket_suite(directory: Path, *, quick: bool = False, progress: Progress = SILENT) -> Path:

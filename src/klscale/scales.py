@@ -8,7 +8,6 @@ a difference. Published values hold for pile-10k with its clip and are never mix
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ from scipy.sparse import csgraph
 from klscale import divergence
 from klscale.divergence import Floats, Integers
 from klscale.errors import InputError
-from klscale.models import ModelRef
+from klscale.models import ModelRef, run_key
 from klscale.texts import PILE_CLIP, TextSet
 from klscale.vectors import Vectors
 
@@ -131,6 +130,18 @@ def published_beside(setting: str) -> PublishedSetting | None:
     """The published value of what a measured setting measures: for quantizations, of that very kind."""
     name = PUBLISHED_AS.get(setting, setting)
     return next((row for row in published() if row.setting == name), None)
+
+
+def worth_of_a_seed(measured: Iterable[Setting], texts: TextSet) -> tuple[float, str] | None:
+    """The KL between two seeds in bits per byte, and whose value it is: the median measured on these texts, else the
+    published one where that holds; None where neither is known."""
+    for row in measured:
+        if row.setting == "seed" and row.median > 0:
+            return row.median, "the median between seeds, measured on these texts"
+    known = published_beside("seed")
+    if known is None or not published_holds(texts):
+        return None
+    return known.median, f"the published median between seeds, {known.source}"
 
 
 def not_measured(measured: Iterable[Setting]) -> list[PublishedSetting]:
@@ -284,17 +295,15 @@ class _Models:
         self.refs = refs
         self.rows = [{str(key): value for key, value in row.items() if not pd.isna(value)} for row in rows]
         # a run, whatever its checkpoints, and a model, whatever its layers and quantizations, are of one name
-        self.names = [(run_name(ref), row.get("seed")) for ref, row in zip(refs, self.rows, strict=True)]
+        self.names = [(ref.run, row.get("seed")) for ref, row in zip(refs, self.rows, strict=True)]
         self.at = {str(ref): place for place, ref in enumerate(refs)}
         self.plain = [p for p, row in enumerate(self.rows) if refs[p].layer is None and "quantization" not in row]
-        self.runs = self.grouped([p for p in self.plain if "step" in self.rows[p]], self.run_of)
+        steps = [place for place in self.plain if "step" in self.rows[place]]
+        self.runs = self.grouped(steps, lambda place: run_key(refs[place], self.rows[place]))
         for run in self.runs:
             run.sort(key=lambda place: self.rows[place]["step"])
         earlier = {place for run in self.runs for place in run[:-1]}
         self.last = [place for place in self.plain if place not in earlier]
-
-    def run_of(self, place: int) -> tuple[Any, ...]:
-        return (*self.names[place], *(self.rows[place].get(key) for key in ("family", "dtype", "parent")))
 
     def grouped(self, places: Iterable[int], key: Callable[[int], Any]) -> list[list[int]]:
         """Places that share a key, of those that have one."""
@@ -397,12 +406,6 @@ class _Models:
         b = np.concatenate([np.arange(n, end) for n, end in enumerate(ends)] or [a])
         kept = (kind[a] != kind[b]) & ((dtype[a] == dtype[b]) | (dtype[a] == "") | (dtype[b] == ""))
         return np.stack([places[a[kept]], places[b[kept]]], axis=1)
-
-
-def run_name(ref: ModelRef) -> str:
-    """The name of a model without its checkpoint: the checkpoints of a run lie in one directory, or are revisions of
-    one name."""
-    return os.path.normpath(re.sub(r"/(?:checkpoint|step)[-_]\d+/?$", "", ref.name))
 
 
 def _drawn(groups: Sequence[Sequence[int]], n: int, seed: int = 0) -> Integers:

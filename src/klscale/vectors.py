@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from klscale import divergence
 from klscale.divergence import Estimate, Floats, Integers, KLMatrix
@@ -158,12 +159,22 @@ class Vectors:
     def coordinates(self) -> Floats:
         """Points (K, n) whose squared distances are KL in bits per byte, on the n texts that all models have, with
         the text set's clip."""
-        self.require_one_convention()
-        texts = ~np.isnan(self.log_likelihood).any(axis=0)
-        rows = self.log_likelihood[:, texts]
-        if self.texts.clip is not None:
-            rows = np.maximum(rows, self.texts.clip)
+        rows, texts = self._complete()
         return divergence.coordinates(rows, float(self.texts.bytes[texts].mean()))
+
+    def resampled_kl(self, resamples: int = 200) -> Floats:
+        """KL between all pairs (resamples, K, K) in bits per byte in each bootstrap sample of the texts that all models
+        have (of whole documents, where texts share them), with the text set's clip."""
+        rows, texts = self._complete()
+        documents = None if self.texts.document is None else np.asarray(self.texts.document)[texts]
+        return divergence.resampled_kl(rows, self.texts.bytes[texts], documents=documents, resamples=resamples)
+
+    def _complete(self) -> tuple[Floats, NDArray[np.bool_]]:
+        """Rows (K, n) on the texts that all models have, with the clip, and which texts (N,) these are."""
+        self.require_one_convention()
+        texts = np.asarray(~np.isnan(self.log_likelihood).any(axis=0))
+        rows: Floats = self.log_likelihood[:, texts]
+        return (rows if self.texts.clip is None else np.maximum(rows, self.texts.clip)), texts
 
     def require_one_convention(self) -> None:
         """Raises InputError where the vectors were made by different conventions: they are never compared."""

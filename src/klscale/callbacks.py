@@ -9,17 +9,17 @@ for step, batch in enumerate(batches):
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import inspect
 import logging
 import math
 import os
-import random
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from typing import Any, Literal
 
@@ -31,8 +31,9 @@ from transformers.trainer_callback import CallbackHandler, TrainerCallback
 from klscale import divergence, sweeps
 from klscale.divergence import KL, Estimate, Floats, Integers
 from klscale.errors import InputError, KlscaleError
-from klscale.models import DTYPES, ModelRef, attributes_of
+from klscale.models import ModelRef, attributes_of
 from klscale.scoring.engine import Engine
+from klscale.scoring.live import require_scorable, untouched
 from klscale.scoring.loading import LoadedModel, load, resolve, window_of
 from klscale.scoring.quantization import loaded_so
 from klscale.scoring.tokens import Tokens, tokenize
@@ -48,6 +49,33 @@ WINDOW = 10
 """Measurements after the start of an exponent (Kishino et al., arXiv 2505.15353)."""
 RESAMPLES = 200
 """Bootstrap samples of the texts for the standard error of an exponent."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Sample:
+    """What is scored at every measurement: a `subset` (n,) of N texts."""
+
+    texts: TextSet
+    tokens: Tokens
+    subset: Integers
+
+    @cached_property
+    def bytes(self) -> Integers:
+        return self.texts.bytes[self.subset]
+
+    @cached_property
+    def documents(self) -> list[str] | None:
+        labels = self.texts.document
+        return None if labels is None else [labels[s] for s in self.subset]
+
+    def row(self, scores: Scores) -> Floats:
+        """Log-likelihoods (n,), NaN where a text was not scored."""
+        row = np.full(len(self.texts), np.nan)
+        row[scores.text] = scores.log_likelihood
+        return row[self.subset]
+
+    def kl(self, a: Floats, b: Floats) -> KL:
+        return divergence.kl(a, b, self.bytes, clip=self.texts.clip, documents=self.documents)
 
 
 class TrainingWatch:
@@ -67,8 +95,8 @@ class TrainingWatch:
     `settled` becomes true when the last `patience` measurements all lie within `threshold` bits per byte of the newest
     one and the start does not: a run that has not moved yet, as in its warm-up, has not settled.
 
-    In a data-parallel run every process calls it, and the first one measures. Weights, gradients, modes, buffers and
-    random states are as they were after each call; see `untouched`.
+    In a data-parallel run every process calls it, and the first one measures. The run goes on as without it, to the
+    bit: weights, gradients, modes, buffers and random states are as they were after each call.
 
     Raises InputError and KlscaleError at the start: for arguments that cannot be used, a name that the store has
     already, a model that is sharded or not a causal language model of transformers. Later failures are logged once,
@@ -102,20 +130,22 @@ class TrainingWatch:
                 raise InputError(f"{argument}={value!r} is not above 0.")
         self.tokenizer, self.name, self.attributes = tokenizer, name, dict(attributes or {})
         self.settled = False
-        self._given_texts, self._every, self._budget = texts, every, budget_seconds
-        self._reference_ref = None if reference is None else ModelRef.parse(str(reference))
+        self._texts, self._every, self._budget = texts, every, budget_seconds
+        self._reference = None if reference is None else ModelRef.parse(str(reference))
         self._store = store if store is None or isinstance(store, Store) else Store(store)
         self._patience, self._threshold = patience, threshold
         self._run = uuid.uuid4().hex[:12]
         self._asked: int | None = None
-        self._start: Floats | None = None
+        """The last step that was to be measured; None before the start."""
+        self._sample: _Sample | None = None
+        self._reference_row: Floats | None = None
+        self._start_row: Floats | None = None
         self._recent: deque[tuple[int, Floats]] = deque(maxlen=max(WINDOW, patience or 0) + 1)
-        self._reference: Floats | None = None
-        self._subset: Integers | None = None
+        """Step and vector of the last measurements."""
         self._batch_tokens: int | None = None
         self._said: set[str] = set()
 
-    # -------------------------------------------------------------------------------------------------- when
+    # ---------------------------------------------------------------------------------------------------------- when
 
     def __call__(self, model: Any, step: int) -> dict[str, float] | None:
         """What `measure` gives, at the first step and those of the schedule; None at others."""
@@ -145,10 +175,10 @@ class TrainingWatch:
             return None
         starts, self._asked = self._asked is None, step
         model = extract_model_from_parallel(model, keep_torch_compile=False)
-        values = None
         if starts:
-            _refuse(model)
-        if _process() == 0:
+            require_scorable(model)
+        values = None
+        if not _is_distributed() or torch.distributed.get_rank() == 0:
             try:
                 with untouched(model):
                     if starts:
@@ -163,12 +193,12 @@ class TrainingWatch:
 
     def _agree(self) -> None:
         """All processes stop or none: the others learn from the first whether the run has settled."""
-        if self._patience is not None and _is_distributed() and torch.distributed.get_world_size() > 1:
+        if self._patience is not None and _is_distributed():
             flag = [self.settled]
             torch.distributed.broadcast_object_list(flag, src=0)
             self.settled = flag[0]
 
-    # ------------------------------------------------------------------------------------------------- start
+    # --------------------------------------------------------------------------------------------------------- start
 
     def _begin(self, model: Any, step: int) -> None:
         """Fix the texts, and take up what the store has of this run."""
@@ -178,44 +208,39 @@ class TrainingWatch:
             )
         if self._store is not None and not self.name:
             raise InputError("The run has no name.", "The store keeps vectors by name.", "Give name=.")
-        if self._subset is None:
-            self._texts = self._find_texts()
+        texts = self._find_texts() if self._sample is None else self._sample.texts
+        earlier = self._earlier(texts, step)
+        if self._sample is None:
             # A copy: a call leaves its marks on the truncation and padding of a fast tokenizer.
-            self._tokens = tokenize(copy.deepcopy(self.tokenizer), self._texts)
-        earlier = self._earlier(step)
-        if self._subset is None:
-            self._subset = self._taken_up(earlier[0]) if earlier else self._choose(model, step)
-            self._bytes = self._texts.bytes[self._subset]
-            documents = self._texts.document
-            self._documents = documents and [documents[s] for s in self._subset]
-            if self._reference_ref is not None:
-                self._reference = self._row(self._score_reference(self._reference_ref, str(model.device)))
-        self._start, self.settled = None, False
+            tokens = tokenize(copy.deepcopy(self.tokenizer), texts)
+            subset = self._taken_up(texts, earlier[0]) if earlier else self._choose(model, texts, tokens)
+            self._sample = _Sample(texts, tokens, subset)
+            if self._reference is not None:
+                scores = self._score_reference(self._reference, self._sample, str(model.device))
+                self._reference_row = self._sample.row(scores)
+        self._start_row, self.settled = None, False
         self._recent.clear()
         for entry in earlier:
             assert self._store is not None
-            self._remember(_live(entry)[1], self._row(self._store.scores(entry)))
+            self._remember(_live(entry)[1], self._sample.row(self._store.scores(entry)))
 
     def _find_texts(self) -> TextSet:
-        given = self._given_texts
         if self._store is None:
-            texts = load_texts(given)
-        elif isinstance(given, TextSet):
-            texts = self._store.keep_texts(given)
+            texts = load_texts(self._texts)
+        elif isinstance(self._texts, TextSet):
+            texts = self._store.keep_texts(self._texts)
         else:
-            texts = self._store.resolve_texts(os.fspath(given))
+            texts = self._store.resolve_texts(os.fspath(self._texts))
         if texts.external:
             raise InputError(f"{texts.name} holds no texts, only imported values.", remedy="Choose other texts.")
         return texts
 
-    def _earlier(self, step: int) -> list[Entry]:
+    def _earlier(self, texts: TextSet, step: int) -> list[Entry]:
         """What the store has of this run before a step, in order of steps."""
         if self._store is None:
             return []
-        entries = self._store.entries(self._texts.id)
-        named = [
-            entry for entry in entries if _live(entry)[0] and entry.ref.name.startswith(f"{self.name}/checkpoint-")
-        ]
+        of_run = f"{self.name}/checkpoint-"
+        named = [e for e in self._store.entries(texts.id) if _live(e)[0] and e.ref.name.startswith(of_run)]
         before = [entry for entry in named if _live(entry)[1] < step]
         if not before:
             if any(_live(entry)[0] != self._run for entry in named):
@@ -228,52 +253,56 @@ class TrainingWatch:
         self._run = _live(before[-1])[0]
         return sorted((entry for entry in before if _live(entry)[0] == self._run), key=lambda entry: _live(entry)[1])
 
-    def _taken_up(self, entry: Entry) -> Integers:
+    def _taken_up(self, texts: TextSet, entry: Entry) -> Integers:
         """The subset that a vector of this run was scored on."""
-        subset = np.setdiff1d(np.arange(len(self._texts)), entry.metadata["skipped"])
-        self._say_once(f"{self.name} goes on with its {len(subset):,} texts of {self._texts.name}.")
+        subset = np.setdiff1d(np.arange(len(texts)), entry.metadata["skipped"])
+        self._say_once(f"{self.name} goes on with its {len(subset):,} texts of {texts.name}.")
         return subset
 
-    def _choose(self, model: Any, step: int) -> Integers:
+    def _choose(self, model: Any, texts: TextSet, tokens: Tokens) -> Integers:
         """As many random texts as can be scored in time: a part of them is timed."""
-        engine = self._engine(model, step)
-        lengths, window = self._tokens.lengths, engine.loaded.window
+        engine = self._engine(model, 0)
+        lengths, window = tokens.lengths, engine.loaded.window
         fit = np.flatnonzero(lengths <= (window or np.inf))
         if not len(fit):
             raise InputError(
-                f"Every text of {self._texts.name} is longer than the window of the model ({window:,} tokens).",
+                f"Every text of {texts.name} is longer than the window of the model ({window:,} tokens).",
                 remedy="Give shorter texts: `klscale texts build --max-bytes`.",
             )
-        order, n = np.random.default_rng(0).permutation(fit), min(FEWEST_TEXTS, len(fit))
-        _timed(engine, self._tokens, order[:8])  # finds the output head
-        seconds = _timed(engine, self._tokens, order[:n])
-        while n < len(order) and seconds < self._budget / 4:
+
+        def seconds(chosen: Integers) -> float:
+            started = time.perf_counter()
+            for _ in engine.score(tokens, chosen):
+                pass
+            return time.perf_counter() - started
+
+        order = np.random.default_rng(0).permutation(fit)
+        seconds(order[:8])  # finds the output head
+        n = fewest = min(FEWEST_TEXTS, len(order))
+        while (taken := seconds(order[:n])) < self._budget / 4 and n < len(order):
             n = min(2 * n, len(order))
-            seconds = _timed(engine, self._tokens, order[:n])
-        each = seconds / lengths[order[:n]].sum()
-        cost = each * np.cumsum(lengths[order])
-        n = max(int(np.searchsorted(cost, self._budget, side="right")), min(FEWEST_TEXTS, len(order)))
-        long = len(self._texts) - len(fit)
+        cost = taken / lengths[order[:n]].sum() * np.cumsum(lengths[order])
+        n = max(int(np.searchsorted(cost, self._budget, side="right")), fewest)
+        long = len(texts) - len(fit)
         beyond = f" ({long:,} are longer than its window of {window:,} tokens)" if long else ""
         self._say_once(
-            f"{n:,} of {len(self._texts):,} texts of {self._texts.name}{beyond} are scored at each measurement,"
-            f" in about {cost[n - 1]:.2g} s on {engine.device}; the budget is {self._budget:g} s."
+            f"{n:,} of {len(texts):,} texts of {texts.name}{beyond} are scored at each measurement, in about"
+            f" {cost[n - 1]:.2g} s on {engine.device}; the budget is {self._budget:g} s."
         )
         return np.sort(order[:n])
 
-    def _score_reference(self, ref: ModelRef, device: str) -> Scores:
+    def _score_reference(self, ref: ModelRef, sample: _Sample, device: str) -> Scores:
         if self._store is not None:
-            (known,) = sweeps.score([ref], self._texts, self._store, long_texts="skip", dry_run=True)
+            (known,) = sweeps.score([ref], sample.texts, self._store, long_texts="skip", dry_run=True)
             if known.error is not None:
                 raise known.error
             if known.entry is not None:
                 return self._store.scores(known.entry)
         loaded = load(resolve(ref), device)
-        tokens = tokenize(loaded.tokenizer, self._texts)
-        assert self._subset is not None
-        return Scores.concatenate([*Engine(loaded, device=device).score(tokens, self._subset, long_texts="skip")])
+        tokens = tokenize(loaded.tokenizer, sample.texts)
+        return Scores.concatenate([*Engine(loaded, device=device).score(tokens, sample.subset, long_texts="skip")])
 
-    # ------------------------------------------------------------------------------------------- a measurement
+    # ------------------------------------------------------------------------------------------------- a measurement
 
     def _engine(self, model: Any, step: int) -> Engine:
         """A new one for each measurement, as it checks its output head against the model as that is now."""
@@ -286,24 +315,25 @@ class TrainingWatch:
         return engine
 
     def _measure(self, model: Any, step: int) -> dict[str, float]:
-        assert self._subset is not None
-        engine = self._engine(model, step)
-        scores = Scores.concatenate([*engine.score(self._tokens, self._subset)])
+        sample, engine = self._sample, self._engine(model, step)
+        assert sample is not None
+        scores = Scores.concatenate([*engine.score(sample.tokens, sample.subset)])
         self._batch_tokens = engine.batch_tokens  # the same batches, and so the same rounding, from now on
-        row = self._row(scores)
+        row = sample.row(scores)
         found: dict[str, KL | Estimate] = {}
-        if self._start is not None:
-            found |= {"from_previous": self._kl(self._recent[-1][1], row), "from_start": self._kl(self._start, row)}
-        if self._reference is not None:
-            found["to_reference"] = self._kl(self._reference, row)
-        found["bits_per_byte"] = divergence.bits_per_byte(row, self._bytes, documents=self._documents)
+        if self._start_row is not None:
+            found["from_previous"] = sample.kl(self._recent[-1][1], row)
+            found["from_start"] = sample.kl(self._start_row, row)
+        if self._reference_row is not None:
+            found["to_reference"] = sample.kl(self._reference_row, row)
+        found["bits_per_byte"] = divergence.bits_per_byte(row, sample.bytes, documents=sample.documents)
         self._remember(step, row)
-        self.settled = self._has_settled(row)
-        if (exponent := self._exponent()) is not None:
-            found["exponent"] = exponent
+        self.settled = self._has_settled(sample)
+        if len(self._recent) > WINDOW:
+            found["exponent"] = self._exponent(sample)
         self._look_out(found)
         try:
-            self._keep(engine, scores, step)
+            self._keep(engine, sample, scores, step)
         except Exception as error:
             if len(self._recent) == 1:
                 raise
@@ -315,50 +345,38 @@ class TrainingWatch:
             if math.isfinite(number)
         }
 
-    def _row(self, scores: Scores) -> Floats:
-        """Log-likelihoods (n,) of the subset, NaN where a text was not scored."""
-        row = np.full(len(self._texts), np.nan)
-        row[scores.text] = scores.log_likelihood
-        return row[self._subset]
-
-    def _kl(self, a: Floats, b: Floats) -> KL:
-        return divergence.kl(a, b, self._bytes, clip=self._texts.clip, documents=self._documents)
-
     def _remember(self, step: int, row: Floats) -> None:
-        if self._start is None:
-            self._start = row
+        if self._start_row is None:
+            self._start_row = row
         self._recent.append((step, row))
 
-    def _has_settled(self, row: Floats) -> bool:
-        if self._start is None or self._patience is None or self._threshold is None:
+    def _has_settled(self, sample: _Sample) -> bool:
+        if self._patience is None or self._threshold is None or len(self._recent) <= self._patience:
             return False
-        last = [earlier for _, earlier in list(self._recent)[-1 - self._patience : -1]]
-        moved, *steps = (self._kl(earlier, row).value > self._threshold for earlier in (self._start, *last))
-        return len(last) == self._patience and moved and not any(steps)
+        assert self._start_row is not None
+        *last, newest = [row for _, row in self._recent][-1 - self._patience :]
+        moved, *moves = (sample.kl(row, newest).value > self._threshold for row in (self._start_row, *last))
+        return moved and not any(moves)
 
-    def _exponent(self) -> Estimate | None:
+    def _exponent(self, sample: _Sample) -> Estimate:
         """Diffusion exponent: slope of ln KL(t0, t) on ln(t - t0) over the last 10 measurements, from the one before
-        them (Kishino et al., arXiv 2505.15353); standard error by bootstrap of the texts. None before there are 11, and
-        where the model has not moved."""
-        if len(self._recent) <= WINDOW:
-            return None
+        them (Kishino et al., arXiv 2505.15353); standard error by bootstrap of the texts."""
         steps, rows = zip(*list(self._recent)[-1 - WINDOW :], strict=True)
-        clusters = divergence.cluster_codes(self._documents)
-        codes = np.arange(len(self._bytes)) if clusters is None else clusters
+        clusters = divergence.cluster_codes(sample.documents)
+        codes = np.arange(len(sample.bytes)) if clusters is None else clusters
         draws = np.array([drawn[codes] for drawn in divergence.bootstrap_draws(codes, RESAMPLES, seed=0)], dtype=float)
         i, j = np.triu_indices(len(rows), k=1)
         kl = divergence.kl_pairs(
-            np.stack(rows), self._bytes, np.stack([i, j], axis=1),
-            clip=self._texts.clip, documents=self._documents, draws=draws,
+            np.stack(rows), sample.bytes, np.stack([i, j], axis=1),
+            clip=sample.texts.clip, documents=sample.documents, draws=draws,
         )  # fmt: skip
-        if not (kl["value"] > 0).all():
-            return None
         squared = np.zeros((1 + RESAMPLES, len(rows), len(rows)))
-        squared[:, i, j] = squared[:, j, i] = np.concatenate([kl["value"][None], kl["resampled"].T])
+        squared[:, i, j] = np.concatenate([kl["value"][None], kl["resampled"].T])
         fits = import_module("klscale.diffusion").fits(np.array(steps), squared, after=steps[0], window=WINDOW)
         slope = fits.slope[:, 0]
         value, error = float(slope[0]), float(slope[1:].std(ddof=1))
-        return Estimate(value, error, (value - 1.96 * error, value + 1.96 * error), len(self._bytes), unit="")
+        half = float(divergence.critical_value(divergence.n_clusters(clusters))) * error
+        return Estimate(value, error, (value - half, value + half), len(sample.bytes), unit="")
 
     def _look_out(self, found: Mapping[str, KL | Estimate]) -> None:
         """Say where the numbers mean less than they seem to."""
@@ -369,22 +387,36 @@ class TrainingWatch:
             if isinstance(estimate, KL) and estimate.heavy_tails:
                 self._say_once(f"kl/{name} hangs on few texts (kurtosis above 10): its standard error is too small.")
 
-    def _keep(self, engine: Engine, scores: Scores, step: int) -> None:
+    def _keep(self, engine: Engine, sample: _Sample, scores: Scores, step: int) -> None:
         if self._store is None:
             return
         model = engine.model
         known = {"type": model.config.get_text_config().model_type, "parameters": model.num_parameters(), "step": step}
         metadata = sweeps.metadata_of(
-            engine, self._tokens, scores, identity=f"live:{self._run}:{step}", convention=CONVENTION,
+            engine, sample.tokens, scores, identity=f"live:{self._run}:{step}", convention=CONVENTION,
             attributes=attributes_of(engine.loaded.ref, {**known, **self.attributes}),
         )  # fmt: skip
-        self._store.write(self._texts, scores, metadata)
+        self._store.write(sample.texts, scores, metadata)
 
     def _say_once(self, message: str, kind: str = "") -> None:
         """At a level that is shown unless somebody has turned it off: what numbers mean depends on it."""
         if (kind or message) not in self._said:
             self._said.add(kind or message)
             logger.warning(message)
+
+
+def _is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _live(entry: Entry) -> tuple[str, int]:
+    """Run and step of a vector that a watch has written; no run for any other."""
+    kind, run, step = (*str(entry.metadata.get("identity", "")).split(":"), "", "")[:3]
+    return (run, int(step)) if kind == "live" else ("", -1)
+
+
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, KlscaleError) else f"{type(error).__name__}: {error}"
 
 
 class TrajectoryCallback(TrainingWatch, TrainerCallback):  # type: ignore[misc]
@@ -420,7 +452,7 @@ class TrajectoryCallback(TrainingWatch, TrainerCallback):  # type: ignore[misc]
 
 def _report(values: dict[str, float] | None, args: Any, state: Any, control: Any) -> Any:
     """Log values as the Trainer logs its own: in `state.log_history`, and to every callback, the reporting ones among
-    them. Its `log` itself would also tell of the loss, at steps that it is not asked for."""
+    them. Its `log` may do more, as in subclasses that average over the steps since it was called last."""
     if values is None:
         return control
     logs = values if state.epoch is None else {**values, "epoch": state.epoch}
@@ -434,93 +466,3 @@ def _report(values: dict[str, float] | None, args: Any, state: Any, control: Any
         control = frame.f_locals["self"].on_log(args, state, control, logs)
         control.should_log = should_log  # the loss is still to come
     return control
-
-
-# ------------------------------------------------------------------------------------------------- leave no trace
-
-
-@contextlib.contextmanager
-def untouched(model: Any) -> Iterator[None]:
-    """Evaluate a model that is being trained: within, it is in evaluation mode, in its own dtype and not compiled.
-    After, everything is as before: the mode, attributes and buffers of each module (rotary embeddings that stretch keep
-    the longest input there), and the random states of Python, NumPy and torch."""
-    kept = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (the state that others use)
-    devices = [model.device] if model.device.type == "cuda" else []
-    with (
-        torch.random.fork_rng(devices),
-        torch.autocast(model.device.type, enabled=False),
-        torch.compiler.set_stance("force_eager"),
-    ):
-        try:
-            for module, attributes, _ in kept:
-                if "_original_forward" in attributes:  # accelerate has put autocast around it
-                    module.forward = attributes["_original_forward"]
-            model.eval()
-            yield
-        finally:
-            for module, attributes, buffers in kept:
-                for name in vars(module).keys() - attributes.keys():
-                    del vars(module)[name]
-                vars(module).update(attributes)
-                module._buffers.clear()
-                module._buffers.update(buffers)
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002
-
-
-def _refuse(model: Any) -> None:
-    """Raise KlscaleError for a model that cannot be scored while it trains."""
-    if not hasattr(model, "get_output_embeddings"):
-        kind = type(model).__name__
-        raise KlscaleError(f"{kind} is not a model of transformers.", remedy="Only causal language models are scored.")
-    sharded = "ZeRO-3" if any(hasattr(parameter, "ds_id") for parameter in model.parameters()) else None
-    if torch.distributed.is_available():
-        from torch.distributed.fsdp import FullyShardedDataParallel
-        from torch.distributed.tensor import DTensor
-
-        if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()) or any(
-            isinstance(parameter, DTensor) for parameter in model.parameters()
-        ):
-            sharded = "FSDP or tensor parallelism"
-    if sharded:
-        raise KlscaleError(
-            f"A model that {sharded} has sharded cannot be scored while it trains.",
-            "No process holds all of its weights, and to gather them would change the run's memory and timing.",
-            "Save checkpoints and score those: klscale score RUN/checkpoint-500 ...",
-        )
-    if (dtype := str(model.dtype).removeprefix("torch.")) not in DTYPES:
-        raise KlscaleError(f"A model in {dtype} cannot be scored.", remedy=f"Train in one of {', '.join(DTYPES)}.")
-    if getattr(model.config, "rescale_every", 0):
-        raise KlscaleError(
-            "This model would change its weights whenever it is scored.",
-            f"RWKV rescales them for evaluation (rescale_every={model.config.rescale_every}).",
-            "Set model.config.rescale_every = 0: float32 and bfloat16 do not need it.",
-        )
-
-
-def _is_distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def _process() -> int:
-    return torch.distributed.get_rank() if _is_distributed() else 0
-
-
-def _timed(engine: Engine, tokens: Tokens, texts: Sequence[int] | Integers) -> float:
-    """Seconds that scoring these texts takes."""
-    started = time.perf_counter()
-    for _ in engine.score(tokens, texts):
-        pass
-    return time.perf_counter() - started
-
-
-def _live(entry: Entry) -> tuple[str, int]:
-    """Run and step of a vector that was written here; no run for any other."""
-    kind, _, rest = str(entry.metadata.get("identity", "")).partition(":")
-    run, _, step = rest.partition(":")
-    return (run, int(step)) if kind == "live" else ("", -1)
-
-
-def _told(error: Exception) -> str:
-    return str(error) if isinstance(error, KlscaleError) else f"{type(error).__name__}: {error}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,7 +23,7 @@ from transformers import (
 )
 
 import klscale
-from conftest import SMALL, byte_tokenizer, plain_log_likelihoods
+from conftest import ROOT, SMALL, byte_tokenizer, plain_log_likelihoods, write_texts
 from klscale import callbacks
 from klscale.callbacks import TrainingWatch, TrajectoryCallback
 from klscale.divergence import bits_per_byte, kl
@@ -178,6 +179,11 @@ def test_an_own_loop_is_the_same_to_the_bit(wrap, tmp_path, texts, one_process):
     assert_equal_to_the_bit(weights(watched), weights(plain))
 
 
+def random_state():
+    kind, numbers, *rest = np.random.get_state()  # noqa: NPY002
+    return torch.get_rng_state().tolist(), random.getstate(), kind, numbers.tolist(), rest
+
+
 def test_modes_buffers_attributes_and_gradients_come_back():
     """Each submodule's own mode; what a forward pass leaves behind in a module; nothing made in inference mode."""
     model = new_llama(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0})
@@ -187,22 +193,30 @@ def test_modes_buffers_attributes_and_gradients_come_back():
     modes = [module.training for module in model.modules()]
     gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     rotary = model.model.rotary_emb
-    stretched, longest, state = rotary.inv_freq, int(rotary.max_seq_len_cached), torch.get_rng_state()
+    stretched, longest, state = rotary.inv_freq, int(rotary.max_seq_len_cached), random_state()
     with untouched(model), torch.inference_mode():
         assert not any(module.training for module in model.modules())
         model(input_ids=torch.zeros(1, 50, dtype=torch.long))
         assert rotary.inv_freq is not stretched
-        model.new_attribute = torch.rand(3)
+        model.new_attribute = torch.rand(3), random.random(), np.random.rand()  # noqa: NPY002
     assert [module.training for module in model.modules()] == modes
     assert rotary.inv_freq is stretched
     assert int(rotary.max_seq_len_cached) == longest == 200
     assert not hasattr(model, "new_attribute")
-    assert torch.equal(torch.get_rng_state(), state)
+    assert random_state() == state
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter.grad, gradients[name])
     with pytest.raises(RuntimeError, match="within"), untouched(model):
         raise RuntimeError("within")
     assert [module.training for module in model.modules()] == modes
+
+
+def test_autocast_around_a_measurement_changes_nothing(texts):
+    model = new_model()
+    expected = TrainingWatch(texts, byte_tokenizer(), every=1)(model, 0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert TrainingWatch(texts, byte_tokenizer(), every=1)(model, 0) == expected
+        assert model(input_ids=torch.zeros(1, 4, dtype=torch.long)).logits.dtype == torch.bfloat16
 
 
 def test_compiled_models_are_scored_as_they_are(texts):
@@ -310,16 +324,19 @@ def test_an_adapted_output_head_is_scored_with_its_adapter(texts):
     peft = pytest.importorskip("peft")
     model = new_model()
     (head,) = [name for name, module in model.named_modules() if module is model.get_output_embeddings()]
-    config = peft.LoraConfig(r=4, target_modules=[head], init_lora_weights=False)
-    model = peft.get_peft_model(model, config)
+    model = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=[head]))
     model.gradient_checkpointing_enable()
     model.enable_input_require_grads()
-    watch = TrainingWatch(texts, byte_tokenizer(), every=1)
-    values = watch(model, 0)
-    expected = bits_per_byte(one_by_one(model, texts), texts.bytes).value
-    assert values["kl/bits_per_byte"] == pytest.approx(expected, rel=1e-6)
-    with model.disable_adapter():
-        assert abs(bits_per_byte(one_by_one(model, texts), texts.bytes).value - expected) > 1e-3
+    watch, before = TrainingWatch(texts, byte_tokenizer(), every=1), one_by_one(model, texts)
+    watch(model, 0)
+    for step, size in ((1, 1e-5), (2, 1.0)):  # hardly anything; and what nobody could overlook
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=size)
+        values, after = watch(model, step), one_by_one(model, texts)
+        assert values["kl/from_previous"] == pytest.approx(kl(before, after, texts.bytes).value, rel=0.05)
+        assert values["kl/bits_per_byte"] == pytest.approx(bits_per_byte(after, texts.bytes).value, rel=1e-6)
+        before = after
 
 
 def test_what_numbers_do_not_mean_is_said_once(texts, caplog):
@@ -603,3 +620,36 @@ def test_what_is_missing_at_the_start(tmp_path, texts):
 def test_names_are_exported_lazily():
     assert klscale.TrajectoryCallback is TrajectoryCallback
     assert klscale.TrainingWatch is TrainingWatch
+
+
+def test_the_documentation_runs(tmp_path, monkeypatch):
+    """The Python of docs/training.md, as it stands; the schedule and the names that it tells of."""
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    write_texts(tmp_path / "my-texts.jsonl")
+    model, tokenizer = new_model(), byte_tokenizer()
+    tokenizer.pad_token = "<s>"
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+
+    def train_step(model, batch):
+        model(**{name: row[None] for name, row in batch.items()}).loss.backward()
+        optimizer.step()
+
+    names = {
+        "model": model,
+        "tokenizer": tokenizer,
+        "train_step": train_step,
+        "train_dataset": batches(16),
+        "batches": batches(6),
+    }
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(block, names)
+    assert list(measured(names["trainer"])) == [0, 1, 2, 3, 4, 5, 6]
+    store = Store("klscale-store")
+    assert len(store.entries(store.text_sets()[0]["id"])) == 7
+    logged = {key for values in measured(names["trainer"]).values() for key in values if key.startswith("kl/")}
+    assert {key.removesuffix("_standard_error") for key in logged} < set(
+        re.findall(r"^\| `(kl/\w+)`", page, re.MULTILINE)
+    )

@@ -365,13 +365,12 @@ class TrainingWatch:
         clusters = divergence.cluster_codes(sample.documents)
         codes = np.arange(len(sample.bytes)) if clusters is None else clusters
         draws = np.array([drawn[codes] for drawn in divergence.bootstrap_draws(codes, RESAMPLES, seed=0)], dtype=float)
-        i, j = np.triu_indices(len(rows), k=1)
+        from_first = np.array([(0, later) for later in range(1, len(rows))])
         kl = divergence.kl_pairs(
-            np.stack(rows), sample.bytes, np.stack([i, j], axis=1),
-            clip=sample.texts.clip, documents=sample.documents, draws=draws,
-        )  # fmt: skip
+            np.stack(rows), sample.bytes, from_first, clip=sample.texts.clip, documents=sample.documents, draws=draws
+        )
         squared = np.zeros((1 + RESAMPLES, len(rows), len(rows)))
-        squared[:, i, j] = np.concatenate([kl["value"][None], kl["resampled"].T])
+        squared[:, 0, 1:] = np.concatenate([kl["value"][None], kl["resampled"].T])
         fits = import_module("klscale.diffusion").fits(np.array(steps), squared, after=steps[0], window=WINDOW)
         slope = fits.slope[:, 0]
         value, error = float(slope[0]), float(slope[1:].std(ddof=1))

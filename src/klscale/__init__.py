@@ -15,6 +15,7 @@ from importlib.metadata import version
 from typing import Any
 
 _EXPORTS = {
+    "callbacks": ("TrainingWatch", "TrajectoryCallback"),
     "divergence": ("KL", "Estimate", "KLMatrix", "kl", "kl_bootstrap", "kl_difference", "kl_matrix", "bits_per_byte"),
     "errors": ("InputError", "KlscaleError"),
     "imports": ("read_log_likelihoods",),

@@ -6,7 +6,7 @@ import platform
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -23,8 +23,9 @@ from klscale.texts import TextSet
 from klscale.vectors import CONVENTION, Scores
 
 if TYPE_CHECKING:
+    from klscale.scoring.engine import Engine
     from klscale.scoring.loading import Hub, LoadedModel, ResolvedModel
-    from klscale.scoring.tokens import TokenCache
+    from klscale.scoring.tokens import TokenCache, Tokens
 
 T = TypeVar("T")
 SOURCE = "transformers"
@@ -388,25 +389,10 @@ class _Sweep:
             self.progress.note(f"{job.ref}: its output head is of an unknown kind; scored by its own logits, slower.")
         cut = loaded.window is not None and self.long_texts == "window" and (tokens.lengths > loaded.window).any()
         convention = self.conventions[-1 if cut else 0]
-        packages = ("klscale", "torch", "transformers", "tokenizers")
+        identity, attributes = job.resolved.identity, {**loaded.attributes, **job.model.attributes}
         metadata = {
-            "ref": str(job.ref),
-            "key": vector_key(job.resolved.identity, job.ref, convention, SOURCE),
-            "identity": job.resolved.identity,
+            **metadata_of(engine, tokens, scores, identity=identity, attributes=attributes, convention=convention),
             "weights": job.resolved.weights,
-            "attributes": {**loaded.attributes, **job.model.attributes},
-            "convention": convention,
-            "source": SOURCE,
-            "dtype": job.ref.dtype,
-            "device": str(engine.device),
-            "batch_tokens": engine.batch_tokens,
-            "head": "own logits" if engine.own_logits else "tiles",
-            "quantized": asdict(loaded.quantization) if loaded.quantization else None,
-            "window": loaded.window,
-            "not_round_trip": tokens.not_round_trip,
-            "skipped": np.setdiff1d(np.arange(len(self.texts)), scores.text).tolist(),
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-            "date": now(),
         }
         may_lose = scores.layers is None and not self.rescore
         there = self.store.entry(self.texts.id, [metadata["key"]]) if may_lose else None
@@ -426,6 +412,33 @@ class _Sweep:
     def _megabytes(self, scores: Scores | None = None) -> float:
         size = self.texts.bytes if scores is None else self.texts.bytes[scores.text]
         return float(size.sum()) / 1e6
+
+
+def metadata_of(
+    engine: Engine, tokens: Tokens, scores: Scores, *, identity: str, attributes: Mapping[str, Any], convention: str
+) -> dict[str, Any]:
+    """What the store keeps beside the vector that an engine has scored: what it is of, and how it was made. `identity`
+    says which weights."""
+    loaded = engine.loaded
+    packages = ("klscale", "torch", "transformers", "tokenizers")
+    return {
+        "ref": str(loaded.ref),
+        "key": vector_key(identity, loaded.ref, convention, SOURCE),
+        "identity": identity,
+        "attributes": dict(attributes),
+        "convention": convention,
+        "source": SOURCE,
+        "dtype": loaded.ref.dtype,
+        "device": str(engine.device),
+        "batch_tokens": engine.batch_tokens,
+        "head": "own logits" if engine.own_logits else "tiles",
+        "quantized": asdict(loaded.quantization) if loaded.quantization else None,
+        "window": loaded.window,
+        "not_round_trip": tokens.not_round_trip,
+        "skipped": np.setdiff1d(np.arange(len(tokens.lengths)), scores.text).tolist(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "date": now(),
+    }
 
 
 class _Reader:

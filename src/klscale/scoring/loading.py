@@ -510,7 +510,7 @@ def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading
     if quantized is not None:
         known["quantization"] = quantized.kind
     attributes = attributes_of(ref, known)
-    return LoadedModel(ref, model, tokenizer, _window(config), attributes, quantized, folder)
+    return LoadedModel(ref, model, tokenizer, window_of(config), attributes, quantized, folder)
 
 
 def _file_of(resolved: ResolvedModel) -> Path:
@@ -674,7 +674,7 @@ def _refuse_others(config: Any, ref: ModelRef) -> None:
         raise KlscaleError(f"{ref} is not a causal language model, but of the kind {config.model_type!r}.", "", remedy)
 
 
-def _window(config: Any) -> int | None:
+def window_of(config: Any) -> int | None:
     """The longest input that positions are defined for, or None where there is no such limit."""
     for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
         if isinstance(limit := getattr(config, name, None), int) and limit > 0:

@@ -282,7 +282,6 @@ def test_values_are_those_of_the_saved_checkpoints(tmp_path, texts):
 
 def test_the_exponent_is_the_published_fit(texts):
     """Ordinary least squares of ln KL on ln lag over the last 10 measurements; its standard error is a bootstrap's."""
-    pytest.importorskip("klscale.diffusion")
     model, rows, steps = new_model(), [], []
     watch = TrainingWatch(texts, byte_tokenizer(), every=1)
     moves = torch.Generator().manual_seed(0)

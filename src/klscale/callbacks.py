@@ -20,7 +20,6 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module
 from typing import Any, Literal
 
 import numpy as np
@@ -28,7 +27,8 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from transformers.trainer_callback import CallbackHandler, TrainerCallback
 
-from klscale import divergence, sweeps
+from klscale import diffusion, divergence, sweeps
+from klscale.diffusion import WINDOW
 from klscale.divergence import KL, Estimate, Floats, Integers
 from klscale.errors import InputError, KlscaleError
 from klscale.models import ModelRef, attributes_of
@@ -45,8 +45,6 @@ logger = logging.getLogger(__name__)
 
 FEWEST_TEXTS = 64
 """A budget that is too small for this many texts is exceeded: fewer say too little."""
-WINDOW = 10
-"""Measurements after the start of an exponent (Kishino et al., arXiv 2505.15353)."""
 RESAMPLES = 200
 """Bootstrap samples of the texts for the standard error of an exponent."""
 
@@ -362,20 +360,16 @@ class TrainingWatch:
         """Diffusion exponent: slope of ln KL(t0, t) on ln(t - t0) over the last 10 measurements, from the one before
         them (Kishino et al., arXiv 2505.15353); standard error by bootstrap of the texts."""
         steps, rows = zip(*list(self._recent)[-1 - WINDOW :], strict=True)
-        clusters = divergence.cluster_codes(sample.documents)
-        codes = np.arange(len(sample.bytes)) if clusters is None else clusters
-        draws = np.array([drawn[codes] for drawn in divergence.bootstrap_draws(codes, RESAMPLES, seed=0)], dtype=float)
+        n, documents = len(sample.bytes), sample.documents
+        draws = divergence.text_draws(n, documents, resamples=RESAMPLES, seed=0)
         from_first = np.array([(0, later) for later in range(1, len(rows))])
         kl = divergence.kl_pairs(
-            np.stack(rows), sample.bytes, from_first, clip=sample.texts.clip, documents=sample.documents, draws=draws
+            np.stack(rows), sample.bytes, from_first, clip=sample.texts.clip, documents=documents, draws=draws
         )
         squared = np.zeros((1 + RESAMPLES, len(rows), len(rows)))
         squared[:, 0, 1:] = np.concatenate([kl["value"][None], kl["resampled"].T])
-        fits = import_module("klscale.diffusion").fits(np.array(steps), squared, after=steps[0], window=WINDOW)
-        slope = fits.slope[:, 0]
-        value, error = float(slope[0]), float(slope[1:].std(ddof=1))
-        half = float(divergence.critical_value(divergence.n_clusters(clusters))) * error
-        return Estimate(value, error, (value - half, value + half), len(sample.bytes), unit="")
+        slope = diffusion.fits(steps, squared, after=steps[0], window=WINDOW).slope[:, 0]
+        return divergence.estimate_from_resamples(slope[0], slope[1:], n, documents=documents, unit="")
 
     def _look_out(self, found: Mapping[str, KL | Estimate]) -> None:
         """Say where the numbers mean less than they seem to."""

@@ -294,3 +294,99 @@ def test_of_two_claims_at_one_moment_one_stands(store, texts):
     assert len(standing) <= 1
     for claim in standing:
         claim.release()
+
+
+# ------------------------------------------------------------------------------------------------------------ weights
+
+
+def of_weights(store: Store, *steps: int) -> tuple[list[list[float]], int | None]:
+    matrix, n_parameters = store.weight_distances([f"commit:run@{step}" for step in steps])
+    return np.where(np.isnan(matrix), -1, matrix).tolist(), n_parameters
+
+
+def put_weights(store: Store, step: int, others: dict[int, float], n_parameters: int = 70) -> None:
+    squared = {f"commit:run@{other}": value for other, value in others.items()}
+    store.write_weight_distances(ModelRef("run", f"step{step}"), f"commit:run@{step}", n_parameters, squared)
+
+
+@pytest.mark.parametrize("where", ["local", "memory"])
+def test_weight_distances_are_symmetric_whichever_file_has_them(where, tmp_path):
+    store = Store(tmp_path / "s" if where == "local" else f"memory://bucket/{tmp_path.name}")
+    assert of_weights(store, 0, 1) == ([[0, -1], [-1, 0]], None)
+    put_weights(store, 1, {0: 0.1})
+    put_weights(store, 0, {2: 0.2})
+    assert of_weights(store, 0, 1, 2) == ([[0, 0.1, 0.2], [0.1, 0, -1], [0.2, -1, 0]], 70)
+    assert of_weights(store, 2, 0) == ([[0, 0.2], [0.2, 0]], 70)
+    assert of_weights(store, 0, 1, 0) == ([[0, 0.1, 0], [0.1, 0, 0.1], [0, 0.1, 0]], 70)
+    assert of_weights(store) == ([], None)
+    assert [problem for _, problem in store.check()] == ["", ""]
+
+
+def test_weight_distances_are_added_to_those_that_are_there(tmp_path):
+    store = Store(tmp_path / "s")
+    put_weights(store, 0, {1: 1.0, 2: 2.0})
+    put_weights(store, 0, {2: 2.5, 3: 3.0})
+    assert of_weights(store, 0, 1, 2, 3)[0][0] == [0, 1.0, 2.5, 3.0]
+    assert len(list(Path(store.location).rglob("*"))) == 2
+    # what was counted otherwise is not mixed
+    put_weights(store, 0, {1: 9.0}, n_parameters=71)
+    assert of_weights(store, 0, 1, 2) == ([[0, 9.0, -1], [9.0, 0, -1], [-1, -1, 0]], 71)
+    put_weights(store, 1, {2: 5.0})
+    assert of_weights(store, 0, 1)[1] is None
+
+
+def test_weights_are_those_of_an_identity_whatever_its_name(tmp_path):
+    store = Store(tmp_path / "s")
+    store.write_weight_distances(ModelRef("run", "main"), "commit:run@9", 70, {"commit:run@1": 1.0})
+    store.write_weight_distances(ModelRef("run", "step9"), "commit:run@9", 70, {"commit:run@2": 2.0})
+    assert of_weights(store, 1, 2, 9)[0][2] == [1.0, 2.0, 0]
+
+
+def test_other_tools_read_weight_distances(tmp_path):
+    import duckdb
+    import pyarrow.parquet as pq
+
+    store = Store(tmp_path / "s")
+    put_weights(store, 0, {1: 1.0, 2: 2.0})
+    rows = duckdb.sql(f"select other, squared_distance from '{store.location}/weights/*.parquet'").fetchall()
+    assert rows == [("commit:run@1", 1.0), ("commit:run@2", 2.0)]
+    (path,) = Path(store.location).glob("weights/run-step0-*.parquet")
+    metadata = json.loads(pq.read_schema(path).metadata[b"klscale"])
+    assert metadata.keys() == {"ref", "identity", "n_parameters", "date", "checksum"}
+    assert (metadata["ref"], metadata["identity"], metadata["n_parameters"]) == ("run@step0", "commit:run@0", 70)
+
+
+def test_damaged_weight_distances_are_found_left_out_and_replaced(tmp_path):
+    import pyarrow.parquet as pq
+
+    store = Store(tmp_path / "s")
+    for step in range(4):
+        put_weights(store, step, {9: 1.0 + step})
+    cut, spoilt, renamed, bad = sorted(Path(store.location).glob("weights/*.parquet"))
+    cut.write_bytes(cut.read_bytes()[:-30])
+    table = pq.read_table(spoilt)
+    pq.write_table(table.set_column(1, "squared_distance", [[7.0]]), spoilt)
+    renamed.rename(renamed.with_name("run-step2-0123456789ab.parquet"))
+    put_weights(store, 3, {9: float("nan")})
+    problems = {Path(path).name: problem for path, problem in store.check()}
+    assert problems[cut.name].startswith("does not read")
+    assert problems[spoilt.name] == "does not read: the values are not those that were written"
+    assert problems["run-step2-0123456789ab.parquet"] == "its name is that of another checkpoint"
+    assert problems[bad.name] == "it holds distances that are negative or not finite"
+    assert of_weights(store, 0, 1, 2, 9)[0][3] == [-1, -1, -1, 0]
+    put_weights(store, 0, {9: 1.0})
+    assert of_weights(store, 0, 9)[0] == [[0, 1.0], [1.0, 0]]
+
+
+def test_an_unfinished_write_of_weight_distances_leaves_the_old_ones(tmp_path, monkeypatch):
+    store = Store(tmp_path / "s")
+    put_weights(store, 0, {1: 1.0})
+
+    def full(_descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(KlscaleError, match="No space left on device"):
+        put_weights(store, 0, {2: 2.0})
+    assert of_weights(store, 0, 1, 2)[0][0] == [0, 1.0, -1]
+    assert [problem for _, problem in store.check()] == [""]

@@ -2,6 +2,7 @@
 
     STORE/texts/<text set id>.jsonl, <id>.json          the texts, once; name, clip, counts
     STORE/vectors/<text set id>/<slug>-<key>.parquet    one file for each scored model
+    STORE/weights/<slug>-<key>.parquet                  distances of a checkpoint's weights to those of others
     STORE/partial/<text set id>/<key>/                  unfinished work of a model
     STORE/partial/<text set id>/<key>.<owner>.claim     a process is at work on it
 
@@ -34,6 +35,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from klscale.divergence import Floats
 from klscale.errors import InputError, KlscaleError, StorageError, nearest
 from klscale.models import ModelRef
 from klscale.progress import SILENT, Progress
@@ -43,6 +45,7 @@ from klscale.vectors import ATTRIBUTES, Scores, Vectors
 SCHEMA = pa.schema([("text", pa.int32()), ("log_likelihood", pa.float64()), ("n_tokens", pa.int32())])
 LAYERS = "layer_log_likelihood"
 """Column with a list of one value a layer, in files of models that were scored at every layer."""
+WEIGHTS = pa.schema([("other", pa.string()), ("squared_distance", pa.float64())])
 CLAIM_BEAT_S, CLAIM_DEAD_S = 30.0, 150.0
 """How often a process says that it is still at work, and how long its silence means that it is not."""
 UNREADABLE = (pa.ArrowException, KeyError, TypeError, ValueError, OSError)
@@ -54,8 +57,12 @@ def to_parquet(scores: Scores, metadata: Mapping[str, Any]) -> bytes:
     if scores.layers is not None:
         values = pa.array(scores.layers.ravel(), pa.float64())
         table = table.append_column(LAYERS, pa.FixedSizeListArray.from_arrays(values, scores.layers.shape[1]))
-    table = table.replace_schema_metadata({"klscale": json.dumps(metadata, ensure_ascii=False)})
+    return _parquet(table, metadata)
+
+
+def _parquet(table: Any, metadata: Mapping[str, Any]) -> bytes:
     buffer = io.BytesIO()
+    table = table.replace_schema_metadata({"klscale": json.dumps(metadata, ensure_ascii=False)})
     pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()
 
@@ -75,6 +82,26 @@ def from_parquet(data: bytes) -> tuple[Scores, dict[str, Any]]:
 def _metadata(schema: Any) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(schema.metadata[b"klscale"])
     return found
+
+
+def _weights_from_parquet(data: bytes) -> tuple[dict[str, float], dict[str, Any]]:
+    """Squared distances to other checkpoints, by identity, and metadata; raises one of UNREADABLE."""
+    table = pq.read_table(io.BytesIO(data))
+    found = dict(zip(*(table.column(name).to_pylist() for name in WEIGHTS.names), strict=True))
+    metadata = _metadata(table.schema)
+    if _weights_checksum(found) != metadata["checksum"]:
+        raise ValueError("the values are not those that were written")
+    return found, metadata
+
+
+def _weights_checksum(squared_distances: Mapping[str, float]) -> str:
+    values = np.array([*squared_distances.values()], dtype="<f8")
+    return content_id([*(other.encode() for other in squared_distances), values.tobytes()])
+
+
+def _weights_name(identity: str) -> str:
+    """How the name of the file of a checkpoint's weights ends."""
+    return f"-{hashlib.sha256(identity.encode()).hexdigest()[:12]}.parquet"
 
 
 @dataclass(frozen=True)
@@ -377,6 +404,59 @@ class Store:
         """Take one model's vector out of the store."""
         self._fs.rm_file(entry.path)
 
+    # ----------------------------------------------------------------------------------------------------- weights
+
+    def write_weight_distances(
+        self, ref: ModelRef, identity: str, n_parameters: int, squared_distances: Mapping[str, float]
+    ) -> None:
+        """Keep squared distances of one checkpoint's weights to those of others, beside those that the store has.
+
+        `identity` and the keys say whose weights they are, whatever they are called: `commit:NAME@SHA` or
+        `files:FINGERPRINT`. Of two processes that write of one checkpoint at one moment, one is kept.
+        """
+        path = self._path("weights", f"{ref.slug}{_weights_name(identity)}")
+        held, metadata = self._weight_distances(path)
+        known = held if metadata.get("n_parameters") == n_parameters else {}
+        merged = {other: float(value) for other, value in {**known, **squared_distances}.items()}
+        metadata = {
+            "ref": str(ref),
+            "identity": identity,
+            "n_parameters": n_parameters,
+            "date": now(),
+            "checksum": _weights_checksum(merged),
+        }
+        self._write(path, _parquet(pa.table([[*merged], [*merged.values()]], schema=WEIGHTS), metadata))
+
+    def weight_distances(self, identities: Sequence[str]) -> tuple[Floats, int | None]:
+        """Squared distances (T, T) between the weights of these checkpoints: symmetric, 0 on the diagonal, NaN where
+        not known; and how many parameters they have (None where that is not known, or not the same for all)."""
+        unique = {identity: n for n, identity in enumerate(dict.fromkeys(identities))}
+        names = tuple(map(_weights_name, unique))
+        paths = [path for path in self._list("weights", suffix=".parquet") if path.endswith(names)]
+        distance, n_parameters = np.full((len(unique),) * 2, np.nan), set()
+        with ThreadPoolExecutor(8) as pool:
+            for found, metadata in pool.map(self._weight_distances, paths):
+                if (i := unique.get(metadata.get("identity", ""))) is None:
+                    continue
+                n_parameters.add(metadata["n_parameters"])
+                for other, value in found.items():
+                    if (j := unique.get(other)) is not None:
+                        distance[i, j] = distance[j, i] = value
+        np.fill_diagonal(distance, 0.0)
+        places = [unique[identity] for identity in identities]
+        return distance[np.ix_(places, places)], n_parameters.pop() if len(n_parameters) == 1 else None
+
+    def _weight_distances(self, path: str) -> tuple[dict[str, float], dict[str, Any]]:
+        """What a file holds, and its metadata; nothing where it is not there or is damaged, which `check` tells of."""
+        try:
+            data = self._read(path)
+        except FileNotFoundError:
+            return {}, {}
+        try:
+            return _weights_from_parquet(data)
+        except UNREADABLE:
+            return {}, {}
+
     # ----------------------------------------------------------------------------------------------------- partial
 
     def write_partial(self, text_set: str, key: str, scores: Scores) -> None:
@@ -469,6 +549,8 @@ class Store:
             text_set = directory.rstrip("/").rsplit("/", 1)[-1]
             for path in self._list("vectors", text_set, suffix=".parquet"):
                 yield path, self._problem(path, text_set, sizes)
+        for path in self._list("weights", suffix=".parquet"):
+            yield path, self._problem_of_weights(path)
 
     def _problem(self, path: str, text_set: str, sizes: Mapping[str, int]) -> str:
         try:
@@ -485,6 +567,18 @@ class Store:
             return "it holds values that are not finite"
         missing = sizes[text_set] - len(scores) - len(metadata.get("skipped", ()))
         return f"{missing:,} texts are missing" if missing > 0 else ""
+
+    def _problem_of_weights(self, path: str) -> str:
+        try:
+            found, metadata = _weights_from_parquet(self._read(path))
+            own = path.endswith(_weights_name(metadata["identity"]))
+        except UNREADABLE as error:
+            return f"does not read: {str(error).splitlines()[0]}"
+        if not own:
+            return "its name is that of another checkpoint"
+        if not all(0 <= value < np.inf for value in found.values()):
+            return "it holds distances that are negative or not finite"
+        return ""
 
 
 class Claim:

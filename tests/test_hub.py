@@ -41,6 +41,10 @@ class Hub:
         """API paths in order; how many are answered at a time, each after `delay`; how many pauses to ask for first."""
         self.stuck = None
         """Set by the server when it begins to send weights that never come, where a test puts an Event here."""
+        self.stuck_at = None
+        """The revision whose weights never come; None for any."""
+        self.watch = lambda: None
+        """Called whenever weights are asked for."""
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -84,9 +88,11 @@ class Hub:
                         elif not (directory / file).is_file():
                             self.reply(404, b"", body, X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
                         else:
-                            if outer.stuck and body and file.endswith(".safetensors"):
-                                outer.stuck.set()
-                                outer.ended.wait(120)
+                            if body and file.endswith(".safetensors"):
+                                outer.watch()
+                                if outer.stuck and outer.stuck_at in (None, known):
+                                    outer.stuck.set()
+                                    outer.ended.wait(120)
                             content = (directory / file).read_bytes()
                             outer.downloads += [(known, file)] * body
                             etag = hashlib.sha256(content).hexdigest()
@@ -109,6 +115,8 @@ class Hub:
                     history = dict.fromkeys([unquote(revision), "main"])
                     told = {"date": NOON, "message": "", "authors": []}
                     self.json([{"id": outer.commit(name, r), "title": r, **told} for r in history], body)
+                elif name.endswith("/refs") and name.removesuffix("/refs") in outer.models:
+                    self.json(outer.refs(name.removesuffix("/refs")), body)
                 elif "/tree/" in name:
                     self.reply(404, b"{}", body, X_Error_Code="EntryNotFound")
                 elif name not in outer.models:
@@ -134,6 +142,15 @@ class Hub:
         told = {"title": "Adding `safetensors` variant of this model", "status": "open", "isPullRequest": True}
         told |= {"num": 1, "author": {"name": "SFconvertbot"}, "createdAt": NOON}
         return [{**told, "repo": {"name": name, "type": "model"}}] if "refs/pr/1" in self.models[name] else []
+
+    def refs(self, name):
+        """Revisions that begin with v are tags, the others branches."""
+        found = {"branches": [], "tags": [], "converts": []}
+        for revision in self.models[name]:
+            kind, folder = ("tags", "refs/tags") if revision.startswith("v") else ("branches", "refs/heads")
+            told = {"name": revision, "ref": f"{folder}/{revision}", "targetCommit": self.commit(name, revision)}
+            found[kind].append(told)
+        return found
 
     @staticmethod
     def sibling(path, blobs):
@@ -179,7 +196,7 @@ def klscale(hub, tmp_path):
 
 def test_revisions_are_pinned_scored_and_known_offline(hub, klscale, make_model, tmp_path):
     hub.models["org/model"] = {"main": make_model("m", seed=0), "step5": make_model("s", seed=1)}
-    result = klscale("score", "org/model", "org/model@step5", "--texts", "mine.jsonl", "--json")
+    result = klscale("score", "org/model", "org/model@step5", "--texts", "mine.jsonl", "--keep-downloads", "--json")
     assert result.returncode == 0, result.stderr
     texts = load_texts(tmp_path / "mine.jsonl")
     store = Store(tmp_path / "klscale-store")
@@ -243,7 +260,8 @@ def test_an_adapter_and_its_model_are_pinned(hub, klscale, make_model, tmp_path)
     config.write_text(json.dumps(told))
     hub.models = {"org/base": {"main": make_model("moved", seed=3), "step5": base}, "org/adapter": {"main": adapter}}
     for call in ({}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):
-        result = klscale("score", "org/adapter", "--texts", "mine.jsonl", "--rescore", "--json", **call)
+        arguments = ("--texts", "mine.jsonl", "--rescore", "--keep-downloads", "--json")
+        result = klscale("score", "org/adapter", *arguments, **call)
         assert json.loads(result.stdout)[0]["status"] == "scored", result.stderr + result.stdout
     texts = load_texts(tmp_path / "mine.jsonl")
     store = Store(tmp_path / "klscale-store")
@@ -286,7 +304,9 @@ def here(hub, tmp_path, monkeypatch):
     """This process asks the hub, with a cache of its own; returns the text set."""
     from huggingface_hub import constants
 
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)  # made once, for the hub of that time
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
     return load_texts(write_texts(tmp_path / "mine.jsonl"))
 
@@ -437,7 +457,7 @@ def test_a_dry_run_tells_what_is_downloaded(hub, klscale, make_model, tmp_path):
     assert [record["download_bytes"] for record in (again, local)] == [0, 0]
     assert "download_bytes" not in nothing
 
-    assert klscale(*arguments).returncode == 1
+    assert klscale(*arguments, "--keep-downloads").returncode == 1
     sizes = {"main": 0, "step5": 0}
     for revision, file in hub.downloads:
         sizes[revision] += (hub.models["org/model"][revision] / file).stat().st_size
@@ -509,7 +529,7 @@ def test_the_parent_is_an_attribute_unless_the_suite_has_one(hub, klscale, make_
     suite = "texts: ./mine.jsonl\nmodels:\n  - name: org/model\n  - name: org/base\n"
     suite += "  - {name: org/model, revision: step5, parent: org/model}\n"
     (tmp_path / "suite.yaml").write_text(suite)
-    result = klscale("score", "--suite", "suite.yaml")
+    result = klscale("score", "--suite", "suite.yaml", "--keep-downloads")
     assert result.returncode == 0, result.stderr
     texts, store = load_texts(tmp_path / "mine.jsonl"), Store(tmp_path / "klscale-store")
     assert store.vectors(texts).attributes["parent"].to_dict() == {
@@ -520,3 +540,187 @@ def test_the_parent_is_an_attribute_unless_the_suite_has_one(hub, klscale, make_
     entry = store.entries(texts.id)[-1]
     assert (entry.ref.name, entry.metadata["weights"]) == ("org/model", ["model.safetensors"])
     assert "parent" not in entry.metadata["attributes"]
+
+
+# ------------------------------------------------------------------------------------------------------------ a run
+
+
+def test_a_pattern_of_revisions_stands_for_those_that_match(hub, here, make_model, tmp_path):
+    """By step where the name tells one; branches and tags; asked once for all variants."""
+    directory = make_model()
+    hub.models["org/model"] = dict.fromkeys(("main", "step10", "step9", "step-10", "v2-step", "v1"), directory)
+    refs = ["org/model@step*", "org/model@*1", "org/model@step?%bfloat16"]
+    found = plan(refs, here, tmp_path)
+    listed = ["step9", "step-10", "step10", "v1", "step9%bfloat16"]
+    assert [str(outcome.ref) for outcome in found] == [f"org/model@{revision}" for revision in listed]
+    assert [outcome.status for outcome in found] == ["missing"] * 5
+    assert hub.asked.count("org/model/refs") == 1
+    found = [str(ref) for ref in sweeps.checkpoints(ModelRef("org/model", dtype="bfloat16"))]
+    assert found == [f"org/model@{revision}%bfloat16" for revision in ("step9", "step-10", "step10")]
+    assert sweeps.checkpoints(ModelRef("org/model", "step9")) == [ModelRef("org/model", "step9")]
+
+
+def test_a_pattern_that_nothing_matches_says_what_there_is(hub, here, make_model, tmp_path):
+    hub.models["org/model"] = dict.fromkeys(("main", "step9"), make_model())
+    (tmp_path / "suite.yaml").write_text("models:\n  - {name: org/model, revision: stage*}\n  - name: org/model\n")
+    wrong, right = plan(read_suite(tmp_path / "suite.yaml").models, here, tmp_path)
+    assert right.status == "missing"
+    assert wrong.error.what.endswith("suite.yaml, line 2: org/model has no revision that matches 'stage*'.")
+    assert wrong.error.why == "There are: step9, main."
+    (outcome,) = plan(["org/nothing@step*"], here, tmp_path)
+    assert outcome.error.what == "'org/nothing' is neither a directory here nor a model on the hub."
+
+
+def test_a_pattern_waits_for_a_hub_that_asks_for_a_pause(hub, here, make_model, tmp_path):
+    hub.models["org/model"], hub.pauses, progress = {"step1": make_model()}, 1, Notes()
+    (outcome,) = plan(["org/model@step*"], here, tmp_path, progress=progress)
+    assert (outcome.status, len(progress.notes)) == ("missing", 1)
+
+
+def test_a_pattern_offline_is_one_of_what_the_cache_holds(hub, here, make_model, tmp_path, monkeypatch):
+    hub.models["org/model"] = {f"step{n}": make_model(f"m{n}", seed=n) for n in (1, 2, 30)}
+    store = Store(tmp_path / "klscale-store")
+    sweeps.score(["org/model@step1", "org/model@step30"], here, store)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    found = sweeps.score(["org/model@step*"], here, store)
+    assert [(str(outcome.ref), outcome.status) for outcome in found] == [
+        ("org/model@step1", "present"), ("org/model@step30", "present"),
+    ]  # fmt: skip
+    (outcome,) = sweeps.score(["org/other@step*"], here, store)
+    assert "the hub does not answer, and the local cache does not hold it" in outcome.error.what
+
+
+def cached(tmp_path, pattern="*.safetensors"):
+    """The files of that name in the local cache, by revision's commit."""
+    return sorted(path.parent.name for path in (tmp_path / "hf").rglob(f"snapshots/*/{pattern}"))
+
+
+def blobs(tmp_path):
+    return [path for path in (tmp_path / "hf").rglob("blobs/*") if path.stat().st_size > 50_000]
+
+
+def sweep(models, texts, tmp_path, **options):
+    found = sweeps.score(models, texts, Store(tmp_path / "klscale-store"), keep_downloads=False, **options)
+    return [outcome.status for outcome in found]
+
+
+def test_a_sweep_holds_two_checkpoints_at_a_time(hub, here, make_model, tmp_path):
+    """And in the end none. The tokenizer, which they share, is there for each."""
+    hub.models["org/model"] = {f"step{n}": make_model(f"m{n}", seed=n) for n in range(5)}
+    held = []
+    hub.watch = lambda: held.append(len(blobs(tmp_path)))
+    assert sweep(["org/model@step*"], here, tmp_path) == ["scored"] * 5
+    assert len(held) == 5
+    assert max(held) <= 1, "beside the one that is asked for"
+    assert not list((tmp_path / "hf" / "hub").glob("models--*"))
+    assert sum(file == "tokenizer.json" for _, file in hub.downloads) < 5
+    values = Store(tmp_path / "klscale-store").vectors(here).log_likelihood
+    for row, directory in zip(values, hub.models["org/model"].values(), strict=True):
+        np.testing.assert_allclose(row, plain_log_likelihoods(directory, here), atol=1e-3)
+
+
+def test_what_the_cache_held_before_stays(hub, here, make_model, tmp_path):
+    """And works offline: what it shares with those that are dropped is there still."""
+    models = {f"step{n}": make_model(f"m{n}", seed=n) for n in range(3)}
+    hub.models["org/model"] = models
+    for revision in ("step0", "step2"):
+        shutil.copy(models["step1"] / "config.json", models[revision])
+    loading.load(loading.resolve(ModelRef("org/model", "step1")))
+    assert sweep(["org/model@step*", "org/model@step1"], here, tmp_path) == ["scored"] * 3 + ["present"]
+    assert cached(tmp_path) == [hub.commit("org/model", "step1")]
+    assert len(blobs(tmp_path)) == 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+        assert sweep(["org/model@step1"], here, tmp_path, rescore=True) == ["scored"]
+    assert cached(tmp_path) == [hub.commit("org/model", "step1")]
+
+
+def test_variants_of_a_commit_are_fetched_once(hub, here, make_model, tmp_path):
+    """However the models are ordered; and two at a time are held."""
+    hub.models["org/model"] = {f"step{n}": make_model(f"m{n}", seed=n) for n in range(3)}
+    held = []
+    hub.watch = lambda: held.append(len(blobs(tmp_path)))
+    assert sweep(["org/model@step*", "org/model@step*%bfloat16"], here, tmp_path) == ["scored"] * 6
+    assert sorted(hub.downloads) == sorted(set(hub.downloads))
+    assert max(held) <= 1
+    assert cached(tmp_path) == []
+
+
+def test_a_model_that_fails_is_dropped_too(hub, here, make_model, tmp_path):
+    hub.models["org/model"] = {f"step{n}": make_model(f"m{n}", seed=n) for n in range(3)}
+    weights = hub.models["org/model"]["step1"] / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-60_000])
+    assert sweep(["org/model@step*"], here, tmp_path) == ["scored", "failed", "scored"]
+    assert cached(tmp_path) == []
+
+
+def test_an_adapter_is_dropped_with_its_model(hub, here, make_model, tmp_path):
+    pytest.importorskip("peft", reason="needs the package peft: pip install klscale[lora]")
+    hub.models["org/base"] = {"main": make_model("base")}
+    for n in range(2):
+        adapter = make_adapter(hub.models["org/base"]["main"], tmp_path / f"adapter{n}")
+        config = adapter / "adapter_config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "org/base"}))
+        hub.models[f"org/adapter{n}"] = {"main": adapter}
+    hub.models["org/other"] = {"main": make_model("other", seed=1)}
+    assert sweep(["org/adapter0", "org/other", "org/adapter1"], here, tmp_path) == ["scored"] * 3
+    assert hub.downloads.count(("main", "model.safetensors")) == 2, "the base once, the other once"
+    assert not list((tmp_path / "hf" / "hub").glob("models--*"))
+
+
+def test_a_sweep_that_was_killed_goes_on_and_drops_what_it_left(hub, here, make_model, tmp_path):
+    hub.models["org/model"] = {f"step{n}": make_model(f"m{n}", seed=n) for n in range(3)}
+    hub.stuck, hub.stuck_at = threading.Event(), "step1"
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "klscale", "score", "org/model@step*", "--texts", "mine.jsonl"],
+        cwd=tmp_path, env={**clean, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf")},
+    )  # fmt: skip
+    assert hub.stuck.wait(60)
+    process.kill()
+    process.wait()
+    assert hub.commit("org/model", "step1") in cached(tmp_path, "config.json")
+    hub.stuck = None
+    statuses = sweep(["org/model@step*"], here, tmp_path)
+    assert statuses[1:] == ["scored", "scored"]
+    assert not list((tmp_path / "hf" / "hub").glob("models--*"))
+
+
+def test_nothing_is_dropped_while_another_process_reads_there(hub, here, make_model, tmp_path):
+    from klscale.scoring.downloads import Downloads
+
+    hub.models["org/model"] = {f"step{n}": make_model(f"m{n}", seed=n) for n in range(2)}
+    one, other = (loading.resolve(ModelRef("org/model", f"step{n}")) for n in range(2))
+    mine, theirs = Downloads([one]), Downloads([])
+    with mine.reading(one):
+        loading.load(one)
+    mine.done(one)
+    with theirs.reading(other):
+        mine.drop()
+        assert len(cached(tmp_path)) == 1
+    mine.drop()
+    assert cached(tmp_path) == []
+
+
+def test_what_is_to_be_kept_is_kept_by_the_next_sweep_too(hub, here, make_model, tmp_path, monkeypatch):
+    """A sweep that was cut short left a model; another that keeps its downloads scores it; a third would drop it."""
+    from klscale.scoring.downloads import Downloads
+
+    hub.models["org/model"] = {"main": make_model()}
+    resolved = loading.resolve(ModelRef("org/model"))
+    with Downloads([resolved]).reading(resolved):
+        loading.load(resolved)
+    sweeps.score(["org/model"], here, Store(tmp_path / "klscale-store"))
+    assert sweep(["org/model%bfloat16"], here, tmp_path) == ["scored"]
+    assert cached(tmp_path) == [hub.commit("org/model", "main")]
+
+
+def test_the_command_keeps_downloads_where_asked_to(hub, klscale, make_model, tmp_path):
+    """Without, what is scored is there all the same, offline too."""
+    hub.models["org/model"] = {"main": make_model("m"), "step5": make_model("s", seed=1)}
+    assert klscale("score", "org/model", "org/model@step5", "--texts", "mine.jsonl").returncode == 0
+    assert cached(tmp_path) == []
+    offline = klscale("compare", "org/model", "org/model@step5", HF_ENDPOINT="http://127.0.0.1:9")
+    assert offline.returncode == 0, offline.stderr
+    assert klscale("score", "org/model", "--rescore", "--keep-downloads").returncode == 0
+    assert cached(tmp_path) == [hub.commit("org/model", "main")]

@@ -123,6 +123,56 @@ def test_a_vector_outlives_its_model(make_model, texts, store):
     assert statuses(sweeps.score([str(directory)], texts, store, rescore=True)) == ["failed"]
 
 
+def test_a_directory_of_checkpoints_stands_for_each_in_order(make_model, texts, store, tmp_path):
+    for n, name in enumerate(("checkpoint-20", "checkpoint-100", "step_3", "checkpoint_20", "best", "checkpoint-x")):
+        make_model(f"runs/a/{name}", seed=n)
+    (tmp_path / "runs/a/checkpoint-50").mkdir()
+    (tmp_path / "runs/a/checkpoint-60").write_text("a file")
+    (tmp_path / "runs/a/step_3/model.safetensors").unlink()
+    outcomes = sweeps.score([f"{tmp_path}/runs/a/%bfloat16"], texts, store)
+    listed = ["step_3", "checkpoint-20", "checkpoint_20", "checkpoint-50", "checkpoint-100"]
+    assert [str(outcome.ref) for outcome in outcomes] == [f"{tmp_path}/runs/a/{name}%bfloat16" for name in listed]
+    assert statuses(outcomes) == ["failed", "scored", "scored", "failed", "scored"]
+    assert "holds no weights" in str(outcomes[0].error)
+    assert "checkpoint-50 holds no config.json" in str(outcomes[3].error)
+    assert store.vectors(texts).attributes["step"].tolist() == [20, 20, 100]
+
+
+def test_a_model_with_checkpoints_is_scored_itself(make_model, texts, store, tmp_path):
+    make_model("run")
+    for step in (9, 10):
+        make_model(f"run/checkpoint-{step}", seed=step)
+    run = ModelRef(f"{tmp_path}/run")
+    assert [outcome.ref for outcome in sweeps.score([run], texts, store, dry_run=True)] == [run]
+    assert [ref.name for ref in sweeps.checkpoints(run)] == [f"{run}/checkpoint-9", f"{run}/checkpoint-10"]
+
+
+def test_a_pattern_of_directories(make_model, texts, store, tmp_path, monkeypatch):
+    for step in (9, 10):
+        make_model(f"run/checkpoint-{step}", seed=step)
+    monkeypatch.chdir(tmp_path)
+    refs = ["run/checkpoint-*", "./run/checkpoint-1?", "run/step-*", "run/*+int8", "none/checkpoint-*"]
+    outcomes = sweeps.score(refs, texts, store, dry_run=True)
+    assert [str(outcome.ref) for outcome in outcomes if outcome.error is None] == [
+        "run/checkpoint-9", "run/checkpoint-10", "./run/checkpoint-10", "run/checkpoint-9+int8",
+        "run/checkpoint-10+int8",
+    ]  # fmt: skip
+    errors = [outcome.error for outcome in outcomes if outcome.error is not None]
+    assert [error.what for error in errors] == [
+        "No directory matches 'run/step-*'.", "No directory matches 'none/checkpoint-*'.",
+    ]  # fmt: skip
+    assert errors[0].why == "There are: checkpoint-9, checkpoint-10."
+
+
+def test_a_directory_without_checkpoints_is_no_run(make_model, tmp_path):
+    make_model("run/final")
+    with pytest.raises(InputError, match="run holds no checkpoints") as caught:
+        sweeps.checkpoints(ModelRef(f"{tmp_path}/run"))
+    assert caught.value.why == "There are: final."
+    with pytest.raises(InputError, match="Did you mean one of its directories: final"):
+        raise sweeps.score([f"{tmp_path}/run"], TextSet.from_texts("t", ["a"]), Store(tmp_path / "s"))[0].error
+
+
 class _Interrupt(Progress):
     """Ctrl-C after so many megabytes."""
 

@@ -181,7 +181,13 @@ def demo(
 
 @app.command()
 def score(
-    models: Annotated[list[str] | None, typer.Argument(metavar="REF...", help="Hub ids or directories.")] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="REF...",
+            help="Hub ids or directories; a directory of checkpoints, or 'NAME@step*', for all of a run.",
+        ),
+    ] = None,
     suite: Annotated[Path | None, typer.Option(metavar="FILE", help="A suite file (YAML) instead of models.")] = None,
     store: StoreOption = STORE,
     texts: TextsOption = None,
@@ -201,6 +207,13 @@ def score(
     rescore: Annotated[bool, typer.Option("--rescore", help="Score even what the store has.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be scored and downloaded, and do nothing.")
+    ] = False,
+    keep_downloads: Annotated[
+        bool,
+        typer.Option(
+            "--keep-downloads",
+            help="Keep what is fetched from the hub. Default: dropped once scored; what the cache held before stays.",
+        ),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -230,7 +243,7 @@ def score(
         text_set = place.resolve_texts(texts, progress=progress)
         outcomes = sweeps.score(
             wanted, text_set, place, device=device, batch_tokens=batch_tokens, long_texts=long_texts, layers=layers,
-            rescore=rescore, dry_run=dry_run, progress=progress,
+            rescore=rescore, dry_run=dry_run, keep_downloads=keep_downloads, progress=progress,
         )  # fmt: skip
     if as_json:
         print_json([*map(problem_record, problems), *map(outcome_record, outcomes)])

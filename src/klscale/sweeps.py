@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import platform
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from fnmatch import fnmatchcase
 from functools import cached_property
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -43,6 +46,8 @@ WHOLE = 0.95
 """Fraction of a model's weights that a quantization may leave out before it is said."""
 NOT_ROUND_TRIP = 0.001
 """Fraction of texts that a tokenizer may fail to give back before it is said."""
+_PATTERN = re.compile(r"[*?[]")
+"""What no branch can contain, nor a hub id."""
 
 
 @dataclass(frozen=True)
@@ -75,19 +80,23 @@ def score(
     layers: bool = False,
     rescore: bool = False,
     dry_run: bool = False,
+    keep_downloads: bool = True,
     progress: Progress = SILENT,
 ) -> list[Outcome]:
     """Score each model on `texts` unless the store has its vector, and keep the vectors in the store.
 
-    A model that fails is reported in its outcome; the others are scored. What an interrupted call had finished is
-    kept and not done again, within a model too. Processes that score into one store at the same time share the models
-    between them. `device` and `batch_tokens` are chosen where None. `long_texts`:
+    A directory that is no model but holds `checkpoint-*`, and a pattern (`NAME@step*`), stand for their `checkpoints`,
+    each with an outcome of its own. A model that fails is reported in its outcome; the others are scored. What an
+    interrupted call had finished is kept and not done again, within a model too. Processes that score into one store
+    at the same time share the models between them. `device` and `batch_tokens` are chosen where None. `long_texts`:
     `error`, `skip` or `window` for texts beyond a model's window; InputError for anything else. `layers`: every model
-    at each of its layers too, through the logit lens; else those that ask for it.
+    at each of its layers too, through the logit lens; else those that ask for it. `keep_downloads` False: what is
+    fetched from the hub for this is dropped from the local cache as soon as no further model needs it, so that about
+    two checkpoints are on disk at a time; what the cache held before stays.
     """
     if long_texts not in LONG_TEXTS:
         raise InputError(f"--long-texts {long_texts!r} is not known.", remedy=nearest(long_texts, LONG_TEXTS))
-    sweep = _Sweep(texts, store, device, batch_tokens, long_texts, layers, rescore, progress)
+    sweep = _Sweep(texts, store, device, batch_tokens, long_texts, layers, rescore, keep_downloads, progress)
     outcomes: dict[int, Outcome] = {}
     jobs: list[_Job] = []
     for place, (model, found) in enumerate(sweep.look_up([_model(model) for model in models], sizes=dry_run)):
@@ -99,7 +108,71 @@ def score(
             outcomes[place] = Outcome.failed(model, found)
     if jobs:
         outcomes.update(sweep.plan(jobs) if dry_run else sweep.run(jobs))
-    return [outcomes[place] for place in range(len(models))]
+    return [outcomes[place] for place in sorted(outcomes)]
+
+
+def checkpoints(ref: ModelRef, hub: Hub | None = None) -> list[ModelRef]:
+    """The checkpoints of a run, in the order of steps; after them those whose names tell no step.
+
+    A run is a directory with `checkpoint-*` (or `step-*`), whole or not; a hub model: those of its branches and tags
+    that tell a step; or a pattern with `*`, `?` or `[`: `NAME@step*` of branches and tags, `runs/a/checkpoint-*` of
+    directories. Any other revision is its own only checkpoint. Quantization and dtype are those of `ref`.
+    Raises InputError where there is none, UnavailableError where there is no such model or the hub does not answer.
+    """
+    folder, _, pattern = ref.name.rstrip("/").rpartition("/")
+    if ref.path is not None and ref.path.is_dir():
+        there = _directories(ref, ref.name.rstrip("/"))
+        found = [one for one in there if _step(one) is not None]
+        what = f"{ref.path} holds no checkpoints."
+        remedy = "A checkpoint is a directory such as checkpoint-500 or step-500."
+    elif _PATTERN.search(pattern):
+        there = _directories(ref, folder)
+        found = [one for one in there if fnmatchcase(one.name.rpartition("/")[2], pattern)]
+        what, remedy = f"No directory matches {ref.name!r}.", "Revisions of a hub model: NAME@PATTERN."
+    elif ref.path is None and (ref.revision is None or _PATTERN.search(ref.revision)):
+        from klscale.scoring.loading import Hub
+
+        there = [replace(ref, revision=revision) for revision in (hub or Hub()).revisions(ref.name)]
+        found = [one for one in there if _step(one) is not None]
+        what, remedy = f"{ref.name} has no revisions that tell a step.", "Write NAME@PATTERN for others."
+        if ref.revision is not None:
+            found = [one for one in there if fnmatchcase(one.revision or "", ref.revision)]
+            what = f"{ref.name} has no revision that matches {ref.revision!r}."
+            remedy = f"See https://huggingface.co/{ref.name}/tree/main for its branches and tags."
+    else:
+        return [ref]
+    if not found:
+        names = [one.revision or one.name.rpartition("/")[2] for one in sorted(there, key=_order)]
+        more = ", ..." if len(names) > 8 else "."
+        raise InputError(what, f"There are: {', '.join(names[:8])}{more}" if names else "", remedy)
+    return sorted(found, key=_order)
+
+
+def _directories(ref: ModelRef, folder: str) -> list[ModelRef]:
+    """Those in a folder, each as a model with the quantization and dtype of `ref`."""
+    inside = Path(folder or ".").expanduser()
+    names = [path.name for path in inside.iterdir() if path.is_dir()] if inside.is_dir() else []
+    return [replace(ref, name=f"{folder}/{name}" if folder else name) for name in names]
+
+
+def _step(ref: ModelRef) -> int | None:
+    step: int | None = attributes_of(ref).get("step")
+    return step
+
+
+def _order(ref: ModelRef) -> tuple[bool, int, str, str]:
+    step = _step(ref)
+    return step is None, step or 0, ref.revision or "", ref.name
+
+
+def _is_run(ref: ModelRef) -> bool:
+    """Whether a reference is to be taken for its checkpoints, since it is no model itself."""
+    if ref.path is None or not ref.path.is_dir():
+        return bool(_PATTERN.search(ref.name.rpartition("/")[2]) or _PATTERN.search(ref.revision or ""))
+    whole = (
+        ref.file or ref.revision or any((ref.path / name).is_file() for name in ("config.json", "adapter_config.json"))
+    )
+    return not whole and any(_step(one) is not None for one in _directories(ref, ref.name.rstrip("/")))
 
 
 def _model(model: str | ModelRef | Model) -> Model:
@@ -144,6 +217,7 @@ class _Sweep:
     long_texts: str
     layers: bool
     rescore: bool
+    keep_downloads: bool
     progress: Progress
     started: str = field(default_factory=now)
 
@@ -166,26 +240,37 @@ class _Sweep:
     # -------------------------------------------------------------------------------------------- what is there
 
     def look_up(self, models: Sequence[Model], *, sizes: bool) -> Iterator[tuple[Model, Entry | _Job | KlscaleError]]:
-        """Each model with the store's entry of it, the job to score it, or what is wrong. The hub is asked by several
-        threads, for the `sizes` of files too."""
+        """Each model, and each checkpoint of a run, with the store's entry of it, the job to score it, or what is
+        wrong. The hub is asked by several threads, for the `sizes` of files too."""
         from klscale.scoring.loading import Hub
 
         hub = Hub(self.progress, sizes=sizes)
-        known = self.by_ref.keys() | {model.ref for model in models}
         self.progress.begin("looking up", len(models), "models")
+        wanted = [one for model in models for one in self._checkpoints(model, hub)]
+        known = self.by_ref.keys() | {model.ref for model, _ in wanted}
+        self.progress.begin("looking up", len(wanted), "models")
         threads = ThreadPoolExecutor(LOOK_UPS)
         try:
-            resolved = [threads.submit(self._resolve, model, known, hub) for model in models]
-            for place, (model, future) in enumerate(zip(models, resolved, strict=True)):
+            resolved = [threads.submit(self._resolve, model, known, hub) for model, error in wanted if error is None]
+            for place, (model, error) in enumerate(wanted):
                 found: Entry | _Job | KlscaleError
                 try:
-                    found = self._find(place, model, future)
-                except KlscaleError as error:
-                    found = error
+                    found = error or self._find(place, model, resolved.pop(0))
+                except KlscaleError as problem:
+                    found = problem
                 self.progress.advance()
                 yield model, found
         finally:
             threads.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C nobody waits for the hub
+
+    def _checkpoints(self, model: Model, hub: Hub) -> list[tuple[Model, KlscaleError | None]]:
+        """The model itself, or the checkpoints that it stands for; with what is wrong, where it has none."""
+        if self.texts.external or not _is_run(model.ref):
+            return [(model, None)]
+        try:
+            return [(replace(model, ref=ref), None) for ref in checkpoints(model.ref, hub)]
+        except KlscaleError as error:
+            return [(model, error)]
 
     def _resolve(self, model: Model, known: Set[ModelRef], hub: Hub) -> ResolvedModel | None:
         """What a reference means now; None on texts that nothing can be scored on."""
@@ -275,6 +360,7 @@ class _Sweep:
 
     def run(self, jobs: Sequence[_Job]) -> Iterator[tuple[int, Outcome]]:
         """(place, outcome) of each job. One thread reads the next model while this one is scored."""
+        from klscale.scoring.downloads import Downloads
         from klscale.scoring.loading import device_of, load
         from klscale.scoring.tokens import TokenCache
 
@@ -286,12 +372,21 @@ class _Sweep:
         queue = list(jobs)
         if not self.store.claims(self.texts.id).keys().isdisjoint(job.key for job in jobs):
             random.shuffle(queue)  # another process is at work: in the same order both would want the same model
+        queue = _by_files(queue)
+        downloads = Downloads(() if self.keep_downloads else (job.resolved for job in jobs))
+
+        def read(job: _Job, **options: Any) -> LoadedModel:
+            downloads.drop()
+            with downloads.reading(job.resolved):
+                return load(job.resolved, self.device, **options)
+
         ahead: tuple[_Job, Future[LoadedModel]] | None = None
         with _Reader() as reader:
             while queue:
                 job, found = self._take(queue)
                 started, n = time.monotonic(), len(jobs) - len(queue)
                 if isinstance(found, Entry):
+                    downloads.done(job.resolved)
                     self.progress.advance(self._megabytes() * n - self.progress.done)
                     yield job.place, Outcome(job.ref, "present", found)
                     continue
@@ -299,13 +394,13 @@ class _Sweep:
                     self.progress.now(f"scoring {job.ref} ({n} of {len(jobs)})")
                 if ahead and ahead[0] is not job:  # another process has taken that one
                     ahead = None
-                loading = ahead[1] if ahead else reader.submit(load, job.resolved, self.device)
+                loading = ahead[1] if ahead else reader.submit(read, job)
                 ahead, alone = None, threading.Event()
                 entry = error = loaded = None
                 try:
                     loaded = loading.result()
                     if queue:
-                        ahead = queue[0], reader.submit(load, queue[0].resolved, self.device, alone=alone)
+                        ahead = queue[0], reader.submit(read, queue[0], alone=alone)
                     entry = self._score(job, loaded, cache)
                 except StorageError:
                     raise
@@ -316,12 +411,14 @@ class _Sweep:
                     loaded = None
                     alone.set()
                     found.release()
+                downloads.done(job.resolved)
                 self.progress.advance(self._megabytes() * n - self.progress.done)
                 seconds = time.monotonic() - started
                 if error is not None:
                     yield job.place, Outcome.failed(job.model, error, seconds)
                 else:
                     yield job.place, Outcome(job.ref, "scored", entry, seconds=seconds)
+        downloads.drop()
 
     def _take(self, queue: list[_Job]) -> tuple[_Job, Claim | Entry]:
         """The first job that no other process works on, off the queue and claimed; or one that another process has
@@ -439,6 +536,14 @@ def metadata_of(
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "date": now(),
     }
+
+
+def _by_files(jobs: Sequence[_Job]) -> list[_Job]:
+    """Those that read the same files (quantized variants, adapters of one model) follow the first of them."""
+    first: dict[str, int] = {}
+    for n, job in enumerate(jobs):
+        first.setdefault((job.resolved.base or job.resolved).identity, n)
+    return sorted(jobs, key=lambda job: first[(job.resolved.base or job.resolved).identity])
 
 
 class _Reader:

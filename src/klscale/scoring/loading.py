@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from functools import partial
 from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,8 @@ class HubCommit:
     """The one model that this was tuned, adapted or quantized from, as its repository says."""
     blobs: Mapping[str, tuple[str, int]] | None = None
     """Of each file the name that its content goes by, and its bytes; where that was asked for."""
+    cached: bool = False
+    """Whether the local cache held any of it when it was asked for."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -144,6 +147,7 @@ class Hub:
     def __init__(self, progress: Progress = SILENT, *, sizes: bool = False) -> None:
         self._progress, self._sizes, self._lock = progress, sizes, threading.Lock()
         self._asked: dict[ModelRef, Future[HubCommit]] = {}
+        self._revisions: dict[str, list[str]] = {}
         self._quiet_until = 0.0
 
     def commit(self, ref: ModelRef) -> HubCommit:
@@ -159,14 +163,27 @@ class Hub:
                 answer.set_exception(error)
         return answer.result()
 
+    def revisions(self, name: str) -> list[str]:
+        """The branches and tags of a model; of a hub that does not answer, those that the local cache knows. Raises as
+        `commit` does."""
+        if name not in self._revisions:
+            self._revisions[name] = _hub_revisions(name, self._answer)
+        return self._revisions[name]
+
     def _info(self, ref: ModelRef) -> Any:
-        """The hub's own answer; where it asks for a pause, after that."""
-        from huggingface_hub import HfApi, errors
+        from huggingface_hub import HfApi
+
+        ask = partial(HfApi().model_info, ref.name, revision=ref.revision, timeout=20, files_metadata=self._sizes)
+        return self._answer(ask)
+
+    def _answer(self, ask: Callable[[], Any]) -> Any:
+        """What the hub says; where it asks for a pause, after that."""
+        from huggingface_hub import errors
 
         pauses = 0
         while True:
             try:
-                return HfApi().model_info(ref.name, revision=ref.revision, timeout=20, files_metadata=self._sizes)
+                return ask()
             except errors.HfHubHTTPError as error:
                 if error.response.status_code != 429 or pauses == _PAUSES:
                     raise
@@ -352,12 +369,18 @@ def downloads(resolved: ResolvedModel) -> dict[tuple[str, str], int] | None:
 
 def _cached(repository: str, commit: str, name: str, content: str) -> bool:
     """Whether the local cache holds a file, of this commit or the same of another."""
-    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
+
+    there = try_to_load_from_cache(repository, name, revision=commit)
+    return isinstance(there, str) or (cache_folder(repository) / "blobs" / content).is_file()
+
+
+def cache_folder(repository: str) -> Path:
+    """Where the local cache of the hub holds a model: its `snapshots`, `blobs` and `refs`."""
+    from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
-    folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repository, repo_type="model"))
-    there = try_to_load_from_cache(repository, name, revision=commit)
-    return isinstance(there, str) or (folder / "blobs" / content).is_file()
+    return Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repository, repo_type="model"))
 
 
 def _digest(path: Path) -> bytes:
@@ -382,8 +405,7 @@ def _hub_commit(ref: ModelRef, ask: Callable[[ModelRef], Any]) -> HubCommit:
     """What a revision of a hub model points to: asked of the hub, else of the local cache."""
     from huggingface_hub import errors, hf_hub_download
 
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", ref.name, re.ASCII):
-        raise InputError(f"{ref.name!r} is neither a directory here nor a hub id.", remedy="Check the path.")
+    _require_hub_id(ref.name)
     try:
         info = ask(ref)
         files = info.siblings or ()
@@ -393,19 +415,16 @@ def _hub_commit(ref: ModelRef, ask: Callable[[ModelRef], Any]) -> HubCommit:
             if file.size is not None
         }
         parent = _parent(ref.name, info.tags or ())
-        return HubCommit(str(info.sha), frozenset(file.rfilename for file in files), False, parent, blobs or None)
+        names = frozenset(file.rfilename for file in files)
+        there = (cache_folder(ref.name) / "snapshots" / str(info.sha)).is_dir()
+        return HubCommit(str(info.sha), names, False, parent, blobs or None, there)
     except errors.RevisionNotFoundError as error:
         raise InputError(
             f"{ref.name} has no revision {ref.revision!r}.",
             remedy=f"See https://huggingface.co/{ref.name}/tree/main for its branches and tags.",
         ) from error
     except errors.RepositoryNotFoundError as error:
-        raise UnavailableError(
-            f"{ref.name!r} is neither a directory here nor a model on the hub.",
-            "A private model looks the same without a login.",
-            "Check the spelling, or `hf auth login`.",
-            exit_status=2,
-        ) from error
+        raise _no_model(ref.name) from error
     except Exception as unreachable:  # whatever a network does
         match = None
         for file in (ref.file or "config.json", _ADAPTER):
@@ -413,14 +432,50 @@ def _hub_commit(ref: ModelRef, ask: Callable[[ModelRef], Any]) -> HubCommit:
                 cached = hf_hub_download(ref.name, file, revision=ref.revision, local_files_only=True)
                 match = re.match(r"(.*/snapshots/([0-9a-f]{40}))/", Path(cached).as_posix()) or match
         if match is None:
-            raise UnavailableError(
-                f"{ref} could not be fetched: the hub does not answer, and the local cache does not hold it.",
-                _first_line(unreachable),
-                "Check the network, or give a local directory: ./DIRECTORY.",
-            ) from unreachable
+            raise _unreachable(ref, unreachable) from unreachable
         snapshot = Path(match[1])
         held = (path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file())
-        return HubCommit(match[2], frozenset(held), offline=True)
+        return HubCommit(match[2], frozenset(held), offline=True, cached=True)
+
+
+def _hub_revisions(name: str, answer: Callable[[Callable[[], Any]], Any]) -> list[str]:
+    """Branches and tags of a hub model: asked of the hub, else of the local cache."""
+    from huggingface_hub import HfApi, errors
+
+    _require_hub_id(name)
+    try:
+        refs = answer(partial(HfApi().list_repo_refs, name))
+        return list(dict.fromkeys(ref.name for ref in (*refs.branches, *refs.tags)))
+    except errors.RepositoryNotFoundError as error:
+        raise _no_model(name) from error
+    except Exception as unreachable:  # whatever a network does
+        refs = cache_folder(name) / "refs"
+        held = sorted(path.relative_to(refs).as_posix() for path in refs.rglob("*") if path.is_file())
+        if not held:
+            raise _unreachable(name, unreachable) from unreachable
+        return held
+
+
+def _require_hub_id(name: str) -> None:
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name, re.ASCII):
+        raise InputError(f"{name!r} is neither a directory here nor a hub id.", remedy="Check the path.")
+
+
+def _no_model(name: str) -> UnavailableError:
+    return UnavailableError(
+        f"{name!r} is neither a directory here nor a model on the hub.",
+        "A private model looks the same without a login.",
+        "Check the spelling, or `hf auth login`.",
+        exit_status=2,
+    )
+
+
+def _unreachable(model: ModelRef | str, error: Exception) -> UnavailableError:
+    return UnavailableError(
+        f"{model} could not be fetched: the hub does not answer, and the local cache does not hold it.",
+        _first_line(error),
+        "Check the network, or give a local directory: ./DIRECTORY.",
+    )
 
 
 def _parent(name: str, tags: Iterable[str]) -> str | None:

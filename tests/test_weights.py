@@ -168,15 +168,25 @@ def test_tensors_that_differ_in_one_number_of_one_checkpoint_are_not_tied(where,
     assert squared_distances(checkpoints).n_parameters == N_PARAMETERS + 300 * 128
 
 
-def test_norms_that_are_all_ones_at_first_are_not_tied(tmp_path):
-    """Two runs at step 0, and one trained: in the first and the last, all norms are equal and all biases too."""
+def test_matrices_that_are_constant_are_not_tied(tmp_path):
+    """As before training, in the first and the last of these checkpoints."""
     run = run_of(3)
     for t, tensors in enumerate(run):
-        for name in ("norm", "other.norm"):
-            tensors[name] = torch.ones(128) if t != 1 else torch.ones(128) * 2
+        for name in ("gate", "other.gate"):
+            tensors[name] = torch.full((8, 16), 2.0 if t == 1 else 1.0)
     checkpoints = save_all(tmp_path, run)
     assert_all_pairs(checkpoints)
-    assert {count_parameters(files) for files in checkpoints.values()} == {N_PARAMETERS + 128}
+    assert {count_parameters(files) for files in checkpoints.values()} == {N_PARAMETERS + 256}
+
+
+def test_equal_vectors_are_parameters_of_their_own(tmp_path):
+    """The output biases of attention and MLP in a GPT-NeoX block have one gradient, and stay equal."""
+    run = run_of(3)
+    for tensors in run:
+        tensors["attention.bias"] = tensors["block.bias"].clone()
+    checkpoints = save_all(tmp_path, run)
+    assert_all_pairs(checkpoints)
+    assert squared_distances(checkpoints).n_parameters == N_PARAMETERS + 512
 
 
 # ---------------------------------------------------------------------------------------------------------- streaming
@@ -184,7 +194,7 @@ def test_norms_that_are_all_ones_at_first_are_not_tied(tmp_path):
 
 def test_memory_is_a_chunk_of_each_checkpoint_and_every_file_is_read_once(tmp_path, monkeypatch):
     """Four checkpoints of a million parameters, 16 MB: within three chunks of each."""
-    run = [{"a": torch.randn(1000, 1000), "b": torch.randn(1000), "c": torch.randn(1000)} for _ in range(4)]
+    run = [{"a": torch.randn(1000, 1000), "b": torch.randn(10, 100), "c": torch.randn(10, 100)} for _ in range(4)]
     checkpoints = save_all(tmp_path, run)
     n_read, stored = 0, weights._Tensor.stored
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from klscale.divergence import Floats
+from klscale.errors import InputError
 from klscale.vectors import Vectors
 
 PERPLEXITY, SEED = 30.0, 42
@@ -48,10 +49,13 @@ def principal_components(gram: Floats, n: int) -> Map:
 
 def tsne(squared_distance: Floats, n: int = 2) -> Floats:
     """t-SNE (K, n) of points with these squared distances (K, K), initialised by PCA. With fewer than 91 points the
-    perplexity is a third of their neighbours. The same distances give the same map."""
+    perplexity is a third of their neighbours. The same distances give the same map. Raises InputError for fewer than
+    n + 1 points."""
     from openTSNE import TSNE
 
     K = len(squared_distance)
+    if K <= n:
+        raise InputError(f"{K} models are too few for t-SNE in {n} dimensions.", remedy=f"Use {n + 1} or more.")
     points = principal_components(gram_matrix(squared_distance), K).points  # all axes: the distances are exact
     perplexity = min(PERPLEXITY, (K - 1) / 3)
     embedding = TSNE(

@@ -118,23 +118,25 @@ def _run(vectors: Vectors, places: Sequence[int], warmup: int | None) -> Run:
 
 
 def _missing(steps: Sequence[int], spacing: int) -> list[int]:
-    """Steps that are left out of a stretch of regular checkpoints."""
-    found: list[int] = []
-    for before, (a, b) in zip(pairwise(steps[:-1]), pairwise(steps[1:]), strict=True):
-        if before[1] - before[0] == spacing and b - a > spacing and (b - a) % spacing == 0:
-            found += range(a + spacing, b, spacing)
-    return found
+    """Steps that are left out between the first and the last two checkpoints that are `spacing` steps apart."""
+    regular = [n for n, (a, b) in enumerate(pairwise(steps)) if b - a == spacing]
+    if not regular:
+        return []
+    stretch = steps[regular[0] : regular[-1] + 2]
+    return [step for a, b in pairwise(stretch) if (b - a) % spacing == 0 for step in range(a + spacing, b, spacing)]
 
 
 def _with_names(runs: Sequence[Run]) -> list[Run]:
-    """Runs of one directory or hub name that differ in something else are told apart by it."""
-    count = Counter(run.name for run in runs)
+    """Runs of one directory or hub name are told apart by what they differ in."""
     named = []
     for run in runs:
+        namesakes = [other for other in runs if other.name == run.name]
         label = ", ".join(
-            str(run.attribute(key)) for key in ("seed", "family", "dtype", "parent") if run.attribute(key)
+            f"{key} {run.attribute(key)}"
+            for key in ("seed", "family", "dtype", "parent")
+            if run.attribute(key) is not None and len({other.attribute(key) for other in namesakes}) > 1
         )
-        named.append(replace(run, name=f"{run.name} ({label})") if count[run.name] > 1 and label else run)
+        named.append(replace(run, name=f"{run.name} ({label})") if label else run)
     return named
 
 
@@ -258,7 +260,8 @@ class Trajectory:
     """A run, seen in log-likelihood space (`behaviour`) and, where weights were compared, in weight space.
 
     `alpha` = c_q / c_w is the effective Hölder exponent of the map from weights to log-likelihoods along the run; its
-    standard error is over texts alone, with c_w as this run has it. `probability` that c_q < c_w, likewise.
+    standard error is over texts alone, with c_w as this run has it; None where c_w is not positive. `probability` that
+    c_q < c_w, likewise.
     `noise_floor`: KL in bits per byte between two ways of computing one checkpoint, where it was measured;
     `noise_subtracted` says whether it was taken off all squared distances.
     """
@@ -314,8 +317,9 @@ def trajectory(
     if moved is not None and moved.exponent is not None and behaviour.exponent is not None:
         c_q, c_w = behaviour.exponent.value, moved.exponent.value.value
         low, high = c_q.interval
-        alpha = Estimate(c_q.value / c_w, c_q.standard_error / c_w, (low / c_w, high / c_w), c_q.n_texts, unit="")
-        probability = float(stats.norm.cdf((c_w - c_q.value) / c_q.standard_error))
+        if c_w > 0:
+            alpha = Estimate(c_q.value / c_w, c_q.standard_error / c_w, (low / c_w, high / c_w), c_q.n_texts, unit="")
+        probability = float(stats.norm.cdf(c_w, c_q.value, c_q.standard_error))
     return Trajectory(
         run, _checkpoints(run, weights), behaviour, moved, alpha, probability, n_parameters, noise_floor,
         noise_floor is not None and subtract_noise,
@@ -349,14 +353,16 @@ def _behaviour(run: Run, past: Integers, threshold: float | None, floor: float, 
     )
     whole = diffusion.subtract_noise(run.vectors.kl().value, floor)
     settled = _stabilisation(run.steps, whole[:, last], threshold, (pairs["resampled"].T - floor).clip(min=0.0))
+    unmoved = Motion(LOG_LIKELIHOOD, "bits/byte", whole, None, settled, None)
     if len(past) < 2:
-        return Motion(LOG_LIKELIHOOD, "bits/byte", whole, None, settled, None)
+        return unmoved
     footing = run.vectors.subset([run.vectors.models[t] for t in past]).on_one_footing()
+    common = ~np.isnan(footing.log_likelihood[0])
+    if (n_texts := int(common.sum())) < 2:
+        return unmoved
     distance = diffusion.subtract_noise(footing.kl().value, floor)
     resampled = diffusion.subtract_noise(footing.resampled_kl(resamples), floor)
-    common = ~np.isnan(footing.log_likelihood[0])
     documents = None if texts.document is None else np.asarray(texts.document)[common]
-    n_texts = int(common.sum())
     estimate = partial(divergence.estimate_from_resamples, n_texts=n_texts, documents=documents, unit="")
     exponent = _exponent(run.steps[past], distance, resampled, run.warmup, estimate)
     shape = _shape(run.steps[past], distance, resampled, n_texts - 1, estimate)
@@ -373,7 +379,8 @@ def _weights(
     past = np.flatnonzero(steps >= run.warmup)
     beyond = distance[np.ix_(past, past)]
     settled = shape = None
-    if not np.isnan(distance[:, -1]).any() and behaviour[0, -1] > 0:
+    ends = known[0] == 0 and known[-1] == len(run) - 1
+    if ends and not np.isnan(distance[:, -1]).any() and behaviour[0, -1] > 0:
         fraction = None if threshold is None else threshold / behaviour[0, -1]
         settled = _stabilisation(steps, distance[:, -1], None if fraction is None else fraction * distance[0, -1])
     none = np.empty((0, len(past), len(past)))
@@ -399,7 +406,8 @@ def _exponent(
     again = diffusion.fits(steps, resampled, after=warmup).exponent
     averaged_again = diffusion.time_averaged(steps, resampled, after=warmup).exponent
     errors_again = diffusion.laws(steps, resampled, after=warmup)
-    best = np.argmin(np.stack([errors_again[law] for law in errors]), axis=0)
+    judged = np.stack([errors_again[law] for law in errors])
+    best = judged[:, ~np.isnan(judged).any(axis=0)].argmin(axis=0)
     c = float(fits.exponent)
     lags = steps[fits.starts[:, None] + np.arange(1, diffusion.WINDOW + 1)] - steps[fits.starts, None]
     return Exponent(
@@ -528,12 +536,14 @@ def _null(moves: Floats) -> Null:
 
 
 def over_seeds(trajectories: Iterable[Trajectory]) -> list[Seeds]:
-    """What runs that differ in their seed alone say together; of those groups that have both exponents."""
+    """What runs that differ in their seed alone say together; of those groups that have both exponents. Runs of unknown
+    family and of two names are never taken for seeds of one another."""
     groups: dict[tuple[Any, ...], list[Trajectory]] = {}
     for found in trajectories:
         if found.alpha is not None and found.run.attribute("seed") is not None:
-            key = tuple(found.run.attribute(name) for name in ("family", "type", "parameters", "dtype", "parent"))
-            groups.setdefault((*key, found.run.steps[-1]), []).append(found)
+            family = found.run.attribute("family") or found.run.vectors.models[-1].run
+            key = tuple(found.run.attribute(name) for name in ("type", "parameters", "dtype", "parent"))
+            groups.setdefault((family, *key, found.run.steps[-1]), []).append(found)
     return [_seeds(group) for group in groups.values() if len({t.run.attribute("seed") for t in group}) > 1]
 
 
@@ -555,7 +565,7 @@ def _seeds(group: Sequence[Trajectory]) -> Seeds:
         c_q_over_seeds=over_units(c_q),
         c_w=drift,
         alpha=over_units((c_q - alpha * c_w) / c_w.mean(), alpha),
-        probability=float(stats.t.cdf((drift.value - mean) / error, len(c_w) - 1)),
+        probability=float(stats.t.cdf(drift.value, len(c_w) - 1, mean, error)),
     )
 
 

@@ -304,8 +304,9 @@ def _print_laws(found: Sequence[Trajectory]) -> None:
     )  # fmt: skip
     for name, motion, exponent in motions:
         errors = [format_estimate(e.value, e.standard_error) for e in exponent.law_errors.values()]
-        best = min(exponent.law_errors, key=lambda law: exponent.law_errors[law].value)
-        share = f" (in {exponent.best_law[best]:.0%} of samples)" if exponent.best_law else ""
+        known = {law: error.value for law, error in exponent.law_errors.items() if not math.isnan(error.value)}
+        best = min(known, key=known.__getitem__, default="")
+        share = f" (in {exponent.best_law[best]:.0%} of samples)" if best and exponent.best_law else ""
         shown.add_row(plain(name), motion.space, *errors, f"{best}{share}")
     out.print(shown)
     out.print(

@@ -237,13 +237,15 @@ def _other_shapes(name: str, weights: _Weights, usual: str, expected: _Weights) 
 def _without_copies(checkpoints: Sequence[_Weights]) -> list[str]:
     """Names of the tensors, less those that repeat another in every checkpoint: tied weights that were saved twice.
 
-    A tensor that begins with one number throughout, as norms and biases do before training, is no sign of being tied.
-    Of the others the beginnings are compared first, in the last checkpoint, so that hardly more is read than copies.
+    Only matrices are tied. Vectors may be equal and are parameters of their own: in a GPT-NeoX block the output biases
+    of attention and MLP are both added to the residual stream, have one gradient, and stay what the other is. A tensor
+    that begins with one number throughout, as before training, is no sign of being tied either. Of the others the
+    beginnings are compared first, in the last checkpoint, so that hardly more is read than copies.
     """
     if not checkpoints:
         return []
     names, last = list(checkpoints[0]), checkpoints[-1]
-    groups = _alike(names, lambda name: last[name].shape)
+    groups = _alike([name for name in names if len(last[name].shape) > 1], lambda name: last[name].shape)
     beginnings = {name: last[name].stored(0, min(_BEGINNING, last[name].size)) for group in groups for name in group}
     telling = [name for name, values in beginnings.items() if (values != values[:1]).any()]
     groups = _alike(telling, lambda name: (last[name].shape, last[name].dtype, beginnings[name].tobytes()))

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import platform
 import random
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from fnmatch import fnmatchcase
 from functools import cached_property
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -21,6 +18,7 @@ import numpy as np
 from klscale.errors import InputError, KlscaleError, StorageError, UnavailableError, nearest
 from klscale.models import Model, ModelRef, attributes_of
 from klscale.progress import SILENT, Progress
+from klscale.runs import checkpoints, is_run, weigh_one, windows
 from klscale.store import Claim, Entry, Store, now, vector_key
 from klscale.texts import TextSet
 from klscale.vectors import CONVENTION, Scores
@@ -46,8 +44,6 @@ WHOLE = 0.95
 """Fraction of a model's weights that a quantization may leave out before it is said."""
 NOT_ROUND_TRIP = 0.001
 """Fraction of texts that a tokenizer may fail to give back before it is said."""
-_PATTERN = re.compile(r"[*?[]")
-"""What no branch can contain, nor a hub id."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +77,7 @@ def score(
     rescore: bool = False,
     dry_run: bool = False,
     keep_downloads: bool = True,
+    weigh: bool = False,
     progress: Progress = SILENT,
 ) -> list[Outcome]:
     """Score each model on `texts` unless the store has its vector, and keep the vectors in the store.
@@ -92,7 +89,9 @@ def score(
     `error`, `skip` or `window` for texts beyond a model's window; InputError for anything else. `layers`: every model
     at each of its layers too, through the logit lens; else those that ask for it. `keep_downloads` False: what is
     fetched from the hub for this is dropped from the local cache as soon as no further model needs it, so that about
-    two checkpoints are on disk at a time; what the cache held before stays.
+    two checkpoints are on disk at a time; what the cache held before stays. `weigh`: of hub runs the store keeps the
+    squared distances between weights too, of each checkpoint to the first and to the `runs.WINDOW` before it, which
+    then are on disk at a time; for runs on this machine there is `runs.weigh`.
     """
     if long_texts not in LONG_TEXTS:
         raise InputError(f"--long-texts {long_texts!r} is not known.", remedy=nearest(long_texts, LONG_TEXTS))
@@ -106,73 +105,15 @@ def score(
             outcomes[place] = Outcome(model.ref, "present", found, download_bytes=0 if dry_run else None)
         else:
             outcomes[place] = Outcome.failed(model, found)
+    if weigh and not dry_run:
+        jobs = _with_windows(jobs, store)
+    for job in jobs:
+        if job.entry is not None:
+            outcomes[job.place] = Outcome(job.ref, "present", job.entry, download_bytes=0 if dry_run else None)
+    jobs = [job for job in jobs if job.entry is None or job.others]
     if jobs:
         outcomes.update(sweep.plan(jobs) if dry_run else sweep.run(jobs))
     return [outcomes[place] for place in sorted(outcomes)]
-
-
-def checkpoints(ref: ModelRef, hub: Hub | None = None) -> list[ModelRef]:
-    """The checkpoints of a run, in the order of steps; after them those whose names tell no step.
-
-    A run is a directory with `checkpoint-*` (or `step-*`), whole or not; a hub model: those of its branches and tags
-    that tell a step; or a pattern with `*`, `?` or `[`: `NAME@step*` of branches and tags, `runs/a/checkpoint-*` of
-    directories. Any other revision is its own only checkpoint. Quantization and dtype are those of `ref`.
-    Raises InputError where there is none, UnavailableError where there is no such model or the hub does not answer.
-    """
-    folder, _, pattern = ref.name.rstrip("/").rpartition("/")
-    if ref.path is not None and ref.path.is_dir():
-        there = _directories(ref, ref.name.rstrip("/"))
-        found = [one for one in there if _step(one) is not None]
-        what = f"{ref.path} holds no checkpoints."
-        remedy = "A checkpoint is a directory such as checkpoint-500 or step-500."
-    elif _PATTERN.search(pattern):
-        there = _directories(ref, folder)
-        found = [one for one in there if fnmatchcase(one.name.rpartition("/")[2], pattern)]
-        what, remedy = f"No directory matches {ref.name!r}.", "Revisions of a hub model: NAME@PATTERN."
-    elif ref.path is None and (ref.revision is None or _PATTERN.search(ref.revision)):
-        from klscale.scoring.loading import Hub
-
-        there = [replace(ref, revision=revision) for revision in (hub or Hub()).revisions(ref.name)]
-        found = [one for one in there if _step(one) is not None]
-        what, remedy = f"{ref.name} has no revisions that tell a step.", "Write NAME@PATTERN for others."
-        if ref.revision is not None:
-            found = [one for one in there if fnmatchcase(one.revision or "", ref.revision)]
-            what = f"{ref.name} has no revision that matches {ref.revision!r}."
-            remedy = f"See https://huggingface.co/{ref.name}/tree/main for its branches and tags."
-    else:
-        return [ref]
-    if not found:
-        names = [one.revision or one.name.rpartition("/")[2] for one in sorted(there, key=_order)]
-        more = ", ..." if len(names) > 8 else "."
-        raise InputError(what, f"There are: {', '.join(names[:8])}{more}" if names else "", remedy)
-    return sorted(found, key=_order)
-
-
-def _directories(ref: ModelRef, folder: str) -> list[ModelRef]:
-    """Those in a folder, each as a model with the quantization and dtype of `ref`."""
-    inside = Path(folder or ".").expanduser()
-    names = [path.name for path in inside.iterdir() if path.is_dir()] if inside.is_dir() else []
-    return [replace(ref, name=f"{folder}/{name}" if folder else name) for name in names]
-
-
-def _step(ref: ModelRef) -> int | None:
-    step: int | None = attributes_of(ref).get("step")
-    return step
-
-
-def _order(ref: ModelRef) -> tuple[bool, int, str, str]:
-    step = _step(ref)
-    return step is None, step or 0, ref.revision or "", ref.name
-
-
-def _is_run(ref: ModelRef) -> bool:
-    """Whether a reference is to be taken for its checkpoints, since it is no model itself."""
-    if ref.path is None or not ref.path.is_dir():
-        return bool(_PATTERN.search(ref.name.rpartition("/")[2]) or _PATTERN.search(ref.revision or ""))
-    whole = (
-        ref.file or ref.revision or any((ref.path / name).is_file() for name in ("config.json", "adapter_config.json"))
-    )
-    return not whole and any(_step(one) is not None for one in _directories(ref, ref.name.rstrip("/")))
 
 
 def _model(model: str | ModelRef | Model) -> Model:
@@ -183,13 +124,16 @@ def _model(model: str | ModelRef | Model) -> Model:
 
 @dataclass(frozen=True)
 class _Job:
-    """A model that is not in the store yet: pinned, and with the keys that its vector may have."""
+    """A model, pinned, with the keys that its vector may have, and the store's entry where that has it; and `others`,
+    whose weights are to be compared with its own."""
 
     place: int
     model: Model
     resolved: ResolvedModel
     keys: tuple[str, ...]
     layers: bool = False
+    entry: Entry | None = None
+    others: tuple[ResolvedModel, ...] = ()
 
     @property
     def ref(self) -> ModelRef:
@@ -204,6 +148,11 @@ class _Job:
     def partial(self) -> str:
         """Under which unfinished work is kept: with layers and without are not mixed."""
         return self.key + ("-layers" if self.layers else "")
+
+    @property
+    def reads(self) -> tuple[ResolvedModel, ...]:
+        """Whose files it needs."""
+        return (self.resolved, *self.others)
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,8 +189,8 @@ class _Sweep:
     # -------------------------------------------------------------------------------------------- what is there
 
     def look_up(self, models: Sequence[Model], *, sizes: bool) -> Iterator[tuple[Model, Entry | _Job | KlscaleError]]:
-        """Each model, and each checkpoint of a run, with the store's entry of it, the job to score it, or what is
-        wrong. The hub is asked by several threads, for the `sizes` of files too."""
+        """Each model, and each checkpoint of a run, as a job, as an entry of the store, or with what is wrong. The hub
+        is asked by several threads, for the `sizes` of files too."""
         from klscale.scoring.loading import Hub
 
         hub = Hub(self.progress, sizes=sizes)
@@ -265,7 +214,7 @@ class _Sweep:
 
     def _checkpoints(self, model: Model, hub: Hub) -> list[tuple[Model, KlscaleError | None]]:
         """The model itself, or the checkpoints that it stands for; with what is wrong, where it has none."""
-        if self.texts.external or not _is_run(model.ref):
+        if self.texts.external or not is_run(model.ref):
             return [(model, None)]
         try:
             return [(replace(model, ref=ref), None) for ref in checkpoints(model.ref, hub)]
@@ -290,7 +239,7 @@ class _Sweep:
         return resolved
 
     def _find(self, place: int, model: Model, resolving: Future[ResolvedModel | None]) -> Entry | _Job:
-        """The store's entry of a model, else the job to score it."""
+        """A model as a job, with the store's entry if it has one; the entry alone where the model is out of reach."""
         layers = self.layers or model.layers
         named = self.by_ref.get(model.ref, [])
         if self.texts.external:
@@ -319,11 +268,10 @@ class _Sweep:
         keys = tuple(vector_key(resolved.identity, model.ref, convention, SOURCE) for convention in self.conventions)
         same = [entry for entry in self.entries if entry.key in keys]
         fit = [entry for entry in same if self._will_do(entry, layers)]
-        if fit:
-            mine = [entry for entry in fit if entry.ref == model.ref]
-            return self._labelled(model, (mine or fit)[-1])
+        mine = [entry for entry in fit if entry.ref == model.ref]
+        there = self._labelled(model, (mine or fit)[-1]) if fit else None
         # A file is replaced only by one that holds as much.
-        return _Job(place, model, resolved, keys, layers or any(entry.n_layers for entry in same))
+        return _Job(place, model, resolved, keys, layers or any(entry.n_layers for entry in same), there)
 
     def _will_do(self, entry: Entry, layers: bool) -> bool:
         """Whether an entry with the right key makes scoring needless."""
@@ -369,30 +317,38 @@ class _Sweep:
         cache = TokenCache(self.texts)
         what = f"scoring {len(jobs)} models" if len(jobs) > 1 else f"scoring {jobs[0].ref}"
         self.progress.begin(what, self._megabytes() * len(jobs), "MB of text")
-        queue = list(jobs)
-        if not self.store.claims(self.texts.id).keys().isdisjoint(job.key for job in jobs):
+        queue, in_order = list(jobs), any(job.others for job in jobs)
+        if not (in_order or self.store.claims(self.texts.id).keys().isdisjoint(job.key for job in jobs)):
             random.shuffle(queue)  # another process is at work: in the same order both would want the same model
         queue = _by_files(queue)
-        downloads = Downloads(() if self.keep_downloads else (job.resolved for job in jobs))
+        downloads = Downloads(() if self.keep_downloads else (job.reads for job in jobs))
+        unweighed: list[KlscaleError] = []
 
-        def read(job: _Job, **options: Any) -> LoadedModel:
+        def read(job: _Job, **options: Any) -> LoadedModel | None:
             downloads.drop()
-            with downloads.reading(job.resolved):
-                return load(job.resolved, self.device, **options)
+            with downloads.reading(job.reads):
+                if job.others:
+                    try:
+                        weigh_one(job.resolved, job.others, self.store)
+                    except StorageError:
+                        raise
+                    except KlscaleError as error:  # it can be scored all the same
+                        unweighed.append(error)
+                return None if job.entry else load(job.resolved, self.device, **options)
 
-        ahead: tuple[_Job, Future[LoadedModel]] | None = None
+        ahead: tuple[_Job, Future[LoadedModel | None]] | None = None
         with _Reader() as reader:
             while queue:
                 job, found = self._take(queue)
                 started, n = time.monotonic(), len(jobs) - len(queue)
                 if isinstance(found, Entry):
-                    downloads.done(job.resolved)
+                    downloads.done(job.reads)
                     self.progress.advance(self._megabytes() * n - self.progress.done)
                     yield job.place, Outcome(job.ref, "present", found)
                     continue
                 if len(jobs) > 1:
                     self.progress.now(f"scoring {job.ref} ({n} of {len(jobs)})")
-                if ahead and ahead[0] is not job:  # another process has taken that one
+                if ahead and ahead[0].place != job.place:  # another process has taken that one
                     ahead = None
                 loading = ahead[1] if ahead else reader.submit(read, job)
                 ahead, alone = None, threading.Event()
@@ -401,7 +357,10 @@ class _Sweep:
                     loaded = loading.result()
                     if queue:
                         ahead = queue[0], reader.submit(read, queue[0], alone=alone)
-                    entry = self._score(job, loaded, cache)
+                    entry = job.entry
+                    if entry is None:
+                        assert loaded is not None
+                        entry = self._score(job, loaded, cache)
                 except StorageError:
                     raise
                 except KlscaleError as problem:
@@ -411,14 +370,17 @@ class _Sweep:
                     loaded = None
                     alone.set()
                     found.release()
-                downloads.done(job.resolved)
+                downloads.done(job.reads)
                 self.progress.advance(self._megabytes() * n - self.progress.done)
                 seconds = time.monotonic() - started
                 if error is not None:
                     yield job.place, Outcome.failed(job.model, error, seconds)
                 else:
-                    yield job.place, Outcome(job.ref, "scored", entry, seconds=seconds)
+                    yield job.place, Outcome(job.ref, "present" if job.entry else "scored", entry, seconds=seconds)
         downloads.drop()
+        if unweighed:
+            first, more = unweighed[0], f" So for {len(unweighed):,} checkpoints." if len(unweighed) > 1 else ""
+            self.progress.note(f"{first}{more}\nTheir weights are not compared.")
 
     def _take(self, queue: list[_Job]) -> tuple[_Job, Claim | Entry]:
         """The first job that no other process works on, off the queue and claimed; or one that another process has
@@ -433,8 +395,11 @@ class _Sweep:
                 queue.remove(job)
                 entry = self.store.entry(self.texts.id, job.keys)
                 if entry is not None and self._will_do(entry, job.layers):
-                    claim.release()
-                    return job, self._labelled(job.model, entry)
+                    entry = self._labelled(job.model, entry)
+                    if not job.others:
+                        claim.release()
+                        return job, entry
+                    job = replace(job, entry=entry)
                 return job, claim
             if not waiting:
                 by = ", ".join(sorted(set(claims.values())))
@@ -536,6 +501,15 @@ def metadata_of(
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "date": now(),
     }
+
+
+def _with_windows(jobs: Sequence[_Job], store: Store) -> list[_Job]:
+    """The jobs in the order of their runs, each with the checkpoints whose weights its own are to be compared with."""
+    found = windows((job.resolved for job in jobs), store)
+    order = {one.identity: n for n, (one, _) in enumerate(found)}
+    others = {one.ref: tuple(near) for one, near in found}
+    ordered = sorted(jobs, key=lambda job: order.get(job.resolved.identity, len(order)))
+    return [replace(job, others=others.pop(job.ref, ())) for job in ordered]
 
 
 def _by_files(jobs: Sequence[_Job]) -> list[_Job]:

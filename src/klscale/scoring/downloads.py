@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -33,22 +33,22 @@ class Commit(NamedTuple):
 
 
 class Downloads:
-    """The files of hub commits that the models of a sweep are read from: a commit that the sweep has fetched is dropped
-    when the last model that needs it is done. What the cache held before stays, and what other commits share.
+    """The files of hub commits that a sweep reads, each by some `users`: a commit that the sweep has fetched is dropped
+    when the last that needs it is done. What the cache held before stays, and what other commits share.
 
     A sweep that is cut short leaves what it was at, marked as its own, so that the next goes on with it and drops it.
     Other processes may sweep over the same models: none drops files of a repository while another reads there.
     """
 
-    def __init__(self, models: Iterable[ResolvedModel]) -> None:
-        self._users = Counter(commit for model in models for commit in _commits(model))
+    def __init__(self, users: Iterable[Collection[ResolvedModel]]) -> None:
+        self._users = Counter(commit for models in users for commit in _commits(models))
         self._idle: set[Commit] = set()
 
     @contextlib.contextmanager
-    def reading(self, model: ResolvedModel) -> Iterator[None]:
-        """While the files of this model are fetched and read."""
+    def reading(self, models: Collection[ResolvedModel]) -> Iterator[None]:
+        """While the files of these models are fetched and read."""
         with contextlib.ExitStack() as locks:
-            for commit, cached in _commits(model).items():
+            for commit, cached in _commits(models).items():
                 locks.enter_context(_lock(commit.repository, exclusive=False))
                 mark = commit.snapshot / _MARK
                 with contextlib.suppress(OSError):  # a cache that is not ours to write
@@ -59,9 +59,9 @@ class Downloads:
                         mark.touch()
             yield
 
-    def done(self, model: ResolvedModel) -> None:
-        """This model needs its files no more."""
-        for commit in _commits(model):
+    def done(self, models: Collection[ResolvedModel]) -> None:
+        """One of the users needs the files of these models no more."""
+        for commit in _commits(models):
             self._users[commit] -= 1
             if not self._users[commit]:
                 self._idle.add(commit)
@@ -77,10 +77,11 @@ class Downloads:
             self._idle.discard(commit)
 
 
-def _commits(model: ResolvedModel) -> dict[Commit, bool]:
-    """The commits that a model is read from, and whether the cache held any of them before; none where the hub does
+def _commits(models: Collection[ResolvedModel]) -> dict[Commit, bool]:
+    """The commits that models are read from, and whether the cache held any of them before; none where the hub does
     not answer, since what is dropped could not be fetched again."""
-    found = [(one.ref.name, one.hub) for one in (model, model.base) if one and one.hub and not one.hub.offline]
+    read = [one for model in models for one in (model, model.base) if one is not None]
+    found = [(one.ref.name, one.hub) for one in read if one.hub is not None and not one.hub.offline]
     return {Commit(name, hub.commit): hub.cached for name, hub in found}
 
 

@@ -327,6 +327,19 @@ def _fingerprint(ref: ModelRef) -> str:
     return digest.hexdigest()
 
 
+def weight_files(resolved: ResolvedModel) -> list[Path]:
+    """Where the files of the weights are; those of the hub are fetched. Raises KlscaleError where that fails."""
+    from huggingface_hub import hf_hub_download
+
+    ref, hub = resolved.ref, resolved.hub
+    if hub is None:
+        return [Path(resolved.location, name) for name in resolved.weights]
+    try:
+        return [Path(hf_hub_download(ref.name, name, **hub.options)) for name in resolved.weights]
+    except Exception as error:  # whatever a network does
+        raise _failure(ref, f"{ref} cannot be fetched.", error) from error
+
+
 def _weights(names: Iterable[str]) -> list[str]:
     """Those of these files that hold a model's weights; an adapter's do not."""
     return [name for name in names if name not in _ADAPTER_WEIGHTS and any(fnmatch(name, p) for p in _WEIGHTS)]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from klscale.errors import InputError, KlscaleError
+from klscale.errors import InputError, KlscaleError, nearest
 from klscale.tables import (
     beside,
     describe_texts,
@@ -43,13 +43,17 @@ from klscale.tables import (
     scale_record,
     table,
 )
+from klscale.trajectory_tables import print_motion, print_trajectories, save_trajectories, trajectories_record
 
 if TYPE_CHECKING:
+    from klscale.directional import Directional
     from klscale.models import ModelRef
+    from klscale.progress import Progress
     from klscale.scales import Setting
     from klscale.store import Entry, Store
     from klscale.sweeps import Outcome
     from klscale.texts import TextSet
+    from klscale.trajectories import Run, Trajectory
     from klscale.vectors import Vectors
 
 
@@ -94,8 +98,17 @@ DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. 
 BatchOption = Annotated[
     int | None, typer.Option(min=1, metavar="TOKENS", help="Tokens in a batch, padding included. Default: found.")
 ]
+KeepOption = Annotated[
+    bool,
+    typer.Option(
+        "--keep-downloads",
+        help="Keep what is fetched from the hub. Default: dropped once scored; what the cache held before stays.",
+    ),
+]
 LongOption = Annotated[str, typer.Option(metavar="error|skip|window", help="Texts beyond a model's window.")]
 STORE = "./klscale-store"
+FEWEST_OF_A_RUN = 5
+"""Checkpoints that a run has for `klscale demo` to show its trajectory."""
 
 
 def main() -> None:
@@ -141,7 +154,7 @@ def demo(
     """Train a small suite of models on this machine's own text, score it, and print the scale. No download."""
     from importlib.util import find_spec
 
-    from klscale import scales, sweeps
+    from klscale import scales, sweeps, trajectories
     from klscale.pocket import train_pocket_suite
     from klscale.store import Store
     from klscale.suites import read_suite
@@ -154,23 +167,34 @@ def demo(
         store = Store(directory / "store")
         texts = store.resolve_texts(suite.texts, progress=progress)
         outcomes = sweeps.score(models, texts, store, progress=progress)
-    print_failures(outcomes)
-    vectors = vectors_of(store, texts, outcomes, layers=True)
-    measured = scales.measure(vectors)
+        vectors = vectors_of(store, texts, outcomes, layers=True)
+        measured = scales.measure(vectors)
+        seed = scales.worth_of_a_seed(measured, texts)
+        followed = [outcome.entry for outcome in outcomes if outcome.entry is not None]
+        runs = analysed(store, texts, followed, threshold=seed and seed[0], progress=progress)
+    runs = [one for one in runs if len(one.run) > FEWEST_OF_A_RUN]
+    seeds = trajectories.over_seeds(runs)
     record = scale_record(vectors, measured)
     (directory / "scale.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     save_scale(measured, texts, directory / "scale.png")
+    save_trajectories(runs, directory / "trajectory.png")
+    print_failures(outcomes)
     if as_json:
         print_json(record)
     else:
         print_scale(vectors, measured)
+        print_motion(runs, seeds, [], "" if seed is None else seed[1])
         where, plainly = f"--store {plain(store.location)}", [ref for ref in vectors.models if ref.layer is None]
         last = next(plain(ref) for ref in reversed(plainly) if ref.quantization is None)
-        out.print(f"\n{len(plainly)} models; the scale is in {plain(directory)}/scale.png and .json. Look closer:")
+        out.print(
+            f"\n{len(plainly)} models; in {plain(directory)} are the pictures scale.png and trajectory.png, and "
+            "scale.json. Look closer:"
+        )
         for command in (
             f"klscale kl {where} --out {plain(directory)}/kl.png",
             f"klscale compare {where} {plain(plainly[0])} {last}",
             f"klscale layers {where} {last}",
+            f"klscale trajectory {where} {plain(runs[0].run.vectors.models[0].name.rpartition('/')[0])}",
         ):
             out.print(f"  {command}", style="dim", soft_wrap=True)
     raise typer.Exit(failure_status(outcomes))
@@ -208,13 +232,7 @@ def score(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be scored and downloaded, and do nothing.")
     ] = False,
-    keep_downloads: Annotated[
-        bool,
-        typer.Option(
-            "--keep-downloads",
-            help="Keep what is fetched from the hub. Default: dropped once scored; what the cache held before stays.",
-        ),
-    ] = False,
+    keep_downloads: KeepOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Score models on the texts: their log-likelihood vectors go into the store. Resumes what was interrupted."""
@@ -393,6 +411,167 @@ def layers_command(
     raise typer.Exit(failure_status(outcomes))
 
 
+# -------------------------------------------------------------------------------------------------------- trajectory
+
+
+@app.command(name="trajectory")
+def trajectory_command(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RUN...",
+            help="Directories of checkpoints, 'NAME@step*' of the hub, or runs in the store. Default: all of these.",
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(metavar="X", min=0, help="Settled: within X bits/byte of the last. Default: a seed's worth."),
+    ] = None,
+    warmup: Annotated[
+        int | None, typer.Option(metavar="STEP", min=0, help="Where warm-up ends. Default: what is known of the run.")
+    ] = None,
+    directional: Annotated[
+        int | None,
+        typer.Option(metavar="STEP", help="The directional exponent too, at this checkpoint: another look at alpha."),
+    ] = None,
+    subtract_noise: Annotated[
+        bool, typer.Option("--subtract-noise", help="Take the noise floor off the distances that exponents come from.")
+    ] = False,
+    file: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Keep it: .csv or .parquet (checkpoints), .png, .svg or .pdf."),
+    ] = None,
+    store: StoreOption = STORE,
+    texts: TextsOption = None,
+    device: DeviceOption = None,
+    batch_tokens: BatchOption = None,
+    long_texts: LongOption = "error",
+    keep_downloads: KeepOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """How training runs move: KL along training, exponents c_q and c_w, stabilisation. Scores what the store lacks."""
+    from klscale import scales, sweeps, trajectories
+    from klscale.models import ModelRef
+    from klscale.runs import checkpoints, is_run
+    from klscale.store import Store
+
+    if file is not None:
+        require_ending(file)
+    place, named = Store(store), [ModelRef.parse(run) for run in runs or ()]
+    if not named and texts is None and not place.text_sets():
+        raise InputError(
+            f"{place.location} is empty.", remedy="klscale trajectory RUN  scores the checkpoints of a run."
+        )
+    with progress_bar() as progress:
+        text_set = place.resolve_texts(texts, progress=progress)
+        here = [ref for ref in named if (ref.path and ref.path.is_dir()) or is_run(ref)]
+        refs = [checkpoint for ref in here for checkpoint in checkpoints(ref)]
+        outcomes = sweeps.score(
+            refs, text_set, place, device=device, batch_tokens=batch_tokens, long_texts=long_texts, weigh=True,
+            keep_downloads=keep_downloads, progress=progress,
+        )  # fmt: skip
+        entries = [outcome.entry for outcome in outcomes if outcome.entry is not None]
+        if len(here) < len(named) or not named:
+            entries += entries_of_runs(place, text_set, [ref for ref in named if ref not in here])
+        print_failures(outcomes)
+        seed = None if threshold is None else (threshold, "--threshold")
+        seed = seed or scales.worth_of_a_seed(measured_scale(place, text_set), text_set)
+        found = analysed(
+            place, text_set, entries, threshold=seed and seed[0], warmup=warmup, subtract_noise=subtract_noise,
+            device=device, progress=progress,
+        )  # fmt: skip
+        if not found:
+            if outcomes and not entries:
+                raise typer.Exit(failure_status(outcomes))
+            raise InputError(
+                f"There is no run among {len(entries)} models on {text_set.name}.",
+                "A run is two checkpoints or more that differ in their step, which is read off names and revisions.",
+                "Give a directory of checkpoint-*, or 'NAME@step*'.",
+            )
+        moved = (
+            [one for each in found for one in directions(each.run, directional, text_set, device, progress)]
+            if directional is not None
+            else []
+        )
+    source = "" if seed is None else seed[1]
+    seeds = trajectories.over_seeds(found)
+    if as_json:
+        print_json(trajectories_record(found, seeds, moved, text_set, source))
+    else:
+        print_trajectories(found, seeds, moved, text_set, source)
+    if file is not None:
+        save_trajectories(found, file)
+        err.print(f"Wrote {plain(file)}.")
+    raise typer.Exit(failure_status(outcomes))
+
+
+def analysed(
+    store: Store,
+    texts: TextSet,
+    entries: Sequence[Entry],
+    *,
+    threshold: float | None,
+    progress: Progress,
+    device: str | None = None,
+    warmup: int | None = None,
+    subtract_noise: bool = False,
+) -> list[Trajectory]:
+    """The trajectories of the runs among these entries; their weights are compared where the files are here."""
+    from klscale import sweeps, trajectories
+    from klscale.runs import weigh
+
+    vectors, _ = of_one_convention(store.vectors(texts, entries))
+    entry_of = {str(entry.ref): entry for entry in entries}
+    found = []
+    for run in trajectories.find_runs(vectors, warmup=warmup):
+        here = [ref for ref in run.vectors.models if ref.path and ref.path.is_dir()]
+        for problem in weigh(here, store, progress=progress).values():
+            print_error(problem)
+        identities = [str(entry_of[name].metadata.get("identity", name)) for name in run.names]
+        weights, n_parameters = store.weight_distances(identities)
+        floor = store.noise_floor(texts.id, entry_of[run.names[-1]].key) or sweeps.noise_floor(
+            run.vectors.models[-1], texts, store, device=device, progress=progress
+        )
+        found.append(
+            trajectories.trajectory(
+                run, weights, n_parameters=n_parameters, threshold=threshold, noise_floor=floor,
+                subtract_noise=subtract_noise,
+            )
+        )  # fmt: skip
+    return found
+
+
+def entries_of_runs(store: Store, texts: TextSet, runs: Sequence[ModelRef]) -> list[Entry]:
+    """The newest entry of each checkpoint of these runs in the store; of all, where none is named."""
+    newest = {entry.ref: entry for entry in store.entries(texts.id)}
+    if not runs:
+        return list(newest.values())
+    known = {ref.run for ref in newest}
+    for run in runs:
+        if run.run not in known:
+            what, why = f"{store.location} holds no run {run.run} on {texts.name}, and it is no directory here.", ""
+            remedy = nearest(run.run, known) if known else ""
+            if run.path is None:
+                why = f"Checkpoints of the hub: klscale trajectory '{run.name}@step*'"
+            raise InputError(what, why, remedy)
+    return [entry for ref, entry in newest.items() if ref.run in {run.run for run in runs}]
+
+
+def directions(run: Run, step: int, texts: TextSet, device: str | None, progress: Progress) -> list[Directional]:
+    """The directional exponents at a step of a run: along the step to the next checkpoint, and a random direction."""
+    from klscale.directional import directional_exponent
+
+    if step not in run.steps:
+        raise InputError(f"{run.name} has no checkpoint at step {step}.", nearest(str(step), map(str, run.steps)))
+    models, at = run.vectors.models, run.steps.tolist().index(step)
+    if models[at].path is None or not models[at].path.is_dir():
+        raise InputError(f"{models[at]} is no directory here.", remedy="--directional takes local checkpoints.")
+    return [
+        directional_exponent(models[at], texts, towards=towards, device=device, progress=progress)
+        for towards in (*models[at + 1 : at + 2], None)
+    ]
+
+
 # ---------------------------------------------------------------------------------------------------------------- kl
 
 
@@ -548,7 +727,6 @@ def rm(
     as_json: JsonOption = False,
 ) -> None:
     """Take models out of the store."""
-    from klscale.errors import nearest
     from klscale.store import Store
 
     place = Store(store)

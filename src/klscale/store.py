@@ -3,6 +3,7 @@
     STORE/texts/<text set id>.jsonl, <id>.json          the texts, once; name, clip, counts
     STORE/vectors/<text set id>/<slug>-<key>.parquet    one file for each scored model
     STORE/weights/<slug>-<key>.parquet                  distances of a checkpoint's weights to those of others
+    STORE/noise/<text set id>/<key>.json                KL between two readings of one model
     STORE/partial/<text set id>/<key>/                  unfinished work of a model
     STORE/partial/<text set id>/<key>.<owner>.claim     a process is at work on it
 
@@ -23,7 +24,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from klscale.divergence import Floats
+from klscale.divergence import KL, Floats
 from klscale.errors import InputError, KlscaleError, StorageError, nearest
 from klscale.models import ModelRef
 from klscale.progress import SILENT, Progress
@@ -456,6 +457,20 @@ class Store:
             return _weights_from_parquet(data)
         except UNREADABLE:
             return {}, {}
+
+    # ------------------------------------------------------------------------------------------------------- noise
+
+    def write_noise_floor(self, text_set: str, key: str, kl: KL) -> None:
+        """Keep the KL between two readings of the model that has the vector `key`."""
+        self._write(self._path("noise", text_set, f"{key}.json"), json.dumps(asdict(kl)).encode())
+
+    def noise_floor(self, text_set: str, key: str) -> KL | None:
+        """The KL between two readings of a model, where it was measured."""
+        try:
+            found = json.loads(self._read(self._path("noise", text_set, f"{key}.json")))
+            return KL(**{**found, "interval": tuple(found["interval"])})
+        except UNREADABLE:
+            return None
 
     # ----------------------------------------------------------------------------------------------------- partial
 

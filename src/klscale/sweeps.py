@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from klscale import divergence
+from klscale.divergence import KL
 from klscale.errors import InputError, KlscaleError, StorageError, UnavailableError, nearest
 from klscale.models import Model, ModelRef, attributes_of
 from klscale.progress import SILENT, Progress
@@ -36,6 +38,7 @@ KEEP_EVERY_S = 10.0
 """Seconds of work that a killed command may lose."""
 IN_FILES = ("type", "parameters", "parent", "quantization")
 """Attributes that a model's files tell, whatever its name."""
+NOISE_TEXTS = 500
 LOOK_AGAIN_S = 1.0
 """How often a process looks whether another has finished the model that it waits for."""
 LOOK_UPS = 8
@@ -518,6 +521,44 @@ def _by_files(jobs: Sequence[_Job]) -> list[_Job]:
     for n, job in enumerate(jobs):
         first.setdefault((job.resolved.base or job.resolved).identity, n)
     return sorted(jobs, key=lambda job: first[(job.resolved.base or job.resolved).identity])
+
+
+def noise_floor(
+    ref: ModelRef, texts: TextSet, store: Store, *, device: str | None = None, progress: Progress = SILENT
+) -> KL | None:
+    """KL in bits per byte between two readings of one local model, in batches of different shapes: what rounding alone
+    makes of a squared distance. Read from at most NOISE_TEXTS random texts that fit its window, kept in the store, and
+    not measured again. None for a model that is not here, and on texts that are not."""
+    from klscale.scoring.engine import Engine
+    from klscale.scoring.loading import load, resolve
+    from klscale.scoring.tokens import tokenize
+
+    if texts.external or ref.path is None or not ref.path.is_dir():
+        return None
+    resolved = resolve(ref)
+    key = vector_key(resolved.identity, ref, CONVENTION, SOURCE)
+    if (kept := store.noise_floor(texts.id, key)) is not None:
+        return kept
+    loaded = load(resolved, device)
+    tokens = tokenize(loaded.tokenizer, texts)
+    fit = np.flatnonzero(tokens.lengths <= (loaded.window or np.inf))
+    chosen = np.sort(np.random.default_rng(0).permutation(fit)[:NOISE_TEXTS])
+    if len(chosen) < 2:
+        return None
+    progress.begin(f"reading {ref} twice", 2, "readings")
+
+    def read(batch_tokens: int | None) -> Scores:
+        found = [*Engine(loaded, device=device, batch_tokens=batch_tokens).score(tokens, chosen)]
+        progress.advance()
+        return Scores.concatenate(found)
+
+    usual = Engine(loaded, device=device).batch_tokens
+    first, second = read(usual), read(max(1, min(usual, int(tokens.lengths[chosen].sum())) // 2))
+    documents = None if texts.document is None else np.asarray(texts.document)[chosen]
+    size = texts.bytes[chosen]
+    found = divergence.kl(first.log_likelihood, second.log_likelihood, size, clip=texts.clip, documents=documents)
+    store.write_noise_floor(texts.id, key, found)
+    return found
 
 
 class _Reader:

@@ -8,6 +8,7 @@ parameters of (W_a - W_b)**2. `docs/trajectories.md` says what each number is an
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -88,7 +89,8 @@ def _run(vectors: Vectors, places: Sequence[int], warmup: int | None) -> Run:
     order = sorted(places, key=lambda place: (steps[place], vectors.names[place]))
     kept, notes = list[int](), list[str]()
     for step in dict.fromkeys(int(steps[place]) for place in order):
-        same = [place for place in order if steps[place] == step]
+        alike = [(place, vectors.models[place]) for place in order if steps[place] == step]
+        same = list({(os.path.normpath(ref.name), ref.revision): place for place, ref in alike}.values())
         rows, listed = vectors.log_likelihood[same], " and ".join(vectors.names[place] for place in same)
         if len(same) > 1:
             equal = all(np.array_equal(rows[0], row, equal_nan=True) for row in rows[1:])
@@ -262,8 +264,9 @@ class Trajectory:
     `alpha` = c_q / c_w is the effective Hölder exponent of the map from weights to log-likelihoods along the run; its
     standard error is over texts alone, with c_w as this run has it; None where c_w is not positive. `probability` that
     c_q < c_w, likewise.
-    `noise_floor`: KL in bits per byte between two ways of computing one checkpoint, where it was measured;
-    `noise_subtracted` says whether it was taken off all squared distances.
+    `noise_floor`: KL in bits per byte between two readings of the last checkpoint, in batches of different shapes,
+    where it was measured; `noise_subtracted` says whether it was taken off the squared distances behind exponent,
+    stabilisation and shape.
     """
 
     run: Run
@@ -558,7 +561,8 @@ def _seeds(group: Sequence[Trajectory]) -> Seeds:
     mean, alpha = float(c_q.mean()), float(c_q.mean() / c_w.mean())
     drift = over_units(c_w)
     error = math.hypot(drift.standard_error, over_texts)
-    half = float(divergence.critical_value()) * over_texts
+    one = behaviour[0].value
+    half = over_texts * (one.interval[1] - one.value) / one.standard_error  # by documents where texts share them
     return Seeds(
         runs=tuple(found.run.name for found in group),
         c_q=Estimate(mean, over_texts, (mean - half, mean + half), n_texts, unit=""),

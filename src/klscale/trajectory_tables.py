@@ -122,7 +122,7 @@ def print_trajectories(
     texts: TextSet,
     threshold_source: str,
 ) -> None:
-    """Each run step by step, then exponents, laws, stabilisation and shape of all of them."""
+    """Each run step by step, then what all of them say."""
     out.print(describe_texts(texts))
     for one in found:
         _print_checkpoints(one)
@@ -140,6 +140,13 @@ def print_trajectories(
         ("u" in shown, "u not clipped: the clip would move more than 5 % of a checkpoint's values"),
         ("!" in shown, HEAVY),
     )
+    print_motion(found, seeds, moved, threshold_source)
+
+
+def print_motion(
+    found: Sequence[Trajectory], seeds: Sequence[Seeds], moved: Sequence[Directional], threshold_source: str
+) -> None:
+    """Exponents, laws, stabilisation and shape of all runs."""
     _print_exponents(found, seeds)
     _print_directions(moved)
     _print_stabilisation(found, threshold_source)

@@ -1,0 +1,169 @@
+"""`klscale trajectory`: from a directory of checkpoints, or the store, to tables, records and pictures."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from conftest import write_texts
+
+STEPS = tuple(range(10, 140, 10))
+
+
+@pytest.fixture
+def make_run(tmp_path, make_model):
+    """Checkpoints of a random walk of weights, as a training run saves them."""
+
+    def make(name: str = "runs/a", seed: int = 0, steps: tuple[int, ...] = STEPS) -> Path:
+        import torch
+        from safetensors.torch import load_file, save_file
+
+        start = make_model(f"{name}-start", seed=seed)
+        weights = load_file(start / "model.safetensors")
+        generator = torch.Generator().manual_seed(seed)
+        for step in steps:
+            directory = tmp_path / name / f"checkpoint-{step}"
+            shutil.copytree(start, directory)
+            for tensor in weights.values():
+                tensor += 0.02 * torch.randn(tensor.shape, generator=generator)
+            save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+        return tmp_path / name
+
+    return make
+
+
+@pytest.fixture
+def texts(tmp_path):
+    write_texts(tmp_path / "texts.jsonl")
+    return "texts.jsonl"
+
+
+def test_a_directory_is_scored_and_analysed(run, make_run, texts):
+    """Each number is that of `compare`; weights that of NumPy; what is there is not done again."""
+    from safetensors.numpy import load_file
+
+    make_run()
+    found = json.loads(run("trajectory", "runs/a", "--texts", texts, "--threshold", 0.05, "--json").stdout)
+    (one,) = found["runs"]
+    assert one["run"] == "runs/a"
+    assert one["steps"] == list(STEPS)
+    assert (one["warmup"], one["warmup_known"]) == (20, False)
+    rows = one["checkpoints"]
+    for a, b, name in ((0, 4, "kl_from_first"), (3, 4, "kl_from_previous"), (12, 4, "kl_from_last")):
+        (pair,) = json.loads(run("compare", rows[a]["ref"], rows[b]["ref"], "--json").stdout)
+        assert rows[4][name]["value"] == pytest.approx(pair["kl"], rel=1e-9)
+        assert rows[4][name]["standard_error"] == pytest.approx(pair["standard_error"], rel=1e-9)
+        first, second = (load_file(Path(rows[place]["ref"]) / "model.safetensors") for place in (a, b))
+        expected = sum(((first[key].astype(float) - second[key]) ** 2).sum() for key in first)
+        assert rows[4][name.replace("kl", "weights")] == pytest.approx(expected, rel=1e-9)
+    assert 0.5 < one["weights"]["exponent"]["value"]["value"] < 1.5
+    assert one["behaviour"]["stabilisation"]["threshold"] == 0.05
+    assert one["noise_floor"]["value"] < 1e-6
+    files = {path: path.stat().st_mtime_ns for path in Path("klscale-store").rglob("*.*")}
+    again = json.loads(run("trajectory", "runs/a", "--threshold", 0.05, "--json").stdout)
+    assert again == found
+    assert {path: path.stat().st_mtime_ns for path in Path("klscale-store").rglob("*.*")} == files
+
+
+def test_the_store_alone_will_do(run, make_run, texts):
+    """Where the checkpoints are gone, vectors and weight distances are still there."""
+    make_run()
+    here = json.loads(run("trajectory", "runs/a", "--texts", texts, "--json").stdout)
+    shutil.rmtree("runs")
+    for command in (["trajectory", "--json"], ["trajectory", "runs/a", "--json"]):
+        assert json.loads(run(*command).stdout)["runs"] == here["runs"]
+
+
+def test_tables_say_what_they_are(run, make_run, texts):
+    make_run()
+    make_run("runs/b", seed=1)
+    shown = run("trajectory", "runs/a", "runs/b", "--texts", texts, "--threshold", 0.05, "--out", "runs.csv").output
+    for words in (
+        "Diffusion exponents",
+        "Is it a power law?",
+        "Behaviour against weights",
+        "Stabilisation",
+        "two nulls",
+    ):
+        assert words in shown
+    assert "runs/b: 13 checkpoints, steps 10 to 130" in shown
+    table = pd.read_csv("runs.csv")
+    assert len(table) == 26
+    assert table.kl_from_previous.isna().sum() == 2
+    run("trajectory", "--out", "runs.png")
+    assert Path("runs.png").read_bytes()[:4] == b"\x89PNG"
+    run("trajectory", "--out", "runs.txt", status=2)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_rest_is_analysed(run, make_run, texts):
+    folder = make_run()
+    whole = (folder / "checkpoint-50" / "model.safetensors").read_bytes()
+    (folder / "checkpoint-50" / "model.safetensors").write_bytes(whole[:-1000])
+    (folder / "checkpoint-60" / "model.safetensors").unlink()
+    result = run("trajectory", "runs/a", "--texts", texts, status=1)
+    assert "checkpoint-50" in result.stderr
+    assert "checkpoint-60 holds no weights" in result.stderr
+    assert "11 checkpoints, steps 10 to 130" in result.stdout
+    assert "No checkpoint at step 50, 60" in result.stdout
+
+
+def test_two_checkpoints_of_one_step(run, make_run, texts):
+    folder = make_run()
+    shutil.copytree(folder / "checkpoint-30", folder / "step-30")
+    shutil.copytree(folder / "checkpoint-50", folder / "step-40")
+    result = run("trajectory", "runs/a", "--texts", texts)
+    assert "of one step, 30: they are equal, the first is taken" in result.stdout
+    assert "of one step, 40: which is of the run cannot be told" in result.stdout
+    assert "12 checkpoints" in result.stdout
+
+
+def test_a_changed_vocabulary_has_no_weight_distance(run, make_run, make_model, texts):
+    folder = make_run()
+    shutil.rmtree(folder / "checkpoint-70")
+    shutil.move(make_model("other", vocab_size=310), folder / "checkpoint-70")
+    result = run("trajectory", "runs/a", "--texts", texts)
+    assert "permutations of their units" in " ".join(result.stderr.split())
+    assert "checkpoint-70" in result.stderr
+    found = json.loads(run("trajectory", "runs/a", "--json").stdout)["runs"][0]["checkpoints"]
+    assert found[6]["weights_from_first"] is None
+    assert found[6]["kl_from_first"]["value"] > 0
+    assert found[7]["weights_from_first"] > 0
+
+
+def test_the_directional_exponent_of_a_smooth_map(run, make_run, texts):
+    make_run(steps=(10, 20, 30))
+    moved = json.loads(run("trajectory", "runs/a", "--texts", texts, "--directional", 20, "--json").stdout)[
+        "directional"
+    ]
+    assert [one["towards"] for one in moved] == ["runs/a/checkpoint-30", None]
+    assert all(one["local_slopes"][0]["value"] == pytest.approx(1, abs=0.05) for one in moved)
+    result = run("trajectory", "runs/a", "--directional", 25, status=2)
+    assert "no checkpoint at step 25" in result.stderr
+
+
+def test_imported_vectors_whose_names_carry_steps(run, tmp_path):
+    """Log-likelihoods alone: no weights, an exponent all the same."""
+    generator = np.random.default_rng(0)
+    walk = -300 + 20 * generator.normal(size=200) + np.cumsum(generator.normal(size=(14, 200)), axis=0)
+    frame = pd.DataFrame({f"org/model-70m@step{1000 * n}": row for n, row in enumerate(walk, 1)})
+    frame.assign(bytes=100).to_csv("walk.csv", index=False)
+    run("import", "walk.csv")
+    found = json.loads(run("trajectory", "org/model-70m", "--json").stdout)["runs"]
+    assert found[0]["weights"] is None
+    assert found[0]["noise_floor"] is None
+    assert found[0]["behaviour"]["exponent"]["value"]["value"] == pytest.approx(1, abs=0.2)
+    assert "Weights were not compared" in run("trajectory").stdout
+    assert "Did you mean 'org/model-70m'" in run("trajectory", "org/model-71m", status=2).stderr
+
+
+def test_nothing_to_follow(run, make_model, texts):
+    make_model("runs/only")
+    assert "is empty" in run("trajectory", status=2).stderr
+    run("score", "runs/only", "--texts", texts)
+    assert "There is no run" in run("trajectory", status=2).stderr
+    assert "holds no checkpoints" in run("trajectory", "runs/only", status=2).stderr

@@ -128,7 +128,7 @@ def test_suite_lists_models_that_load(trained: Path) -> None:
 
 def test_seeds_and_steps_make_different_contents(trained: Path) -> None:
     files = [content for name, content in contents(trained).items() if name.endswith(".safetensors")]
-    assert len(files) == 5 + 4 * 2 + 1
+    assert len(files) == 5 + 4 * 3 + 1
     assert len(set(files)) == len(files)
 
 

@@ -302,7 +302,7 @@ def _draw_settling(axes: Any, one: Trajectory, motion: Motion, line: str, colour
     if not np.isnan(settled.low).any():
         axes.fill_between(fraction, settled.low, settled.high, color=colour, alpha=0.15, linewidth=0, step="post")
     if settled.threshold and motion is one.behaviour:
-        axes.axvline(settled.threshold / settled.total, color="#888888", linewidth=0.7, linestyle=":")
+        axes.axvline(settled.threshold / settled.total, color=colour, linewidth=0.7, linestyle=":")
 
 
 def _draw_shares(axes: Any, motion: Motion, style: str, colour: str) -> None:
@@ -317,9 +317,10 @@ def _draw_shares(axes: Any, motion: Motion, style: str, colour: str) -> None:
 def _name_fits(axes: Any) -> None:
     """The exponents beside the ends of their fits, one above the other where these are near each other."""
     ends = [(line.get_ydata()[0], line) for line in axes.lines if not line.get_label().startswith("_")]
-    height = 0.0
+    low, high = axes.get_ylim()
+    height, apart = 0.0, (high / low) ** 0.045
     for value, line in sorted(ends, key=lambda end: float(end[0])):
-        height = max(float(value), height * 1.09)
+        height = max(float(value), height * apart)
         place = (line.get_xdata()[0], height)
         look = {"textcoords": "offset points", "fontsize": 7, "color": line.get_color(), "va": "center"}
         axes.annotate(line.get_label(), place, (5, 0), **look)
@@ -352,17 +353,15 @@ def _label_analysis(along: Any, growth: Any, settling: Any, variance: Any) -> No
     growth.set_xlabel("lag, steps", fontsize=8)
     growth.set_ylabel("mean squared distance (fit at first lag: 1)", fontsize=8)
     low, high = growth.get_xlim()
-    if growth.lines:
-        lag = np.concatenate([line.get_xdata() for line in growth.lines])
-        ends = np.array([lag.min(), lag.max()])
-        growth.plot(ends, ends / ends[0], color="#aaaaaa", linewidth=0.9, zorder=0)
-        growth.annotate("diffusion, c = 1", (ends[1], ends[1] / ends[0]), (0, 4), textcoords="offset points",
-                        fontsize=6.5, color="#777777", ha="right")  # fmt: skip
-        growth.set_xlim(low, high * 1.6)
     spaces = [
         Line2D([], [], marker="o", label="log-likelihoods", **grey),
         Line2D([], [], label="weights", **grey, **hollow),
     ]
+    if growth.lines:
+        lag = np.concatenate([line.get_xdata() for line in growth.lines])
+        ends = np.array([lag.min(), lag.max()])
+        spaces += growth.plot(ends, ends / ends[0], color="#aaaaaa", linewidth=0.9, zorder=0, label="c = 1: diffusion")
+        growth.set_xlim(low, high * 1.6)
     growth.legend(handles=spaces, fontsize=6.5, frameon=False, loc="upper left")
     settling.set_xscale("log")
     settling.set_xlabel("threshold, share of first-to-last distance", fontsize=8)
@@ -383,7 +382,7 @@ def _draw_paths(below: Any, one: Trajectory, name: str) -> None:
     panels: list[tuple[str, Shape | None, Any, str]] = [
         (f"{name}: principal components", behaviour, behaviour and behaviour.pca, root),
         ("t-SNE of the same", behaviour, behaviour and behaviour.tsne, "arbitrary units"),
-        ("Principal components of the weights", weights, weights and weights.pca, "parameters"),
+        ("Principal components of the weights", weights, weights and weights.pca, "distance of weights"),
         ("A random walk with these step lengths", behaviour, behaviour and behaviour.nulls["random walk"].path, root),
     ]
     for axes, (title, shape, points, unit) in zip(below, panels, strict=True):

@@ -62,8 +62,8 @@ class Recipe:
         """The first run keeps all checkpoints (0, 1, 2, 4, ..., then regular), those of its other seeds the regular
         ones, the others their last ones; the last run is fine-tuned from the first."""
         powers = (2**n for n in range(self.interval.bit_length()) if 2**n < self.interval)
-        regular = [*range(self.interval, self.steps, self.interval), self.steps]
-        steps = sorted({0, *powers, *regular})
+        regular = [*range(0, self.steps, self.interval), self.steps]
+        steps = sorted({*powers, *regular})
         middle, width = self.sizes[len(self.sizes) // 2]
         models = [(middle, width, seed) for seed in self.seeds]
         models += [(size, width, self.seeds[0]) for size, width in self.sizes if size != middle]

@@ -677,12 +677,15 @@ def test_a_sweep_that_was_killed_goes_on_and_drops_what_it_left(hub, here, make_
         cwd=tmp_path, env={**clean, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf")},
     )  # fmt: skip
     assert hub.stuck.wait(60)
+    store, deadline = Store(tmp_path / "klscale-store"), time.monotonic() + 60
+    while not store.entries(here.id) and time.monotonic() < deadline:
+        time.sleep(0.05)
     process.kill()
     process.wait()
-    assert hub.commit("org/model", "step1") in cached(tmp_path, "config.json")
+    left = [hub.commit("org/model", revision) for revision in ("step0", "step1")]
+    assert sorted(cached(tmp_path, "config.json")) == sorted(left)
     hub.stuck = None
-    statuses = sweep(["org/model@step*"], here, tmp_path)
-    assert statuses[1:] == ["scored", "scored"]
+    assert sweep(["org/model@step*"], here, tmp_path) == ["present", "scored", "scored"]
     assert not list((tmp_path / "hf" / "hub").glob("models--*"))
 
 
@@ -691,11 +694,11 @@ def test_nothing_is_dropped_while_another_process_reads_there(hub, here, make_mo
 
     hub.models["org/model"] = {f"step{n}": make_model(f"m{n}", seed=n) for n in range(2)}
     one, other = (loading.resolve(ModelRef("org/model", f"step{n}")) for n in range(2))
-    mine, theirs = Downloads([one]), Downloads([])
-    with mine.reading(one):
+    mine, theirs = Downloads([[one]]), Downloads([])
+    with mine.reading([one]):
         loading.load(one)
-    mine.done(one)
-    with theirs.reading(other):
+    mine.done([one])
+    with theirs.reading([other]):
         mine.drop()
         assert len(cached(tmp_path)) == 1
     mine.drop()
@@ -708,7 +711,7 @@ def test_what_is_to_be_kept_is_kept_by_the_next_sweep_too(hub, here, make_model,
 
     hub.models["org/model"] = {"main": make_model()}
     resolved = loading.resolve(ModelRef("org/model"))
-    with Downloads([resolved]).reading(resolved):
+    with Downloads([[resolved]]).reading([resolved]):
         loading.load(resolved)
     sweeps.score(["org/model"], here, Store(tmp_path / "klscale-store"))
     assert sweep(["org/model%bfloat16"], here, tmp_path) == ["scored"]

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,6 +26,7 @@ from klscale.texts import TextSet
 from klscale.vectors import CONVENTION, Scores
 
 if TYPE_CHECKING:
+    from klscale.scoring.downloads import Downloads
     from klscale.scoring.engine import Engine
     from klscale.scoring.loading import Hub, LoadedModel, ResolvedModel
     from klscale.scoring.tokens import TokenCache, Tokens
@@ -96,9 +97,11 @@ def score(
     squared distances between weights too, of each checkpoint to the first and to the `runs.WINDOW` before it, which
     then are on disk at a time; for runs on this machine there is `runs.weigh`.
     """
+    from klscale.scoring.downloads import Downloads
+
     if long_texts not in LONG_TEXTS:
         raise InputError(f"--long-texts {long_texts!r} is not known.", remedy=nearest(long_texts, LONG_TEXTS))
-    sweep = _Sweep(texts, store, device, batch_tokens, long_texts, layers, rescore, keep_downloads, progress)
+    sweep = _Sweep(texts, store, device, batch_tokens, long_texts, layers, rescore, progress)
     outcomes: dict[int, Outcome] = {}
     jobs: list[_Job] = []
     for place, (model, found) in enumerate(sweep.look_up([_model(model) for model in models], sizes=dry_run)):
@@ -110,12 +113,16 @@ def score(
             outcomes[place] = Outcome.failed(model, found)
     if weigh and not dry_run:
         jobs = _with_windows(jobs, store)
+    downloads = Downloads(() if keep_downloads or dry_run else (job.reads for job in jobs))
     for job in jobs:
         if job.entry is not None:
             outcomes[job.place] = Outcome(job.ref, "present", job.entry, download_bytes=0 if dry_run else None)
-    jobs = [job for job in jobs if job.entry is None or job.others]
+        if job.done:  # a sweep that was cut short may have left its files
+            downloads.done(job.reads)
+    jobs = [job for job in jobs if not job.done]
     if jobs:
-        outcomes.update(sweep.plan(jobs) if dry_run else sweep.run(jobs))
+        outcomes.update(sweep.plan(jobs) if dry_run else sweep.run(jobs, downloads))
+    downloads.drop()
     return [outcomes[place] for place in sorted(outcomes)]
 
 
@@ -153,6 +160,11 @@ class _Job:
         return self.key + ("-layers" if self.layers else "")
 
     @property
+    def done(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.entry is not None and not self.others
+
+    @property
     def reads(self) -> tuple[ResolvedModel, ...]:
         """Whose files it needs."""
         return (self.resolved, *self.others)
@@ -169,7 +181,6 @@ class _Sweep:
     long_texts: str
     layers: bool
     rescore: bool
-    keep_downloads: bool
     progress: Progress
     started: str = field(default_factory=now)
 
@@ -309,22 +320,20 @@ class _Sweep:
 
     # ------------------------------------------------------------------------------------------------- scoring
 
-    def run(self, jobs: Sequence[_Job]) -> Iterator[tuple[int, Outcome]]:
+    def run(self, jobs: Sequence[_Job], downloads: Downloads) -> Iterator[tuple[int, Outcome]]:
         """(place, outcome) of each job. One thread reads the next model while this one is scored."""
-        from klscale.scoring.downloads import Downloads
         from klscale.scoring.loading import device_of, load
         from klscale.scoring.tokens import TokenCache
 
         device_of(self.device)  # wrong for one, wrong for all
         self.store.keep_texts(self.texts)
-        cache = TokenCache(self.texts)
+        tokenized = TokenCache(self.texts)
         what = f"scoring {len(jobs)} models" if len(jobs) > 1 else f"scoring {jobs[0].ref}"
         self.progress.begin(what, self._megabytes() * len(jobs), "MB of text")
         queue, in_order = list(jobs), any(job.others for job in jobs)
         if not (in_order or self.store.claims(self.texts.id).keys().isdisjoint(job.key for job in jobs)):
             random.shuffle(queue)  # another process is at work: in the same order both would want the same model
         queue = _by_files(queue)
-        downloads = Downloads(() if self.keep_downloads else (job.reads for job in jobs))
         unweighed: list[KlscaleError] = []
 
         def read(job: _Job, **options: Any) -> LoadedModel | None:
@@ -363,7 +372,7 @@ class _Sweep:
                     entry = job.entry
                     if entry is None:
                         assert loaded is not None
-                        entry = self._score(job, loaded, cache)
+                        entry = self._score(job, loaded, tokenized)
                 except StorageError:
                     raise
                 except KlscaleError as problem:
@@ -380,7 +389,6 @@ class _Sweep:
                     yield job.place, Outcome.failed(job.model, error, seconds)
                 else:
                     yield job.place, Outcome(job.ref, "present" if job.entry else "scored", entry, seconds=seconds)
-        downloads.drop()
         if unweighed:
             first, more = unweighed[0], f" So for {len(unweighed):,} checkpoints." if len(unweighed) > 1 else ""
             self.progress.note(f"{first}{more}\nTheir weights are not compared.")
@@ -399,10 +407,10 @@ class _Sweep:
                 entry = self.store.entry(self.texts.id, job.keys)
                 if entry is not None and self._will_do(entry, job.layers):
                     entry = self._labelled(job.model, entry)
-                    if not job.others:
+                    job = replace(job, entry=entry)
+                    if job.done:
                         claim.release()
                         return job, entry
-                    job = replace(job, entry=entry)
                 return job, claim
             if not waiting:
                 by = ", ".join(sorted(set(claims.values())))
@@ -410,11 +418,11 @@ class _Sweep:
                 waiting = True
             time.sleep(random.uniform(0.5, 1.5) * LOOK_AGAIN_S)
 
-    def _score(self, job: _Job, loaded: LoadedModel, cache: TokenCache) -> Entry:
+    def _score(self, job: _Job, loaded: LoadedModel, tokenized: TokenCache) -> Entry:
         """Score what the partial work of one model lacks, and write its vector."""
         from klscale.scoring.engine import Engine
 
-        tokens = cache.get(loaded.tokenizer)
+        tokens = tokenized.get(loaded.tokenizer)
         engine = Engine(loaded, device=self.device, batch_tokens=self.batch_tokens, layers=job.layers)
         if self.rescore:
             self.store.drop_partial(self.texts.id, job.partial)
@@ -485,7 +493,6 @@ def metadata_of(
     """What the store keeps beside the vector that an engine has scored: what it is of, and how it was made. `identity`
     says which weights."""
     loaded = engine.loaded
-    packages = ("klscale", "torch", "transformers", "tokenizers")
     return {
         "ref": str(loaded.ref),
         "key": vector_key(identity, loaded.ref, convention, SOURCE),
@@ -501,7 +508,7 @@ def metadata_of(
         "window": loaded.window,
         "not_round_trip": tokens.not_round_trip,
         "skipped": np.setdiff1d(np.arange(len(tokens.lengths)), scores.text).tolist(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "versions": _versions(),
         "date": now(),
     }
 
@@ -593,6 +600,12 @@ class _Reader:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not KeyboardInterrupt:
             self._wait()
+
+
+@cache
+def _versions() -> dict[str, str]:
+    packages = ("klscale", "torch", "transformers", "tokenizers")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
 def _without_frames(error: KlscaleError) -> KlscaleError:

@@ -48,20 +48,20 @@ class Downloads:
     def reading(self, models: Collection[ResolvedModel]) -> Iterator[None]:
         """While the files of these models are fetched and read."""
         with contextlib.ExitStack() as locks:
-            for commit, cached in _commits(models).items():
+            for commit, model in _commits(models).items():
                 locks.enter_context(_lock(commit.repository, exclusive=False))
                 mark = commit.snapshot / _MARK
                 with contextlib.suppress(OSError):  # a cache that is not ours to write
                     if commit not in self._users:
                         mark.unlink(missing_ok=True)
-                    elif not (cached and commit.snapshot.is_dir()):
+                    elif not (mark.is_file() or _held(commit, model)):
                         commit.snapshot.mkdir(parents=True, exist_ok=True)
                         mark.touch()
             yield
 
     def done(self, models: Collection[ResolvedModel]) -> None:
         """One of the users needs the files of these models no more."""
-        for commit in _commits(models):
+        for commit in self._users.keys() & _commits(models):
             self._users[commit] -= 1
             if not self._users[commit]:
                 self._idle.add(commit)
@@ -70,19 +70,24 @@ class Downloads:
         """Drop what nothing needs any more. Not while this process downloads; what another reads now, a later time."""
         for commit in list(self._idle):
             if (commit.snapshot / _MARK).is_file():
-                with _lock(commit.repository, exclusive=True) as mine:
-                    if not mine:
-                        continue
-                    _delete(commit)
-            self._idle.discard(commit)
+                with _lock(commit.repository, exclusive=True) as mine, contextlib.suppress(OSError):
+                    if mine:
+                        _delete(commit)
+            if not (commit.snapshot / _MARK).is_file():
+                self._idle.discard(commit)
 
 
-def _commits(models: Collection[ResolvedModel]) -> dict[Commit, bool]:
-    """The commits that models are read from, and whether the cache held any of them before; none where the hub does
-    not answer, since what is dropped could not be fetched again."""
+def _commits(models: Collection[ResolvedModel]) -> dict[Commit, ResolvedModel]:
+    """The commits that models are read from; none where the hub does not answer, since what is dropped could not be
+    fetched again."""
     read = [one for model in models for one in (model, model.base) if one is not None]
-    found = [(one.ref.name, one.hub) for one in read if one.hub is not None and not one.hub.offline]
-    return {Commit(name, hub.commit): hub.cached for name, hub in found}
+    return {Commit(one.ref.name, one.hub.commit): one for one in read if one.hub and not one.hub.offline}
+
+
+def _held(commit: Commit, model: ResolvedModel) -> bool:
+    """Whether the cache has what no sweep fetched: files since before this one began, or weights since."""
+    cached = model.hub is not None and model.hub.cached and commit.snapshot.is_dir()
+    return cached or any((commit.snapshot / name).exists() for name in model.weights)
 
 
 def _delete(commit: Commit) -> None:

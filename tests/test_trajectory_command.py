@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from conftest import write_texts
+from conftest import ROOT, write_texts
+from test_hub import hub, klscale  # noqa: F401
 
 STEPS = tuple(range(10, 140, 10))
 
@@ -167,3 +169,36 @@ def test_nothing_to_follow(run, make_model, texts):
     run("score", "runs/only", "--texts", texts)
     assert "There is no run" in run("trajectory", status=2).stderr
     assert "holds no checkpoints" in run("trajectory", "runs/only", status=2).stderr
+
+
+def test_a_run_of_the_hub(hub, klscale, run, make_run, texts, tmp_path):  # noqa: F811
+    """Fetched one by one, weighed in a window, and dropped: the exponents are those of the same run here."""
+    folder = make_run()
+    hub.models["org/model"] = {f"step{step}": folder / f"checkpoint-{step}" for step in STEPS}
+    asked = klscale("trajectory", "org/model@step*", "--texts", texts, "--store", "hub", "--json")
+    assert asked.returncode == 0, asked.stderr
+    (one,) = json.loads(asked.stdout)["runs"]
+    (local,) = json.loads(run("trajectory", "runs/a", "--texts", texts, "--store", "here", "--json").stdout)["runs"]
+    for space in ("behaviour", "weights"):
+        c, expected = (each[space]["exponent"]["value"]["value"] for each in (one, local))
+        assert c == pytest.approx(expected, rel=1e-9)
+    moved = [[row[f"weights_from_{other}"] for row in one["checkpoints"]] for other in ("first", "previous", "last")]
+    assert None not in [*moved[0][1:], *moved[1][1:]]
+    assert moved[2][1] is None, "step 20 and step 130 were never on disk together"
+    assert one["weights"]["stabilisation"] is None
+    assert not list((tmp_path / "hf").rglob("*.safetensors"))
+    again = klscale("trajectory", "org/model", "--store", "hub", "--json", HF_ENDPOINT="http://127.0.0.1:9")
+    assert json.loads(again.stdout)["runs"] == [one]
+    missing = klscale("trajectory", "org/other", "--store", "hub")
+    assert "klscale trajectory 'org/other@step*'" in missing.stderr
+
+
+def test_what_the_documentation_shows_in_python(make_run, tmp_path, monkeypatch, capsys):
+    make_run()
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "trajectories.md").read_text(), re.DOTALL)
+    write_texts(tmp_path / "my-texts.jsonl")
+    monkeypatch.chdir(tmp_path)
+    exec(block, {})
+    _, plus_minus, _, step = capsys.readouterr().out.split()
+    assert plus_minus == "±"
+    assert int(step) in STEPS

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -107,8 +108,6 @@ KeepOption = Annotated[
 ]
 LongOption = Annotated[str, typer.Option(metavar="error|skip|window", help="Texts beyond a model's window.")]
 STORE = "./klscale-store"
-FEWEST_OF_A_RUN = 5
-"""Checkpoints that a run has for `klscale demo` to show its trajectory."""
 
 
 def main() -> None:
@@ -155,6 +154,7 @@ def demo(
     from importlib.util import find_spec
 
     from klscale import scales, sweeps, trajectories
+    from klscale.diffusion import WINDOW
     from klscale.pocket import train_pocket_suite
     from klscale.store import Store
     from klscale.suites import read_suite
@@ -170,31 +170,32 @@ def demo(
         vectors = vectors_of(store, texts, outcomes, layers=True)
         measured = scales.measure(vectors)
         seed = scales.worth_of_a_seed(measured, texts)
-        followed = [outcome.entry for outcome in outcomes if outcome.entry is not None]
-        runs = analysed(store, texts, followed, threshold=seed and seed[0], progress=progress)
-    runs = [one for one in runs if len(one.run) > FEWEST_OF_A_RUN]
+        entries = [outcome.entry for outcome in outcomes if outcome.entry is not None]
+        saved = Counter(entry.ref.run for entry in entries if entry.ref.quantization is None)
+        followed = [entry for entry in entries if saved[entry.ref.run] > WINDOW]  # else no exponent can be fitted
+        runs = analysed(store, texts, followed, threshold=seed and seed[0], progress=progress) if followed else []
     seeds = trajectories.over_seeds(runs)
     record = scale_record(vectors, measured)
     (directory / "scale.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     save_scale(measured, texts, directory / "scale.png")
-    save_trajectories(runs, directory / "trajectory.png")
+    if runs:
+        save_trajectories(runs, directory / "trajectory.png")
     print_failures(outcomes)
     if as_json:
         print_json(record)
     else:
         print_scale(vectors, measured)
-        print_motion(runs, seeds, [], "" if seed is None else seed[1])
+        if runs:
+            print_motion(runs, seeds, [], "" if seed is None else seed[1])
         where, plainly = f"--store {plain(store.location)}", [ref for ref in vectors.models if ref.layer is None]
         last = next(plain(ref) for ref in reversed(plainly) if ref.quantization is None)
-        out.print(
-            f"\n{len(plainly)} models; in {plain(directory)} are the pictures scale.png and trajectory.png, and "
-            "scale.json. Look closer:"
-        )
+        pictures = "the pictures scale.png and trajectory.png" if runs else "the picture scale.png"
+        out.print(f"\n{len(plainly)} models; in {plain(directory)} are {pictures}, and scale.json. Look closer:")
         for command in (
             f"klscale kl {where} --out {plain(directory)}/kl.png",
             f"klscale compare {where} {plain(plainly[0])} {last}",
             f"klscale layers {where} {last}",
-            f"klscale trajectory {where} {plain(runs[0].run.vectors.models[0].name.rpartition('/')[0])}",
+            f"klscale trajectory {where} {plain(plainly[0].name.rpartition('/')[0])}",
         ):
             out.print(f"  {command}", style="dim", soft_wrap=True)
     raise typer.Exit(failure_status(outcomes))
@@ -532,6 +533,7 @@ def analysed(
         floor = store.noise_floor(texts.id, entry_of[run.names[-1]].key) or sweeps.noise_floor(
             run.vectors.models[-1], texts, store, device=device, progress=progress
         )
+        progress.begin(f"analysing {run.name}")
         found.append(
             trajectories.trajectory(
                 run, weights, n_parameters=n_parameters, threshold=threshold, noise_floor=floor,

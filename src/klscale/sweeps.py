@@ -39,7 +39,8 @@ KEEP_EVERY_S = 10.0
 """Seconds of work that a killed command may lose."""
 IN_FILES = ("type", "parameters", "parent", "quantization")
 """Attributes that a model's files tell, whatever its name."""
-NOISE_TEXTS = 500
+NOISE_TEXTS = 100
+"""Texts that tell the noise floor of a model."""
 LOOK_AGAIN_S = 1.0
 """How often a process looks whether another has finished the model that it waits for."""
 LOOK_UPS = 8

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from scipy import stats
 
 from conftest import plain_log_likelihoods
@@ -19,6 +20,7 @@ from klscale import divergence, maps, pocket, tables, trajectories
 from klscale.errors import InputError
 from klscale.imports import read_log_likelihoods
 from klscale.models import ModelRef, attributes_of
+from klscale.pictures import training_trajectories
 from klscale.store import Store
 from klscale.suites import read_suite
 from klscale.sweeps import score
@@ -993,6 +995,19 @@ def test_tables_hold_a_row_a_checkpoint(three_seeds, ending, tmp_path):
     assert table["bits_per_byte"][5] == pytest.approx(row.bits_per_byte.value)
     assert table["kl_from_first"].isna().tolist() == [step == 1000 for step in table["step"]]
     assert table["weights_from_last"].isna().sum() == 1 + 14
+
+
+def test_slopes_in_the_picture_are_those_of_its_lines_and_apart(three_seeds):
+    """The lines are of the averages over starts, whose slopes are not c; those of seeds are near each other."""
+    figure = training_trajectories([*three_seeds, three_seeds[0]])
+    FigureCanvasAgg(figure).draw()
+    names = [text for text in figure.axes[1].texts if text.get_text().startswith("slope")]
+    motions = [motion for one in [*three_seeds, three_seeds[0]] for motion in (one.behaviour, one.weights)]
+    expected = sorted(f"slope {motion.exponent.time_averaged.value:.2f}" for motion in motions)
+    assert sorted(text.get_text() for text in names) == expected
+    boxes = [text.get_window_extent() for text in names]
+    assert not any(a.overlaps(b) for n, a in enumerate(boxes) for b in boxes[:n])
+    assert max(box.y1 for box in boxes) < figure.axes[1].get_window_extent().y1
 
 
 def test_a_file_of_another_kind_is_refused(three_seeds, tmp_path):

@@ -130,10 +130,8 @@ def print_trajectories(
     shown = "".join(
         marks(kl) for row in rows for kl in (row.kl_from_first, row.kl_from_previous, row.kl_from_last) if kl
     )
-    out.print(
-        "KL in bits/byte ± standard error over texts; weights: squared distance, the sum over all parameters.",
-        style="dim",
-    )
+    weights = "; weights: squared distance, the sum over all parameters" if any(one.weights for one in found) else ""
+    out.print(f"KL in bits/byte ± standard error over texts{weights}.", style="dim")
     print_notes(
         texts,
         ("*" in shown, OUT_OF_RANGE),

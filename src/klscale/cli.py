@@ -486,7 +486,7 @@ def trajectory_command(
                 raise typer.Exit(failure_status(outcomes))
             raise InputError(
                 f"There is no run among {len(entries)} models on {text_set.name}.",
-                "A run is two checkpoints or more that differ in their step, which is read off names and revisions.",
+                "A run is two checkpoints or more, not quantized, whose names or revisions tell different steps.",
                 "Give a directory of checkpoint-*, or 'NAME@step*'.",
             )
         moved = [] if directional is None else directions(found, directional, text_set, device, progress)

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from scipy import stats
 
 from conftest import plain_log_likelihoods
@@ -19,12 +20,13 @@ from klscale import divergence, maps, pocket, tables, trajectories
 from klscale.errors import InputError
 from klscale.imports import read_log_likelihoods
 from klscale.models import ModelRef, attributes_of
+from klscale.pictures import training_trajectories
 from klscale.store import Store
 from klscale.suites import read_suite
 from klscale.sweeps import score
 from klscale.texts import TextSet
 from klscale.trajectories import find_runs, over_seeds, settled_from, trajectory
-from klscale.trajectory_tables import print_trajectories, save_trajectories, trajectories_record
+from klscale.trajectory_tables import print_motion, print_trajectories, save_trajectories, trajectories_record
 from klscale.vectors import ATTRIBUTES, CONVENTION, Vectors
 from klscale.weights import squared_distances
 
@@ -791,7 +793,7 @@ def test_seeds_together_are_a_mean_with_students_interval(three_seeds):
     assert found.alpha.value == pytest.approx(alpha)
     assert found.alpha.standard_error == pytest.approx(error)
     assert found.alpha.interval[1] - alpha == pytest.approx(stats.t.ppf(0.975, 2) * error)
-    both = math.hypot(stats.sem(c_w), found.c_q.standard_error)
+    both = math.hypot(stats.sem(np.subtract(c_w, c_q)), found.c_q.standard_error)
     assert 1 - found.probability == pytest.approx(stats.t.sf((np.mean(c_w) - np.mean(c_q)) / both, 2))
     assert found.probability > 0.99
 
@@ -805,6 +807,23 @@ def test_the_error_of_c_q_is_that_of_the_mean_over_seeds_on_the_same_texts(three
     assert found.c_q.interval[1] - found.c_q.value == pytest.approx(stats.norm.ppf(0.975) * found.c_q.standard_error)
 
 
+def with_exponent(motion, c):
+    exponent = replace(motion.exponent, value=replace(motion.exponent.value, value=c))
+    return replace(motion, exponent=exponent)
+
+
+def test_seeds_that_disagree_about_c_q_leave_its_place_open(three_seeds):
+    """However small the error over texts, and that of c_w: one test over seeds is the limit."""
+    c_q, c_w = (0.2, 0.9, 1.6), 1.1
+    found = [
+        replace(one, behaviour=with_exponent(one.behaviour, c), weights=with_exponent(one.weights, c_w))
+        for one, c in zip(three_seeds, c_q, strict=True)
+    ]
+    (group,) = over_seeds(found)
+    assert group.c_w.standard_error == pytest.approx(0)
+    assert 0.5 < group.probability < 1 - stats.ttest_1samp(c_q, c_w, alternative="less").pvalue
+
+
 def test_probability_is_near_0_where_weights_grow_slower(no_tsne):
     one, *_ = found = seeds_of(walk, relaxing)
     assert one.probability < 1e-3
@@ -815,7 +834,7 @@ def test_only_runs_that_differ_in_their_seed_alone_are_grouped(three_seeds, no_t
     """Not one run; not two of one seed; not other families, other ends; not runs of which the family is unknown."""
     a, b, c = three_seeds
     assert over_seeds([]) == over_seeds([a]) == over_seeds([a, a]) == []
-    assert [len(group.runs) for group in over_seeds([a, b, a])] == [3]
+    assert [group.runs for group in over_seeds([a, b, a])] == [(a.run.name, b.run.name)]
     (other,) = seeds_of(relaxing, walk, name="org/other-1m-seed9", n=1)
     assert over_seeds([a, other]) == []
     shorter = trajectory(run_of(relaxing(seed=2), STEPS - 500, name="org/toy-1m-seed2"), squared(walk()))
@@ -884,7 +903,8 @@ def test_the_table_says_what_was_found(three_seeds):
     for part in (
         "org/toy-1m-seed1: 14 checkpoints, steps 1,000 to 14,000; warm-up until step 4,000",
         f"{c_q.interval[0]:.3g} to {c_q.interval[1]:.3g}",
-        "4 starts" if one.behaviour.exponent.starts.size == 4 else "1 starts",
+        "(1)",
+        "1,000 to 10,000",
         tables.number(one.alpha),
         f"c_w {group.c_w.interval[0]:.3g} to {group.c_w.interval[1]:.3g}",
         "these 3 seeds",
@@ -895,6 +915,33 @@ def test_the_table_says_what_was_found(three_seeds):
         "org/toy-1m-seed1: A note.",
     ):
         assert part in text
+
+
+def test_each_run_is_shown_with_its_own_lags(no_tsne):
+    runs = [run_of(walk(), STEPS * factor, name=f"org/every{factor}") for factor in (1, 3)]
+    rows = [line for line in shown(list(map(trajectory, runs))).splitlines() if "log-likelihood" in line]
+    assert "1,000 to 10,000" in next(row for row in rows if "org/every1 " in row)
+    assert "3,000 to 30,000" in next(row for row in rows if "org/every3 " in row)
+
+
+def test_a_threshold_that_the_first_checkpoint_meets_does_not_date_the_end(no_tsne):
+    run = run_of(walk())
+    assert "1,000 (its first)" in shown([trajectory(run, threshold=10 * run.vectors.kl().value.max())])
+
+
+@pytest.mark.parametrize("heavy", [False, True])
+def test_exponents_from_heavy_tails_are_marked(heavy, no_tsne):
+    """Few texts on which the models move much more than on the others."""
+    points = walk() * np.where(np.arange(N_TEXTS) % 20 == 0, 20.0 if heavy else 1.0, 1.0)
+    found = trajectory(run_of(points))
+    exponent, past = found.behaviour.exponent, points[1:]
+    kurtosis = np.median([stats.kurtosis(a - b, fisher=False) for n, a in enumerate(past) for b in past[:n]])
+    assert exponent.kurtosis == pytest.approx(kurtosis)
+    assert exponent.heavy_tails == heavy
+    with tables.out.capture() as captured:
+        print_motion([found], (), (), "")
+    assert (tables.HEAVY in captured.get()) == heavy
+    assert (f"{tables.number(exponent.value)} !" in captured.get()) == heavy
 
 
 def test_no_best_law_where_none_could_be_judged(no_tsne):
@@ -948,6 +995,19 @@ def test_tables_hold_a_row_a_checkpoint(three_seeds, ending, tmp_path):
     assert table["bits_per_byte"][5] == pytest.approx(row.bits_per_byte.value)
     assert table["kl_from_first"].isna().tolist() == [step == 1000 for step in table["step"]]
     assert table["weights_from_last"].isna().sum() == 1 + 14
+
+
+def test_slopes_in_the_picture_are_those_of_its_lines_and_apart(three_seeds):
+    """The lines are of the averages over starts, whose slopes are not c; those of seeds are near each other."""
+    figure = training_trajectories([*three_seeds, three_seeds[0]])
+    FigureCanvasAgg(figure).draw()
+    names = [text for text in figure.axes[1].texts if text.get_text().startswith("slope")]
+    motions = [motion for one in [*three_seeds, three_seeds[0]] for motion in (one.behaviour, one.weights)]
+    expected = sorted(f"slope {motion.exponent.time_averaged.value:.2f}" for motion in motions)
+    assert sorted(text.get_text() for text in names) == expected
+    boxes = [text.get_window_extent() for text in names]
+    assert not any(a.overlaps(b) for n, a in enumerate(boxes) for b in boxes[:n])
+    assert max(box.y1 for box in boxes) < figure.axes[1].get_window_extent().y1
 
 
 def test_a_file_of_another_kind_is_refused(three_seeds, tmp_path):

@@ -81,6 +81,25 @@ def test_the_store_alone_will_do(run, make_run, texts):
         assert json.loads(run(*command).stdout)["runs"] == here["runs"]
 
 
+def test_a_run_is_one_run_however_its_directory_is_written(run, make_run, texts):
+    """What a suite says of it stands, and nothing is kept twice."""
+    folder = make_run()
+    lines = [
+        "models:",
+        "  - name: ./runs/a/checkpoint-{step}",
+        f"    step: {list(STEPS)}",
+        "    warmup: 30",
+        "    seed: 7",
+    ]
+    Path("suite.yaml").write_text("\n".join(lines))
+    run("score", "--suite", "suite.yaml", "--texts", texts)
+    held = sorted(Path("klscale-store/vectors").rglob("*.parquet"))
+    for name in ("./runs/a", "runs/a", "runs/../runs/a/", str(folder)):
+        (one,) = json.loads(run("trajectory", name, "--json").stdout)["runs"]
+        assert (one["run"], one["warmup"], one["warmup_known"]) == ("runs/a", 30, True)
+    assert sorted(Path("klscale-store/vectors").rglob("*.parquet")) == held
+
+
 def test_tables_say_what_they_are(run, make_run, texts):
     make_run()
     make_run("runs/b", seed=1)
@@ -144,6 +163,9 @@ def test_the_directional_exponent_of_a_smooth_map(run, make_run, texts):
     ]
     assert [one["towards"] for one in moved] == ["runs/a/checkpoint-30", None]
     assert all(one["local_slopes"][0]["value"] == pytest.approx(1, abs=0.05) for one in moved)
+    make_run("runs/b", seed=1, steps=(10, 30))
+    both = json.loads(run("trajectory", "runs/a", "runs/b", "--directional", 20, "--json").stdout)
+    assert [one["ref"] for one in both["directional"]] == ["runs/a/checkpoint-20"] * 2
     result = run("trajectory", "runs/a", "--directional", 25, status=2)
     assert "no checkpoint at step 25" in result.stderr
 

@@ -10,6 +10,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     from klscale.store import Entry, Store
     from klscale.sweeps import Outcome
     from klscale.texts import TextSet
-    from klscale.trajectories import Run, Trajectory
+    from klscale.trajectories import Trajectory
     from klscale.vectors import Vectors
 
 
@@ -466,7 +467,7 @@ def trajectory_command(
     with progress_bar() as progress:
         text_set = place.resolve_texts(texts, progress=progress)
         here = [ref for ref in named if (ref.path and ref.path.is_dir()) or is_run(ref)]
-        refs = [checkpoint for ref in here for checkpoint in checkpoints(ref)]
+        refs = as_known([checkpoint for ref in here for checkpoint in checkpoints(ref)], place, text_set)
         outcomes = sweeps.score(
             refs, text_set, place, device=device, batch_tokens=batch_tokens, long_texts=long_texts, weigh=True,
             keep_downloads=keep_downloads, progress=progress,
@@ -486,14 +487,10 @@ def trajectory_command(
                 raise typer.Exit(failure_status(outcomes))
             raise InputError(
                 f"There is no run among {len(entries)} models on {text_set.name}.",
-                "A run is two checkpoints or more that differ in their step, which is read off names and revisions.",
+                "A run is two checkpoints or more, not quantized, whose names or revisions tell different steps.",
                 "Give a directory of checkpoint-*, or 'NAME@step*'.",
             )
-        moved = (
-            [one for each in found for one in directions(each.run, directional, text_set, device, progress)]
-            if directional is not None
-            else []
-        )
+        moved = [] if directional is None else directions(found, directional, text_set, device, progress)
     source = "" if seed is None else seed[1]
     seeds = trajectories.over_seeds(found)
     if as_json:
@@ -559,19 +556,39 @@ def entries_of_runs(store: Store, texts: TextSet, runs: Sequence[ModelRef]) -> l
     return [entry for ref, entry in newest.items() if ref.run in {run.run for run in runs}]
 
 
-def directions(run: Run, step: int, texts: TextSet, device: str | None, progress: Progress) -> list[Directional]:
-    """The directional exponents at a step of a run: along the step to the next checkpoint, and a random direction."""
+def as_known(refs: Sequence[ModelRef], store: Store, texts: TextSet) -> list[ModelRef]:
+    """Checkpoints of this machine as the store names them: `runs/a` and `./runs/a` are one run, and what a suite has
+    said of it (seed, family, warm-up) belongs to the name of which most is known."""
+
+    def place(ref: ModelRef) -> ModelRef:
+        return ref if ref.path is None else replace(ref, name=str(ref.path.resolve()))
+
+    known = sorted(store.entries(texts.id), key=lambda entry: len(entry.metadata.get("attributes", {})))
+    names = {place(entry.ref): entry.ref for entry in known if entry.ref.path is not None}
+    return [names.get(place(ref), ref) for ref in refs]
+
+
+def directions(
+    found: Sequence[Trajectory], step: int, texts: TextSet, device: str | None, progress: Progress
+) -> list[Directional]:
+    """The directional exponents at a step of each run that has it: along the step to the next checkpoint, and a random
+    direction."""
     from klscale.directional import directional_exponent
 
-    if step not in run.steps:
-        raise InputError(f"{run.name} has no checkpoint at step {step}.", nearest(str(step), map(str, run.steps)))
-    models, at = run.vectors.models, run.steps.tolist().index(step)
-    if models[at].path is None or not models[at].path.is_dir():
-        raise InputError(f"{models[at]} is no directory here.", remedy="--directional takes local checkpoints.")
-    return [
-        directional_exponent(models[at], texts, towards=towards, device=device, progress=progress)
-        for towards in (*models[at + 1 : at + 2], None)
-    ]
+    runs = [one.run for one in found if step in one.run.steps]
+    if not runs:
+        steps = {str(known) for one in found for known in one.run.steps}
+        raise InputError(f"{found[0].run.name} has no checkpoint at step {step}.", nearest(str(step), steps))
+    moved = []
+    for run in runs:
+        models, at = run.vectors.models, run.steps.tolist().index(step)
+        if models[at].path is None or not models[at].path.is_dir():
+            raise InputError(f"{models[at]} is no directory here.", remedy="--directional takes local checkpoints.")
+        moved += [
+            directional_exponent(models[at], texts, towards=towards, device=device, progress=progress)
+            for towards in (*models[at + 1 : at + 2], None)
+        ]
+    return moved
 
 
 # ---------------------------------------------------------------------------------------------------------------- kl

@@ -285,12 +285,8 @@ def _draw_growth(axes: Any, motion: Motion, style: str, colour: str) -> None:
     level = np.exp(float(exponent.averages.intercept)) * lag[0] ** exponent.time_averaged.value
     axes.plot(lag, mean / level, style[0], color=colour, markersize=3.5, markerfacecolor=_inside(style, colour))
     fitted = (lag / lag[0]) ** exponent.time_averaged.value
-    axes.plot(lag, fitted, style[1:], color=colour, linewidth=0.9)
-    what = "c_q" if motion.unit == "bits/byte" else "c_w"
-    text = f"{what} {exponent.time_averaged.value:.2f}"
-    axes.annotate(
-        text, (lag[-1], fitted[-1]), (4, 0), textcoords="offset points", fontsize=7, color=colour, va="center"
-    )
+    slope = f"slope {exponent.time_averaged.value:.2f}"
+    axes.plot(lag, fitted, style[1:], color=colour, linewidth=0.9, label=slope)
 
 
 def _draw_settling(axes: Any, one: Trajectory, motion: Motion, line: str, colour: str) -> None:
@@ -315,15 +311,16 @@ def _draw_shares(axes: Any, motion: Motion, style: str, colour: str) -> None:
 
 
 def _name_fits(axes: Any) -> None:
-    """The exponents beside the ends of their fits, one above the other where these are near each other."""
-    ends = [(line.get_ydata()[0], line) for line in axes.lines if not line.get_label().startswith("_")]
+    """The slopes beside the ends of their fits, one above the other where these are near each other."""
+    ends = [(line.get_ydata()[-1], line) for line in axes.lines if line.get_label().startswith("slope")]
     low, high = axes.get_ylim()
-    height, apart = 0.0, (high / low) ** 0.045
+    height, apart = 0.0, (high / low) ** 0.055
     for value, line in sorted(ends, key=lambda end: float(end[0])):
         height = max(float(value), height * apart)
-        place = (line.get_xdata()[0], height)
+        place = (line.get_xdata()[-1], height)
         look = {"textcoords": "offset points", "fontsize": 7, "color": line.get_color(), "va": "center"}
         axes.annotate(line.get_label(), place, (5, 0), **look)
+    axes.set_ylim(low, max(high, height * apart))  # a name beyond the axes would not be drawn
 
 
 def _inside(style: str, colour: str) -> str:
@@ -335,7 +332,12 @@ def _label_analysis(along: Any, growth: Any, settling: Any, variance: Any) -> No
 
     grey: dict[str, Any] = {"color": "#555555", "markersize": 3.5, "linewidth": 0.9}
     hollow: dict[str, Any] = {"marker": "s", "markerfacecolor": "white", "linestyle": "--"}
-    titles = ("KL along training", "Growth with lag", "Stabilisation", "Variance on principal components")
+    titles = (
+        "KL along training",
+        "Growth with lag, averaged over starts",
+        "Stabilisation",
+        "Variance on principal components",
+    )
     for axes, title in zip((along, growth, settling, variance), titles, strict=True):
         axes.set_title(title, fontsize=9, loc="left")
     along.set_xscale("symlog", linthresh=1)
@@ -347,7 +349,6 @@ def _label_analysis(along: Any, growth: Any, settling: Any, variance: Any) -> No
     along.legend(handles=kinds, fontsize=6.5, frameon=False)
     growth.set_xscale("log")
     growth.set_yscale("log")
-    _name_fits(growth)
     for axis in (growth.xaxis, growth.yaxis):
         _plain_ticks(axis, dense=True)
     growth.set_xlabel("lag, steps", fontsize=8)
@@ -361,7 +362,8 @@ def _label_analysis(along: Any, growth: Any, settling: Any, variance: Any) -> No
         lag = np.concatenate([line.get_xdata() for line in growth.lines])
         ends = np.array([lag.min(), lag.max()])
         spaces += growth.plot(ends, ends / ends[0], color="#aaaaaa", linewidth=0.9, zorder=0, label="c = 1: diffusion")
-        growth.set_xlim(low, high * 1.6)
+        growth.set_xlim(low, high * 1.8)
+    _name_fits(growth)
     growth.legend(handles=spaces, fontsize=6.5, frameon=False, loc="upper left")
     settling.set_xscale("log")
     settling.set_xlabel("threshold, share of first-to-last distance", fontsize=8)

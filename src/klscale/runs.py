@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from klscale.diffusion import WINDOW
 from klscale.errors import InputError, KlscaleError
 from klscale.models import ModelRef, attributes_of
 from klscale.progress import SILENT, Progress
@@ -21,8 +22,6 @@ from klscale.weights import count_parameters, distances_to, squared_distances
 if TYPE_CHECKING:
     from klscale.scoring.loading import Hub, ResolvedModel
 
-WINDOW = 10
-"""Checkpoints before it that each checkpoint of a hub run is compared with: as many as a fit of an exponent takes."""
 _MODELS = ("config.json", "adapter_config.json")
 """A directory with one of these is a model itself."""
 _PATTERN = re.compile(r"[*?[]")
@@ -151,7 +150,8 @@ def has_weights(resolved: ResolvedModel) -> bool:
 
 def windows(models: Iterable[ResolvedModel], store: Store) -> list[tuple[ResolvedModel, list[ResolvedModel]]]:
     """Each checkpoint of the hub runs among these models, in the order of steps, with those that its weights are to be
-    compared with: the first of its run and the WINDOW before it, less those whose distances the store has."""
+    compared with: the first of its run and as many before it as a fit of an exponent takes, less those whose distances
+    the store has."""
     runs: dict[str, dict[str, ResolvedModel]] = {}
     for one in models:
         if one.hub is not None and has_weights(one) and _step(one.ref) is not None:

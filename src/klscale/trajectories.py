@@ -169,8 +169,10 @@ class Exponent:
     `time_averaged` the slope of the mean over starts, `averages`. Their standard errors are over texts; weights have
     none, since one run has but one weight vector. The spread of the slopes over starts is no confidence interval:
     windows overlap.
-    `dimension` is 2 / c. `law_errors`: of each law its out-of-sample error over lags (root mean square of the ln of
-    predicted by observed squared distance); `best_law` how often it was the best one over samples of the texts.
+    `dimension` is 2 / c. `kurtosis`: the median of those of the log-likelihood differences behind it (NaN for weights);
+    where tails are heavy, intervals cover too rarely. `law_errors`: of each law its out-of-sample error over lags (root
+    mean square of the ln of predicted by observed squared distance); `best_law` how often it was the best one over
+    samples of the texts.
     """
 
     value: Estimate
@@ -180,11 +182,16 @@ class Exponent:
     slopes: Floats
     r_squared: Floats
     lags: tuple[int, int]
+    kurtosis: float
     averages: diffusion.TimeAveraged
     law_errors: Mapping[str, Estimate]
     best_law: Mapping[str, float]
     resampled: Floats = field(repr=False)
     """Of `value`, (R,), over texts; empty for weights."""
+
+    @property
+    def heavy_tails(self) -> bool:
+        return self.kurtosis > divergence.HEAVY_TAILS
 
 
 @dataclass(frozen=True, eq=False)
@@ -283,7 +290,11 @@ class Trajectory:
 @dataclass(frozen=True)
 class Seeds:
     """Runs that differ in their seed alone. `c_w` and `alpha` with standard errors over seeds, `c_q` over texts (of the
-    mean over seeds) and `c_q_over_seeds`; `probability` that c_q < c_w, by both errors."""
+    mean over seeds) and `c_q_over_seeds`.
+
+    `probability` that c_q < c_w: Student's, of the mean of c_w - c_q by its error over seeds and that of c_q over
+    texts. What differs between seeds because of the texts is in both, so that it is rather too far from certainty.
+    """
 
     runs: tuple[str, ...]
     c_q: Estimate
@@ -363,11 +374,13 @@ def _behaviour(run: Run, past: Integers, threshold: float | None, floor: float, 
     common = ~np.isnan(footing.log_likelihood[0])
     if (n_texts := int(common.sum())) < 2:
         return unmoved
-    distance = diffusion.subtract_noise(footing.kl().value, floor)
+    kl = footing.kl()
+    kurtosis = float(np.median(kl.kurtosis[np.triu_indices(len(past), k=1)]))
+    distance = diffusion.subtract_noise(kl.value, floor)
     resampled = diffusion.subtract_noise(footing.resampled_kl(resamples), floor)
     documents = None if texts.document is None else np.asarray(texts.document)[common]
     estimate = partial(divergence.estimate_from_resamples, n_texts=n_texts, documents=documents, unit="")
-    exponent = _exponent(run.steps[past], distance, resampled, run.warmup, estimate)
+    exponent = _exponent(run.steps[past], distance, resampled, run.warmup, kurtosis, estimate)
     shape = _shape(run.steps[past], distance, resampled, n_texts - 1, estimate)
     return Motion(LOG_LIKELIHOOD, "bits/byte", whole, exponent, settled, shape)
 
@@ -389,7 +402,7 @@ def _weights(
     none = np.empty((0, len(past), len(past)))
     if not np.isnan(beyond).any():
         shape = _shape(steps[past], beyond, none, n_parameters or 10**9, _no_texts)
-    exponent = _exponent(steps[past], beyond, none, run.warmup, _no_texts)
+    exponent = _exponent(steps[past], beyond, none, run.warmup, math.nan, _no_texts)
     return Motion(WEIGHTS, "squared distance", weights, exponent, settled, shape)
 
 
@@ -399,7 +412,7 @@ def _no_texts(value: float, resampled: Floats) -> Estimate:
 
 
 def _exponent(
-    steps: Integers, distance: Floats, resampled: Floats, warmup: int, estimate: Estimator
+    steps: Integers, distance: Floats, resampled: Floats, warmup: int, kurtosis: float, estimate: Estimator
 ) -> Exponent | None:
     fits = diffusion.fits(steps, distance, after=warmup)
     if not len(fits.starts) or math.isnan(float(fits.exponent)):
@@ -421,6 +434,7 @@ def _exponent(
         slopes=fits.slope,
         r_squared=fits.r_squared,
         lags=(int(lags.min()), int(lags.max())),
+        kurtosis=kurtosis,
         averages=averaged,
         law_errors={law: estimate(float(errors[law]), errors_again[law]) for law in errors},
         best_law={law: float((best == n).mean()) for n, law in enumerate(errors)} if len(best) else {},
@@ -540,14 +554,14 @@ def _null(moves: Floats) -> Null:
 
 def over_seeds(trajectories: Iterable[Trajectory]) -> list[Seeds]:
     """What runs that differ in their seed alone say together; of those groups that have both exponents. Runs of unknown
-    family and of two names are never taken for seeds of one another."""
-    groups: dict[tuple[Any, ...], list[Trajectory]] = {}
+    family and of two names are never taken for seeds of one another; of two runs of one seed the first counts."""
+    groups: dict[tuple[Any, ...], dict[Any, Trajectory]] = {}
     for found in trajectories:
-        if found.alpha is not None and found.run.attribute("seed") is not None:
+        if found.alpha is not None and (seed := found.run.attribute("seed")) is not None:
             family = found.run.attribute("family") or found.run.vectors.models[-1].run
             key = tuple(found.run.attribute(name) for name in ("type", "parameters", "dtype", "parent"))
-            groups.setdefault((family, *key, found.run.steps[-1]), []).append(found)
-    return [_seeds(group) for group in groups.values() if len({t.run.attribute("seed") for t in group}) > 1]
+            groups.setdefault((family, *key, found.run.steps[-1]), {}).setdefault(seed, found)
+    return [_seeds([*group.values()]) for group in groups.values() if len(group) > 1]
 
 
 def _seeds(group: Sequence[Trajectory]) -> Seeds:
@@ -559,17 +573,17 @@ def _seeds(group: Sequence[Trajectory]) -> Seeds:
     # The samples of the texts are the same for all runs, so that their errors do not average out.
     over_texts = float(np.std(np.mean([exponent.resampled for exponent in behaviour], axis=0), ddof=1))
     mean, alpha = float(c_q.mean()), float(c_q.mean() / c_w.mean())
-    drift = over_units(c_w)
-    error = math.hypot(drift.standard_error, over_texts)
+    gap = over_units(c_w - c_q)
+    error = math.hypot(gap.standard_error, over_texts)
     one = behaviour[0].value
     half = over_texts * (one.interval[1] - one.value) / one.standard_error  # by documents where texts share them
     return Seeds(
         runs=tuple(found.run.name for found in group),
         c_q=Estimate(mean, over_texts, (mean - half, mean + half), n_texts, unit=""),
         c_q_over_seeds=over_units(c_q),
-        c_w=drift,
+        c_w=over_units(c_w),
         alpha=over_units((c_q - alpha * c_w) / c_w.mean(), alpha),
-        probability=float(stats.t.cdf(drift.value, len(c_w) - 1, mean, error)),
+        probability=float(stats.t.cdf(gap.value / error, len(group) - 1)),
     )
 
 

@@ -130,10 +130,8 @@ def print_trajectories(
     shown = "".join(
         marks(kl) for row in rows for kl in (row.kl_from_first, row.kl_from_previous, row.kl_from_last) if kl
     )
-    out.print(
-        "KL in bits/byte ± standard error over texts; weights: squared distance, the sum over all parameters.",
-        style="dim",
-    )
+    weights = "; weights: squared distance, the sum over all parameters" if any(one.weights for one in found) else ""
+    out.print(f"KL in bits/byte ± standard error over texts{weights}.", style="dim")
     print_notes(
         texts,
         ("*" in shown, OUT_OF_RANGE),
@@ -195,23 +193,22 @@ def _print_exponents(found: Sequence[Trajectory], seeds: Sequence[Seeds]) -> Non
         )
         return
     shown = table(
-        "run", "space", "exponent c", "95 %", "time-averaged", "slopes over starts", "R²", "D = 2/c",
-        right=(2, 3, 4, 5, 6, 7), title="\nDiffusion exponents: squared distance grows as lag^c",
+        "run", "space", "exponent c", "95 %", "time-averaged", "lags, steps", "slopes over starts", "R²", "D = 2/c",
+        right=range(2, 9), title="\nDiffusion exponents: squared distance grows as lag^c",
     )  # fmt: skip
     for one in moving:
         for motion in filter(None, (one.behaviour, one.weights)):
             if motion.exponent is not None:
                 shown.add_row(plain(one.run.name), motion.space, *_exponent_row(motion))
     out.print(shown)
-    first = moving[0].behaviour.exponent
-    assert first is not None
-    starts = f"{len(first.starts)} starts, steps {first.starts[0]:,} to {first.starts[-1]:,}"
     out.print(
-        f"c: mean slope over starts ({starts}) past warm-up, each over the next {diffusion.WINDOW} checkpoints (lags "
-        f"{first.lags[0]:,} to {first.lags[1]:,} steps). ± and 95 %: over texts; weights have none within one run. The "
-        "spread of slopes over starts is no confidence interval: their windows overlap.",
+        f"c: mean slope over the starts past warm-up (how many), each over the next {diffusion.WINDOW} checkpoints. "
+        "± and 95 %: over texts; weights have none within one run. The spread of slopes over starts is no confidence "
+        "interval: their windows overlap.",
         style="dim",
     )
+    if any(one.behaviour.exponent and one.behaviour.exponent.heavy_tails for one in moving):
+        out.print(HEAVY, style="yellow")
     _print_laws(moving)
     together = table(
         "runs", "c_q (log-likelihood)", "c_w (weights)", "alpha = c_q / c_w", "probability that c_q < c_w",
@@ -292,9 +289,11 @@ def _exponent_row(motion: Motion) -> tuple[str, ...]:
     low, high = exponent.value.interval
     interval = "" if math.isnan(low) else f"{low:.3g} to {high:.3g}"
     slopes, r_squared = (values[~np.isnan(values)] for values in (exponent.slopes, exponent.r_squared))
-    spread = f"{slopes.min():.2f} to {slopes.max():.2f}"
+    spread = f"{slopes.min():.2f} to {slopes.max():.2f} ({len(slopes)})"
+    lags = f"{exponent.lags[0]:,} to {exponent.lags[1]:,}"
     value, averaged, dimension = (number(part) for part in (exponent.value, exponent.time_averaged, exponent.dimension))
-    return value, interval, averaged, spread, f"{r_squared.mean():.2f}", dimension
+    mark = " !" if exponent.heavy_tails else ""
+    return f"{value}{mark}", interval, averaged, lags, spread, f"{r_squared.mean():.2f}", dimension
 
 
 def _print_laws(found: Sequence[Trajectory]) -> None:
@@ -342,10 +341,10 @@ def _print_stabilisation(found: Sequence[Trajectory], source: str) -> None:
         threshold = settled.threshold
         low, high = settled.interval
         weights = one.weights.stabilisation.step if one.weights and one.weights.stabilisation else None
-        at_end = " (only the last)" if settled.step == one.run.steps[-1] else ""
+        ends = {one.run.steps[0]: " (its first)", one.run.steps[-1]: " (only the last)"}
         shown.add_row(
             plain(one.run.name),
-            f"{settled.step:,}{at_end}",
+            f"{settled.step:,}{ends.get(settled.step, '')}",
             f"{low:,.0f} to {high:,.0f}",
             "" if weights is None else f"{weights:,}",
             f"{settled.threshold / settled.total:.2%}" if settled.total > 0 else "",

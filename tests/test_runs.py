@@ -62,7 +62,7 @@ def test_a_run_that_grows_is_completed(make_model, store, tmp_path):
     np.testing.assert_allclose(store.weight_distances(identities(refs))[0], expected(directories), rtol=1e-12)
 
 
-def test_checkpoints_that_cannot_be_weighed_are_named_and_the_others_are(make_model, store, tmp_path):
+def test_checkpoints_that_cannot_be_weighed_are_named_and_the_others_are(make_model, store, tmp_path, monkeypatch):
     directories = [make_model(f"run/checkpoint-{step}", seed=step) for step in (2, 4, 16)]
     make_model("run/checkpoint-5", vocab_size=301)
     (tmp_path / "run" / "checkpoint-6").mkdir()
@@ -78,6 +78,11 @@ def test_checkpoints_that_cannot_be_weighed_are_named_and_the_others_are(make_mo
     assert "cannot be compared" in problems[others[0]].what
     kept = [ref for ref in refs if ref not in bad]
     np.testing.assert_allclose(store.weight_distances(identities(kept))[0], expected(directories), rtol=1e-12)
+    monkeypatch.setattr(runs, "squared_distances", None)
+    again = runs.weigh([*refs, *others], store)
+    assert {str(ref): str(error) for ref, error in again.items()} == {
+        str(ref): str(error) for ref, error in problems.items()
+    }, "headers tell it, and the weights are not read again"
 
 
 @pytest.fixture

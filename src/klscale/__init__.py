@@ -26,7 +26,7 @@ _EXPORTS = {
     "suites": ("read_suite",),
     "sweeps": ("score",),
     "texts": ("TextSet", "build_texts", "load_texts"),
-    "trajectories": ("find_runs", "over_seeds", "trajectory"),
+    "trajectories": ("analyse_runs", "find_runs", "over_seeds", "trajectory"),
     "vectors": ("Scores", "Vectors"),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}

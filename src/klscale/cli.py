@@ -10,7 +10,6 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -174,7 +173,11 @@ def demo(
         entries = [outcome.entry for outcome in outcomes if outcome.entry is not None]
         saved = Counter(entry.ref.run for entry in entries if entry.ref.quantization is None)
         followed = [entry for entry in entries if saved[entry.ref.run] > WINDOW]  # else no exponent can be fitted
-        runs = analysed(store, texts, followed, threshold=seed and seed[0], progress=progress) if followed else []
+        runs = (
+            trajectories.analyse_runs(store, texts, followed, threshold=seed and seed[0], progress=progress)
+            if followed
+            else []
+        )
     seeds = trajectories.over_seeds(runs)
     record = scale_record(vectors, measured)
     (directory / "scale.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -467,7 +470,7 @@ def trajectory_command(
     with progress_bar() as progress:
         text_set = place.resolve_texts(texts, progress=progress)
         here = [ref for ref in named if (ref.path and ref.path.is_dir()) or is_run(ref)]
-        refs = as_known([checkpoint for ref in here for checkpoint in checkpoints(ref)], place, text_set)
+        refs = [checkpoint for ref in here for checkpoint in checkpoints(ref)]
         outcomes = sweeps.score(
             refs, text_set, place, device=device, batch_tokens=batch_tokens, long_texts=long_texts, weigh=True,
             keep_downloads=keep_downloads, progress=progress,
@@ -478,7 +481,7 @@ def trajectory_command(
         print_failures(outcomes)
         seed = None if threshold is None else (threshold, "--threshold")
         seed = seed or scales.worth_of_a_seed(measured_scale(place, text_set), text_set)
-        found = analysed(
+        found = trajectories.analyse_runs(
             place, text_set, entries, threshold=seed and seed[0], warmup=warmup, subtract_noise=subtract_noise,
             device=device, progress=progress,
         )  # fmt: skip
@@ -503,43 +506,6 @@ def trajectory_command(
     raise typer.Exit(failure_status(outcomes))
 
 
-def analysed(
-    store: Store,
-    texts: TextSet,
-    entries: Sequence[Entry],
-    *,
-    threshold: float | None,
-    progress: Progress,
-    device: str | None = None,
-    warmup: int | None = None,
-    subtract_noise: bool = False,
-) -> list[Trajectory]:
-    """The trajectories of the runs among these entries; their weights are compared where the files are here."""
-    from klscale import sweeps, trajectories
-    from klscale.runs import weigh
-
-    vectors, _ = of_one_convention(store.vectors(texts, entries))
-    entry_of = {str(entry.ref): entry for entry in entries}
-    found = []
-    for run in trajectories.find_runs(vectors, warmup=warmup):
-        here = [ref for ref in run.vectors.models if ref.path and ref.path.is_dir()]
-        for problem in weigh(here, store, progress=progress).values():
-            print_error(problem)
-        identities = [str(entry_of[name].metadata.get("identity", name)) for name in run.names]
-        weights, n_parameters = store.weight_distances(identities)
-        floor = store.noise_floor(texts.id, entry_of[run.names[-1]].key) or sweeps.noise_floor(
-            run.vectors.models[-1], texts, store, device=device, progress=progress
-        )
-        progress.begin(f"analysing {run.name}")
-        found.append(
-            trajectories.trajectory(
-                run, weights, n_parameters=n_parameters, threshold=threshold, noise_floor=floor,
-                subtract_noise=subtract_noise,
-            )
-        )  # fmt: skip
-    return found
-
-
 def entries_of_runs(store: Store, texts: TextSet, runs: Sequence[ModelRef]) -> list[Entry]:
     """The newest entry of each checkpoint of these runs in the store; of all, where none is named."""
     newest = {entry.ref: entry for entry in store.entries(texts.id)}
@@ -554,18 +520,6 @@ def entries_of_runs(store: Store, texts: TextSet, runs: Sequence[ModelRef]) -> l
                 why = f"Checkpoints of the hub: klscale trajectory '{run.name}@step*'"
             raise InputError(what, why, remedy)
     return [entry for ref, entry in newest.items() if ref.run in {run.run for run in runs}]
-
-
-def as_known(refs: Sequence[ModelRef], store: Store, texts: TextSet) -> list[ModelRef]:
-    """Checkpoints of this machine as the store names them: `runs/a` and `./runs/a` are one run, and what a suite has
-    said of it (seed, family, warm-up) belongs to the name of which most is known."""
-
-    def place(ref: ModelRef) -> ModelRef:
-        return ref if ref.path is None else replace(ref, name=str(ref.path.resolve()))
-
-    known = sorted(store.entries(texts.id), key=lambda entry: len(entry.metadata.get("attributes", {})))
-    names = {place(entry.ref): entry.ref for entry in known if entry.ref.path is not None}
-    return [names.get(place(ref), ref) for ref in refs]
 
 
 def directions(

@@ -17,7 +17,7 @@ from klscale.errors import InputError, KlscaleError
 from klscale.models import ModelRef, attributes_of
 from klscale.progress import SILENT, Progress
 from klscale.store import Store
-from klscale.weights import count_parameters, distances_to, squared_distances
+from klscale.weights import count_parameters, distances_to, squared_distances, unusable
 
 if TYPE_CHECKING:
     from klscale.scoring.loading import Hub, ResolvedModel
@@ -110,10 +110,14 @@ def weigh(refs: Sequence[ModelRef], store: Store, *, progress: Progress = SILENT
             found.setdefault(resolved.identity, resolved)
         except KlscaleError as error:
             problems[ref] = error
-    if not np.isnan(store.weight_distances(list(found))[0]).any():
-        return problems
     named = {str(resolved.ref): resolved for resolved in found.values()}
-    weighed = squared_distances({name: weight_files(resolved) for name, resolved in named.items()}, progress=progress)
+    files = {name: weight_files(resolved) for name, resolved in named.items()}
+    odd = unusable(files)
+    problems |= {named[name].ref: error for name, error in odd.items()}
+    known, _ = store.weight_distances([named[name].identity for name in files if name not in odd])
+    if not np.isnan(known).any():
+        return problems
+    weighed = squared_distances({name: files[name] for name in files if name not in odd}, progress=progress)
     identities = [named[name].identity for name in weighed.names]
     for t, name in enumerate(weighed.names):
         earlier = dict(zip(identities[:t], weighed.squared_distance[t, :t].tolist(), strict=True))

@@ -299,14 +299,15 @@ class _Sweep:
 
     def _labelled(self, model: Model, entry: Entry) -> Entry:
         """The entry under this name and with these attributes: rewritten where it has others."""
-        known = entry.metadata.get("attributes", {})
-        if entry.ref == model.ref and all(known.get(name) == value for name, value in model.attributes.items()):
+        known, same = entry.metadata.get("attributes", {}), _place(entry.ref) == _place(model.ref)
+        if same and all(known.get(name) == value for name, value in model.attributes.items()):
             return entry
-        if entry.ref != model.ref:  # the same files: of their attributes only those that are in them
+        if not same:  # the same files: of their attributes only those that are in them
             known = attributes_of(model.ref, {name: known.get(name) for name in IN_FILES})
-        date = entry.metadata["date"] if entry.ref == model.ref else now()
-        metadata = {"ref": str(model.ref), "attributes": {**known, **model.attributes}, "date": date}
-        return self.store.write(self.texts, self.store.scores(entry), {**entry.metadata, **metadata})
+        metadata = {**entry.metadata, "attributes": {**known, **model.attributes}}
+        if not same:
+            metadata |= {"ref": str(model.ref), "date": now()}
+        return self.store.write(self.texts, self.store.scores(entry), metadata)
 
     def plan(self, jobs: Sequence[_Job]) -> Iterator[tuple[int, Outcome]]:
         """(place, outcome) of each job as a dry run tells it; what several models share is fetched by the first."""
@@ -521,6 +522,11 @@ def _with_windows(jobs: Sequence[_Job], store: Store) -> list[_Job]:
     others = {one.ref: tuple(near) for one, near in found}
     ordered = sorted(jobs, key=lambda job: order.get(job.resolved.identity, len(order)))
     return [replace(job, others=others.pop(job.ref, ())) for job in ordered]
+
+
+def _place(ref: ModelRef) -> ModelRef:
+    """Equal for `runs/a` and `./runs/a`, which are one model."""
+    return ref if ref.path is None else replace(ref, name=str(ref.path.resolve()))
 
 
 def _by_files(jobs: Sequence[_Job]) -> list[_Job]:

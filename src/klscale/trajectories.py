@@ -23,6 +23,11 @@ from scipy import stats
 from klscale import diffusion, divergence, maps
 from klscale.divergence import KL, Estimate, Floats, Integers
 from klscale.models import run_key
+from klscale.progress import SILENT, Progress
+from klscale.runs import weigh
+from klscale.store import Entry, Store
+from klscale.sweeps import noise_floor
+from klscale.texts import TextSet
 from klscale.vectors import Vectors
 
 RESAMPLES = 200
@@ -79,7 +84,7 @@ def find_runs(vectors: Vectors, *, warmup: int | None = None) -> list[Run]:
     for place, (ref, row) in enumerate(zip(vectors.models, vectors.attributes.to_dict("records"), strict=True)):
         known = {str(key): value for key, value in row.items() if not pd.isna(value)}
         if "step" in known and ref.layer is None and "quantization" not in known:
-            groups.setdefault(run_key(ref, known), []).append(place)
+            groups.setdefault((*run_key(ref, known), known.get("convention")), []).append(place)
     found = [_run(vectors, places, warmup) for places in groups.values()]
     return _with_names([run for run in found if len(run) > 1])
 
@@ -340,6 +345,44 @@ def trajectory(
     )  # fmt: skip
 
 
+def analyse_runs(
+    store: Store,
+    texts: TextSet,
+    entries: Sequence[Entry] | None = None,
+    *,
+    threshold: float | None = None,
+    warmup: int | None = None,
+    subtract_noise: bool = False,
+    device: str | None = None,
+    progress: Progress = SILENT,
+) -> list[Trajectory]:
+    """The trajectory of each run among these entries of a store (default: all on these texts).
+
+    Where the checkpoints' files are here, weights are compared and the noise floor is measured, unless the store has
+    them; what cannot be compared is told to `progress`. The rest is as in `trajectory`.
+    """
+    entry_of = {str(entry.ref): entry for entry in (store.entries(texts.id) if entries is None else entries)}
+    found = []
+    for run in find_runs(store.vectors(texts, list(entry_of.values())), warmup=warmup):
+        here = [ref for ref in run.vectors.models if ref.path and ref.path.is_dir()]
+        for problem in weigh(here, store, progress=progress).values():
+            progress.note(str(problem))
+        identities = [str(entry_of[name].metadata.get("identity", name)) for name in run.names]
+        weights, n_parameters = store.weight_distances(identities)
+        last = entry_of[run.names[-1]]
+        floor = store.noise_floor(texts.id, last.key) or noise_floor(
+            last.ref, texts, store, device=device, progress=progress
+        )
+        progress.begin(f"analysing {run.name}")
+        found.append(
+            trajectory(
+                run, weights, n_parameters=n_parameters, threshold=threshold, noise_floor=floor,
+                subtract_noise=subtract_noise,
+            )
+        )  # fmt: skip
+    return found
+
+
 def _checkpoints(run: Run, weights: Floats | None) -> tuple[Checkpoint, ...]:
     kl, last = run.vectors.kl(), len(run) - 1
 
@@ -573,21 +616,21 @@ def _seeds(group: Sequence[Trajectory]) -> Seeds:
     # The samples of the texts are the same for all runs, so that their errors do not average out.
     over_texts = float(np.std(np.mean([exponent.resampled for exponent in behaviour], axis=0), ddof=1))
     mean, alpha = float(c_q.mean()), float(c_q.mean() / c_w.mean())
-    gap = over_units(c_w - c_q)
+    gap = _over_units(c_w - c_q)
     error = math.hypot(gap.standard_error, over_texts)
     one = behaviour[0].value
     half = over_texts * (one.interval[1] - one.value) / one.standard_error  # by documents where texts share them
     return Seeds(
         runs=tuple(found.run.name for found in group),
         c_q=Estimate(mean, over_texts, (mean - half, mean + half), n_texts, unit=""),
-        c_q_over_seeds=over_units(c_q),
-        c_w=over_units(c_w),
-        alpha=over_units((c_q - alpha * c_w) / c_w.mean(), alpha),
+        c_q_over_seeds=_over_units(c_q),
+        c_w=_over_units(c_w),
+        alpha=_over_units((c_q - alpha * c_w) / c_w.mean(), alpha),
         probability=float(stats.t.cdf(gap.value / error, len(group) - 1)),
     )
 
 
-def over_units(values: Floats, centre: float | None = None) -> Estimate:
+def _over_units(values: Floats, centre: float | None = None) -> Estimate:
     """The mean of independent values (S,) with its standard error and Student's interval; with `centre`, that number,
     of which the values are the influences (a ratio of means, linearised)."""
     S = len(values)

@@ -64,23 +64,8 @@ def squared_distances(checkpoints: Mapping[str, Sequence[Path]], *, progress: Pr
     integers. A checkpoint that cannot be read, holds values that are not finite, or has other shapes than most is left
     out and told of in `problems`; where two shapes are equally many, the later checkpoints count.
     """
-    problems: dict[str, KlscaleError] = {}
-    readable: dict[str, _Weights] = {}
-    for name, files in checkpoints.items():
-        try:
-            readable[name] = _weights(files)
-        except KlscaleError as error:
-            problems[name] = error
-    latest = dict(reversed(readable.items()))
-    counts = Counter(_shapes(weights) for weights in latest.values())
-    shapes = max(counts, key=counts.__getitem__, default=None)
-    usual = next((name for name, weights in latest.items() if _shapes(weights) == shapes), "")
-    for name, weights in readable.items():
-        if _shapes(weights) != shapes:
-            problems[name] = _other_shapes(name, weights, usual, readable[usual])
-
-    names = [name for name in readable if name not in problems]
-    used = [readable[name] for name in names]
+    usable, problems = _comparable(checkpoints)
+    names, used = list(usable), list(usable.values())
     tensors = _without_copies(used)
     lost: dict[int, KlscaleError] = {}
     distance = _all_pairs(used, tensors, lost, progress)
@@ -92,6 +77,11 @@ def squared_distances(checkpoints: Mapping[str, Sequence[Path]], *, progress: Pr
         n_parameters=_count(used, tensors) if kept else 0,
         problems={name: problems[name] for name in checkpoints if name in problems},
     )
+
+
+def unusable(checkpoints: Mapping[str, Sequence[Path]]) -> dict[str, KlscaleError]:
+    """What the headers of their files tell of checkpoints that `squared_distances` would leave out."""
+    return _comparable(checkpoints)[1]
 
 
 def distances_to(
@@ -158,6 +148,25 @@ class _Tensor:
 
 
 _Weights = dict[str, _Tensor]
+
+
+def _comparable(checkpoints: Mapping[str, Sequence[Path]]) -> tuple[dict[str, _Weights], dict[str, KlscaleError]]:
+    """The checkpoints that can be read and have the shapes that most have, and what is wrong with the others."""
+    problems: dict[str, KlscaleError] = {}
+    readable: dict[str, _Weights] = {}
+    for name, files in checkpoints.items():
+        try:
+            readable[name] = _weights(files)
+        except KlscaleError as error:
+            problems[name] = error
+    latest = dict(reversed(readable.items()))
+    counts = Counter(_shapes(weights) for weights in latest.values())
+    shapes = max(counts, key=counts.__getitem__, default=None)
+    usual = next((name for name, weights in latest.items() if _shapes(weights) == shapes), "")
+    for name, weights in readable.items():
+        if _shapes(weights) != shapes:
+            problems[name] = _other_shapes(name, weights, usual, readable[usual])
+    return {name: weights for name, weights in readable.items() if name not in problems}, problems
 
 
 def _weights(files: Sequence[Path]) -> _Weights:

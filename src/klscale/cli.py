@@ -44,7 +44,6 @@ from klscale.tables import (
     scale_record,
     table,
 )
-from klscale.trajectory_tables import print_motion, print_trajectories, save_trajectories, trajectories_record
 
 if TYPE_CHECKING:
     from klscale.directional import Directional
@@ -158,6 +157,7 @@ def demo(
     from klscale.pocket import train_pocket_suite
     from klscale.store import Store
     from klscale.suites import read_suite
+    from klscale.trajectory_tables import print_motion, save_trajectories
 
     with progress_bar() as progress:
         suite = read_suite(train_pocket_suite(directory / "models", quick=quick, progress=progress))
@@ -459,6 +459,7 @@ def trajectory_command(
     from klscale.models import ModelRef
     from klscale.runs import checkpoints, is_run
     from klscale.store import Store
+    from klscale.trajectory_tables import print_trajectories, save_trajectories, trajectories_record
 
     if file is not None:
         require_ending(file)

@@ -425,7 +425,7 @@ def trajectory_command(
         list[str] | None,
         typer.Argument(
             metavar="RUN...",
-            help="Directories of checkpoints, 'NAME@step*' of the hub, or runs in the store. Default: all of these.",
+            help="Directories of checkpoints, 'NAME@step*' of the hub, or runs of the store. Default: all of these.",
         ),
     ] = None,
     threshold: Annotated[

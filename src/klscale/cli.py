@@ -194,7 +194,7 @@ def demo(
         where, plainly = f"--store {plain(store.location)}", [ref for ref in vectors.models if ref.layer is None]
         last = next(plain(ref) for ref in reversed(plainly) if ref.quantization is None)
         pictures = "the pictures scale.png and trajectory.png" if runs else "the picture scale.png"
-        out.print(f"\n{len(plainly)} models; in {plain(directory)} are {pictures}, and scale.json. Look closer:")
+        out.print(f"\n{len(plainly)} models; {plain(directory)} holds {pictures}, and scale.json. Look closer:")
         for command in (
             f"klscale kl {where} --out {plain(directory)}/kl.png",
             f"klscale compare {where} {plain(plainly[0])} {last}",

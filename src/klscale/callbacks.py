@@ -25,11 +25,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from accelerate.utils import extract_model_from_parallel
+from numpy.typing import NDArray
 from transformers.trainer_callback import CallbackHandler, TrainerCallback
 
 from klscale import diffusion, divergence, sweeps
 from klscale.diffusion import WINDOW
-from klscale.divergence import KL, Estimate, Floats, Integers
+from klscale.divergence import KL, RESAMPLES, Estimate, Floats, Integers
 from klscale.errors import InputError, KlscaleError
 from klscale.models import ModelRef, attributes_of
 from klscale.scoring.engine import Engine
@@ -45,8 +46,6 @@ logger = logging.getLogger(__name__)
 
 FEWEST_TEXTS = 64
 """A budget that is too small for this many texts is exceeded: fewer say too little."""
-RESAMPLES = 200
-"""Bootstrap samples of the texts for the standard error of an exponent."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +61,8 @@ class _Sample:
         return self.texts.bytes[self.subset]
 
     @cached_property
-    def documents(self) -> list[str] | None:
-        labels = self.texts.document
-        return None if labels is None else [labels[s] for s in self.subset]
+    def documents(self) -> NDArray[Any] | None:
+        return self.texts.documents_of(self.subset)
 
     def row(self, scores: Scores) -> Floats:
         """Log-likelihoods (n,), NaN where a text was not scored."""

@@ -173,11 +173,7 @@ def demo(
         entries = [outcome.entry for outcome in outcomes if outcome.entry is not None]
         saved = Counter(entry.ref.run for entry in entries if entry.ref.quantization is None)
         followed = [entry for entry in entries if saved[entry.ref.run] > WINDOW]  # else no exponent can be fitted
-        runs = (
-            trajectories.analyse_runs(store, texts, followed, threshold=seed and seed[0], progress=progress)
-            if followed
-            else []
-        )
+        runs = trajectories.analyse_runs(store, texts, followed, threshold=seed and seed[0], progress=progress)
     seeds = trajectories.over_seeds(runs)
     record = scale_record(vectors, measured)
     (directory / "scale.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

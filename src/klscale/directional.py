@@ -41,8 +41,6 @@ LOST = 0.1
 """A scale at which float32 loses a larger part of the step than this is not fitted; what is lost is a random step of
 its own, whose KL is a hundredth where the map is smooth alike in all directions."""
 
-RESAMPLES = 200
-
 
 @dataclass(frozen=True, eq=False)
 class Directional:
@@ -98,18 +96,17 @@ def directional_exponent(
     loaded = _load(ref, device)
     start = _parameters(loaded)
     direction = _random_step(start, seed) if towards is None else _step(ref, start, towards, device)
-    tokens = tokenize(loaded.tokenizer, texts)
+    tokens, every = tokenize(loaded.tokenizer, texts), np.arange(len(texts))
     progress.begin(f"moving {ref}", len(eps) + 2, "readings")
 
     def read(engine: Engine) -> Floats:
-        scores = Scores.concatenate(list(engine.score(tokens, np.arange(len(texts)))))
+        scores = Scores.concatenate(list(engine.score(tokens, every)))
         progress.advance()
         return scores.log_likelihood
 
     engine = Engine(loaded, device=device)
     here = read(engine)
-    other_shape = max(1, min(engine.batch_tokens, int(tokens.lengths.sum())) // 2)
-    again = read(Engine(loaded, device=device, batch_tokens=other_shape))
+    again = read(Engine(loaded, device=device, batch_tokens=engine.other_budget(tokens, every)))
     lost, moved = [], []
     for scale in eps:
         lost.append(_move(loaded, start, direction, float(scale)))
@@ -128,7 +125,7 @@ def _measured(
     value = np.array([one.value for one in kl])
     used = (value >= CLEAR * noise_floor.value) & (value > 0) & (lost <= LOST)
     pairs = np.array([(0, place) for place in range(2, len(readings))])
-    draws = divergence.text_draws(len(texts), texts.document, resamples=RESAMPLES)
+    draws = divergence.text_draws(len(texts), texts.document, resamples=divergence.RESAMPLES)
     resampled = divergence.kl_pairs(readings, texts.bytes, pairs, clip=clip, draws=draws)["resampled"].T
 
     x = np.log(scales)

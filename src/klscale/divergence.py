@@ -45,6 +45,9 @@ CLOSE = 1e-6
 
 CONFIDENCE = 0.95
 
+RESAMPLES = 200
+"""Bootstrap samples of the texts behind a standard error."""
+
 
 def nats2_per_bit_per_byte(mean_bytes: float | Floats) -> Any:
     """Text-level variance in nats**2 that equals 1 bit per byte: 2 B ln 2 (1,347.92 for B = 972.3188)."""
@@ -628,7 +631,7 @@ def resampled_kl(
     text_bytes: Integers,
     *,
     documents: Sequence[Any] | NDArray[Any] | None = None,
-    resamples: int = 200,
+    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Floats:
     """KL (resamples, K, K) in bits per byte between all pairs of rows of `log_likelihood` (K, N), in each bootstrap

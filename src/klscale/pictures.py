@@ -247,11 +247,17 @@ def training_trajectories(found: Sequence[Trajectory]) -> Figure:
     names = _without_common_prefix([one.run.name for one in found])
     for one, name, colour in zip(found, names, itertools.cycle(COLOURS)):
         _draw_training(along, one, name, colour)
-        for motion, style in ((one.behaviour, "o-"), (one.weights, "s--")):
-            if motion is not None:
-                _draw_growth(growth, motion, style, colour)
-                _draw_settling(settling, one, motion, style[1:], colour)
-                _draw_shares(variance, motion, style, colour)
+        for motion, style in zip(one.motions, ("o-", "s--"), strict=False):
+            _draw_growth(growth, motion, style, colour)
+            _draw_settling(settling, one, motion, style[1:], colour)
+            _draw_shares(variance, motion, style, colour)
+    shapes = [motion.shape for one in found for motion in one.motions if motion.shape is not None]
+    if shapes:
+        walk = shapes[0].walk_share
+        k = np.arange(1, len(walk) + 1)
+        variance.plot(k, walk, color="#aaaaaa", linewidth=2.5, zorder=0, label="random walk: 6/(π²k²)")
+        variance.legend(fontsize=6.5, frameon=False)
+        variance.set_xticks(k)
     _label_analysis(along, growth, settling, variance)
     _draw_paths(below, found[0], names[0])
     for axes in figure.axes:
@@ -267,7 +273,7 @@ def training_trajectories(found: Sequence[Trajectory]) -> Figure:
 def _draw_training(axes: Any, one: Trajectory, name: str, colour: str) -> None:
     rows = one.checkpoints
     for style, label, kls in (
-        ("o-", f"{name}", [(row.step, row.kl_from_previous) for row in rows]),
+        ("o-", name, [(row.step, row.kl_from_previous) for row in rows]),
         ("s--", None, [(row.step, row.kl_from_last) for row in rows]),
     ):
         known = [(step, kl) for step, kl in kls if kl is not None and kl.value > 0]
@@ -368,11 +374,6 @@ def _label_analysis(along: Any, growth: Any, settling: Any, variance: Any) -> No
     settling.set_xscale("log")
     settling.set_xlabel("threshold, share of first-to-last distance", fontsize=8)
     settling.set_ylabel("settled from step", fontsize=8)
-    if variance.lines:
-        k = np.arange(1, len(variance.lines[0].get_xdata()) + 1)
-        variance.plot(k, 6 / (np.pi * k) ** 2, color="#aaaaaa", linewidth=2.5, zorder=0, label="random walk: 6/(π²k²)")
-        variance.legend(fontsize=6.5, frameon=False)
-        variance.set_xticks(k)
     variance.set_xlabel("component k", fontsize=8)
     variance.set_ylabel("share of variance", fontsize=8)
 

@@ -24,7 +24,7 @@ from scipy import sparse, special
 from scipy.sparse import csgraph
 
 from klscale import divergence
-from klscale.divergence import Floats, Integers
+from klscale.divergence import RESAMPLES, Floats, Integers
 from klscale.errors import InputError
 from klscale.models import ModelRef, run_key
 from klscale.texts import PILE_CLIP, TextSet
@@ -39,7 +39,6 @@ FEWEST_UNITS = 5
 FEWEST_RANDOM = 20
 MOST_PAIRS = 1000
 """A setting with more pairs is measured on this many, drawn at random."""
-RESAMPLES = 200
 UNIT_RESAMPLES = 2000
 
 PUBLISHED_AS = {

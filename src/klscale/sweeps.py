@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from klscale import divergence
-from klscale.divergence import KL
+from klscale.divergence import KL, Floats
 from klscale.errors import InputError, KlscaleError, StorageError, UnavailableError, nearest
 from klscale.models import Model, ModelRef, attributes_of
 from klscale.progress import SILENT, Progress
@@ -538,40 +538,37 @@ def _by_files(jobs: Sequence[_Job]) -> list[_Job]:
 
 
 def noise_floor(
-    ref: ModelRef, texts: TextSet, store: Store, *, device: str | None = None, progress: Progress = SILENT
+    entry: Entry, texts: TextSet, store: Store, *, device: str | None = None, progress: Progress = SILENT
 ) -> KL | None:
-    """KL in bits per byte between two readings of one local model, in batches of different shapes: what rounding alone
+    """KL in bits per byte between two readings of one scored model, in batches of different shapes: what rounding alone
     makes of a squared distance. Read from at most NOISE_TEXTS random texts that fit its window, kept in the store, and
     not measured again. None for a model that is not here, and on texts that are not."""
     from klscale.scoring.engine import Engine
     from klscale.scoring.loading import load, resolve
     from klscale.scoring.tokens import tokenize
 
-    if texts.external or ref.path is None or not ref.path.is_dir():
-        return None
-    resolved = resolve(ref)
-    key = vector_key(resolved.identity, ref, CONVENTION, SOURCE)
-    if (kept := store.noise_floor(texts.id, key)) is not None:
+    if (kept := store.noise_floor(texts.id, entry.key)) is not None:
         return kept
-    loaded = load(resolved, device)
+    if texts.external or entry.ref.path is None or not entry.ref.path.is_dir():
+        return None
+    loaded = load(resolve(entry.ref), device)
     tokens = tokenize(loaded.tokenizer, texts)
     fit = np.flatnonzero(tokens.lengths <= (loaded.window or np.inf))
     chosen = np.sort(np.random.default_rng(0).permutation(fit)[:NOISE_TEXTS])
     if len(chosen) < 2:
         return None
-    progress.begin(f"reading {ref} twice", 2, "readings")
+    progress.begin(f"reading {entry.ref} twice", 2, "readings")
 
-    def read(batch_tokens: int | None) -> Scores:
-        found = [*Engine(loaded, device=device, batch_tokens=batch_tokens).score(tokens, chosen)]
+    def read(engine: Engine) -> Floats:
+        scores = Scores.concatenate([*engine.score(tokens, chosen)])
         progress.advance()
-        return Scores.concatenate(found)
+        return scores.log_likelihood
 
-    usual = Engine(loaded, device=device).batch_tokens
-    first, second = read(usual), read(max(1, min(usual, int(tokens.lengths[chosen].sum())) // 2))
-    documents = None if texts.document is None else np.asarray(texts.document)[chosen]
-    size = texts.bytes[chosen]
-    found = divergence.kl(first.log_likelihood, second.log_likelihood, size, clip=texts.clip, documents=documents)
-    store.write_noise_floor(texts.id, key, found)
+    usual = Engine(loaded, device=device)
+    other = Engine(loaded, device=device, batch_tokens=usual.other_budget(tokens, chosen))
+    first, second, documents = read(usual), read(other), texts.documents_of(chosen)
+    found = divergence.kl(first, second, texts.bytes[chosen], clip=texts.clip, documents=documents)
+    store.write_noise_floor(texts.id, entry.key, found)
     return found
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import fsspec
 import numpy as np
+from numpy.typing import NDArray
 
 from klscale.divergence import Integers
 from klscale.errors import InputError, KlscaleError, nearest
@@ -79,6 +80,10 @@ class TextSet:
 
     def __repr__(self) -> str:
         return f"TextSet({self.name!r}, id={self.id!r}, {len(self):,} texts, mean {self.mean_bytes:.1f} bytes)"
+
+    def documents_of(self, texts: NDArray[Any]) -> NDArray[Any] | None:
+        """The document labels of some texts (a mask or positions); None where they are not known."""
+        return None if self.document is None else np.asarray(self.document)[texts]
 
     def with_clip(self, clip: float | None) -> TextSet:
         """The same texts, and so the same id, with another clip value."""

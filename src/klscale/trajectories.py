@@ -21,7 +21,7 @@ import pandas as pd
 from scipy import stats
 
 from klscale import diffusion, divergence, maps
-from klscale.divergence import KL, Estimate, Floats, Integers
+from klscale.divergence import KL, RESAMPLES, Estimate, Floats, Integers
 from klscale.models import run_key
 from klscale.progress import SILENT, Progress
 from klscale.runs import weigh
@@ -30,8 +30,6 @@ from klscale.sweeps import noise_floor
 from klscale.texts import TextSet
 from klscale.vectors import Vectors
 
-RESAMPLES = 200
-"""Bootstrap samples of the texts, and draws of each null."""
 THRESHOLDS = 60
 """Points of the curve of stabilisation."""
 COMPONENTS = 5
@@ -291,6 +289,11 @@ class Trajectory:
     noise_floor: KL | None
     noise_subtracted: bool
 
+    @property
+    def motions(self) -> tuple[Motion, ...]:
+        """The spaces that it was seen in."""
+        return (self.behaviour,) if self.weights is None else (self.behaviour, self.weights)
+
 
 @dataclass(frozen=True)
 class Seeds:
@@ -369,10 +372,7 @@ def analyse_runs(
             progress.note(str(problem))
         identities = [str(entry_of[name].metadata.get("identity", name)) for name in run.names]
         weights, n_parameters = store.weight_distances(identities)
-        last = entry_of[run.names[-1]]
-        floor = store.noise_floor(texts.id, last.key) or noise_floor(
-            last.ref, texts, store, device=device, progress=progress
-        )
+        floor = noise_floor(entry_of[run.names[-1]], texts, store, device=device, progress=progress)
         progress.begin(f"analysing {run.name}")
         found.append(
             trajectory(
@@ -421,8 +421,9 @@ def _behaviour(run: Run, past: Integers, threshold: float | None, floor: float, 
     kurtosis = float(np.median(kl.kurtosis[np.triu_indices(len(past), k=1)]))
     distance = diffusion.subtract_noise(kl.value, floor)
     resampled = diffusion.subtract_noise(footing.resampled_kl(resamples), floor)
-    documents = None if texts.document is None else np.asarray(texts.document)[common]
-    estimate = partial(divergence.estimate_from_resamples, n_texts=n_texts, documents=documents, unit="")
+    estimate = partial(
+        divergence.estimate_from_resamples, n_texts=n_texts, documents=texts.documents_of(common), unit=""
+    )
     exponent = _exponent(run.steps[past], distance, resampled, run.warmup, kurtosis, estimate)
     shape = _shape(run.steps[past], distance, resampled, n_texts - 1, estimate)
     return Motion(LOG_LIKELIHOOD, "bits/byte", whole, exponent, settled, shape)

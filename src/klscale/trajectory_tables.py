@@ -197,7 +197,7 @@ def _print_exponents(found: Sequence[Trajectory], seeds: Sequence[Seeds]) -> Non
         right=range(2, 9), title="\nDiffusion exponents: squared distance grows as lag^c",
     )  # fmt: skip
     for one in moving:
-        for motion in filter(None, (one.behaviour, one.weights)):
+        for motion in one.motions:
             if motion.exponent is not None:
                 shown.add_row(plain(one.run.name), motion.space, *_exponent_row(motion))
     out.print(shown)
@@ -300,7 +300,7 @@ def _print_laws(found: Sequence[Trajectory]) -> None:
     motions = [
         (one.run.name, motion, motion.exponent)
         for one in found
-        for motion in filter(None, (one.behaviour, one.weights))
+        for motion in one.motions
         if motion.exponent is not None
     ]
     laws = list(motions[0][2].law_errors)
@@ -361,7 +361,7 @@ def _print_shapes(found: Sequence[Trajectory]) -> None:
     shapes = [
         (one.run.name, motion.space, motion.shape)
         for one in found
-        for motion in filter(None, (one.behaviour, one.weights))
+        for motion in one.motions
         if motion.shape is not None
     ]
     if not shapes:

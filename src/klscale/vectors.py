@@ -162,11 +162,11 @@ class Vectors:
         rows, texts = self._complete()
         return divergence.coordinates(rows, float(self.texts.bytes[texts].mean()))
 
-    def resampled_kl(self, resamples: int = 200) -> Floats:
+    def resampled_kl(self, resamples: int = divergence.RESAMPLES) -> Floats:
         """KL between all pairs (resamples, K, K) in bits per byte in each bootstrap sample of the texts that all models
         have (of whole documents, where texts share them), with the text set's clip."""
         rows, texts = self._complete()
-        documents = None if self.texts.document is None else np.asarray(self.texts.document)[texts]
+        documents = self.texts.documents_of(texts)
         return divergence.resampled_kl(rows, self.texts.bytes[texts], documents=documents, resamples=resamples)
 
     def _complete(self) -> tuple[Floats, NDArray[np.bool_]]:

@@ -105,6 +105,10 @@ class Engine:
         free, _ = torch.cuda.mem_get_info(self.device)
         return int(np.clip(0.5 * free / (40 * hidden * self.model.dtype.itemsize), 2048, 131072))
 
+    def other_budget(self, tokens: Tokens, texts: Sequence[int] | Integers) -> int:
+        """A budget that puts these texts into batches of another shape: to tell what rounding makes of their values."""
+        return max(1, min(self.batch_tokens, int(tokens.lengths[texts].sum())) // 2)
+
     def score(self, tokens: Tokens, texts: Sequence[int] | Integers, *, long_texts: str = "error") -> Iterator[Scores]:
         """Log-likelihoods of these texts, some at a time, longest first. Texts longer than the window raise
         InputError, are left out (`skip`), or are scored in half-overlapping windows (`window`).

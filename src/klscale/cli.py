@@ -511,11 +511,11 @@ def entries_of_runs(store: Store, texts: TextSet, runs: Sequence[ModelRef]) -> l
     known = {ref.run for ref in newest}
     for run in runs:
         if run.run not in known:
-            what, why = f"{store.location} holds no run {run.run} on {texts.name}, and it is no directory here.", ""
-            remedy = nearest(run.run, known) if known else ""
+            remedy = [nearest(run.run, known)] if known else []
             if run.path is None:
-                why = f"Checkpoints of the hub: klscale trajectory '{run.name}@step*'"
-            raise InputError(what, why, remedy)
+                remedy.append(f"From the hub: klscale trajectory '{run.name}@step*'")
+            what = f"{store.location} holds no run {run.run} on {texts.name}."
+            raise InputError(what, "Nor is there a directory of that name.", " ".join(remedy))
     return [entry for ref, entry in newest.items() if ref.run in {run.run for run in runs}]
 
 
@@ -528,8 +528,12 @@ def directions(
 
     runs = [one.run for one in found if step in one.run.steps]
     if not runs:
-        steps = {str(known) for one in found for known in one.run.steps}
-        raise InputError(f"{found[0].run.name} has no checkpoint at step {step}.", nearest(str(step), steps))
+        steps = sorted({int(known) for one in found for known in one.run.steps})
+        raise InputError(
+            f"{found[0].run.name} has no checkpoint at step {step}.",
+            f"The checkpoints are of steps {steps[0]:,} to {steps[-1]:,}.",
+            f"The nearest: --directional {min(steps, key=lambda known: abs(known - step))}",
+        )
     moved = []
     for run in runs:
         models, at = run.vectors.models, run.steps.tolist().index(step)

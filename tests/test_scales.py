@@ -405,6 +405,23 @@ def test_yardsticks():
     assert placed(median["layer"]) in ("same type", "random")
 
 
+def test_the_yardstick_is_the_nearest_median():
+    """On a log axis; what is general counts above everything specific only."""
+    lengths = np.full(10_000, 972, dtype=np.int64)
+    lengths[:3188] += 1
+    pile = TextSet(name="pile-10k", bytes=lengths, id="x", clip=PILE_CLIP)
+    medians = {row.setting: row.median for row in scales.published() if row.setting != "layer"}
+    specific = {name: median for name, median in medians.items() if name not in scales.UNSPECIFIC}
+    for value in np.geomspace(1e-4, 1e2, 400):
+        among = specific if value <= max(specific.values()) else medians
+        least = min(abs(np.log(value / median)) for median in among.values())
+        chosen = scales.place(value, pile).split("'")[1]
+        assert abs(np.log(value / among[chosen])) == pytest.approx(least)
+    ends = [row.up_to for row in scales.yardsticks(pile)]
+    assert ends == sorted(ends)
+    assert np.isinf(ends[-1])
+
+
 def test_layers_of_quantized_models_are_in_no_setting():
     rows = {f"m+int8#{n}": {"layer": n, "quantization": "int8"} for n in range(3)}
     assert "layer" not in scales.setting_pairs(vectors_of({"n": {}, **rows}))

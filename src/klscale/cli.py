@@ -352,22 +352,11 @@ def measured_scale(store: Store, texts: TextSet) -> list[Setting]:
     from klscale import scales
 
     try:
-        vectors, _ = of_one_convention(store.vectors(texts))
+        vectors, _ = store.vectors(texts).of_one_convention()
     except KlscaleError as error:  # of a model that was not asked for
         err.print(f"No scale is shown: {plain(error.what)}", style="yellow")
         return []
     return scales.measure(vectors, resamples=0)
-
-
-def of_one_convention(vectors: Vectors) -> tuple[Vectors, list[str]]:
-    """The models of the convention that most have, and the names of the others: the two are never compared."""
-    conventions = vectors.attributes["convention"]
-    if len(set(conventions)) < 2:
-        return vectors, []
-    whole = [ref.layer is None for ref in vectors.models]
-    most = conventions[whole].value_counts().index[0]
-    kept = [name for name, convention in zip(vectors.names, conventions, strict=True) if convention == most]
-    return vectors.subset(kept), [name for name in vectors.names if name not in kept]
 
 
 # ------------------------------------------------------------------------------------------------------------ layers
@@ -581,7 +570,7 @@ def stored_vectors(store: Store, texts: str | None, *, layers: bool = False) -> 
     """All vectors of a text set in the store. Raises InputError where there are fewer than two."""
     if texts is None and not store.text_sets():
         raise InputError(f"{store.location} is empty.", remedy="klscale score REF...  or  klscale import FILE")
-    vectors, left_out = of_one_convention(store.vectors(store.resolve_texts(texts), layers=layers))
+    vectors, left_out = store.vectors(store.resolve_texts(texts), layers=layers).of_one_convention()
     if left_out:
         names = ", ".join(left_out[:3]) + (", ..." if len(left_out) > 3 else "")
         err.print(f"Left out, scored by another convention: {plain(names)}.", style="yellow")

@@ -107,6 +107,17 @@ class Vectors:
             raise InputError(f"No vector of {model} on {self.texts.name}.", nearest(str(model), self.names))
         return self._positions[str(model)]
 
+    def of_one_convention(self) -> tuple[Vectors, list[str]]:
+        """The models of the convention that most have, and the names of the others: the two are never compared."""
+        conventions = self.attributes["convention"]
+        if len(set(conventions)) < 2:
+            return self, []
+        whole = [ref.layer is None for ref in self.models]
+        most = conventions[whole].value_counts().index[0]
+        kept = [name for name, convention in zip(self.names, conventions, strict=True) if convention == most]
+        left_out = set(self.names) - {*kept}
+        return self.subset(kept), [name for name in self.names if name in left_out]
+
     def kl(self) -> KLMatrix:
         """KL between all pairs of models, in bits per byte with standard errors; computed once.
 

@@ -101,6 +101,18 @@ class Vectors:
             attributes=self.attributes.iloc[positions],
         )
 
+    def joined(self, others: Vectors) -> Vectors:
+        """These models and then the others. Raises InputError where their texts, or the clips of these, differ."""
+        if (self.texts.id, self.texts.clip) != (others.texts.id, others.texts.clip):
+            mine, theirs = (f"{texts.name} ({texts.id}), clip {texts.clip}" for texts in (self.texts, others.texts))
+            raise InputError(f"{mine}, and {theirs}: not the same texts.", remedy="Score all models on one text set.")
+        return replace(
+            self,
+            log_likelihood=np.concatenate([self.log_likelihood, others.log_likelihood]),
+            models=self.models + others.models,
+            attributes=pd.concat([self.attributes, others.attributes]),
+        )
+
     def position(self, model: str | ModelRef) -> int:
         """Row of a model."""
         if str(model) not in self._positions:
@@ -184,7 +196,7 @@ class Vectors:
         """Rows (K, n) on the texts that all models have, with the clip, and which texts (N,) these are."""
         self.require_one_convention()
         texts = np.asarray(~np.isnan(self.log_likelihood).any(axis=0))
-        rows: Floats = self.log_likelihood[:, texts]
+        rows: Floats = self.log_likelihood if texts.all() else self.log_likelihood[:, texts]
         return (rows if self.texts.clip is None else np.maximum(rows, self.texts.clip)), texts
 
     def require_one_convention(self) -> None:

@@ -265,6 +265,36 @@ def setting_pairs(vectors: Vectors) -> dict[str, list[tuple[str, str]]]:
     return {setting: [(names[a], names[b]) for a, b in found.places] for setting, found in _find_pairs(vectors).items()}
 
 
+def ladders(vectors: Vectors) -> dict[str, list[str]]:
+    """Each model of which there are quantized variants, and these from the nearest to the farthest, by their KL from it
+    (the headline value). A variant that has no texts in common with it is left out.
+
+    What is a variant of what is told by reference, parent or attributes, as for the settings of quantization. Raises
+    InputError where the vectors were made by different conventions.
+    """
+    vectors.require_one_convention()
+    models = _Models(vectors.models, vectors.attributes.to_dict("records"))
+    found = [
+        (base, variant)
+        for base, variant in dict.fromkeys(models.derived())
+        if "quantization" in models.rows[variant]
+        and _quantization_between(models.rows[base], models.rows[variant], models.refs[base], models.refs[variant])
+    ]
+    if not found:
+        return {}
+    texts = vectors.texts
+    pairs = np.array(sorted(found))
+    kl = divergence.kl_pairs(
+        vectors.log_likelihood, texts.bytes, pairs, clip=texts.clip, documents=texts.document
+    )["value"]  # fmt: skip
+    rungs: dict[str, list[str]] = {}
+    for n in np.lexsort((kl, pairs[:, 0])):
+        if not np.isnan(kl[n]):
+            base, variant = (vectors.names[place] for place in pairs[n])
+            rungs.setdefault(base, []).append(variant)
+    return rungs
+
+
 @dataclass(frozen=True)
 class _Pairs:
     """`places` (P, 2) of models in the vectors; `names` (P, 2), a number for each name; `n_available` before draws."""

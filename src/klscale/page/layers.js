@@ -1,0 +1,67 @@
+"use strict";
+
+/** The layers of models through the logit lens. */
+const layers = (() => {
+  const { byId, element } = dom;
+  const found = report.data.layers;
+  const threads = found?.models ?? [];
+  const positive = (value) => (numbers.isNumber(value) && value > 0 ? value : null);
+
+  function bars(estimates) {
+    const side = (end) => estimates.map((one) => (one?.interval?.every(numbers.isNumber) ? Math.abs(one.interval[end] - one.value) : 0));
+    return { type: "data", symmetric: false, array: side(1), arrayminus: side(0), thickness: 1, width: 0 };
+  }
+
+  function curve(thread, n, key) {
+    const estimates = thread[key];
+    const tint = plots.series(n);
+    const out = key === "to_output";
+    const inside = thread.layer.map((_, at) => !out && thread.in_range?.[at] !== false);
+    const places = thread.layer.map((_, at) => at).filter((at) => positive(estimates[at]?.value));
+    return {
+      x: places.map((at) => thread.layer[at]), y: places.map((at) => estimates[at].value), error_y: { ...bars(places.map((at) => estimates[at])), color: tint },
+      customdata: places.map((at) => [n, key, at]), mode: "lines+markers", hoverinfo: "none", name: plots.label(thread.model), legendgroup: String(n), showlegend: !out,
+      line: { color: tint, width: 1.3, dash: out ? "dash" : "solid" },
+      marker: { symbol: places.map((at) => (out ? "square-open" : inside[at] ? "circle" : "circle-open")), size: 7, color: tint, line: { width: 1.3, color: tint } },
+    };
+  }
+
+  function make() {
+    return { data: threads.flatMap((thread, n) => [curve(thread, n, "from_previous"), curve(thread, n, "to_output")]), layout: plots.layout({
+      xaxis: plots.axis("layer (0: embedding)", { nticks: 10, tick0: 0 }), yaxis: plots.logAxis("KL, bits/byte (95 % interval)"), margin: { l: 56, r: 14, t: 10, b: 80 } }) };
+  }
+
+  function card({ customdata }) {
+    if (!customdata) return null;
+    const [n, key, at] = customdata;
+    const thread = threads[n];
+    const title = [element("strong", {}, dom.name(dom.shorten(thread.model, 90))), element("p", {}, `layer ${thread.layer[at]}`)];
+    const said = (one, what) => (one ? element("p", {}, `${what} ${numbers.estimate(one)} bits/byte, 95 % ${numbers.interval(one.interval)}`) : null);
+    if (key === "point") return [...title, said(thread.bits_per_byte[at], "how good:")].filter(Boolean);
+    return [...title, said(thread[key][at], key === "to_output" ? "KL to the output" : "KL from the layer before"),
+      key === "from_previous" && thread.in_range?.[at] === false ? element("p", { class: "warning" }, "Out of range: a distance rather than KL.") : null].filter(Boolean);
+  }
+
+  function makeMap() {
+    const share = (k) => (numbers.isNumber(found.share?.[k]) ? ` (${numbers.fixed(100 * found.share[k], 0)} % of variance)` : "");
+    return { data: threads.map((thread, n) => ({
+      x: thread.points.map((point) => point[0]), y: thread.points.map((point) => point[1]), customdata: thread.layer.map((_, at) => [n, "point", at]),
+      mode: "lines+markers+text", text: thread.layer.map((layer, at) => (threads.length === 1 || at === 0 || at === thread.layer.length - 1 ? String(layer) : "")),
+      textposition: "top right", textfont: { size: 11, color: plots.series(n) }, hoverinfo: "none", name: plots.label(thread.model),
+      line: { color: plots.series(n), width: 1.3 }, marker: { size: 6, color: plots.series(n) },
+    })), layout: plots.layout({
+      xaxis: plots.axis(`component 1${share(0)}, √(bits/byte)`), yaxis: plots.axis(`component 2${share(1)}, √(bits/byte)`, { scaleanchor: "x" }), margin: { l: 56, r: 14, t: 10, b: 80 } }) };
+  }
+
+  function describe() {
+    return `KL from layer to layer of ${threads.map((thread) => `${thread.model}, ${numbers.counted(thread.layer.length, "layer")}`).join("; ")}.`;
+  }
+
+  function draw() {
+    if (!threads.length || !byId("layers-plot")) return;
+    plots.register("layers-plot", { make, label: describe, on: plots.hover(card) });
+    plots.register("layers-map", { make: makeMap, label: () => `Map of the layers of ${numbers.counted(threads.length, "model")}.`, on: plots.hover(card) });
+  }
+
+  return { draw, threads };
+})();

@@ -1,0 +1,337 @@
+"use strict";
+
+/** The map of models, the search, and the panel of the chosen pair. */
+const map = (() => {
+  const { byId, element } = dom;
+  const { data } = report;
+  const found = data.map;
+  const added = new Set(found?.added ?? []);
+  const METHODS = [["tsne", "t-SNE"], ["pca", "principal components"]];
+  const view = { method: "tsne", dimensions: 2, colour: "", matches: null };
+
+  // ---------------------------------------------------------------------------------------------------- what is shown
+
+  function pointsOf(method, dimensions) {
+    const source = method === "pca" ? found.pca : dimensions === 3 ? found.tsne3 : found.tsne2;
+    if (!source?.points || (dimensions === 3 && (source.points[0]?.length ?? 0) < 3)) return null;
+    return source.points;
+  }
+
+  const points = () => pointsOf(view.method, view.dimensions);
+  const flat = () => view.dimensions === 2;
+
+  function coordinates(models) {
+    const from = points();
+    const axes = ["x", "y", "z"].slice(0, view.dimensions);
+    return Object.fromEntries(axes.map((axis, n) => [axis, models.map((i) => from[i]?.[n] ?? null)]));
+  }
+
+  const kind = () => (flat() ? "scatter" : "scatter3d");
+  const OPEN_3D = { cross: "x" }; // the other symbols have hollow ones of the same name
+
+  function symbolOf(i, symbol) {
+    if (!added.has(i)) return symbol;
+    return !flat() && OPEN_3D[symbol] ? OPEN_3D[symbol] : `${symbol}-open`;
+  }
+
+  function opacityOf(i) {
+    return !view.matches || view.matches.has(i) ? 0.92 : 0.1;
+  }
+
+  /** One trace of models. In 3-D opacity is per trace, so that dimming is in the colours. */
+  function trace(models, { name, colours, symbols, more = {} }) {
+    const dim = (i, tint) => (flat() || opacityOf(i) > 0.5 || typeof tint !== "string" ? tint : plots.faded(tint, 0.12));
+    const edge = plots.colour("paper");
+    const many = report.K > 300;
+    return {
+      type: kind(), mode: "markers", ...coordinates(models), customdata: models, hoverinfo: "none", name,
+      marker: {
+        symbol: models.map((i, n) => symbolOf(i, symbols[n])), size: flat() ? (many ? 7 : 10) : (many ? 4 : 6),
+        color: Array.isArray(colours) ? models.map((i, n) => dim(i, colours[n])) : colours,
+        ...(flat() ? { opacity: models.map(opacityOf) } : {}),
+        line: { width: models.map((i) => (flat() && added.has(i) ? 2 : flat() ? 0.6 : 0)), color: edge }, ...more,
+      },
+    };
+  }
+
+  function categoryTraces(column) {
+    const groups = new Map();
+    for (let i = 0; i < report.K; i += 1) {
+      const value = column.values[i] ?? null;
+      if (!groups.has(value)) groups.set(value, []);
+      groups.get(value).push(i);
+    }
+    const looks = data.models.looks?.[column.key] ?? {};
+    const sorted = [...groups].sort(([one, a], [other, b]) => Number(one === null) - Number(other === null) || b.length - a.length);
+    return sorted.map(([value, models]) => {
+      const look = (value !== null && Object.hasOwn(looks, value) && looks[value]) || { colour: plots.colour("muted"), symbol: "circle" };
+      const tint = plots.onPaper(look.colour);
+      return trace(models, {
+        name: value === null ? "not known" : plots.label(value, plots.narrow() ? 24 : 40),
+        colours: models.map(() => tint), symbols: models.map(() => look.symbol),
+      });
+    });
+  }
+
+  /** A family's symbols stay where the colour is a number. */
+  function symbols(models) {
+    const column = report.columns.find((one) => one.kind === "category" && data.models.looks?.[one.key]);
+    const looks = column ? data.models.looks[column.key] : {};
+    return models.map((i) => {
+      const value = column?.values[i];
+      return value && Object.hasOwn(looks, value) ? looks[value].symbol : "circle";
+    });
+  }
+
+  function numberTraces(values, title, log) {
+    const usable = (value) => numbers.isNumber(value) && (!log || value > 0);
+    const all = [...Array(report.K).keys()];
+    const known = all.filter((i) => usable(values[i]));
+    const unknown = all.filter((i) => !usable(values[i]));
+    const shown = known.map((i) => (log ? Math.log10(values[i]) : values[i]));
+    const bar = plots.colourBar(title, shown, log);
+    const made = [trace(known, {
+      name: "", colours: shown, symbols: symbols(known), more: { ...bar, line: { width: flat() ? 0.6 : 0, color: plots.colour("muted") } } })];
+    if (unknown.length) {
+      made.push(trace(unknown, { name: "not known", colours: unknown.map(() => plots.colour("muted")), symbols: unknown.map(() => "circle") }));
+    }
+    made[0].showlegend = false;
+    return made;
+  }
+
+  function modelTraces() {
+    if (view.colour === "kl") {
+      const [a] = selection.selected();
+      if (a === undefined) return categoryTraces({ key: "", values: [] });
+      return numberTraces([...Array(report.K).keys()].map((j) => report.kl(a, j)), "KL from A, bits/byte", true);
+    }
+    const column = report.columnOf(view.colour);
+    if (!column) return categoryTraces({ key: "", values: [] });
+    if (column.kind === "category") return categoryTraces(column);
+    return numberTraces(column.values, plots.label(column.unit && column.unit !== column.title ? `${column.title}, ${column.unit}` : column.title), column.kind === "log");
+  }
+
+  const WIDTHS = [1, 2, 3.5, 5.5];
+
+  /** Training runs as threads; the width of a step is its KL, in four classes by its root. */
+  function threadTraces() {
+    const threads = found.threads ?? [];
+    const most = Math.max(...threads.flatMap((thread) => thread.kl.filter(numbers.isNumber)), 0);
+    if (!(most > 0)) return [];
+    const made = WIDTHS.map(() => []);
+    for (const { models, kl } of threads) {
+      for (let n = 0; n + 1 < models.length; n += 1) {
+        const width = Math.min(WIDTHS.length - 1, Math.floor(Math.sqrt((kl[n] ?? 0) / most) * WIDTHS.length));
+        made[width].push(models[n], models[n + 1], -1);
+      }
+    }
+    return made.map((models, n) => ({
+      type: kind(), mode: "lines", ...coordinates(models), hoverinfo: "skip", showlegend: n === 1, connectgaps: false,
+      name: "training run (wider: larger step)", legendrank: 2000,
+      line: { width: WIDTHS[n], color: flat() ? plots.faded(plots.colour("muted"), 0.55) : plots.colour("muted") },
+    })).filter((one) => one.x.length);
+  }
+
+  function chosenTraces() {
+    const chosen = selection.selected();
+    const accent = plots.colour("accent");
+    if (!chosen.length) return [];
+    return [{
+      type: kind(), mode: "markers+text", ...coordinates(chosen), text: ["A", "B"].slice(0, chosen.length), hoverinfo: "skip", showlegend: false,
+      textposition: "top center", textfont: { size: 15, color: accent, weight: 700 },
+      marker: { symbol: "circle-open", size: flat() ? 18 : 12, color: accent, line: { width: 2.5, color: accent } },
+    }];
+  }
+
+  function titles() {
+    if (view.method === "tsne") return ["t-SNE 1", "t-SNE 2", "t-SNE 3"];
+    const { share, unit } = found.pca;
+    return [0, 1, 2].map((n) => `component ${n + 1}${numbers.isNumber(share?.[n]) ? ` (${numbers.fixed(100 * share[n], 0)} % of variance)` : ""}, ${plots.plain(unit)}`);
+  }
+
+  function axesLayout() {
+    const [x, y, z] = titles();
+    const bare = view.method === "tsne" ? { showticklabels: false, ticks: "" } : {}; // its units are arbitrary
+    if (flat()) {
+      return { xaxis: plots.axis(x, bare), yaxis: plots.axis(y, { scaleanchor: "x", ...bare }) };
+    }
+    const one = (text) => ({
+      title: { text, font: { size: 11 } }, gridcolor: plots.colour("grid"), color: plots.colour("muted"), showbackground: false, zeroline: false,
+      showspikes: false, ...bare });
+    return { scene: { xaxis: one(x), yaxis: one(y), zaxis: one(z), aspectmode: "data", dragmode: "orbit" } };
+  }
+
+  function make() {
+    const coarse = matchMedia("(pointer: coarse)").matches;
+    const legend = plots.narrow() ? {} : { maxheight: 0.3 };
+    const base = { ...axesLayout(), uirevision: `${view.method}${view.dimensions}`, legend: plots.legend(legend), margin: { l: 44, r: 12, t: 12, b: 60 } };
+    return {
+      data: [...threadTraces(), ...modelTraces(), ...chosenTraces()],
+      layout: plots.layout(coarse && !flat() ? { ...base, dragmode: "orbit" } : base),
+    };
+  }
+
+  function describe() {
+    const method = METHODS.find(([key]) => key === view.method)[1];
+    const chosen = selection.selected().map((i, n) => `${"AB"[n]} is ${data.names[i]}`);
+    return `Map of ${numbers.counted(report.K, "model")}: ${method}, ${view.dimensions}-D. ${chosen.join("; ")}`;
+  }
+
+  // -------------------------------------------------------------------------------------------------- under the pointer
+
+  function attributes(i) {
+    return report.columns.map((column) => [column, report.shown(column, i)]).filter(([, text]) => text !== null);
+  }
+
+  function card({ customdata: i }) {
+    if (!Number.isInteger(i)) return null;
+    const chosen = selection.selected();
+    const rows = attributes(i).map(([column, text]) => [
+      element("dt", {}, column.title), element("dd", {}, dom.name(dom.shorten(text, 60)))]);
+    if (chosen.length && chosen[0] !== i) {
+      const pair = report.pair(chosen[0], i);
+      rows.push([element("dt", {}, "KL from A"), element("dd", {}, `${numbers.formatEstimate(pair?.kl, pair?.standard_error)} bits/byte`)]);
+    }
+    const offMap = found.off_map?.[i];
+    return [element("strong", {}, dom.name(dom.shorten(data.names[i], 120))), element("dl", {}, rows),
+      offMap ? element("p", { class: "warning" }, offMap) : null].filter(Boolean);
+  }
+
+  // -------------------------------------------------------------------------------------------------------- the controls
+
+  function options(select, rows) {
+    select.replaceChildren(...rows.map(([value, text]) => element("option", { value }, text)));
+  }
+
+  function fillControls() {
+    const methods = METHODS.filter(([key]) => pointsOf(key, 2));
+    options(byId("map-method"), methods);
+    view.method = methods[0]?.[0] ?? "pca";
+    options(byId("map-colour"), [
+      ...report.columns.map((column) => [column.key, column.title]), ...(report.pairs ? [["kl", "KL from the selected model"]] : [])]);
+    view.colour = report.columns.find((column) => column.key === "family" && column.values.some(Boolean))?.key
+      ?? report.columns.find((column) => column.kind === "category" && column.values.some(Boolean))?.key ?? report.columns[0]?.key ?? "";
+    byId("map-colour").value = view.colour;
+    fillDimensions();
+  }
+
+  function fillDimensions() {
+    const third = byId("map-dimensions").querySelector("[value='3']");
+    third.disabled = !pointsOf(view.method, 3);
+    if (third.disabled) view.dimensions = 2;
+    byId("map-dimensions").value = String(view.dimensions);
+  }
+
+  function say(text) {
+    byId("map-message").textContent = text;
+    byId("map-message").hidden = !text;
+  }
+
+  function setDimensions(wanted) {
+    const possible = wanted === 2 || plots.hasWebGL();
+    view.dimensions = possible ? wanted : 2;
+    byId("map-dimensions").value = String(view.dimensions);
+    say(possible ? "" : "This browser has no WebGL, which three dimensions need: the map stays in two.");
+  }
+
+  function note() {
+    const notes = [...(found.notes ?? [])];
+    if (view.method === "tsne" && numbers.isNumber(found.perplexity)) {
+      notes.unshift(`t-SNE, perplexity ${numbers.general(found.perplexity, 3)}: near models stay near; distances between groups mean little.`);
+    }
+    if (view.method === "pca") notes.unshift("Principal components of the double-centred log-likelihoods: distances are √KL, as far as these components show them.");
+    if (added.size) notes.push(`Hollow: ${numbers.counted(added.size, "model")} placed on the map later, without moving the others.`);
+    byId("map-note").textContent = notes.join(" ");
+    const needsA = view.colour === "kl" && !selection.selected().length;
+    byId("map-how").textContent = needsA ? "Choose a model to colour the others by their KL from it." : "";
+  }
+
+  const refresh = () => { note(); return plots.redraw("map-plot"); };
+
+  function zoom(factor) {
+    const gd = byId("map-plot");
+    if (!plots.drawn("map-plot")) return;
+    if (!flat()) {
+      const { eye } = gd._fullLayout.scene.camera;
+      Plotly.relayout(gd, { "scene.camera.eye": { x: eye.x * factor, y: eye.y * factor, z: eye.z * factor } });
+      return;
+    }
+    const change = {};
+    for (const axis of ["xaxis", "yaxis"]) {
+      const [low, high] = gd._fullLayout[axis].range;
+      const half = ((high - low) / 2) * factor;
+      change[`${axis}.range`] = [(low + high) / 2 - half, (low + high) / 2 + half];
+    }
+    Plotly.relayout(gd, change);
+  }
+
+  function reset() {
+    if (!plots.drawn("map-plot")) return;
+    Plotly.relayout(byId("map-plot"), flat() ? { "xaxis.autorange": true, "yaxis.autorange": true } : { "scene.camera": {} });
+  }
+
+  function listen() {
+    const on = (id, event, listener) => byId(id).addEventListener(event, listener);
+    on("map-method", "change", (event) => { view.method = event.target.value; fillDimensions(); refresh(); });
+    on("map-dimensions", "change", (event) => { setDimensions(Number(event.target.value)); refresh(); });
+    on("map-colour", "change", (event) => { view.colour = event.target.value; refresh(); });
+    on("map-closer", "click", () => zoom(1 / 1.4));
+    on("map-farther", "click", () => zoom(1.4));
+    on("map-reset", "click", reset);
+  }
+
+  // ---------------------------------------------------------------------------------------------------------- the search
+
+  const LISTED = 40;
+  const searchable = (found ? [...Array(report.K).keys()] : []).map((i) => [
+    data.names[i], ...report.columns.filter((column) => column.kind === "category").map((column) => column.values[i] ?? "")].join("\n").toLowerCase());
+
+  function search(text) {
+    const words = text.toLowerCase().split(/\s+/).filter(Boolean);
+    const matching = words.length ? [...searchable.keys()].filter((i) => words.every((word) => searchable[i].includes(word))) : [];
+    view.matches = words.length ? new Set(matching) : null;
+    byId("search-count").textContent = words.length ? `${numbers.counted(matching.length, "match").replace("matchs", "matches")}` : "";
+    const results = matching.slice(0, LISTED).map((i) => element("li", {}, dom.button(dom.name(data.names[i]), () => selection.select(i))));
+    if (matching.length > LISTED) results.push(element("li", { class: "quiet" }, `and ${numbers.count(matching.length - LISTED)} more`));
+    byId("search-results").replaceChildren(...results);
+    byId("search-results").hidden = !matching.length;
+    refresh();
+    return matching;
+  }
+
+  function listenToSearch() {
+    const field = byId("search");
+    let matching = [];
+    let waiting;
+    field.addEventListener("input", () => {
+      clearTimeout(waiting);
+      waiting = setTimeout(() => { matching = search(field.value); }, 60);
+    });
+    field.addEventListener("keydown", (event) => {
+      if (event.key === "Enter") {
+        clearTimeout(waiting);
+        matching = search(field.value);
+        if (matching.length) selection.select(matching[0]);
+        event.preventDefault();
+      } else if (event.key === "Escape" && field.value) {
+        field.value = "";
+        matching = search("");
+        event.stopPropagation();
+        event.preventDefault();
+      }
+    });
+  }
+
+  function draw() {
+    if (!found || !byId("map-plot")) return;
+    fillControls();
+    note();
+    listen();
+    listenToSearch();
+    plots.register("map-plot", { make, label: describe, on: {
+      ...plots.hover(card), plotly_click: ({ points: [point] }) => selection.select(point.customdata) } });
+    selection.onChange(refresh);
+  }
+
+  return { draw, attributes, METHODS, found };
+})();

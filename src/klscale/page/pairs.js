@@ -1,0 +1,195 @@
+"use strict";
+
+/** The heat map of all pairs under their tree; for many models a part of it, or groups. */
+const heat = (() => {
+  const { byId, element } = dom;
+  const { data, K } = report;
+  const WHOLE = 300; // beyond this many models single cells can neither be seen nor drawn fast
+  const AROUND = 60;
+  const GROUPS = 80;
+  const NAMED = 60;
+  const view = { kind: K > WHOLE ? "groups" : "whole" };
+  const order = data.pairs?.order ?? [];
+  const merges = data.pairs?.dendrogram?.merges ?? [];
+  let cells = null; // what is drawn: groups of models in order, and median KL between them
+
+  // ----------------------------------------------------------------------------------------------------------- the tree
+
+  /** The tree as [x, height] polylines over leaves at `placeOf(leaf)`; leaves that have no place are left out. */
+  function branches(placeOf) {
+    const at = [...Array(K).keys()].map((leaf) => (placeOf(leaf) === undefined ? null : [placeOf(leaf), 0]));
+    const x = [];
+    const y = [];
+    for (const [a, b, height] of merges) {
+      const [one, other] = [at[a], at[b]];
+      if (one && other && one[0] !== other[0]) {
+        x.push(one[0], one[0], other[0], other[0], null);
+        y.push(one[1], height, height, other[1], null);
+        at.push([(one[0] + other[0]) / 2, height]);
+      } else at.push(one ?? other);
+    }
+    return { x, y };
+  }
+
+  /** The leaves in `count` groups: the tree cut where its highest branches join. */
+  function cut(count) {
+    const group = [...Array(K).keys()];
+    const joined = merges.length - (count - 1);
+    const top = [...group];
+    merges.slice(0, Math.max(0, joined)).forEach(([a, b]) => { top.push(Math.min(top[a], top[b])); });
+    // top[] of a merge is its smallest leaf; follow merges down from the last to name each leaf's group
+    const owner = new Map();
+    for (let n = Math.max(0, joined) - 1; n >= 0; n -= 1) {
+      const [a, b] = merges[n];
+      const mine = owner.get(K + n) ?? K + n;
+      owner.set(a, mine);
+      owner.set(b, mine);
+    }
+    const groups = new Map();
+    for (const leaf of order) {
+      const mine = owner.get(leaf) ?? leaf;
+      if (!groups.has(mine)) groups.set(mine, []);
+      groups.get(mine).push(leaf);
+    }
+    return [...groups.values()];
+  }
+
+  // ---------------------------------------------------------------------------------------------------------- the cells
+
+  function median(values) {
+    const sorted = Float64Array.from(values).sort();
+    const half = sorted.length >> 1;
+    return sorted.length % 2 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;
+  }
+
+  function between(one, other) {
+    const values = [];
+    for (const i of one) for (const j of other) if (i !== j && !Number.isNaN(report.kl(i, j))) values.push(report.kl(i, j));
+    return values.length ? median(values) : null;
+  }
+
+  function groupsToShow() {
+    const [a] = selection.selected();
+    if (view.kind === "around" && a !== undefined) {
+      const near = new Set([a, ...report.nearest(a, AROUND).map(([j]) => j)]);
+      return order.filter((i) => near.has(i)).map((i) => [i]);
+    }
+    return view.kind === "groups" && merges.length ? cut(GROUPS) : order.map((i) => [i]);
+  }
+
+  function compute() {
+    const groups = groupsToShow();
+    const size = groups.length;
+    const median2 = Array.from({ length: size }, () => new Array(size).fill(null));
+    for (let r = 0; r < size; r += 1) {
+      for (let c = 0; c <= r; c += 1) {
+        const alone = r === c && groups[r].length === 1;
+        median2[r][c] = alone ? null : between(groups[r], groups[c]);
+        median2[c][r] = median2[r][c];
+      }
+    }
+    return { groups, value: median2 };
+  }
+
+  const groupName = (group) => (group.length === 1 ? data.names[group[0]] : `${group.length}: ${data.names[group[0]]}, …`);
+
+  function outline() {
+    const [a, b] = selection.selected();
+    const place = (i) => cells.groups.findIndex((group) => group.includes(i));
+    if (b === undefined || place(a) < 0 || place(b) < 0) return [];
+    const line = { color: plots.colour("accent"), width: 2.5 };
+    return [[a, b], [b, a]].map(([r, c]) => ({
+      type: "rect", x0: place(c) - 0.5, x1: place(c) + 0.5, y0: place(r) - 0.5, y1: place(r) + 0.5, line }));
+  }
+
+  function make() {
+    cells = compute();
+    const { groups, value } = cells;
+    const z = value.map((row) => row.map((kl) => (kl > 0 ? Math.log10(kl) : null)));
+    const places = [...groups.keys()];
+    const bar = plots.colourBar("KL, bits/byte", z.flat().filter((one) => one !== null), true);
+    const named = groups.length <= (plots.narrow() ? 16 : NAMED);
+    const ticks = named
+      ? { tickmode: "array", tickvals: places, ticktext: groups.map((group) => plots.label(groupName(group), plots.narrow() ? 14 : 30)), ticks: "" }
+      : { showticklabels: false, ticks: "" };
+    const whereIs = new Map(groups.flatMap((group, n) => group.map((i) => [i, n])));
+    const range = [-0.5, groups.length - 0.5];
+    const { x, y } = branches((leaf) => whereIs.get(leaf));
+    const quiet = { showgrid: false, showline: false };
+    return {
+      data: [
+        { type: "heatmap", z, colorscale: bar.colorscale, zmin: bar.cmin, zmax: bar.cmax, colorbar: { ...bar.colorbar, len: 0.6, y: 0.4 },
+          hoverinfo: "none", hoverongaps: false, xgap: groups.length < 40 ? 1 : 0, ygap: groups.length < 40 ? 1 : 0 },
+        { x, y, yaxis: "y2", mode: "lines", hoverinfo: "skip", showlegend: false, connectgaps: false, line: { width: 1, color: plots.colour("muted") } },
+      ],
+      layout: plots.layout({
+        xaxis: plots.axis("", { ...quiet, ...ticks, tickangle: -45, range, constrain: "domain" }),
+        yaxis: plots.axis("", { ...quiet, ...ticks, range: [...range].reverse(), domain: [0, 0.84] }),
+        yaxis2: plots.axis("√KL", { showgrid: false, domain: [0.86, 1], nticks: 3, fixedrange: true, rangemode: "tozero" }),
+        shapes: outline(), showlegend: false, margin: { l: 60, r: 10, t: 10, b: 60 },
+      }),
+    };
+  }
+
+  function card({ pointNumber }) {
+    if (!Array.isArray(pointNumber)) return null;
+    const [r, c] = pointNumber;
+    const [one, other] = [cells.groups[r], cells.groups[c]];
+    if (cells.value[r][c] === null) return null;
+    const named = (group) => element("p", {}, dom.name(dom.shorten(data.names[group[0]], 90)),
+      group.length > 1 ? ` and ${numbers.count(group.length - 1)} near it` : null);
+    if (one.length === 1 && other.length === 1) {
+      const pair = report.pair(one[0], other[0]);
+      return [named(one), named(other), element("p", {}, `KL ${numbers.formatEstimate(pair.kl, pair.standard_error)} bits/byte`),
+        ...pair.flags.map((sentence) => element("p", { class: "warning" }, sentence))];
+    }
+    const count = r === c ? (one.length * (one.length - 1)) / 2 : one.length * other.length;
+    return [named(one), named(other), element("p", {}, `median KL ${numbers.general(cells.value[r][c])} bits/byte of ${numbers.counted(count, "pair")}`)];
+  }
+
+  function choose({ points: [{ pointNumber }] }) {
+    if (!Array.isArray(pointNumber)) return;
+    const [one, other] = pointNumber.map((n) => cells.groups[n]);
+    if (one.length === 1 && other.length === 1 && one !== other) selection.both(one[0], other[0]);
+  }
+
+  function note() {
+    const [a] = selection.selected();
+    const around = view.kind === "around" && a !== undefined;
+    byId("heat-note").textContent = K <= WHOLE ? "" : around
+      ? `A, ${dom.shorten(data.names[a], 60)}, and the ${AROUND} models nearest to it, of ${numbers.count(K)}.`
+      : `${numbers.count(K)} models are too many for single cells: the tree is cut into ${GROUPS} groups, and a colour is the median KL between two of them.`;
+    byId("heat-how").textContent = K <= WHOLE || around ? "A click on a cell chooses its pair." : "";
+  }
+
+  /** With many models the heat map follows the first chosen one, where that is asked for. */
+  function follow() {
+    const [a] = selection.selected();
+    const around = byId("heat-view").querySelector("[value='around']");
+    if (around) {
+      around.disabled = a === undefined;
+      if (a === undefined) view.kind = "groups";
+      byId("heat-view").value = view.kind;
+    }
+    note();
+    plots.redraw("heat-plot");
+  }
+
+  function draw() {
+    if (!byId("heat-plot") || !report.pairs) return;
+    if (K > WHOLE) {
+      byId("heat-controls").hidden = false;
+      byId("heat-view").replaceChildren(element("option", { value: "groups" }, `all models, in ${GROUPS} groups`),
+        element("option", { value: "around" }, `A and its ${AROUND} nearest`));
+      byId("heat-view").addEventListener("change", (event) => { view.kind = event.target.value; follow(); });
+    }
+    follow();
+    plots.register("heat-plot", {
+      make, on: { ...plots.hover(card), plotly_click: choose },
+      label: () => `Heat map of KL between ${numbers.counted(K, "model")}, in bits per byte. The numbers of each pair are in its CSV.`,
+    });
+    selection.onChange(follow);
+  }
+
+  return { draw };
+})();

@@ -1,0 +1,235 @@
+"use strict";
+
+/**
+ * Figures: drawn when they come near the window, again when the theme changes, with one look. Names reach a figure only
+ * through `plain`, and what is shown under the pointer is a card of our own, made of text.
+ */
+const plots = (() => {
+  const figures = new Map(); // id -> {make, label, on, drawn}
+  const probe = dom.element("span", { hidden: true });
+  const narrow = () => window.innerWidth < 640;
+
+  /** Text for plotly.js, which renders a subset of HTML. */
+  function plain(text) {
+    return dom.visible(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+  }
+
+  const label = (text, most = 40) => plain(dom.shorten(text, most));
+
+  /** A colour of page.css as it computes in the theme of now. */
+  function colour(name) {
+    if (!probe.isConnected) document.body.append(probe);
+    probe.style.color = `var(--${name})`;
+    return getComputedStyle(probe).color;
+  }
+
+  function channels(text) {
+    if (text.startsWith("#")) return [1, 3, 5].map((at) => parseInt(text.slice(at, at + 2), 16));
+    return text.match(/[\d.]+/g).slice(0, 3).map(Number);
+  }
+
+  function faded(text, alpha) {
+    return `rgba(${channels(text).join(", ")}, ${alpha})`;
+  }
+
+  const lightness = (text) => {
+    const [r, g, b] = channels(text);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+
+  /** A colour of the data's: one that the paper would swallow is drawn in ink. */
+  function onPaper(text) {
+    return Math.abs(lightness(text) - lightness(colour("paper"))) < 40 ? colour("ink") : text;
+  }
+
+  const SERIES = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"];
+  const series = (n) => onPaper(SERIES[n % SERIES.length]);
+
+  function axis(title, more = {}) {
+    const line = colour("rule");
+    const grey = colour("muted");
+    return {
+      title: { text: title, standoff: 10, font: { size: 12, color: grey } },
+      gridcolor: colour("grid"), linecolor: line, tickcolor: line, tickfont: { size: 11.5, color: grey },
+      zeroline: false, showline: true, ticks: "outside", ticklen: 4, automargin: true, ...more,
+    };
+  }
+
+  /** Plain numbers at 1, 2, 5, however far one zooms. */
+  const logAxis = (title, more = {}) => axis(title, { type: "log", tickformat: "~g", nticks: narrow() ? 5 : 9, ...more });
+
+  /** log10(1 + step), so that step 0 has a place; ticks say steps. */
+  const stepAt = (step) => Math.log10(1 + step);
+
+  function stepAxis(steps, more = {}) {
+    const last = Math.max(...steps, 1);
+    const first = Math.min(...steps.filter((step) => step > 0), last);
+    const digits = last / first > 300 || narrow() ? [1] : [1, 2, 5];
+    const marks = [0];
+    for (let decade = 1; decade <= last; decade *= 10) {
+      for (const digit of digits) if (digit * decade >= first / 2.5 && digit * decade <= last * 1.05) marks.push(digit * decade);
+    }
+    return axis("training step (log<sub>10</sub>(1 + step))", {
+      tickmode: "array", tickvals: marks.map(stepAt), ticktext: marks.map((step) => numbers.size(step)),
+      range: [stepAt(Math.min(...steps)) - 0.06, stepAt(last) + 0.06], ...more,
+    });
+  }
+
+  function layout(more = {}) {
+    const coarse = matchMedia("(pointer: coarse)").matches; // a finger that scrolls the page must not zoom
+    return {
+      font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colour("ink") },
+      paper_bgcolor: colour("paper"), plot_bgcolor: colour("paper"), hovermode: "closest",
+      dragmode: coarse ? false : "zoom", margin: { l: 48, r: 16, t: 12, b: 44 },
+      legend: legend(), showlegend: true, ...more,
+    };
+  }
+
+  /** Below the axes, in lines. */
+  function legend(more = {}) {
+    return {
+      orientation: "h", x: 0, y: 0, yref: "container", yanchor: "bottom", xanchor: "left",
+      font: { size: 11.5, color: colour("ink") }, itemsizing: "constant", ...more,
+    };
+  }
+
+  /** 1-2-5 marks of a log range, decades alone where it is long; [log10, text]. */
+  function logMarks(low, high) {
+    const digits = high - low > 3 ? [1] : [1, 2, 5];
+    const marks = [];
+    for (let decade = Math.floor(low); decade <= high; decade += 1) {
+      for (const digit of digits) {
+        const at = decade + Math.log10(digit);
+        if (at >= low - 1e-9 && at <= high + 1e-9) marks.push([at, numbers.general(digit * 10 ** decade, 3)]);
+      }
+    }
+    return marks.length > 1 ? marks : [low, high].map((at) => [at, numbers.general(10 ** at, 2)]);
+  }
+
+  /** Colours by value, dark to light; `shown` are values, or their log10 where `log`. */
+  function colourBar(title, shown, log) {
+    let low = Infinity;
+    let high = -Infinity;
+    for (const value of shown) {
+      if (value < low) low = value;
+      if (value > high) high = value;
+    }
+    if (!(low < high)) [low, high] = [low - 0.5, low + 0.5].map((end) => (Number.isFinite(end) ? end : 0));
+    const marks = log && low < high ? logMarks(low, high) : null;
+    const bar = {
+      title: { text: title, side: "right", font: { size: 11.5, color: colour("muted") } }, thickness: 12, len: 0.85, outlinewidth: 0,
+      tickfont: { size: 11, color: colour("muted") }, ...(marks ? { tickmode: "array", tickvals: marks.map(([at]) => at), ticktext: marks.map(([, text]) => text) } : {}),
+    };
+    return { colorscale: "Cividis", cmin: low, cmax: high, showscale: true, colorbar: bar };
+  }
+
+  function vertical(x, more = {}) {
+    return {
+      type: "line", xref: "x", yref: "paper", x0: x, x1: x, y0: 0, y1: 1,
+      line: { color: colour("accent"), width: 1.5 }, ...more,
+    };
+  }
+
+  /** A band between two curves: two traces, without a place in the legend. */
+  function band(x, low, high, tint, more = {}) {
+    const edge = { x, mode: "lines", line: { width: 0 }, hoverinfo: "skip", showlegend: false, connectgaps: false, ...more };
+    return [{ ...edge, y: low }, { ...edge, y: high, fill: "tonexty", fillcolor: faded(tint, 0.16) }];
+  }
+
+  /** `make()` gives {data, layout}; `label()` what the figure says to who cannot see it; `on` listeners by event. */
+  function register(id, { make, label: text, on = {} }) {
+    const box = dom.byId(id);
+    if (!box) return;
+    box.setAttribute("role", "img");
+    box.setAttribute("aria-label", text());
+    figures.set(id, { make, text, on, box, drawn: false });
+  }
+
+  const CONFIG = {
+    responsive: true, displaylogo: false, displayModeBar: false, showSendToCloud: false, showTips: false,
+    doubleClick: "reset", scrollZoom: false,
+  };
+
+  async function draw(id) {
+    const figure = figures.get(id);
+    if (!figure || !figure.box.isConnected) return;
+    const first = !figure.drawn;
+    figure.drawn = true;
+    const made = figure.make();
+    figure.box.setAttribute("aria-label", figure.text());
+    await Plotly.react(figure.box, made.data, made.layout, CONFIG);
+    if (first) for (const [event, listener] of Object.entries(figure.on)) figure.box.on(event, listener);
+  }
+
+  /** Draws again what was drawn before: the others will be drawn as things then are. */
+  const redraw = (...ids) => Promise.all(ids.filter((id) => figures.get(id)?.drawn).map(draw));
+  const drawn = (id) => Boolean(figures.get(id)?.drawn);
+  const redrawAll = () => redraw(...figures.keys());
+  const drawAll = () => Promise.all([...figures].filter(([, figure]) => !figure.drawn).map(([id]) => draw(id)));
+
+  function drawWhenNear() {
+    const near = new IntersectionObserver((entries) => {
+      for (const entry of entries.filter((one) => one.isIntersecting)) {
+        near.unobserve(entry.target);
+        if (!drawn(entry.target.id)) draw(entry.target.id);
+      }
+    }, { rootMargin: "500px" });
+    for (const figure of figures.values()) near.observe(figure.box);
+  }
+
+  /** Figures at the width of a sheet, and back. */
+  function fitTo(width) {
+    return Promise.all([...figures.values()].filter((figure) => figure.drawn).map((figure) => (
+      width ? Plotly.relayout(figure.box, { width: Math.min(width, figure.box.clientWidth), height: figure.box.clientHeight })
+        : Plotly.relayout(figure.box, { width: null, height: null, autosize: true }))));
+  }
+
+  function download(id, format) {
+    const { box } = figures.get(id);
+    const { clientWidth: width, clientHeight: height } = box;
+    return Plotly.downloadImage(box, { format, width, height, scale: format === "png" ? 2 : 1, filename: `klscale-${id}` });
+  }
+
+  let webgl;
+  /** Whether this browser draws in three dimensions. */
+  function hasWebGL() {
+    if (webgl === undefined) {
+      const canvas = document.createElement("canvas");
+      webgl = Boolean(canvas.getContext("webgl2") ?? canvas.getContext("webgl"));
+    }
+    return webgl;
+  }
+
+  // ------------------------------------------------------------------------------------------- the card at the pointer
+
+  const card = dom.byId("hovercard");
+
+  function showCard(event, ...children) {
+    card.replaceChildren(...children);
+    card.hidden = false;
+    const { clientX = 0, clientY = 0 } = event ?? {};
+    const { width, height } = card.getBoundingClientRect();
+    const left = clientX + 16 + width > window.innerWidth ? clientX - 16 - width : clientX + 16;
+    card.style.left = `${Math.max(8, Math.min(left, window.innerWidth - width - 8))}px`;
+    card.style.top = `${Math.max(8, Math.min(clientY + 16, window.innerHeight - height - 8))}px`;
+  }
+
+  const hideCard = () => { card.hidden = true; };
+
+  /** Listeners that show `content(point)`, elements or null, at the pointer. */
+  function hover(content) {
+    return {
+      plotly_hover: ({ points, event }) => {
+        const children = content(points[0]);
+        if (children) showCard(event, ...children);
+      },
+      plotly_unhover: hideCard,
+    };
+  }
+
+  return {
+    plain, label, colour, faded, onPaper, series, axis, logAxis, stepAxis, stepAt, layout, legend, vertical, band, narrow, colourBar,
+    register, draw, redraw, redrawAll, drawAll, drawn, drawWhenNear, fitTo, download, hasWebGL, hover, hideCard,
+    ids: () => [...figures.keys()],
+  };
+})();

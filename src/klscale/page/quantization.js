@@ -1,0 +1,69 @@
+"use strict";
+
+/** Ladders of quantized variants. */
+const quantization = (() => {
+  const { byId, element } = dom;
+  const ladders = report.data.quantization?.ladders ?? [];
+  const rows = ladders.flatMap((ladder, n) => ladder.rows.map((row) => ({ ...row, base: ladder.base, n })));
+
+  /** Rows of the figure: each base's variants, and a line free between bases. */
+  const places = [];
+  rows.forEach((row, at) => places.push(at ? places[at - 1] + (row.n === rows[at - 1].n ? 1 : 2) : 0));
+
+  function ladderTrace(ladder, n) {
+    const at = rows.flatMap((row, place) => (row.n === n && row.kl?.value > 0 ? [place] : []));
+    const tint = plots.series(n);
+    const side = (end) => at.map((place) => {
+      const { value, interval } = rows[place].kl;
+      return interval?.every(numbers.isNumber) ? Math.abs(interval[end] - value) : 0;
+    });
+    return {
+      x: at.map((place) => rows[place].kl.value), y: at.map((place) => places[place]), customdata: at, mode: "markers", hoverinfo: "none", name: plots.label(ladder.base),
+      marker: { size: 9, color: tint, symbol: at.map((place) => (rows[place].flags?.length ? "circle-open" : "circle")), line: { width: 1.6, color: tint } },
+      error_x: { type: "data", symmetric: false, array: side(1), arrayminus: side(0), thickness: 1.4, width: 4, color: tint },
+    };
+  }
+
+  function make() {
+    byId("quantization-plot").style.height = `${(places.at(-1) + 1) * 30 + 150}px`;
+    return { data: ladders.map(ladderTrace), layout: plots.layout({
+      xaxis: plots.logAxis("KL from the base, bits/byte (95 % interval)"),
+      yaxis: plots.axis("", { tickmode: "array", tickvals: places, ticktext: rows.map((row) => plots.label(row.kind, 24)), range: [places.at(-1) + 0.7, -0.7],
+        showline: false, ticks: "", fixedrange: true, tickfont: { size: 12, color: plots.colour("ink") } }),
+      margin: { l: 60, r: 16, t: 10, b: 80 } }) };
+  }
+
+  function card({ customdata: at }) {
+    const row = rows[at];
+    if (!row) return null;
+    return [element("strong", {}, dom.name(dom.shorten(row.name, 90))), element("p", {}, `KL ${numbers.estimate(row.kl)} bits/byte, 95 % ${numbers.interval(row.kl.interval)}`),
+      row.placed ? element("p", {}, row.placed) : null, ...(row.flags ?? []).map((text) => element("p", { class: "warning" }, text))].filter(Boolean);
+  }
+
+  function table() {
+    const several = ladders.length > 1;
+    return tables.make({ caption: "Quantized variants, nearest first", rows, head: several ? 1 : 0, columns: [
+      ...(several ? [{ title: "base", cell: (row) => dom.name(row.base), sort: (row) => row.base }] : []),
+      { title: "variant", cell: (row) => row.kind, sort: (row) => row.kind },
+      { title: "KL ± SE, bits/byte", number: true, cell: (row) => numbers.estimate(row.kl), sort: (row) => row.kl?.value },
+      { title: "95 % interval", number: true, cell: (row) => numbers.interval(row.kl?.interval) },
+      { title: "more than previous ± SE", number: true, cell: (row) => (row.more_than_previous ? numbers.estimate(row.more_than_previous, { plus: true }) : "") },
+      { title: "loss ± SE, bits/byte", number: true, cell: (row) => numbers.estimate(row.bits_per_byte_difference, { plus: true }), sort: (row) => row.bits_per_byte_difference?.value },
+      { title: "on the scale", cell: (row) => row.placed ?? "" },
+      { title: "notes", cell: (row) => (row.flags ?? []).join(" ") },
+    ] }).box;
+  }
+
+  function bases() {
+    return ladders.map((ladder) => element("li", {}, dom.name(ladder.base), ` itself: ${numbers.estimate(ladder.base_bits_per_byte)} bits/byte.`));
+  }
+
+  function draw() {
+    if (!rows.length || !byId("quantization-plot")) return;
+    byId("quantization-table").replaceChildren(table(), element("ul", { class: "notes" }, bases()));
+    plots.register("quantization-plot", { make, on: plots.hover(card),
+      label: () => `KL of quantized variants, bits per byte: ${rows.slice(0, 12).map((row) => `${row.kind} ${numbers.estimate(row.kl)}`).join("; ")}.` });
+  }
+
+  return { draw, rows };
+})();

@@ -218,6 +218,16 @@ class Store:
             return []
         return sorted(p for p in found if p.endswith(suffix) and not p.rsplit("/", 1)[-1].startswith("."))
 
+    def state(self, directory: str) -> str:
+        """Changes whenever a finished file under this directory of the store does."""
+        self._fs.invalidate_cache()
+        known = self._fs.find(self._path(directory), detail=True)
+        about = ("size", "mtime", "ino", "LastModified", "ETag")
+        return content_id(
+            json.dumps([path, *(str(known[path].get(key)) for key in about)]).encode()
+            for path in sorted(known) if not path.rsplit("/", 1)[-1].startswith(".")
+        )  # fmt: skip
+
     # ------------------------------------------------------------------------------------------------------- texts
 
     def text_sets(self) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ const trajectories = (() => {
   const found = report.data.trajectories;
   const runs = found?.runs ?? [];
   const FIGURES = ["training-plot", "lag-plot", "path-plot", "shares-plot", "settling-plot"];
-  const SPACES = ["log-likelihoods", "weights"];
+  const SPACES = ["log-likelihood", "weights"];
   const view = { run: 0, step: 0, space: 0, playing: null };
   const run = () => runs[view.run];
   const stepOf = () => run().steps[view.step];

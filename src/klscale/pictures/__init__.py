@@ -8,12 +8,13 @@ from klscale.pictures.matrices import kl_heat_map
 from klscale.pictures.model_maps import model_map
 from klscale.pictures.quantization import quantization_ladder
 from klscale.pictures.rulers import scale_ruler
-from klscale.pictures.style import COLOURS, Look, looks, save
+from klscale.pictures.style import COLOURS, Look, common_prefix, looks, save
 from klscale.pictures.training import displacement, kl_along_training, training_trajectories
 
 __all__ = [
     "COLOURS",
     "Look",
+    "common_prefix",
     "displacement",
     "kl_along_training",
     "kl_heat_map",

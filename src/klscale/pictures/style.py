@@ -173,15 +173,21 @@ def shortened(name: object, longest: int = 32) -> str:
 def short_names(names: Sequence[str], longest: int = 32) -> list[str]:
     """Names without what every one of them begins with, a directory or an organisation; without any directory where
     the last part alone tells them apart, and is no mere checkpoint of a run that the others would name."""
-    parts = [name.split("/") for name in names]
-    last = [part[-1] for part in parts]
+    last = [name.rsplit("/", 1)[-1] for name in names]
     if len(set(last)) == len(names) and not any(map(CHECKPOINT.match, last)):
         return [shortened(name, longest) for name in last]
-    own = 2 if any(map(CHECKPOINT.match, last)) else 1  # a checkpoint is one of its run
+    shared = len(common_prefix(names))
+    return [shortened(name[shared:], longest) for name in names]
+
+
+def common_prefix(names: Sequence[str]) -> str:
+    """The directories, or the organisation, that every name begins with, as `a/b/`; a checkpoint keeps its run."""
+    parts = [name.split("/") for name in names]
+    own = 2 if any(CHECKPOINT.match(part[-1]) for part in parts) else 1
     shared = 0
     while all(len(part) > shared + own and part[shared] == parts[0][shared] for part in parts):
         shared += 1
-    return [shortened("/".join(part[shared:]), longest) for part in parts]
+    return "".join(f"{part}/" for part in parts[0][:shared]) if parts else ""
 
 
 def describe(texts: TextSet) -> str:

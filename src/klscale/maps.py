@@ -29,6 +29,8 @@ from klscale.vectors import Vectors
 
 PERPLEXITY, SEED = 30.0, 42
 """Of the published maps (Kishino et al., arXiv 2505.15353); fewer models than 91 take a lower perplexity."""
+PLACING = 5.0
+"""Perplexity of a model that is placed on a kept map (Policar et al., Machine Learning 112, 2023)."""
 FEWEST = 5
 """Models of a t-SNE map: of fewer, three principal components show all distances as they are."""
 AXES = 3
@@ -204,8 +206,8 @@ class OffMap:
     def sentence(self) -> str:
         """What that says of the model, for a person."""
         return (
-            f"Its nearest on the map is {self.nearest}, at KL {self.kl} (of the map's own models, the nearest is at "
-            f"{self.typical:.2g} in the median); no combination of these models explains {self.unexplained}."
+            f"Its nearest on the map is {self.nearest}, at KL {self.kl} (the map's own models have theirs at "
+            f"{self.typical:.2g} in the median); no combination of them explains {self.unexplained}."
         )
 
 
@@ -307,7 +309,8 @@ def place(kept: ModelMap, old: Vectors, new: Vectors) -> ModelMap:
 
     `old` holds the vectors of the models that the map was made of (others are passed over). Principal components of a
     new model are its exact projection; on t-SNE it is placed among the models that the map was made of. Both, and how
-    far off the map it is, do not depend on what else is added.
+    far off the map it is, do not depend on what else is added, but for texts that one of the `new` lacks: they are left
+    out for all, which is said, and the projection is then that of inner products on the others.
     Raises InputError for a model that is on the map already, for vectors of different texts, clips or conventions, and
     for models without texts in common.
     """
@@ -330,7 +333,7 @@ def place(kept: ModelMap, old: Vectors, new: Vectors) -> ModelMap:
     def tsne_with_new(points: Floats | None) -> Floats | None:
         if points is None or kept.perplexity is None:
             return None
-        return np.concatenate([points, _placed(points[ground], distance, kept.perplexity)])
+        return np.concatenate([points, _placed(points[ground], distance, min(PLACING, kept.perplexity))])
 
     missing = np.isnan(old.log_likelihood).any(axis=0) | np.isnan(new.log_likelihood).any(axis=0)
     unexplained = _unexplained(near, far, old.texts.documents_of(np.flatnonzero(~missing)))
@@ -450,8 +453,8 @@ def kept_map(store: Store, vectors: Vectors, *, progress: Progress = SILENT) -> 
 
 
 def extend_map(store: Store, vectors: Vectors, new: Sequence[str], *, progress: Progress = SILENT) -> ModelMap:
-    """The newest kept map whose models are all among these `vectors`, with the `new` ones of them placed on it; kept
-    too. Those that are on it already stay where they are.
+    """The newest kept map whose models are all among these `vectors`, with the `new` ones of them placed on it. It is
+    kept too, in place of another map of exactly these models. Those that are on it already stay where they are.
 
     Raises InputError where no such map is kept, and as `place` does.
     """

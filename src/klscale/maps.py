@@ -37,13 +37,14 @@ AXES = 3
 """Principal components of a model map."""
 DENSE = 500
 """Rows of a Gram matrix up to which all of it is factorised; beyond, its leading eigenvectors are iterated."""
-ROUNDING = 1e-24
-"""Variance in bits per byte that is nothing but rounding: models that are equal."""
+ROUNDING, NEGLIGIBLE = 1e-24, 1e-12
+"""Variance in bits per byte that is nothing but rounding, as of models that are equal; and, of the variance or of the
+largest squared length, the part below which an axis is."""
 LARGE = 10_000
 """Models from which repulsion on a plane is interpolated (Linderman et al., Nature Methods 16, 2019), not summed over a
 tree."""
-ORDERED = 2000
-"""Models up to which the leaves of a dendrogram are turned so that neighbours lie beside each other."""
+ORDERED = 500
+"""Models up to which the leaves of a dendrogram are turned so that neighbours lie beside each other: at worst, 2 s."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +72,7 @@ def _pca(points: Floats, n: int) -> Map:
     found, share = np.zeros((len(points), n)), np.zeros(n)
     if (total := float(np.trace(gram))) > ROUNDING * len(points):
         values, axes = _leading(gram, n)
+        values, axes = (part[..., values > NEGLIGIBLE * total] for part in (values, axes))
         found[:, : len(values)] = axes * np.sqrt(values) if wide else points @ axes
         share[: len(values)] = values / total
     return Map(_signed(found), share)
@@ -85,7 +87,7 @@ def _leading(gram: Floats, n: int) -> tuple[Floats, Floats]:
         start = np.random.default_rng(SEED).normal(size=P)  # the same vectors again
         values, axes = eigsh(gram, n, v0=start)
     order = np.argsort(values)[::-1]
-    return values[order].clip(min=0.0), axes[:, order]
+    return values[order], axes[:, order]
 
 
 def gram_matrix(squared_distance: Floats) -> Floats:
@@ -381,8 +383,8 @@ def _unexplained(old: Floats, new: Floats, documents: Any = None) -> list[Estima
 def _factor(gram: Floats) -> tuple[Floats, Integers]:
     """R (r, P) with R'R the Gram matrix (P, P) of rank r, triangular in the r columns that are returned with it. The
     Gram matrix is used up."""
-    negligible = 1e-12 * gram.diagonal().max()
-    packed, order, rank, _ = linalg.lapack.dpstrf(gram.T, tol=negligible, overwrite_a=True)  # symmetric: no copy
+    tolerance = NEGLIGIBLE * gram.diagonal().max()
+    packed, order, rank, _ = linalg.lapack.dpstrf(gram.T, tol=tolerance, overwrite_a=True)  # symmetric: no copy
     order = order.astype(np.int64) - 1
     factor = np.empty((rank, len(gram)))
     factor[:, order] = np.triu(packed[:rank])
@@ -401,7 +403,7 @@ class Clustering:
 
 
 def cluster(matrix: KLMatrix) -> Clustering:
-    """Average linkage on sqrt(KL). Up to 2,000 models, branches are turned so that neighbours lie beside each other.
+    """Average linkage on sqrt(KL). Up to 500 models, branches are turned so that neighbours lie beside each other.
 
     Raises InputError where the KL of a pair is not known.
     """

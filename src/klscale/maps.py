@@ -29,19 +29,22 @@ from klscale.vectors import Vectors
 
 PERPLEXITY, SEED = 30.0, 42
 """Of the published maps (Kishino et al., arXiv 2505.15353); fewer models than 91 take a lower perplexity."""
+PLACING = 5.0
+"""Perplexity of a model that is placed on a kept map (Policar et al., Machine Learning 112, 2023)."""
 FEWEST = 5
 """Models of a t-SNE map: of fewer, three principal components show all distances as they are."""
 AXES = 3
 """Principal components of a model map."""
 DENSE = 500
 """Rows of a Gram matrix up to which all of it is factorised; beyond, its leading eigenvectors are iterated."""
-ROUNDING = 1e-24
-"""Variance in bits per byte that is nothing but rounding: models that are equal."""
+ROUNDING, NEGLIGIBLE = 1e-24, 1e-12
+"""Variance in bits per byte that is nothing but rounding, as of models that are equal; and, of the variance or of the
+largest squared length, the part below which an axis is."""
 LARGE = 10_000
 """Models from which repulsion on a plane is interpolated (Linderman et al., Nature Methods 16, 2019), not summed over a
 tree."""
-ORDERED = 2000
-"""Models up to which the leaves of a dendrogram are turned so that neighbours lie beside each other."""
+ORDERED = 500
+"""Models up to which the leaves of a dendrogram are turned so that neighbours lie beside each other: at worst, 2 s."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +72,7 @@ def _pca(points: Floats, n: int) -> Map:
     found, share = np.zeros((len(points), n)), np.zeros(n)
     if (total := float(np.trace(gram))) > ROUNDING * len(points):
         values, axes = _leading(gram, n)
+        values, axes = (part[..., values > NEGLIGIBLE * total] for part in (values, axes))
         found[:, : len(values)] = axes * np.sqrt(values) if wide else points @ axes
         share[: len(values)] = values / total
     return Map(_signed(found), share)
@@ -83,7 +87,7 @@ def _leading(gram: Floats, n: int) -> tuple[Floats, Floats]:
         start = np.random.default_rng(SEED).normal(size=P)  # the same vectors again
         values, axes = eigsh(gram, n, v0=start)
     order = np.argsort(values)[::-1]
-    return values[order].clip(min=0.0), axes[:, order]
+    return values[order], axes[:, order]
 
 
 def gram_matrix(squared_distance: Floats) -> Floats:
@@ -204,8 +208,8 @@ class OffMap:
     def sentence(self) -> str:
         """What that says of the model, for a person."""
         return (
-            f"Its nearest on the map is {self.nearest}, at KL {self.kl} (of the map's own models, the nearest is at "
-            f"{self.typical:.2g} in the median); no combination of these models explains {self.unexplained}."
+            f"Its nearest on the map is {self.nearest}, at KL {self.kl} (the map's own models have theirs at "
+            f"{self.typical:.2g} in the median); no combination of them explains {self.unexplained}."
         )
 
 
@@ -307,7 +311,8 @@ def place(kept: ModelMap, old: Vectors, new: Vectors) -> ModelMap:
 
     `old` holds the vectors of the models that the map was made of (others are passed over). Principal components of a
     new model are its exact projection; on t-SNE it is placed among the models that the map was made of. Both, and how
-    far off the map it is, do not depend on what else is added.
+    far off the map it is, do not depend on what else is added, but for texts that one of the `new` lacks: they are left
+    out for all, which is said, and the projection is then that of inner products on the others.
     Raises InputError for a model that is on the map already, for vectors of different texts, clips or conventions, and
     for models without texts in common.
     """
@@ -330,7 +335,7 @@ def place(kept: ModelMap, old: Vectors, new: Vectors) -> ModelMap:
     def tsne_with_new(points: Floats | None) -> Floats | None:
         if points is None or kept.perplexity is None:
             return None
-        return np.concatenate([points, _placed(points[ground], distance, kept.perplexity)])
+        return np.concatenate([points, _placed(points[ground], distance, min(PLACING, kept.perplexity))])
 
     missing = np.isnan(old.log_likelihood).any(axis=0) | np.isnan(new.log_likelihood).any(axis=0)
     unexplained = _unexplained(near, far, old.texts.documents_of(np.flatnonzero(~missing)))
@@ -378,8 +383,8 @@ def _unexplained(old: Floats, new: Floats, documents: Any = None) -> list[Estima
 def _factor(gram: Floats) -> tuple[Floats, Integers]:
     """R (r, P) with R'R the Gram matrix (P, P) of rank r, triangular in the r columns that are returned with it. The
     Gram matrix is used up."""
-    negligible = 1e-12 * gram.diagonal().max()
-    packed, order, rank, _ = linalg.lapack.dpstrf(gram.T, tol=negligible, overwrite_a=True)  # symmetric: no copy
+    tolerance = NEGLIGIBLE * gram.diagonal().max()
+    packed, order, rank, _ = linalg.lapack.dpstrf(gram.T, tol=tolerance, overwrite_a=True)  # symmetric: no copy
     order = order.astype(np.int64) - 1
     factor = np.empty((rank, len(gram)))
     factor[:, order] = np.triu(packed[:rank])
@@ -398,7 +403,7 @@ class Clustering:
 
 
 def cluster(matrix: KLMatrix) -> Clustering:
-    """Average linkage on sqrt(KL). Up to 2,000 models, branches are turned so that neighbours lie beside each other.
+    """Average linkage on sqrt(KL). Up to 500 models, branches are turned so that neighbours lie beside each other.
 
     Raises InputError where the KL of a pair is not known.
     """
@@ -450,8 +455,8 @@ def kept_map(store: Store, vectors: Vectors, *, progress: Progress = SILENT) -> 
 
 
 def extend_map(store: Store, vectors: Vectors, new: Sequence[str], *, progress: Progress = SILENT) -> ModelMap:
-    """The newest kept map whose models are all among these `vectors`, with the `new` ones of them placed on it; kept
-    too. Those that are on it already stay where they are.
+    """The newest kept map whose models are all among these `vectors`, with the `new` ones of them placed on it. It is
+    kept too, in place of another map of exactly these models. Those that are on it already stay where they are.
 
     Raises InputError where no such map is kept, and as `place` does.
     """

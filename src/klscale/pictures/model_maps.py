@@ -209,7 +209,8 @@ def _label_axes(axes: Any, map: Any, method: str) -> None:
         axes.set_ylabel(f"second component ({second:.0%}), √(bits/byte)")
         axes.tick_params(labelsize=SMALL)
         return
-    axes.set_xlabel(f"t-SNE 1 (no unit; perplexity {map.perplexity:.3g})")
+    perplexity = "" if map.perplexity is None else f"; perplexity {map.perplexity:.3g}"
+    axes.set_xlabel(f"t-SNE 1 (no unit{perplexity})")
     axes.set_ylabel("t-SNE 2 (no unit)")
     axes.set_xticks([])
     axes.set_yticks([])
@@ -277,7 +278,7 @@ def _write_names(figure: Figure, axes: Any, points: Floats, named: Mapping[int, 
     at = dots[list(named)]
     extents = np.array([text.get_window_extent().size for text in texts]).reshape(-1, 2)
     near = (math.sqrt(size) / 2 + 1.0) * pixel
-    boxes, fits = _place_names(at, extents, dots, np.array([frame.min, frame.max]), near, pixel)
+    boxes, fits = _place_names(at, extents, dots, np.array([frame.min + 2 * pixel, frame.max - 2 * pixel]), near, pixel)
     for text, dot, box, fit in zip(texts, at, boxes, fits, strict=True):
         text.set_in_layout(False)
         if not fit:
@@ -300,7 +301,7 @@ def _place_names(
     angle = np.arange(16) * math.pi / 8
     direction = np.round(np.stack([np.cos(angle), np.sin(angle)], axis=1), 9)
     side = np.sign(direction) * (np.abs(direction) > 0.5)
-    ring = np.arange(9)
+    ring = np.arange(14)
     away = (near + 6.0 * ring * pixel)[:, None, None] * direction
     n, C = len(at), len(ring) * len(angle)
     corners = at[:, None] + away.reshape(1, C, 2) + extents[:, None] * (np.tile(side, (len(ring), 1)) - 1) / 2
@@ -308,19 +309,23 @@ def _place_names(
     outside = ((boxes[:, :, 0] < frame[0]) | (boxes[:, :, 1] > frame[1])).any(axis=2)
     low, high = boxes[:, :, 0] - 1.5 * pixel, boxes[:, :, 1] + 1.5 * pixel
     ends = np.clip(at[:, None], boxes[:, :, 0], boxes[:, :, 1])
-    leaders = ends[:, :, None] + np.linspace(0, 1, 8)[:, None] * (at[:, None] - ends)[:, :, None]  # (n, C, 8, 2)
-    cost = 1e6 * outside + 1.5 * np.repeat(ring, len(angle)) + 0.02 * np.tile(np.arange(len(angle)), len(ring))
+    leaders = ends[:, :, None] + np.linspace(0, 1, 20)[:, None] * (at[:, None] - ends)[:, :, None]  # (n, C, 20, 2)
+    cost = 1e6 * outside + 0.9 * np.repeat(ring, len(angle)) + 0.02 * np.tile(np.arange(len(angle)), len(ring))
     for k in range(n):
-        cost[k] += 4.0 * _inside(dots, low[k], high[k]).sum(axis=1)
+        cost[k] += 6.0 * _inside(dots, low[k], high[k]).sum(axis=1)
         others = dots[((dots - at[k]) ** 2).sum(axis=1) > pixel**2]
         if len(others):
-            cost[k] += 4.0 * (KDTree(others).query(leaders[k])[0].min(axis=1) < near)
+            cost[k] += 6.0 * (np.asarray(KDTree(others).query(leaders[k])[0]).min(axis=1) < near)
     chosen, placed = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=bool)
     total = np.full(n, np.inf)
     for k in [*range(n)] * 3:
         names = boxes[np.arange(n), chosen][placed & (np.arange(n) != k)]
         over = ((boxes[k, :, None, 0] < names[:, 1]) & (names[:, 0] < boxes[k, :, None, 1])).all(axis=2)
-        crossing = _inside(leaders[k].reshape(-1, 2), names[:, 0], names[:, 1]).reshape(len(names), C, -1).any(axis=2)
+        crossing = (
+            _inside(leaders[k].reshape(-1, 2), names[:, 0], names[:, 1])
+            .reshape(len(names), C, leaders.shape[2])
+            .any(axis=2)
+        )
         now = cost[k] + 1000.0 * over.sum(axis=1) + 8.0 * crossing.sum(axis=0)
         chosen[k], placed[k], total[k] = now.argmin(), True, now.min()
     return boxes[np.arange(n), chosen], (total < 1000.0).tolist()

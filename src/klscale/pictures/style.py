@@ -80,7 +80,6 @@ STYLE: dict[str, Any] = {
 }
 
 P = ParamSpec("P")
-R = TypeVar("R")
 
 
 @contextmanager
@@ -95,13 +94,17 @@ def house_style() -> Iterator[None]:
         yield
 
 
-def styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """A function that draws, in the house style."""
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """A function that draws, in the house style. Every part of its figure has its place for good: matplotlib's layout
+    would move by a little whenever the figure is written."""
 
     @functools.wraps(draw)
-    def inside(*args: P.args, **kwargs: P.kwargs) -> R:
+    def inside(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with house_style():
-            return draw(*args, **kwargs)
+            figure = draw(*args, **kwargs)
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
+            return figure
 
     return inside
 

@@ -71,7 +71,7 @@ const downloads = (() => {
     yield ["run", "step", ...keys.flatMap(estimateColumns), "weights_from_first", "weights_from_previous"];
     for (const run of trajectories.runs) {
       for (const [at, step] of run.steps.entries()) {
-        yield [run.name, step, ...keys.flatMap((key) => estimate(run[key]?.[at])), run.weights_from_first?.[at], run.weights_from_previous?.[at]];
+        yield [run.run, step, ...keys.flatMap((key) => estimate(run[key]?.[at])), run.weights_from_first?.[at], run.weights_from_previous?.[at]];
       }
     }
   }

@@ -19,16 +19,27 @@ const layers = (() => {
     const inside = thread.layer.map((_, at) => !out && thread.in_range?.[at] !== false);
     const places = thread.layer.map((_, at) => at).filter((at) => positive(estimates[at]?.value));
     return {
-      x: places.map((at) => thread.layer[at]), y: places.map((at) => estimates[at].value), error_y: { ...bars(places.map((at) => estimates[at])), color: tint },
-      customdata: places.map((at) => [n, key, at]), mode: "lines+markers", hoverinfo: "none", name: plots.label(thread.model), legendgroup: String(n), showlegend: !out,
+      showlegend: false, x: places.map((at) => thread.layer[at]), y: places.map((at) => estimates[at].value), error_y: { ...bars(places.map((at) => estimates[at])), color: tint },
+      customdata: places.map((at) => [n, key, at]), mode: "lines+markers", hoverinfo: "none",
       line: { color: tint, width: 1.3, dash: out ? "dash" : "solid" },
       marker: { symbol: places.map((at) => (out ? "square-open" : inside[at] ? "circle" : "circle-open")), size: 7, color: tint, line: { width: 1.3, color: tint } },
     };
   }
 
+  /** What colours and marks mean. */
+  function keys() {
+    const key = { x: [null], y: [null], hoverinfo: "skip" };
+    const grey = plots.colour("muted");
+    const mark = (name, symbol, dash) => ({ ...key, name, mode: dash ? "lines+markers" : "markers", line: { color: grey, width: 1.3, dash }, marker: { symbol, size: 7, color: grey, line: { width: 1.3, color: grey } } });
+    const outside = threads.some((thread) => thread.in_range?.some((whole) => whole === false));
+    return [...threads.map((thread, n) => ({ ...key, mode: "lines", name: plots.label(thread.model), line: { color: plots.series(n), width: 2 } })),
+      mark("from the layer before", "circle", "solid"), ...(outside ? [mark("out of range", "circle-open", null)] : []), mark("to the output", "square-open", "dash")];
+  }
+
   function make() {
-    return { data: threads.flatMap((thread, n) => [curve(thread, n, "from_previous"), curve(thread, n, "to_output")]), layout: plots.layout({
-      xaxis: plots.axis("layer (0: embedding)", { nticks: 10, tick0: 0 }), yaxis: plots.logAxis("KL, bits/byte (95 % interval)"), margin: { l: 56, r: 14, t: 10, b: 80 } }) };
+    const shown = threads.flatMap((thread, n) => [curve(thread, n, "from_previous"), curve(thread, n, "to_output")]);
+    return { data: [...shown, ...keys()], layout: plots.layout({
+      xaxis: plots.axis("layer (0: embedding)", { nticks: 10, tick0: 0 }), yaxis: plots.logAxis("KL, bits/byte (95 % interval)", shown.map((one) => one.y)), margin: { l: 56, r: 14, t: 10, b: 80 } }) };
   }
 
   function card({ customdata }) {

@@ -83,13 +83,16 @@ const map = (() => {
     });
   }
 
-  function numberTraces(values, title, log) {
-    const usable = (value) => numbers.isNumber(value) && (!log || value > 0);
+  /** Colours of positive numbers by their log, of steps by log(1 + step); `scale` is null for plain numbers. */
+  const SCALES = { log: "log", steps: "steps" };
+
+  function numberTraces(values, title, scale) {
+    const usable = (value) => numbers.isNumber(value) && (scale !== "log" || value > 0);
     const all = [...Array(report.K).keys()];
     const known = all.filter((i) => usable(values[i]));
     const unknown = all.filter((i) => !usable(values[i]));
-    const shown = known.map((i) => (log ? Math.log10(values[i]) : values[i]));
-    const bar = plots.colourBar(title, shown, log);
+    const shown = known.map((i) => (scale === "log" ? Math.log10(values[i]) : scale === "steps" ? plots.stepAt(values[i]) : values[i]));
+    const bar = plots.colourBar(title, shown, scale);
     const made = [trace(known, {
       name: "", colours: shown, symbols: symbols(known), more: { ...bar, line: { width: flat() ? 0.6 : 0, color: plots.colour("muted") } } })];
     if (unknown.length) {
@@ -103,12 +106,12 @@ const map = (() => {
     if (view.colour === "kl") {
       const [a] = selection.selected();
       if (a === undefined) return categoryTraces({ key: "", values: [] });
-      return numberTraces([...Array(report.K).keys()].map((j) => report.kl(a, j)), "KL from A, bits/byte", true);
+      return numberTraces([...Array(report.K).keys()].map((j) => report.kl(a, j)), "KL from A, bits/byte", "log");
     }
     const column = report.columnOf(view.colour);
     if (!column) return categoryTraces({ key: "", values: [] });
     if (column.kind === "category") return categoryTraces(column);
-    return numberTraces(column.values, plots.label(column.unit && column.unit !== column.title ? `${column.title}, ${column.unit}` : column.title), column.kind === "log");
+    return numberTraces(column.values, plots.label(column.unit && column.unit !== column.title ? `${column.title}, ${column.unit}` : column.title), SCALES[column.kind]);
   }
 
   const WIDTHS = [1, 2, 3.5, 5.5];
@@ -208,7 +211,7 @@ const map = (() => {
     options(byId("map-method"), methods);
     view.method = methods[0]?.[0] ?? "pca";
     options(byId("map-colour"), [
-      ...report.columns.map((column) => [column.key, column.title]), ...(report.pairs ? [["kl", "KL from the selected model"]] : [])]);
+      ...report.columns.filter((column) => column.kind !== "text").map((column) => [column.key, column.title]), ...(report.pairs ? [["kl", "KL from the selected model"]] : [])]);
     view.colour = report.columns.find((column) => column.key === "family" && column.values.some(Boolean))?.key
       ?? report.columns.find((column) => column.kind === "category" && column.values.some(Boolean))?.key ?? report.columns[0]?.key ?? "";
     byId("map-colour").value = view.colour;
@@ -284,7 +287,7 @@ const map = (() => {
 
   const LISTED = 40;
   const searchable = (found ? [...Array(report.K).keys()] : []).map((i) => [
-    data.names[i], ...report.columns.filter((column) => column.kind === "category").map((column) => column.values[i] ?? "")].join("\n").toLowerCase());
+    data.names[i], ...report.columns.filter((column) => !report.isNumeric(column)).map((column) => column.values[i] ?? "")].join("\n").toLowerCase());
 
   function search(text) {
     const words = text.toLowerCase().split(/\s+/).filter(Boolean);

@@ -15,10 +15,10 @@ const models = (() => {
     const unit = column.unit && column.unit !== column.title ? `, ${column.unit}` : "";
     const estimate = column.kind === "estimate";
     return {
-      title: `${column.title}${estimate ? " ± SE" : ""}${unit}`, number: column.kind !== "category",
+      title: `${column.title}${estimate ? " ± SE" : ""}${unit}`, number: report.isNumeric(column),
       cell: (i) => {
         const text = estimate || !column.unit ? report.shown(column, i) : report.shown({ ...column, unit: null }, i);
-        return text === null ? "" : column.kind === "category" ? dom.name(text) : text;
+        return text === null ? "" : report.isNumeric(column) ? text : dom.name(text);
       },
       sort: (i) => column.values[i],
     };

@@ -91,7 +91,7 @@ const heat = (() => {
     return { groups, value: median2 };
   }
 
-  const groupName = (group) => (group.length === 1 ? data.names[group[0]] : `${group.length}: ${data.names[group[0]]}, …`);
+  const groupName = ([first, ...others]) => (others.length ? `${others.length + 1}: ${report.brief(first)}, …` : report.brief(first));
 
   function outline() {
     const [a, b] = selection.selected();
@@ -107,7 +107,7 @@ const heat = (() => {
     const { groups, value } = cells;
     const z = value.map((row) => row.map((kl) => (kl > 0 ? Math.log10(kl) : null)));
     const places = [...groups.keys()];
-    const bar = plots.colourBar("KL, bits/byte", z.flat().filter((one) => one !== null), true);
+    const bar = plots.colourBar("KL, bits/byte", z.flat().filter((one) => one !== null), "log");
     const named = groups.length <= (plots.narrow() ? 16 : NAMED);
     const ticks = named
       ? { tickmode: "array", tickvals: places, ticktext: groups.map((group) => plots.label(groupName(group), plots.narrow() ? 14 : 30)), ticks: "" }

@@ -44,7 +44,7 @@ const panel = (() => {
   }
 
   function command(a, b) {
-    const words = [data.names[a], data.names[b]];
+    const words = [a, b].map(report.reference);
     const options = words.some((word) => word.startsWith("-")) ? ["--"] : [];
     return dom.command(["klscale", "compare", ...options, ...words.map(dom.shellQuote)].join(" "));
   }

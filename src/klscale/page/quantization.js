@@ -27,7 +27,7 @@ const quantization = (() => {
   function make() {
     byId("quantization-plot").style.height = `${(places.at(-1) + 1) * 30 + 150}px`;
     return { data: ladders.map(ladderTrace), layout: plots.layout({
-      xaxis: plots.logAxis("KL from the base, bits/byte (95 % interval)"),
+      xaxis: plots.logAxis("KL from the base, bits/byte (95 % interval)", rows.map((row) => row.kl?.value)),
       yaxis: plots.axis("", { tickmode: "array", tickvals: places, ticktext: rows.map((row) => plots.label(row.kind, 24)), range: [places.at(-1) + 0.7, -0.7],
         showline: false, ticks: "", fixedrange: true, tickfont: { size: 12, color: plots.colour("ink") } }),
       margin: { l: 60, r: 16, t: 10, b: 80 } }) };
@@ -40,27 +40,23 @@ const quantization = (() => {
       row.placed ? element("p", {}, row.placed) : null, ...(row.flags ?? []).map((text) => element("p", { class: "warning" }, text))].filter(Boolean);
   }
 
-  function table() {
-    const several = ladders.length > 1;
-    return tables.make({ caption: "Quantized variants, nearest first", rows, head: several ? 1 : 0, columns: [
-      ...(several ? [{ title: "base", cell: (row) => dom.name(row.base), sort: (row) => row.base }] : []),
-      { title: "variant", cell: (row) => row.kind, sort: (row) => row.kind },
+  function table(ladder) {
+    const caption = element("span", {}, dom.name(ladder.base), ` and its variants, nearest first. Itself: ${numbers.estimate(ladder.base_bits_per_byte)} bits/byte.`);
+    const noted = ladder.rows.some((row) => row.flags?.length);
+    return tables.make({ caption, rows: ladder.rows, columns: [
+      { title: "variant", class: "word", cell: (row) => row.kind, sort: (row) => row.kind },
       { title: "KL ± SE, bits/byte", number: true, cell: (row) => numbers.estimate(row.kl), sort: (row) => row.kl?.value },
       { title: "95 % interval", number: true, cell: (row) => numbers.interval(row.kl?.interval) },
       { title: "more than previous ± SE", number: true, cell: (row) => (row.more_than_previous ? numbers.estimate(row.more_than_previous, { plus: true }) : "") },
       { title: "loss ± SE, bits/byte", number: true, cell: (row) => numbers.estimate(row.bits_per_byte_difference, { plus: true }), sort: (row) => row.bits_per_byte_difference?.value },
-      { title: "on the scale", cell: (row) => row.placed ?? "" },
-      { title: "notes", cell: (row) => (row.flags ?? []).join(" ") },
+      { title: "on the scale", class: "prose", cell: (row) => row.placed ?? "" },
+      ...(noted ? [{ title: "notes", class: "prose", cell: (row) => (row.flags ?? []).join(" ") }] : []),
     ] }).box;
-  }
-
-  function bases() {
-    return ladders.map((ladder) => element("li", {}, dom.name(ladder.base), ` itself: ${numbers.estimate(ladder.base_bits_per_byte)} bits/byte.`));
   }
 
   function draw() {
     if (!rows.length || !byId("quantization-plot")) return;
-    byId("quantization-table").replaceChildren(table(), element("ul", { class: "notes" }, bases()));
+    byId("quantization-table").replaceChildren(...ladders.map(table));
     plots.register("quantization-plot", { make, on: plots.hover(card),
       label: () => `KL of quantized variants, bits per byte: ${rows.slice(0, 12).map((row) => `${row.kind} ${numbers.estimate(row.kl)}`).join("; ")}.` });
   }

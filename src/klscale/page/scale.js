@@ -106,7 +106,7 @@ const scale = (() => {
     ];
     byId("scale-plot").style.height = `${rows.length * 46 + 170}px`;
     return { data, layout: plots.layout({
-      xaxis: plots.logAxis("KL, bits/byte", { ticklabelmode: "instant" }),
+      xaxis: plots.logAxis("KL, bits/byte", measured.map(([, row]) => [...row.values])),
       yaxis: plots.axis("", {
         tickmode: "array", tickvals: [...rows.keys()], ticktext: rows.map(tick), ticks: "", showgrid: false, showline: false,
         range: [rows.length - 0.5, -0.5], fixedrange: true, tickfont: { size: 12, color: plots.colour("ink") } }),

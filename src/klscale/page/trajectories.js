@@ -33,7 +33,7 @@ const trajectories = (() => {
 
   function training() {
     return { data: CURVES.flatMap(curve), layout: plots.layout({
-      xaxis: plots.stepAxis(run().steps), yaxis: plots.logAxis("KL, bits/byte (95 % over texts)"),
+      xaxis: plots.stepAxis(run().steps), yaxis: plots.logAxis("KL, bits/byte (95 % over texts)", CURVES.map(([key]) => (run()[key] ?? []).map((one) => one?.value))),
       shapes: [plots.vertical(plots.stepAt(stepOf())), warmup()].filter(Boolean), margin: { l: 56, r: 14, t: 10, b: 80 },
     }) };
   }
@@ -79,9 +79,10 @@ const trajectories = (() => {
     const lags = all.flatMap((one) => one.lag);
     const ends = lags.length ? [Math.min(...lags), Math.max(...lags)] : [];
     const since = stepOf() - run().warmup;
+    const shown = all.flatMap(growth);
     const diffusion = { x: ends, y: ends.map((end) => end / ends[0]), mode: "lines", name: "c = 1: diffusion", hoverinfo: "skip", line: { color: plots.colour("muted"), width: 1, dash: "dot" } };
-    return { data: [...all.flatMap(growth), diffusion], layout: plots.layout({
-      xaxis: plots.logAxis("lag, steps"), yaxis: plots.logAxis("mean squared distance (fit at first lag: 1)"), margin: { l: 56, r: 14, t: 10, b: 80 },
+    return { data: [...shown, diffusion], layout: plots.layout({
+      xaxis: plots.logAxis("lag, steps", lags, { tickformat: ",~g" }), yaxis: plots.logAxis("mean squared distance (fit at first lag: 1)", shown.map((one) => one.y)), margin: { l: 56, r: 14, t: 10, b: 80 },
       shapes: since >= ends[0] && since <= ends[1] ? [plots.vertical(since, { line: { color: plots.colour("accent"), width: 1.2, dash: "dot" } })] : [],
       annotations: all.length ? [] : [absent("fewer checkpoints past warm-up than a fit takes")],
     }) };
@@ -161,7 +162,7 @@ const trajectories = (() => {
       { x: k, y: walk, mode: "lines", name: "random walk: 6/(π²k²)", hoverinfo: "skip", line: { color: plots.colour("rule"), width: 4 } },
       ...paths.map((one) => ({ x: k, y: one.share, mode: "lines+markers", name: one.space, hoverinfo: "none", customdata: k.map((n) => [one.space, n, one.share[n - 1]]),
         line: { color: spaceColour(one.space), width: 1.4, dash: one.space === "weights" ? "dash" : "solid" },
-        marker: { size: 7, symbol: one.space === "weights" ? "square-open" : "circle", line: { width: 1.3 } } })),
+        marker: { size: 7, symbol: one.space === "weights" ? "square-open" : "circle", color: spaceColour(one.space), line: { width: 1.3, color: spaceColour(one.space) } } })),
     ], layout: plots.layout({
       xaxis: plots.axis("component k", { dtick: 1 }), yaxis: plots.axis("share of variance", { rangemode: "tozero", tickformat: ".0%" }),
       margin: { l: 56, r: 14, t: 10, b: 80 }, annotations: paths.length ? [] : [absent("not known")] }) };
@@ -190,7 +191,7 @@ const trajectories = (() => {
       { line: { color: spaceColour(one.space), width: 1, dash: "dot" } }));
     const { tickvals, ticktext, range } = plots.stepAxis(run().steps);
     return { data: all.flatMap(settled), layout: plots.layout({
-      xaxis: plots.logAxis("threshold, share of the distance first to last", { tickformat: "~p" }),
+      xaxis: plots.logAxis("threshold, share of the distance first to last", all.map((one) => one.thresholds), { tickformat: "~p" }),
       yaxis: plots.axis("settled from step", { tickmode: "array", tickvals, ticktext, range }), shapes: [...asked, at],
       margin: { l: 56, r: 14, t: 10, b: 80 }, annotations: all.length ? [] : [absent("not known")] }) };
   }
@@ -278,8 +279,8 @@ const trajectories = (() => {
 
   function exponentRows() {
     return runs.flatMap((one) => [
-      ...(one.exponents ?? []).map((exponent) => ({ run: one.name, ...exponent })),
-      ...(one.alpha ? [{ run: one.name, name: "alpha", space: "c_q / c_w", estimate: one.alpha, probability: one.probability }] : []),
+      ...(one.exponents ?? []).map((exponent) => ({ run: one.run, ...exponent })),
+      ...(one.alpha ? [{ run: one.run, name: "alpha", space: "c_q / c_w", estimate: one.alpha, probability: one.probability }] : []),
     ]);
   }
 
@@ -292,7 +293,7 @@ const trajectories = (() => {
       { title: "time-averaged ± SE", number: true, cell: (row) => (row.time_averaged ? numbers.estimate(row.time_averaged) : "") },
       { title: "dimension 2/c ± SE", number: true, cell: (row) => (row.dimension ? numbers.estimate(row.dimension) : "") },
       { title: "lags, steps", number: true, cell: (row) => (row.lags ? `${numbers.count(row.lags[0])} to ${numbers.count(row.lags[1])}` : "") },
-      { title: "P(c_q < c_w)", number: true, cell: (row) => (numbers.isNumber(row.probability) ? numbers.general(row.probability, 3) : "") },
+      { title: "P(c_q < c_w)", number: true, cell: (row) => numbers.probability(row.probability) },
     ] }).box;
   }
 
@@ -302,7 +303,7 @@ const trajectories = (() => {
       { title: "c_q, ± over texts", number: true, cell: (row) => withInterval(row.c_q) },
       { title: "c_w, ± over seeds", number: true, cell: (row) => withInterval(row.c_w) },
       { title: "alpha, ± over seeds", number: true, cell: (row) => withInterval(row.alpha) },
-      { title: "P(c_q < c_w)", number: true, cell: (row) => numbers.general(row.probability, 3) },
+      { title: "P(c_q < c_w)", number: true, cell: (row) => numbers.probability(row.probability) },
     ] }).box;
   }
 
@@ -316,22 +317,22 @@ const trajectories = (() => {
   }
 
   function register() {
-    const say = (what) => () => `${what} of ${run().name}, marked at step ${numbers.count(stepOf())}.`;
+    const say = (what) => () => `${what} of ${run().run}, marked at step ${numbers.count(stepOf())}.`;
     const last = () => run().from_first?.at(-1);
     plots.register("training-plot", { make: training, on: plots.hover(trainingCard),
-      label: () => `KL along training of ${run().name}: from the first to the last checkpoint ${numbers.estimate(last())} bits per byte.` });
+      label: () => `KL along training of ${run().run}: from the first to the last checkpoint ${numbers.estimate(last())} bits per byte.` });
     plots.register("lag-plot", { make: lag, on: plots.hover(lagCard),
-      label: () => `Squared distance against lag of ${run().name}: ${exponents().map((one) => `${one.space} ${numbers.estimate(one.estimate)}`).join(", ")}.` });
+      label: () => `Squared distance against lag of ${run().run}: ${exponents().map((one) => `${one.space} ${numbers.estimate(one.estimate)}`).join(", ")}.` });
     plots.register("path-plot", { make: pathMake, label: say("Path"), on: plots.hover(({ customdata }) => (
       numbers.isNumber(customdata) ? [element("strong", {}, `step ${numbers.count(customdata)}`)] : null)) });
     plots.register("shares-plot", { make: shares, on: plots.hover(sharesCard),
-      label: () => `Variance on principal components of ${run().name}: ${(run().paths ?? []).map((one) => `${one.space} ${numbers.fixed(100 * one.share[0], 0)} % on the first`).join(", ")}.` });
-    plots.register("settling-plot", { make: settling, on: plots.hover(settlingCard), label: () => `Stabilisation of ${run().name}. ${settlingNotes().join(" ")}` });
+      label: () => `Variance on principal components of ${run().run}: ${(run().paths ?? []).map((one) => `${one.space} ${numbers.fixed(100 * one.share[0], 0)} % on the first`).join(", ")}.` });
+    plots.register("settling-plot", { make: settling, on: plots.hover(settlingCard), label: () => `Stabilisation of ${run().run}. ${settlingNotes().join(" ")}` });
   }
 
   function draw() {
     if (!runs.length || !byId("trajectory-run")) return;
-    byId("trajectory-run").replaceChildren(...runs.map((one, n) => element("option", { value: n }, one.name)));
+    byId("trajectory-run").replaceChildren(...runs.map((one, n) => element("option", { value: n }, one.run)));
     byId("trajectory-run").addEventListener("change", (event) => setRun(Number(event.target.value)));
     byId("step").addEventListener("input", (event) => { stop(); setStep(Number(event.target.value)); });
     byId("play").addEventListener("click", play);

@@ -27,11 +27,10 @@ const map = (() => {
   }
 
   const kind = () => (flat() ? "scatter" : "scatter3d");
-  const OPEN_3D = { cross: "x" }; // the other symbols have hollow ones of the same name
 
   function symbolOf(i, symbol) {
     if (!added.has(i)) return symbol;
-    return !flat() && OPEN_3D[symbol] ? OPEN_3D[symbol] : `${symbol}-open`;
+    return !flat() && symbol === "cross" ? "circle-open" : `${symbol}-open`; // in 3-D there is no hollow cross
   }
 
   function opacityOf(i) {
@@ -96,7 +95,7 @@ const map = (() => {
     const made = [trace(known, {
       name: "", colours: shown, symbols: symbols(known), more: { ...bar, line: { width: flat() ? 0.6 : 0, color: plots.colour("muted") } } })];
     if (unknown.length) {
-      made.push(trace(unknown, { name: "not known", colours: unknown.map(() => plots.colour("muted")), symbols: unknown.map(() => "circle") }));
+      made.push(trace(unknown, { name: view.colour === "kl" ? "A itself, or no texts in common" : "not known", colours: unknown.map(() => plots.colour("muted")), symbols: unknown.map(() => "circle") }));
     }
     made[0].showlegend = false;
     return made;
@@ -130,7 +129,7 @@ const map = (() => {
     }
     return made.map((models, n) => ({
       type: kind(), mode: "lines", ...coordinates(models), hoverinfo: "skip", showlegend: n === 1, connectgaps: false,
-      name: "training run (wider: larger step)", legendrank: 2000,
+      name: "training run", legendrank: 2000,
       line: { width: WIDTHS[n], color: flat() ? plots.faded(plots.colour("muted"), 0.55) : plots.colour("muted") },
     })).filter((one) => one.x.length);
   }
@@ -245,6 +244,7 @@ const map = (() => {
     if (view.method === "pca") notes.unshift("Principal components of the double-centred log-likelihoods: distances are √KL, as far as these components show them.");
     if (added.size) notes.push(`Hollow: ${numbers.counted(added.size, "model")} placed on the map later, without moving the others.`);
     byId("map-note").textContent = notes.join(" ");
+    if (found.threads?.length) notes.push("Lines are training runs; the wider, the larger the KL of that step.");
     const needsA = view.colour === "kl" && !selection.selected().length;
     byId("map-how").textContent = needsA ? "Choose a model to colour the others by their KL from it." : "";
   }

@@ -32,14 +32,20 @@ const plots = (() => {
     return `rgba(${channels(text).join(", ")}, ${alpha})`;
   }
 
-  const lightness = (text) => {
-    const [r, g, b] = channels(text);
+  /** Relative luminance, as the accessibility guidelines define it. */
+  function luminance(rgb) {
+    const [r, g, b] = rgb.map((part) => (part <= 10.3 ? part / 3294.6 : ((part / 255 + 0.055) / 1.055) ** 2.4));
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
+  }
 
-  /** A colour of the data's: one that the paper would swallow is drawn in ink. */
+  /** A colour of the data's. On dark paper it is lightened until it stands out; black becomes nearly white. */
   function onPaper(text) {
-    return Math.abs(lightness(text) - lightness(colour("paper"))) < 40 ? colour("ink") : text;
+    const paper = luminance(channels(colour("paper")));
+    if (paper > 0.2) return text;
+    let rgb = channels(text);
+    if (luminance(rgb) < 0.01) return colour("ink");
+    while ((luminance(rgb) + 0.05) / (paper + 0.05) < 5) rgb = rgb.map((part) => part + (255 - part) * 0.1);
+    return `rgb(${rgb.map(Math.round).join(", ")})`;
   }
 
   const SERIES = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"];
@@ -128,6 +134,11 @@ const plots = (() => {
     return marks.filter(([at]) => at >= low - 1e-9 && at <= high + 1e-9);
   }
 
+  /** Where there is little width a colour bar lies above its figure. */
+  function lying() {
+    return narrow() ? { orientation: "h", x: 0.5, xanchor: "center", y: 1.04, yanchor: "bottom", len: 1 } : {};
+  }
+
   /** Colours by value, dark to light; of values as they are drawn, whose `scale` is log, steps, or none. */
   function colourBar(title, shown, scale) {
     let low = Infinity;
@@ -139,10 +150,10 @@ const plots = (() => {
     if (!(low < high)) [low, high] = [low - 0.5, low + 0.5].map((end) => (Number.isFinite(end) ? end : 0));
     const marks = low < high ? marksOf(scale, low, high) : null;
     const bar = {
-      title: { text: title, side: "right", font: { size: 11.5, color: colour("muted") } }, thickness: 12, len: 0.85, outlinewidth: 0,
+      title: { text: title, side: narrow() ? "top" : "right", font: { size: 11.5, color: colour("muted") } }, thickness: 12, len: 0.85, outlinewidth: 0,
       tickfont: { size: 11, color: colour("muted") }, ...(marks ? { tickmode: "array", tickvals: marks.map(([at]) => at), ticktext: marks.map(([, text]) => text) } : {}),
     };
-    return { colorscale: "Cividis", cmin: low, cmax: high, showscale: true, colorbar: bar };
+    return { colorscale: "Cividis", cmin: low, cmax: high, showscale: true, colorbar: { ...bar, ...lying() } };
   }
 
   function vertical(x, more = {}) {
@@ -250,7 +261,7 @@ const plots = (() => {
   }
 
   return {
-    plain, label, colour, faded, onPaper, series, axis, logAxis, stepAxis, stepAt, layout, legend, vertical, band, narrow, colourBar,
+    plain, label, colour, faded, onPaper, series, axis, logAxis, stepAxis, stepAt, layout, legend, vertical, band, narrow, colourBar, lying,
     register, draw, redraw, redrawAll, drawAll, drawn, drawWhenNear, fitTo, download, hasWebGL, hover, hideCard,
     ids: () => [...figures.keys()],
   };

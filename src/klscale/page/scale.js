@@ -20,7 +20,7 @@ const scale = (() => {
     return {
       x: places.map((n) => row.values[n]), y: places.map((n) => y + jitter(n)), customdata: places.map((n) => [y, n]),
       mode: "markers", hoverinfo: "none", showlegend: false,
-      opacity: Math.min(0.8, Math.max(0.22, 8 / row.values.length ** 0.6)),
+      opacity: Math.min(0.8, Math.max(0.3, 8 / row.values.length ** 0.6)),
       marker: { size: 6, symbol: whole ? "circle" : "circle-open", color: tint, line: { width: whole ? 0 : 1.2, color: tint } },
     };
   }

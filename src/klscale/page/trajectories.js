@@ -7,7 +7,7 @@ const trajectories = (() => {
   const runs = found?.runs ?? [];
   const FIGURES = ["training-plot", "lag-plot", "path-plot", "shares-plot", "settling-plot"];
   const SPACES = ["log-likelihoods", "weights"];
-  const view = { run: 0, step: 0, space: 0, playing: null };
+  const view = { run: 0, step: 0, space: 0, playing: null, frame: 0 };
   const run = () => runs[view.run];
   const stepOf = () => run().steps[view.step];
 
@@ -115,7 +115,7 @@ const trajectories = (() => {
     const traces = [];
     const axes = {};
     const annotations = one ? [] : [absent("fewer checkpoints past warm-up than a shape takes")];
-    byId("path-plot").style.height = `${stacked ? 280 * Math.max(1, shown.length) : 340}px`;
+    byId("path-plot").style.height = `${stacked ? 280 * Math.max(1, shown.length) + 60 : 340}px`;
     shown.forEach(([title, points, own], n) => {
       const id = n ? n + 1 : "";
       const span = (1 - gap * (shown.length - 1)) / shown.length;
@@ -134,13 +134,13 @@ const trajectories = (() => {
         marker: { symbol: "circle-open", size: 15, color: plots.colour("accent"), line: { width: 2.5, color: plots.colour("accent") } } });
       annotations.push({ text: title, xref: `x${id} domain`, yref: `y${id} domain`, x: 0, y: 1, xanchor: "left", yanchor: "bottom", showarrow: false, font: { size: 12 } });
     });
-    return { data: traces, layout: plots.layout({ ...axes, annotations, showlegend: false, margin: { l: 44, r: 10, t: 26, b: 44 } }) };
+    return { data: traces, layout: plots.layout({ ...axes, annotations, showlegend: false, margin: { l: 44, r: 10, t: stacked ? 90 : 26, b: 44 } }) };
   }
 
   function stepColours(steps, shown) {
     return { color: steps, colorscale: "Cividis", showscale: shown, colorbar: {
       title: { text: "step", font: { size: 11.5, color: plots.colour("muted") } }, thickness: 10, len: 0.9, outlinewidth: 0, tickformat: "~s", nticks: 5,
-      tickfont: { size: 11, color: plots.colour("muted") } } };
+      tickfont: { size: 11, color: plots.colour("muted") }, ...plots.lying() } };
   }
 
   function pathNote() {
@@ -220,7 +220,7 @@ const trajectories = (() => {
     byId("step-numbers").replaceChildren(element("dl", {}, [
       fact("Step", numbers.count(stepOf())), fact("How good", kl("bits_per_byte")), fact("KL from the previous", kl("from_previous")),
       fact("KL from the first", kl("from_first")), fact("KL from the last", kl("from_last")),
-      fact("Weights moved, squared, from the previous", moved("weights_from_previous")), fact("Weights moved, squared, from the first", moved("weights_from_first")),
+      fact("‖ΔW‖² from the previous", moved("weights_from_previous")), fact("‖ΔW‖² from the first", moved("weights_from_first")),
     ].filter(Boolean)));
     byId("step").setAttribute("aria-valuetext", `step ${numbers.count(stepOf())}`);
   }
@@ -229,7 +229,13 @@ const trajectories = (() => {
     view.step = at;
     byId("step").value = String(at);
     readout();
-    plots.redraw("training-plot", "lag-plot", "path-plot", "settling-plot");
+    mark();
+  }
+
+  /** The checkpoint in all figures, once a frame however fast the slider moves. */
+  function mark() {
+    cancelAnimationFrame(view.frame);
+    view.frame = requestAnimationFrame(() => plots.redraw("training-plot", "lag-plot", "path-plot", "settling-plot"));
   }
 
   /** One checkpoint after the other; in jumps of a second where motion is not wanted. */
@@ -286,7 +292,7 @@ const trajectories = (() => {
 
   function exponentTable() {
     return tables.make({ caption: "Diffusion exponents: value ± SE (95 % interval)", rows: exponentRows(), columns: [
-      { title: "run", cell: (row) => dom.name(row.run), sort: (row) => row.run },
+      { title: "run", class: "model", cell: (row) => dom.name(row.run), sort: (row) => row.run },
       { title: "exponent", cell: (row) => row.name, sort: (row) => row.name },
       { title: "space", cell: (row) => row.space },
       { title: "value ± SE (95 %)", number: true, cell: (row) => withInterval(row.estimate) + (row.heavy_tails ? " !" : ""), sort: (row) => row.estimate?.value },
@@ -299,7 +305,7 @@ const trajectories = (() => {
 
   function seedTable() {
     return tables.make({ caption: "Over seeds: value ± SE (95 % interval)", rows: found.seeds, columns: [
-      { title: "runs", cell: (row) => row.runs.flatMap((text, n) => [n ? ", " : "", dom.name(text)]) },
+      { title: "runs", class: "model", cell: (row) => row.runs.flatMap((text, n) => [n ? ", " : "", dom.name(text)]) },
       { title: "c_q, ± over texts", number: true, cell: (row) => withInterval(row.c_q) },
       { title: "c_w, ± over seeds", number: true, cell: (row) => withInterval(row.c_w) },
       { title: "alpha, ± over seeds", number: true, cell: (row) => withInterval(row.alpha) },

@@ -43,6 +43,14 @@ const dom = (() => {
     return [...marks.slice(0, head), "…", ...marks.slice(head - most + 1)].join("");
   }
 
+  /** Names without the directories or organisation that every one of them begins with. */
+  function withoutCommonPrefix(names) {
+    const parts = names.map((text) => text.split("/"));
+    let shared = 0;
+    while (parts.every((part) => part.length > shared + 1 && part[shared] === parts[0][shared])) shared += 1;
+    return parts.map((part) => part.slice(shared).join("/"));
+  }
+
   const hasInvisible = (text) => visible(text) !== text;
 
   /** `text` as one word of a shell command, also where it holds quotes or control characters. */
@@ -80,5 +88,5 @@ const dom = (() => {
     return element("div", { class: "command" }, element("code", {}, text), made);
   }
 
-  return { byId, element, name, button, visible, shorten, shellQuote, command };
+  return { byId, element, name, button, visible, shorten, withoutCommonPrefix, shellQuote, command };
 })();

@@ -5,6 +5,7 @@ const layers = (() => {
   const { byId, element } = dom;
   const found = report.data.layers;
   const threads = found?.models ?? [];
+  const names = dom.withoutCommonPrefix(threads.map((thread) => thread.model));
   const positive = (value) => (numbers.isNumber(value) && value > 0 ? value : null);
 
   function bars(estimates) {
@@ -32,7 +33,7 @@ const layers = (() => {
     const grey = plots.colour("muted");
     const mark = (name, symbol, dash) => ({ ...key, name, mode: dash ? "lines+markers" : "markers", line: { color: grey, width: 1.3, dash }, marker: { symbol, size: 7, color: grey, line: { width: 1.3, color: grey } } });
     const outside = threads.some((thread) => thread.in_range?.some((whole) => whole === false));
-    return [...threads.map((thread, n) => ({ ...key, mode: "lines", name: plots.label(thread.model), line: { color: plots.series(n), width: 2 } })),
+    return [...threads.map((thread, n) => ({ ...key, mode: "lines", name: plots.label(names[n]), line: { color: plots.series(n), width: 2 } })),
       mark("from the layer before", "circle", "solid"), ...(outside ? [mark("out of range", "circle-open", null)] : []), mark("to the output", "square-open", "dash")];
   }
 
@@ -58,7 +59,7 @@ const layers = (() => {
     return { data: threads.map((thread, n) => ({
       x: thread.points.map((point) => point[0]), y: thread.points.map((point) => point[1]), customdata: thread.layer.map((_, at) => [n, "point", at]),
       mode: "lines+markers+text", text: thread.layer.map((layer, at) => (threads.length === 1 || at === 0 || at === thread.layer.length - 1 ? String(layer) : "")),
-      textposition: "top right", textfont: { size: 11, color: plots.series(n) }, hoverinfo: "none", name: plots.label(thread.model),
+      textposition: "top right", textfont: { size: 11, color: plots.series(n) }, hoverinfo: "none", name: plots.label(names[n]),
       line: { color: plots.series(n), width: 1.3 }, marker: { size: 6, color: plots.series(n) },
     })), layout: plots.layout({
       xaxis: plots.axis(`component 1${share(0)}, √(bits/byte)`), yaxis: plots.axis(`component 2${share(1)}, √(bits/byte)`, { scaleanchor: "x" }), margin: { l: 56, r: 14, t: 10, b: 80 } }) };

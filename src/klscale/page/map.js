@@ -242,9 +242,9 @@ const map = (() => {
       notes.unshift(`t-SNE, perplexity ${numbers.general(found.perplexity, 3)}: near models stay near; distances between groups mean little.`);
     }
     if (view.method === "pca") notes.unshift("Principal components of the double-centred log-likelihoods: distances are √KL, as far as these components show them.");
+    if (found.threads?.length) notes.push("Lines are training runs; the wider, the larger the KL of that step.");
     if (added.size) notes.push(`Hollow: ${numbers.counted(added.size, "model")} placed on the map later, without moving the others.`);
     byId("map-note").textContent = notes.join(" ");
-    if (found.threads?.length) notes.push("Lines are training runs; the wider, the larger the KL of that step.");
     const needsA = view.colour === "kl" && !selection.selected().length;
     byId("map-how").textContent = needsA ? "Choose a model to colour the others by their KL from it." : "";
   }

@@ -14,8 +14,9 @@ const models = (() => {
   function columnOf(column) {
     const unit = column.unit && column.unit !== column.title ? `, ${column.unit}` : "";
     const estimate = column.kind === "estimate";
+    const long = !report.isNumeric(column) && column.values.some((value) => String(value ?? "").length > 24);
     return {
-      title: `${column.title}${estimate ? " ± SE" : ""}${unit}`, number: report.isNumeric(column),
+      title: `${column.title}${estimate ? " ± SE" : ""}${unit}`, number: report.isNumeric(column), class: long ? "model" : "word",
       cell: (i) => {
         const text = estimate || !column.unit ? report.shown(column, i) : report.shown({ ...column, unit: null }, i);
         return text === null ? "" : report.isNumeric(column) ? text : dom.name(text);

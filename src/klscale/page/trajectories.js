@@ -5,13 +5,13 @@ const trajectories = (() => {
   const { byId, element } = dom;
   const found = report.data.trajectories;
   const runs = found?.runs ?? [];
+  const names = dom.withoutCommonPrefix(runs.map((one) => one.run));
   const FIGURES = ["training-plot", "lag-plot", "path-plot", "shares-plot", "settling-plot"];
-  const SPACES = ["log-likelihoods", "weights"];
   const view = { run: 0, step: 0, space: 0, playing: null, frame: 0 };
   const run = () => runs[view.run];
   const stepOf = () => run().steps[view.step];
 
-  const spaceColour = (space) => plots.series(Math.max(0, SPACES.indexOf(space)));
+  const spaceColour = (space) => plots.series(space === "weights" ? 1 : 0);
   const positive = (value) => (numbers.isNumber(value) && value > 0 ? value : null);
 
   // -------------------------------------------------------------------------------------------------- KL along training
@@ -284,17 +284,17 @@ const trajectories = (() => {
   const withInterval = (one) => (one ? `${numbers.estimate(one)}${one.interval?.every(numbers.isNumber) ? ` (${numbers.interval(one.interval)})` : ""}` : "n/a");
 
   function exponentRows() {
-    return runs.flatMap((one) => [
-      ...(one.exponents ?? []).map((exponent) => ({ run: one.run, ...exponent })),
-      ...(one.alpha ? [{ run: one.run, name: "alpha", space: "c_q / c_w", estimate: one.alpha, probability: one.probability }] : []),
+    return runs.flatMap((one, n) => [
+      ...(one.exponents ?? []).map((exponent) => ({ run: one.run, brief: names[n], ...exponent })),
+      ...(one.alpha ? [{ run: one.run, brief: names[n], name: "alpha", space: "c_q / c_w", estimate: one.alpha, probability: one.probability }] : []),
     ]);
   }
 
   function exponentTable() {
     return tables.make({ caption: "Diffusion exponents: value ± SE (95 % interval)", rows: exponentRows(), columns: [
-      { title: "run", class: "model", cell: (row) => dom.name(row.run), sort: (row) => row.run },
-      { title: "exponent", cell: (row) => row.name, sort: (row) => row.name },
-      { title: "space", cell: (row) => row.space },
+      { title: "run", class: "model", cell: (row) => dom.name(row.brief), sort: (row) => row.run },
+      { title: "exponent", class: "word", cell: (row) => row.name, sort: (row) => row.name },
+      { title: "space", class: "word", cell: (row) => row.space },
       { title: "value ± SE (95 %)", number: true, cell: (row) => withInterval(row.estimate) + (row.heavy_tails ? " !" : ""), sort: (row) => row.estimate?.value },
       { title: "time-averaged ± SE", number: true, cell: (row) => (row.time_averaged ? numbers.estimate(row.time_averaged) : "") },
       { title: "dimension 2/c ± SE", number: true, cell: (row) => (row.dimension ? numbers.estimate(row.dimension) : "") },
@@ -305,7 +305,7 @@ const trajectories = (() => {
 
   function seedTable() {
     return tables.make({ caption: "Over seeds: value ± SE (95 % interval)", rows: found.seeds, columns: [
-      { title: "runs", class: "model", cell: (row) => row.runs.flatMap((text, n) => [n ? ", " : "", dom.name(text)]) },
+      { title: "runs", class: "model", cell: (row) => row.runs.flatMap((text, n) => [n ? ", " : "", dom.name(names[runs.findIndex((one) => one.run === text)] ?? text)]) },
       { title: "c_q, ± over texts", number: true, cell: (row) => withInterval(row.c_q) },
       { title: "c_w, ± over seeds", number: true, cell: (row) => withInterval(row.c_w) },
       { title: "alpha, ± over seeds", number: true, cell: (row) => withInterval(row.alpha) },
@@ -338,7 +338,7 @@ const trajectories = (() => {
 
   function draw() {
     if (!runs.length || !byId("trajectory-run")) return;
-    byId("trajectory-run").replaceChildren(...runs.map((one, n) => element("option", { value: n }, one.run)));
+    byId("trajectory-run").replaceChildren(...runs.map((one, n) => element("option", { value: n }, names[n])));
     byId("trajectory-run").addEventListener("change", (event) => setRun(Number(event.target.value)));
     byId("step").addEventListener("input", (event) => { stop(); setStep(Number(event.target.value)); });
     byId("play").addEventListener("click", play);

@@ -20,9 +20,9 @@ const dom = (() => {
     return made;
   }
 
-  /** A name that others chose: isolated, so that marks of direction in it do not reach what follows. */
+  /** A name that others chose: isolated, and with what would hide or turn parts of it made visible. */
   function name(text) {
-    return element("bdi", { class: "name" }, text);
+    return element("bdi", { class: "name" }, visible(text));
   }
 
   function button(label, listener, attributes = {}) {

@@ -7,6 +7,7 @@ const map = (() => {
   const found = data.map;
   const added = new Set(found?.added ?? []);
   const METHODS = [["tsne", "t-SNE"], ["pca", "principal components"]];
+  const CAMERA = { eye: { x: 1.5, y: 1.5, z: 1 } };
   const view = { method: "tsne", dimensions: 2, colour: "", matches: null };
 
   // ---------------------------------------------------------------------------------------------------- what is shown
@@ -95,7 +96,7 @@ const map = (() => {
     const made = [trace(known, {
       name: "", colours: shown, symbols: symbols(known), more: { ...bar, line: { width: flat() ? 0.6 : 0, color: plots.colour("muted") } } })];
     if (unknown.length) {
-      made.push(trace(unknown, { name: view.colour === "kl" ? "A itself, or no texts in common" : "not known", colours: unknown.map(() => plots.colour("muted")), symbols: unknown.map(() => "circle") }));
+      made.push(trace(unknown, { name: view.colour === "kl" ? "A itself, or no texts in common" : "not known", colours: unknown.map(() => plots.colour("muted")), symbols: unknown.map(() => (flat() ? "x" : "circle")) }));
     }
     made[0].showlegend = false;
     return made;
@@ -148,7 +149,8 @@ const map = (() => {
   function titles() {
     if (view.method === "tsne") return ["t-SNE 1", "t-SNE 2", "t-SNE 3"];
     const { share, unit } = found.pca;
-    return [0, 1, 2].map((n) => `component ${n + 1}${numbers.isNumber(share?.[n]) ? ` (${numbers.fixed(100 * share[n], 0)} % of variance)` : ""}, ${plots.plain(unit)}`);
+    const part = (n) => (numbers.isNumber(share?.[n]) ? ` (${numbers.fixed(100 * share[n], 0)} %${flat() ? " of variance" : ""})` : "");
+    return [0, 1, 2].map((n) => `component ${n + 1}${part(n)}${flat() ? `, ${plots.plain(unit)}` : ""}`); // little room in 3-D
   }
 
   function axesLayout() {
@@ -160,7 +162,7 @@ const map = (() => {
     const one = (text) => ({
       title: { text, font: { size: 11 } }, gridcolor: plots.colour("grid"), color: plots.colour("muted"), showbackground: false, zeroline: false,
       showspikes: false, ...bare });
-    return { scene: { xaxis: one(x), yaxis: one(y), zaxis: one(z), aspectmode: "data", dragmode: "orbit" } };
+    return { scene: { xaxis: one(x), yaxis: one(y), zaxis: one(z), aspectmode: "data", dragmode: "orbit", camera: CAMERA } };
   }
 
   function make() {
@@ -241,7 +243,7 @@ const map = (() => {
     if (view.method === "tsne" && numbers.isNumber(found.perplexity)) {
       notes.unshift(`t-SNE, perplexity ${numbers.general(found.perplexity, 3)}: near models stay near; distances between groups mean little.`);
     }
-    if (view.method === "pca") notes.unshift("Principal components of the double-centred log-likelihoods: distances are √KL, as far as these components show them.");
+    if (view.method === "pca") notes.unshift(`Principal components of the double-centred log-likelihoods: distances are √KL, as far as these components show them; in ${plots.plain(found.pca.unit)}.`);
     if (found.threads?.length) notes.push("Lines are training runs; the wider, the larger the KL of that step.");
     if (added.size) notes.push(`Hollow: ${numbers.counted(added.size, "model")} placed on the map later, without moving the others.`);
     byId("map-note").textContent = notes.join(" ");
@@ -270,7 +272,7 @@ const map = (() => {
 
   function reset() {
     if (!plots.drawn("map-plot")) return;
-    Plotly.relayout(byId("map-plot"), flat() ? { "xaxis.autorange": true, "yaxis.autorange": true } : { "scene.camera": {} });
+    Plotly.relayout(byId("map-plot"), flat() ? { "xaxis.autorange": true, "yaxis.autorange": true } : { "scene.camera": CAMERA });
   }
 
   function listen() {

@@ -5,10 +5,20 @@ const models = (() => {
   const { byId, element } = dom;
   const { data, K } = report;
 
+  const choosers = new Map(); // of the lines that were made: model -> [button A, button B]
+
   function chooser(i) {
-    return element("span", { class: "choose" },
-      dom.button("A", () => selection.asA(i), { "aria-label": `Choose ${data.names[i]} as A` }),
-      dom.button("B", () => selection.asB(i), { "aria-label": `Choose ${data.names[i]} as B` }));
+    const buttons = [["A", selection.asA], ["B", selection.asB]].map(([letter, choose]) =>
+      dom.button(letter, () => choose(i), { "aria-label": `Choose ${data.names[i]} as ${letter}` }));
+    choosers.set(i, buttons);
+    press(i);
+    return element("span", { class: "choose" }, buttons);
+  }
+
+  /** Which of a model's buttons are down. */
+  function press(i) {
+    const chosen = selection.selected();
+    choosers.get(i)?.forEach((button, n) => button.setAttribute("aria-pressed", String(chosen[n] === i)));
   }
 
   function columnOf(column) {
@@ -45,6 +55,7 @@ const models = (() => {
     };
     byId("models-filter").addEventListener("input", filter);
     filter();
+    selection.onChange(() => [...choosers.keys()].forEach(press));
   }
 
   return { draw };

@@ -76,7 +76,9 @@ const panel = (() => {
       box.dataset.standardError = String(pair?.standard_error ?? "");
     }
     const content = a === undefined ? empty() : b === undefined ? one(a) : both(a, b);
+    const focused = box.contains(document.activeElement);
     box.replaceChildren(...content.flat().filter(Boolean));
+    if (focused) box.focus({ preventScroll: true }); // what was pressed is gone
   }
 
   function draw() {

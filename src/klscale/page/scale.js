@@ -41,7 +41,7 @@ const scale = (() => {
     return {
       x: at.map((y) => publishedOf(rows[y]).median), y: at, customdata: at.map((y) => [y, "published"]),
       mode: "markers+text", text: at.map((y) => numbers.general(publishedOf(rows[y]).median, 2)), textposition: "top center",
-      textfont: { size: 10.5, color: tint }, hoverinfo: "none",
+      textfont: { size: 10.5, color: plots.colour("warning") }, hoverinfo: "none",
       name: held ? "published" : "published, other texts: not comparable", showlegend: at.length > 0,
       marker: { symbol: held ? "diamond" : "diamond-open", size: 10, color: tint, line: { width: 1.3, color: tint } },
     };

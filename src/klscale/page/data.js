@@ -91,7 +91,18 @@ const report = (() => {
     return found.sort((one, other) => one[1] - other[1]).slice(0, most);
   }
 
+  /** What a command calls a model. */
+  const reference = (i) => data.refs?.[i] ?? data.names[i];
+
+  /** A model's name without what all names begin with; for labels that have little room. */
+  function brief(i) {
+    const prefix = data.prefix ?? "";
+    const name = data.names[i];
+    return prefix && name.startsWith(prefix) && name.length > prefix.length ? name.slice(prefix.length) : name;
+  }
+
   const columns = data.models?.columns ?? [];
+  const isNumeric = (one) => one.kind !== "category" && one.kind !== "text";
   const columnOf = (key) => columns.find((one) => one.key === key);
 
   /** A model's entry in a column, as text; null where it is not known. */
@@ -99,8 +110,8 @@ const report = (() => {
     const value = one.values[i];
     if (value === null || value === undefined || Number.isNaN(value)) return null;
     if (one.kind === "estimate") return numbers.formatEstimate(value, one.standard_errors?.[i]);
-    if (one.kind === "category") return String(value);
-    const text = value >= 1e5 ? numbers.size(value) : Number.isInteger(value) ? String(value) : numbers.general(value, 4);
+    if (one.kind === "category" || one.kind === "text") return String(value);
+    const text = value >= 1e5 ? numbers.size(value) : Number.isInteger(value) ? numbers.count(value) : numbers.general(value, 4);
     return one.unit ? `${text} ${one.unit}` : text;
   }
 
@@ -110,5 +121,5 @@ const report = (() => {
       ? { value: one.values[i], standard_error: one.standard_errors?.[i] } : null;
   }
 
-  return { data, K, columns, column, columnOf, shown, bitsPerByte, pairs, position, kl, pair, nearest };
+  return { data, K, reference, brief, isNumeric, columns, column, columnOf, shown, bitsPerByte, pairs, position, kl, pair, nearest };
 })();

@@ -16,13 +16,13 @@ const dom = (() => {
       else if (value === true) made.setAttribute(key, "");
       else if (value !== false && value !== null && value !== undefined) made.setAttribute(key, String(value));
     }
-    made.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+    made.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
     return made;
   }
 
-  /** A name that others chose: isolated, so that marks of direction in it do not reach what follows. */
+  /** A name that others chose: isolated, and with what would hide or turn parts of it made visible. */
   function name(text) {
-    return element("bdi", { class: "name" }, text);
+    return element("bdi", { class: "name" }, visible(text));
   }
 
   function button(label, listener, attributes = {}) {
@@ -41,6 +41,14 @@ const dom = (() => {
     if (marks.length <= most) return marks.join("");
     const head = Math.ceil((most - 1) * 0.4);
     return [...marks.slice(0, head), "…", ...marks.slice(head - most + 1)].join("");
+  }
+
+  /** Names without the directories or organisation that every one of them begins with. */
+  function withoutCommonPrefix(names) {
+    const parts = names.map((text) => text.split("/"));
+    let shared = 0;
+    while (parts.every((part) => part.length > shared + 1 && part[shared] === parts[0][shared])) shared += 1;
+    return parts.map((part) => part.slice(shared).join("/"));
   }
 
   const hasInvisible = (text) => visible(text) !== text;
@@ -80,5 +88,5 @@ const dom = (() => {
     return element("div", { class: "command" }, element("code", {}, text), made);
   }
 
-  return { byId, element, name, button, visible, shorten, shellQuote, command };
+  return { byId, element, name, button, visible, shorten, withoutCommonPrefix, shellQuote, command };
 })();

@@ -56,12 +56,13 @@ const downloads = (() => {
   }
 
   function* allPairs() {
-    yield ["a", "b", "kl", "standard_error", "low", "high", "n_texts", "flags"];
+    const bits = data.pairs.flag_texts ?? [];
+    yield ["a", "b", "kl", "standard_error", "low", "high", "n_texts", ...bits.map(([, sentence]) => sentence)];
     const { value, standard_error: error, critical_value: critical, n_texts: texts, flags } = report.pairs;
     for (let i = 0, at = 0; i < K; i += 1) {
       for (let j = i + 1; j < K; j += 1, at += 1) {
         const factor = value[at] > 0 ? Math.exp((critical[at] * error[at]) / value[at]) : 1;
-        yield [data.names[i], data.names[j], short(value[at]), short(error[at]), short(value[at] / factor), short(value[at] * factor), texts[at], flags[at]];
+        yield [data.names[i], data.names[j], short(value[at]), short(error[at]), short(value[at] / factor), short(value[at] * factor), texts[at], ...bits.map(([bit]) => (flags[at] & bit ? 1 : 0))];
       }
     }
   }
@@ -71,7 +72,7 @@ const downloads = (() => {
     yield ["run", "step", ...keys.flatMap(estimateColumns), "weights_from_first", "weights_from_previous"];
     for (const run of trajectories.runs) {
       for (const [at, step] of run.steps.entries()) {
-        yield [run.name, step, ...keys.flatMap((key) => estimate(run[key]?.[at])), run.weights_from_first?.[at], run.weights_from_previous?.[at]];
+        yield [run.run, step, ...keys.flatMap((key) => estimate(run[key]?.[at])), run.weights_from_first?.[at], run.weights_from_previous?.[at]];
       }
     }
   }
@@ -125,7 +126,7 @@ const downloads = (() => {
 
   /** A table as CSV, in parts that the browser joins: half a million pairs are no single string. */
   function csv(name) {
-    const parts = ["\ufeff"]; // spreadsheets take it for UTF-8
+    const parts = [];
     let part = [];
     for (const row of TABLES[name][1]()) {
       part.push(line(row));

@@ -5,6 +5,7 @@ const layers = (() => {
   const { byId, element } = dom;
   const found = report.data.layers;
   const threads = found?.models ?? [];
+  const names = dom.withoutCommonPrefix(threads.map((thread) => thread.model));
   const positive = (value) => (numbers.isNumber(value) && value > 0 ? value : null);
 
   function bars(estimates) {
@@ -19,16 +20,27 @@ const layers = (() => {
     const inside = thread.layer.map((_, at) => !out && thread.in_range?.[at] !== false);
     const places = thread.layer.map((_, at) => at).filter((at) => positive(estimates[at]?.value));
     return {
-      x: places.map((at) => thread.layer[at]), y: places.map((at) => estimates[at].value), error_y: { ...bars(places.map((at) => estimates[at])), color: tint },
-      customdata: places.map((at) => [n, key, at]), mode: "lines+markers", hoverinfo: "none", name: plots.label(thread.model), legendgroup: String(n), showlegend: !out,
+      showlegend: false, x: places.map((at) => thread.layer[at]), y: places.map((at) => estimates[at].value), error_y: { ...bars(places.map((at) => estimates[at])), color: tint },
+      customdata: places.map((at) => [n, key, at]), mode: "lines+markers", hoverinfo: "none",
       line: { color: tint, width: 1.3, dash: out ? "dash" : "solid" },
       marker: { symbol: places.map((at) => (out ? "square-open" : inside[at] ? "circle" : "circle-open")), size: 7, color: tint, line: { width: 1.3, color: tint } },
     };
   }
 
+  /** What colours and marks mean. */
+  function keys() {
+    const key = { x: [null], y: [null], hoverinfo: "skip" };
+    const grey = plots.colour("muted");
+    const mark = (name, symbol, dash) => ({ ...key, name, mode: dash ? "lines+markers" : "markers", line: { color: grey, width: 1.3, dash }, marker: { symbol, size: 7, color: grey, line: { width: 1.3, color: grey } } });
+    const outside = threads.some((thread) => thread.in_range?.some((whole) => whole === false));
+    return [...threads.map((thread, n) => ({ ...key, mode: "lines", name: plots.label(names[n]), line: { color: plots.series(n), width: 2 } })),
+      mark("from the layer before", "circle", "solid"), ...(outside ? [mark("out of range", "circle-open", null)] : []), mark("to the output", "square-open", "dash")];
+  }
+
   function make() {
-    return { data: threads.flatMap((thread, n) => [curve(thread, n, "from_previous"), curve(thread, n, "to_output")]), layout: plots.layout({
-      xaxis: plots.axis("layer (0: embedding)", { nticks: 10, tick0: 0 }), yaxis: plots.logAxis("KL, bits/byte (95 % interval)"), margin: { l: 56, r: 14, t: 10, b: 80 } }) };
+    const shown = threads.flatMap((thread, n) => [curve(thread, n, "from_previous"), curve(thread, n, "to_output")]);
+    return { data: [...shown, ...keys()], layout: plots.layout({
+      xaxis: plots.axis("layer (0: embedding)", { tick0: 0, dtick: Math.ceil(Math.max(...threads.map((thread) => thread.layer.length)) / 12) }), yaxis: plots.logAxis("KL, bits/byte (95 % interval)", shown.map((one) => one.y)), margin: { l: 56, r: 14, t: 10, b: 80 } }) };
   }
 
   function card({ customdata }) {
@@ -47,7 +59,7 @@ const layers = (() => {
     return { data: threads.map((thread, n) => ({
       x: thread.points.map((point) => point[0]), y: thread.points.map((point) => point[1]), customdata: thread.layer.map((_, at) => [n, "point", at]),
       mode: "lines+markers+text", text: thread.layer.map((layer, at) => (threads.length === 1 || at === 0 || at === thread.layer.length - 1 ? String(layer) : "")),
-      textposition: "top right", textfont: { size: 11, color: plots.series(n) }, hoverinfo: "none", name: plots.label(thread.model),
+      textposition: "top right", textfont: { size: 11, color: plots.colour("muted") }, hoverinfo: "none", name: plots.label(names[n]),
       line: { color: plots.series(n), width: 1.3 }, marker: { size: 6, color: plots.series(n) },
     })), layout: plots.layout({
       xaxis: plots.axis(`component 1${share(0)}, √(bits/byte)`), yaxis: plots.axis(`component 2${share(1)}, √(bits/byte)`, { scaleanchor: "x" }), margin: { l: 56, r: 14, t: 10, b: 80 } }) };
@@ -57,8 +69,14 @@ const layers = (() => {
     return `KL from layer to layer of ${threads.map((thread) => `${thread.model}, ${numbers.counted(thread.layer.length, "layer")}`).join("; ")}.`;
   }
 
+  /** The legend has a line for each model, and takes none of the figure's height. */
+  function fit() {
+    for (const id of ["layers-plot", "layers-map"]) byId(id).style.height = `${360 + 19 * (threads.length + 3)}px`;
+  }
+
   function draw() {
     if (!threads.length || !byId("layers-plot")) return;
+    fit();
     plots.register("layers-plot", { make, label: describe, on: plots.hover(card) });
     plots.register("layers-map", { make: makeMap, label: () => `Map of the layers of ${numbers.counted(threads.length, "model")}.`, on: plots.hover(card) });
   }

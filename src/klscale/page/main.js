@@ -54,7 +54,7 @@
       document.documentElement.dataset.theme = "light";
       plots.redrawAll();
       plots.drawAll();
-      plots.fitTo(700);
+      plots.fitTo(670);
     });
     window.addEventListener("afterprint", () => {
       document.documentElement.classList.remove("printing");

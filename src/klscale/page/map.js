@@ -7,6 +7,7 @@ const map = (() => {
   const found = data.map;
   const added = new Set(found?.added ?? []);
   const METHODS = [["tsne", "t-SNE"], ["pca", "principal components"]];
+  const CAMERA = { eye: { x: 1.5, y: 1.5, z: 1 } };
   const view = { method: "tsne", dimensions: 2, colour: "", matches: null };
 
   // ---------------------------------------------------------------------------------------------------- what is shown
@@ -27,11 +28,10 @@ const map = (() => {
   }
 
   const kind = () => (flat() ? "scatter" : "scatter3d");
-  const OPEN_3D = { cross: "x" }; // the other symbols have hollow ones of the same name
 
   function symbolOf(i, symbol) {
     if (!added.has(i)) return symbol;
-    return !flat() && OPEN_3D[symbol] ? OPEN_3D[symbol] : `${symbol}-open`;
+    return !flat() && symbol === "cross" ? "circle-open" : `${symbol}-open`; // in 3-D there is no hollow cross
   }
 
   function opacityOf(i) {
@@ -83,17 +83,20 @@ const map = (() => {
     });
   }
 
-  function numberTraces(values, title, log) {
-    const usable = (value) => numbers.isNumber(value) && (!log || value > 0);
+  /** Colours of positive numbers by their log, of steps by log(1 + step); `scale` is null for plain numbers. */
+  const SCALES = { log: "log", steps: "steps" };
+
+  function numberTraces(values, title, scale) {
+    const usable = (value) => numbers.isNumber(value) && (scale !== "log" || value > 0);
     const all = [...Array(report.K).keys()];
     const known = all.filter((i) => usable(values[i]));
     const unknown = all.filter((i) => !usable(values[i]));
-    const shown = known.map((i) => (log ? Math.log10(values[i]) : values[i]));
-    const bar = plots.colourBar(title, shown, log);
+    const shown = known.map((i) => (scale === "log" ? Math.log10(values[i]) : scale === "steps" ? plots.stepAt(values[i]) : values[i]));
+    const bar = plots.colourBar(title, shown, scale);
     const made = [trace(known, {
       name: "", colours: shown, symbols: symbols(known), more: { ...bar, line: { width: flat() ? 0.6 : 0, color: plots.colour("muted") } } })];
     if (unknown.length) {
-      made.push(trace(unknown, { name: "not known", colours: unknown.map(() => plots.colour("muted")), symbols: unknown.map(() => "circle") }));
+      made.push(trace(unknown, { name: view.colour === "kl" ? "A itself, or no texts in common" : "not known", colours: unknown.map(() => plots.colour("muted")), symbols: unknown.map(() => (flat() ? "x" : "circle")) }));
     }
     made[0].showlegend = false;
     return made;
@@ -103,12 +106,12 @@ const map = (() => {
     if (view.colour === "kl") {
       const [a] = selection.selected();
       if (a === undefined) return categoryTraces({ key: "", values: [] });
-      return numberTraces([...Array(report.K).keys()].map((j) => report.kl(a, j)), "KL from A, bits/byte", true);
+      return numberTraces([...Array(report.K).keys()].map((j) => report.kl(a, j)), "KL from A, bits/byte", "log");
     }
     const column = report.columnOf(view.colour);
     if (!column) return categoryTraces({ key: "", values: [] });
     if (column.kind === "category") return categoryTraces(column);
-    return numberTraces(column.values, plots.label(column.unit && column.unit !== column.title ? `${column.title}, ${column.unit}` : column.title), column.kind === "log");
+    return numberTraces(column.values, plots.label(column.unit && column.unit !== column.title ? `${column.title}, ${column.unit}` : column.title), SCALES[column.kind]);
   }
 
   const WIDTHS = [1, 2, 3.5, 5.5];
@@ -127,7 +130,7 @@ const map = (() => {
     }
     return made.map((models, n) => ({
       type: kind(), mode: "lines", ...coordinates(models), hoverinfo: "skip", showlegend: n === 1, connectgaps: false,
-      name: "training run (wider: larger step)", legendrank: 2000,
+      name: "training run", legendrank: 2000,
       line: { width: WIDTHS[n], color: flat() ? plots.faded(plots.colour("muted"), 0.55) : plots.colour("muted") },
     })).filter((one) => one.x.length);
   }
@@ -146,7 +149,8 @@ const map = (() => {
   function titles() {
     if (view.method === "tsne") return ["t-SNE 1", "t-SNE 2", "t-SNE 3"];
     const { share, unit } = found.pca;
-    return [0, 1, 2].map((n) => `component ${n + 1}${numbers.isNumber(share?.[n]) ? ` (${numbers.fixed(100 * share[n], 0)} % of variance)` : ""}, ${plots.plain(unit)}`);
+    const part = (n) => (numbers.isNumber(share?.[n]) ? ` (${numbers.fixed(100 * share[n], 0)} %${flat() ? " of variance" : ""})` : "");
+    return [0, 1, 2].map((n) => `component ${n + 1}${part(n)}${flat() ? `, ${plots.plain(unit)}` : ""}`); // little room in 3-D
   }
 
   function axesLayout() {
@@ -158,7 +162,7 @@ const map = (() => {
     const one = (text) => ({
       title: { text, font: { size: 11 } }, gridcolor: plots.colour("grid"), color: plots.colour("muted"), showbackground: false, zeroline: false,
       showspikes: false, ...bare });
-    return { scene: { xaxis: one(x), yaxis: one(y), zaxis: one(z), aspectmode: "data", dragmode: "orbit" } };
+    return { scene: { xaxis: one(x), yaxis: one(y), zaxis: one(z), aspectmode: "data", dragmode: "orbit", camera: CAMERA } };
   }
 
   function make() {
@@ -208,7 +212,7 @@ const map = (() => {
     options(byId("map-method"), methods);
     view.method = methods[0]?.[0] ?? "pca";
     options(byId("map-colour"), [
-      ...report.columns.map((column) => [column.key, column.title]), ...(report.pairs ? [["kl", "KL from the selected model"]] : [])]);
+      ...report.columns.filter((column) => column.kind !== "text").map((column) => [column.key, column.title]), ...(report.pairs ? [["kl", "KL from the selected model"]] : [])]);
     view.colour = report.columns.find((column) => column.key === "family" && column.values.some(Boolean))?.key
       ?? report.columns.find((column) => column.kind === "category" && column.values.some(Boolean))?.key ?? report.columns[0]?.key ?? "";
     byId("map-colour").value = view.colour;
@@ -239,7 +243,8 @@ const map = (() => {
     if (view.method === "tsne" && numbers.isNumber(found.perplexity)) {
       notes.unshift(`t-SNE, perplexity ${numbers.general(found.perplexity, 3)}: near models stay near; distances between groups mean little.`);
     }
-    if (view.method === "pca") notes.unshift("Principal components of the double-centred log-likelihoods: distances are √KL, as far as these components show them.");
+    if (view.method === "pca") notes.unshift(`Principal components of the double-centred log-likelihoods: distances are √KL, as far as these components show them; in ${plots.plain(found.pca.unit)}.`);
+    if (found.threads?.length) notes.push("Lines are training runs; the wider, the larger the KL of that step.");
     if (added.size) notes.push(`Hollow: ${numbers.counted(added.size, "model")} placed on the map later, without moving the others.`);
     byId("map-note").textContent = notes.join(" ");
     const needsA = view.colour === "kl" && !selection.selected().length;
@@ -267,7 +272,7 @@ const map = (() => {
 
   function reset() {
     if (!plots.drawn("map-plot")) return;
-    Plotly.relayout(byId("map-plot"), flat() ? { "xaxis.autorange": true, "yaxis.autorange": true } : { "scene.camera": {} });
+    Plotly.relayout(byId("map-plot"), flat() ? { "xaxis.autorange": true, "yaxis.autorange": true } : { "scene.camera": CAMERA });
   }
 
   function listen() {
@@ -284,7 +289,7 @@ const map = (() => {
 
   const LISTED = 40;
   const searchable = (found ? [...Array(report.K).keys()] : []).map((i) => [
-    data.names[i], ...report.columns.filter((column) => column.kind === "category").map((column) => column.values[i] ?? "")].join("\n").toLowerCase());
+    data.names[i], ...report.columns.filter((column) => !report.isNumeric(column)).map((column) => column.values[i] ?? "")].join("\n").toLowerCase());
 
   function search(text) {
     const words = text.toLowerCase().split(/\s+/).filter(Boolean);

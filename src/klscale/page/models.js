@@ -5,20 +5,31 @@ const models = (() => {
   const { byId, element } = dom;
   const { data, K } = report;
 
+  const choosers = new Map(); // of the lines that were made: model -> [button A, button B]
+
   function chooser(i) {
-    return element("span", { class: "choose" },
-      dom.button("A", () => selection.asA(i), { "aria-label": `Choose ${data.names[i]} as A` }),
-      dom.button("B", () => selection.asB(i), { "aria-label": `Choose ${data.names[i]} as B` }));
+    const buttons = [["A", selection.asA], ["B", selection.asB]].map(([letter, choose]) =>
+      dom.button(letter, () => choose(i), { "aria-label": `Choose ${data.names[i]} as ${letter}` }));
+    choosers.set(i, buttons);
+    press(i);
+    return element("span", { class: "choose" }, buttons);
+  }
+
+  /** Which of a model's buttons are down. */
+  function press(i) {
+    const chosen = selection.selected();
+    choosers.get(i)?.forEach((button, n) => button.setAttribute("aria-pressed", String(chosen[n] === i)));
   }
 
   function columnOf(column) {
     const unit = column.unit && column.unit !== column.title ? `, ${column.unit}` : "";
     const estimate = column.kind === "estimate";
+    const long = !report.isNumeric(column) && column.values.some((value) => String(value ?? "").length > 24);
     return {
-      title: `${column.title}${estimate ? " ± SE" : ""}${unit}`, number: column.kind !== "category",
+      title: `${column.title}${estimate ? " ± SE" : ""}${unit}`, number: report.isNumeric(column), class: long ? "model" : "word",
       cell: (i) => {
         const text = estimate || !column.unit ? report.shown(column, i) : report.shown({ ...column, unit: null }, i);
-        return text === null ? "" : column.kind === "category" ? dom.name(text) : text;
+        return text === null ? "" : report.isNumeric(column) ? text : dom.name(text);
       },
       sort: (i) => column.values[i],
     };
@@ -44,6 +55,7 @@ const models = (() => {
     };
     byId("models-filter").addEventListener("input", filter);
     filter();
+    selection.onChange(() => [...choosers.keys()].forEach(press));
   }
 
   return { draw };

@@ -82,6 +82,12 @@ const numbers = (() => {
     return `${lead}${fixed(value, decimals)} ± ${fixed(standardError, decimals)}`;
   }
 
+  /** A probability; what rounds to certainty is not called certain. */
+  function probability(value) {
+    if (!isNumber(value)) return "";
+    return value > 0.999 ? "> 0.999" : value < 0.001 ? "< 0.001" : fixed(value, 3);
+  }
+
   /** An ESTIMATE of the data: value ± standard error. */
   function estimate(found, options) {
     return found ? formatEstimate(found.value, found.standard_error, options) : "n/a";
@@ -110,5 +116,5 @@ const numbers = (() => {
     return general(value / unit, 3) + letter;
   }
 
-  return { fixed, general, scientific, formatEstimate, estimate, interval, isNumber, count, counted, size };
+  return { fixed, general, scientific, formatEstimate, probability, estimate, interval, isNumber, count, counted, size };
 })();

@@ -91,7 +91,7 @@ const heat = (() => {
     return { groups, value: median2 };
   }
 
-  const groupName = (group) => (group.length === 1 ? data.names[group[0]] : `${group.length}: ${data.names[group[0]]}, …`);
+  const groupName = ([first, ...others]) => (others.length ? `${others.length + 1}: ${report.brief(first)}, …` : report.brief(first));
 
   function outline() {
     const [a, b] = selection.selected();
@@ -107,7 +107,7 @@ const heat = (() => {
     const { groups, value } = cells;
     const z = value.map((row) => row.map((kl) => (kl > 0 ? Math.log10(kl) : null)));
     const places = [...groups.keys()];
-    const bar = plots.colourBar("KL, bits/byte", z.flat().filter((one) => one !== null), true);
+    const bar = plots.colourBar("KL, bits/byte", z.flat().filter((one) => one !== null), "log");
     const named = groups.length <= (plots.narrow() ? 16 : NAMED);
     const ticks = named
       ? { tickmode: "array", tickvals: places, ticktext: groups.map((group) => plots.label(groupName(group), plots.narrow() ? 14 : 30)), ticks: "" }
@@ -118,7 +118,7 @@ const heat = (() => {
     const quiet = { showgrid: false, showline: false };
     return {
       data: [
-        { type: "heatmap", z, colorscale: bar.colorscale, zmin: bar.cmin, zmax: bar.cmax, colorbar: { ...bar.colorbar, len: 0.6, y: 0.4 },
+        { type: "heatmap", z, colorscale: bar.colorscale, zmin: bar.cmin, zmax: bar.cmax, colorbar: plots.narrow() ? bar.colorbar : { ...bar.colorbar, len: 0.6, y: 0.4 },
           hoverinfo: "none", hoverongaps: false, xgap: groups.length < 40 ? 1 : 0, ygap: groups.length < 40 ? 1 : 0 },
         { x, y, yaxis: "y2", mode: "lines", hoverinfo: "skip", showlegend: false, connectgaps: false, line: { width: 1, color: plots.colour("muted") } },
       ],
@@ -126,7 +126,7 @@ const heat = (() => {
         xaxis: plots.axis("", { ...quiet, ...ticks, tickangle: -45, range, constrain: "domain" }),
         yaxis: plots.axis("", { ...quiet, ...ticks, range: [...range].reverse(), domain: [0, 0.84] }),
         yaxis2: plots.axis("√KL", { showgrid: false, domain: [0.86, 1], nticks: 3, fixedrange: true, rangemode: "tozero" }),
-        shapes: outline(), showlegend: false, margin: { l: 60, r: 10, t: 10, b: 60 },
+        shapes: outline(), showlegend: false, margin: plots.narrow() ? { l: 40, r: 10, t: 60, b: 10 } : { l: 60, r: 10, t: 10, b: 60 },
       }),
     };
   }

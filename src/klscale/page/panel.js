@@ -44,7 +44,7 @@ const panel = (() => {
   }
 
   function command(a, b) {
-    const words = [data.names[a], data.names[b]];
+    const words = [a, b].map(report.reference);
     const options = words.some((word) => word.startsWith("-")) ? ["--"] : [];
     return dom.command(["klscale", "compare", ...options, ...words.map(dom.shellQuote)].join(" "));
   }
@@ -76,7 +76,9 @@ const panel = (() => {
       box.dataset.standardError = String(pair?.standard_error ?? "");
     }
     const content = a === undefined ? empty() : b === undefined ? one(a) : both(a, b);
+    const focused = box.contains(document.activeElement);
     box.replaceChildren(...content.flat().filter(Boolean));
+    if (focused) box.focus({ preventScroll: true }); // what was pressed is gone
   }
 
   function draw() {

@@ -9,9 +9,9 @@ const plots = (() => {
   const probe = dom.element("span", { hidden: true });
   const narrow = () => window.innerWidth < 640;
 
-  /** Text for plotly.js, which renders a subset of HTML. */
+  /** Text for plotly.js, which renders a subset of HTML, and takes what stands between dollars for formulas. */
   function plain(text) {
-    return dom.visible(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+    return dom.visible(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;").replaceAll("$", "&#36;");
   }
 
   const label = (text, most = 40) => plain(dom.shorten(text, most));
@@ -32,14 +32,20 @@ const plots = (() => {
     return `rgba(${channels(text).join(", ")}, ${alpha})`;
   }
 
-  const lightness = (text) => {
-    const [r, g, b] = channels(text);
+  /** Relative luminance, as the accessibility guidelines define it. */
+  function luminance(rgb) {
+    const [r, g, b] = rgb.map((part) => (part <= 10.3 ? part / 3294.6 : ((part / 255 + 0.055) / 1.055) ** 2.4));
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
+  }
 
-  /** A colour of the data's: one that the paper would swallow is drawn in ink. */
+  /** A colour of the data's. On dark paper it is lightened until it stands out; black becomes nearly white. */
   function onPaper(text) {
-    return Math.abs(lightness(text) - lightness(colour("paper"))) < 40 ? colour("ink") : text;
+    const paper = luminance(channels(colour("paper")));
+    if (paper > 0.2) return text;
+    let rgb = channels(text);
+    if (luminance(rgb) < 0.01) return colour("ink");
+    while ((luminance(rgb) + 0.05) / (paper + 0.05) < 5) rgb = rgb.map((part) => part + (255 - part) * 0.1);
+    return `rgb(${rgb.map(Math.round).join(", ")})`;
   }
 
   const SERIES = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"];
@@ -55,20 +61,35 @@ const plots = (() => {
     };
   }
 
-  /** Plain numbers at 1, 2, 5, however far one zooms. */
-  const logAxis = (title, more = {}) => axis(title, { type: "log", tickformat: "~g", nticks: narrow() ? 5 : 9, ...more });
+  /** Plain numbers: at 1, 2 and 5, or at decades where `values`, in any depth, span many. */
+  function logAxis(title, values, more = {}) {
+    let low = Infinity;
+    let high = 0;
+    for (const value of values.flat(2)) {
+      if (!(value > 0)) continue;
+      low = Math.min(low, value);
+      high = Math.max(high, value);
+    }
+    const decades = high > low ? Math.log10(high / low) : 1;
+    return axis(title, { type: "log", tickformat: "~g", dtick: decades > (narrow() ? 2 : 4) ? Math.ceil(decades / 8) : "D2", ...more });
+  }
 
   /** log10(1 + step), so that step 0 has a place; ticks say steps. */
   const stepAt = (step) => Math.log10(1 + step);
 
+  /** 0, and what lies between two steps of these digits in each decade. */
+  function stepMarks(low, high, digits) {
+    const marks = [0];
+    for (let decade = 1; decade <= high; decade *= 10) {
+      for (const digit of digits) if (digit * decade >= low && digit * decade <= high) marks.push(digit * decade);
+    }
+    return marks;
+  }
+
   function stepAxis(steps, more = {}) {
     const last = Math.max(...steps, 1);
     const first = Math.min(...steps.filter((step) => step > 0), last);
-    const digits = last / first > 300 || narrow() ? [1] : [1, 2, 5];
-    const marks = [0];
-    for (let decade = 1; decade <= last; decade *= 10) {
-      for (const digit of digits) if (digit * decade >= first / 2.5 && digit * decade <= last * 1.05) marks.push(digit * decade);
-    }
+    const marks = stepMarks(first / 2.5, last * 1.05, last / first > 300 || narrow() ? [1] : [1, 2, 5]);
     return axis("training step (log<sub>10</sub>(1 + step))", {
       tickmode: "array", tickvals: marks.map(stepAt), ticktext: marks.map((step) => numbers.size(step)),
       range: [stepAt(Math.min(...steps)) - 0.06, stepAt(last) + 0.06], ...more,
@@ -106,8 +127,20 @@ const plots = (() => {
     return marks.length > 1 ? marks : [low, high].map((at) => [at, numbers.general(10 ** at, 2)]);
   }
 
-  /** Colours by value, dark to light; `shown` are values, or their log10 where `log`. */
-  function colourBar(title, shown, log) {
+  function marksOf(scale, low, high) {
+    if (scale === "log") return logMarks(low, high);
+    if (scale !== "steps") return null;
+    const marks = stepMarks(10 ** low - 1, 10 ** high - 1, [1]).map((step) => [stepAt(step), numbers.size(step)]);
+    return marks.filter(([at]) => at >= low - 1e-9 && at <= high + 1e-9);
+  }
+
+  /** Where there is little width a colour bar lies above its figure. */
+  function lying() {
+    return narrow() ? { orientation: "h", x: 0.5, xanchor: "center", y: 1.04, yanchor: "bottom", len: 1 } : {};
+  }
+
+  /** Colours by value, dark to light; of values as they are drawn, whose `scale` is log, steps, or none. */
+  function colourBar(title, shown, scale) {
     let low = Infinity;
     let high = -Infinity;
     for (const value of shown) {
@@ -115,12 +148,12 @@ const plots = (() => {
       if (value > high) high = value;
     }
     if (!(low < high)) [low, high] = [low - 0.5, low + 0.5].map((end) => (Number.isFinite(end) ? end : 0));
-    const marks = log && low < high ? logMarks(low, high) : null;
+    const marks = low < high ? marksOf(scale, low, high) : null;
     const bar = {
-      title: { text: title, side: "right", font: { size: 11.5, color: colour("muted") } }, thickness: 12, len: 0.85, outlinewidth: 0,
+      title: { text: title, side: narrow() ? "top" : "right", font: { size: 11.5, color: colour("muted") } }, thickness: 12, len: 0.85, outlinewidth: 0,
       tickfont: { size: 11, color: colour("muted") }, ...(marks ? { tickmode: "array", tickvals: marks.map(([at]) => at), ticktext: marks.map(([, text]) => text) } : {}),
     };
-    return { colorscale: "Cividis", cmin: low, cmax: high, showscale: true, colorbar: bar };
+    return { colorscale: "Cividis", cmin: low, cmax: high, showscale: true, colorbar: { ...bar, ...lying() } };
   }
 
   function vertical(x, more = {}) {
@@ -228,7 +261,7 @@ const plots = (() => {
   }
 
   return {
-    plain, label, colour, faded, onPaper, series, axis, logAxis, stepAxis, stepAt, layout, legend, vertical, band, narrow, colourBar,
+    plain, label, colour, faded, onPaper, series, axis, logAxis, stepAxis, stepAt, layout, legend, vertical, band, narrow, colourBar, lying,
     register, draw, redraw, redrawAll, drawAll, drawn, drawWhenNear, fitTo, download, hasWebGL, hover, hideCard,
     ids: () => [...figures.keys()],
   };

@@ -6,11 +6,14 @@ const quantization = (() => {
   const ladders = report.data.quantization?.ladders ?? [];
   const rows = ladders.flatMap((ladder, n) => ladder.rows.map((row) => ({ ...row, base: ladder.base, n })));
 
-  /** Rows of the figure: each base's variants, and a line free between bases. */
-  const places = [];
-  rows.forEach((row, at) => places.push(at ? places[at - 1] + (row.n === rows[at - 1].n ? 1 : 2) : 0));
+  const names = dom.withoutCommonPrefix(ladders.map((ladder) => ladder.base));
+  const flags = [...new Set(rows.flatMap((row) => row.flags ?? []))];
 
-  function ladderTrace(ladder, n) {
+  /** Rows of the figure: each base's variants under its name, which takes a row itself. */
+  const places = [];
+  rows.forEach((row, at) => places.push(at ? places[at - 1] + (row.n === rows[at - 1].n ? 1 : 2) : 1));
+
+  function ladderTrace(_, n) {
     const at = rows.flatMap((row, place) => (row.n === n && row.kl?.value > 0 ? [place] : []));
     const tint = plots.series(n);
     const side = (end) => at.map((place) => {
@@ -18,19 +21,22 @@ const quantization = (() => {
       return interval?.every(numbers.isNumber) ? Math.abs(interval[end] - value) : 0;
     });
     return {
-      x: at.map((place) => rows[place].kl.value), y: at.map((place) => places[place]), customdata: at, mode: "markers", hoverinfo: "none", name: plots.label(ladder.base),
+      x: at.map((place) => rows[place].kl.value), y: at.map((place) => places[place]), customdata: at, mode: "markers", hoverinfo: "none",
       marker: { size: 9, color: tint, symbol: at.map((place) => (rows[place].flags?.length ? "circle-open" : "circle")), line: { width: 1.6, color: tint } },
       error_x: { type: "data", symmetric: false, array: side(1), arrayminus: side(0), thickness: 1.4, width: 4, color: tint },
     };
   }
 
   function make() {
-    byId("quantization-plot").style.height = `${(places.at(-1) + 1) * 30 + 150}px`;
+    const headings = rows.flatMap((row, at) => (at && rows[at - 1].n === row.n ? [] : [{
+      text: plots.label(names[row.n], plots.narrow() ? 36 : 80), xref: "paper", x: 0, xanchor: "left", y: places[at] - 1, showarrow: false,
+      font: { size: 12, color: plots.colour("muted") }, bgcolor: plots.colour("paper") }]));
+    byId("quantization-plot").style.height = `${(places.at(-1) + 1) * 28 + 110}px`;
     return { data: ladders.map(ladderTrace), layout: plots.layout({
-      xaxis: plots.logAxis("KL from the base, bits/byte (95 % interval)"),
-      yaxis: plots.axis("", { tickmode: "array", tickvals: places, ticktext: rows.map((row) => plots.label(row.kind, 24)), range: [places.at(-1) + 0.7, -0.7],
+      xaxis: plots.logAxis("KL from the base, bits/byte (95 % interval)", rows.map((row) => row.kl?.value)),
+      yaxis: plots.axis("", { tickmode: "array", tickvals: places, ticktext: rows.map((row) => plots.label(row.kind, 24)), range: [places.at(-1) + 0.7, -0.6], showgrid: false,
         showline: false, ticks: "", fixedrange: true, tickfont: { size: 12, color: plots.colour("ink") } }),
-      margin: { l: 60, r: 16, t: 10, b: 80 } }) };
+      annotations: headings, showlegend: false, margin: { l: 60, r: 16, t: 10, b: 50 } }) };
   }
 
   function card({ customdata: at }) {
@@ -40,27 +46,31 @@ const quantization = (() => {
       row.placed ? element("p", {}, row.placed) : null, ...(row.flags ?? []).map((text) => element("p", { class: "warning" }, text))].filter(Boolean);
   }
 
+  /** A letter for each caution, which the lines under the table say. */
+  const letter = (text) => String.fromCharCode(97 + flags.indexOf(text));
+
   function table() {
     const several = ladders.length > 1;
     return tables.make({ caption: "Quantized variants, nearest first", rows, head: several ? 1 : 0, columns: [
-      ...(several ? [{ title: "base", cell: (row) => dom.name(row.base), sort: (row) => row.base }] : []),
-      { title: "variant", cell: (row) => row.kind, sort: (row) => row.kind },
+      ...(several ? [{ title: "base", class: "model", cell: (row) => dom.name(names[row.n]), sort: (row) => names[row.n] }] : []),
+      { title: "variant", class: "word", cell: (row) => row.kind, sort: (row) => row.kind },
       { title: "KL ± SE, bits/byte", number: true, cell: (row) => numbers.estimate(row.kl), sort: (row) => row.kl?.value },
       { title: "95 % interval", number: true, cell: (row) => numbers.interval(row.kl?.interval) },
       { title: "more than previous ± SE", number: true, cell: (row) => (row.more_than_previous ? numbers.estimate(row.more_than_previous, { plus: true }) : "") },
       { title: "loss ± SE, bits/byte", number: true, cell: (row) => numbers.estimate(row.bits_per_byte_difference, { plus: true }), sort: (row) => row.bits_per_byte_difference?.value },
-      { title: "on the scale", cell: (row) => row.placed ?? "" },
-      { title: "notes", cell: (row) => (row.flags ?? []).join(" ") },
+      { title: "on the scale", class: "prose", cell: (row) => row.placed ?? "" },
+      ...(flags.length ? [{ title: "notes", class: "word", cell: (row) => (row.flags ?? []).map(letter).join(", ") }] : []),
     ] }).box;
   }
 
-  function bases() {
-    return ladders.map((ladder) => element("li", {}, dom.name(ladder.base), ` itself: ${numbers.estimate(ladder.base_bits_per_byte)} bits/byte.`));
+  function notes() {
+    return element("ul", { class: "notes" }, flags.map((text) => element("li", {}, `${letter(text)}: ${text}`)),
+      ladders.map((ladder, n) => element("li", {}, dom.name(names[n]), ` itself: ${numbers.estimate(ladder.base_bits_per_byte)} bits/byte`)));
   }
 
   function draw() {
     if (!rows.length || !byId("quantization-plot")) return;
-    byId("quantization-table").replaceChildren(table(), element("ul", { class: "notes" }, bases()));
+    byId("quantization-table").replaceChildren(table(), notes());
     plots.register("quantization-plot", { make, on: plots.hover(card),
       label: () => `KL of quantized variants, bits per byte: ${rows.slice(0, 12).map((row) => `${row.kind} ${numbers.estimate(row.kl)}`).join("; ")}.` });
   }

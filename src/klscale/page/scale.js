@@ -20,7 +20,7 @@ const scale = (() => {
     return {
       x: places.map((n) => row.values[n]), y: places.map((n) => y + jitter(n)), customdata: places.map((n) => [y, n]),
       mode: "markers", hoverinfo: "none", showlegend: false,
-      opacity: Math.min(0.8, Math.max(0.22, 8 / row.values.length ** 0.6)),
+      opacity: Math.min(0.8, Math.max(0.3, 8 / row.values.length ** 0.6)),
       marker: { size: 6, symbol: whole ? "circle" : "circle-open", color: tint, line: { width: whole ? 0 : 1.2, color: tint } },
     };
   }
@@ -41,7 +41,7 @@ const scale = (() => {
     return {
       x: at.map((y) => publishedOf(rows[y]).median), y: at, customdata: at.map((y) => [y, "published"]),
       mode: "markers+text", text: at.map((y) => numbers.general(publishedOf(rows[y]).median, 2)), textposition: "top center",
-      textfont: { size: 10.5, color: tint }, hoverinfo: "none",
+      textfont: { size: 10.5, color: plots.colour("warning") }, hoverinfo: "none",
       name: held ? "published" : "published, other texts: not comparable", showlegend: at.length > 0,
       marker: { symbol: held ? "diamond" : "diamond-open", size: 10, color: tint, line: { width: 1.3, color: tint } },
     };
@@ -106,7 +106,7 @@ const scale = (() => {
     ];
     byId("scale-plot").style.height = `${rows.length * 46 + 170}px`;
     return { data, layout: plots.layout({
-      xaxis: plots.logAxis("KL, bits/byte", { ticklabelmode: "instant" }),
+      xaxis: plots.logAxis("KL, bits/byte", measured.map(([, row]) => [...row.values])),
       yaxis: plots.axis("", {
         tickmode: "array", tickvals: [...rows.keys()], ticktext: rows.map(tick), ticks: "", showgrid: false, showline: false,
         range: [rows.length - 0.5, -0.5], fixedrange: true, tickfont: { size: 12, color: plots.colour("ink") } }),

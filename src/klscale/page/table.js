@@ -27,7 +27,7 @@ const tables = (() => {
 
   /**
    * A table of `rows`. A column is {title, cell(row): text or element, sort(row): number or text, number: aligned
-   * right, class}. `id` names the table, `caption` says what it holds. Returns {box, filter(keep)}.
+   * right, class}. `id` names the table, `caption`, text or an element, says what it holds. Returns {box, filter(keep)}.
    */
   function make({ columns, rows, caption, id = null, tall = false, head = 0 }) {
     const body = element("tbody");
@@ -66,7 +66,7 @@ const tables = (() => {
     const table = element("table", { id },
       element("caption", {}, caption), element("thead", {}, element("tr", {}, headings)), body);
     const box = element("div",
-      { class: tall ? "scroll tall" : "scroll", tabindex: "0", role: "region", "aria-label": caption }, table);
+      { class: tall ? "scroll tall" : "scroll", tabindex: "0", role: "region", "aria-label": typeof caption === "string" ? caption : caption.textContent }, table);
     return { box, filter: (kept) => { keep = kept; return fill(); } };
   }
 

@@ -5,13 +5,13 @@ const trajectories = (() => {
   const { byId, element } = dom;
   const found = report.data.trajectories;
   const runs = found?.runs ?? [];
+  const names = dom.withoutCommonPrefix(runs.map((one) => one.run));
   const FIGURES = ["training-plot", "lag-plot", "path-plot", "shares-plot", "settling-plot"];
-  const SPACES = ["log-likelihood", "weights"];
-  const view = { run: 0, step: 0, space: 0, playing: null };
+  const view = { run: 0, step: 0, space: 0, playing: null, frame: 0 };
   const run = () => runs[view.run];
   const stepOf = () => run().steps[view.step];
 
-  const spaceColour = (space) => plots.series(Math.max(0, SPACES.indexOf(space)));
+  const spaceColour = (space) => plots.series(space === "weights" ? 1 : 0);
   const positive = (value) => (numbers.isNumber(value) && value > 0 ? value : null);
 
   // -------------------------------------------------------------------------------------------------- KL along training
@@ -33,7 +33,7 @@ const trajectories = (() => {
 
   function training() {
     return { data: CURVES.flatMap(curve), layout: plots.layout({
-      xaxis: plots.stepAxis(run().steps), yaxis: plots.logAxis("KL, bits/byte (95 % over texts)"),
+      xaxis: plots.stepAxis(run().steps), yaxis: plots.logAxis("KL, bits/byte (95 % over texts)", CURVES.map(([key]) => (run()[key] ?? []).map((one) => one?.value))),
       shapes: [plots.vertical(plots.stepAt(stepOf())), warmup()].filter(Boolean), margin: { l: 56, r: 14, t: 10, b: 80 },
     }) };
   }
@@ -79,9 +79,10 @@ const trajectories = (() => {
     const lags = all.flatMap((one) => one.lag);
     const ends = lags.length ? [Math.min(...lags), Math.max(...lags)] : [];
     const since = stepOf() - run().warmup;
+    const shown = all.flatMap(growth);
     const diffusion = { x: ends, y: ends.map((end) => end / ends[0]), mode: "lines", name: "c = 1: diffusion", hoverinfo: "skip", line: { color: plots.colour("muted"), width: 1, dash: "dot" } };
-    return { data: [...all.flatMap(growth), diffusion], layout: plots.layout({
-      xaxis: plots.logAxis("lag, steps"), yaxis: plots.logAxis("mean squared distance (fit at first lag: 1)"), margin: { l: 56, r: 14, t: 10, b: 80 },
+    return { data: [...shown, diffusion], layout: plots.layout({
+      xaxis: plots.logAxis("lag, steps", lags, { tickformat: ",~g" }), yaxis: plots.logAxis("mean squared distance (fit at first lag: 1)", shown.map((one) => one.y)), margin: { l: 56, r: 14, t: 10, b: 80 },
       shapes: since >= ends[0] && since <= ends[1] ? [plots.vertical(since, { line: { color: plots.colour("accent"), width: 1.2, dash: "dot" } })] : [],
       annotations: all.length ? [] : [absent("fewer checkpoints past warm-up than a fit takes")],
     }) };
@@ -114,7 +115,7 @@ const trajectories = (() => {
     const traces = [];
     const axes = {};
     const annotations = one ? [] : [absent("fewer checkpoints past warm-up than a shape takes")];
-    byId("path-plot").style.height = `${stacked ? 280 * Math.max(1, shown.length) : 340}px`;
+    byId("path-plot").style.height = `${stacked ? 280 * Math.max(1, shown.length) + 60 : 340}px`;
     shown.forEach(([title, points, own], n) => {
       const id = n ? n + 1 : "";
       const span = (1 - gap * (shown.length - 1)) / shown.length;
@@ -133,13 +134,13 @@ const trajectories = (() => {
         marker: { symbol: "circle-open", size: 15, color: plots.colour("accent"), line: { width: 2.5, color: plots.colour("accent") } } });
       annotations.push({ text: title, xref: `x${id} domain`, yref: `y${id} domain`, x: 0, y: 1, xanchor: "left", yanchor: "bottom", showarrow: false, font: { size: 12 } });
     });
-    return { data: traces, layout: plots.layout({ ...axes, annotations, showlegend: false, margin: { l: 44, r: 10, t: 26, b: 44 } }) };
+    return { data: traces, layout: plots.layout({ ...axes, annotations, showlegend: false, margin: { l: 44, r: 10, t: stacked ? 90 : 26, b: 44 } }) };
   }
 
   function stepColours(steps, shown) {
     return { color: steps, colorscale: "Cividis", showscale: shown, colorbar: {
       title: { text: "step", font: { size: 11.5, color: plots.colour("muted") } }, thickness: 10, len: 0.9, outlinewidth: 0, tickformat: "~s", nticks: 5,
-      tickfont: { size: 11, color: plots.colour("muted") } } };
+      tickfont: { size: 11, color: plots.colour("muted") }, ...plots.lying() } };
   }
 
   function pathNote() {
@@ -161,7 +162,7 @@ const trajectories = (() => {
       { x: k, y: walk, mode: "lines", name: "random walk: 6/(π²k²)", hoverinfo: "skip", line: { color: plots.colour("rule"), width: 4 } },
       ...paths.map((one) => ({ x: k, y: one.share, mode: "lines+markers", name: one.space, hoverinfo: "none", customdata: k.map((n) => [one.space, n, one.share[n - 1]]),
         line: { color: spaceColour(one.space), width: 1.4, dash: one.space === "weights" ? "dash" : "solid" },
-        marker: { size: 7, symbol: one.space === "weights" ? "square-open" : "circle", line: { width: 1.3 } } })),
+        marker: { size: 7, symbol: one.space === "weights" ? "square-open" : "circle", color: spaceColour(one.space), line: { width: 1.3, color: spaceColour(one.space) } } })),
     ], layout: plots.layout({
       xaxis: plots.axis("component k", { dtick: 1 }), yaxis: plots.axis("share of variance", { rangemode: "tozero", tickformat: ".0%" }),
       margin: { l: 56, r: 14, t: 10, b: 80 }, annotations: paths.length ? [] : [absent("not known")] }) };
@@ -190,7 +191,7 @@ const trajectories = (() => {
       { line: { color: spaceColour(one.space), width: 1, dash: "dot" } }));
     const { tickvals, ticktext, range } = plots.stepAxis(run().steps);
     return { data: all.flatMap(settled), layout: plots.layout({
-      xaxis: plots.logAxis("threshold, share of the distance first to last", { tickformat: "~p" }),
+      xaxis: plots.logAxis("threshold, share of the distance first to last", all.map((one) => one.thresholds), { tickformat: "~p" }),
       yaxis: plots.axis("settled from step", { tickmode: "array", tickvals, ticktext, range }), shapes: [...asked, at],
       margin: { l: 56, r: 14, t: 10, b: 80 }, annotations: all.length ? [] : [absent("not known")] }) };
   }
@@ -219,7 +220,7 @@ const trajectories = (() => {
     byId("step-numbers").replaceChildren(element("dl", {}, [
       fact("Step", numbers.count(stepOf())), fact("How good", kl("bits_per_byte")), fact("KL from the previous", kl("from_previous")),
       fact("KL from the first", kl("from_first")), fact("KL from the last", kl("from_last")),
-      fact("Weights moved, squared, from the previous", moved("weights_from_previous")), fact("Weights moved, squared, from the first", moved("weights_from_first")),
+      fact("‖ΔW‖² from the previous", moved("weights_from_previous")), fact("‖ΔW‖² from the first", moved("weights_from_first")),
     ].filter(Boolean)));
     byId("step").setAttribute("aria-valuetext", `step ${numbers.count(stepOf())}`);
   }
@@ -228,7 +229,13 @@ const trajectories = (() => {
     view.step = at;
     byId("step").value = String(at);
     readout();
-    plots.redraw("training-plot", "lag-plot", "path-plot", "settling-plot");
+    mark();
+  }
+
+  /** The checkpoint in all figures, once a frame however fast the slider moves. */
+  function mark() {
+    cancelAnimationFrame(view.frame);
+    view.frame = requestAnimationFrame(() => plots.redraw("training-plot", "lag-plot", "path-plot", "settling-plot"));
   }
 
   /** One checkpoint after the other; in jumps of a second where motion is not wanted. */
@@ -277,32 +284,32 @@ const trajectories = (() => {
   const withInterval = (one) => (one ? `${numbers.estimate(one)}${one.interval?.every(numbers.isNumber) ? ` (${numbers.interval(one.interval)})` : ""}` : "n/a");
 
   function exponentRows() {
-    return runs.flatMap((one) => [
-      ...(one.exponents ?? []).map((exponent) => ({ run: one.name, ...exponent })),
-      ...(one.alpha ? [{ run: one.name, name: "alpha", space: "c_q / c_w", estimate: one.alpha, probability: one.probability }] : []),
+    return runs.flatMap((one, n) => [
+      ...(one.exponents ?? []).map((exponent) => ({ run: one.run, brief: names[n], ...exponent })),
+      ...(one.alpha ? [{ run: one.run, brief: names[n], name: "alpha", space: "c_q / c_w", estimate: one.alpha, probability: one.probability }] : []),
     ]);
   }
 
   function exponentTable() {
     return tables.make({ caption: "Diffusion exponents: value ± SE (95 % interval)", rows: exponentRows(), columns: [
-      { title: "run", cell: (row) => dom.name(row.run), sort: (row) => row.run },
-      { title: "exponent", cell: (row) => row.name, sort: (row) => row.name },
-      { title: "space", cell: (row) => row.space },
+      { title: "run", class: "model", cell: (row) => dom.name(row.brief), sort: (row) => row.run },
+      { title: "exponent", class: "word", cell: (row) => row.name, sort: (row) => row.name },
+      { title: "space", class: "word", cell: (row) => row.space },
       { title: "value ± SE (95 %)", number: true, cell: (row) => withInterval(row.estimate) + (row.heavy_tails ? " !" : ""), sort: (row) => row.estimate?.value },
       { title: "time-averaged ± SE", number: true, cell: (row) => (row.time_averaged ? numbers.estimate(row.time_averaged) : "") },
       { title: "dimension 2/c ± SE", number: true, cell: (row) => (row.dimension ? numbers.estimate(row.dimension) : "") },
       { title: "lags, steps", number: true, cell: (row) => (row.lags ? `${numbers.count(row.lags[0])} to ${numbers.count(row.lags[1])}` : "") },
-      { title: "P(c_q < c_w)", number: true, cell: (row) => (numbers.isNumber(row.probability) ? numbers.general(row.probability, 3) : "") },
+      { title: "P(c_q < c_w)", number: true, cell: (row) => numbers.probability(row.probability) },
     ] }).box;
   }
 
   function seedTable() {
     return tables.make({ caption: "Over seeds: value ± SE (95 % interval)", rows: found.seeds, columns: [
-      { title: "runs", cell: (row) => row.runs.flatMap((text, n) => [n ? ", " : "", dom.name(text)]) },
+      { title: "runs", class: "model", cell: (row) => row.runs.flatMap((text, n) => [n ? ", " : "", dom.name(names[runs.findIndex((one) => one.run === text)] ?? text)]) },
       { title: "c_q, ± over texts", number: true, cell: (row) => withInterval(row.c_q) },
       { title: "c_w, ± over seeds", number: true, cell: (row) => withInterval(row.c_w) },
       { title: "alpha, ± over seeds", number: true, cell: (row) => withInterval(row.alpha) },
-      { title: "P(c_q < c_w)", number: true, cell: (row) => numbers.general(row.probability, 3) },
+      { title: "P(c_q < c_w)", number: true, cell: (row) => numbers.probability(row.probability) },
     ] }).box;
   }
 
@@ -316,22 +323,22 @@ const trajectories = (() => {
   }
 
   function register() {
-    const say = (what) => () => `${what} of ${run().name}, marked at step ${numbers.count(stepOf())}.`;
+    const say = (what) => () => `${what} of ${run().run}, marked at step ${numbers.count(stepOf())}.`;
     const last = () => run().from_first?.at(-1);
     plots.register("training-plot", { make: training, on: plots.hover(trainingCard),
-      label: () => `KL along training of ${run().name}: from the first to the last checkpoint ${numbers.estimate(last())} bits per byte.` });
+      label: () => `KL along training of ${run().run}: from the first to the last checkpoint ${numbers.estimate(last())} bits per byte.` });
     plots.register("lag-plot", { make: lag, on: plots.hover(lagCard),
-      label: () => `Squared distance against lag of ${run().name}: ${exponents().map((one) => `${one.space} ${numbers.estimate(one.estimate)}`).join(", ")}.` });
+      label: () => `Squared distance against lag of ${run().run}: ${exponents().map((one) => `${one.space} ${numbers.estimate(one.estimate)}`).join(", ")}.` });
     plots.register("path-plot", { make: pathMake, label: say("Path"), on: plots.hover(({ customdata }) => (
       numbers.isNumber(customdata) ? [element("strong", {}, `step ${numbers.count(customdata)}`)] : null)) });
     plots.register("shares-plot", { make: shares, on: plots.hover(sharesCard),
-      label: () => `Variance on principal components of ${run().name}: ${(run().paths ?? []).map((one) => `${one.space} ${numbers.fixed(100 * one.share[0], 0)} % on the first`).join(", ")}.` });
-    plots.register("settling-plot", { make: settling, on: plots.hover(settlingCard), label: () => `Stabilisation of ${run().name}. ${settlingNotes().join(" ")}` });
+      label: () => `Variance on principal components of ${run().run}: ${(run().paths ?? []).map((one) => `${one.space} ${numbers.fixed(100 * one.share[0], 0)} % on the first`).join(", ")}.` });
+    plots.register("settling-plot", { make: settling, on: plots.hover(settlingCard), label: () => `Stabilisation of ${run().run}. ${settlingNotes().join(" ")}` });
   }
 
   function draw() {
     if (!runs.length || !byId("trajectory-run")) return;
-    byId("trajectory-run").replaceChildren(...runs.map((one, n) => element("option", { value: n }, one.name)));
+    byId("trajectory-run").replaceChildren(...runs.map((one, n) => element("option", { value: n }, names[n])));
     byId("trajectory-run").addEventListener("change", (event) => setRun(Number(event.target.value)));
     byId("step").addEventListener("input", (event) => { stop(); setStep(Number(event.target.value)); });
     byId("play").addEventListener("click", play);

@@ -326,7 +326,10 @@ def _trajectory(one: Trajectory, at: Mapping[str, int], threshold_source: str) -
         if (found := motion.stabilisation) is not None:
             fields = ("step", "interval", "threshold", "thresholds", "steps", "low", "high", "total")
             settled.append({
-                "space": motion.space, "threshold_source": threshold_source,
+                "space": motion.space,
+                "threshold_source": threshold_source
+                if motion is one.behaviour
+                else "the same fraction of the squared distance from the first to the last",
                 **{field: getattr(found, field) for field in fields},
             })  # fmt: skip
         if motion.shape is not None:
@@ -368,7 +371,7 @@ def _path(motion: Motion) -> dict[str, Any]:
     assert shape is not None
     walk = shape.nulls["random walk"]
     return {
-        "space": motion.space, "unit": motion.unit, "steps": shape.steps, "pca": shape.pca, "tsne": shape.tsne,
+        "space": motion.space, "unit": f"√({motion.unit})", "steps": shape.steps, "pca": shape.pca, "tsne": shape.tsne,
         "share": shape.share, "walk_share": shape.walk_share, "winding": _estimate(shape.winding),
         "walk_winding_range": walk.winding_range, "walk": walk.path, "spiral": shape.spiral,
     }  # fmt: skip
@@ -513,7 +516,7 @@ def render(data: Mapping[str, Any]) -> str:
         "title": html.escape(f"klscale: {data['title']}"),
         "policy": f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
         "base-uri 'none'; form-action 'none'",
-        "styles": f"<style>{part('page.css')}</style>",
+        "styles": part("page.css"),
         "data": text.replace("<", "\\u003c"),  # in a script element: no end tag, no comment
         "plotly": f"<script>{plotly}</script>",
         "scripts": "\n".join(f"<script>{script}</script>" for script in scripts),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -186,11 +187,8 @@ def short_names(names: Sequence[str], longest: int = 32) -> list[str]:
 def common_prefix(names: Sequence[str]) -> str:
     """The directories, or the organisation, that every name begins with, as `a/b/`; a checkpoint keeps its run."""
     parts = [name.split("/") for name in names]
-    own = 2 if any(CHECKPOINT.match(part[-1]) for part in parts) else 1
-    shared = 0
-    while all(len(part) > shared + own and part[shared] == parts[0][shared] for part in parts):
-        shared += 1
-    return "".join(f"{part}/" for part in parts[0][:shared]) if parts else ""
+    most = [part[: -2 if CHECKPOINT.match(part[-1]) else -1] for part in parts]
+    return "".join(f"{part}/" for part in os.path.commonprefix(most))
 
 
 def describe(texts: TextSet) -> str:

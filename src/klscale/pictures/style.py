@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-import os
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -187,8 +187,9 @@ def short_names(names: Sequence[str], longest: int = 32) -> list[str]:
 def common_prefix(names: Sequence[str]) -> str:
     """The directories, or the organisation, that every name begins with, as `a/b/`; a checkpoint keeps its run."""
     parts = [name.split("/") for name in names]
-    most = [part[: -2 if CHECKPOINT.match(part[-1]) else -1] for part in parts]
-    return "".join(f"{part}/" for part in os.path.commonprefix(most))
+    above = [part[: -2 if CHECKPOINT.match(part[-1]) else -1] for part in parts]
+    shared = itertools.takewhile(lambda level: len(set(level)) == 1, zip(*above, strict=False))
+    return "".join(f"{level[0]}/" for level in shared)
 
 
 def describe(texts: TextSet) -> str:

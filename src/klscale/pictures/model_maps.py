@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -47,6 +48,8 @@ NUMBERS = ("parameters", "step", "warmup", "layer")
 MOST_IN_LEGEND = 28
 SPREAD = 30.0
 """Ratio of the largest to the smallest beyond which numbers take a log scale."""
+OVER = 1000.0
+"""What it costs a name to lie over another one: more than any place."""
 WIDEST = 4.0
 """Points: the line of the longest step of a run."""
 
@@ -295,7 +298,7 @@ def _place_names(
     at: Floats, extents: Floats, dots: Floats, frame: Floats, near: float, pixel: float
 ) -> tuple[Floats, list[bool]]:
     """Boxes (n, 2, 2) of names of these `extents` (n, 2), each at one of the points `at` (n, 2), in pixels; and whether
-    each lies over no other. Each takes the best place given the others', three times over."""
+    each lies over no other. Each takes the best place given those of the others, again and again."""
     from scipy.spatial import KDTree
 
     angle = np.arange(16) * math.pi / 8
@@ -314,21 +317,20 @@ def _place_names(
     for k in range(n):
         cost[k] += 6.0 * _inside(dots, low[k], high[k]).sum(axis=1)
         others = dots[((dots - at[k]) ** 2).sum(axis=1) > pixel**2]
+        # next to other points it could be taken for theirs
+        cost[k] += 0.7 * _inside(others, low[k] - 3 * pixel, high[k] + 3 * pixel).sum(axis=1)
         if len(others):
             cost[k] += 6.0 * (np.asarray(KDTree(others).query(leaders[k])[0]).min(axis=1) < near)
     chosen, placed = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=bool)
     total = np.full(n, np.inf)
-    for k in [*range(n)] * 3:
+    # names may first lie over each other, so that the one moves away that finds another place most easily
+    for weight, k in product((2.0, 4.0, 8.0, 16.0, OVER, OVER), range(n)):
         names = boxes[np.arange(n), chosen][placed & (np.arange(n) != k)]
         over = ((boxes[k, :, None, 0] < names[:, 1]) & (names[:, 0] < boxes[k, :, None, 1])).all(axis=2)
-        crossing = (
-            _inside(leaders[k].reshape(-1, 2), names[:, 0], names[:, 1])
-            .reshape(len(names), C, leaders.shape[2])
-            .any(axis=2)
-        )
-        now = cost[k] + 1000.0 * over.sum(axis=1) + 8.0 * crossing.sum(axis=0)
+        crossing = _inside(leaders[k].reshape(-1, 2), names[:, 0], names[:, 1]).reshape(len(names), C, 20)
+        now = cost[k] + weight * over.sum(axis=1) + 8.0 * crossing.any(axis=2).sum(axis=0)
         chosen[k], placed[k], total[k] = now.argmin(), True, now.min()
-    return boxes[np.arange(n), chosen], (total < 1000.0).tolist()
+    return boxes[np.arange(n), chosen], (total < OVER).tolist()
 
 
 def _inside(points: Floats, low: Floats, high: Floats) -> Any:

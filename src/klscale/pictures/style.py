@@ -74,7 +74,8 @@ STYLE: dict[str, Any] = {
     "grid.color": FAINT,
     "grid.linewidth": 0.5,
     "text.parse_math": False,  # a $ in a name is a $
-    "savefig.dpi": 300,
+    "text.hinting": "no_hinting",  # a text is as long in every format
+    "figure.dpi": 300,
     "pdf.fonttype": 42,
     "svg.fonttype": "none",
     "svg.hashsalt": "klscale",

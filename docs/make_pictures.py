@@ -6,16 +6,12 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from klscale import maps, pictures, scales, trajectories
 from klscale.diffusion import WINDOW
 from klscale.imports import read_log_likelihoods
 from klscale.store import Store
-from klscale.vectors import Vectors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,7 +33,7 @@ def of_example() -> dict[str, Figure]:
     vectors = read_log_likelihoods(EXAMPLE, id_column="text_id")
     return {
         "pile-trained-14.png": pictures.kl_heat_map(vectors),
-        "map-pile-trained-14.png": pictures.model_map(map_of(vectors), vectors),
+        "map-pile-trained-14.png": pictures.model_map(maps.model_map(vectors), vectors),
         "scale-pile-trained-14.png": pictures.scale_ruler(scales.measure(vectors), vectors.texts),
     }
 
@@ -54,21 +50,13 @@ def of_demo(demo: Path) -> dict[str, Figure]:
     runs = trajectories.analyse_runs(store, texts, followed, threshold=seed and seed[0])
     checkpoints = vectors.subset([ref for ref in vectors.models if ref.quantization is None])
     figures = {
-        "map-pocket.png": pictures.model_map(map_of(checkpoints), checkpoints, colour_by="seed"),
+        "map-pocket.png": pictures.model_map(maps.model_map(checkpoints), checkpoints, colour_by="seed"),
         "trajectory-pocket.png": pictures.training_trajectories(runs),
         "layers-pocket.png": pictures.layer_threads(with_layers),
     }
     if scales.ladders(vectors):  # where bitsandbytes is installed
         figures["ladder-pocket.png"] = pictures.quantization_ladder(vectors, measured)
     return figures
-
-
-def map_of(vectors: Vectors) -> Any:
-    components, distance = maps.pca(vectors, 3), vectors.kl().value
-    return SimpleNamespace(
-        models=vectors.names, pca=components.points, share=components.share, tsne=maps.tsne(distance),
-        perplexity=min(maps.PERPLEXITY, (len(vectors) - 1) / 3), added=np.zeros(len(vectors), dtype=bool),
-    )  # fmt: skip
 
 
 if __name__ == "__main__":

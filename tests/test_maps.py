@@ -645,6 +645,6 @@ def test_models_that_share_no_texts_with_each_other_have_no_clusters(ground, pri
     both = vectors.joined(new)
     record = map_tables.map_record(found, both)
     assert record["cluster_order"] is None
-    assert any("No KL of x and y is known" in note for note in record["notes"])
+    assert any("x and y have no texts in common" in note for note in record["notes"])
     map_tables.print_map(found, both)
     assert "No clusters." in printed()

@@ -413,7 +413,7 @@ def cluster(matrix: KLMatrix) -> Clustering:
     if (unknown := np.argwhere(np.isnan(matrix.value))).size:
         a, b = (matrix.labels[i] for i in unknown[0])
         raise InputError(
-            f"No KL of {a} and {b} is known.", "They have no two texts in common.", "Leave one of them out."
+            f"{a} and {b} have no texts in common.", "Without their KL there is no order.", "Leave one of them out."
         )
     distance = squareform(np.sqrt(matrix.value), checks=False)
     merges = hierarchy.linkage(distance, "average")

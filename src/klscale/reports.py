@@ -155,7 +155,7 @@ def _finite(value: Any) -> Any:
         return {str(key): _finite(entry) for key, entry in value.items()}
     if isinstance(value, np.ndarray):
         return _finite(value.tolist())
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | range):
         return [_finite(entry) for entry in value]
     if isinstance(value, np.generic):
         value = value.item()
@@ -231,7 +231,8 @@ def _pairs(contents: Contents) -> dict[str, Any]:
     vectors, matrix = contents.vectors, contents.vectors.kl()
     upper = np.triu_indices(len(vectors), k=1)
     flags = findings.cautions(matrix, contents.texts, [*vectors.attributes["dtype"]])[upper]
-    clustering = maps.cluster(matrix)
+    known = not np.isnan(matrix.value).any()  # else two models have no texts in common, and nothing is a tree
+    clustering = maps.cluster(matrix) if known else None
     return {
         "value": _column(matrix.value[upper]),
         "standard_error": _column(matrix.standard_error[upper]),
@@ -239,8 +240,8 @@ def _pairs(contents: Contents) -> dict[str, Any]:
         "n_texts": _column(matrix.n_texts[upper]),
         "flags": _column(flags),
         "flag_texts": [[bit, text] for bit, text in findings.CAUTIONS.items() if (flags & bit).any()],
-        "order": clustering.order,
-        "dendrogram": {"merges": clustering.merges[:, :3]},
+        "order": range(len(vectors)) if clustering is None else clustering.order,
+        "dendrogram": None if clustering is None else {"merges": clustering.merges[:, :3]},
     }
 
 
@@ -281,7 +282,9 @@ def _scale(contents: Contents) -> dict[str, Any] | None:
     }
 
 
-def _map(contents: Contents) -> dict[str, Any]:
+def _map(contents: Contents) -> dict[str, Any] | None:
+    if np.isnan(contents.vectors.log_likelihood).any(axis=0).all():
+        return None  # no text is common to all: there is no map
     matrix, found = contents.vectors.kl(), maps.kept_map(contents.store, contents.vectors)
     vectors, at = contents.vectors, [found.models.index(name) for name in contents.vectors.names]
     threads = []

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from klscale.divergence import Floats, Integers, KLMatrix, format_estimate
+from klscale import maps
+from klscale.divergence import Floats, Integers, format_estimate
 from klscale.errors import InputError
 from klscale.pictures.style import (
     DOUBLE,
@@ -52,7 +53,8 @@ def kl_heat_map(vectors: Vectors) -> Figure:
     matrix, K = vectors.kl(), len(vectors)
     if K < 2:
         raise InputError("There is no pair to draw.", "One model alone has no KL.", "Score another one.")
-    merges, order = _cluster(matrix)
+    clusters = maps.cluster(matrix)
+    merges, order = clusters.merges, clusters.order
     names = short_names([vectors.names[k] for k in order])
     value, error = (part[np.ix_(order, order)] for part in (matrix.value, matrix.standard_error))
     shown = np.where(np.tri(K, k=-1, dtype=bool), value, np.nan)
@@ -104,30 +106,6 @@ def kl_heat_map(vectors: Vectors) -> Figure:
     bar.tick_params(labelsize=SMALL, which="both")
     plain_ticks(bar.yaxis, most=6)
     return figure
-
-
-class _Clustering(NamedTuple):
-    merges: Floats
-    order: Integers
-
-
-def _cluster(matrix: KLMatrix) -> _Clustering:
-    """Average linkage on sqrt(KL): the merges (K - 1, 4) as scipy has them, and the order of the leaves (K,)."""
-    from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
-    from scipy.spatial.distance import squareform
-
-    if np.isnan(matrix.value).any():
-        i, j = np.argwhere(np.isnan(matrix.value))[0]
-        raise InputError(
-            f"{matrix.labels[i]} and {matrix.labels[j]} have no texts in common.",
-            "Without their KL there is no order of the models.",
-            "Score both on the same texts, or leave one out.",
-        )
-    distance = squareform(np.sqrt(matrix.value), checks=False)
-    merges = linkage(distance, "average")
-    if len(matrix.labels) <= 500:  # beyond, the best order takes minutes
-        merges = optimal_leaf_ordering(merges, distance)
-    return _Clustering(np.asarray(merges), leaves_list(merges).astype(np.int64))
 
 
 def _draw_tree(axes: Any, merges: Floats, order: Integers) -> None:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from klscale.divergence import Floats
 from klscale.errors import InputError, nearest
+from klscale.maps import ModelMap
 from klscale.pictures.style import (
     DOUBLE,
     GREY,
@@ -56,7 +57,7 @@ WIDEST = 4.0
 
 @styled
 def model_map(
-    map: Any, vectors: Vectors, *, colour_by: str = "family", method: Literal["tsne", "pca"] = "tsne"
+    map: ModelMap, vectors: Vectors, *, colour_by: str = "family", method: Literal["tsne", "pca"] = "tsne"
 ) -> Figure:
     """The models of a map (`maps.ModelMap`) as points, by t-SNE or on principal components, coloured by an attribute:
     categories by `looks`, numbers on a scale. Models that were added to a kept map are hollow.
@@ -88,7 +89,7 @@ def model_map(
     return figure
 
 
-def _points(map: Any, method: str) -> Floats:
+def _points(map: ModelMap, method: str) -> Floats:
     """Points (K, 2)."""
     if method not in ("tsne", "pca"):
         raise InputError(f"There is no map by {method!r}.", nearest(method, ("tsne", "pca")))
@@ -205,7 +206,7 @@ def _rounded(value: float) -> float:
     return float(f"{decade * max(n for n in (1, 2, 5) if n <= value / decade * (1 + 1e-9)):.3g}")
 
 
-def _label_axes(axes: Any, map: Any, method: str) -> None:
+def _label_axes(axes: Any, map: ModelMap, method: str) -> None:
     if method == "pca":
         first, second = map.share[:2]
         axes.set_xlabel(f"first component ({first:.0%} of variance), √(bits/byte)")

@@ -49,7 +49,8 @@ const dom = (() => {
   function withoutCommonPrefix(names) {
     const parts = names.map((text) => text.split("/"));
     let shared = 0;
-    while (parts.length && parts.every((part) => part.length > shared + 1 && part[shared] === parts[0][shared])) shared += 1;
+    while (parts.length && parts.every((part) => part.length > shared + 1 && part[shared] === parts[0][shared]))
+      shared += 1;
     return parts.map((part) => part.slice(shared).join("/"));
   }
 

@@ -9,7 +9,9 @@
   function arrange() {
     const content = byId("content");
     const all = new Map([...content.querySelectorAll(":scope > section")].map((section) => [section.id, section]));
+    const panelOfPair = byId("pair");
     content.replaceChildren(...data.sections.map((id) => all.get(id)).filter(Boolean));
+    if (!panelOfPair.isConnected) (byId("pairs") ?? byId("models"))?.querySelector(".how").after(panelOfPair); // no map
     byId("sections").replaceChildren(
       ...[...content.children].map((section) =>
         element("a", { href: `#${section.id}` }, section.querySelector("h2").textContent),

@@ -31,6 +31,7 @@ const summary = (() => {
   }
 
   function drawLines() {
+    if (!byId("summary-lines")) return;
     const titles = Object.fromEntries(data.sections.map((id) => [id, byId(id)?.querySelector("h2")?.textContent]));
     byId("summary-lines").replaceChildren(
       ...(data.summary ?? []).map(({ section, text }) =>
@@ -71,7 +72,7 @@ const summary = (() => {
 
   function drawMethod() {
     const { method } = data;
-    if (!method) return;
+    if (!method || !byId("method-body")) return;
     const formula = ([what, text, from]) => [
       element("dt", {}, what),
       element(

@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX ?=
 ARGS ?=
+DEMO ?= klscale-demo
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
@@ -27,8 +28,12 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-pictures: $(VENV)/installed
-	$(BIN)/python docs/make_pictures.py
+# Runs the demo first, unless DEMO holds a finished one.
+pictures: $(DEMO)/scale.json
+	$(BIN)/python docs/make_pictures.py --demo $(DEMO)
+
+$(DEMO)/scale.json: | $(VENV)/installed
+	$(BIN)/klscale demo --out $(DEMO) $(ARGS)
 
 clean:
 	rm -rf $(VENV)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,22 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs the developers' material: set KLSCALE_SHARED, there is none at {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def quick_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `klscale demo --quick` leaves, and says (`stdout.txt`)."""
+    place = tmp_path_factory.mktemp("quick")
+    result = run_quick_demo(place)
+    assert result.returncode == 0, result.stderr
+    (place / "demo" / "stdout.txt").write_text(result.stdout, encoding="utf-8")
+    return place / "demo"
+
+
+def run_quick_demo(place: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "KLSCALE_CACHE": str(place / "cache")}
+    command = [sys.executable, "-m", "klscale", "demo", "--quick", "--out", "demo"]
+    return subprocess.run(command, cwd=place, capture_output=True, text=True, env=environment)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
 import signal
 import subprocess
@@ -16,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from conftest import EXAMPLE, ROOT, write_texts
+from conftest import EXAMPLE, ROOT, run_quick_demo, write_texts
 from klscale.store import Store
 
 # ------------------------------------------------------------------------------------------------------ first minutes
@@ -475,13 +474,10 @@ def test_texts_are_built_and_inspected(run, tmp_path):
 # --------------------------------------------------------------------------------------------------------------- demo
 
 
-def test_demo_quick(tmp_path):
+def test_demo_quick(quick_demo):
     """The main job without any download; a second run trains and scores nothing."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "klscale", "demo", "--quick", "--out", "demo"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
-    assert result.returncode == 0, result.stderr
-    record = json.loads((tmp_path / "demo" / "scale.json").read_text())
+    shown = (quick_demo / "stdout.txt").read_text(encoding="utf-8")
+    record = json.loads((quick_demo / "scale.json").read_text())
     rows = {row["setting"]: row for row in record["measured"]}
     settings = {
         "seed",
@@ -496,15 +492,16 @@ def test_demo_quick(tmp_path):
     quantized = {"8-bit (int8)", "4-bit (nf4)", "4-bit (fp4)"} if find_spec("bitsandbytes") else set()
     assert rows.keys() == settings | {"layer"} | quantized
     for setting in rows:
-        assert setting in result.stdout
-    assert (tmp_path / "demo" / "scale.png").stat().st_size > 10_000
+        assert setting in shown
+    assert (quick_demo / "report.html").as_uri() in shown
+    assert (quick_demo / "scale.png").stat().st_size > 10_000
     assert all(row["median"] > 0 and row["standard_error"] > 0 for row in rows.values())
     assert rows["later training"]["median"] < rows["seed"]["median"]
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
-    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    before = {path: path.stat().st_mtime_ns for path in quick_demo.rglob("*.parquet")}
+    again = run_quick_demo(quick_demo.parent)
     assert again.returncode == 0
-    assert again.stdout == result.stdout
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")} == before
+    assert again.stdout == shown
+    assert {path: path.stat().st_mtime_ns for path in quick_demo.rglob("*.parquet")} == before
 
 
 def test_the_pictures_of_the_documentation_are_current(tmp_path):

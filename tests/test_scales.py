@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -405,6 +406,42 @@ def test_yardsticks():
     assert placed(median["layer"]) in ("same type", "random")
 
 
+def test_the_yardstick_is_the_nearest_median():
+    """On a log axis; what is general counts above everything specific only."""
+    lengths = np.full(10_000, 972, dtype=np.int64)
+    lengths[:3188] += 1
+    pile = TextSet(name="pile-10k", bytes=lengths, id="x", clip=PILE_CLIP)
+    medians = {row.setting: row.median for row in scales.published() if row.setting != "layer"}
+    specific = {name: median for name, median in medians.items() if name not in scales.UNSPECIFIC}
+    for value in np.geomspace(1e-4, 1e2, 400):
+        among = specific if value <= max(specific.values()) else medians
+        least = min(abs(np.log(value / median)) for median in among.values())
+        chosen = scales.place(value, pile).split("'")[1]
+        assert abs(np.log(value / among[chosen])) == pytest.approx(least)
+    ends = [row.up_to for row in scales.yardsticks(pile)]
+    assert ends == sorted(ends)
+    assert np.isinf(ends[-1])
+
+
 def test_layers_of_quantized_models_are_in_no_setting():
     rows = {f"m+int8#{n}": {"layer": n, "quantization": "int8"} for n in range(3)}
     assert "layer" not in scales.setting_pairs(vectors_of({"n": {}, **rows}))
+
+
+def test_ladders_are_of_each_model_its_variants_nearest_first():
+    """By reference, by parent, by attributes; other models, other dtypes and layers are on none."""
+    rows = {"org/a-1m": {}, "org/a-1m+nf4": {"quantization": "nf4"}, "org/a-1m+int8": {"quantization": "int8"},
+            "org/a-1m%bfloat16": {"dtype": "bfloat16"}, "org/a-1m#1": {}, "org/b-1m": {},
+            "org/b-1m-AWQ": {"quantization": "awq", "parent": "org/b-1m"},
+            "org/c-1m+nf4": {"quantization": "nf4"}}  # fmt: skip
+    vectors, names = vectors_of(rows), list(rows)
+    L = vectors.log_likelihood
+    L[1], L[2] = 0.8 * L[0] + 0.2 * L[1], 0.9 * L[0] + 0.1 * L[2]
+    assert scales.ladders(vectors) == {"org/a-1m": ["org/a-1m+int8", "org/a-1m+nf4"], "org/b-1m": ["org/b-1m-AWQ"]}
+    naive = {name: np.var(L[0] - L[names.index(name)]) for name in scales.ladders(vectors)["org/a-1m"]}
+    assert list(naive) == sorted(naive, key=naive.get)
+    apart = L.copy()
+    apart[1, ::2], apart[0, 1::2] = np.nan, np.nan
+    apart[2, 1::2] = np.nan
+    assert scales.ladders(replace(vectors, log_likelihood=apart))["org/a-1m"] == ["org/a-1m+int8"]
+    assert scales.ladders(vectors.subset(["org/a-1m", "org/b-1m"])) == {}

@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -35,10 +35,12 @@ from klscale.tables import (
     print_outcomes,
     print_plan,
     print_published,
+    print_report,
     print_scale,
     problem_record,
     progress_bar,
     require_ending,
+    save_as,
     save_matrix,
     save_scale,
     scale_record,
@@ -107,6 +109,7 @@ KeepOption = Annotated[
 ]
 LongOption = Annotated[str, typer.Option(metavar="error|skip|window", help="Texts beyond a model's window.")]
 STORE = "./klscale-store"
+PAGES = (".html", ".htm")
 
 
 def main() -> None:
@@ -149,10 +152,11 @@ def demo(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer and shorter runs.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a small suite of models on this machine's own text, score it, and print the scale. No download."""
+    """Train a small suite of models on this machine's own text, score it, print the scale, and write the report. No
+    download."""
     from importlib.util import find_spec
 
-    from klscale import scales, sweeps, trajectories
+    from klscale import reports, scales, sweeps, trajectories
     from klscale.diffusion import WINDOW
     from klscale.pocket import train_pocket_suite
     from klscale.store import Store
@@ -174,6 +178,8 @@ def demo(
         saved = Counter(entry.ref.run for entry in entries if entry.ref.quantization is None)
         followed = [entry for entry in entries if saved[entry.ref.run] > WINDOW]  # else no exponent can be fitted
         runs = trajectories.analyse_runs(store, texts, followed, threshold=seed and seed[0], progress=progress)
+        page = directory / "report.html"
+        reports.write(reports.gather(reports.read(store, texts, progress=progress)), page)
     seeds = trajectories.over_seeds(runs)
     record = scale_record(vectors, measured)
     (directory / "scale.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -190,8 +196,11 @@ def demo(
         where, plainly = f"--store {plain(store.location)}", [ref for ref in vectors.models if ref.layer is None]
         last = next(plain(ref) for ref in reversed(plainly) if ref.quantization is None)
         pictures = "the pictures scale.png and trajectory.png" if runs else "the picture scale.png"
-        out.print(f"\n{len(plainly)} models; {plain(directory)} holds {pictures}, and scale.json. Look closer:")
+        out.print(f"\n{len(plainly)} models; {plain(directory)} holds {pictures}, scale.json, and the report.")
+        out.print(f"Open it in a browser: {page.resolve().as_uri()}", soft_wrap=True)
+        out.print("Look closer:")
         for command in (
+            f"klscale serve {where}",
             f"klscale kl {where} --out {plain(directory)}/kl.png",
             f"klscale compare {where} {plain(plainly[0])} {last}",
             f"klscale layers {where} {last}",
@@ -352,22 +361,11 @@ def measured_scale(store: Store, texts: TextSet) -> list[Setting]:
     from klscale import scales
 
     try:
-        vectors, _ = of_one_convention(store.vectors(texts))
+        vectors, _ = store.vectors(texts).of_one_convention()
     except KlscaleError as error:  # of a model that was not asked for
         err.print(f"No scale is shown: {plain(error.what)}", style="yellow")
         return []
     return scales.measure(vectors, resamples=0)
-
-
-def of_one_convention(vectors: Vectors) -> tuple[Vectors, list[str]]:
-    """The models of the convention that most have, and the names of the others: the two are never compared."""
-    conventions = vectors.attributes["convention"]
-    if len(set(conventions)) < 2:
-        return vectors, []
-    whole = [ref.layer is None for ref in vectors.models]
-    most = conventions[whole].value_counts().index[0]
-    kept = [name for name, convention in zip(vectors.names, conventions, strict=True) if convention == most]
-    return vectors.subset(kept), [name for name in vectors.names if name not in kept]
 
 
 # ------------------------------------------------------------------------------------------------------------ layers
@@ -577,11 +575,16 @@ def kl_command(
         print_matrix(vectors)
 
 
-def stored_vectors(store: Store, texts: str | None, *, layers: bool = False) -> Vectors:
-    """All vectors of a text set in the store. Raises InputError where there are fewer than two."""
+def stored_texts(store: Store, texts: str | None) -> TextSet:
+    """The text set that is meant. Raises InputError for an empty store."""
     if texts is None and not store.text_sets():
         raise InputError(f"{store.location} is empty.", remedy="klscale score REF...  or  klscale import FILE")
-    vectors, left_out = of_one_convention(store.vectors(store.resolve_texts(texts), layers=layers))
+    return store.resolve_texts(texts)
+
+
+def stored_vectors(store: Store, texts: str | None, *, layers: bool = False) -> Vectors:
+    """All vectors of a text set in the store. Raises InputError where there are fewer than two."""
+    vectors, left_out = store.vectors(stored_texts(store, texts), layers=layers).of_one_convention()
     if left_out:
         names = ", ".join(left_out[:3]) + (", ..." if len(left_out) > 3 else "")
         err.print(f"Left out, scored by another convention: {plain(names)}.", style="yellow")
@@ -631,6 +634,113 @@ def scale(
         print_json(scale_record(vectors, measured))
     elif file is None:
         print_scale(vectors, measured)
+
+
+# ---------------------------------------------------------------------------------------------- map, report and serve
+
+
+@app.command(name="map")
+def map_command(
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="FILE", help="Keep it: .html (interactive), .png, .svg, .pdf, or .csv and .parquet."
+        ),
+    ] = None,
+    add: Annotated[
+        list[str] | None,
+        typer.Option(metavar="REF", help="Place a model on the kept map and move no other. Again for more."),
+    ] = None,
+    method: Annotated[Literal["tsne", "pca"], typer.Option(help="Of the picture.")] = "tsne",
+    colour_by: Annotated[str, typer.Option("--colour", metavar="ATTRIBUTE", help="Of the picture.")] = "family",
+    store: StoreOption = STORE,
+    texts: TextsOption = None,
+    device: DeviceOption = None,
+    batch_tokens: BatchOption = None,
+    long_texts: LongOption = "error",
+    as_json: JsonOption = False,
+) -> None:
+    """All models as points: principal components and t-SNE, and who is near whom. The store keeps the map."""
+    from klscale import maps, reports
+    from klscale.map_tables import map_columns, map_record, print_map
+    from klscale.models import ModelRef
+    from klscale.pictures import model_map
+    from klscale.store import Store
+
+    if file is not None and file.suffix not in PAGES:
+        require_ending(file)
+    place, outcomes = Store(store), list[Any]()
+    if add:
+        refs = list(dict.fromkeys(map(ModelRef.parse, add)))
+        _, outcomes = score_missing(refs, place, texts, device=device, batch_tokens=batch_tokens, long_texts=long_texts)
+    vectors = stored_vectors(place, texts)
+    with progress_bar() as progress:
+        if add:
+            added = [str(outcome.ref) for outcome in outcomes if outcome.entry is not None]
+            found = maps.extend_map(place, vectors, added, progress=progress)
+        else:
+            found = maps.kept_map(place, vectors, progress=progress)
+    if as_json:
+        print_json(map_record(found, vectors))
+    elif file is None:
+        print_map(found, vectors)
+    if file is not None:
+        if file.suffix in PAGES:
+            contents = reports.read(place, vectors.texts, runs=None)
+            reports.write(reports.gather(contents, ("map", "pairs", "models", "method")), file)
+        else:
+            save_as(
+                file,
+                lambda: map_columns(found, vectors),
+                lambda: model_map(found, vectors, colour_by=colour_by, method=method),
+            )
+        err.print(f"Wrote {plain(file)}.")
+    raise typer.Exit(failure_status(outcomes))
+
+
+@app.command()
+def report(
+    file: Annotated[Path, typer.Option("--out", metavar="FILE.html", help="Where to write it.")] = Path("report.html"),
+    store: StoreOption = STORE,
+    texts: TextsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Everything that the store holds as one page: a single file that opens without a network and can be sent."""
+    from klscale import reports
+    from klscale.store import Store
+
+    if file.suffix not in PAGES:
+        raise InputError(f"{file}: a report is an HTML page.", remedy=f"--out {file.with_suffix('.html')}")
+    place = Store(store)
+    with progress_bar() as progress:
+        contents = reports.read(place, stored_texts(place, texts), progress=progress)
+        data = reports.gather(contents)
+        size = reports.write(data, file)
+    if as_json:
+        print_json({"file": str(file), "bytes": size, "sections": data["sections"], "summary": data["summary"]})
+    else:
+        print_report(data, file, size)
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(metavar="HOST", help="Interface to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8765,
+    expose: Annotated[bool, typer.Option("--expose", help="Allow a host that other machines can reach.")] = False,
+    store: StoreOption = STORE,
+    texts: TextsOption = None,
+) -> None:
+    """The same page on this machine, current at each load. Ctrl-C ends it."""
+    from klscale import server
+    from klscale.store import Store
+
+    place = Store(store)
+    texts = stored_texts(place, texts).id
+    listening = server.listen(host, port, expose=expose)
+    name, at, *_ = listening.getsockname()
+    out.print(f"http://{f'[{name}]' if ':' in name else name}:{at}/  shows {plain(place.location)}. Ctrl-C ends it.")
+    with progress_bar() as progress:
+        server.run(server.application(place, texts, host=host, progress=progress), listening)
 
 
 # ------------------------------------------------------------------------------------------------------------ import

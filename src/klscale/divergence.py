@@ -63,8 +63,9 @@ def double_centre(log_likelihood: Floats) -> Floats:
 
 def coordinates(log_likelihood: Floats, mean_bytes: float) -> Floats:
     """Points (K, N) whose squared Euclidean distances are KL in bits per byte: Q / sqrt(2 N B ln 2)."""
-    n_texts = log_likelihood.shape[1]
-    return double_centre(log_likelihood) / math.sqrt(n_texts * nats2_per_bit_per_byte(mean_bytes))
+    points = double_centre(log_likelihood)
+    points /= math.sqrt(log_likelihood.shape[1] * nats2_per_bit_per_byte(mean_bytes))  # of 20,000 models no second copy
+    return points
 
 
 # --------------------------------------------------------------------------------------------------------- results

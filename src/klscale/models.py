@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache
@@ -91,11 +91,19 @@ class ModelRef:
             ) from error
 
     def __str__(self) -> str:
-        text = _encode(self.name)
+        return self._text(_encode)
+
+    @property
+    def label(self) -> str:
+        """As a person reads it: nothing is encoded, so that it need not be shell-safe, nor parse."""
+        return self._text(str)
+
+    def _text(self, write: Callable[[str], str]) -> str:
+        text = write(self.name)
         if self.file:
-            text += ":" + _encode(self.file)
+            text += ":" + write(self.file)
         if self.revision:
-            text += "@" + _encode(self.revision)
+            text += "@" + write(self.revision)
         if self.quantization:
             text += "+" + self.quantization
         if self.dtype != "float32":

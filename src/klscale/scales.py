@@ -265,6 +265,36 @@ def setting_pairs(vectors: Vectors) -> dict[str, list[tuple[str, str]]]:
     return {setting: [(names[a], names[b]) for a, b in found.places] for setting, found in _find_pairs(vectors).items()}
 
 
+def ladders(vectors: Vectors) -> dict[str, list[str]]:
+    """Each model of which there are quantized variants, and these from the nearest to the farthest, by their KL from it
+    (the headline value). A variant that has no texts in common with it is left out.
+
+    What is a variant of what is told by reference, parent or attributes, as for the settings of quantization. Raises
+    InputError where the vectors were made by different conventions.
+    """
+    vectors.require_one_convention()
+    models = _Models(vectors.models, vectors.attributes.to_dict("records"))
+    found = [
+        (base, variant)
+        for base, variant in dict.fromkeys(models.derived())
+        if "quantization" in models.rows[variant]
+        and _quantization_between(models.rows[base], models.rows[variant], models.refs[base], models.refs[variant])
+    ]
+    if not found:
+        return {}
+    texts = vectors.texts
+    pairs = np.array(sorted(found))
+    kl = divergence.kl_pairs(
+        vectors.log_likelihood, texts.bytes, pairs, clip=texts.clip, documents=texts.document
+    )["value"]  # fmt: skip
+    rungs: dict[str, list[str]] = {}
+    for n in np.lexsort((kl, pairs[:, 0])):
+        if not np.isnan(kl[n]):
+            base, variant = (vectors.names[place] for place in pairs[n])
+            rungs.setdefault(base, []).append(variant)
+    return rungs
+
+
 @dataclass(frozen=True)
 class _Pairs:
     """`places` (P, 2) of models in the vectors; `names` (P, 2), a number for each name; `n_available` before draws."""
@@ -514,25 +544,43 @@ def interval_over_models(value: Floats, models: Integers, *, seed: int = 0) -> t
 # --------------------------------------------------------------------------------------------------------- in words
 
 
+@dataclass(frozen=True)
+class Yardstick:
+    """A setting with its median in bits per byte, and the largest value that it is nearest to on a log axis."""
+
+    setting: str
+    median: float
+    source: str
+    up_to: float
+
+    def places(self, value: float) -> str:
+        """Where a value lies, in words."""
+        ratio = value / self.median
+        times = f"{ratio:.1f} times" if 0.1 <= ratio < 10 else f"{ratio:.2g} times"
+        return f"{times} the median of '{self.setting}' ({self.median:.3g}, {self.source})"
+
+
+def yardsticks(texts: TextSet, measured: Iterable[Setting] = (), pair: tuple[str, str] = ("", "")) -> list[Yardstick]:
+    """What a value is held against, smallest first: the scale measured on the same texts, less settings that the `pair`
+    in question makes up alone; else the published scale where that holds; nothing where neither does.
+
+    Random pairs, and pairs of one type, are a yardstick only for what exceeds every other; layers, which are no
+    models, never.
+    """
+    own = [(row.median, row.setting) for row in measured if row.median > 0 and {*row.pairs} - {pair, pair[::-1]}]
+    known = [(row.median, row.setting) for row in published()] if published_holds(texts) else []
+    scale = sorted((row for row in own or known if row[1] != "layer"), key=lambda row: row[0])
+    specific = [row for row in scale if row[1] not in UNSPECIFIC]
+    if specific:
+        scale = specific + [row for row in scale if row[1] in UNSPECIFIC and row[0] > specific[-1][0]]
+    ends = [*(math.sqrt(a * b) for (a, _), (b, _) in pairwise(scale)), math.inf][: len(scale)]
+    source = "measured on these texts" if own else "published"
+    return [Yardstick(setting, median, source, end) for (median, setting), end in zip(scale, ends, strict=True)]
+
+
 def place(
     value: float, texts: TextSet, measured: Iterable[Setting] = (), pair: tuple[str, str] = ("", "")
 ) -> str | None:
-    """Where the KL of a pair lies, in words: on the scale measured on the same texts, less settings that this very
-    pair makes up alone; else on the published scale where that holds; None where neither does.
-
-    The yardstick is the setting with the nearest median. Random pairs, and pairs of one type, are one only for what
-    exceeds every other; layers, which are no models, never.
-    """
-    own = [(row.setting, row.median) for row in measured if row.median > 0 and {*row.pairs} - {pair, pair[::-1]}]
-    known = [(row.setting, row.median) for row in published()] if published_holds(texts) else []
-    name = "measured on these texts" if own else "published"
-    scale = [row for row in own or known if row[0] != "layer"]
-    specific = [row for row in scale if row[0] not in UNSPECIFIC]
-    if specific and value <= max(median for _, median in specific):
-        scale = specific
-    if not scale or not value > 0:
-        return None
-    setting, median = min(scale, key=lambda row: abs(np.log(value / row[1])))
-    ratio = value / median
-    times = f"{ratio:.1f} times" if 0.1 <= ratio < 10 else f"{ratio:.2g} times"
-    return f"{times} the median of '{setting}' ({median:.3g}, {name})"
+    """Where the KL of a pair lies, in words: beside the nearest of its `yardsticks`; None where there is none."""
+    nearest = next((row for row in yardsticks(texts, measured, pair) if 0 < value <= row.up_to), None)
+    return None if nearest is None else nearest.places(value)

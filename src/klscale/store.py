@@ -3,6 +3,7 @@
     STORE/texts/<text set id>.jsonl, <id>.json          the texts, once; name, clip, counts
     STORE/vectors/<text set id>/<slug>-<key>.parquet    one file for each scored model
     STORE/weights/<slug>-<key>.parquet                  distances of a checkpoint's weights to those of others
+    STORE/maps/<text set id>/<key>.parquet              a kept map: one row a model
     STORE/noise/<text set id>/<key>.json                KL between two readings of one model
     STORE/partial/<text set id>/<key>/                  unfinished work of a model
     STORE/partial/<text set id>/<key>.<owner>.claim     a process is at work on it
@@ -35,6 +36,7 @@ import pandas as pd
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from klscale.divergence import KL, Floats
 from klscale.errors import InputError, KlscaleError, StorageError, nearest
@@ -98,6 +100,23 @@ def _weights_from_parquet(data: bytes) -> tuple[dict[str, float], dict[str, Any]
 def _weights_checksum(squared_distances: Mapping[str, float]) -> str:
     values = np.array([*squared_distances.values()], dtype="<f8")
     return content_id([*(other.encode() for other in squared_distances), values.tobytes()])
+
+
+def _map_from_parquet(data: bytes) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Columns and metadata of a kept map; raises one of UNREADABLE."""
+    table = pq.read_table(io.BytesIO(data))
+    columns = {name: table.column(name).to_numpy() for name in table.column_names}
+    metadata = _metadata(table.schema)
+    if _map_checksum(columns, metadata) != metadata["checksum"]:
+        raise ValueError("the values are not those that were written")
+    return columns, metadata
+
+
+def _map_checksum(columns: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any]) -> str:
+    told = json.dumps({name: value for name, value in metadata.items() if name != "checksum"}, sort_keys=True)
+    numbers = [array.astype("<f8").tobytes() for array in columns.values() if array.dtype != object]
+    words = json.dumps([[*array] for array in columns.values() if array.dtype == object])
+    return content_id([told.encode(), words.encode(), json.dumps([*columns]).encode(), *numbers])
 
 
 def _weights_name(identity: str) -> str:
@@ -198,6 +217,16 @@ class Store:
         except FileNotFoundError:
             return []
         return sorted(p for p in found if p.endswith(suffix) and not p.rsplit("/", 1)[-1].startswith("."))
+
+    def state(self, directory: str) -> str:
+        """Changes whenever a finished file under this directory of the store does."""
+        self._fs.invalidate_cache()
+        known = self._fs.find(self._path(directory), detail=True)
+        about = ("size", "mtime", "ino", "LastModified", "ETag")
+        return content_id(
+            json.dumps([path, *(str(known[path].get(key)) for key in about)]).encode()
+            for path in sorted(known) if not path.rsplit("/", 1)[-1].startswith(".")
+        )  # fmt: skip
 
     # ------------------------------------------------------------------------------------------------------- texts
 
@@ -458,6 +487,31 @@ class Store:
         except UNREADABLE:
             return {}, {}
 
+    # -------------------------------------------------------------------------------------------------------- maps
+
+    def write_map(
+        self, text_set: str, key: str, columns: Mapping[str, Sequence[Any] | NDArray[Any]], metadata: Mapping[str, Any]
+    ) -> None:
+        """Keep a map of models: `columns` of strings and numbers, one row a model. `key` says what it was made of."""
+        table = pa.table(dict(columns))
+        metadata = {"key": key, "text_set": text_set, "date": now(), **metadata}
+        arrays = {name: table.column(name).to_numpy() for name in table.column_names}
+        metadata = {**metadata, "checksum": _map_checksum(arrays, metadata)}
+        self._write(self._path("maps", text_set, f"{key}.parquet"), _parquet(table, metadata))
+
+    def read_map(self, text_set: str, key: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]] | None:
+        """Columns and metadata of a kept map; None where it is not there or is damaged, which `check` tells of."""
+        try:
+            return _map_from_parquet(self._read(self._path("maps", text_set, f"{key}.parquet")))
+        except UNREADABLE:
+            return None
+
+    def maps(self, text_set: str) -> list[dict[str, Any]]:
+        """The metadata of each kept map of a text set, oldest first. A file that cannot be read is left to `check`."""
+        paths = self._list("maps", text_set, suffix=".parquet")
+        found = [metadata for path in paths if (metadata := self._entry(path)) is not None]
+        return sorted(found, key=lambda metadata: (metadata.get("date", ""), metadata.get("key", "")))
+
     # ------------------------------------------------------------------------------------------------------- noise
 
     def write_noise_floor(self, text_set: str, key: str, kl: KL) -> None:
@@ -566,6 +620,10 @@ class Store:
                 yield path, self._problem(path, text_set, sizes)
         for path in self._list("weights", suffix=".parquet"):
             yield path, self._problem_of_weights(path)
+        for directory in self._list("maps"):
+            text_set = directory.rstrip("/").rsplit("/", 1)[-1]
+            for path in self._list("maps", text_set, suffix=".parquet"):
+                yield path, self._problem_of_map(path, text_set, sizes)
 
     def _problem(self, path: str, text_set: str, sizes: Mapping[str, int]) -> str:
         try:
@@ -593,6 +651,20 @@ class Store:
             return "its name is that of another checkpoint"
         if not all(0 <= value < np.inf for value in found.values()):
             return "it holds distances that are negative or not finite"
+        return ""
+
+    def _problem_of_map(self, path: str, text_set: str, sizes: Mapping[str, int]) -> str:
+        try:
+            columns, metadata = _map_from_parquet(self._read(path))
+            own = (metadata["text_set"], f"{metadata['key']}.parquet") == (text_set, path.rsplit("/", 1)[-1])
+        except UNREADABLE as error:
+            return f"does not read: {str(error).splitlines()[0]}"
+        if not own:
+            return "its name is that of another map"
+        if text_set not in sizes:
+            return "its text set is not in the store"
+        if not all(np.isfinite(array).all() for array in columns.values() if array.dtype != object):
+            return "it holds values that are not finite"
         return ""
 
 

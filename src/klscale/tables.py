@@ -228,40 +228,10 @@ def print_failures(outcomes: Sequence[Outcome]) -> None:
             err.print(f"... and likewise {len(more):,} more: {plain(', '.join(more))}", style="red")
 
 
-def warnings_of(kl: KL, texts: TextSet, a_dtype: Any, b_dtype: Any) -> list[str]:
-    """What keeps a pair's number from being read plainly; one short sentence each."""
-    from klscale.divergence import CLIP_LIMIT
-
-    found = []
-    if not kl.in_range and not math.isnan(kl.value):
-        found.append(
-            "far apart, or far from the texts (above 2 bits/byte): the approximation is out of its range, "
-            "read the value as a distance that overstates KL"
-        )
-    if not kl.uses_clip and kl.clipped > CLIP_LIMIT:
-        found.append(f"not clipped: the clip would move {kl.clipped:.0%} of a vector")
-    if kl.heavy_tails:
-        found.append(f"heavy tails (kurtosis {kl.kurtosis:.0f}): the interval covers less often than 95 %")
-    if kl.n_texts < len(texts):
-        found.append(f"only {kl.n_texts:,} of {len(texts):,} texts were scored with both models")
-    found += warnings_of_documents(texts)
-    if a_dtype and b_dtype and a_dtype != b_dtype:
-        found.append(f"different dtypes ({a_dtype}, {b_dtype}): their rounding is part of the value")
-    return found
-
-
-def warnings_of_documents(texts: TextSet) -> list[str]:
-    """What keeps the standard errors of all numbers on these texts from being read plainly."""
-    count = len(set(texts.document or ()))
-    if count == 1:
-        return ["all texts are of one document: they are not independent, and the standard error is too small"]
-    if 1 < count < min(20, len(texts)):
-        return [f"only {count} documents: the standard error is itself uncertain"]
-    return []
-
-
 def print_notes(texts: TextSet, *marked: tuple[bool, str]) -> None:
     """The notes below a table: those of its marks that are there, and those of the texts."""
+    from klscale.findings import warnings_of_documents
+
     notes = [note for there, note in marked if there]
     for note in [*notes, *(f"Note: {warning}." for warning in warnings_of_documents(texts))]:
         out.print(note, style="yellow")
@@ -271,6 +241,7 @@ def pair_record(vectors: Vectors, a: str, b: str, measured: Sequence[Setting]) -
     from dataclasses import asdict
 
     from klscale import scales
+    from klscale.findings import warnings_of
 
     kl = vectors.kl()[a, b]
     rows = [{str(k): v for k, v in vectors.attributes.loc[name].dropna().items()} for name in (a, b)]
@@ -660,3 +631,11 @@ def print_scale(vectors: Vectors, measured: Sequence[Setting]) -> None:
     if wanting:
         listed = "; ".join(f"{', '.join(settings)} ({what})" for what, settings in wanting.items())
         out.print(f"No pair yet (what to score): {listed}.", style="dim")
+
+
+def print_report(data: Mapping[str, Any], file: Path, size: int) -> None:
+    """The findings of a report, and how to open it."""
+    for row in data["summary"]:
+        out.print(f"{plain(row['section'])}: {plain(row['text'])}")
+    out.print(f"\nWrote {plain(file)} ({size / 1e6:.1f} MB). Open it in a browser:")
+    out.print(file.resolve().as_uri(), soft_wrap=True)

@@ -357,22 +357,27 @@ def analyse_runs(
     warmup: int | None = None,
     subtract_noise: bool = False,
     device: str | None = None,
+    from_store_only: bool = False,
     progress: Progress = SILENT,
 ) -> list[Trajectory]:
     """The trajectory of each run among these entries of a store (default: all on these texts).
 
     Where the checkpoints' files are here, weights are compared and the noise floor is measured, unless the store has
-    them; what cannot be compared is told to `progress`. The rest is as in `trajectory`.
+    them or `from_store_only` forbids it; what cannot be compared is told to `progress`. The rest is as in `trajectory`.
     """
     entry_of = {str(entry.ref): entry for entry in (store.entries(texts.id) if entries is None else entries)}
     found = []
     for run in find_runs(store.vectors(texts, list(entry_of.values())), warmup=warmup):
-        here = [ref for ref in run.vectors.models if ref.path and ref.path.is_dir()]
-        for problem in weigh(here, store, progress=progress).values():
-            progress.note(str(problem))
+        last = entry_of[run.names[-1]]
+        if from_store_only:
+            floor = store.noise_floor(texts.id, last.key)
+        else:
+            here = [ref for ref in run.vectors.models if ref.path and ref.path.is_dir()]
+            for problem in weigh(here, store, progress=progress).values():
+                progress.note(str(problem))
+            floor = noise_floor(last, texts, store, device=device, progress=progress)
         identities = [str(entry_of[name].metadata.get("identity", name)) for name in run.names]
         weights, n_parameters = store.weight_distances(identities)
-        floor = noise_floor(entry_of[run.names[-1]], texts, store, device=device, progress=progress)
         progress.begin(f"analysing {run.name}")
         found.append(
             trajectory(

@@ -101,11 +101,34 @@ class Vectors:
             attributes=self.attributes.iloc[positions],
         )
 
+    def joined(self, others: Vectors) -> Vectors:
+        """These models and then the others. Raises InputError where their texts, or the clips of these, differ."""
+        if (self.texts.id, self.texts.clip) != (others.texts.id, others.texts.clip):
+            mine, theirs = (f"{texts.name} ({texts.id}), clip {texts.clip}" for texts in (self.texts, others.texts))
+            raise InputError(f"{mine}, and {theirs}: not the same texts.", remedy="Score all models on one text set.")
+        return replace(
+            self,
+            log_likelihood=np.concatenate([self.log_likelihood, others.log_likelihood]),
+            models=self.models + others.models,
+            attributes=pd.concat([self.attributes, others.attributes]),
+        )
+
     def position(self, model: str | ModelRef) -> int:
         """Row of a model."""
         if str(model) not in self._positions:
             raise InputError(f"No vector of {model} on {self.texts.name}.", nearest(str(model), self.names))
         return self._positions[str(model)]
+
+    def of_one_convention(self) -> tuple[Vectors, list[str]]:
+        """The models of the convention that most have, and the names of the others: the two are never compared."""
+        conventions = self.attributes["convention"]
+        if len(set(conventions)) < 2:
+            return self, []
+        whole = [ref.layer is None for ref in self.models]
+        most = conventions[whole].value_counts().index[0]
+        kept = [name for name, convention in zip(self.names, conventions, strict=True) if convention == most]
+        left_out = set(self.names) - {*kept}
+        return self.subset(kept), [name for name in self.names if name in left_out]
 
     def kl(self) -> KLMatrix:
         """KL between all pairs of models, in bits per byte with standard errors; computed once.
@@ -173,7 +196,7 @@ class Vectors:
         """Rows (K, n) on the texts that all models have, with the clip, and which texts (N,) these are."""
         self.require_one_convention()
         texts = np.asarray(~np.isnan(self.log_likelihood).any(axis=0))
-        rows: Floats = self.log_likelihood[:, texts]
+        rows: Floats = self.log_likelihood if texts.all() else self.log_likelihood[:, texts]
         return (rows if self.texts.clip is None else np.maximum(rows, self.texts.clip)), texts
 
     def require_one_convention(self) -> None:

@@ -1,0 +1,169 @@
+"""What results say, in sentences: the summary of a report, and what keeps a number from being read plainly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from klscale import scales
+from klscale.divergence import CLIP_LIMIT, HEAVY_TAILS, KL, Estimate, KLMatrix, format_estimate
+from klscale.lens import Layer
+from klscale.scales import Setting
+from klscale.texts import TextSet
+from klscale.trajectories import Seeds, Trajectory
+from klscale.vectors import Vectors
+
+CAUTIONS = {
+    1: "far apart, or far from the texts (above 2 bits/byte): the approximation is out of its range, read the value as "
+    "a distance that overstates KL",
+    2: "not clipped: the clip would move more than 5 % of a vector",
+    4: "heavy tails (kurtosis above 10): the interval covers less often than 95 %",
+    8: "not all texts were scored with both models",
+    16: "different dtypes: their rounding is part of the value",
+}
+"""What keeps the KL of a pair from being read plainly; one bit each in `cautions`."""
+
+
+def cautions(matrix: KLMatrix, texts: TextSet, dtypes: Sequence[Any]) -> NDArray[np.uint8]:
+    """The bits of `CAUTIONS` that hold for each pair (K, K)."""
+    known = np.array([dtype or "" for dtype in dtypes], dtype=str)
+    with np.errstate(invalid="ignore"):
+        holds = {
+            1: ~matrix.in_range & ~np.isnan(matrix.value),
+            2: ~matrix.uses_clip & (matrix.clipped > CLIP_LIMIT),
+            4: matrix.kurtosis > HEAVY_TAILS,
+            8: matrix.n_texts < len(texts),
+            16: (known[:, None] != known) & (known[:, None] != "") & (known != ""),
+        }
+    found = np.zeros(matrix.value.shape, dtype=np.uint8)
+    for bit, where in holds.items():
+        found |= np.where(where, bit, 0).astype(np.uint8)
+    return found
+
+
+def warnings_of(kl: KL, texts: TextSet, a_dtype: Any, b_dtype: Any) -> list[str]:
+    """What keeps a pair's number from being read plainly, with the figures behind it; one short sentence each."""
+    found = []
+    if not kl.in_range and not math.isnan(kl.value):
+        found.append(CAUTIONS[1])
+    if not kl.uses_clip and kl.clipped > CLIP_LIMIT:
+        found.append(f"not clipped: the clip would move {kl.clipped:.0%} of a vector")
+    if kl.heavy_tails:
+        found.append(f"heavy tails (kurtosis {kl.kurtosis:.0f}): the interval covers less often than 95 %")
+    if kl.n_texts < len(texts):
+        found.append(f"only {kl.n_texts:,} of {len(texts):,} texts were scored with both models")
+    found += warnings_of_documents(texts)
+    if a_dtype and b_dtype and a_dtype != b_dtype:
+        found.append(f"different dtypes ({a_dtype}, {b_dtype}): their rounding is part of the value")
+    return found
+
+
+def warnings_of_documents(texts: TextSet) -> list[str]:
+    """What keeps the standard errors of all numbers on these texts from being read plainly."""
+    count = len(set(texts.document or ()))
+    if count == 1:
+        return ["all texts are of one document: they are not independent, and the standard error is too small"]
+    if 1 < count < min(20, len(texts)):
+        return [f"only {count} documents: the standard error is itself uncertain"]
+    return []
+
+
+# -------------------------------------------------------------------------------------------- summary of a report
+
+
+def of_models(vectors: Vectors) -> Iterator[str]:
+    """Which model predicts the texts best, and the nearest and the farthest pair of those that are not quantized."""
+    whole = [name for name, kind in vectors.attributes["quantization"].items() if kind is None]
+    if len(whole) < 2:
+        return
+    vectors = vectors.subset([str(name) for name in whole])
+    matrix, names = vectors.kl(), vectors.names
+    levels = {name: vectors.bits_per_byte(name) for name in names}
+    best, second = sorted(names, key=lambda name: levels[name].value)[:2]
+    behind = vectors.bits_per_byte(second, best)
+    told = "" if behind.interval[0] > 0 else ", which is within the error"
+    more = format_estimate(behind.value, behind.standard_error)
+    yield f"{best} predicts the texts best, with {levels[best]}; next is {second}, behind by {more}{told}."
+    i, j = np.triu_indices(len(names), k=1)
+    order = np.argsort(matrix.value[i, j])  # what is not known comes last
+    n_known = int((~np.isnan(matrix.value[i, j])).sum())
+    if n_known < 2:
+        return
+    for what, pair in (("nearest to each other", order[0]), ("farthest apart", order[n_known - 1])):
+        kl = matrix[int(i[pair]), int(j[pair])]
+        yield f"{names[i[pair]]} and {names[j[pair]]} are {what}: {kl}{_mark(kl)}."
+
+
+def of_scale(measured: Sequence[Setting], texts: TextSet) -> Iterator[str]:
+    """The scale in one sentence, smallest setting first."""
+    rows = [row for row in measured if row.setting != "layer"]
+    if rows:
+        medians = (f"{row.setting} {format_estimate(row.median, row.standard_error)}" for row in rows)
+        yield f"Median KL of each setting on these texts, bits/byte ± standard error over texts: {'; '.join(medians)}."
+    out = [row.setting for row in rows if row.n_in_range < len(row.pairs) / 2]
+    if out:
+        which = "all of these" if len(out) == len(rows) else ", ".join(out)
+        yield f"Out of range, distances rather than KL: {which}."
+    if rows and not scales.published_holds(texts):
+        yield "Published values hold for pile-10k only: they stand beside these, and are not comparable with them."
+
+
+def of_trajectories(found: Sequence[Trajectory], seeds: Sequence[Seeds], source: str) -> Iterator[str]:
+    """How the runs move: exponents, over seeds where there are several, and from which step they have settled."""
+    for group in seeds:
+        yield (
+            f"Over {len(group.runs)} seeds, squared distance grows with lag as its {group.c_q} power in "
+            f"log-likelihoods and its {group.c_w} power in weights (1: diffusion); alpha {group.alpha}."
+        )
+    pooled = {name for group in seeds for name in group.runs}
+    for one in found:
+        exponent = one.behaviour.exponent
+        if exponent is not None and one.run.name not in pooled:
+            of_weights = one.weights.exponent if one.weights else None
+            also = "" if of_weights is None else f", in weights as its {of_weights.value} power"
+            yield (
+                f"{one.run.name}: squared distance in log-likelihoods grows with lag as its {exponent.value} "
+                f"power{also} (1: diffusion)."
+            )
+    settled, level = [], 0.0
+    for one in found:
+        curve = one.behaviour.stabilisation
+        if curve is None or curve.threshold is None or curve.step is None or curve.interval is None:
+            continue
+        level, (low, high) = curve.threshold, curve.interval
+        only = ", its last" if curve.step == one.run.steps[-1] else f" ({low:,.0f} to {high:,.0f})"
+        settled.append(f"{one.run.name} step {curve.step:,}{only}")
+    if settled:
+        yield (
+            f"First step (95 % interval) from which a run stays within {level:.3g} bits/byte of its last checkpoint, "
+            f"{source}: {'; '.join(settled)}."
+        )
+
+
+def of_layers(found: Mapping[str, Sequence[Layer]]) -> Iterator[str]:
+    """Where the layers of each model change the most."""
+    for model, rows in found.items():
+        steps = [(row.from_previous, row.layer) for row in rows if row.from_previous is not None]
+        if steps:
+            (most, into), (least, other) = (choose(steps, key=lambda step: step[0].value) for choose in (max, min))
+            yield (
+                f"{model}: KL from layer to layer is largest into layer {into}, {most}{_mark(most)}, and smallest into "
+                f"layer {other}, {least}{_mark(least)}."
+            )
+
+
+def of_ladder(base: str, kinds: Sequence[str], kls: Sequence[KL], behind: Sequence[Estimate]) -> str:
+    """The quantized variants of one model, nearest first."""
+    pairs = zip(kinds, kls, strict=True)
+    listed = ", ".join(f"{kind} {format_estimate(kl.value, kl.standard_error)}" for kind, kl in pairs)
+    costly = [kind for kind, more in zip(kinds, behind, strict=True) if more.interval[0] > 0]
+    worse = f"; worse than it beyond the error: {', '.join(costly)}" if costly else ""
+    return f"Quantized variants of {base}, KL from it in bits/byte, nearest first: {listed}{worse}."
+
+
+def _mark(kl: KL) -> str:
+    return "" if kl.in_range else " (out of range)"

@@ -1,0 +1,28 @@
+"""Pictures: each function takes a result and returns a matplotlib figure at its final size, ready for a paper.
+
+A module for each subject; what all of them share, sizes, type, colours and how a figure is written, is `style.py`.
+"""
+
+from klscale.pictures.layers import layer_threads
+from klscale.pictures.matrices import kl_heat_map
+from klscale.pictures.model_maps import model_map
+from klscale.pictures.quantization import quantization_ladder
+from klscale.pictures.rulers import scale_ruler
+from klscale.pictures.style import COLOURS, Look, common_prefix, looks, save
+from klscale.pictures.training import displacement, kl_along_training, training_trajectories
+
+__all__ = [
+    "COLOURS",
+    "Look",
+    "common_prefix",
+    "displacement",
+    "kl_along_training",
+    "kl_heat_map",
+    "layer_threads",
+    "looks",
+    "model_map",
+    "quantization_ladder",
+    "save",
+    "scale_ruler",
+    "training_trajectories",
+]

@@ -1,0 +1,544 @@
+"""The report: one self-contained HTML page with everything that a store holds on one text set.
+
+`gather` makes the page's data, from the store alone: nothing is scored. `render` puts them into the page of `page/`,
+with styles, scripts and plotly inlined once, so that it opens from disk and asks no network for anything.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import math
+import re
+import shlex
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from importlib.resources import files
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from numpy.typing import NDArray
+
+from klscale import findings, lens, maps, scales, trajectories
+from klscale.divergence import CLIP_LIMIT, KL, RESAMPLES, Estimate, critical_value
+from klscale.errors import InputError
+from klscale.pictures import common_prefix, looks
+from klscale.progress import SILENT, Progress
+from klscale.scales import Setting
+from klscale.store import Entry, Store, now
+from klscale.texts import TextSet
+from klscale.trajectories import Motion, Trajectory
+from klscale.vectors import Vectors
+
+SECTIONS = ("summary", "scale", "map", "pairs", "trajectories", "layers", "quantization", "models", "method")
+SCRIPTS = (
+    "numbers", "dom", "data", "selection", "plots", "table", "summary", "scale", "map", "panel", "pairs",
+    "trajectories", "layers", "quantization", "models", "downloads", "main",
+)  # fmt: skip
+"""Of the page, in the order in which they build on each other."""
+ROUND_TRIP_LIMIT = 0.001
+MOST_SENTENCES = 3
+"""Of one section in the summary."""
+
+
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """What a report is made of: models, their layers too, the scale, and the training runs among them."""
+
+    store: Store
+    entries: Sequence[Entry]
+    vectors: Vectors
+    layers: Vectors
+    measured: Sequence[Setting]
+    runs: Sequence[Trajectory]
+    left_out: Sequence[str]
+
+    @property
+    def texts(self) -> TextSet:
+        return self.vectors.texts
+
+
+def read(
+    store: Store, texts: TextSet, *, runs: Sequence[Trajectory] | None = None, progress: Progress = SILENT
+) -> Contents:
+    """Everything that a store holds on these texts. `runs` where they are analysed already. Raises InputError for
+    fewer than two models."""
+    progress.begin("reading the store")
+    newest = {str(entry.ref): entry for entry in store.entries(texts.id)}
+    everything, left_out = store.vectors(texts, [*newest.values()], layers=True).of_one_convention()
+    vectors = everything.subset([ref for ref in everything.models if ref.layer is None])
+    if len(vectors) < 2:
+        raise InputError(
+            f"{store.location} holds {len(vectors)} models on {texts.name}.", "A report compares models.",
+            "klscale score REF...",
+        )  # fmt: skip
+    entries = [newest[name] for name in vectors.names]
+    progress.begin("KL of all pairs, and the scale")
+    vectors.kl()
+    measured = scales.measure(everything)
+    if runs is None:
+        seed = scales.worth_of_a_seed(measured, texts)
+        runs = trajectories.analyse_runs(
+            store, texts, entries, threshold=seed and seed[0], from_store_only=True, progress=progress
+        )
+    layered = everything.subset([ref for ref in everything.models if ref.layer is not None])
+    return Contents(store, entries, vectors, layered, measured, runs, left_out)
+
+
+def gather(contents: Contents, sections: Sequence[str] = SECTIONS) -> dict[str, Any]:
+    """The page's data, of these sections as far as there is anything in them. No number of the page is from elsewhere.
+
+    A *column* is an array packed as base64 of little-endian values, or one constant; pairs are the upper triangle by
+    rows. Everything else is plain JSON; a number that is not known is null.
+    """
+    vectors, texts = contents.vectors, contents.texts
+    made = {name: make(contents) for name, make in _MAKERS.items() if name in sections}
+    shown = [name for name in sections if made.get(name, ()) is not None]
+    return {
+        "title": f"{len(vectors):,} models on {texts.name}",
+        "version": version("klscale"),
+        "date": now(),
+        "store": contents.store.location,
+        "sections": shown,
+        "texts": {
+            "name": texts.name,
+            "id": texts.id,
+            "n_texts": len(texts),
+            "mean_bytes": texts.mean_bytes,
+            "clip": texts.clip,
+            "n_documents": len(set(texts.document)) if texts.document else None,
+            "external": texts.external,
+        },
+        "summary": [row for row in _summary(contents) if row["section"] in shown],
+        "prefix": common_prefix([ref.label for ref in vectors.models]),
+        "names": [ref.label for ref in (*vectors.models, *contents.layers.models)],
+        "refs": vectors.names,
+        "models": _models(contents),
+        "place": _place(contents),
+        **made,
+        "pairs": _pairs(contents),
+    }
+
+
+# ------------------------------------------------------------------------------------------------ packing of numbers
+
+
+def _column(values: NDArray[Any]) -> dict[str, Any]:
+    """An array for the page; one value where all are equal."""
+    values = np.asarray(values)
+    if len(values) and (values == values[0]).all():
+        return {"constant": values[0].item(), "length": len(values)}
+    for kind in ("uint8", "uint16", "uint32"):
+        if values.dtype.kind in "biu" and int(values.max(initial=0)) <= np.iinfo(kind).max:
+            return {kind: base64.b64encode(values.astype(np.dtype(kind).newbyteorder("<")).tobytes()).decode()}
+    return {"float32": base64.b64encode(values.astype("<f4").tobytes()).decode()}
+
+
+def _estimate(value: Estimate | KL | None) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    return {"value": value.value, "standard_error": value.standard_error, "interval": list(value.interval)}
+
+
+def _finite(value: Any) -> Any:
+    """The same for JSON, which has no NaN and no NumPy."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(entry) for key, entry in value.items()}
+    if isinstance(value, np.ndarray):
+        return _finite(value.tolist())
+    if isinstance(value, list | tuple | range):
+        return [_finite(entry) for entry in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# ---------------------------------------------------------------------------------------------------------- sections
+
+
+def _summary(contents: Contents) -> Iterator[dict[str, str]]:
+    runs, texts = contents.runs, contents.texts
+    seed = scales.worth_of_a_seed(contents.measured, texts)
+    seeds = trajectories.over_seeds(runs)
+    sentences: dict[str, Iterable[str]] = {
+        "models": findings.of_models(contents.vectors),
+        "scale": findings.of_scale(contents.measured, texts),
+        "trajectories": findings.of_trajectories(runs, seeds, "" if seed is None else seed[1]),
+        "layers": findings.of_layers(lens.layers(contents.layers)) if len(contents.layers) else (),
+        "quantization": _sentences_of_ladders(contents),
+        "method": [f"Careful: {warning}." for warning in findings.warnings_of_documents(texts)],
+    }
+    prefix = common_prefix(contents.vectors.names)
+    written = {prefix: "", prefix.removeprefix("./"): ""} if prefix else {}
+    written |= {str(ref): ref.label for ref in contents.vectors.models if str(ref) != ref.label}
+    for section, found in sentences.items():
+        rows = list(found)
+        for text in rows[:MOST_SENTENCES]:
+            for name, shown in written.items():
+                text = text.replace(name, shown)
+            yield {"section": section, "text": text}
+        if more := rows[MOST_SENTENCES:]:
+            yield {"section": section, "text": f"Likewise for {len(more)} more, below."}
+
+
+def _models(contents: Contents) -> dict[str, Any]:
+    """The attributes that any model has, in columns; and the look of each category in every picture."""
+    vectors = contents.vectors
+    runs = pd.Series([_run_of(contents, name) for name in vectors.names], vectors.attributes.index, dtype=object)
+    attributes = vectors.attributes.assign(run=runs)
+    kinds = {
+        "family": "category", "type": "category", "run": "category", "parameters": "log", "seed": "category",
+        "step": "steps", "quantization": "category", "parent": "text", "dtype": "category",
+    }  # fmt: skip
+    columns: list[dict[str, Any]] = []
+    for key, kind in kinds.items():
+        values = [None if pd.isna(value) else value for value in attributes[key]]
+        if any(value is not None for value in values):
+            values = [str(v) if v is not None and kind in ("category", "text") else v for v in values]
+            columns.append({"key": key, "title": key, "kind": kind, "values": values})
+    levels = [vectors.bits_per_byte(name) for name in vectors.names]
+    columns.append({
+        "key": "bits_per_byte", "title": "bits/byte", "kind": "estimate", "unit": "bits/byte",
+        "values": [level.value for level in levels], "standard_errors": [level.standard_error for level in levels],
+    })  # fmt: skip
+    scored = [str(entry.metadata.get("date", ""))[:10] for entry in contents.entries]
+    columns.append({"key": "scored", "title": "scored", "kind": "text", "values": scored})
+    categories = {column["key"]: column["values"] for column in columns if column["kind"] == "category"}
+    return {
+        "length": len(vectors),
+        "columns": columns,
+        "looks": {
+            key: {str(value): look._asdict() for value, look in looks(v for v in values if v is not None).items()}
+            for key, values in categories.items()
+        },
+    }
+
+
+def _run_of(contents: Contents, name: str) -> str | None:
+    return next((one.run.name for one in contents.runs if name in one.run.names), None)
+
+
+def _pairs(contents: Contents) -> dict[str, Any]:
+    vectors, matrix = contents.vectors, contents.vectors.kl()
+    upper = np.triu_indices(len(vectors), k=1)
+    flags = findings.cautions(matrix, contents.texts, [*vectors.attributes["dtype"]])[upper]
+    known = not np.isnan(matrix.value).any()  # else two models have no texts in common, and nothing is a tree
+    clustering = maps.cluster(matrix) if known else None
+    return {
+        "value": _column(matrix.value[upper]),
+        "standard_error": _column(matrix.standard_error[upper]),
+        "critical_value": _column(critical_value(matrix.n_documents[upper])),
+        "n_texts": _column(matrix.n_texts[upper]),
+        "flags": _column(flags),
+        "flag_texts": [[bit, text] for bit, text in findings.CAUTIONS.items() if (flags & bit).any()],
+        "order": range(len(vectors)) if clustering is None else clustering.order,
+        "dendrogram": None if clustering is None else {"merges": clustering.merges[:, :3]},
+    }
+
+
+def _place(contents: Contents) -> dict[str, Any]:
+    """What values are held against; pairs that make up a setting alone are held against the others."""
+    vectors, texts, measured = contents.vectors, contents.texts, contents.measured
+    matrix, own = vectors.kl(), {}
+    for pair in {row.pairs[0] for row in measured if len(row.pairs) == 1}:
+        if {*pair} <= {*vectors.names}:
+            i, j = sorted(vectors.position(name) for name in pair)
+            own[f"{i},{j}"] = scales.place(float(matrix.value[i, j]), texts, measured, pair)
+    yardsticks = scales.yardsticks(texts, measured)
+    return {"holds": bool(yardsticks), "yardsticks": [asdict(row) for row in yardsticks], "own": own}
+
+
+def _scale(contents: Contents) -> dict[str, Any] | None:
+    texts, measured = contents.texts, contents.measured
+    if not measured:
+        return None
+    at = {name: place for place, name in enumerate([*contents.vectors.names, *contents.layers.names])}
+    settings = []
+    for row in measured:
+        known = scales.published_beside(row.setting)
+        ends = np.array([[at[a], at[b]] for a, b in row.pairs])
+        settings.append({
+            "setting": row.setting, "median": row.median, "standard_error": row.standard_error,
+            "quartiles": row.quartiles, "interval": row.interval, "interval_kind": row.interval_kind,
+            "n_models": row.n_models, "n_available": row.n_available,
+            "a": _column(ends[:, 0]), "b": _column(ends[:, 1]),
+            "values": _column(np.array(row.values)), "standard_errors": _column(np.array(row.standard_errors)),
+            "in_range": _column(np.array(row.in_range)),
+            "published": known and asdict(known),
+        })  # fmt: skip
+    return {
+        "settings": settings,
+        "comparable": scales.published_holds(texts),
+        "not_measured": [asdict(row) for row in scales.not_measured(measured)],
+    }
+
+
+def _map(contents: Contents) -> dict[str, Any] | None:
+    if np.isnan(contents.vectors.log_likelihood).any(axis=0).all():
+        return None  # no text is common to all: there is no map
+    matrix, found = contents.vectors.kl(), maps.kept_map(contents.store, contents.vectors)
+    vectors, at = contents.vectors, [found.models.index(name) for name in contents.vectors.names]
+    threads = []
+    for one in contents.runs:
+        places = [vectors.position(name) for name in one.run.names]
+        steps = [float(matrix.value[a, b]) for a, b in pairwise(places)]
+        threads.append({"run": one.run.name, "models": places, "steps": one.run.steps, "kl": steps})
+    return {
+        "pca": {"points": found.pca[at], "share": found.share, "unit": "√(bits/byte)"},
+        "tsne2": None if found.tsne is None else {"points": found.tsne[at]},
+        "tsne3": None if found.tsne3 is None else {"points": found.tsne3[at]},
+        "perplexity": found.perplexity,
+        "notes": found.notes,
+        "added": np.flatnonzero(found.added[at]),
+        "off_map": {vectors.position(name): off_map.sentence for name, off_map in found.off_map.items()},
+        "threads": threads,
+    }
+
+
+def _trajectories(contents: Contents) -> dict[str, Any] | None:
+    if not contents.runs:
+        return None
+    seed = scales.worth_of_a_seed(contents.measured, contents.texts)
+    at = {name: place for place, name in enumerate(contents.vectors.names)}
+    return {
+        "runs": [_trajectory(one, at, "" if seed is None else seed[1]) for one in contents.runs],
+        "seeds": [
+            {
+                "runs": group.runs, "c_q": _estimate(group.c_q), "c_w": _estimate(group.c_w),
+                "alpha": _estimate(group.alpha), "probability": group.probability,
+            }
+            for group in trajectories.over_seeds(contents.runs)
+        ],
+    }  # fmt: skip
+
+
+def _trajectory(one: Trajectory, at: Mapping[str, int], threshold_source: str) -> dict[str, Any]:
+    rows, exponents, settled, paths = one.checkpoints, [], [], []
+    for motion, name in zip(one.motions, ("c_q", "c_w"), strict=False):
+        if motion.exponent is not None:
+            exponents.append(_exponent(motion, name))
+        if (found := motion.stabilisation) is not None:
+            fields = ("step", "interval", "threshold", "thresholds", "steps", "low", "high", "total")
+            settled.append({
+                "space": motion.space,
+                "threshold_source": threshold_source
+                if motion is one.behaviour
+                else "the same fraction of the squared distance from the first to the last",
+                **{field: getattr(found, field) for field in fields},
+            })  # fmt: skip
+        if motion.shape is not None:
+            paths.append(_path(motion))
+    return {
+        "run": one.run.name,
+        "models": [at[name] for name in one.run.names],
+        "steps": one.run.steps,
+        "warmup": one.run.warmup,
+        "warmup_known": one.run.warmup_known,
+        "notes": one.run.notes,
+        "bits_per_byte": [_estimate(row.bits_per_byte) for row in rows],
+        "from_first": [_estimate(row.kl_from_first) for row in rows],
+        "from_previous": [_estimate(row.kl_from_previous) for row in rows],
+        "from_last": [_estimate(row.kl_from_last) for row in rows],
+        "weights_from_first": [row.weights_from_first for row in rows],
+        "weights_from_previous": [row.weights_from_previous for row in rows],
+        "exponents": exponents,
+        "alpha": _estimate(one.alpha),
+        "probability": one.probability,
+        "stabilisation": settled,
+        "paths": paths,
+    }
+
+
+def _exponent(motion: Motion, name: str) -> dict[str, Any]:
+    found = motion.exponent
+    assert found is not None
+    return {
+        "space": motion.space, "name": name, "estimate": _estimate(found.value),
+        "time_averaged": _estimate(found.time_averaged), "dimension": _estimate(found.dimension), "lags": found.lags,
+        "lag": found.averages.lag, "mean_squared_distance": found.averages.mean_squared_distance,
+        "intercept": found.averages.intercept, "heavy_tails": found.heavy_tails,
+    }  # fmt: skip
+
+
+def _path(motion: Motion) -> dict[str, Any]:
+    shape = motion.shape
+    assert shape is not None
+    walk = shape.nulls["random walk"]
+    return {
+        "space": motion.space, "unit": f"√({motion.unit})", "steps": shape.steps, "pca": shape.pca, "tsne": shape.tsne,
+        "share": shape.share, "walk_share": shape.walk_share, "winding": _estimate(shape.winding),
+        "walk_winding_range": walk.winding_range, "walk": walk.path, "spiral": shape.spiral,
+    }  # fmt: skip
+
+
+def _layers(contents: Contents) -> dict[str, Any] | None:
+    if not len(contents.layers):
+        return None
+    points = maps.pca(contents.layers)
+    models = []
+    for model, rows in lens.layers(contents.layers).items():
+        models.append({
+            "model": model,
+            "layer": [row.layer for row in rows],
+            "bits_per_byte": [_estimate(row.bits_per_byte) for row in rows],
+            "from_previous": [_estimate(row.from_previous) for row in rows],
+            "to_output": [_estimate(row.to_output) if row.layer < len(rows) - 1 else None for row in rows],
+            "in_range": [row.from_previous is None or row.from_previous.in_range for row in rows],
+            "points": points.points[[contents.layers.position(row.ref) for row in rows]],
+        })  # fmt: skip
+    return {"models": models, "share": points.share}
+
+
+def _quantization(contents: Contents) -> dict[str, Any] | None:
+    vectors, matrix = contents.vectors, contents.vectors.kl()
+    ladders = []
+    for base, variants in scales.ladders(vectors).items():
+        alike = vectors.subset([base, *variants]).on_one_footing()
+        rows = []
+        for n, name in enumerate(variants):
+            kl = matrix[vectors.position(base), vectors.position(name)]
+            step = None if n == 0 else alike.kl_difference((base, name), (base, variants[n - 1]))
+            dtypes = (vectors.attributes["dtype"][model] for model in (base, name))
+            rows.append({
+                "name": name,
+                "kind": vectors.attributes["quantization"][name],
+                "kl": _estimate(kl),
+                "more_than_previous": _estimate(step),
+                "bits_per_byte_difference": _estimate(vectors.bits_per_byte(name, base)),
+                "placed": scales.place(kl.value, contents.texts, contents.measured, (base, name)),
+                "flags": findings.warnings_of(kl, contents.texts, *dtypes),
+            })  # fmt: skip
+        ladders.append({"base": base, "base_bits_per_byte": _estimate(vectors.bits_per_byte(base)), "rows": rows})
+    return {"ladders": ladders} if ladders else None
+
+
+def _sentences_of_ladders(contents: Contents) -> Iterator[str]:
+    vectors, matrix = contents.vectors, contents.vectors.kl()
+    for base, variants in scales.ladders(vectors).items():
+        kinds = [str(vectors.attributes["quantization"][name]) for name in variants]
+        kls = [matrix[vectors.position(base), vectors.position(name)] for name in variants]
+        yield findings.of_ladder(base, kinds, kls, [vectors.bits_per_byte(name, base) for name in variants])
+
+
+# ------------------------------------------------------------------------------------------- how the numbers were made
+
+
+def _method(contents: Contents) -> dict[str, Any]:
+    texts, vectors, known = contents.texts, contents.vectors, [entry.metadata for entry in contents.entries]
+    documents = len(set(texts.document or ()))
+    odd = [str(row["ref"]) for row in known if (row.get("not_round_trip") or 0) > ROUND_TRIP_LIMIT]
+    versions = (row.get("versions") or {} for row in known)
+    rows = {
+        "texts": f"{texts.name} (id {texts.id}): {len(texts):,} texts, mean {texts.mean_bytes:.1f} bytes",
+        "documents": f"{documents:,}; standard errors are clustered by document"
+        if documents
+        else "not known; texts count as independent of each other",
+        "clip": _clip(vectors),
+        "convention": "; ".join(sorted(set(map(str, vectors.attributes["convention"])))),
+        "source of the log-likelihoods": _counted(row.get("source") for row in known),
+        "dtype": _counted(row.get("dtype") for row in known),
+        "device": _counted(row.get("device") for row in known),
+        "scored": _between(str(row.get("date", ""))[:10] for row in known),
+        "versions": _counted(", ".join(f"{name} {number}" for name, number in row.items()) for row in versions),
+        "texts left out because too long": _counted(f"{len(row['skipped']):,}" for row in known if row.get("skipped")),
+        "tokenizers that change more than 0.1 % of the texts": ", ".join(odd),
+        "left out, of another convention": ", ".join(contents.left_out),
+        "bootstrap": f"{RESAMPLES} samples of the texts, of whole documents where texts share them",
+        "this page": f"klscale {version('klscale')}; KL and standard errors to seven digits (float32)",
+    }
+    store = f"--store {shlex.quote(contents.store.location)} --texts {texts.id}"
+    commands = ("kl {} --out kl.csv", "scale {} --json", "map {} --out map.csv", "report {}")
+    said: dict[str, Any] = yaml.safe_load(files("klscale").joinpath("data/method.yaml").read_text(encoding="utf-8"))
+    return {
+        "rows": [[what, text] for what, text in rows.items() if text],
+        "formulas": [[row["what"], row["formula"], row["source"]] for row in said["formulas"]],
+        "footguns": said["footguns"],
+        "commands": [f"klscale {command.format(store)}" for command in commands],
+        "sources": [[row["title"], row["address"]] for row in said["sources"]],
+    }
+
+
+def _clip(vectors: Vectors) -> str:
+    """What the clip is, and how many models it changes too much."""
+    if (clip := vectors.texts.clip) is None:
+        return "none: no value is frozen for these texts"
+    values = vectors.log_likelihood
+    moved = np.nanmean(np.where(np.isnan(values), np.nan, values < clip), axis=1) > CLIP_LIMIT
+    most = f", as it would for {moved.sum()} of {len(vectors)} models" if moved.any() else ""
+    return f"{clip:.6g} nats; pairs are left unclipped where it would move more than 5 % of a vector{most}"
+
+
+def _counted(values: Iterable[Any]) -> str:
+    """Each value with how many models have it."""
+    counts = Counter(str(value) for value in values if value not in (None, ""))
+    return "; ".join(f"{value} ({count:,})" for value, count in counts.most_common())
+
+
+def _between(dates: Iterable[str]) -> str:
+    known = sorted(filter(None, dates))
+    return "" if not known else known[0] if known[0] == known[-1] else f"{known[0]} to {known[-1]}"
+
+
+_MAKERS: dict[str, Callable[[Contents], dict[str, Any] | None]] = {
+    "scale": _scale,
+    "map": _map,
+    "trajectories": _trajectories,
+    "layers": _layers,
+    "quantization": _quantization,
+    "method": _method,
+}
+
+
+# ---------------------------------------------------------------------------------------------------------- the page
+
+
+def render(data: Mapping[str, Any]) -> str:
+    """The page with these data, complete in itself. Its content security policy forbids every request, and every script
+    but its own."""
+    from plotly.offline import get_plotlyjs
+
+    page = files("klscale").joinpath("page")
+
+    def part(name: str) -> str:
+        return page.joinpath(name).read_text(encoding="utf-8")
+
+    scripts = [part(f"{name}.js") for name in SCRIPTS]
+    plotly: str = get_plotlyjs()
+    text = json.dumps(_finite(data), ensure_ascii=False, allow_nan=False)
+    hashes = " ".join(f"'sha256-{_sha256(script)}'" for script in (plotly, *scripts))
+    parts = {
+        "title": html.escape(f"klscale: {data['title']}"),
+        "policy": f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'",
+        "styles": part("page.css"),
+        "data": text.replace("<", "\\u003c"),  # in a script element: no end tag, no comment
+        "plotly": f"<script>{plotly}</script>",
+        "scripts": "\n".join(f"<script>{script}</script>" for script in scripts),
+    }
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], part("page.html"))
+
+
+def write(data: Mapping[str, Any], file: Path) -> int:
+    """Write the page, whole or not at all; its size in bytes."""
+    page = render(data).encode()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        temporary.write_bytes(page)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return len(page)
+
+
+def _sha256(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

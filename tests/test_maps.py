@@ -1,0 +1,650 @@
+"""Maps: against singular value decompositions, least squares and plain loops; what is kept stays as it is."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.cluster import hierarchy
+from scipy.spatial.distance import squareform
+
+from conftest import EXAMPLE
+from klscale import divergence, map_tables, maps, tables
+from klscale.errors import InputError
+from klscale.imports import read_log_likelihoods
+from klscale.models import ModelRef
+from klscale.store import Store
+from klscale.texts import TextSet
+from klscale.vectors import ATTRIBUTES, CONVENTION, Vectors
+
+BYTES = 100
+SCALE = 2 * BYTES * math.log(2)
+
+
+def made(L, names=None, convention=CONVENTION, clip=None, **labels):
+    """Vectors (K, N) of models with these names, texts of one length."""
+    L = np.asarray(L, dtype=np.float64)
+    names = names or [f"m{k}" for k in range(len(L))]
+    columns = [*ATTRIBUTES, "dtype", "convention"]
+    rows = [[None] * len(ATTRIBUTES) + ["float32", convention] for _ in names]
+    frame = pd.DataFrame(rows, index=pd.Index(names, dtype=object), columns=columns, dtype=object)
+    texts = TextSet.from_texts("made", [f"{n:0{BYTES}}" for n in range(L.shape[1])], clip=clip, **labels)
+    return Vectors(L, tuple(ModelRef.parse(name) for name in names), frame, texts)
+
+
+def families(K, N=300, n_families=4, seed=0):
+    """Log-likelihoods (K, N) of models in families: centres far apart, members near each other."""
+    generator = np.random.default_rng(seed)
+    centres = 20 * generator.normal(size=(n_families, N))
+    noise = generator.normal(size=(K, 5)) @ generator.normal(size=(5, N)) + generator.normal(size=(K, N))
+    return -100 + centres[np.arange(K) % n_families] + noise
+
+
+def centred(L):
+    """Coordinates by hand: squared distances are KL in bits per byte."""
+    Q = L - L.mean(axis=1, keepdims=True)
+    return (Q - Q.mean(axis=0)) / math.sqrt(L.shape[1] * SCALE)
+
+
+def without_signs(points):
+    return points * np.sign(points[0])
+
+
+# ---------------------------------------------------------------------------------------------- principal components
+
+
+@pytest.mark.parametrize(("K", "N"), [(12, 300), (40, 9), (600, 800), (800, 550)])
+def test_principal_components_are_those_of_a_singular_value_decomposition(K, N):
+    """Fewer models than texts and more; Gram matrices that are factorised and iterated."""
+    L = families(K, N)
+    u, s, _ = np.linalg.svd(centred(L), full_matrices=False)
+    found = maps.pca(made(L), 3)
+    np.testing.assert_allclose(without_signs(found.points), without_signs((u * s)[:, :3]), atol=1e-9)
+    np.testing.assert_allclose(found.share, (s**2 / (s**2).sum())[:3], rtol=1e-9)
+    largest = np.abs(found.points).argmax(axis=0)
+    assert (found.points[largest, range(3)] > 0).all()
+
+
+def test_principal_components_are_the_same_again():
+    L = families(600, 700)
+    first, again = maps.pca(made(L), 3), maps.pca(made(L.copy()), 3)
+    np.testing.assert_array_equal(first.points, again.points)
+    np.testing.assert_array_equal(first.share, again.share)
+
+
+def test_axes_that_models_do_not_fill_are_zero():
+    found = maps.pca(made(families(2)), 3)
+    assert not found.points[:, 1:].any()
+    assert found.share.tolist() == [pytest.approx(1), 0, 0]
+    between = (found.points[0] - found.points[1]) ** 2
+    assert between.sum() == pytest.approx(made(families(2)).kl()["m0", "m1"].value)
+    for K in (4, 8):  # three texts fill a plane, with fewer models or more; nothing new is blown up on what is left
+        flat = made(families(K, 3))
+        found = maps.place(maps.model_map(flat), flat, made(families(1, 3, seed=9), ["x"]))
+        assert found.pca[:, :2].all()
+        assert not found.pca[:, 2].any()
+
+
+# -------------------------------------------------------------------------------------------------- the map of models
+
+
+def test_a_map_is_the_same_again_in_another_process(tmp_path):
+    """Two fresh computations, bit for bit."""
+    np.save(tmp_path / "L.npy", families(30))
+    program = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+import numpy as np
+from test_maps import made
+from klscale.maps import model_map
+found = model_map(made(np.load({str(tmp_path / "L.npy")!r})))
+np.savez({str(tmp_path)!r} + "/" + sys.argv[1], pca=found.pca, tsne=found.tsne, tsne3=found.tsne3)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    for name in ("one", "two"):
+        subprocess.run([sys.executable, "-c", program, name], check=True, env=environment)
+    one, two = np.load(tmp_path / "one.npz"), np.load(tmp_path / "two.npz")
+    for name in ("pca", "tsne", "tsne3"):
+        np.testing.assert_array_equal(one[name], two[name])
+        assert np.isfinite(one[name]).all()
+
+
+def test_a_map_keeps_families_together():
+    """The nearest point of every model, on the plane and in space, is of its own family."""
+    found = maps.model_map(made(families(40)))
+    assert found.tsne.shape == (40, 2)
+    assert found.tsne3.shape == (40, 3)
+    for points in (found.pca, found.tsne, found.tsne3):
+        distance = ((points[:, None] - points) ** 2).sum(axis=-1)
+        np.fill_diagonal(distance, np.inf)
+        assert (distance.argmin(axis=1) % 4 == np.arange(40) % 4).all()
+
+
+def test_a_lower_perplexity_is_said():
+    few, many = maps.model_map(made(families(31))), maps.model_map(made(families(91)))
+    assert few.perplexity == 10
+    assert any("t-SNE of 31 models has perplexity 10, not the 30" in note for note in few.notes)
+    assert (many.perplexity, many.notes) == (30, ())
+
+
+def test_few_models_have_principal_components_alone():
+    for K in (2, 3, 4):
+        vectors = made(families(K))
+        found = maps.model_map(vectors)
+        assert found.tsne is None is found.tsne3 is found.perplexity
+        assert any(f"No t-SNE of {K} models: {K - 1} principal" in note for note in found.notes)
+        distance = ((found.pca[:, None] - found.pca) ** 2).sum(axis=-1)
+        np.testing.assert_allclose(distance, vectors.kl().value, atol=1e-12)
+    assert maps.model_map(made(families(5))).tsne is not None
+
+
+def test_one_model_is_no_map():
+    with pytest.raises(InputError, match="two models or more"):
+        maps.model_map(made(families(1)))
+
+
+@pytest.mark.parametrize("K", [2, 6, 100])
+def test_identical_models_have_a_map(K):
+    L = families(K)
+    L[:] = L[0]
+    found = maps.model_map(made(L))
+    assert not found.pca.any()
+    assert not found.share.any()
+    assert found.typical == pytest.approx(0, abs=1e-12)
+    if K > 4:
+        assert np.isfinite(found.tsne).all()
+        assert np.isfinite(found.tsne3).all()
+    some = families(K)
+    some[: K // 2] = some[0]
+    assert np.isfinite(maps.model_map(made(some)).pca).all()
+
+
+def test_the_typical_distance_is_that_to_the_nearest():
+    vectors = made(families(12))
+    value = vectors.kl().value + np.diag([np.inf] * 12)
+    assert maps.model_map(vectors).typical == pytest.approx(np.median(value.min(axis=1)))
+
+
+def test_texts_that_some_lack_and_a_clip_that_moves_much_are_said():
+    L = families(12)
+    L[3, :20] = np.nan
+    L[5, 100:130] = -900
+    vectors = made(L, clip=-500.0)
+    found = maps.model_map(vectors)
+    assert any(note.startswith("On the 280 of 300 texts") for note in found.notes)
+    assert any("more than 5% of the values of 1 of these" in note for note in found.notes)
+    assert found.n_texts == 280
+    rest = made(np.maximum(L[:, 20:], -500))
+    np.testing.assert_allclose(np.abs(found.pca), np.abs(maps.model_map(rest).pca), atol=1e-9)
+
+
+def test_models_without_texts_in_common_are_no_map():
+    L = families(6)
+    L[0, :150], L[1, 149:] = np.nan, np.nan
+    with pytest.raises(InputError, match=r"6 models have 0 of 300 texts in common.\nm1 has the fewest, 149"):
+        maps.model_map(made(L))
+
+
+def test_conventions_are_never_mixed():
+    one, other = made(families(4)), made(families(2, seed=1), ["x", "y"], convention="another")
+    with pytest.raises(InputError, match="different conventions"):
+        maps.model_map(one.joined(other))
+    with pytest.raises(InputError, match="different conventions"):
+        maps.place(maps.model_map(one), one, other)
+
+
+# ------------------------------------------------------------------------------------------------------ added models
+
+
+@pytest.fixture(scope="module")
+def ground():
+    vectors = made(families(40))
+    return vectors, maps.model_map(vectors)
+
+
+def test_old_points_do_not_move(ground):
+    vectors, kept = ground
+    found = maps.place(kept, vectors, made(families(5, seed=3), [f"new{n}" for n in range(5)]))
+    for name in ("pca", "tsne", "tsne3"):
+        np.testing.assert_array_equal(getattr(found, name)[:40], getattr(kept, name))
+        assert np.isfinite(getattr(found, name)).all()
+    assert found.models == (*kept.models, *(f"new{n}" for n in range(5)))
+    assert found.added.tolist() == [False] * 40 + [True] * 5
+    assert found.made_of == kept.models
+    np.testing.assert_array_equal(found.share, kept.share)
+
+
+def test_a_new_model_that_equals_an_old_one_lands_on_it():
+    """On principal components to rounding; on t-SNE beside it: nearer to it than to any other, and within half of
+    the distance that is usual between neighbours."""
+    generator = np.random.default_rng(0)
+    L = -100 + generator.normal(size=(40, 4)) @ (5 * generator.normal(size=(4, 300))) + generator.normal(size=(40, 300))
+    vectors, twins = made(L), made(L[[3, 17, 30]], ["a", "b", "c"])
+    kept = maps.model_map(vectors)
+    found = maps.place(kept, vectors, twins)
+    for new, old in zip((40, 41, 42), (3, 17, 30), strict=True):
+        np.testing.assert_allclose(found.pca[new], kept.pca[old], atol=1e-9)
+        for points in (found.tsne, found.tsne3):
+            between = np.sqrt(((points[:40, None] - points[:40]) ** 2).sum(axis=-1)) + np.diag([np.inf] * 40)
+            away = np.sqrt(((points[:40] - points[new]) ** 2).sum(axis=1))
+            assert away.argmin() == old
+            assert away[old] < 0.5 * np.median(between.min(axis=1))
+        off = found.off_map[found.models[new]]
+        assert (off.nearest, off.kl.value) == (f"m{old}", 0)
+        assert off.unexplained.value == pytest.approx(0, abs=1e-12)
+
+
+def test_new_models_are_projected(ground):
+    vectors, kept = ground
+    new = families(3, seed=5)
+    found = maps.place(kept, vectors, made(new, ["x", "y", "z"]))
+    Q = vectors.log_likelihood - vectors.log_likelihood.mean(axis=1, keepdims=True)
+    _, _, axes = np.linalg.svd(centred(vectors.log_likelihood), full_matrices=False)
+    moved = (new - new.mean(axis=1, keepdims=True) - Q.mean(axis=0)) / math.sqrt(300 * SCALE)
+    np.testing.assert_allclose(np.abs(found.pca[40:]), np.abs(moved @ axes[:3].T), atol=1e-10)
+
+
+def test_new_models_do_not_depend_on_each_other(ground):
+    """At once, one after the other in either order: the same places and the same off-map."""
+    vectors, kept = ground
+    new = made(families(2, seed=7), ["x", "y"])
+    at_once = maps.place(kept, vectors, new)
+    for first, second in (("x", "y"), ("y", "x")):
+        after = maps.place(maps.place(kept, vectors, new.subset([first])), vectors, new.subset([second]))
+        for name in ("x", "y"):
+            a, b = at_once.models.index(name), after.models.index(name)
+            for points in ("pca", "tsne", "tsne3"):
+                np.testing.assert_allclose(getattr(at_once, points)[a], getattr(after, points)[b], atol=1e-6)
+            assert at_once.off_map[name].unexplained.value == pytest.approx(after.off_map[name].unexplained.value)
+
+
+def test_a_far_model_is_placed_too(ground):
+    """What no old model explains is a constant in its squared distances, which affinities do not feel: moving a model
+    off in a direction that no old one has does not move it on the map."""
+    vectors, kept = ground
+    new = vectors.log_likelihood[[8]] * 0.5 + vectors.log_likelihood[[12]] * 0.5
+    basis = np.vstack([np.ones(300), vectors.log_likelihood])
+    away = np.random.default_rng(1).normal(size=300)
+    away -= np.linalg.lstsq(basis.T, away, rcond=None)[0] @ basis
+    found = maps.place(kept, vectors, made(np.vstack([new, new + 300 * away]), ["near", "far"]))
+    for points in (found.pca, found.tsne, found.tsne3):
+        np.testing.assert_allclose(points[40], points[41], atol=1e-5)
+    assert found.off_map["near"].unexplained.value == pytest.approx(0, abs=1e-9)
+    assert found.off_map["far"].unexplained.value == pytest.approx(300**2 * away.var() / SCALE)
+
+
+@pytest.mark.parametrize(("K", "N", "rank"), [(12, 300, 12), (12, 300, 5), (80, 60, 80), (80, 60, 20)])
+def test_what_is_unexplained_is_the_least_squares_residual(K, N, rank):
+    """Combinations whose weights add up to 1; models that are combinations of others; more models than texts."""
+    generator = np.random.default_rng(2)
+    L = families(K, N, n_families=K)
+    if rank < K:
+        L = generator.dirichlet(np.ones(rank), size=K) @ families(rank, N, n_families=rank)
+    new = families(4, N, n_families=4, seed=9)
+    old, added = made(L), made(new, list("abcd"), document=None)
+    found = maps.place(maps.model_map(old), old, added)
+    Q, q = (rows - rows.mean(axis=1, keepdims=True) for rows in (L, new))
+    for name, row in zip("abcd", q, strict=True):
+        differences = Q[1:] - Q[0]  # weights that add up to 1: from the first model along the differences
+        weights = np.linalg.lstsq(differences.T, row - Q[0], rcond=1e-10)[0]
+        left = row - Q[0] - weights @ differences
+        estimate = found.off_map[name].unexplained
+        assert estimate.value == pytest.approx((left**2).mean() / SCALE, rel=1e-6, abs=1e-9)
+        squares = left**2 / SCALE
+        assert estimate.standard_error == pytest.approx(squares.std() / math.sqrt(N), rel=1e-6, abs=1e-9)
+
+
+def test_the_nearest_is_told_with_its_kl(ground):
+    vectors, kept = ground
+    new = made(families(2, seed=11), ["x", "y"])
+    found = maps.place(kept, vectors, new)
+    both = vectors.joined(new).kl()
+    for name in ("x", "y"):
+        value = [both[name, other].value for other in vectors.names]
+        off = found.off_map[name]
+        assert off.nearest == vectors.names[int(np.argmin(value))]
+        assert off.kl.value == pytest.approx(min(value))
+        assert off.kl.standard_error == pytest.approx(both[name, off.nearest].standard_error)
+        assert off.typical == kept.typical
+        for part in (off.nearest, str(off.kl), str(off.unexplained), f"{kept.typical:.2g}"):
+            assert part in off.sentence
+
+
+def test_a_new_model_that_lacks_texts_is_placed_by_those_it_has(ground):
+    vectors, kept = ground
+    row = vectors.log_likelihood[[4]].copy()
+    row[0, :30] = np.nan
+    found = maps.place(kept, vectors, made(row, ["x"]))
+    assert any("Placed by 270 of the map's 300 texts, the others lack: x." in note for note in found.notes)
+    assert np.abs(found.pca[40] - kept.pca[4]).max() < 0.1 * np.abs(kept.pca).max()
+    assert found.off_map["x"].nearest == "m4"
+    row[:] = np.nan
+    with pytest.raises(InputError, match=r"0 of 300 texts in common.\nx has the fewest"):
+        maps.place(kept, vectors, made(row, ["x"]))
+
+
+def test_what_cannot_be_placed_is_refused(ground):
+    vectors, kept = ground
+    with pytest.raises(InputError, match="m3 is on the map already"):
+        maps.place(kept, vectors, vectors.subset(["m3"]))
+    with pytest.raises(InputError, match="not the same texts"):
+        maps.place(kept, vectors, made(families(1), ["x"], clip=-300.0))
+    with pytest.raises(InputError, match="No vector of m1 "):
+        maps.place(kept, vectors.subset(["m0"]), made(families(1), ["x"]))
+
+
+def test_models_are_placed_on_a_map_of_two():
+    vectors = made(families(2))
+    found = maps.place(maps.model_map(vectors), vectors, made(families(1, seed=4), ["x"]))
+    assert found.tsne is None
+    assert found.pca.shape == (3, 3)
+    assert found.off_map["x"].unexplained.value > 0
+
+
+# -------------------------------------------------------------------------------------------- neighbours and clusters
+
+
+def test_clusters_are_those_of_average_linkage():
+    """On points of a line, worked out by hand: (0, 1) at 1, (10, 12) at 2, then all at the mean of four distances."""
+    position = np.array([10.0, 0.0, 12.0, 1.0])
+    L = np.outer(position, np.tile([-1.0, 1.0], 50)) * math.sqrt(SCALE)
+    found = maps.cluster(made(L - 100).kl())
+    np.testing.assert_allclose(found.merges[:, 2], [1, 2, (10 + 12 + 9 + 11) / 4])
+    assert "".join(map(str, found.order)) in ("1302", "2031")
+
+
+def test_clusters_agree_with_scipy():
+    matrix = made(families(20)).kl()
+    distance = squareform(np.sqrt(matrix.value), checks=False)
+    expected = hierarchy.linkage(distance, "average", optimal_ordering=True)
+    found = maps.cluster(matrix)
+    np.testing.assert_array_equal(found.merges, expected)
+    np.testing.assert_array_equal(found.order, hierarchy.leaves_list(expected))
+    assert sorted(found.order) == list(range(20))
+
+
+def test_few_models_have_clusters():
+    one = maps.cluster(made(families(1)).kl())
+    assert (one.merges.shape, one.order.tolist()) == ((0, 4), [0])
+    assert maps.cluster(made(families(2)).kl()).order.tolist() == [0, 1]
+
+
+def test_a_pair_without_kl_has_no_clusters_and_is_nobodys_neighbour():
+    L = families(4)
+    L[1, :150], L[3, 150:] = np.nan, np.nan
+    matrix = made(L).kl()
+    with pytest.raises(InputError, match="No KL of m1 and m3"):
+        maps.cluster(matrix)
+    assert [name for name, _ in maps.nearest(matrix, 9)["m1"]] == sorted(
+        ["m0", "m2"], key=lambda name: matrix["m1", name].value
+    )
+
+
+def test_the_nearest_are_those_of_a_plain_sort():
+    matrix = made(families(15)).kl()
+    found = maps.nearest(matrix, 4)
+    for name in matrix.labels:
+        pairs = sorted((matrix[name, other].value, other) for other in matrix.labels if other != name)[:4]
+        assert [(kl.value, other) for other, kl in found[name]] == pairs
+        assert all(kl.standard_error == matrix[name, other].standard_error for other, kl in found[name])
+
+
+# -------------------------------------------------------------------------------------------------------- kept maps
+
+
+@pytest.fixture
+def store(tmp_path):
+    place = Store(tmp_path / "store")
+    place.import_vectors(made(families(12)), "made")
+    return place
+
+
+def vectors_of(store):
+    return store.vectors(store.resolve_texts(None))
+
+
+def same(one, other):
+    for name in ("pca", "share", "tsne", "tsne3", "added"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    for name in ("models", "perplexity", "typical", "n_texts", "notes", "off_map"):
+        assert getattr(one, name) == getattr(other, name), name
+
+
+def test_a_kept_map_is_not_computed_again(store, monkeypatch):
+    first = maps.kept_map(store, vectors_of(store))
+    monkeypatch.setattr(maps, "model_map", lambda vectors: pytest.fail("computed again"))
+    same(first, maps.kept_map(Store(store.location), vectors_of(store)))
+    same(first, maps.kept_map(store, vectors_of(store).subset([f"m{k}" for k in range(11, -1, -1)])))
+    assert all(not problem for _, problem in store.check())
+
+
+def test_other_models_are_another_map(store):
+    vectors = vectors_of(store)
+    whole, part = maps.kept_map(store, vectors), maps.kept_map(store, vectors.subset(vectors.names[:8]))
+    assert (len(whole), len(part)) == (12, 8)
+    assert len(store.maps(vectors.texts.id)) == 2
+    clipped = replace(vectors, texts=vectors.texts.with_clip(-110.0))
+    assert not np.array_equal(maps.kept_map(store, clipped).pca, whole.pca)
+    same(whole, maps.kept_map(store, vectors))
+
+
+def test_a_model_that_was_scored_anew_is_another_map(store):
+    """Of two vectors of one name the newest counts, here as everywhere."""
+    whole = maps.kept_map(store, vectors_of(store))
+    again = made(families(1, seed=8), ["m4"])
+    store.import_vectors(replace(again, texts=vectors_of(store).texts), "made")
+    assert len(store.entries(vectors_of(store).texts.id)) == 13
+    found = maps.kept_map(store, vectors_of(store))
+    assert found.models == whole.models
+    assert not np.array_equal(found.pca, whole.pca)
+
+
+def test_added_models_are_kept_with_the_map(store):
+    whole = maps.kept_map(store, vectors_of(store))
+    store.import_vectors(replace(made(families(2, seed=8), ["x", "y"]), texts=vectors_of(store).texts), "made")
+    found = maps.extend_map(store, vectors_of(store), ["x", "m3", "x"])
+    assert found.models == (*whole.models, "x")
+    np.testing.assert_array_equal(found.tsne[:12], whole.tsne)
+    further = maps.extend_map(store, vectors_of(store), ["y"])
+    assert further.models == (*whole.models, "x", "y")
+    np.testing.assert_array_equal(further.pca[:13], found.pca)
+    same(further, maps.kept_map(store, vectors_of(store)))
+    same(further, maps.extend_map(store, vectors_of(store), ["y", "m0"]))
+    same(whole, maps.kept_map(store, vectors_of(store).subset(whole.models)))
+    assert all(not problem for _, problem in store.check())
+
+
+def test_without_a_kept_map_nothing_is_added(store):
+    with pytest.raises(InputError, match="keeps no map of models on made"):
+        maps.extend_map(store, vectors_of(store), ["m3"])
+    maps.kept_map(store, vectors_of(store).subset(["m0", "m1"]))
+    store.remove(next(entry for entry in store.entries(vectors_of(store).texts.id) if str(entry.ref) == "m0"))
+    with pytest.raises(InputError, match="klscale map"):
+        maps.extend_map(store, vectors_of(store), ["m3"])
+
+
+def test_models_that_the_store_lacks_have_no_kept_map(store):
+    with pytest.raises(InputError, match="holds no vector of x on made"):
+        maps.kept_map(store, replace(made(families(2), ["m0", "x"]), texts=vectors_of(store).texts))
+
+
+def test_layers_are_not_on_a_kept_map(store):
+    vectors = vectors_of(store)
+    refs = tuple(replace(ref, layer=n) for n, ref in enumerate(vectors.models[:3]))
+    frame = vectors.attributes[:3].set_axis([str(ref) for ref in refs])
+    layers = replace(vectors, log_likelihood=vectors.log_likelihood[:3], models=refs, attributes=frame)
+    assert maps.kept_map(store, vectors.joined(layers)).models == vectors.names
+
+
+@pytest.mark.parametrize("damage", ["cut", "values", "notes", "name"])
+def test_a_damaged_map_is_found_and_made_anew(store, damage):
+    import pyarrow.parquet as pq
+
+    first = maps.kept_map(store, vectors_of(store))
+    (file,) = Path(store.location).glob("maps/*/*.parquet")
+    table = pq.read_table(file)
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:-100])
+    elif damage == "values":
+        spoilt = table["pca_2"].to_numpy() + 1e-9
+        pq.write_table(table.set_column(table.column_names.index("pca_2"), "pca_2", [spoilt]), file)
+    elif damage == "notes":
+        told = json.loads(table.schema.metadata[b"klscale"]) | {"notes": ["All is well."]}
+        pq.write_table(table.replace_schema_metadata({"klscale": json.dumps(told)}), file)
+    else:
+        file.rename(file.with_name("0123456789ab.parquet"))
+    ((path, problem),) = [(path, problem) for path, problem in store.check() if problem]
+    assert "/maps/" in path
+    assert problem.startswith("does not read" if damage != "name" else "its name is that of another map")
+    again = maps.kept_map(store, vectors_of(store))
+    np.testing.assert_array_equal(again.tsne, first.tsne)
+    assert again.notes == first.notes
+
+
+def test_a_killed_write_leaves_nothing_half(store, monkeypatch):
+    def killed(path, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        maps.kept_map(store, vectors_of(store))
+    monkeypatch.undo()
+    assert not [*Path(store.location).glob("maps/**/*.parquet"), *Path(store.location).glob("maps/**/*.tmp")]
+    assert len(maps.kept_map(store, vectors_of(store))) == 12
+
+
+def test_maps_are_kept_in_object_stores(tmp_path):
+    store = Store(f"memory://{tmp_path.name}")
+    store.import_vectors(made(families(6)), "made")
+    first = maps.kept_map(store, vectors_of(store))
+    same(first, maps.kept_map(Store(store.location), vectors_of(store)))
+    assert [problem for path, problem in store.check() if "/maps/" in path] == [""]
+
+
+def test_other_tools_read_a_kept_map(store):
+    found = maps.kept_map(store, vectors_of(store))
+    frame = pd.read_parquet(next(Path(store.location).glob("maps/*/*.parquet")))
+    assert frame["model"].tolist() == list(found.models)
+    np.testing.assert_array_equal(frame[["pca_1", "pca_2", "pca_3"]].to_numpy(), found.pca)
+    np.testing.assert_array_equal(frame[["tsne_1", "tsne_2"]].to_numpy(), found.tsne)
+    assert frame["added"].dtype == bool
+
+
+HOSTILE = ["[red]x[/red]", "<img src=x onerror=alert(1)>", "a\x1b[2Jb\n=1+1", "日本/🙂", "n" * 300, "../../etc/passwd"]
+
+
+def test_hostile_names_are_names(tmp_path, capsys):
+    store = Store(tmp_path / "store")
+    names = [str(ModelRef(name)) for name in HOSTILE]
+    vectors = made(families(7), [*names, "y"])
+    store.import_vectors(vectors, "made")
+    part = vectors_of(store).subset(names)
+    maps.kept_map(store, part)
+    found = maps.extend_map(store, vectors_of(store), ["y"])
+    assert found.models == (*names, "y")
+    same(found, maps.kept_map(store, vectors_of(store)))
+    assert all(not problem for _, problem in store.check())
+    assert [path.relative_to(tmp_path).parts[0] for path in tmp_path.rglob("*.parquet")] == ["store"] * 9
+    json.dumps(map_tables.map_record(found, vectors), allow_nan=False)
+
+
+# ------------------------------------------------------------------------------------------------------ what is shown
+
+
+@pytest.fixture
+def printed(monkeypatch):
+    """What is printed, on lines that do not wrap."""
+    from rich.console import Console
+
+    console = Console(width=400, record=True, highlight=False, emoji=False, file=io.StringIO())
+    monkeypatch.setattr(tables, "out", console)
+    monkeypatch.setattr(map_tables, "out", console)
+    return lambda: console.export_text()
+
+
+def test_the_example_is_mapped(printed):
+    vectors = read_log_likelihoods(EXAMPLE, id_column="text_id")
+    found = maps.model_map(vectors)
+    map_tables.print_map(found, vectors)
+    text = printed()
+    (near, kl), *_ = maps.nearest(vectors.kl(), 1)["EleutherAI/pythia-410m"]
+    (line,) = [line for line in text.splitlines() if line.startswith("EleutherAI/pythia-410m ")]
+    assert near in line
+    assert divergence.format_estimate(kl.value, kl.standard_error) in line
+    assert f"{found.pca[vectors.position('EleutherAI/pythia-410m'), 0]:.3f}" in line
+    assert "perplexity 4.33, not the 30" in text
+    record = map_tables.map_record(found, vectors)
+    assert record["models"][vectors.position("EleutherAI/pythia-410m")]["attributes"]["parameters"] == 410_000_000
+    json.dumps(record, allow_nan=False)
+    assert f"{found.share[0]:.0%} and {found.share[1]:.0%} of the variance" in text
+
+
+def test_added_models_are_told_apart(ground, printed):
+    vectors, kept = ground
+    new = made(families(2, seed=3), ["x", "y"])
+    found = maps.place(kept, vectors, new)
+    both = vectors.joined(new)
+    map_tables.print_map(found, both)
+    text = printed()
+    assert "x (added)" in text
+    assert "40 of 42 models are shown" in text
+    assert f"x was added. {found.off_map['x'].sentence}" in text
+    record = map_tables.map_record(found, both)
+    json.dumps(record, allow_nan=False)
+    told = {row["model"]: row for row in record["models"]}
+    assert told["x"]["off_map"]["unexplained"]["value"] == found.off_map["x"].unexplained.value
+    assert told["m0"]["off_map"] is None
+    assert sorted(record["cluster_order"]) == sorted(found.models)
+    assert len(told["m0"]["nearest"]) == 10
+    first = told["m0"]["nearest"][0]
+    assert first["kl"] == np.sort(np.delete(both.kl().value[0], 0))[0]
+    assert first["standard_error"] == both.kl()["m0", first["model"]].standard_error
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_a_map_is_a_table(ground, tmp_path, ending):
+    vectors, kept = ground
+    new = made(families(1, seed=3), ["x"])
+    found, both = maps.place(kept, vectors, new), vectors.joined(new)
+    file = tmp_path / f"map.{ending}"
+    tables.save_as(file, lambda: map_tables.map_columns(found, both), lambda: None)
+    frame = pd.read_csv(file) if ending == "csv" else pd.read_parquet(file)
+    assert frame["model"].tolist() == list(found.models)
+    np.testing.assert_allclose(frame[["tsne_1", "tsne_2"]].to_numpy(), found.tsne)
+    value = both.kl().value + np.diag([np.inf] * 41)
+    np.testing.assert_allclose(frame["nearest_kl"], value.min(axis=1))
+    assert np.isnan(frame["unexplained"][:40]).all()
+    assert frame["unexplained"][40] == pytest.approx(found.off_map["x"].unexplained.value)
+
+
+def test_two_models_are_shown(printed):
+    vectors = made(families(2))
+    found = maps.model_map(vectors)
+    map_tables.print_map(found, vectors)
+    assert "No t-SNE of 2 models" in printed()
+    columns = map_tables.map_columns(found, vectors)
+    assert np.isnan(columns["tsne_1"]).all()
+    assert columns["nearest"] == ["m1", "m0"]
+
+
+def test_models_that_share_no_texts_with_each_other_have_no_clusters(ground, printed):
+    """Each was placed by the texts that it shares with the map."""
+    vectors, kept = ground
+    rows = families(2, seed=3)
+    rows[0, :150], rows[1, 150:] = np.nan, np.nan
+    new = made(rows, ["x", "y"])
+    found = maps.place(maps.place(kept, vectors, new.subset(["x"])), vectors, new.subset(["y"]))
+    both = vectors.joined(new)
+    record = map_tables.map_record(found, both)
+    assert record["cluster_order"] is None
+    assert any("x and y have no texts in common" in note for note in record["notes"])
+    map_tables.print_map(found, both)
+    assert "No clusters." in printed()

@@ -1,0 +1,120 @@
+"""The report on loopback: a real server, asked over HTTP."""
+
+from __future__ import annotations
+
+import http.client
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from klscale import server
+from klscale.errors import InputError
+from klscale.store import Store
+from mixed_store import mixed_store
+
+
+@pytest.fixture
+def served(tmp_path):
+    """A store behind a server in a thread, and its port."""
+    import uvicorn
+
+    store = mixed_store(tmp_path / "store")
+    listening = server.listen("127.0.0.1", 0)
+    app = server.application(store, host="127.0.0.1")
+    running = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    thread = threading.Thread(target=running.run, args=([listening],))
+    thread.start()
+    yield store, listening.getsockname()[1]
+    running.should_exit = True
+    thread.join(10)
+
+
+def get(port, path="/", **headers):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request("GET", path, headers=headers)
+    answer = connection.getresponse()
+    return answer, answer.read().decode()
+
+
+def test_the_page_is_current_at_each_load(served):
+    store, port = served
+    answer, page = get(port)
+    assert answer.status == 200
+    assert "41 models" in page
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert get(port)[1] == page
+    texts = store.resolve_texts(None)
+    store.remove(store.entries(texts.id)[-1])
+    assert "40 models" in get(port)[1]
+
+
+def test_other_names_and_paths_are_refused(served):
+    """A page of another site that points a name of its own at this machine reads nothing."""
+    _, port = served
+    assert get(port, Host="evil.example")[0].status == 400
+    assert get(port, Host=f"localhost:{port}")[0].status == 200
+    for path in ("/store", "/../pyproject.toml", "/%2e%2e/etc/passwd"):
+        assert get(port, path)[0].status == 404
+
+
+def test_a_store_without_models_is_said_in_words(tmp_path, served):
+    store, port = served
+    texts = store.resolve_texts(None)
+    for entry in store.entries(texts.id)[1:]:
+        store.remove(entry)
+    answer, text = get(port)
+    assert answer.status == 503
+    assert "holds 1 models" in text
+    assert answer.headers["Content-Type"].startswith("text/plain")
+
+
+def test_other_interfaces_only_when_told():
+    with pytest.raises(InputError, match="other machines"):
+        server.listen("0.0.0.0", 0)
+    with server.listen("0.0.0.0", 0, expose=True) as listening:
+        assert listening.getsockname()[0] == "0.0.0.0"
+
+
+def test_a_port_that_is_taken():
+    with server.listen("127.0.0.1", 0) as taken, pytest.raises(InputError, match="Nothing can listen"):
+        server.listen("127.0.0.1", taken.getsockname()[1])
+
+
+def test_serve_command(tmp_path):
+    """Says where it listens; Ctrl-C ends it."""
+    mixed_store(tmp_path / "store")
+    command = [sys.executable, "-m", "klscale", "serve", "--store", "store", "--port", "0"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        line = process.stdout.readline()
+        port = int(line.split("http://127.0.0.1:")[1].split("/")[0])
+        assert get(port)[0].status == 200
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+        assert "Traceback" not in process.stderr.read()
+    finally:
+        process.kill()
+
+
+def test_serve_refuses_an_empty_store(run):
+    assert "is empty" in run("serve", "--store", "nowhere", status=2).output
+
+
+def test_the_state_of_a_store_changes_with_its_files(tmp_path):
+    store = mixed_store(tmp_path / "store")
+    texts = store.resolve_texts(None)
+    before = store.state("vectors")
+    assert store.state("vectors") == before
+    assert Store(tmp_path / "none").state("vectors") == store.state("nowhere")
+    entry = store.entries(texts.id)[0]
+    store.remove(entry)
+    assert store.state("vectors") != before
+    time.sleep(0.01)
+    removed = store.state("vectors")
+    other = store.entries(texts.id)[0]
+    store.write(texts, store.scores(other), dict(other.metadata))
+    assert store.state("vectors") != removed

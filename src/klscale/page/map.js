@@ -408,7 +408,7 @@ const map = (() => {
       : [];
     view.matches = words.length ? new Set(matching) : null;
     byId("search-count").textContent = words.length
-      ? `${numbers.counted(matching.length, "match").replace("matchs", "matches")}`
+      ? `${numbers.count(matching.length)} ${matching.length === 1 ? "match" : "matches"}`
       : "";
     const results = matching.slice(0, LISTED).map((i) =>
       element(
@@ -421,23 +421,19 @@ const map = (() => {
       results.push(element("li", { class: "quiet" }, `and ${numbers.count(matching.length - LISTED)} more`));
     byId("search-results").replaceChildren(...results);
     byId("search-results").hidden = !matching.length;
-    refresh();
+    clearTimeout(view.waiting);
+    view.waiting = setTimeout(refresh, 60); // the list at once, the map when typing pauses
     return matching;
   }
 
   function listenToSearch() {
     const field = byId("search");
     let matching = [];
-    let waiting;
     field.addEventListener("input", () => {
-      clearTimeout(waiting);
-      waiting = setTimeout(() => {
-        matching = search(field.value);
-      }, 60);
+      matching = search(field.value);
     });
     field.addEventListener("keydown", (event) => {
       if (event.key === "Enter") {
-        clearTimeout(waiting);
         matching = search(field.value);
         if (matching.length) selection.select(matching[0]);
         event.preventDefault();

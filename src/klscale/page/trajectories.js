@@ -122,6 +122,7 @@ const trajectories = (() => {
 
   function lag() {
     const all = exponents();
+    if (!all.length) return nothing("fewer checkpoints past warm-up than a fit takes");
     const lags = all.flatMap((one) => one.lag);
     const ends = lags.length ? [Math.min(...lags), Math.max(...lags)] : [];
     const since = stepOf() - run().warmup;
@@ -147,8 +148,15 @@ const trajectories = (() => {
           since >= ends[0] && since <= ends[1]
             ? [plots.vertical(since, { line: { color: plots.colour("accent"), width: 1.2, dash: "dot" } })]
             : [],
-        annotations: all.length ? [] : [absent("fewer checkpoints past warm-up than a fit takes")],
       }),
+    };
+  }
+
+  /** A figure without axes that says why there is none. */
+  function nothing(text) {
+    return {
+      data: [],
+      layout: plots.layout({ xaxis: { visible: false }, yaxis: { visible: false }, annotations: [absent(text)] }),
     };
   }
 
@@ -189,13 +197,14 @@ const trajectories = (() => {
   }
 
   function pathMake() {
+    if (!path()) return nothing("fewer checkpoints past warm-up than a shape takes");
     const shown = panels();
     const one = path();
     const stacked = plots.narrow();
     const gap = 0.09;
     const traces = [];
     const axes = {};
-    const annotations = one ? [] : [absent("fewer checkpoints past warm-up than a shape takes")];
+    const annotations = [];
     byId("path-plot").style.height = `${stacked ? 280 * Math.max(1, shown.length) + 60 : 340}px`;
     shown.forEach(([title, points, own], n) => {
       const id = n ? n + 1 : "";
@@ -288,6 +297,7 @@ const trajectories = (() => {
 
   function shares() {
     const paths = run().paths ?? [];
+    if (!paths.length) return nothing("fewer checkpoints past warm-up than a shape takes");
     const count = Math.max(0, ...paths.map((one) => one.share.length));
     const k = [...Array(count).keys()].map((n) => n + 1);
     const walk = paths[0]?.walk_share ?? [];
@@ -321,7 +331,6 @@ const trajectories = (() => {
         xaxis: plots.axis("component k", { dtick: 1 }),
         yaxis: plots.axis("share of variance", { rangemode: "tozero", tickformat: ".0%" }),
         margin: { l: 56, r: 14, t: 10, b: 80 },
-        annotations: paths.length ? [] : [absent("not known")],
       }),
     };
   }
@@ -358,6 +367,7 @@ const trajectories = (() => {
 
   function settling() {
     const all = (run().stabilisation ?? []).filter((one) => one.thresholds?.length);
+    if (!all.length) return nothing("not known");
     const at = {
       type: "line",
       xref: "paper",
@@ -387,7 +397,6 @@ const trajectories = (() => {
         yaxis: plots.axis("settled from step", { tickmode: "array", tickvals, ticktext, range }),
         shapes: [...asked, at],
         margin: { l: 56, r: 14, t: 10, b: 80 },
-        annotations: all.length ? [] : [absent("not known")],
       }),
     };
   }
@@ -643,7 +652,7 @@ const trajectories = (() => {
 
   function draw() {
     if (!runs.length || !byId("trajectory-run")) return;
-    byId("trajectory-run").replaceChildren(...runs.map((one, n) => element("option", { value: n }, names[n])));
+    byId("trajectory-run").replaceChildren(...runs.map((one, n) => element("option", { value: n }, one.run)));
     byId("trajectory-run").addEventListener("change", (event) => setRun(Number(event.target.value)));
     byId("step").addEventListener("input", (event) => {
       stop();

@@ -23,8 +23,11 @@ const report = (() => {
     return new KINDS[kind](bytesOf(packed[kind]).buffer);
   }
 
-  const pairs = data.pairs && Object.fromEntries(
-    ["value", "standard_error", "critical_value", "n_texts", "flags"].map((key) => [key, column(data.pairs[key])]));
+  const pairs =
+    data.pairs &&
+    Object.fromEntries(
+      ["value", "standard_error", "critical_value", "n_texts", "flags"].map((key) => [key, column(data.pairs[key])]),
+    );
 
   /** The place of pair (i, j) in the upper triangle by rows. */
   function position(i, j) {
@@ -111,15 +114,33 @@ const report = (() => {
     if (value === null || value === undefined || Number.isNaN(value)) return null;
     if (one.kind === "estimate") return numbers.formatEstimate(value, one.standard_errors?.[i]);
     if (one.kind === "category" || one.kind === "text") return String(value);
-    const text = value >= 1e5 ? numbers.size(value) : Number.isInteger(value) ? numbers.count(value) : numbers.general(value, 4);
+    const text =
+      value >= 1e5 ? numbers.size(value) : Number.isInteger(value) ? numbers.count(value) : numbers.general(value, 4);
     return one.unit ? `${text} ${one.unit}` : text;
   }
 
   function bitsPerByte(i) {
     const one = columnOf("bits_per_byte");
     return one && numbers.isNumber(one.values[i])
-      ? { value: one.values[i], standard_error: one.standard_errors?.[i] } : null;
+      ? { value: one.values[i], standard_error: one.standard_errors?.[i] }
+      : null;
   }
 
-  return { data, K, reference, brief, isNumeric, columns, column, columnOf, shown, bitsPerByte, pairs, position, kl, pair, nearest };
+  return {
+    data,
+    K,
+    reference,
+    brief,
+    isNumeric,
+    columns,
+    column,
+    columnOf,
+    shown,
+    bitsPerByte,
+    pairs,
+    position,
+    kl,
+    pair,
+    nearest,
+  };
 })();

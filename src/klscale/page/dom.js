@@ -31,8 +31,10 @@ const dom = (() => {
 
   /** `text` with its code points that are invisible or change direction shown as their numbers. */
   function visible(text) {
-    return String(text).replace(/[\u0000-\u001f\u007f-\u009f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g,
-      (mark) => `⟨U+${mark.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`);
+    return String(text).replace(
+      /[\u0000-\u001f\u007f-\u009f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g,
+      (mark) => `⟨U+${mark.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`,
+    );
   }
 
   /** At most `most` characters of a name, the middle left out: names differ at their ends. */
@@ -47,7 +49,8 @@ const dom = (() => {
   function withoutCommonPrefix(names) {
     const parts = names.map((text) => text.split("/"));
     let shared = 0;
-    while (parts.every((part) => part.length > shared + 1 && part[shared] === parts[0][shared])) shared += 1;
+    while (parts.length && parts.every((part) => part.length > shared + 1 && part[shared] === parts[0][shared]))
+      shared += 1;
     return parts.map((part) => part.slice(shared).join("/"));
   }
 
@@ -80,11 +83,17 @@ const dom = (() => {
 
   /** A command line with a button that copies it. */
   function command(text) {
-    const made = button("Copy", async () => {
-      await copy(text);
-      made.textContent = "Copied";
-      setTimeout(() => { made.textContent = "Copy"; }, 1500);
-    }, { class: "copy", "aria-label": "Copy the command" });
+    const made = button(
+      "Copy",
+      async () => {
+        await copy(text);
+        made.textContent = "Copied";
+        setTimeout(() => {
+          made.textContent = "Copy";
+        }, 1500);
+      },
+      { class: "copy", "aria-label": "Copy the command" },
+    );
     return element("div", { class: "command" }, element("code", {}, text), made);
   }
 

@@ -9,7 +9,8 @@ const layers = (() => {
   const positive = (value) => (numbers.isNumber(value) && value > 0 ? value : null);
 
   function bars(estimates) {
-    const side = (end) => estimates.map((one) => (one?.interval?.every(numbers.isNumber) ? Math.abs(one.interval[end] - one.value) : 0));
+    const side = (end) =>
+      estimates.map((one) => (one?.interval?.every(numbers.isNumber) ? Math.abs(one.interval[end] - one.value) : 0));
     return { type: "data", symmetric: false, array: side(1), arrayminus: side(0), thickness: 1, width: 0 };
   }
 
@@ -20,10 +21,20 @@ const layers = (() => {
     const inside = thread.layer.map((_, at) => !out && thread.in_range?.[at] !== false);
     const places = thread.layer.map((_, at) => at).filter((at) => positive(estimates[at]?.value));
     return {
-      showlegend: false, x: places.map((at) => thread.layer[at]), y: places.map((at) => estimates[at].value), error_y: { ...bars(places.map((at) => estimates[at])), color: tint },
-      customdata: places.map((at) => [n, key, at]), mode: "lines+markers", hoverinfo: "none",
+      showlegend: false,
+      x: places.map((at) => thread.layer[at]),
+      y: places.map((at) => estimates[at].value),
+      error_y: { ...bars(places.map((at) => estimates[at])), color: tint },
+      customdata: places.map((at) => [n, key, at]),
+      mode: "lines+markers",
+      hoverinfo: "none",
       line: { color: tint, width: 1.3, dash: out ? "dash" : "solid" },
-      marker: { symbol: places.map((at) => (out ? "square-open" : inside[at] ? "circle" : "circle-open")), size: 7, color: tint, line: { width: 1.3, color: tint } },
+      marker: {
+        symbol: places.map((at) => (out ? "square-open" : inside[at] ? "circle" : "circle-open")),
+        size: 7,
+        color: tint,
+        line: { width: 1.3, color: tint },
+      },
     };
   }
 
@@ -31,38 +42,92 @@ const layers = (() => {
   function keys() {
     const key = { x: [null], y: [null], hoverinfo: "skip" };
     const grey = plots.colour("muted");
-    const mark = (name, symbol, dash) => ({ ...key, name, mode: dash ? "lines+markers" : "markers", line: { color: grey, width: 1.3, dash }, marker: { symbol, size: 7, color: grey, line: { width: 1.3, color: grey } } });
+    const mark = (name, symbol, dash) => ({
+      ...key,
+      name,
+      mode: dash ? "lines+markers" : "markers",
+      line: { color: grey, width: 1.3, dash },
+      marker: { symbol, size: 7, color: grey, line: { width: 1.3, color: grey } },
+    });
     const outside = threads.some((thread) => thread.in_range?.some((whole) => whole === false));
-    return [...threads.map((thread, n) => ({ ...key, mode: "lines", name: plots.label(names[n]), line: { color: plots.series(n), width: 2 } })),
-      mark("from the layer before", "circle", "solid"), ...(outside ? [mark("out of range", "circle-open", null)] : []), mark("to the output", "square-open", "dash")];
+    return [
+      ...threads.map((thread, n) => ({
+        ...key,
+        mode: "lines",
+        name: plots.label(names[n]),
+        line: { color: plots.series(n), width: 2 },
+      })),
+      mark("from the layer before", "circle", "solid"),
+      ...(outside ? [mark("out of range", "circle-open", null)] : []),
+      mark("to the output", "square-open", "dash"),
+    ];
   }
 
   function make() {
     const shown = threads.flatMap((thread, n) => [curve(thread, n, "from_previous"), curve(thread, n, "to_output")]);
-    return { data: [...shown, ...keys()], layout: plots.layout({
-      xaxis: plots.axis("layer (0: embedding)", { tick0: 0, dtick: Math.ceil(Math.max(...threads.map((thread) => thread.layer.length)) / 12) }), yaxis: plots.logAxis("KL, bits/byte (95 % interval)", shown.map((one) => one.y)), margin: { l: 56, r: 14, t: 10, b: 80 } }) };
+    return {
+      data: [...shown, ...keys()],
+      layout: plots.layout({
+        xaxis: plots.axis("layer (0: embedding)", {
+          tick0: 0,
+          dtick: Math.ceil(Math.max(...threads.map((thread) => thread.layer.length)) / 12),
+        }),
+        yaxis: plots.logAxis(
+          "KL, bits/byte (95 % interval)",
+          shown.map((one) => one.y),
+        ),
+        margin: { l: 56, r: 14, t: 10, b: 80 },
+      }),
+    };
   }
 
   function card({ customdata }) {
     if (!customdata) return null;
     const [n, key, at] = customdata;
     const thread = threads[n];
-    const title = [element("strong", {}, dom.name(dom.shorten(thread.model, 90))), element("p", {}, `layer ${thread.layer[at]}`)];
-    const said = (one, what) => (one ? element("p", {}, `${what} ${numbers.estimate(one)} bits/byte, 95 % ${numbers.interval(one.interval)}`) : null);
+    const title = [
+      element("strong", {}, dom.name(dom.shorten(thread.model, 90))),
+      element("p", {}, `layer ${thread.layer[at]}`),
+    ];
+    const said = (one, what) =>
+      one
+        ? element("p", {}, `${what} ${numbers.estimate(one)} bits/byte, 95 % ${numbers.interval(one.interval)}`)
+        : null;
     if (key === "point") return [...title, said(thread.bits_per_byte[at], "how good:")].filter(Boolean);
-    return [...title, said(thread[key][at], key === "to_output" ? "KL to the output" : "KL from the layer before"),
-      key === "from_previous" && thread.in_range?.[at] === false ? element("p", { class: "warning" }, "Out of range: a distance rather than KL.") : null].filter(Boolean);
+    return [
+      ...title,
+      said(thread[key][at], key === "to_output" ? "KL to the output" : "KL from the layer before"),
+      key === "from_previous" && thread.in_range?.[at] === false
+        ? element("p", { class: "warning" }, "Out of range: a distance rather than KL.")
+        : null,
+    ].filter(Boolean);
   }
 
   function makeMap() {
-    const share = (k) => (numbers.isNumber(found.share?.[k]) ? ` (${numbers.fixed(100 * found.share[k], 0)} % of variance)` : "");
-    return { data: threads.map((thread, n) => ({
-      x: thread.points.map((point) => point[0]), y: thread.points.map((point) => point[1]), customdata: thread.layer.map((_, at) => [n, "point", at]),
-      mode: "lines+markers+text", text: thread.layer.map((layer, at) => (threads.length === 1 || at === 0 || at === thread.layer.length - 1 ? String(layer) : "")),
-      textposition: "top right", textfont: { size: 11, color: plots.colour("muted") }, hoverinfo: "none", name: plots.label(names[n]),
-      line: { color: plots.series(n), width: 1.3 }, marker: { size: 6, color: plots.series(n) },
-    })), layout: plots.layout({
-      xaxis: plots.axis(`component 1${share(0)}, √(bits/byte)`), yaxis: plots.axis(`component 2${share(1)}, √(bits/byte)`, { scaleanchor: "x" }), margin: { l: 56, r: 14, t: 10, b: 80 } }) };
+    const share = (k) =>
+      numbers.isNumber(found.share?.[k]) ? ` (${numbers.fixed(100 * found.share[k], 0)} % of variance)` : "";
+    return {
+      data: threads.map((thread, n) => ({
+        x: thread.points.map((point) => point[0]),
+        y: thread.points.map((point) => point[1]),
+        customdata: thread.layer.map((_, at) => [n, "point", at]),
+        mode: "lines+markers+text",
+        text: thread.layer.map((layer, at) =>
+          threads.length === 1 || at === 0 || at === thread.layer.length - 1 ? String(layer) : "",
+        ),
+        textposition: "top right",
+        textfont: { size: 11, color: plots.colour("muted") },
+        hoverinfo: "none",
+        name: plots.label(names[n]),
+        line: { color: plots.series(n), width: 1.3 },
+        marker: { size: 6, color: plots.series(n) },
+      })),
+      layout: plots.layout({
+        xaxis: plots.axis(`component 1${share(0)}, √(bits/byte)`),
+        yaxis: plots.axis(`component 2${share(1)}, √(bits/byte)`, { scaleanchor: "x" }),
+        margin: { l: 56, r: 14, t: 10, b: 80 },
+      }),
+    };
   }
 
   function describe() {
@@ -78,7 +143,11 @@ const layers = (() => {
     if (!threads.length || !byId("layers-plot")) return;
     fit();
     plots.register("layers-plot", { make, label: describe, on: plots.hover(card) });
-    plots.register("layers-map", { make: makeMap, label: () => `Map of the layers of ${numbers.counted(threads.length, "model")}.`, on: plots.hover(card) });
+    plots.register("layers-map", {
+      make: makeMap,
+      label: () => `Map of the layers of ${numbers.counted(threads.length, "model")}.`,
+      on: plots.hover(card),
+    });
   }
 
   return { draw, threads };

@@ -6,7 +6,10 @@ const map = (() => {
   const { data } = report;
   const found = data.map;
   const added = new Set(found?.added ?? []);
-  const METHODS = [["tsne", "t-SNE"], ["pca", "principal components"]];
+  const METHODS = [
+    ["tsne", "t-SNE"],
+    ["pca", "principal components"],
+  ];
   const CAMERA = { eye: { x: 1.5, y: 1.5, z: 1 } };
   const view = { method: "tsne", dimensions: 2, colour: "", matches: null };
 
@@ -40,16 +43,24 @@ const map = (() => {
 
   /** One trace of models. In 3-D opacity is per trace, so that dimming is in the colours. */
   function trace(models, { name, colours, symbols, more = {} }) {
-    const dim = (i, tint) => (flat() || opacityOf(i) > 0.5 || typeof tint !== "string" ? tint : plots.faded(tint, 0.12));
+    const dim = (i, tint) =>
+      flat() || opacityOf(i) > 0.5 || typeof tint !== "string" ? tint : plots.faded(tint, 0.12);
     const edge = plots.colour("paper");
     const many = report.K > 300;
     return {
-      type: kind(), mode: "markers", ...coordinates(models), customdata: models, hoverinfo: "none", name,
+      type: kind(),
+      mode: "markers",
+      ...coordinates(models),
+      customdata: models,
+      hoverinfo: "none",
+      name,
       marker: {
-        symbol: models.map((i, n) => symbolOf(i, symbols[n])), size: flat() ? (many ? 7 : 10) : (many ? 4 : 6),
+        symbol: models.map((i, n) => symbolOf(i, symbols[n])),
+        size: flat() ? (many ? 7 : 10) : many ? 4 : 6,
         color: Array.isArray(colours) ? models.map((i, n) => dim(i, colours[n])) : colours,
         ...(flat() ? { opacity: models.map(opacityOf) } : {}),
-        line: { width: models.map((i) => (flat() && added.has(i) ? 2 : flat() ? 0.6 : 0)), color: edge }, ...more,
+        line: { width: models.map((i) => (flat() && added.has(i) ? 2 : flat() ? 0.6 : 0)), color: edge },
+        ...more,
       },
     };
   }
@@ -62,13 +73,19 @@ const map = (() => {
       groups.get(value).push(i);
     }
     const looks = data.models.looks?.[column.key] ?? {};
-    const sorted = [...groups].sort(([one, a], [other, b]) => Number(one === null) - Number(other === null) || b.length - a.length);
+    const sorted = [...groups].sort(
+      ([one, a], [other, b]) => Number(one === null) - Number(other === null) || b.length - a.length,
+    );
     return sorted.map(([value, models]) => {
-      const look = (value !== null && Object.hasOwn(looks, value) && looks[value]) || { colour: plots.colour("muted"), symbol: "circle" };
+      const look = (value !== null && Object.hasOwn(looks, value) && looks[value]) || {
+        colour: plots.colour("muted"),
+        symbol: "circle",
+      };
       const tint = plots.onPaper(look.colour);
       return trace(models, {
         name: value === null ? "not known" : plots.label(value, plots.narrow() ? 24 : 40),
-        colours: models.map(() => tint), symbols: models.map(() => look.symbol),
+        colours: models.map(() => tint),
+        symbols: models.map(() => look.symbol),
       });
     });
   }
@@ -91,12 +108,26 @@ const map = (() => {
     const all = [...Array(report.K).keys()];
     const known = all.filter((i) => usable(values[i]));
     const unknown = all.filter((i) => !usable(values[i]));
-    const shown = known.map((i) => (scale === "log" ? Math.log10(values[i]) : scale === "steps" ? plots.stepAt(values[i]) : values[i]));
+    const shown = known.map((i) =>
+      scale === "log" ? Math.log10(values[i]) : scale === "steps" ? plots.stepAt(values[i]) : values[i],
+    );
     const bar = plots.colourBar(title, shown, scale);
-    const made = [trace(known, {
-      name: "", colours: shown, symbols: symbols(known), more: { ...bar, line: { width: flat() ? 0.6 : 0, color: plots.colour("muted") } } })];
+    const made = [
+      trace(known, {
+        name: "",
+        colours: shown,
+        symbols: symbols(known),
+        more: { ...bar, line: { width: flat() ? 0.6 : 0, color: plots.colour("muted") } },
+      }),
+    ];
     if (unknown.length) {
-      made.push(trace(unknown, { name: view.colour === "kl" ? "A itself, or no texts in common" : "not known", colours: unknown.map(() => plots.colour("muted")), symbols: unknown.map(() => (flat() ? "x" : "circle")) }));
+      made.push(
+        trace(unknown, {
+          name: view.colour === "kl" ? "A itself, or no texts in common" : "not known",
+          colours: unknown.map(() => plots.colour("muted")),
+          symbols: unknown.map(() => (flat() ? "x" : "circle")),
+        }),
+      );
     }
     made[0].showlegend = false;
     return made;
@@ -106,12 +137,20 @@ const map = (() => {
     if (view.colour === "kl") {
       const [a] = selection.selected();
       if (a === undefined) return categoryTraces({ key: "", values: [] });
-      return numberTraces([...Array(report.K).keys()].map((j) => report.kl(a, j)), "KL from A, bits/byte", "log");
+      return numberTraces(
+        [...Array(report.K).keys()].map((j) => report.kl(a, j)),
+        "KL from A, bits/byte",
+        "log",
+      );
     }
     const column = report.columnOf(view.colour);
     if (!column) return categoryTraces({ key: "", values: [] });
     if (column.kind === "category") return categoryTraces(column);
-    return numberTraces(column.values, plots.label(column.unit && column.unit !== column.title ? `${column.title}, ${column.unit}` : column.title), SCALES[column.kind]);
+    return numberTraces(
+      column.values,
+      plots.label(column.unit && column.unit !== column.title ? `${column.title}, ${column.unit}` : column.title),
+      SCALES[column.kind],
+    );
   }
 
   const WIDTHS = [1, 2, 3.5, 5.5];
@@ -128,28 +167,45 @@ const map = (() => {
         made[width].push(models[n], models[n + 1], -1);
       }
     }
-    return made.map((models, n) => ({
-      type: kind(), mode: "lines", ...coordinates(models), hoverinfo: "skip", showlegend: n === 1, connectgaps: false,
-      name: "training run", legendrank: 2000,
-      line: { width: WIDTHS[n], color: flat() ? plots.faded(plots.colour("muted"), 0.55) : plots.colour("muted") },
-    })).filter((one) => one.x.length);
+    return made
+      .map((models, n) => ({
+        type: kind(),
+        mode: "lines",
+        ...coordinates(models),
+        hoverinfo: "skip",
+        showlegend: n === 1,
+        connectgaps: false,
+        name: "training run",
+        legendrank: 2000,
+        line: { width: WIDTHS[n], color: flat() ? plots.faded(plots.colour("muted"), 0.55) : plots.colour("muted") },
+      }))
+      .filter((one) => one.x.length);
   }
 
   function chosenTraces() {
     const chosen = selection.selected();
     const accent = plots.colour("accent");
     if (!chosen.length) return [];
-    return [{
-      type: kind(), mode: "markers+text", ...coordinates(chosen), text: ["A", "B"].slice(0, chosen.length), hoverinfo: "skip", showlegend: false,
-      textposition: "top center", textfont: { size: 15, color: accent, weight: 700 },
-      marker: { symbol: "circle-open", size: flat() ? 18 : 12, color: accent, line: { width: 2.5, color: accent } },
-    }];
+    return [
+      {
+        type: kind(),
+        mode: "markers+text",
+        ...coordinates(chosen),
+        text: ["A", "B"].slice(0, chosen.length),
+        hoverinfo: "skip",
+        showlegend: false,
+        textposition: "top center",
+        textfont: { size: 15, color: accent, weight: 700 },
+        marker: { symbol: "circle-open", size: flat() ? 18 : 12, color: accent, line: { width: 2.5, color: accent } },
+      },
+    ];
   }
 
   function titles() {
     if (view.method === "tsne") return ["t-SNE 1", "t-SNE 2", "t-SNE 3"];
     const { share, unit } = found.pca;
-    const part = (n) => (numbers.isNumber(share?.[n]) ? ` (${numbers.fixed(100 * share[n], 0)} %${flat() ? " of variance" : ""})` : "");
+    const part = (n) =>
+      numbers.isNumber(share?.[n]) ? ` (${numbers.fixed(100 * share[n], 0)} %${flat() ? " of variance" : ""})` : "";
     return [0, 1, 2].map((n) => `component ${n + 1}${part(n)}${flat() ? `, ${plots.plain(unit)}` : ""}`); // little room in 3-D
   }
 
@@ -160,15 +216,28 @@ const map = (() => {
       return { xaxis: plots.axis(x, bare), yaxis: plots.axis(y, { scaleanchor: "x", ...bare }) };
     }
     const one = (text) => ({
-      title: { text, font: { size: 11 } }, gridcolor: plots.colour("grid"), color: plots.colour("muted"), showbackground: false, zeroline: false,
-      showspikes: false, ...bare });
-    return { scene: { xaxis: one(x), yaxis: one(y), zaxis: one(z), aspectmode: "data", dragmode: "orbit", camera: CAMERA } };
+      title: { text, font: { size: 11 } },
+      gridcolor: plots.colour("grid"),
+      color: plots.colour("muted"),
+      showbackground: false,
+      zeroline: false,
+      showspikes: false,
+      ...bare,
+    });
+    return {
+      scene: { xaxis: one(x), yaxis: one(y), zaxis: one(z), aspectmode: "data", dragmode: "orbit", camera: CAMERA },
+    };
   }
 
   function make() {
     const coarse = matchMedia("(pointer: coarse)").matches;
     const legend = plots.narrow() ? {} : { maxheight: 0.3 };
-    const base = { ...axesLayout(), uirevision: `${view.method}${view.dimensions}`, legend: plots.legend(legend), margin: { l: 44, r: 12, t: 12, b: 60 } };
+    const base = {
+      ...axesLayout(),
+      uirevision: `${view.method}${view.dimensions}`,
+      legend: plots.legend(legend),
+      margin: { l: 44, r: 12, t: 12, b: 60 },
+    };
     return {
       data: [...threadTraces(), ...modelTraces(), ...chosenTraces()],
       layout: plots.layout(coarse && !flat() ? { ...base, dragmode: "orbit" } : base),
@@ -191,14 +260,22 @@ const map = (() => {
     if (!Number.isInteger(i)) return null;
     const chosen = selection.selected();
     const rows = attributes(i).map(([column, text]) => [
-      element("dt", {}, column.title), element("dd", {}, dom.name(dom.shorten(text, 60)))]);
+      element("dt", {}, column.title),
+      element("dd", {}, dom.name(dom.shorten(text, 60))),
+    ]);
     if (chosen.length && chosen[0] !== i) {
       const pair = report.pair(chosen[0], i);
-      rows.push([element("dt", {}, "KL from A"), element("dd", {}, `${numbers.formatEstimate(pair?.kl, pair?.standard_error)} bits/byte`)]);
+      rows.push([
+        element("dt", {}, "KL from A"),
+        element("dd", {}, `${numbers.formatEstimate(pair?.kl, pair?.standard_error)} bits/byte`),
+      ]);
     }
     const offMap = found.off_map?.[i];
-    return [element("strong", {}, dom.name(dom.shorten(data.names[i], 120))), element("dl", {}, rows),
-      offMap ? element("p", { class: "warning" }, offMap) : null].filter(Boolean);
+    return [
+      element("strong", {}, dom.name(dom.shorten(data.names[i], 120))),
+      element("dl", {}, rows),
+      offMap ? element("p", { class: "warning" }, offMap) : null,
+    ].filter(Boolean);
   }
 
   // -------------------------------------------------------------------------------------------------------- the controls
@@ -212,9 +289,14 @@ const map = (() => {
     options(byId("map-method"), methods);
     view.method = methods[0]?.[0] ?? "pca";
     options(byId("map-colour"), [
-      ...report.columns.filter((column) => column.kind !== "text").map((column) => [column.key, column.title]), ...(report.pairs ? [["kl", "KL from the selected model"]] : [])]);
-    view.colour = report.columns.find((column) => column.key === "family" && column.values.some(Boolean))?.key
-      ?? report.columns.find((column) => column.kind === "category" && column.values.some(Boolean))?.key ?? report.columns[0]?.key ?? "";
+      ...report.columns.filter((column) => column.kind !== "text").map((column) => [column.key, column.title]),
+      ...(report.pairs ? [["kl", "KL from the selected model"]] : []),
+    ]);
+    view.colour =
+      report.columns.find((column) => column.key === "family" && column.values.some(Boolean))?.key ??
+      report.columns.find((column) => column.kind === "category" && column.values.some(Boolean))?.key ??
+      report.columns[0]?.key ??
+      "";
     byId("map-colour").value = view.colour;
     fillDimensions();
   }
@@ -241,17 +323,26 @@ const map = (() => {
   function note() {
     const notes = [...(found.notes ?? [])];
     if (view.method === "tsne" && numbers.isNumber(found.perplexity)) {
-      notes.unshift(`t-SNE, perplexity ${numbers.general(found.perplexity, 3)}: near models stay near; distances between groups mean little.`);
+      notes.unshift(
+        `t-SNE, perplexity ${numbers.general(found.perplexity, 3)}: near models stay near; distances between groups mean little.`,
+      );
     }
-    if (view.method === "pca") notes.unshift(`Principal components of the double-centred log-likelihoods: distances are √KL, as far as these components show them; in ${plots.plain(found.pca.unit)}.`);
+    if (view.method === "pca")
+      notes.unshift(
+        `Principal components of the double-centred log-likelihoods: distances are √KL, as far as these components show them; in ${plots.plain(found.pca.unit)}.`,
+      );
     if (found.threads?.length) notes.push("Lines are training runs; the wider, the larger the KL of that step.");
-    if (added.size) notes.push(`Hollow: ${numbers.counted(added.size, "model")} placed on the map later, without moving the others.`);
+    if (added.size)
+      notes.push(`Hollow: ${numbers.counted(added.size, "model")} placed on the map later, without moving the others.`);
     byId("map-note").textContent = notes.join(" ");
     const needsA = view.colour === "kl" && !selection.selected().length;
     byId("map-how").textContent = needsA ? "Choose a model to colour the others by their KL from it." : "";
   }
 
-  const refresh = () => { note(); return plots.redraw("map-plot"); };
+  const refresh = () => {
+    note();
+    return plots.redraw("map-plot");
+  };
 
   function zoom(factor) {
     const gd = byId("map-plot");
@@ -272,14 +363,27 @@ const map = (() => {
 
   function reset() {
     if (!plots.drawn("map-plot")) return;
-    Plotly.relayout(byId("map-plot"), flat() ? { "xaxis.autorange": true, "yaxis.autorange": true } : { "scene.camera": CAMERA });
+    Plotly.relayout(
+      byId("map-plot"),
+      flat() ? { "xaxis.autorange": true, "yaxis.autorange": true } : { "scene.camera": CAMERA },
+    );
   }
 
   function listen() {
     const on = (id, event, listener) => byId(id).addEventListener(event, listener);
-    on("map-method", "change", (event) => { view.method = event.target.value; fillDimensions(); refresh(); });
-    on("map-dimensions", "change", (event) => { setDimensions(Number(event.target.value)); refresh(); });
-    on("map-colour", "change", (event) => { view.colour = event.target.value; refresh(); });
+    on("map-method", "change", (event) => {
+      view.method = event.target.value;
+      fillDimensions();
+      refresh();
+    });
+    on("map-dimensions", "change", (event) => {
+      setDimensions(Number(event.target.value));
+      refresh();
+    });
+    on("map-colour", "change", (event) => {
+      view.colour = event.target.value;
+      refresh();
+    });
     on("map-closer", "click", () => zoom(1 / 1.4));
     on("map-farther", "click", () => zoom(1.4));
     on("map-reset", "click", reset);
@@ -288,33 +392,48 @@ const map = (() => {
   // ---------------------------------------------------------------------------------------------------------- the search
 
   const LISTED = 40;
-  const searchable = (found ? [...Array(report.K).keys()] : []).map((i) => [
-    data.names[i], ...report.columns.filter((column) => !report.isNumeric(column)).map((column) => column.values[i] ?? "")].join("\n").toLowerCase());
+  const searchable = (found ? [...Array(report.K).keys()] : []).map((i) =>
+    [
+      data.names[i],
+      ...report.columns.filter((column) => !report.isNumeric(column)).map((column) => column.values[i] ?? ""),
+    ]
+      .join("\n")
+      .toLowerCase(),
+  );
 
   function search(text) {
     const words = text.toLowerCase().split(/\s+/).filter(Boolean);
-    const matching = words.length ? [...searchable.keys()].filter((i) => words.every((word) => searchable[i].includes(word))) : [];
+    const matching = words.length
+      ? [...searchable.keys()].filter((i) => words.every((word) => searchable[i].includes(word)))
+      : [];
     view.matches = words.length ? new Set(matching) : null;
-    byId("search-count").textContent = words.length ? `${numbers.counted(matching.length, "match").replace("matchs", "matches")}` : "";
-    const results = matching.slice(0, LISTED).map((i) => element("li", {}, dom.button(dom.name(data.names[i]), () => selection.select(i))));
-    if (matching.length > LISTED) results.push(element("li", { class: "quiet" }, `and ${numbers.count(matching.length - LISTED)} more`));
+    byId("search-count").textContent = words.length
+      ? `${numbers.count(matching.length)} ${matching.length === 1 ? "match" : "matches"}`
+      : "";
+    const results = matching.slice(0, LISTED).map((i) =>
+      element(
+        "li",
+        {},
+        dom.button(dom.name(data.names[i]), () => selection.select(i)),
+      ),
+    );
+    if (matching.length > LISTED)
+      results.push(element("li", { class: "quiet" }, `and ${numbers.count(matching.length - LISTED)} more`));
     byId("search-results").replaceChildren(...results);
     byId("search-results").hidden = !matching.length;
-    refresh();
+    clearTimeout(view.waiting);
+    view.waiting = setTimeout(refresh, 60); // the list at once, the map when typing pauses
     return matching;
   }
 
   function listenToSearch() {
     const field = byId("search");
     let matching = [];
-    let waiting;
     field.addEventListener("input", () => {
-      clearTimeout(waiting);
-      waiting = setTimeout(() => { matching = search(field.value); }, 60);
+      matching = search(field.value);
     });
     field.addEventListener("keydown", (event) => {
       if (event.key === "Enter") {
-        clearTimeout(waiting);
         matching = search(field.value);
         if (matching.length) selection.select(matching[0]);
         event.preventDefault();
@@ -333,10 +452,16 @@ const map = (() => {
     note();
     listen();
     listenToSearch();
-    plots.register("map-plot", { make, label: describe, on: {
-      ...plots.hover(card), plotly_click: ({ points: [point] }) => selection.select(point.customdata) } });
+    plots.register("map-plot", {
+      make,
+      label: describe,
+      on: {
+        ...plots.hover(card),
+        plotly_click: ({ points: [point] }) => selection.select(point.customdata),
+      },
+    });
     selection.onChange(refresh);
   }
 
-  return { draw, attributes, METHODS, found };
+  return { draw, found };
 })();

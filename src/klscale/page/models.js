@@ -8,8 +8,12 @@ const models = (() => {
   const choosers = new Map(); // of the lines that were made: model -> [button A, button B]
 
   function chooser(i) {
-    const buttons = [["A", selection.asA], ["B", selection.asB]].map(([letter, choose]) =>
-      dom.button(letter, () => choose(i), { "aria-label": `Choose ${data.names[i]} as ${letter}` }));
+    const buttons = [
+      ["A", selection.asA],
+      ["B", selection.asB],
+    ].map(([letter, choose]) =>
+      dom.button(letter, () => choose(i), { "aria-label": `Choose ${data.names[i]} as ${letter}` }),
+    );
     choosers.set(i, buttons);
     press(i);
     return element("span", { class: "choose" }, buttons);
@@ -26,7 +30,9 @@ const models = (() => {
     const estimate = column.kind === "estimate";
     const long = !report.isNumeric(column) && column.values.some((value) => String(value ?? "").length > 24);
     return {
-      title: `${column.title}${estimate ? " ± SE" : ""}${unit}`, number: report.isNumeric(column), class: long ? "model" : "word",
+      title: `${column.title}${estimate ? " ± SE" : ""}${unit}`,
+      number: report.isNumeric(column),
+      class: long ? "model" : "word",
       cell: (i) => {
         const text = estimate || !column.unit ? report.shown(column, i) : report.shown({ ...column, unit: null }, i);
         return text === null ? "" : report.isNumeric(column) ? text : dom.name(text);
@@ -39,7 +45,12 @@ const models = (() => {
     const place = byId("models-box");
     if (!place || !data.models) return;
     const made = tables.make({
-      id: "models-table", caption: "Models", tall: K > 15, head: 1, rows: [...Array(K).keys()], columns: [
+      id: "models-table",
+      caption: "Models",
+      tall: K > 15,
+      head: 1,
+      rows: [...Array(K).keys()],
+      columns: [
         { title: "choose", cell: chooser },
         { title: "model", class: "model", cell: (i) => dom.name(data.names[i]), sort: (i) => data.names[i] },
         ...report.columns.map(columnOf),
@@ -47,7 +58,8 @@ const models = (() => {
     });
     place.replaceChildren(made.box);
     const texts = [...Array(K).keys()].map((i) =>
-      [data.names[i], ...report.columns.map((column) => report.shown(column, i) ?? "")].join("\n").toLowerCase());
+      [data.names[i], ...report.columns.map((column) => report.shown(column, i) ?? "")].join("\n").toLowerCase(),
+    );
     const filter = () => {
       const words = byId("models-filter").value.toLowerCase().split(/\s+/).filter(Boolean);
       const shown = made.filter((i) => words.every((word) => texts[i].includes(word)));

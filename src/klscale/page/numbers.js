@@ -30,7 +30,9 @@ const numbers = (() => {
   function fixed(value, decimals) {
     if (!Number.isFinite(value)) return notFinite(value);
     const { digits, exponent } = expand(Math.abs(value));
-    const rounded = roundDigits(digits, exponent + 1 + decimals).toString().padStart(decimals + 1, "0");
+    const rounded = roundDigits(digits, exponent + 1 + decimals)
+      .toString()
+      .padStart(decimals + 1, "0");
     const point = rounded.length - decimals;
     return sign(value) + rounded.slice(0, point) + (decimals ? "." + rounded.slice(point) : "");
   }
@@ -111,10 +113,27 @@ const numbers = (() => {
   /** A large number as it is spoken of: 1.4B, 410M, 130k. */
   function size(value) {
     if (!isNumber(value)) return "n/a";
-    const units = [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e3, "k"]];
+    const units = [
+      [1e12, "T"],
+      [1e9, "B"],
+      [1e6, "M"],
+      [1e3, "k"],
+    ];
     const [unit, letter] = units.find(([least]) => Math.abs(value) >= least) ?? [1, ""];
     return general(value / unit, 3) + letter;
   }
 
-  return { fixed, general, scientific, formatEstimate, probability, estimate, interval, isNumber, count, counted, size };
+  return {
+    fixed,
+    general,
+    scientific,
+    formatEstimate,
+    probability,
+    estimate,
+    interval,
+    isNumber,
+    count,
+    counted,
+    size,
+  };
 })();

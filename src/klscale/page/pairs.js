@@ -33,25 +33,13 @@ const heat = (() => {
 
   /** The leaves in `count` groups: the tree cut where its highest branches join. */
   function cut(count) {
-    const group = [...Array(K).keys()];
-    const joined = merges.length - (count - 1);
-    const top = [...group];
-    merges.slice(0, Math.max(0, joined)).forEach(([a, b]) => { top.push(Math.min(top[a], top[b])); });
-    // top[] of a merge is its smallest leaf; follow merges down from the last to name each leaf's group
-    const owner = new Map();
-    for (let n = Math.max(0, joined) - 1; n >= 0; n -= 1) {
-      const [a, b] = merges[n];
-      const mine = owner.get(K + n) ?? K + n;
-      owner.set(a, mine);
-      owner.set(b, mine);
+    const owner = new Map(); // of a leaf or a merge below the cut: the highest merge below the cut that holds it
+    for (let n = merges.length - count; n >= 0; n -= 1) {
+      const highest = owner.get(K + n) ?? K + n;
+      owner.set(merges[n][0], highest);
+      owner.set(merges[n][1], highest);
     }
-    const groups = new Map();
-    for (const leaf of order) {
-      const mine = owner.get(leaf) ?? leaf;
-      if (!groups.has(mine)) groups.set(mine, []);
-      groups.get(mine).push(leaf);
-    }
-    return [...groups.values()];
+    return [...Map.groupBy(order, (leaf) => owner.get(leaf) ?? leaf).values()];
   }
 
   // ---------------------------------------------------------------------------------------------------------- the cells
@@ -64,7 +52,8 @@ const heat = (() => {
 
   function between(one, other) {
     const values = [];
-    for (const i of one) for (const j of other) if (i !== j && !Number.isNaN(report.kl(i, j))) values.push(report.kl(i, j));
+    for (const i of one)
+      for (const j of other) if (i !== j && !Number.isNaN(report.kl(i, j))) values.push(report.kl(i, j));
     return values.length ? median(values) : null;
   }
 
@@ -91,15 +80,25 @@ const heat = (() => {
     return { groups, value: median2 };
   }
 
-  const groupName = ([first, ...others]) => (others.length ? `${others.length + 1}: ${report.brief(first)}, …` : report.brief(first));
+  const groupName = ([first, ...others]) =>
+    others.length ? `${others.length + 1}: ${report.brief(first)}, …` : report.brief(first);
 
   function outline() {
     const [a, b] = selection.selected();
     const place = (i) => cells.groups.findIndex((group) => group.includes(i));
     if (b === undefined || place(a) < 0 || place(b) < 0) return [];
     const line = { color: plots.colour("accent"), width: 2.5 };
-    return [[a, b], [b, a]].map(([r, c]) => ({
-      type: "rect", x0: place(c) - 0.5, x1: place(c) + 0.5, y0: place(r) - 0.5, y1: place(r) + 0.5, line }));
+    return [
+      [a, b],
+      [b, a],
+    ].map(([r, c]) => ({
+      type: "rect",
+      x0: place(c) - 0.5,
+      x1: place(c) + 0.5,
+      y0: place(r) - 0.5,
+      y1: place(r) + 0.5,
+      line,
+    }));
   }
 
   function make() {
@@ -107,10 +106,19 @@ const heat = (() => {
     const { groups, value } = cells;
     const z = value.map((row) => row.map((kl) => (kl > 0 ? Math.log10(kl) : null)));
     const places = [...groups.keys()];
-    const bar = plots.colourBar("KL, bits/byte", z.flat().filter((one) => one !== null), "log");
+    const bar = plots.colourBar(
+      "KL, bits/byte",
+      z.flat().filter((one) => one !== null),
+      "log",
+    );
     const named = groups.length <= (plots.narrow() ? 16 : NAMED);
     const ticks = named
-      ? { tickmode: "array", tickvals: places, ticktext: groups.map((group) => plots.label(groupName(group), plots.narrow() ? 14 : 30)), ticks: "" }
+      ? {
+          tickmode: "array",
+          tickvals: places,
+          ticktext: groups.map((group) => plots.label(groupName(group), plots.narrow() ? 14 : 30)),
+          ticks: "",
+        }
       : { showticklabels: false, ticks: "" };
     const whereIs = new Map(groups.flatMap((group, n) => group.map((i) => [i, n])));
     const range = [-0.5, groups.length - 0.5];
@@ -118,15 +126,42 @@ const heat = (() => {
     const quiet = { showgrid: false, showline: false };
     return {
       data: [
-        { type: "heatmap", z, colorscale: bar.colorscale, zmin: bar.cmin, zmax: bar.cmax, colorbar: plots.narrow() ? bar.colorbar : { ...bar.colorbar, len: 0.6, y: 0.4 },
-          hoverinfo: "none", hoverongaps: false, xgap: groups.length < 40 ? 1 : 0, ygap: groups.length < 40 ? 1 : 0 },
-        { x, y, yaxis: "y2", mode: "lines", hoverinfo: "skip", showlegend: false, connectgaps: false, line: { width: 1, color: plots.colour("muted") } },
+        {
+          type: "heatmap",
+          z,
+          colorscale: bar.colorscale,
+          zmin: bar.cmin,
+          zmax: bar.cmax,
+          colorbar: plots.narrow() ? bar.colorbar : { ...bar.colorbar, len: 0.6, y: 0.4 },
+          hoverinfo: "none",
+          hoverongaps: false,
+          xgap: groups.length < 40 ? 1 : 0,
+          ygap: groups.length < 40 ? 1 : 0,
+        },
+        {
+          x,
+          y,
+          yaxis: "y2",
+          mode: "lines",
+          hoverinfo: "skip",
+          showlegend: false,
+          connectgaps: false,
+          line: { width: 1, color: plots.colour("muted") },
+        },
       ],
       layout: plots.layout({
         xaxis: plots.axis("", { ...quiet, ...ticks, tickangle: -45, range, constrain: "domain" }),
         yaxis: plots.axis("", { ...quiet, ...ticks, range: [...range].reverse(), domain: [0, 0.84] }),
-        yaxis2: plots.axis("√KL", { showgrid: false, domain: [0.86, 1], nticks: 3, fixedrange: true, rangemode: "tozero" }),
-        shapes: outline(), showlegend: false, margin: plots.narrow() ? { l: 40, r: 10, t: 60, b: 10 } : { l: 60, r: 10, t: 10, b: 60 },
+        yaxis2: plots.axis("√KL", {
+          showgrid: false,
+          domain: [0.86, 1],
+          nticks: 3,
+          fixedrange: true,
+          rangemode: "tozero",
+        }),
+        shapes: outline(),
+        showlegend: false,
+        margin: plots.narrow() ? { l: 40, r: 10, t: 60, b: 10 } : { l: 60, r: 10, t: 10, b: 60 },
       }),
     };
   }
@@ -136,15 +171,32 @@ const heat = (() => {
     const [r, c] = pointNumber;
     const [one, other] = [cells.groups[r], cells.groups[c]];
     if (cells.value[r][c] === null) return null;
-    const named = (group) => element("p", {}, dom.name(dom.shorten(data.names[group[0]], 90)),
-      group.length > 1 ? ` and ${numbers.count(group.length - 1)} near it` : null);
+    const named = (group) =>
+      element(
+        "p",
+        {},
+        dom.name(dom.shorten(data.names[group[0]], 90)),
+        group.length > 1 ? ` and ${numbers.count(group.length - 1)} near it` : null,
+      );
     if (one.length === 1 && other.length === 1) {
       const pair = report.pair(one[0], other[0]);
-      return [named(one), named(other), element("p", {}, `KL ${numbers.formatEstimate(pair.kl, pair.standard_error)} bits/byte`),
-        ...pair.flags.map((sentence) => element("p", { class: "warning" }, sentence))];
+      return [
+        named(one),
+        named(other),
+        element("p", {}, `KL ${numbers.formatEstimate(pair.kl, pair.standard_error)} bits/byte`),
+        ...pair.flags.map((sentence) => element("p", { class: "warning" }, sentence)),
+      ];
     }
     const count = r === c ? (one.length * (one.length - 1)) / 2 : one.length * other.length;
-    return [named(one), named(other), element("p", {}, `median KL ${numbers.general(cells.value[r][c])} bits/byte of ${numbers.counted(count, "pair")}`)];
+    return [
+      named(one),
+      named(other),
+      element(
+        "p",
+        {},
+        `median KL ${numbers.general(cells.value[r][c])} bits/byte of ${numbers.counted(count, "pair")}`,
+      ),
+    ];
   }
 
   function choose({ points: [{ pointNumber }] }) {
@@ -156,9 +208,12 @@ const heat = (() => {
   function note() {
     const [a] = selection.selected();
     const around = view.kind === "around" && a !== undefined;
-    byId("heat-note").textContent = K <= WHOLE ? "" : around
-      ? `A, ${dom.shorten(data.names[a], 60)}, and the ${AROUND} models nearest to it, of ${numbers.count(K)}.`
-      : `${numbers.count(K)} models are too many for single cells: the tree is cut into ${GROUPS} groups, and a colour is the median KL between two of them.`;
+    byId("heat-note").textContent =
+      K <= WHOLE
+        ? ""
+        : around
+          ? `A, ${dom.shorten(data.names[a], 60)}, and the ${AROUND} models nearest to it, of ${numbers.count(K)}.`
+          : `${numbers.count(K)} models are too many for single cells: the tree is cut into ${GROUPS} groups, and a colour is the median KL between two of them.`;
     byId("heat-how").textContent = K <= WHOLE || around ? "A click on a cell chooses its pair." : "";
   }
 
@@ -179,14 +234,21 @@ const heat = (() => {
     if (!byId("heat-plot") || !report.pairs) return;
     if (K > WHOLE) {
       byId("heat-controls").hidden = false;
-      byId("heat-view").replaceChildren(element("option", { value: "groups" }, `all models, in ${GROUPS} groups`),
-        element("option", { value: "around" }, `A and its ${AROUND} nearest`));
-      byId("heat-view").addEventListener("change", (event) => { view.kind = event.target.value; follow(); });
+      byId("heat-view").replaceChildren(
+        element("option", { value: "groups" }, `all models, in ${GROUPS} groups`),
+        element("option", { value: "around" }, `A and its ${AROUND} nearest`),
+      );
+      byId("heat-view").addEventListener("change", (event) => {
+        view.kind = event.target.value;
+        follow();
+      });
     }
     follow();
     plots.register("heat-plot", {
-      make, on: { ...plots.hover(card), plotly_click: choose },
-      label: () => `Heat map of KL between ${numbers.counted(K, "model")}, in bits per byte. The numbers of each pair are in its CSV.`,
+      make,
+      on: { ...plots.hover(card), plotly_click: choose },
+      label: () =>
+        `Heat map of KL between ${numbers.counted(K, "model")}, in bits per byte. The numbers of each pair are in its CSV.`,
     });
     selection.onChange(follow);
   }

@@ -11,8 +11,14 @@ const panel = (() => {
   }
 
   function empty() {
-    return [element("h3", {}, "A pair"), element("p", {},
-      "Choose two models: on the map, from the search, or in the table of models. Their KL, and what it amounts to, is said here.")];
+    return [
+      element("h3", {}, "A pair"),
+      element(
+        "p",
+        {},
+        "Choose two models: on the map, from the search, or in the table of models. Their KL, and what it amounts to, is said here.",
+      ),
+    ];
   }
 
   function bits(i) {
@@ -24,23 +30,41 @@ const panel = (() => {
     const rows = report.pairs ? report.nearest(a, NEAREST) : [];
     if (!rows.length) return null;
     const table = tables.make({
-      caption: `Nearest to A, KL ± SE in bits/byte`, rows: rows.map(([j]) => j), columns: [
+      caption: `Nearest to A, KL ± SE in bits/byte`,
+      rows: rows.map(([j]) => j),
+      columns: [
         { title: "model", cell: (j) => dom.button(dom.name(data.names[j]), () => selection.asB(j), { class: "link" }) },
-        { title: "KL ± SE", number: true, cell: (j) => { const pair = report.pair(a, j); return numbers.formatEstimate(pair.kl, pair.standard_error); } },
+        {
+          title: "KL ± SE",
+          number: true,
+          cell: (j) => {
+            const pair = report.pair(a, j);
+            return numbers.formatEstimate(pair.kl, pair.standard_error);
+          },
+        },
       ],
     });
     return table.box;
   }
 
   function one(a) {
-    return [element("h3", {}, "One model"), chosenModel("A", a),
+    return [
+      element("h3", {}, "One model"),
+      chosenModel("A", a),
       element("dl", {}, element("dt", {}, "How good"), element("dd", {}, bits(a))),
-      neighbours(a), element("p", { class: "quiet" }, "The next model that you choose is B."), buttons(false)];
+      neighbours(a),
+      element("p", { class: "quiet" }, "The next model that you choose is B."),
+      buttons(false),
+    ];
   }
 
   function buttons(two) {
-    return element("div", { class: "buttons" },
-      two ? dom.button("Swap A and B", selection.swap) : null, dom.button("Clear", selection.clear));
+    return element(
+      "div",
+      { class: "buttons" },
+      two ? dom.button("Swap A and B", selection.swap) : null,
+      dom.button("Clear", selection.clear),
+    );
   }
 
   function command(a, b) {
@@ -52,17 +76,29 @@ const panel = (() => {
   function both(a, b) {
     const pair = report.pair(a, b);
     const kl = numbers.formatEstimate(pair?.kl, pair?.standard_error);
-    return [element("h3", {}, "The pair"), chosenModel("A", a), chosenModel("B", b),
+    return [
+      element("h3", {}, "The pair"),
+      chosenModel("A", a),
+      chosenModel("B", b),
       element("p", { class: "big" }, "KL ", element("strong", {}, kl), " bits/byte"),
       pair?.kl === null ? element("p", { class: "warning" }, "The two have no texts in common.") : null,
       element("p", { id: "pair-place" }, pair?.placed ?? ""),
       pair?.flags.map((sentence) => element("p", { class: "warning" }, sentence)),
-      element("dl", {},
-        element("dt", {}, "95 % interval"), element("dd", {}, pair?.interval ? `${numbers.interval(pair.interval)} bits/byte` : "n/a"),
-        element("dt", {}, "Texts"), element("dd", {}, numbers.count(pair?.n_texts)),
-        element("dt", {}, "A"), element("dd", {}, bits(a)),
-        element("dt", {}, "B"), element("dd", {}, bits(b))),
-      command(a, b), buttons(true)];
+      element(
+        "dl",
+        {},
+        element("dt", {}, "95 % interval"),
+        element("dd", {}, pair?.interval ? `${numbers.interval(pair.interval)} bits/byte` : "n/a"),
+        element("dt", {}, "Texts"),
+        element("dd", {}, numbers.count(pair?.n_texts)),
+        element("dt", {}, "A"),
+        element("dd", {}, bits(a)),
+        element("dt", {}, "B"),
+        element("dd", {}, bits(b)),
+      ),
+      command(a, b),
+      buttons(true),
+    ];
   }
 
   function show([a, b]) {

@@ -11,7 +11,12 @@ const plots = (() => {
 
   /** Text for plotly.js, which renders a subset of HTML, and takes what stands between dollars for formulas. */
   function plain(text) {
-    return dom.visible(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;").replaceAll("$", "&#36;");
+    return dom
+      .visible(text)
+      .replaceAll("&", "&amp;")
+      .replaceAll("<", "&lt;")
+      .replaceAll(">", "&gt;")
+      .replaceAll("$", "&#36;");
   }
 
   const label = (text, most = 40) => plain(dom.shorten(text, most));
@@ -25,7 +30,10 @@ const plots = (() => {
 
   function channels(text) {
     if (text.startsWith("#")) return [1, 3, 5].map((at) => parseInt(text.slice(at, at + 2), 16));
-    return text.match(/[\d.]+/g).slice(0, 3).map(Number);
+    return text
+      .match(/[\d.]+/g)
+      .slice(0, 3)
+      .map(Number);
   }
 
   function faded(text, alpha) {
@@ -56,8 +64,16 @@ const plots = (() => {
     const grey = colour("muted");
     return {
       title: { text: title, standoff: 10, font: { size: 12, color: grey } },
-      gridcolor: colour("grid"), linecolor: line, tickcolor: line, tickfont: { size: 11.5, color: grey },
-      zeroline: false, showline: true, ticks: "outside", ticklen: 4, automargin: true, ...more,
+      gridcolor: colour("grid"),
+      linecolor: line,
+      tickcolor: line,
+      tickfont: { size: 11.5, color: grey },
+      zeroline: false,
+      showline: true,
+      ticks: "outside",
+      ticklen: 4,
+      automargin: true,
+      ...more,
     };
   }
 
@@ -71,7 +87,12 @@ const plots = (() => {
       high = Math.max(high, value);
     }
     const decades = high > low ? Math.log10(high / low) : 1;
-    return axis(title, { type: "log", tickformat: "~g", dtick: decades > (narrow() ? 2 : 4) ? Math.ceil(decades / 8) : "D2", ...more });
+    return axis(title, {
+      type: "log",
+      tickformat: "~g",
+      dtick: decades > (narrow() ? 2 : 4) ? Math.ceil(decades / 8) : "D2",
+      ...more,
+    });
   }
 
   /** log10(1 + step), so that step 0 has a place; ticks say steps. */
@@ -91,8 +112,11 @@ const plots = (() => {
     const first = Math.min(...steps.filter((step) => step > 0), last);
     const marks = stepMarks(first / 2.5, last * 1.05, last / first > 300 || narrow() ? [1] : [1, 2, 5]);
     return axis("training step (log<sub>10</sub>(1 + step))", {
-      tickmode: "array", tickvals: marks.map(stepAt), ticktext: marks.map((step) => numbers.size(step)),
-      range: [stepAt(Math.min(...steps)) - 0.06, stepAt(last) + 0.06], ...more,
+      tickmode: "array",
+      tickvals: marks.map(stepAt),
+      ticktext: marks.map((step) => numbers.size(step)),
+      range: [stepAt(Math.min(...steps)) - 0.06, stepAt(last) + 0.06],
+      ...more,
     });
   }
 
@@ -100,17 +124,29 @@ const plots = (() => {
     const coarse = matchMedia("(pointer: coarse)").matches; // a finger that scrolls the page must not zoom
     return {
       font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colour("ink") },
-      paper_bgcolor: colour("paper"), plot_bgcolor: colour("paper"), hovermode: "closest",
-      dragmode: coarse ? false : "zoom", margin: { l: 48, r: 16, t: 12, b: 44 },
-      legend: legend(), showlegend: true, ...more,
+      paper_bgcolor: colour("paper"),
+      plot_bgcolor: colour("paper"),
+      hovermode: "closest",
+      dragmode: coarse ? false : "zoom",
+      margin: { l: 48, r: 16, t: 12, b: 44 },
+      legend: legend(),
+      showlegend: true,
+      ...more,
     };
   }
 
   /** Below the axes, in lines. */
   function legend(more = {}) {
     return {
-      orientation: "h", x: 0, y: 0, yref: "container", yanchor: "bottom", xanchor: "left",
-      font: { size: 11.5, color: colour("ink") }, itemsizing: "constant", ...more,
+      orientation: "h",
+      x: 0,
+      y: 0,
+      yref: "container",
+      yanchor: "bottom",
+      xanchor: "left",
+      font: { size: 11.5, color: colour("ink") },
+      itemsizing: "constant",
+      ...more,
     };
   }
 
@@ -150,23 +186,47 @@ const plots = (() => {
     if (!(low < high)) [low, high] = [low - 0.5, low + 0.5].map((end) => (Number.isFinite(end) ? end : 0));
     const marks = low < high ? marksOf(scale, low, high) : null;
     const bar = {
-      title: { text: title, side: narrow() ? "top" : "right", font: { size: 11.5, color: colour("muted") } }, thickness: 12, len: 0.85, outlinewidth: 0,
-      tickfont: { size: 11, color: colour("muted") }, ...(marks ? { tickmode: "array", tickvals: marks.map(([at]) => at), ticktext: marks.map(([, text]) => text) } : {}),
+      title: { text: title, side: narrow() ? "top" : "right", font: { size: 11.5, color: colour("muted") } },
+      thickness: 12,
+      len: 0.85,
+      outlinewidth: 0,
+      tickfont: { size: 11, color: colour("muted") },
+      ...(marks
+        ? { tickmode: "array", tickvals: marks.map(([at]) => at), ticktext: marks.map(([, text]) => text) }
+        : {}),
     };
     return { colorscale: "Cividis", cmin: low, cmax: high, showscale: true, colorbar: { ...bar, ...lying() } };
   }
 
   function vertical(x, more = {}) {
     return {
-      type: "line", xref: "x", yref: "paper", x0: x, x1: x, y0: 0, y1: 1,
-      line: { color: colour("accent"), width: 1.5 }, ...more,
+      type: "line",
+      xref: "x",
+      yref: "paper",
+      x0: x,
+      x1: x,
+      y0: 0,
+      y1: 1,
+      line: { color: colour("accent"), width: 1.5 },
+      ...more,
     };
   }
 
   /** A band between two curves: two traces, without a place in the legend. */
   function band(x, low, high, tint, more = {}) {
-    const edge = { x, mode: "lines", line: { width: 0 }, hoverinfo: "skip", showlegend: false, connectgaps: false, ...more };
-    return [{ ...edge, y: low }, { ...edge, y: high, fill: "tonexty", fillcolor: faded(tint, 0.16) }];
+    const edge = {
+      x,
+      mode: "lines",
+      line: { width: 0 },
+      hoverinfo: "skip",
+      showlegend: false,
+      connectgaps: false,
+      ...more,
+    };
+    return [
+      { ...edge, y: low },
+      { ...edge, y: high, fill: "tonexty", fillcolor: faded(tint, 0.16) },
+    ];
   }
 
   /** `make()` gives {data, layout}; `label()` what the figure says to who cannot see it; `on` listeners by event. */
@@ -179,8 +239,13 @@ const plots = (() => {
   }
 
   const CONFIG = {
-    responsive: true, displaylogo: false, displayModeBar: false, showSendToCloud: false, showTips: false,
-    doubleClick: "reset", scrollZoom: false,
+    responsive: true,
+    displaylogo: false,
+    displayModeBar: false,
+    showSendToCloud: false,
+    showTips: false,
+    doubleClick: "reset",
+    scrollZoom: false,
   };
 
   async function draw(id) {
@@ -201,26 +266,44 @@ const plots = (() => {
   const drawAll = () => Promise.all([...figures].filter(([, figure]) => !figure.drawn).map(([id]) => draw(id)));
 
   function drawWhenNear() {
-    const near = new IntersectionObserver((entries) => {
-      for (const entry of entries.filter((one) => one.isIntersecting)) {
-        near.unobserve(entry.target);
-        if (!drawn(entry.target.id)) draw(entry.target.id);
-      }
-    }, { rootMargin: "500px" });
+    const near = new IntersectionObserver(
+      (entries) => {
+        for (const entry of entries.filter((one) => one.isIntersecting)) {
+          near.unobserve(entry.target);
+          if (!drawn(entry.target.id)) draw(entry.target.id);
+        }
+      },
+      { rootMargin: "500px" },
+    );
     for (const figure of figures.values()) near.observe(figure.box);
   }
 
   /** Figures at the width of a sheet, and back. */
   function fitTo(width) {
-    return Promise.all([...figures.values()].filter((figure) => figure.drawn).map((figure) => (
-      width ? Plotly.relayout(figure.box, { width: Math.min(width, figure.box.clientWidth), height: figure.box.clientHeight })
-        : Plotly.relayout(figure.box, { width: null, height: null, autosize: true }))));
+    return Promise.all(
+      [...figures.values()]
+        .filter((figure) => figure.drawn)
+        .map((figure) =>
+          width
+            ? Plotly.relayout(figure.box, {
+                width: Math.min(width, figure.box.clientWidth),
+                height: figure.box.clientHeight,
+              })
+            : Plotly.relayout(figure.box, { width: null, height: null, autosize: true }),
+        ),
+    );
   }
 
   function download(id, format) {
     const { box } = figures.get(id);
     const { clientWidth: width, clientHeight: height } = box;
-    return Plotly.downloadImage(box, { format, width, height, scale: format === "png" ? 2 : 1, filename: `klscale-${id}` });
+    return Plotly.downloadImage(box, {
+      format,
+      width,
+      height,
+      scale: format === "png" ? 2 : 1,
+      filename: `klscale-${id}`,
+    });
   }
 
   let webgl;
@@ -247,7 +330,9 @@ const plots = (() => {
     card.style.top = `${Math.max(8, Math.min(clientY + 16, window.innerHeight - height - 8))}px`;
   }
 
-  const hideCard = () => { card.hidden = true; };
+  const hideCard = () => {
+    card.hidden = true;
+  };
 
   /** Listeners that show `content(point)`, elements or null, at the pointer. */
   function hover(content) {
@@ -261,8 +346,34 @@ const plots = (() => {
   }
 
   return {
-    plain, label, colour, faded, onPaper, series, axis, logAxis, stepAxis, stepAt, layout, legend, vertical, band, narrow, colourBar, lying,
-    register, draw, redraw, redrawAll, drawAll, drawn, drawWhenNear, fitTo, download, hasWebGL, hover, hideCard,
-    ids: () => [...figures.keys()],
+    plain,
+    label,
+    colour,
+    faded,
+    onPaper,
+    series,
+    axis,
+    logAxis,
+    stepAxis,
+    stepAt,
+    layout,
+    legend,
+    vertical,
+    band,
+    narrow,
+    colourBar,
+    lying,
+    register,
+    draw,
+    redraw,
+    redrawAll,
+    drawAll,
+    drawn,
+    drawWhenNear,
+    fitTo,
+    download,
+    hasWebGL,
+    hover,
+    hideCard,
   };
 })();

@@ -16,34 +16,87 @@ const quantization = (() => {
   function ladderTrace(_, n) {
     const at = rows.flatMap((row, place) => (row.n === n && row.kl?.value > 0 ? [place] : []));
     const tint = plots.series(n);
-    const side = (end) => at.map((place) => {
-      const { value, interval } = rows[place].kl;
-      return interval?.every(numbers.isNumber) ? Math.abs(interval[end] - value) : 0;
-    });
+    const side = (end) =>
+      at.map((place) => {
+        const { value, interval } = rows[place].kl;
+        return interval?.every(numbers.isNumber) ? Math.abs(interval[end] - value) : 0;
+      });
     return {
-      x: at.map((place) => rows[place].kl.value), y: at.map((place) => places[place]), customdata: at, mode: "markers", hoverinfo: "none",
-      marker: { size: 9, color: tint, symbol: at.map((place) => (rows[place].flags?.length ? "circle-open" : "circle")), line: { width: 1.6, color: tint } },
-      error_x: { type: "data", symmetric: false, array: side(1), arrayminus: side(0), thickness: 1.4, width: 4, color: tint },
+      x: at.map((place) => rows[place].kl.value),
+      y: at.map((place) => places[place]),
+      customdata: at,
+      mode: "markers",
+      hoverinfo: "none",
+      marker: {
+        size: 9,
+        color: tint,
+        symbol: at.map((place) => (rows[place].flags?.length ? "circle-open" : "circle")),
+        line: { width: 1.6, color: tint },
+      },
+      error_x: {
+        type: "data",
+        symmetric: false,
+        array: side(1),
+        arrayminus: side(0),
+        thickness: 1.4,
+        width: 4,
+        color: tint,
+      },
     };
   }
 
   function make() {
-    const headings = rows.flatMap((row, at) => (at && rows[at - 1].n === row.n ? [] : [{
-      text: plots.label(names[row.n], plots.narrow() ? 36 : 80), xref: "paper", x: 0, xanchor: "left", y: places[at] - 1, showarrow: false,
-      font: { size: 12, color: plots.colour("muted") }, bgcolor: plots.colour("paper") }]));
+    const headings = rows.flatMap((row, at) =>
+      at && rows[at - 1].n === row.n
+        ? []
+        : [
+            {
+              text: plots.label(names[row.n], plots.narrow() ? 36 : 80),
+              xref: "paper",
+              x: 0,
+              xanchor: "left",
+              y: places[at] - 1,
+              showarrow: false,
+              font: { size: 12, color: plots.colour("muted") },
+              bgcolor: plots.colour("paper"),
+            },
+          ],
+    );
     byId("quantization-plot").style.height = `${(places.at(-1) + 1) * 28 + 110}px`;
-    return { data: ladders.map(ladderTrace), layout: plots.layout({
-      xaxis: plots.logAxis("KL from the base, bits/byte (95 % interval)", rows.map((row) => row.kl?.value)),
-      yaxis: plots.axis("", { tickmode: "array", tickvals: places, ticktext: rows.map((row) => plots.label(row.kind, 24)), range: [places.at(-1) + 0.7, -0.6], showgrid: false,
-        showline: false, ticks: "", fixedrange: true, tickfont: { size: 12, color: plots.colour("ink") } }),
-      annotations: headings, showlegend: false, margin: { l: 60, r: 16, t: 10, b: 50 } }) };
+    return {
+      data: ladders.map(ladderTrace),
+      layout: plots.layout({
+        xaxis: plots.logAxis(
+          "KL from the base, bits/byte (95 % interval)",
+          rows.map((row) => row.kl?.value),
+        ),
+        yaxis: plots.axis("", {
+          tickmode: "array",
+          tickvals: places,
+          ticktext: rows.map((row) => plots.label(row.kind, 24)),
+          range: [places.at(-1) + 0.7, -0.6],
+          showgrid: false,
+          showline: false,
+          ticks: "",
+          fixedrange: true,
+          tickfont: { size: 12, color: plots.colour("ink") },
+        }),
+        annotations: headings,
+        showlegend: false,
+        margin: { l: 60, r: 16, t: 10, b: 50 },
+      }),
+    };
   }
 
   function card({ customdata: at }) {
     const row = rows[at];
     if (!row) return null;
-    return [element("strong", {}, dom.name(dom.shorten(row.name, 90))), element("p", {}, `KL ${numbers.estimate(row.kl)} bits/byte, 95 % ${numbers.interval(row.kl.interval)}`),
-      row.placed ? element("p", {}, row.placed) : null, ...(row.flags ?? []).map((text) => element("p", { class: "warning" }, text))].filter(Boolean);
+    return [
+      element("strong", {}, dom.name(dom.shorten(row.name, 90))),
+      element("p", {}, `KL ${numbers.estimate(row.kl)} bits/byte, 95 % ${numbers.interval(row.kl.interval)}`),
+      row.placed ? element("p", {}, row.placed) : null,
+      ...(row.flags ?? []).map((text) => element("p", { class: "warning" }, text)),
+    ].filter(Boolean);
   }
 
   /** A letter for each caution, which the lines under the table say. */
@@ -51,28 +104,64 @@ const quantization = (() => {
 
   function table() {
     const several = ladders.length > 1;
-    return tables.make({ caption: "Quantized variants, nearest first", rows, head: several ? 1 : 0, columns: [
-      ...(several ? [{ title: "base", class: "model", cell: (row) => dom.name(names[row.n]), sort: (row) => names[row.n] }] : []),
-      { title: "variant", class: "word", cell: (row) => row.kind, sort: (row) => row.kind },
-      { title: "KL ± SE, bits/byte", number: true, cell: (row) => numbers.estimate(row.kl), sort: (row) => row.kl?.value },
-      { title: "95 % interval", number: true, cell: (row) => numbers.interval(row.kl?.interval) },
-      { title: "more than previous ± SE", number: true, cell: (row) => (row.more_than_previous ? numbers.estimate(row.more_than_previous, { plus: true }) : "") },
-      { title: "loss ± SE, bits/byte", number: true, cell: (row) => numbers.estimate(row.bits_per_byte_difference, { plus: true }), sort: (row) => row.bits_per_byte_difference?.value },
-      { title: "on the scale", class: "prose", cell: (row) => row.placed ?? "" },
-      ...(flags.length ? [{ title: "notes", class: "word", cell: (row) => (row.flags ?? []).map(letter).join(", ") }] : []),
-    ] }).box;
+    return tables.make({
+      caption: "Quantized variants, nearest first",
+      rows,
+      head: several ? 1 : 0,
+      columns: [
+        ...(several
+          ? [{ title: "base", class: "model", cell: (row) => dom.name(names[row.n]), sort: (row) => names[row.n] }]
+          : []),
+        { title: "variant", class: "word", cell: (row) => row.kind, sort: (row) => row.kind },
+        {
+          title: "KL ± SE, bits/byte",
+          number: true,
+          cell: (row) => numbers.estimate(row.kl),
+          sort: (row) => row.kl?.value,
+        },
+        { title: "95 % interval", number: true, cell: (row) => numbers.interval(row.kl?.interval) },
+        {
+          title: "more than previous ± SE",
+          number: true,
+          cell: (row) => (row.more_than_previous ? numbers.estimate(row.more_than_previous, { plus: true }) : ""),
+        },
+        {
+          title: "loss ± SE, bits/byte",
+          number: true,
+          cell: (row) => numbers.estimate(row.bits_per_byte_difference, { plus: true }),
+          sort: (row) => row.bits_per_byte_difference?.value,
+        },
+        { title: "on the scale", class: "prose", cell: (row) => row.placed ?? "" },
+        ...(flags.length
+          ? [{ title: "notes", class: "word", cell: (row) => (row.flags ?? []).map(letter).join(", ") }]
+          : []),
+      ],
+    }).box;
   }
 
   function notes() {
-    return element("ul", { class: "notes" }, flags.map((text) => element("li", {}, `${letter(text)}: ${text}`)),
-      ladders.map((ladder, n) => element("li", {}, dom.name(names[n]), ` itself: ${numbers.estimate(ladder.base_bits_per_byte)} bits/byte`)));
+    return element(
+      "ul",
+      { class: "notes" },
+      flags.map((text) => element("li", {}, `${letter(text)}: ${text}`)),
+      ladders.map((ladder, n) =>
+        element("li", {}, dom.name(names[n]), ` itself: ${numbers.estimate(ladder.base_bits_per_byte)} bits/byte`),
+      ),
+    );
   }
 
   function draw() {
     if (!rows.length || !byId("quantization-plot")) return;
     byId("quantization-table").replaceChildren(table(), notes());
-    plots.register("quantization-plot", { make, on: plots.hover(card),
-      label: () => `KL of quantized variants, bits per byte: ${rows.slice(0, 12).map((row) => `${row.kind} ${numbers.estimate(row.kl)}`).join("; ")}.` });
+    plots.register("quantization-plot", {
+      make,
+      on: plots.hover(card),
+      label: () =>
+        `KL of quantized variants, bits per byte: ${rows
+          .slice(0, 12)
+          .map((row) => `${row.kind} ${numbers.estimate(row.kl)}`)
+          .join("; ")}.`,
+    });
   }
 
   return { draw, rows };

@@ -28,11 +28,15 @@ const selection = (() => {
   }
 
   return {
-    select, asA, asB,
+    select,
+    asA,
+    asB,
     both: (i, j) => set([i, j]),
     clear: () => set([]),
     swap: () => set([...chosen].reverse()),
     selected: () => [...chosen],
-    onChange: (listener) => { listeners.push(listener); },
+    onChange: (listener) => {
+      listeners.push(listener);
+    },
   };
 })();

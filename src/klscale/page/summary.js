@@ -31,15 +31,27 @@ const summary = (() => {
   }
 
   function drawLines() {
+    if (!byId("summary-lines")) return;
     const titles = Object.fromEntries(data.sections.map((id) => [id, byId(id)?.querySelector("h2")?.textContent]));
-    byId("summary-lines").replaceChildren(...(data.summary ?? []).map(({ section, text }) => element("li", {},
-      element("span", {}, text), " ",
-      titles[section] ? element("a", { href: `#${section}` }, titles[section]) : null)));
+    byId("summary-lines").replaceChildren(
+      ...(data.summary ?? []).map(({ section, text }) =>
+        element(
+          "li",
+          {},
+          element("span", {}, text),
+          " ",
+          titles[section] ? element("a", { href: `#${section}` }, titles[section]) : null,
+        ),
+      ),
+    );
   }
 
   function definitions(rows) {
-    return element("dl", { class: "definitions" }, rows.map(([term, ...texts]) => [
-      element("dt", {}, term), ...texts.map((text) => element("dd", {}, text))]));
+    return element(
+      "dl",
+      { class: "definitions" },
+      rows.map(([term, ...texts]) => [element("dt", {}, term), ...texts.map((text) => element("dd", {}, text))]),
+    );
   }
 
   function part(title, ...content) {
@@ -49,21 +61,40 @@ const summary = (() => {
   /** A source: the page's only addresses, and only those of the web. */
   function source([title, address]) {
     const safe = /^https:\/\//.test(address);
-    return element("li", {}, title, ": ", safe
-      ? element("a", { href: address, rel: "noopener noreferrer", target: "_blank" }, address) : address);
+    return element(
+      "li",
+      {},
+      title,
+      ": ",
+      safe ? element("a", { href: address, rel: "noopener noreferrer", target: "_blank" }, address) : address,
+    );
   }
 
   function drawMethod() {
     const { method } = data;
-    if (!method) return;
+    if (!method || !byId("method-body")) return;
     const formula = ([what, text, from]) => [
-      element("dt", {}, what), element("dd", {}, element("code", { class: "formula" }, text),
-        from ? element("span", { class: "quiet" }, ` ${from}`) : null)];
+      element("dt", {}, what),
+      element(
+        "dd",
+        {},
+        element("code", { class: "formula" }, text),
+        from ? element("span", { class: "quiet" }, ` ${from}`) : null,
+      ),
+    ];
     const parts = [
       method.rows?.length && part("What was done", definitions(method.rows)),
-      method.formulas?.length && part("Formulas", element("dl", { class: "definitions" }, method.formulas.map(formula))),
-      method.footguns?.length && part("What the numbers do not say",
-        element("ul", { class: "lines" }, method.footguns.map((text) => element("li", {}, text)))),
+      method.formulas?.length &&
+        part("Formulas", element("dl", { class: "definitions" }, method.formulas.map(formula))),
+      method.footguns?.length &&
+        part(
+          "What the numbers do not say",
+          element(
+            "ul",
+            { class: "lines" },
+            method.footguns.map((text) => element("li", {}, text)),
+          ),
+        ),
       method.commands?.length && part("Commands", method.commands.map(dom.command)),
       method.sources?.length && part("Sources", element("ul", { class: "lines" }, method.sources.map(source))),
     ];
@@ -74,7 +105,9 @@ const summary = (() => {
     drawHeader();
     drawLines();
     drawMethod();
-    byId("colophon").replaceChildren(`klscale ${data.version}. This page holds its data and its scripts; it fetches nothing.`);
+    byId("colophon").replaceChildren(
+      `klscale ${data.version}. This page holds its data and its scripts; it fetches nothing.`,
+    );
   }
 
   return { draw };

@@ -16,12 +16,16 @@ const tables = (() => {
   function heading(one, sort) {
     const attributes = { scope: "col", class: one.number ? "number" : null };
     if (!sort || !one.sort) return element("th", attributes, one.title);
-    return element("th", attributes, dom.button(one.title, () => sort(one), { class: "sort" }));
+    return element(
+      "th",
+      attributes,
+      dom.button(one.title, () => sort(one), { class: "sort" }),
+    );
   }
 
   function cell(one, row, first) {
     const content = one.cell(row);
-    const attributes = { class: one.number ? "number" : one.class ?? null };
+    const attributes = { class: one.number ? "number" : (one.class ?? null) };
     return first ? element("th", { scope: "row", ...attributes }, content) : element("td", attributes, content);
   }
 
@@ -38,7 +42,11 @@ const tables = (() => {
 
     // Lines are made when they are first shown, so that a long table opens at once.
     const line = (one) => {
-      one.line ??= element("tr", {}, columns.map((column, n) => cell(column, one.row, n === head)));
+      one.line ??= element(
+        "tr",
+        {},
+        columns.map((column, n) => cell(column, one.row, n === head)),
+      );
       return one.line;
     };
 
@@ -54,20 +62,42 @@ const tables = (() => {
       by = column;
       const keys = new Map(made.map((one) => [one, column.sort(one.row)]));
       order = [...made].sort((one, other) => compare(keys.get(one), keys.get(other), direction));
-      headings.forEach((th, n) => th.setAttribute("aria-sort",
-        columns[n] !== by ? "none" : direction > 0 ? "ascending" : "descending"));
+      headings.forEach((th, n) =>
+        th.setAttribute("aria-sort", columns[n] !== by ? "none" : direction > 0 ? "ascending" : "descending"),
+      );
       fill();
     }
 
     const sortable = rows.length > 1;
     const headings = columns.map((column) => heading(column, sortable && sort));
-    headings.forEach((th, n) => { if (sortable && columns[n].sort) th.setAttribute("aria-sort", "none"); });
+    headings.forEach((th, n) => {
+      if (sortable && columns[n].sort) th.setAttribute("aria-sort", "none");
+    });
     fill();
-    const table = element("table", { id },
-      element("caption", {}, caption), element("thead", {}, element("tr", {}, headings)), body);
-    const box = element("div",
-      { class: tall ? "scroll tall" : "scroll", tabindex: "0", role: "region", "aria-label": typeof caption === "string" ? caption : caption.textContent }, table);
-    return { box, filter: (kept) => { keep = kept; return fill(); } };
+    const table = element(
+      "table",
+      { id },
+      element("caption", {}, caption),
+      element("thead", {}, element("tr", {}, headings)),
+      body,
+    );
+    const box = element(
+      "div",
+      {
+        class: tall ? "scroll tall" : "scroll",
+        tabindex: "0",
+        role: "region",
+        "aria-label": typeof caption === "string" ? caption : caption.textContent,
+      },
+      table,
+    );
+    return {
+      box,
+      filter: (kept) => {
+        keep = kept;
+        return fill();
+      },
+    };
   }
 
   return { make };

@@ -29,7 +29,7 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
 
 # Runs the demo first, unless DEMO holds a finished one.
-pictures: $(DEMO)/scale.json
+pictures: $(DEMO)/scale.json | $(VENV)/installed-dev
 	$(BIN)/python docs/make_pictures.py --demo $(DEMO)
 
 $(DEMO)/scale.json: | $(VENV)/installed
@@ -42,7 +42,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@echo "Installing klscale into $(VENV); this takes a minute or two."
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	$(PIP) -e ".[quant]"
+	$(PIP) -e ".[quant,serve]"
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed

@@ -1,14 +1,18 @@
 """Makes the pictures of README and docs: those of the example in this repository and, with `--demo DIR`, those of what
-`klscale demo` left in DIR, from the directory that it was started in. `make pictures` does both."""
+`klscale demo` left in DIR, from the directory that it was started in. `make pictures` does both. The report is
+photographed where there are chromium and playwright."""
 
 from __future__ import annotations
 
 import argparse
+import shutil
+import tempfile
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from klscale import maps, pictures, scales, trajectories
+from klscale import maps, pictures, reports, scales, trajectories
 from klscale.diffusion import WINDOW
 from klscale.imports import read_log_likelihoods
 from klscale.store import Store
@@ -17,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DOCS = Path(__file__).resolve().parent
+CHOSEN = ("EleutherAI/pythia-1b", "EleutherAI/pythia-410m")
 EXAMPLE = DOCS.parent / "examples" / "pile-trained-14.csv"
 
 
@@ -25,7 +30,31 @@ def main(directory: Path = DOCS / "pictures", demo: Path | None = None) -> list[
     figures = of_example() | (of_demo(demo) if demo else {})
     for name, figure in figures.items():
         pictures.save(figure, directory / name)
-    return [directory / name for name in figures]
+    browser = shutil.which("chromium") if find_spec("playwright") else None
+    pages = [directory / "report.png"] if browser else []
+    for file in pages:
+        photograph(str(browser), file)
+    return [*(directory / name for name in figures), *pages]
+
+
+def photograph(browser: str, file: Path) -> None:
+    """The report of the example in a browser: its map with two models chosen."""
+    from playwright.sync_api import sync_playwright
+
+    with tempfile.TemporaryDirectory() as directory, sync_playwright() as running:
+        store, page = Store(f"{directory}/store"), Path(directory) / "report.html"
+        store.import_vectors(read_log_likelihoods(EXAMPLE, id_column="text_id"), EXAMPLE.name)
+        reports.write(reports.gather(reports.read(store, store.resolve_texts(None))), page)
+        launched = running.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"])
+        opened = launched.new_page(viewport={"width": 1180, "height": 1000}, device_scale_factor=2)
+        opened.goto(page.as_uri())
+        opened.evaluate(
+            "(names) => names.forEach((name) => klscale.select(klscale.data.names.indexOf(name)))", [*CHOSEN]
+        )
+        opened.add_style_tag(content=".bar { display: none }")  # else it lies on the section
+        opened.wait_for_timeout(500)
+        opened.locator("#map").screenshot(path=file)
+        launched.close()
 
 
 def of_example() -> dict[str, Figure]:

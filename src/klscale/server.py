@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from klscale import reports
@@ -46,7 +47,9 @@ class _Pages:
 
 def application(store: Store, texts: str | None = None, *, host: str, progress: Progress = SILENT) -> Starlette:
     """The web application. On a loopback `host` it answers to local names only, so that no other site's page can reach
-    it by a name that it points here."""
+    it by a name that it points here. Raises InputError where what it needs is not installed."""
+    if missing := [name for name in ("starlette", "uvicorn") if find_spec(name) is None]:
+        raise InputError(f"klscale serve needs {' and '.join(missing)}.", remedy="pip install 'klscale[serve]'")
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware

@@ -17,6 +17,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from importlib.metadata import version
 from importlib.resources import files
 from itertools import pairwise
@@ -36,7 +37,7 @@ from klscale.progress import SILENT, Progress
 from klscale.scales import Setting
 from klscale.store import Entry, Store, now
 from klscale.texts import TextSet
-from klscale.trajectories import Motion, Trajectory
+from klscale.trajectories import Motion, Run, Trajectory
 from klscale.vectors import Vectors
 
 SECTIONS = ("summary", "scale", "map", "pairs", "trajectories", "layers", "quantization", "models", "method")
@@ -65,6 +66,15 @@ class Contents:
     @property
     def texts(self) -> TextSet:
         return self.vectors.texts
+
+    @cached_property
+    def prefix(self) -> str:
+        """What the names of all models begin with."""
+        return common_prefix([ref.label for ref in self.vectors.models])
+
+    def run_name(self, run: Run) -> str:
+        """A run's name without that."""
+        return run.name.removeprefix(self.prefix.removeprefix("./"))
 
 
 def read(
@@ -119,7 +129,7 @@ def gather(contents: Contents, sections: Sequence[str] = SECTIONS) -> dict[str, 
             "external": texts.external,
         },
         "summary": [row for row in _summary(contents) if row["section"] in shown],
-        "prefix": common_prefix([ref.label for ref in vectors.models]),
+        "prefix": contents.prefix,
         "names": [ref.label for ref in (*vectors.models, *contents.layers.models)],
         "refs": vectors.names,
         "models": _models(contents),
@@ -177,9 +187,8 @@ def _summary(contents: Contents) -> Iterator[dict[str, str]]:
         "quantization": _sentences_of_ladders(contents),
         "method": [f"Careful: {warning}." for warning in findings.warnings_of_documents(texts)],
     }
-    prefix = common_prefix(contents.vectors.names)
-    written = {prefix: "", prefix.removeprefix("./"): ""} if prefix else {}
-    written |= {str(ref): ref.label for ref in contents.vectors.models if str(ref) != ref.label}
+    written = {str(ref): ref.label for ref in contents.vectors.models if str(ref) != ref.label}
+    written |= dict.fromkeys(filter(None, (contents.prefix, contents.prefix.removeprefix("./"))), "")
     for section, found in sentences.items():
         rows = list(found)
         for text in rows[:MOST_SENTENCES]:
@@ -193,7 +202,8 @@ def _summary(contents: Contents) -> Iterator[dict[str, str]]:
 def _models(contents: Contents) -> dict[str, Any]:
     """The attributes that any model has, in columns; and the look of each category in every picture."""
     vectors = contents.vectors
-    runs = pd.Series([_run_of(contents, name) for name in vectors.names], vectors.attributes.index, dtype=object)
+    run_of = {name: contents.run_name(one.run) for one in contents.runs for name in one.run.names}
+    runs = pd.Series([run_of.get(name) for name in vectors.names], vectors.attributes.index, dtype=object)
     attributes = vectors.attributes.assign(run=runs)
     kinds = {
         "family": "category", "type": "category", "run": "category", "parameters": "log", "seed": "category",
@@ -221,10 +231,6 @@ def _models(contents: Contents) -> dict[str, Any]:
             for key, values in categories.items()
         },
     }
-
-
-def _run_of(contents: Contents, name: str) -> str | None:
-    return next((one.run.name for one in contents.runs if name in one.run.names), None)
 
 
 def _pairs(contents: Contents) -> dict[str, Any]:
@@ -291,7 +297,7 @@ def _map(contents: Contents) -> dict[str, Any] | None:
     for one in contents.runs:
         places = [vectors.position(name) for name in one.run.names]
         steps = [float(matrix.value[a, b]) for a, b in pairwise(places)]
-        threads.append({"run": one.run.name, "models": places, "steps": one.run.steps, "kl": steps})
+        threads.append({"run": contents.run_name(one.run), "models": places, "steps": one.run.steps, "kl": steps})
     return {
         "pca": {"points": found.pca[at], "share": found.share, "unit": "√(bits/byte)"},
         "tsne2": None if found.tsne is None else {"points": found.tsne[at]},
@@ -310,7 +316,10 @@ def _trajectories(contents: Contents) -> dict[str, Any] | None:
     seed = scales.worth_of_a_seed(contents.measured, contents.texts)
     at = {name: place for place, name in enumerate(contents.vectors.names)}
     return {
-        "runs": [_trajectory(one, at, "" if seed is None else seed[1]) for one in contents.runs],
+        "runs": [
+            {"run": contents.run_name(one.run), **_trajectory(one, at, "" if seed is None else seed[1])}
+            for one in contents.runs
+        ],
         "seeds": [
             {
                 "runs": group.runs, "c_q": _estimate(group.c_q), "c_w": _estimate(group.c_w),
@@ -338,7 +347,6 @@ def _trajectory(one: Trajectory, at: Mapping[str, int], threshold_source: str) -
         if motion.shape is not None:
             paths.append(_path(motion))
     return {
-        "run": one.run.name,
         "models": [at[name] for name in one.run.names],
         "steps": one.run.steps,
         "warmup": one.run.warmup,

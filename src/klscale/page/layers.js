@@ -71,10 +71,12 @@ const layers = (() => {
         xaxis: plots.axis("layer (0: embedding)", {
           tick0: 0,
           dtick: Math.ceil(Math.max(...threads.map((thread) => thread.layer.length)) / 12),
+          automargin: false,
         }),
         yaxis: plots.logAxis(
           "KL, bits/byte (95 % interval)",
           shown.map((one) => one.y),
+          { automargin: false },
         ),
         margin: { l: 56, r: 14, t: 10, b: 80 },
       }),
@@ -123,8 +125,8 @@ const layers = (() => {
         marker: { size: 6, color: plots.series(n) },
       })),
       layout: plots.layout({
-        xaxis: plots.axis(`component 1${share(0)}, √(bits/byte)`),
-        yaxis: plots.axis(`component 2${share(1)}, √(bits/byte)`, { scaleanchor: "x" }),
+        xaxis: plots.axis(`component 1${share(0)}, √(bits/byte)`, { automargin: false }),
+        yaxis: plots.axis(`component 2${share(1)}, √(bits/byte)`, { scaleanchor: "x", automargin: false }),
         margin: { l: 56, r: 14, t: 10, b: 80 },
       }),
     };

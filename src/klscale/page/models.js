@@ -52,7 +52,7 @@ const models = (() => {
       rows: [...Array(K).keys()],
       columns: [
         { title: "choose", cell: chooser },
-        { title: "model", class: "model", cell: (i) => dom.name(data.names[i]), sort: (i) => data.names[i] },
+        { title: "model", class: "model", cell: (i) => dom.name(report.brief(i)), sort: (i) => data.names[i] },
         ...report.columns.map(columnOf),
       ],
     });

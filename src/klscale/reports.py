@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from klscale import findings, lens, maps, scales, trajectories
 from klscale.divergence import CLIP_LIMIT, KL, RESAMPLES, Estimate, critical_value
 from klscale.errors import InputError
-from klscale.pictures import common_prefix, looks
+from klscale.pictures import common_prefix, looks, short_names
 from klscale.progress import SILENT, Progress
 from klscale.scales import Setting
 from klscale.store import Entry, Store, now
@@ -47,6 +47,8 @@ SCRIPTS = (
 )  # fmt: skip
 """Of the page, in the order in which they build on each other."""
 ROUND_TRIP_LIMIT = 0.001
+LABEL = 24
+"""Characters of a name beside a mark."""
 MOST_SENTENCES = 3
 """Of one section in the summary."""
 
@@ -132,6 +134,7 @@ def gather(contents: Contents, sections: Sequence[str] = SECTIONS) -> dict[str, 
         "prefix": contents.prefix,
         "names": [ref.label for ref in (*vectors.models, *contents.layers.models)],
         "refs": vectors.names,
+        "labels": short_names([ref.label for ref in vectors.models], LABEL),
         "models": _models(contents),
         "place": _place(contents),
         **made,

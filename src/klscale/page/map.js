@@ -201,6 +201,64 @@ const map = (() => {
     ];
   }
 
+  const NAMED = 25;
+  const SIDES = ["middle right", "middle left", "top center", "bottom center"];
+
+  /** The box of a label at a side of a mark, in pixels: [left, top, right, bottom]. */
+  function labelBox([x, y], width, side) {
+    const [vertical, horizontal] = side.split(" ");
+    const left = horizontal === "right" ? x + 7 : horizontal === "left" ? x - 7 - width : x - width / 2;
+    const top = vertical === "top" ? y - 20 : vertical === "bottom" ? y + 6 : y - 7;
+    return [left, top, left + width, top + 14];
+  }
+
+  function overlap([left, top, right, bottom], other) {
+    const wide = Math.min(right, other[2]) - Math.max(left, other[0]);
+    const high = Math.min(bottom, other[3]) - Math.max(top, other[1]);
+    return wide > 0 && high > 0 ? wide * high : 0;
+  }
+
+  /** Names beside the marks where models are few, each at the side where it covers the least. */
+  function nameTraces() {
+    if (!flat() || report.K > NAMED || plots.narrow() || !data.labels) return [];
+    const models = [...Array(report.K).keys()];
+    const { x, y } = coordinates(models);
+    const room = byId("map-plot").getBoundingClientRect();
+    const [width, height] = [room.width - 56, room.height - 110];
+    const span = (values) => [Math.min(...values), Math.max(...values)];
+    const [[west, east], [south, north]] = [span(x), span(y)];
+    const unit = 0.88 * Math.min(width / (east - west || 1), height / (north - south || 1));
+    const marks = models.map((i) => [
+      width / 2 + unit * (x[i] - (west + east) / 2),
+      height / 2 - unit * (y[i] - (south + north) / 2),
+    ]);
+    const taken = marks.map(([across, down]) => [across - 6, down - 6, across + 6, down + 6]);
+    const sides = marks.map((mark, i) => {
+      const cost = SIDES.map((side, n) => {
+        const box = labelBox(mark, 6.2 * data.labels[i].length, side);
+        const outside = Math.max(0, -box[0]) + Math.max(0, box[2] - width);
+        return 20 * outside + n + taken.reduce((sum, other, k) => sum + (k === i ? 0 : overlap(box, other)), 0);
+      });
+      const side = SIDES[cost.indexOf(Math.min(...cost))];
+      taken.push(labelBox(mark, 6.2 * data.labels[i].length, side));
+      return side;
+    });
+    return [
+      {
+        type: kind(),
+        mode: "markers+text",
+        x,
+        y,
+        marker: { size: 12, opacity: 0 }, // a mark that is not seen keeps the text off the one that is
+        text: models.map((i) => plots.label(data.labels[i])),
+        textposition: sides,
+        textfont: { size: 11, color: models.map((i) => plots.colour(opacityOf(i) < 0.5 ? "grid" : "muted")) },
+        hoverinfo: "skip",
+        showlegend: false,
+      },
+    ];
+  }
+
   function titles() {
     if (view.method === "tsne") return ["t-SNE 1", "t-SNE 2", "t-SNE 3"];
     const { share, unit } = found.pca;
@@ -239,7 +297,7 @@ const map = (() => {
       margin: { l: 44, r: 12, t: 12, b: 60 },
     };
     return {
-      data: [...threadTraces(), ...modelTraces(), ...chosenTraces()],
+      data: [...threadTraces(), ...modelTraces(), ...nameTraces(), ...chosenTraces()],
       layout: plots.layout(coarse && !flat() ? { ...base, dragmode: "orbit" } : base),
     };
   }

@@ -8,7 +8,7 @@ from klscale.pictures.matrices import kl_heat_map
 from klscale.pictures.model_maps import model_map
 from klscale.pictures.quantization import quantization_ladder
 from klscale.pictures.rulers import scale_ruler
-from klscale.pictures.style import COLOURS, Look, common_prefix, looks, save
+from klscale.pictures.style import COLOURS, Look, common_prefix, looks, save, short_names
 from klscale.pictures.training import displacement, kl_along_training, training_trajectories
 
 __all__ = [
@@ -24,5 +24,6 @@ __all__ = [
     "quantization_ladder",
     "save",
     "scale_ruler",
+    "short_names",
     "training_trajectories",
 ]

@@ -651,8 +651,11 @@ def map_command(
         list[str] | None,
         typer.Option(metavar="REF", help="Place a model on the kept map and move no other. Again for more."),
     ] = None,
-    method: Annotated[Literal["tsne", "pca"], typer.Option(help="Of the picture.")] = "tsne",
-    colour_by: Annotated[str, typer.Option("--colour", metavar="ATTRIBUTE", help="Of the picture.")] = "family",
+    anew: Annotated[bool, typer.Option("--anew", help="Make the map of all models anew, whatever is kept.")] = False,
+    method: Annotated[Literal["tsne", "pca"], typer.Option(help="Of a .png, .svg or .pdf.")] = "tsne",
+    colour_by: Annotated[
+        str, typer.Option("--colour", metavar="ATTRIBUTE", help="Of a .png, .svg or .pdf.")
+    ] = "family",
     store: StoreOption = STORE,
     texts: TextsOption = None,
     device: DeviceOption = None,
@@ -667,33 +670,37 @@ def map_command(
     from klscale.pictures import model_map
     from klscale.store import Store
 
-    if file is not None and file.suffix not in PAGES:
-        require_ending(file)
-    place, outcomes = Store(store), list[Any]()
+    if file is not None:
+        require_ending(file, PAGES)
+    if add and anew:
+        raise InputError(
+            "--add and --anew exclude each other.", "One keeps every model where it is, the other does not."
+        )
+    place, outcomes, added = Store(store), list[Any](), list[str]()
     if add:
         refs = list(dict.fromkeys(map(ModelRef.parse, add)))
-        _, outcomes = score_missing(refs, place, texts, device=device, batch_tokens=batch_tokens, long_texts=long_texts)
+        how: dict[str, Any] = {"device": device, "batch_tokens": batch_tokens, "long_texts": long_texts}
+        _, outcomes = score_missing(refs, place, texts, **how)
+        added = [str(outcome.ref) for outcome in outcomes if outcome.entry is not None]
+        if not added:
+            raise typer.Exit(failure_status(outcomes))
     vectors = stored_vectors(place, texts)
     with progress_bar() as progress:
-        if add:
-            added = [str(outcome.ref) for outcome in outcomes if outcome.entry is not None]
+        if added:
             found = maps.extend_map(place, vectors, added, progress=progress)
         else:
-            found = maps.kept_map(place, vectors, progress=progress)
+            found = maps.kept_map(place, vectors, anew=anew, progress=progress)
     if as_json:
         print_json(map_record(found, vectors))
     elif file is None:
         print_map(found, vectors)
     if file is not None:
         if file.suffix in PAGES:
-            contents = reports.read(place, vectors.texts, runs=None)
-            reports.write(reports.gather(contents, ("map", "pairs", "models", "method")), file)
+            reports.write(reports.gather(reports.of_map(place, vectors, found), reports.MAP), file)
         else:
-            save_as(
-                file,
-                lambda: map_columns(found, vectors),
-                lambda: model_map(found, vectors, colour_by=colour_by, method=method),
-            )
+            columns, picture = map_columns, model_map
+            how = {"colour_by": colour_by, "method": method}
+            save_as(file, lambda: columns(found, vectors), lambda: picture(found, vectors, **how))
         err.print(f"Wrote {plain(file)}.")
     raise typer.Exit(failure_status(outcomes))
 
@@ -710,7 +717,7 @@ def report(
     from klscale.store import Store
 
     if file.suffix not in PAGES:
-        raise InputError(f"{file}: a report is an HTML page.", remedy=f"--out {file.with_suffix('.html')}")
+        raise InputError(f"{file}: a report is an HTML page.", remedy="--out FILE.html")
     place = Store(store)
     with progress_bar() as progress:
         contents = reports.read(place, stored_texts(place, texts), progress=progress)
@@ -735,12 +742,15 @@ def serve(
     from klscale.store import Store
 
     place = Store(store)
-    texts = stored_texts(place, texts).id
-    listening = server.listen(host, port, expose=expose)
-    name, at, *_ = listening.getsockname()
-    out.print(f"http://{f'[{name}]' if ':' in name else name}:{at}/  shows {plain(place.location)}. Ctrl-C ends it.")
+    texts = stored_vectors(place, texts).texts.id  # two models, or nothing is to be shown
     with progress_bar() as progress:
-        server.run(server.application(place, texts, host=host, progress=progress), listening)
+        application = server.application(place, texts, host=host, progress=progress)
+        listening = server.listen(host, port, expose=expose)
+        name, at, *_ = listening.getsockname()
+        out.print(
+            f"http://{f'[{name}]' if ':' in name else name}:{at}/  shows {plain(place.location)}. Ctrl-C ends it."
+        )
+        server.run(application, listening)
 
 
 # ------------------------------------------------------------------------------------------------------------ import

@@ -55,3 +55,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
     if close:
         return f"Did you mean {close[0]!r}?"
     return f"Known: {', '.join(options[:8])}{', ...' if len(options) > 8 else '.'}" if options else ""
+
+
+def printable(text: object) -> str:
+    """A name from a file or a hub as text, without what would change how the rest is read."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(text))

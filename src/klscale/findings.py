@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from klscale import scales
-from klscale.divergence import CLIP_LIMIT, HEAVY_TAILS, KL, Estimate, KLMatrix, format_estimate
+from klscale.divergence import CLIP_LIMIT, HEAVY_TAILS, KL, KLMatrix, format_estimate
 from klscale.lens import Layer
 from klscale.scales import Setting
 from klscale.texts import TextSet
@@ -75,27 +75,57 @@ def warnings_of_documents(texts: TextSet) -> list[str]:
 # -------------------------------------------------------------------------------------------- summary of a report
 
 
-def of_models(vectors: Vectors) -> Iterator[str]:
-    """Which model predicts the texts best, and the nearest and the farthest pair of those that are not quantized."""
-    whole = [name for name, kind in vectors.attributes["quantization"].items() if kind is None]
-    if len(whole) < 2:
-        return
-    vectors = vectors.subset([str(name) for name in whole])
-    matrix, names = vectors.kl(), vectors.names
+Shown = Callable[[str], str]
+"""A model or a run, by the name that the rest of the program has for it, as a reader sees it."""
+MOST = 3
+"""Sentences of one kind before the rest is counted."""
+
+
+def of_models(vectors: Vectors, shown: Shown) -> Iterator[str]:
+    """Which model predicts the texts best; of those that are not quantized and have all texts."""
+    whole: list[bool] = np.asarray(~np.isnan(vectors.log_likelihood).any(axis=1)).tolist()
+    kinds = vectors.attributes["quantization"]
+    names = [
+        name for name, kind, all_texts in zip(vectors.names, kinds, whole, strict=True) if kind is None and all_texts
+    ]
     levels = {name: vectors.bits_per_byte(name) for name in names}
+    if len(names) < 2 or len({level.value for level in levels.values()}) < 2:
+        return
     best, second = sorted(names, key=lambda name: levels[name].value)[:2]
     behind = vectors.bits_per_byte(second, best)
     told = "" if behind.interval[0] > 0 else ", which is within the error"
     more = format_estimate(behind.value, behind.standard_error)
-    yield f"{best} predicts the texts best, with {levels[best]}; next is {second}, behind by {more}{told}."
+    yield (
+        f"{_of_which(vectors, names)}{shown(best)} predicts the texts best, with {levels[best]}; next is "
+        f"{shown(second)}, behind by {more}{told}."
+    )
+
+
+def of_pairs(vectors: Vectors, shown: Shown) -> Iterator[str]:
+    """The nearest and the farthest pair of the models that are not quantized."""
+    names = [str(name) for name, kind in vectors.attributes["quantization"].items() if kind is None]
+    if len(names) < 3:
+        return
+    which = _of_which(vectors, names)
+    vectors = vectors.subset(names)
+    matrix = vectors.kl()
     i, j = np.triu_indices(len(names), k=1)
     order = np.argsort(matrix.value[i, j])  # what is not known comes last
     n_known = int((~np.isnan(matrix.value[i, j])).sum())
-    if n_known < 2:
+    if n_known < 2 or matrix.value[i, j][order[n_known - 1]] == 0:
         return
     for what, pair in (("nearest to each other", order[0]), ("farthest apart", order[n_known - 1])):
         kl = matrix[int(i[pair]), int(j[pair])]
-        yield f"{names[i[pair]]} and {names[j[pair]]} are {what}: {kl}{_mark(kl)}."
+        yield f"{which}{shown(names[i[pair]])} and {shown(names[j[pair]])} are {what}: {kl}{_mark(kl)}."
+
+
+def _of_which(vectors: Vectors, names: Sequence[str]) -> str:
+    """Words for a part of the models, none for all of them."""
+    if len(names) == len(vectors):
+        return ""
+    quantized = sum(kind is not None for kind in vectors.attributes["quantization"])
+    lacking = " and have all texts" if len(names) + quantized < len(vectors) else ""
+    return f"Of the models that are {'not quantized' if quantized else 'here'}{lacking}, "
 
 
 def of_scale(measured: Sequence[Setting], texts: TextSet) -> Iterator[str]:
@@ -112,57 +142,81 @@ def of_scale(measured: Sequence[Setting], texts: TextSet) -> Iterator[str]:
         yield "Published values hold for pile-10k only: they stand beside these, and are not comparable with them."
 
 
-def of_trajectories(found: Sequence[Trajectory], seeds: Sequence[Seeds], source: str) -> Iterator[str]:
+def of_trajectories(found: Sequence[Trajectory], seeds: Sequence[Seeds], source: str, shown: Shown) -> Iterator[str]:
     """How the runs move: exponents, over seeds where there are several, and from which step they have settled."""
     for group in seeds:
         yield (
             f"Over {len(group.runs)} seeds, squared distance grows with lag as its {group.c_q} power in "
-            f"log-likelihoods and its {group.c_w} power in weights (1: diffusion); alpha {group.alpha}."
+            f"log-likelihoods (± over texts; {group.c_q_over_seeds} over seeds) and its {group.c_w} power in weights "
+            f"(± over seeds; 1: diffusion); alpha {group.alpha} (± over seeds)."
         )
     pooled = {name for group in seeds for name in group.runs}
-    for one in found:
-        exponent = one.behaviour.exponent
-        if exponent is not None and one.run.name not in pooled:
-            of_weights = one.weights.exponent if one.weights else None
-            also = "" if of_weights is None else f", in weights as its {of_weights.value} power"
-            yield (
-                f"{one.run.name}: squared distance in log-likelihoods grows with lag as its {exponent.value} "
-                f"power{also} (1: diffusion)."
-            )
+    alone = [one for one in found if one.run.name not in pooled and one.behaviour.exponent is not None]
+    yield from _first([_growth(one, shown) for one in alone])
     settled, level = [], 0.0
     for one in found:
         curve = one.behaviour.stabilisation
         if curve is None or curve.threshold is None or curve.step is None or curve.interval is None:
             continue
         level, (low, high) = curve.threshold, curve.interval
-        only = ", its last" if curve.step == one.run.steps[-1] else f" ({low:,.0f} to {high:,.0f})"
-        settled.append(f"{one.run.name} step {curve.step:,}{only}")
+        when = f"step {curve.step:,} ({low:,.0f} to {high:,.0f})"
+        if curve.step == one.run.steps[-1]:
+            when = f"only its last, step {curve.step:,}"
+        elif curve.step == one.run.steps[0]:
+            when = f"by its first, step {curve.step:,}"
+        settled.append(f"{shown(one.run.name)} {when}")
     if settled:
         yield (
-            f"First step (95 % interval) from which a run stays within {level:.3g} bits/byte of its last checkpoint, "
-            f"{source}: {'; '.join(settled)}."
+            f"First step (95 % interval over texts) from which a run stays within {level:.3g} bits/byte of its last "
+            f"checkpoint, {source}: {'; '.join(settled)}."
         )
 
 
-def of_layers(found: Mapping[str, Sequence[Layer]]) -> Iterator[str]:
+def _growth(one: Trajectory, shown: Shown) -> str:
+    exponent, weights = one.behaviour.exponent, one.weights.exponent if one.weights else None
+    assert exponent is not None
+    also = "" if weights is None else f", in weights as its {weights.value} power"
+    return (
+        f"{shown(one.run.name)}: squared distance in log-likelihoods grows with lag as its {exponent.value} "
+        f"power{also} (1: diffusion)."
+    )
+
+
+def of_layers(found: Mapping[str, Sequence[Layer]], shown: Shown) -> Iterator[str]:
     """Where the layers of each model change the most."""
+    said = []
     for model, rows in found.items():
         steps = [(row.from_previous, row.layer) for row in rows if row.from_previous is not None]
         if steps:
             (most, into), (least, other) = (choose(steps, key=lambda step: step[0].value) for choose in (max, min))
-            yield (
-                f"{model}: KL from layer to layer is largest into layer {into}, {most}{_mark(most)}, and smallest into "
-                f"layer {other}, {least}{_mark(least)}."
+            said.append(
+                f"{shown(model)}: KL from layer to layer is largest into layer {into}, {most}{_mark(most)}, and "
+                f"smallest into layer {other}, {least}{_mark(least)}."
             )
+    yield from _first(said)
 
 
-def of_ladder(base: str, kinds: Sequence[str], kls: Sequence[KL], behind: Sequence[Estimate]) -> str:
-    """The quantized variants of one model, nearest first."""
-    pairs = zip(kinds, kls, strict=True)
-    listed = ", ".join(f"{kind} {format_estimate(kl.value, kl.standard_error)}" for kind, kl in pairs)
-    costly = [kind for kind, more in zip(kinds, behind, strict=True) if more.interval[0] > 0]
-    worse = f"; worse than it beyond the error: {', '.join(costly)}" if costly else ""
-    return f"Quantized variants of {base}, KL from it in bits/byte, nearest first: {listed}{worse}."
+def of_ladders(vectors: Vectors, ladders: Mapping[str, Sequence[str]], shown: Shown) -> Iterator[str]:
+    """The quantized variants of each model, nearest first."""
+    said, matrix = [], vectors.kl()
+    for base, variants in ladders.items():
+        rungs, costly = [], []
+        for name in variants:
+            kl, kind = matrix[vectors.position(base), vectors.position(name)], vectors.attributes["quantization"][name]
+            rungs.append(f"{kind} {format_estimate(kl.value, kl.standard_error)}{_mark(kl)}")
+            if vectors.bits_per_byte(name, base).interval[0] > 0:
+                costly.append(str(kind))
+        worse = f"; worse than it beyond the error: {', '.join(costly)}" if costly else ""
+        said.append(
+            f"Quantized variants of {shown(base)}, KL from it in bits/byte, nearest first: {', '.join(rungs)}{worse}."
+        )
+    yield from _first(said)
+
+
+def _first(sentences: Sequence[str]) -> Iterator[str]:
+    yield from sentences[:MOST]
+    if len(sentences) > MOST:
+        yield f"Likewise for {len(sentences) - MOST:,} more, below."
 
 
 def _mark(kl: KL) -> str:

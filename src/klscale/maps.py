@@ -21,7 +21,7 @@ from scipy.spatial.distance import squareform
 
 from klscale import divergence
 from klscale.divergence import KL, Estimate, Floats, Integers, KLMatrix
-from klscale.errors import InputError
+from klscale.errors import InputError, StorageError
 from klscale.progress import SILENT, Progress
 from klscale.store import Store
 from klscale.texts import TextSet, content_id
@@ -31,6 +31,8 @@ PERPLEXITY, SEED = 30.0, 42
 """Of the published maps (Kishino et al., arXiv 2505.15353); fewer models than 91 take a lower perplexity."""
 PLACING = 5.0
 """Perplexity of a model that is placed on a kept map (Policar et al., Machine Learning 112, 2023)."""
+FORMAT = 1
+"""Of a kept map; one of another format is made anew."""
 FEWEST = 5
 """Models of a t-SNE map: of fewer, three principal components show all distances as they are."""
 AXES = 3
@@ -259,7 +261,9 @@ def model_map(vectors: Vectors) -> ModelMap:
     components, notes = _pca(points, AXES), _notes(vectors, points.shape[1])
     near = _Neighbours(points, perplexity(K))
     on_plane = in_space = None
-    if K < FEWEST:
+    if not components.points.any():
+        notes.append("All of these models agree on every text: there is no map of them.")
+    elif K < FEWEST:
         notes.append(f"No t-SNE of {K} models: {min(K - 1, AXES)} principal components show all of their distances.")
     else:
         on_plane, in_space = (_tsne(near, components.points[:, :n]) for n in (2, 3))
@@ -317,7 +321,9 @@ def place(kept: ModelMap, old: Vectors, new: Vectors) -> ModelMap:
     for models without texts in common.
     """
     if twice := set(kept.models) & set(new.names):
-        raise InputError(f"{min(twice)} is on the map already.", remedy="Leave it out, or make the map anew.")
+        raise InputError(
+            f"{min(twice)} is on the map already.", remedy="Leave it out, or make the map anew: klscale map --anew"
+        )
     if not len(new):
         return kept
     ground = ~kept.added
@@ -438,19 +444,30 @@ def nearest(matrix: KLMatrix, n: int) -> dict[str, tuple[tuple[str, KL], ...]]:
 # ------------------------------------------------------------------------------------------------------- kept maps
 
 
-def kept_map(store: Store, vectors: Vectors, *, progress: Progress = SILENT) -> ModelMap:
+def kept_map(
+    store: Store, vectors: Vectors, *, anew: bool = False, keep: bool = True, progress: Progress = SILENT
+) -> ModelMap:
     """The map of these models of a store: the one that is kept, to the bit, where there is one of exactly these vectors
-    (whether they were on it from the start or added), else a new one, which is kept. Layers are not on it.
+    (whether they were on it from the start or added) and it is not wanted `anew`; else a new one. Layers are not on it.
 
+    A new one is kept in its place unless `keep` is false, or the store cannot be written, which is told to `progress`.
     Raises InputError for a model that the store does not have, and as `model_map` does.
     """
     vectors = _without_layers(vectors)
     members = _members(store, vectors)
     key = _map_key(vectors.texts, members)
-    if (found := _read(store, vectors.texts, key)) is None:
-        progress.begin(f"mapping {len(vectors):,} models")
-        found = model_map(vectors)
+    if not anew and (kept := _read(store, vectors.texts, key)):
+        return kept
+    progress.begin(f"mapping {len(vectors):,} models")
+    found = model_map(vectors)
+    if not keep:
+        return found
+    if not anew and (kept := _read(store, vectors.texts, key)):
+        return kept  # made meanwhile, perhaps by placing: what others have seen stays where it is
+    try:
         _keep(store, vectors.texts, key, found, members)
+    except StorageError as error:
+        progress.note(f"The map is not kept: {error.what} {error.why}")
     return found
 
 
@@ -473,6 +490,8 @@ def extend_map(store: Store, vectors: Vectors, new: Sequence[str], *, progress: 
             "klscale map  makes one of all models.",
         )
     added = [name for name in dict.fromkeys(new) if name not in old.models]
+    for name in set(new) - {*added}:
+        progress.note(f"{name} is on the kept map already.")
     if not added:
         return old
     progress.begin(f"placing {len(added):,} models on a map of {len(old.made_of):,}")
@@ -506,6 +525,7 @@ def _keep(store: Store, texts: TextSet, key: str, found: ModelMap, members: Mapp
         if array is not None:
             columns |= {f"{name}_{axis}": values for axis, values in enumerate(array.T, start=1)}
     metadata = {
+        "format": FORMAT,
         "clip": texts.clip,
         "n_texts": found.n_texts,
         "unit": "pca: root bits/byte; tsne: none",
@@ -521,11 +541,11 @@ def _keep(store: Store, texts: TextSet, key: str, found: ModelMap, members: Mapp
 
 
 def _read(store: Store, texts: TextSet, key: str) -> ModelMap | None:
-    """A map of these texts, and their clip as it is now; None where it is not there, or damaged."""
+    """A map of these texts, and their clip as it is now; None where it is not there, damaged, or of another version."""
     if (kept := store.read_map(texts.id, key)) is None:
         return None
     columns, metadata = kept
-    if metadata["clip"] != texts.clip:
+    if metadata.get("format") != FORMAT or metadata["clip"] != texts.clip:
         return None
 
     def points(name: str, n: int) -> Floats | None:

@@ -31,16 +31,19 @@ from numpy.typing import NDArray
 
 from klscale import findings, lens, maps, scales, trajectories
 from klscale.divergence import CLIP_LIMIT, KL, RESAMPLES, Estimate, critical_value
-from klscale.errors import InputError
-from klscale.pictures import common_prefix, looks, short_names
+from klscale.errors import InputError, StorageError, printable
+from klscale.maps import ModelMap
+from klscale.pictures import COLOURS, common_prefix, looks, short_names
 from klscale.progress import SILENT, Progress
 from klscale.scales import Setting
 from klscale.store import Entry, Store, now
 from klscale.texts import TextSet
-from klscale.trajectories import Motion, Run, Trajectory
+from klscale.trajectories import Motion, Trajectory
 from klscale.vectors import Vectors
 
 SECTIONS = ("summary", "scale", "map", "pairs", "trajectories", "layers", "quantization", "models", "method")
+MAP = ("map", "pairs", "models", "method")
+"""The sections of a page of a map alone."""
 SCRIPTS = (
     "numbers", "dom", "data", "selection", "plots", "table", "summary", "scale", "map", "panel", "pairs",
     "trajectories", "layers", "quantization", "models", "downloads", "main",
@@ -49,61 +52,85 @@ SCRIPTS = (
 ROUND_TRIP_LIMIT = 0.001
 LABEL = 24
 """Characters of a name beside a mark."""
-MOST_SENTENCES = 3
-"""Of one section in the summary."""
+MOST_MODELS = 5000
+"""Beyond, the page would be larger than a browser opens."""
 
 
 @dataclass(frozen=True, eq=False)
 class Contents:
-    """What a report is made of: models, their layers too, the scale, and the training runs among them."""
+    """What a report is made of: models, their layers too, their map or why there is none, the scale, and the training
+    runs among them. `notes` say what is not in it."""
 
     store: Store
     entries: Sequence[Entry]
     vectors: Vectors
     layers: Vectors
+    map: ModelMap | None
     measured: Sequence[Setting]
     runs: Sequence[Trajectory]
-    left_out: Sequence[str]
+    notes: Mapping[str, str]
 
     @property
     def texts(self) -> TextSet:
         return self.vectors.texts
 
     @cached_property
+    def labels(self) -> dict[str, str]:
+        """Every model and layer as a reader sees it."""
+        return {str(ref): ref.label for ref in (*self.vectors.models, *self.layers.models)}
+
+    @cached_property
     def prefix(self) -> str:
         """What the names of all models begin with."""
-        return common_prefix([ref.label for ref in self.vectors.models])
+        return common_prefix([self.labels[name] for name in self.vectors.names])
 
-    def run_name(self, run: Run) -> str:
-        """A run's name without that."""
-        return run.name.removeprefix(self.prefix.removeprefix("./"))
+    def shown(self, name: str) -> str:
+        """A model, or a run, without that."""
+        label = self.labels.get(name, name)
+        return (
+            label.removeprefix(self.prefix)
+            if name in self.labels
+            else label.removeprefix(self.prefix.removeprefix("./"))
+        )
 
 
-def read(
-    store: Store, texts: TextSet, *, runs: Sequence[Trajectory] | None = None, progress: Progress = SILENT
-) -> Contents:
-    """Everything that a store holds on these texts. `runs` where they are analysed already. Raises InputError for
-    fewer than two models."""
+def read(store: Store, texts: TextSet, *, progress: Progress = SILENT) -> Contents:
+    """Everything that a store holds on these texts; the kept map, where there is one of all of its models. Nothing is
+    written. Raises InputError for fewer than two models, and for too many."""
     progress.begin("reading the store")
     newest = {str(entry.ref): entry for entry in store.entries(texts.id)}
+    if not 2 <= len(newest) <= MOST_MODELS:
+        what = f"{store.location} holds {len(newest):,} models on {texts.name}."
+        raise InputError(what, f"A report compares two models or more, and at most {MOST_MODELS:,}.", "klscale ls")
     everything, left_out = store.vectors(texts, [*newest.values()], layers=True).of_one_convention()
     vectors = everything.subset([ref for ref in everything.models if ref.layer is None])
-    if len(vectors) < 2:
-        raise InputError(
-            f"{store.location} holds {len(vectors)} models on {texts.name}.", "A report compares models.",
-            "klscale score REF...",
-        )  # fmt: skip
     entries = [newest[name] for name in vectors.names]
     progress.begin("KL of all pairs, and the scale")
     vectors.kl()
     measured = scales.measure(everything)
-    if runs is None:
-        seed = scales.worth_of_a_seed(measured, texts)
-        runs = trajectories.analyse_runs(
-            store, texts, entries, threshold=seed and seed[0], from_store_only=True, progress=progress
-        )
-    layered = everything.subset([ref for ref in everything.models if ref.layer is not None])
-    return Contents(store, entries, vectors, layered, measured, runs, left_out)
+    seed = scales.worth_of_a_seed(measured, texts)
+    runs = trajectories.analyse_runs(
+        store, texts, entries, threshold=seed and seed[0], from_store_only=True, progress=progress
+    )
+    layers = everything.subset([ref for ref in everything.models if ref.layer is not None])
+    notes = {"left out, of another convention": ", ".join(left_out)}
+    damaged = len(store.vector_files(texts.id)) - len(store.entries(texts.id))
+    if damaged:
+        notes["files that cannot be read"] = f"{damaged:,}, left out; klscale check names them"
+    model_map = None
+    try:
+        model_map = maps.kept_map(store, vectors, keep=False, progress=progress)
+    except InputError as error:
+        notes["no map"] = f"{error.what} {error.why}"
+    return Contents(store, entries, vectors, layers, model_map, measured, runs, notes)
+
+
+def of_map(store: Store, vectors: Vectors, found: ModelMap) -> Contents:
+    """What a page of one map alone shows; `vectors` are those of its models, and may be more."""
+    vectors = vectors.subset(found.models)
+    newest = {str(entry.ref): entry for entry in store.entries(vectors.texts.id)}
+    entries = [newest[name] for name in vectors.names]
+    return Contents(store, entries, vectors, vectors.subset([]), found, scales.measure(vectors), (), {})
 
 
 def gather(contents: Contents, sections: Sequence[str] = SECTIONS) -> dict[str, Any]:
@@ -119,7 +146,8 @@ def gather(contents: Contents, sections: Sequence[str] = SECTIONS) -> dict[str, 
         "title": f"{len(vectors):,} models on {texts.name}",
         "version": version("klscale"),
         "date": now(),
-        "store": contents.store.location,
+        "store": _public(contents.store.location),
+        "options": _options(contents),
         "sections": shown,
         "texts": {
             "name": texts.name,
@@ -132,9 +160,10 @@ def gather(contents: Contents, sections: Sequence[str] = SECTIONS) -> dict[str, 
         },
         "summary": [row for row in _summary(contents) if row["section"] in shown],
         "prefix": contents.prefix,
-        "names": [ref.label for ref in (*vectors.models, *contents.layers.models)],
+        "names": list(contents.labels.values()),
         "refs": vectors.names,
-        "labels": short_names([ref.label for ref in vectors.models], LABEL),
+        "labels": short_names([contents.labels[name] for name in vectors.names], LABEL),
+        "palette": COLOURS,
         "models": _models(contents),
         "place": _place(contents),
         **made,
@@ -179,33 +208,28 @@ def _finite(value: Any) -> Any:
 
 
 def _summary(contents: Contents) -> Iterator[dict[str, str]]:
-    runs, texts = contents.runs, contents.texts
+    vectors, texts, runs, shown = contents.vectors, contents.texts, contents.runs, contents.shown
     seed = scales.worth_of_a_seed(contents.measured, texts)
-    seeds = trajectories.over_seeds(runs)
+    layers = lens.layers(contents.layers) if len(contents.layers) else {}
     sentences: dict[str, Iterable[str]] = {
-        "models": findings.of_models(contents.vectors),
+        "models": findings.of_models(vectors, shown),
+        "pairs": findings.of_pairs(vectors, shown),
         "scale": findings.of_scale(contents.measured, texts),
-        "trajectories": findings.of_trajectories(runs, seeds, "" if seed is None else seed[1]),
-        "layers": findings.of_layers(lens.layers(contents.layers)) if len(contents.layers) else (),
-        "quantization": _sentences_of_ladders(contents),
-        "method": [f"Careful: {warning}." for warning in findings.warnings_of_documents(texts)],
+        "trajectories": findings.of_trajectories(
+            runs, trajectories.over_seeds(runs), "" if seed is None else seed[1], shown
+        ),
+        "layers": findings.of_layers(layers, shown),
+        "quantization": findings.of_ladders(vectors, scales.ladders(vectors), shown),
+        "method": [f"Careful: {warning}." for warning in findings.warnings_of_documents(texts)]
+        + [f"{what.capitalize()}: {text}" for what, text in contents.notes.items() if text],
     }
-    written = {str(ref): ref.label for ref in contents.vectors.models if str(ref) != ref.label}
-    written |= dict.fromkeys(filter(None, (contents.prefix, contents.prefix.removeprefix("./"))), "")
-    for section, found in sentences.items():
-        rows = list(found)
-        for text in rows[:MOST_SENTENCES]:
-            for name, shown in written.items():
-                text = text.replace(name, shown)
-            yield {"section": section, "text": text}
-        if more := rows[MOST_SENTENCES:]:
-            yield {"section": section, "text": f"Likewise for {len(more)} more, below."}
+    return ({"section": section, "text": text} for section, found in sentences.items() for text in found)
 
 
 def _models(contents: Contents) -> dict[str, Any]:
     """The attributes that any model has, in columns; and the look of each category in every picture."""
     vectors = contents.vectors
-    run_of = {name: contents.run_name(one.run) for one in contents.runs for name in one.run.names}
+    run_of = {name: contents.shown(one.run.name) for one in contents.runs for name in one.run.names}
     runs = pd.Series([run_of.get(name) for name in vectors.names], vectors.attributes.index, dtype=object)
     attributes = vectors.attributes.assign(run=runs)
     kinds = {
@@ -292,15 +316,22 @@ def _scale(contents: Contents) -> dict[str, Any] | None:
 
 
 def _map(contents: Contents) -> dict[str, Any] | None:
-    if np.isnan(contents.vectors.log_likelihood).any(axis=0).all():
-        return None  # no text is common to all: there is no map
-    matrix, found = contents.vectors.kl(), maps.kept_map(contents.store, contents.vectors)
-    vectors, at = contents.vectors, [found.models.index(name) for name in contents.vectors.names]
+    if (found := contents.map) is None:
+        return None
+    matrix, vectors = contents.vectors.kl(), contents.vectors
+    at = [found.models.index(name) for name in vectors.names]
     threads = []
     for one in contents.runs:
         places = [vectors.position(name) for name in one.run.names]
         steps = [float(matrix.value[a, b]) for a, b in pairwise(places)]
-        threads.append({"run": contents.run_name(one.run), "models": places, "steps": one.run.steps, "kl": steps})
+        threads.append({"run": contents.shown(one.run.name), "models": places, "steps": one.run.steps, "kl": steps})
+    off_map = {
+        vectors.position(name): {
+            "sentence": off.sentence, "unexplained": _estimate(off.unexplained), "nearest": contents.shown(off.nearest),
+            "kl": _estimate(off.kl), "typical": off.typical,
+        }
+        for name, off in found.off_map.items()
+    }  # fmt: skip
     return {
         "pca": {"points": found.pca[at], "share": found.share, "unit": "√(bits/byte)"},
         "tsne2": None if found.tsne is None else {"points": found.tsne[at]},
@@ -308,7 +339,7 @@ def _map(contents: Contents) -> dict[str, Any] | None:
         "perplexity": found.perplexity,
         "notes": found.notes,
         "added": np.flatnonzero(found.added[at]),
-        "off_map": {vectors.position(name): off_map.sentence for name, off_map in found.off_map.items()},
+        "off_map": off_map,
         "threads": threads,
     }
 
@@ -320,12 +351,13 @@ def _trajectories(contents: Contents) -> dict[str, Any] | None:
     at = {name: place for place, name in enumerate(contents.vectors.names)}
     return {
         "runs": [
-            {"run": contents.run_name(one.run), **_trajectory(one, at, "" if seed is None else seed[1])}
+            {"run": contents.shown(one.run.name), **_trajectory(one, at, "" if seed is None else seed[1])}
             for one in contents.runs
         ],
         "seeds": [
             {
-                "runs": group.runs, "c_q": _estimate(group.c_q), "c_w": _estimate(group.c_w),
+                "runs": [contents.shown(name) for name in group.runs], "c_q": _estimate(group.c_q),
+                "c_q_over_seeds": _estimate(group.c_q_over_seeds), "c_w": _estimate(group.c_w),
                 "alpha": _estimate(group.alpha), "probability": group.probability,
             }
             for group in trajectories.over_seeds(contents.runs)
@@ -345,6 +377,8 @@ def _trajectory(one: Trajectory, at: Mapping[str, int], threshold_source: str) -
                 "threshold_source": threshold_source
                 if motion is one.behaviour
                 else "the same fraction of the squared distance from the first to the last",
+                "unit": motion.unit,
+                "first": found.step is not None and found.step == one.run.steps[0],
                 **{field: getattr(found, field) for field in fields},
             })  # fmt: skip
         if motion.shape is not None:
@@ -392,21 +426,28 @@ def _path(motion: Motion) -> dict[str, Any]:
 
 
 def _layers(contents: Contents) -> dict[str, Any] | None:
-    if not len(contents.layers):
+    layers = contents.layers
+    if not len(layers):
         return None
-    points = maps.pca(contents.layers)
+    found = lens.layers(layers)
+    looked = looks(found)
+    common = (~np.isnan(layers.log_likelihood)).all(axis=0).sum()
+    points = maps.pca(layers) if common > 1 else None  # else no map shows them all
     models = []
-    for model, rows in lens.layers(contents.layers).items():
+    for model, rows in found.items():
+        outputs = [row.to_output if row.layer < len(rows) - 1 else None for row in rows]
         models.append({
-            "model": model,
+            "model": contents.labels.get(model, model),
+            "look": looked[model]._asdict(),
             "layer": [row.layer for row in rows],
             "bits_per_byte": [_estimate(row.bits_per_byte) for row in rows],
             "from_previous": [_estimate(row.from_previous) for row in rows],
-            "to_output": [_estimate(row.to_output) if row.layer < len(rows) - 1 else None for row in rows],
-            "in_range": [row.from_previous is None or row.from_previous.in_range for row in rows],
-            "points": points.points[[contents.layers.position(row.ref) for row in rows]],
+            "to_output": [_estimate(kl) for kl in outputs],
+            "previous_in_range": [row.from_previous and row.from_previous.in_range for row in rows],
+            "output_in_range": [kl and kl.in_range for kl in outputs],
+            "points": points and points.points[[layers.position(row.ref) for row in rows]],
         })  # fmt: skip
-    return {"models": models, "share": points.share}
+    return {"models": models, "share": points and points.share}
 
 
 def _quantization(contents: Contents) -> dict[str, Any] | None:
@@ -432,14 +473,6 @@ def _quantization(contents: Contents) -> dict[str, Any] | None:
     return {"ladders": ladders} if ladders else None
 
 
-def _sentences_of_ladders(contents: Contents) -> Iterator[str]:
-    vectors, matrix = contents.vectors, contents.vectors.kl()
-    for base, variants in scales.ladders(vectors).items():
-        kinds = [str(vectors.attributes["quantization"][name]) for name in variants]
-        kls = [matrix[vectors.position(base), vectors.position(name)] for name in variants]
-        yield findings.of_ladder(base, kinds, kls, [vectors.bits_per_byte(name, base) for name in variants])
-
-
 # ------------------------------------------------------------------------------------------- how the numbers were made
 
 
@@ -462,11 +495,11 @@ def _method(contents: Contents) -> dict[str, Any]:
         "versions": _counted(", ".join(f"{name} {number}" for name, number in row.items()) for row in versions),
         "texts left out because too long": _counted(f"{len(row['skipped']):,}" for row in known if row.get("skipped")),
         "tokenizers that change more than 0.1 % of the texts": ", ".join(odd),
-        "left out, of another convention": ", ".join(contents.left_out),
+        **contents.notes,
         "bootstrap": f"{RESAMPLES} samples of the texts, of whole documents where texts share them",
         "this page": f"klscale {version('klscale')}; KL and standard errors to seven digits (float32)",
     }
-    store = f"--store {shlex.quote(contents.store.location)} --texts {texts.id}"
+    store = shlex.join(_options(contents))
     commands = ("kl {} --out kl.csv", "scale {} --json", "map {} --out map.csv", "report {}")
     said: dict[str, Any] = yaml.safe_load(files("klscale").joinpath("data/method.yaml").read_text(encoding="utf-8"))
     return {
@@ -476,6 +509,16 @@ def _method(contents: Contents) -> dict[str, Any]:
         "commands": [f"klscale {command.format(store)}" for command in commands],
         "sources": [[row["title"], row["address"]] for row in said["sources"]],
     }
+
+
+def _options(contents: Contents) -> list[str]:
+    """What a command needs to mean these texts of this store."""
+    return ["--store", _public(contents.store.location), "--texts", contents.texts.id]
+
+
+def _public(location: str) -> str:
+    """Where a store is, without the secrets that a URL may hold: the page is made to be sent."""
+    return re.sub(r"://[^/@]*@", "://", location)
 
 
 def _clip(vectors: Vectors) -> str:
@@ -527,7 +570,7 @@ def render(data: Mapping[str, Any]) -> str:
     text = json.dumps(_finite(data), ensure_ascii=False, allow_nan=False)
     hashes = " ".join(f"'sha256-{_sha256(script)}'" for script in (plotly, *scripts))
     parts = {
-        "title": html.escape(f"klscale: {data['title']}"),
+        "title": html.escape(printable(f"klscale: {data['title']}")),
         "policy": f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
         "base-uri 'none'; form-action 'none'",
         "styles": part("page.css"),
@@ -540,14 +583,19 @@ def render(data: Mapping[str, Any]) -> str:
 
 def write(data: Mapping[str, Any], file: Path) -> int:
     """Write the page, whole or not at all; its size in bytes."""
-    page = render(data).encode()
-    file.parent.mkdir(parents=True, exist_ok=True)
+    page = render(data).encode(errors="replace")
     temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        temporary.write_bytes(page)
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(page)
+            temporary.replace(file)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"{file} could not be written.", f"{error.strerror}.", "Another place: --out FILE"
+        ) from error
     return len(page)
 
 

@@ -56,7 +56,8 @@ UNSPECIFIC = ("same type", "random")
 class Setting:
     """KL of one setting in bits per byte: `values` and `standard_errors` (over texts) of its `pairs`, in that order.
 
-    `median` and `quartiles` are over pairs; `standard_error` is that of the median over texts (bootstrap).
+    `median` and `quartiles` are over pairs; `standard_error` is that of the median over texts (bootstrap; of one pair
+    alone its own).
     `interval` is a 95 % interval of the median over models (`interval_kind` is `models`): what is independent of each
     other is resampled. Pairs that share a model, a run (its checkpoints), or a name (its layers and quantizations)
     depend on each other; pairs that are linked in this way form a group. With five groups or more, groups are drawn;
@@ -491,12 +492,13 @@ def measure(vectors: Vectors, *, resamples: int = RESAMPLES) -> list[Setting]:
 def _measured(labels: Sequence[str], setting: str, pairs: _Pairs, kl: Mapping[str, Any]) -> Setting:
     value: Floats = kl["value"]
     medians = np.median(kl["resampled"], axis=0)
+    error = float(np.std(medians, ddof=1)) if len(medians) > 1 else math.nan
     low, high = np.quantile(value, [0.25, 0.75])
     interval = interval_over_models(value, pairs.names)
     return Setting(
         setting=setting,
         median=float(np.median(value)),
-        standard_error=float(np.std(medians, ddof=1)) if len(medians) > 1 else math.nan,
+        standard_error=error if len(value) > 1 else float(kl["standard_error"][0]),
         quartiles=(float(low), float(high)),
         interval=interval or (float(value.min()), float(value.max())),
         interval_kind="models" if interval else "range",

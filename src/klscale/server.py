@@ -1,4 +1,4 @@
-"""The report as a local web page, current at each load. Reads the store and changes nothing in it but its kept maps."""
+"""The report as a local web page, current at each load. Reads the store, and writes nothing."""
 
 from __future__ import annotations
 
@@ -34,15 +34,14 @@ class _Pages:
 
     def current(self) -> str:
         with self.lock:
-            made_from = self._state("texts", "vectors", "weights", "noise")
-            if made_from + self._state("maps") != self.made_from:
+            if (made_from := self._state()) != self.made_from:
                 texts = self.store.resolve_texts(self.texts, progress=self.progress)
                 self.page = reports.render(reports.gather(reports.read(self.store, texts, progress=self.progress)))
-                self.made_from = made_from + self._state("maps")  # the page may have kept a map
+                self.made_from = made_from
             return self.page
 
-    def _state(self, *directories: str) -> str:
-        return " ".join(map(self.store.state, directories))
+    def _state(self) -> str:
+        return " ".join(map(self.store.state, ("texts", "vectors", "weights", "noise", "maps")))
 
 
 def application(store: Store, texts: str | None = None, *, host: str, progress: Progress = SILENT) -> Starlette:
@@ -94,4 +93,6 @@ def run(app: Starlette, listening: socket.socket) -> None:
     """Answer until interrupted."""
     import uvicorn
 
-    uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)).run([listening])
+    config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
+    config.timeout_graceful_shutdown = 1  # who interrupts does not wait for a page that is being made
+    uvicorn.Server(config).run([listening])

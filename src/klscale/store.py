@@ -222,7 +222,7 @@ class Store:
         """Changes whenever a finished file under this directory of the store does."""
         self._fs.invalidate_cache()
         known = self._fs.find(self._path(directory), detail=True)
-        about = ("size", "mtime", "ino", "LastModified", "ETag")
+        about = ("size", "mtime", "ino", "created", "LastModified", "ETag")
         return content_id(
             json.dumps([path, *(str(known[path].get(key)) for key in about)]).encode()
             for path in sorted(known) if not path.rsplit("/", 1)[-1].startswith(".")
@@ -334,11 +334,15 @@ class Store:
 
     def entries(self, text_set: str) -> list[Entry]:
         """The scored models of a text set, oldest first. A file that cannot be read is left to `check`."""
-        paths = self._list("vectors", text_set, suffix=".parquet")
+        paths = self.vector_files(text_set)
         with ThreadPoolExecutor(8) as pool:
             found = list(pool.map(self._entry, paths))
         whole = [Entry(path, text_set, metadata) for path, metadata in zip(paths, found, strict=True) if metadata]
         return sorted(whole, key=lambda entry: (entry.metadata.get("date", ""), entry.path))
+
+    def vector_files(self, text_set: str) -> list[str]:
+        """The files of a text set's vectors, whether they can be read or not."""
+        return self._list("vectors", text_set, suffix=".parquet")
 
     def _entry(self, path: str) -> dict[str, Any] | None:
         try:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from klscale.errors import InputError, KlscaleError, nearest
+from klscale.errors import InputError, KlscaleError, nearest, printable
 from klscale.progress import Progress
 
 if TYPE_CHECKING:
@@ -76,9 +76,7 @@ def plain(text: object) -> str:
     """Names from files and hubs are text, never markup."""
     from rich.markup import escape
 
-    return escape(
-        "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(text))
-    )
+    return escape(printable(text))
 
 
 def number(result: KL | Estimate) -> str:
@@ -420,9 +418,9 @@ def save_scale(measured: Sequence[Setting], texts: TextSet, file: Path) -> None:
     save_as(file, columns, lambda: scale_ruler(measured, texts))
 
 
-def require_ending(file: Path) -> None:
-    """Raises InputError for a file that is neither a table nor a picture."""
-    endings = (".csv", ".parquet", ".png", ".svg", ".pdf")
+def require_ending(file: Path, more: Sequence[str] = ()) -> None:
+    """Raises InputError for a file that is neither a table nor a picture, nor ends as one of `more`."""
+    endings = (".csv", ".parquet", ".png", ".svg", ".pdf", *more)
     if file.suffix not in endings:
         raise InputError(f"{file}: unknown ending {file.suffix!r}.", nearest(file.suffix, endings))
 

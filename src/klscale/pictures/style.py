@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 import numpy as np
 
 from klscale.divergence import KL, Estimate, Floats
+from klscale.errors import printable
 from klscale.texts import TextSet
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ CHECKPOINT = re.compile(r"(?:checkpoint|step)[-_]\d")
 
 def shortened(name: object, longest: int = 32) -> str:
     """A name as plain text of at most so many characters, its middle left out: both ends tell models apart."""
-    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(name))
+    text = printable(name)
     if len(text) <= longest:
         return text
     tail = (longest - 1) // 2

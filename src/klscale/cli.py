@@ -750,7 +750,10 @@ def serve(
         out.print(
             f"http://{f'[{name}]' if ':' in name else name}:{at}/  shows {plain(place.location)}. Ctrl-C ends it."
         )
-        server.run(application, listening)
+        try:
+            server.run(application, listening)
+        except KeyboardInterrupt as error:
+            raise typer.Exit(130) from error
 
 
 # ------------------------------------------------------------------------------------------------------------ import

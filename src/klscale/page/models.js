@@ -41,6 +41,14 @@ const models = (() => {
     };
   }
 
+  /** Bits per byte first; a run that each of its models' names begins with is said by these. */
+  function shownColumns() {
+    const told = (column) =>
+      column.key === "run" && column.values.every((run, i) => !run || report.brief(i).startsWith(run));
+    const first = report.columns.filter((column) => column.key === "bits_per_byte");
+    return [...first, ...report.columns.filter((column) => !first.includes(column) && !told(column))];
+  }
+
   function draw() {
     const place = byId("models-box");
     if (!place || !data.models) return;
@@ -53,7 +61,7 @@ const models = (() => {
       columns: [
         { title: "choose", cell: chooser },
         { title: "model", class: "model", cell: (i) => dom.name(report.brief(i)), sort: (i) => data.names[i] },
-        ...report.columns.map(columnOf),
+        ...shownColumns().map(columnOf),
       ],
     });
     place.replaceChildren(made.box);
@@ -63,7 +71,7 @@ const models = (() => {
     const filter = () => {
       const words = byId("models-filter").value.toLowerCase().split(/\s+/).filter(Boolean);
       const shown = made.filter((i) => words.every((word) => texts[i].includes(word)));
-      byId("models-count").textContent = `${numbers.count(shown)} of ${numbers.counted(K, "model")}`;
+      dom.write(byId("models-count"), `${numbers.count(shown)} of ${numbers.counted(K, "model")}`);
     };
     byId("models-filter").addEventListener("input", filter);
     filter();

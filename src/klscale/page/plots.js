@@ -5,7 +5,7 @@
  * through `plain`, and what is shown under the pointer is a card of our own, made of text.
  */
 const plots = (() => {
-  const figures = new Map(); // id -> {make, label, on, drawn}
+  const figures = new Map(); // id -> {make, said, on, box, drawn}
   const probe = dom.element("span", { hidden: true });
   const narrow = () => window.innerWidth < 640;
 
@@ -56,8 +56,8 @@ const plots = (() => {
     return `rgb(${rgb.map(Math.round).join(", ")})`;
   }
 
-  const SERIES = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"];
-  const series = (n) => onPaper(SERIES[n % SERIES.length]);
+  const palette = report.data.palette ?? ["#000000"];
+  const series = (n) => onPaper(palette[n % palette.length]);
 
   function axis(title, more = {}) {
     const line = colour("rule");
@@ -175,6 +175,13 @@ const plots = (() => {
     return narrow() ? { orientation: "h", x: 0.5, xanchor: "center", y: 1.04, yanchor: "bottom", len: 1 } : {};
   }
 
+  /** Logs of values, of 0 that of the smallest other one: it is drawn as dark. What is not known stays null. */
+  function logs(values) {
+    const least = values.reduce((low, value) => (value > 0 && value < low ? value : low), Infinity);
+    const floor = Number.isFinite(least) ? Math.log10(least) : 0;
+    return values.map((value) => (value > 0 ? Math.log10(value) : value === 0 ? floor : null));
+  }
+
   /** Colours by value, dark to light; of values as they are drawn, whose `scale` is log, steps, or none. */
   function colourBar(title, shown, scale) {
     let low = Infinity;
@@ -196,6 +203,12 @@ const plots = (() => {
         : {}),
     };
     return { colorscale: "Cividis", cmin: low, cmax: high, showscale: true, colorbar: { ...bar, ...lying() } };
+  }
+
+  /** A figure without axes that says why there is none. */
+  function nothing(text) {
+    const said = { text, xref: "paper", yref: "paper", x: 0.5, y: 0.5, showarrow: false, font: { color: colour("muted") } };
+    return { data: [], layout: layout({ xaxis: { visible: false }, yaxis: { visible: false }, annotations: [said] }) };
   }
 
   function vertical(x, more = {}) {
@@ -233,9 +246,10 @@ const plots = (() => {
   function register(id, { make, label: text, on = {} }) {
     const box = dom.byId(id);
     if (!box) return;
+    const said = () => box.setAttribute("aria-label", dom.visible(text()));
     box.setAttribute("role", "img");
-    box.setAttribute("aria-label", text());
-    figures.set(id, { make, text, on, box, drawn: false });
+    said();
+    figures.set(id, { make, said, on, box, drawn: false });
   }
 
   const CONFIG = {
@@ -254,9 +268,10 @@ const plots = (() => {
     const first = !figure.drawn;
     figure.drawn = true;
     const made = figure.make();
-    figure.box.setAttribute("aria-label", figure.text());
-    await Plotly.react(figure.box, made.data, made.layout, CONFIG);
-    if (first) for (const [event, listener] of Object.entries(figure.on)) figure.box.on(event, listener);
+    figure.said();
+    const done = Plotly.react(figure.box, made.data, made.layout, CONFIG);
+    if (first) for (const [event, listener] of Object.entries(figure.on)) figure.box.on(event, listener); // no click is lost
+    await done;
   }
 
   /** Draws again what was drawn before: the others will be drawn as things then are. */
@@ -358,9 +373,11 @@ const plots = (() => {
     stepAt,
     layout,
     legend,
+    nothing,
     vertical,
     band,
     narrow,
+    logs,
     colourBar,
     lying,
     register,

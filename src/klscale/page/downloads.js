@@ -214,15 +214,15 @@ const downloads = (() => {
       ...["settled_by_first", "threshold", "unit", "threshold_source", "first_to_last", "notes"],
     ];
     for (const run of trajectories.runs) {
-      for (const space of ["log-likelihoods", "weights"]) {
+      const found = [...(run.paths ?? []), ...(run.stabilisation ?? [])].map((one) => one.space);
+      for (const space of new Set(found.length ? found : [null])) {
         const path = (run.paths ?? []).find((one) => one.space === space);
         const settled = (run.stabilisation ?? []).find((one) => one.space === space);
-        if (!path && !settled && space === "weights") continue;
-        const low = (ends) => [ends?.[0], ends?.[1]];
+        const both = (ends) => [ends?.[0], ends?.[1]];
         yield [
           ...[run.run, space, run.warmup, run.warmup_known, ...estimate(path?.winding)],
-          ...[...low(path?.walk_winding_range), path?.spiral],
-          ...[settled?.step, ...low(settled?.first ? null : settled?.interval), settled?.first],
+          ...[...both(path?.walk_winding_range), path?.spiral],
+          ...[settled?.step, ...both(settled?.first ? null : settled?.interval), settled?.first],
           ...[settled?.threshold, settled && trajectories.unitOf(settled), settled?.threshold_source, settled?.total],
           (run.notes ?? []).join(" "),
         ];

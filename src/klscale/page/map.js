@@ -315,7 +315,24 @@ const map = (() => {
     return report.columns.map((column) => [column, report.shown(column, i)]).filter(([, text]) => text !== null);
   }
 
-  function card({ customdata: i }) {
+  const REACH = 20; // pixels from a mark
+
+  /** The model whose mark is nearest to an event, of those that the legend shows; null where none is near. */
+  function modelAt(event) {
+    const { x, y, xaxis, yaxis } = plots.placeOf("map-plot", event);
+    let [nearest, least] = [null, REACH];
+    for (const trace of byId("map-plot")._fullData) {
+      if (trace.visible !== true || !trace.customdata) continue;
+      trace.customdata.forEach((i, n) => {
+        const distance = Math.hypot(xaxis.d2p(trace.x[n]) - x, yaxis.d2p(trace.y[n]) - y);
+        if (distance < least) [nearest, least] = [i, distance];
+      });
+    }
+    return nearest;
+  }
+
+  function card({ customdata }, event) {
+    const i = flat() ? modelAt(event) : customdata;
     if (!Number.isInteger(i)) return null;
     const chosen = selection.selected();
     const rows = attributes(i).map(([column, text]) => [
@@ -516,8 +533,9 @@ const map = (() => {
       label: describe,
       on: {
         ...plots.hover(card),
-        plotly_click: ({ points: [point] }) => selection.select(point.customdata),
+        plotly_click: ({ points: [point] }) => flat() || selection.select(point.customdata),
       },
+      click: (event) => flat() && selection.select(modelAt(event)),
     });
     selection.onChange(refresh);
   }

@@ -201,10 +201,10 @@ const heat = (() => {
     ];
   }
 
-  function choose({ points: [{ pointNumber }] }) {
-    if (!Array.isArray(pointNumber)) return;
-    const [one, other] = pointNumber.map((n) => cells.groups[n]);
-    if (one.length === 1 && other.length === 1 && one !== other) selection.both(one[0], other[0]);
+  function choose(event) {
+    const { x, y, xaxis, yaxis } = plots.placeOf("heat-plot", event);
+    const [one, other] = [yaxis.p2d(y), xaxis.p2d(x)].map((at) => cells.groups[Math.round(at)]);
+    if (one?.length === 1 && other?.length === 1 && one !== other) selection.both(one[0], other[0]);
   }
 
   /** What the colours do not say of a KL of 0, which no log axis holds. */
@@ -255,7 +255,8 @@ const heat = (() => {
     follow();
     plots.register("heat-plot", {
       make,
-      on: { ...plots.hover(card), plotly_click: choose },
+      on: plots.hover(card),
+      click: choose,
       label: () =>
         `Heat map of KL between ${numbers.counted(K, "model")}, in bits per byte. The numbers of each pair are in its CSV.`,
     });

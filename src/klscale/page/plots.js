@@ -242,14 +242,16 @@ const plots = (() => {
     ];
   }
 
-  /** `make()` gives {data, layout}; `label()` what the figure says to who cannot see it; `on` listeners by event. */
-  function register(id, { make, label: text, on = {} }) {
+  /** `make()` gives {data, layout}; `label()` what the figure says to who cannot see it; `on` plotly's listeners by event;
+   * `click(event)` is called for clicks. */
+  function register(id, { make, label: text, on = {}, click = null }) {
     const box = dom.byId(id);
     if (!box) return;
     const said = () => box.setAttribute("aria-label", dom.visible(text()));
     box.setAttribute("role", "img");
     said();
     figures.set(id, { make, said, on, box, drawn: false });
+    if (click) listenToClicks(box, click);
   }
 
   const CONFIG = {
@@ -321,6 +323,34 @@ const plots = (() => {
     });
   }
 
+  /**
+   * `click(event)` where a figure is pressed and let go at one place. plotly.js forgets a click while it draws, and where
+   * events come fast it takes what lay under the pointer before.
+   */
+  function listenToClicks(box, click) {
+    let pressed = null;
+    box.addEventListener("pointerdown", (event) => {
+      pressed = event.isPrimary && event.button === 0 ? event : null;
+    });
+    window.addEventListener("pointercancel", () => {
+      pressed = null;
+    });
+    window.addEventListener("pointerup", (event) => {
+      const still =
+        pressed && Math.hypot(event.clientX - pressed.clientX, event.clientY - pressed.clientY) < 5 && box._fullLayout;
+      pressed = null;
+      if (still) click(event);
+    });
+  }
+
+  /** Where an event is on the axes of a figure: {x, y} in pixels, and the axes, which turn these to data and back. */
+  function placeOf(id, { clientX, clientY }) {
+    const { box } = figures.get(id);
+    const { xaxis, yaxis } = box._fullLayout;
+    const { left, top } = box.getBoundingClientRect();
+    return { x: clientX - left - xaxis._offset, y: clientY - top - yaxis._offset, xaxis, yaxis };
+  }
+
   let webgl;
   /** Whether this browser draws in three dimensions. */
   function hasWebGL() {
@@ -353,7 +383,7 @@ const plots = (() => {
   function hover(content) {
     return {
       plotly_hover: ({ points, event }) => {
-        const children = content(points[0]);
+        const children = content(points[0], event);
         if (children) showCard(event, ...children);
       },
       plotly_unhover: hideCard,
@@ -389,6 +419,7 @@ const plots = (() => {
     drawWhenNear,
     fitTo,
     download,
+    placeOf,
     hasWebGL,
     hover,
     hideCard,

@@ -125,7 +125,7 @@ const quantization = (() => {
           cell: (row) => numbers.estimate(row.kl),
           sort: (row) => row.kl?.value,
         },
-        { title: "95 % interval", number: true, cell: (row) => numbers.interval(row.kl?.interval) },
+        { title: "95 % interval", number: true, cell: (row) => numbers.intervalOf(row.kl) },
         {
           title: "more than previous ± SE",
           number: true,

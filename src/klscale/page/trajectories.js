@@ -341,7 +341,7 @@ const trajectories = (() => {
       {
         x,
         y: one.steps.map(plots.stepAt),
-        customdata: one.steps.map((value, n) => [one.space, `${numbers.general(one.thresholds[n])} ${unitOf(one)}`, value]),
+        customdata: one.steps.map((value, n) => [one.space, within(one, one.thresholds[n]), value]),
         mode: "lines",
         name: one.space,
         hoverinfo: "none",
@@ -399,6 +399,10 @@ const trajectories = (() => {
     );
   }
 
+  const within = (one, threshold) =>
+    unitOf(one) === "squared distance"
+      ? `a squared distance of ${numbers.general(threshold)}`
+      : `${numbers.general(threshold)} ${unitOf(one)}`;
   const unitOf = (one) => one.unit ?? (one.space === "weights" ? "squared distance" : "bits/byte");
 
   /** The step, with its interval; a run that has settled before its first checkpoint has none. */
@@ -414,7 +418,7 @@ const trajectories = (() => {
       .filter((one) => one.step !== null && one.step !== undefined)
       .map((one) => {
         const source = one.threshold_source ? `, ${one.threshold_source}` : "";
-        return `${one.space}: settled ${settledFrom(one)}, within ${numbers.general(one.threshold)} ${unitOf(one)}${source}.`;
+        return `${one.space}: settled ${settledFrom(one)}, within ${within(one, one.threshold)}${source}.`;
       });
   }
 

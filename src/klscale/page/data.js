@@ -71,6 +71,8 @@ const report = (() => {
 
   const known = (value) => (numbers.isNumber(value) ? value : null);
 
+  const intervalAt = (at) => logInterval(pairs.value[at], pairs.standard_error[at], pairs.critical_value[at]);
+
   /** All that is known of a pair; `kl` is null where the two have no texts in common. */
   function pair(i, j) {
     if (!pairs || i === j || !(i in data.names) || !(j in data.names) || i >= K || j >= K) return null;
@@ -80,7 +82,7 @@ const report = (() => {
     return {
       kl: known(value),
       standard_error: known(error),
-      interval: logInterval(value, error, pairs.critical_value[at]),
+      interval: intervalAt(at),
       placed: placed(i, j, value),
       flags: sentences(pairs.flags[at]),
       n_texts: known(pairs.n_texts[at]),
@@ -97,11 +99,22 @@ const report = (() => {
   /** What a command calls a model. */
   const reference = (i) => data.refs?.[i] ?? data.names[i];
 
-  /** A model's name without what all names begin with; for labels that have little room. */
-  function brief(i) {
+  /** The command that compares two models of this report's store. */
+  const compareCommand = (i, j) =>
+    dom.commandLine(["klscale", "compare", ...(data.options ?? [])], [i, j].map(reference));
+
+  /** A name without what all names begin with. */
+  function withoutPrefix(name) {
     const prefix = data.prefix ?? "";
-    const name = data.names[i];
     return prefix && name.startsWith(prefix) && name.length > prefix.length ? name.slice(prefix.length) : name;
+  }
+
+  const brief = (i) => withoutPrefix(data.names[i]);
+
+  /** What is known of a model that was placed on a kept map later; null of the others. */
+  function offMap(i) {
+    const found = data.map?.off_map?.[i] ?? null;
+    return typeof found === "string" ? { sentence: found } : found;
   }
 
   const columns = data.models?.columns ?? [];
@@ -129,8 +142,10 @@ const report = (() => {
   return {
     data,
     K,
-    reference,
+    compareCommand,
+    withoutPrefix,
     brief,
+    offMap,
     isNumeric,
     columns,
     column,
@@ -141,6 +156,7 @@ const report = (() => {
     position,
     kl,
     pair,
+    intervalAt,
     nearest,
   };
 })();

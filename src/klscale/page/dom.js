@@ -1,12 +1,25 @@
 "use strict";
 
-/** Elements are made here and nowhere from markup: whatever a model is called, it is text. */
+/** Elements and their text are made here and nowhere from markup: whatever a model is called, it is text, and visible. */
 const dom = (() => {
   const byId = (id) => document.getElementById(id);
 
+  /** `text` with its code points that are invisible or change direction shown as their numbers. */
+  function visible(text) {
+    return String(text).replace(
+      /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu,
+      (mark) => `⟨U+${mark.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`,
+    );
+  }
+
+  /** What an element says. */
+  function write(box, text) {
+    box.textContent = visible(text);
+  }
+
   /**
-   * An element with attributes and children; strings become text. `on` holds listeners, `dataset` data-attributes,
-   * and an attribute that is false or null is left out.
+   * An element with attributes and children; strings become visible text. `on` holds listeners, `dataset`
+   * data-attributes, and an attribute that is false or null is left out.
    */
   function element(tag, attributes = {}, ...children) {
     const made = document.createElement(tag);
@@ -14,27 +27,21 @@ const dom = (() => {
       if (key === "on") for (const [event, listener] of Object.entries(value)) made.addEventListener(event, listener);
       else if (key === "dataset") Object.assign(made.dataset, value);
       else if (value === true) made.setAttribute(key, "");
+      else if (key === "aria-label") made.setAttribute(key, visible(value));
       else if (value !== false && value !== null && value !== undefined) made.setAttribute(key, String(value));
     }
-    made.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+    const shown = children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false);
+    made.append(...shown.map((child) => (child instanceof Node ? child : visible(child))));
     return made;
   }
 
-  /** A name that others chose: isolated, and with what would hide or turn parts of it made visible. */
+  /** A name that others chose, isolated from the direction of what surrounds it. */
   function name(text) {
-    return element("bdi", { class: "name" }, visible(text));
+    return element("bdi", { class: "name" }, text);
   }
 
   function button(label, listener, attributes = {}) {
     return element("button", { type: "button", on: { click: listener }, ...attributes }, label);
-  }
-
-  /** `text` with its code points that are invisible or change direction shown as their numbers. */
-  function visible(text) {
-    return String(text).replace(
-      /[\u0000-\u001f\u007f-\u009f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g,
-      (mark) => `⟨U+${mark.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`,
-    );
   }
 
   /** At most `most` characters of a name, the middle left out: names differ at their ends. */
@@ -45,15 +52,6 @@ const dom = (() => {
     return [...marks.slice(0, head), "…", ...marks.slice(head - most + 1)].join("");
   }
 
-  /** Names without the directories or organisation that every one of them begins with. */
-  function withoutCommonPrefix(names) {
-    const parts = names.map((text) => text.split("/"));
-    let shared = 0;
-    while (parts.length && parts.every((part) => part.length > shared + 1 && part[shared] === parts[0][shared]))
-      shared += 1;
-    return parts.map((part) => part.slice(shared).join("/"));
-  }
-
   const hasInvisible = (text) => visible(text) !== text;
 
   /** `text` as one word of a shell command, also where it holds quotes or control characters. */
@@ -62,9 +60,15 @@ const dom = (() => {
     if (!hasInvisible(text)) return `'${text.replaceAll("'", `'"'"'`)}'`;
     const escaped = [...text].map((mark) => {
       if (mark === "'" || mark === "\\") return "\\" + mark;
-      return hasInvisible(mark) ? `\\u${mark.codePointAt(0).toString(16).padStart(4, "0")}` : mark;
+      return hasInvisible(mark) ? `\\U${mark.codePointAt(0).toString(16).padStart(8, "0")}` : mark;
     });
     return `$'${escaped.join("")}'`;
+  }
+
+  /** The command line of these words; refs that begin with a hyphen are no options. */
+  function commandLine(words, refs) {
+    const end = refs.some((ref) => ref.startsWith("-")) ? ["--"] : [];
+    return [...words, ...end, ...refs].map(shellQuote).join(" ");
   }
 
   /** `text` to the clipboard; pages from disk may be refused the modern way. */
@@ -87,15 +91,13 @@ const dom = (() => {
       "Copy",
       async () => {
         await copy(text);
-        made.textContent = "Copied";
-        setTimeout(() => {
-          made.textContent = "Copy";
-        }, 1500);
+        write(made, "Copied");
+        setTimeout(() => write(made, "Copy"), 1500);
       },
       { class: "copy", "aria-label": "Copy the command" },
     );
     return element("div", { class: "command" }, element("code", {}, text), made);
   }
 
-  return { byId, element, name, button, visible, shorten, withoutCommonPrefix, shellQuote, command };
+  return { byId, element, name, button, visible, write, shorten, shellQuote, commandLine, command };
 })();

@@ -9,7 +9,7 @@ const downloads = (() => {
   function cell(value) {
     if (value === null || value === undefined || Number.isNaN(value)) return "";
     if (typeof value === "number" || typeof value === "boolean") return String(value);
-    const safe = /^[=+\-@\t\r]/.test(value) ? `'${value}` : value;
+    const safe = /^[=+\-@\t\r\n]/.test(value) ? `'${value}` : value;
     return /[",\r\n]/.test(safe) || safe !== safe.trim() ? `"${safe.replaceAll('"', '""')}"` : safe;
   }
 
@@ -41,8 +41,12 @@ const downloads = (() => {
       "n_models",
       "published_median",
       "published_source",
+      "published_compared",
+      "published_pairs",
       "published_comparable",
     ];
+    const published = (row) =>
+      row ? [row.median, row.source, row.compared, row.pairs, data.scale.comparable] : Array(5).fill(null);
     for (const row of scale.settings) {
       yield [
         row.setting,
@@ -54,13 +58,11 @@ const downloads = (() => {
         row.values.length,
         row.n_available,
         row.n_models,
-        row.published?.median,
-        row.published?.source,
-        row.published ? data.scale.comparable : null,
+        ...published(row.published),
       ];
     }
     for (const row of data.scale.not_measured ?? []) {
-      yield [row.setting, ...Array(10).fill(null), row.median, row.source, data.scale.comparable];
+      yield [row.setting, ...Array(10).fill(null), ...published(row)];
     }
   }
 
@@ -82,27 +84,57 @@ const downloads = (() => {
 
   function* mapPoints() {
     const { pca, tsne2, tsne3, added } = data.map;
-    yield ["model", "pc1", "pc2", "pc3", "tsne1", "tsne2", "tsne3d_1", "tsne3d_2", "tsne3d_3", "placed_later"];
+    yield [
+      ...["model", "pc1", "pc2", "pc3", "tsne1", "tsne2", "tsne3d_1", "tsne3d_2", "tsne3d_3", "placed_later"],
+      ...estimateColumns("unexplained"),
+      "nearest",
+      ...estimateColumns("kl_of_nearest"),
+      "typical_kl_of_nearest",
+    ];
     const of = (source, i, n) => Array.from({ length: n }, (_, k) => source?.points?.[i]?.[k]);
     const later = new Set(added ?? []);
-    for (let i = 0; i < K; i += 1)
-      yield [data.names[i], ...of(pca, i, 3), ...of(tsne2, i, 2), ...of(tsne3, i, 3), later.has(i)];
+    for (let i = 0; i < K; i += 1) {
+      const off = report.offMap(i);
+      yield [
+        ...[data.names[i], ...of(pca, i, 3), ...of(tsne2, i, 2), ...of(tsne3, i, 3), later.has(i)],
+        ...[...estimate(off?.unexplained), off?.nearest, ...estimate(off?.kl), off?.typical],
+      ];
+    }
+  }
+
+  /** Of the variance, what each axis of the maps holds. */
+  function* axes() {
+    yield ["map", "component", "share_of_variance"];
+    for (const [what, share] of [
+      ["models", data.map?.pca?.share],
+      ["layers", data.layers?.share],
+    ]) {
+      for (const [n, part] of (share ?? []).entries()) yield [what, n + 1, part];
+    }
+  }
+
+  /** The tree over the heat map: what each branch joins, models or branches before, and where. */
+  function* tree() {
+    yield ["branch", "one", "other", "root_kl"];
+    const name = (n) => (n < K ? data.names[n] : `branch ${n - K + 1}`);
+    for (const [n, [a, b, height]] of (data.pairs.dendrogram?.merges ?? []).entries())
+      yield [`branch ${n + 1}`, name(a), name(b), height];
   }
 
   function* allPairs() {
     const bits = data.pairs.flag_texts ?? [];
     yield ["a", "b", "kl", "standard_error", "low", "high", "n_texts", ...bits.map(([, sentence]) => sentence)];
-    const { value, standard_error: error, critical_value: critical, n_texts: texts, flags } = report.pairs;
+    const { value, standard_error: error, n_texts: texts, flags } = report.pairs;
     for (let i = 0, at = 0; i < K; i += 1) {
       for (let j = i + 1; j < K; j += 1, at += 1) {
-        const factor = value[at] > 0 ? Math.exp((critical[at] * error[at]) / value[at]) : 1;
+        const [low, high] = report.intervalAt(at) ?? [NaN, NaN];
         yield [
           data.names[i],
           data.names[j],
           short(value[at]),
           short(error[at]),
-          short(value[at] / factor),
-          short(value[at] * factor),
+          short(low),
+          short(high),
           texts[at],
           ...bits.map(([bit]) => (flags[at] & bit ? 1 : 0)),
         ];
@@ -137,6 +169,7 @@ const downloads = (() => {
       "lag_low",
       "lag_high",
       "heavy_tails",
+      "intercept",
       "probability",
     ];
     for (const row of trajectories.exponentRows()) {
@@ -150,18 +183,48 @@ const downloads = (() => {
         row.lags?.[0],
         row.lags?.[1],
         row.heavy_tails,
+        row.intercept,
         row.probability,
       ];
     }
     for (const group of data.trajectories.seeds ?? []) {
-      for (const name of ["c_q", "c_w", "alpha"]) {
+      for (const [name, over, one] of [
+        ["c_q", "texts", group.c_q],
+        ["c_q", "seeds", group.c_q_over_seeds],
+        ["c_w", "seeds", group.c_w],
+        ["alpha", "seeds", group.alpha],
+      ]) {
         yield [
           group.runs.join(" "),
           name,
-          "over seeds",
-          ...estimate(group[name]),
-          ...Array(11).fill(null),
+          `mean over seeds, standard error over ${over}`,
+          ...estimate(one),
+          ...Array(12).fill(null),
           name === "alpha" ? group.probability : null,
+        ];
+      }
+    }
+  }
+
+  /** What is said of each run in each space: how it winds, and from where it has settled. */
+  function* runRows() {
+    yield [
+      ...["run", "space", "warmup", "warmup_known", ...estimateColumns("winding")],
+      ...["walk_winding_low", "walk_winding_high", "spiral", "settled_step", "settled_low", "settled_high"],
+      ...["settled_by_first", "threshold", "unit", "threshold_source", "first_to_last", "notes"],
+    ];
+    for (const run of trajectories.runs) {
+      const found = [...(run.paths ?? []), ...(run.stabilisation ?? [])].map((one) => one.space);
+      for (const space of new Set(found.length ? found : [null])) {
+        const path = (run.paths ?? []).find((one) => one.space === space);
+        const settled = (run.stabilisation ?? []).find((one) => one.space === space);
+        const both = (ends) => [ends?.[0], ends?.[1]];
+        yield [
+          ...[run.run, space, run.warmup, run.warmup_known, ...estimate(path?.winding)],
+          ...[...both(path?.walk_winding_range), path?.spiral],
+          ...[settled?.step, ...both(settled?.first ? null : settled?.interval), settled?.first],
+          ...[settled?.threshold, settled && trajectories.unitOf(settled), settled?.threshold_source, settled?.total],
+          (run.notes ?? []).join(" "),
         ];
       }
     }
@@ -219,14 +282,16 @@ const downloads = (() => {
 
   function* layerRows() {
     const keys = ["bits_per_byte", "from_previous", "to_output"];
-    yield ["model", "layer", ...keys.flatMap(estimateColumns), "in_range", "component_1", "component_2"];
+    const flags = ["previous_in_range", "output_in_range"];
+    yield ["model", "layer", ...keys.flatMap(estimateColumns), ...flags, "component_1", "component_2"];
     for (const thread of layers.threads) {
       for (const [at, layer] of thread.layer.entries()) {
         yield [
           thread.model,
           layer,
           ...keys.flatMap((key) => estimate(thread[key]?.[at])),
-          thread.in_range?.[at],
+          layers.inRange(thread, "from_previous")?.[at],
+          layers.inRange(thread, "to_output")?.[at],
           ...(thread.points?.[at] ?? [null, null]),
         ];
       }
@@ -235,7 +300,7 @@ const downloads = (() => {
 
   function* quantizationRows() {
     const keys = ["kl", "more_than_previous", "bits_per_byte_difference"];
-    yield ["base", "variant", "kind", ...keys.flatMap(estimateColumns), "placed", "notes"];
+    yield ["base", "variant", "kind", ...keys.flatMap(estimateColumns), "placed", "notes", ...estimateColumns("base_bits_per_byte")];
     for (const row of quantization.rows) {
       yield [
         row.base,
@@ -244,6 +309,7 @@ const downloads = (() => {
         ...keys.flatMap((key) => estimate(row[key])),
         row.placed,
         (row.flags ?? []).join(" "),
+        ...estimate(row.base_bits_per_byte),
       ];
     }
   }
@@ -265,18 +331,43 @@ const downloads = (() => {
     }
   }
 
+  function* method() {
+    const { texts } = data;
+    yield ["what", "text", "source"];
+    yield* [
+      ["klscale", data.version],
+      ["made", data.date],
+      ["store", data.store],
+      ["texts", texts.name],
+      ["id of the texts", texts.id],
+      ["number of texts", texts.n_texts],
+      ["mean bytes", texts.mean_bytes],
+      ["documents", texts.n_documents],
+      ["clip, nats", texts.clip],
+      ["perplexity of t-SNE", data.map?.perplexity],
+      ...(data.map?.notes ?? []).map((text) => ["note on the map", text]),
+      ...(data.method.rows ?? []),
+      ...(data.method.formulas ?? []),
+      ...(data.method.footguns ?? []).map((text) => ["what the numbers do not say", text]),
+    ];
+  }
+
   const TABLES = {
     summary: ["sentences", summary],
     "scale-settings": ["settings", scaleSettings],
     "scale-pairs": ["pairs of the settings", scalePairs],
     map: ["coordinates", mapPoints],
+    axes: ["shares of the axes", axes],
     pairs: ["all pairs", allPairs],
+    tree: ["tree", tree],
     trajectories: ["checkpoints", checkpoints],
     exponents: ["exponents", exponents],
+    runs: ["winding, settling", runRows],
     curves: ["lag, stabilisation, paths", curves],
     layers: ["layers", layerRows],
     quantization: ["variants", quantizationRows],
     models: ["models", modelRows],
+    method: ["method", method],
   };
   const TITLES = {
     "path-plot": "path",

@@ -5,7 +5,13 @@ const layers = (() => {
   const { byId, element } = dom;
   const found = report.data.layers;
   const threads = found?.models ?? [];
-  const names = dom.withoutCommonPrefix(threads.map((thread) => thread.model));
+  const names = threads.map((thread) => report.withoutPrefix(thread.model));
+  const colourOf = (n) => (threads[n].look ? plots.onPaper(threads[n].look.colour) : plots.series(n));
+
+  /** Whether each KL is one: where it is a distance, its mark is hollow. */
+  const inRange = (thread, key) =>
+    key === "to_output" ? thread.output_in_range : (thread.previous_in_range ?? thread.in_range);
+  const outside = (thread, key, at) => inRange(thread, key)?.[at] === false;
   const positive = (value) => (numbers.isNumber(value) && value > 0 ? value : null);
 
   function bars(estimates) {
@@ -16,9 +22,8 @@ const layers = (() => {
 
   function curve(thread, n, key) {
     const estimates = thread[key];
-    const tint = plots.series(n);
+    const tint = colourOf(n);
     const out = key === "to_output";
-    const inside = thread.layer.map((_, at) => !out && thread.in_range?.[at] !== false);
     const places = thread.layer.map((_, at) => at).filter((at) => positive(estimates[at]?.value));
     return {
       showlegend: false,
@@ -30,7 +35,7 @@ const layers = (() => {
       hoverinfo: "none",
       line: { color: tint, width: 1.3, dash: out ? "dash" : "solid" },
       marker: {
-        symbol: places.map((at) => (out ? "square-open" : inside[at] ? "circle" : "circle-open")),
+        symbol: places.map((at) => `${out ? "square" : "circle"}${outside(thread, key, at) ? "-open" : ""}`),
         size: 7,
         color: tint,
         line: { width: 1.3, color: tint },
@@ -49,17 +54,18 @@ const layers = (() => {
       line: { color: grey, width: 1.3, dash },
       marker: { symbol, size: 7, color: grey, line: { width: 1.3, color: grey } },
     });
-    const outside = threads.some((thread) => thread.in_range?.some((whole) => whole === false));
+    const hollow = (key) => threads.some((thread) => thread.layer.some((_, at) => outside(thread, key, at)));
     return [
       ...threads.map((thread, n) => ({
         ...key,
         mode: "lines",
         name: plots.label(names[n]),
-        line: { color: plots.series(n), width: 2 },
+        line: { color: colourOf(n), width: 2 },
       })),
       mark("from the layer before", "circle", "solid"),
-      ...(outside ? [mark("out of range", "circle-open", null)] : []),
-      mark("to the output", "square-open", "dash"),
+      mark("to the output", "square", "dash"),
+      ...(hollow("from_previous") ? [mark("out of range", "circle-open", null)] : []),
+      ...(hollow("to_output") ? [mark("out of range", "square-open", null)] : []),
     ];
   }
 
@@ -99,7 +105,7 @@ const layers = (() => {
     return [
       ...title,
       said(thread[key][at], key === "to_output" ? "KL to the output" : "KL from the layer before"),
-      key === "from_previous" && thread.in_range?.[at] === false
+      outside(thread, key, at)
         ? element("p", { class: "warning" }, "Out of range: a distance rather than KL.")
         : null,
     ].filter(Boolean);
@@ -108,8 +114,10 @@ const layers = (() => {
   function makeMap() {
     const share = (k) =>
       numbers.isNumber(found.share?.[k]) ? ` (${numbers.fixed(100 * found.share[k], 0)} % of variance)` : "";
+    const placed = [...threads.entries()].filter(([, thread]) => thread.points);
+    if (!placed.length) return plots.nothing("no text is common to all layers");
     return {
-      data: threads.map((thread, n) => ({
+      data: placed.map(([n, thread]) => ({
         x: thread.points.map((point) => point[0]),
         y: thread.points.map((point) => point[1]),
         customdata: thread.layer.map((_, at) => [n, "point", at]),
@@ -121,8 +129,8 @@ const layers = (() => {
         textfont: { size: 11, color: plots.colour("muted") },
         hoverinfo: "none",
         name: plots.label(names[n]),
-        line: { color: plots.series(n), width: 1.3 },
-        marker: { size: 6, color: plots.series(n) },
+        line: { color: colourOf(n), width: 1.3 },
+        marker: { size: 6, color: colourOf(n), symbol: thread.look?.symbol ?? "circle" },
       })),
       layout: plots.layout({
         xaxis: plots.axis(`component 1${share(0)}, √(bits/byte)`, { automargin: false }),
@@ -152,5 +160,5 @@ const layers = (() => {
     });
   }
 
-  return { draw, threads };
+  return { draw, threads, inRange };
 })();

@@ -72,6 +72,8 @@ const map = (() => {
       if (!groups.has(value)) groups.set(value, []);
       groups.get(value).push(i);
     }
+    // a trace's first model gives the legend its mark, which is hollow only where all were added
+    for (const models of groups.values()) models.sort((one, other) => added.has(one) - added.has(other));
     const looks = data.models.looks?.[column.key] ?? {};
     const sorted = [...groups].sort(
       ([one, a], [other, b]) => Number(one === null) - Number(other === null) || b.length - a.length,
@@ -100,17 +102,16 @@ const map = (() => {
     });
   }
 
-  /** Colours of positive numbers by their log, of steps by log(1 + step); `scale` is null for plain numbers. */
+  /** Colours of numbers by their log, of steps by log(1 + step); `scale` is null for plain numbers. */
   const SCALES = { log: "log", steps: "steps" };
 
   function numberTraces(values, title, scale) {
-    const usable = (value) => numbers.isNumber(value) && (scale !== "log" || value > 0);
+    const usable = (value) => numbers.isNumber(value) && (scale !== "log" || value >= 0);
     const all = [...Array(report.K).keys()];
     const known = all.filter((i) => usable(values[i]));
     const unknown = all.filter((i) => !usable(values[i]));
-    const shown = known.map((i) =>
-      scale === "log" ? Math.log10(values[i]) : scale === "steps" ? plots.stepAt(values[i]) : values[i],
-    );
+    const plain = known.map((i) => values[i]);
+    const shown = scale === "log" ? plots.logs(plain) : scale === "steps" ? plain.map(plots.stepAt) : plain;
     const bar = plots.colourBar(title, shown, scale);
     const made = [
       trace(known, {
@@ -138,7 +139,7 @@ const map = (() => {
       const [a] = selection.selected();
       if (a === undefined) return categoryTraces({ key: "", values: [] });
       return numberTraces(
-        [...Array(report.K).keys()].map((j) => report.kl(a, j)),
+        [...Array(report.K).keys()].map((j) => (j === a ? null : report.kl(a, j))),
         "KL from A, bits/byte",
         "log",
       );
@@ -314,7 +315,24 @@ const map = (() => {
     return report.columns.map((column) => [column, report.shown(column, i)]).filter(([, text]) => text !== null);
   }
 
-  function card({ customdata: i }) {
+  const REACH = 20; // pixels from a mark
+
+  /** The model whose mark is nearest to an event, of those that the legend shows; null where none is near. */
+  function modelAt(event) {
+    const { x, y, xaxis, yaxis } = plots.placeOf("map-plot", event);
+    let [nearest, least] = [null, REACH];
+    for (const trace of byId("map-plot")._fullData) {
+      if (trace.visible !== true || !trace.customdata) continue;
+      trace.customdata.forEach((i, n) => {
+        const distance = Math.hypot(xaxis.d2p(trace.x[n]) - x, yaxis.d2p(trace.y[n]) - y);
+        if (distance < least) [nearest, least] = [i, distance];
+      });
+    }
+    return nearest;
+  }
+
+  function card({ customdata }, event) {
+    const i = flat() ? modelAt(event) : customdata;
     if (!Number.isInteger(i)) return null;
     const chosen = selection.selected();
     const rows = attributes(i).map(([column, text]) => [
@@ -328,11 +346,11 @@ const map = (() => {
         element("dd", {}, `${numbers.formatEstimate(pair?.kl, pair?.standard_error)} bits/byte`),
       ]);
     }
-    const offMap = found.off_map?.[i];
+    const offMap = report.offMap(i);
     return [
       element("strong", {}, dom.name(dom.shorten(data.names[i], 120))),
       element("dl", {}, rows),
-      offMap ? element("p", { class: "warning" }, offMap) : null,
+      offMap ? element("p", { class: "warning" }, offMap.sentence) : null,
     ].filter(Boolean);
   }
 
@@ -367,7 +385,7 @@ const map = (() => {
   }
 
   function say(text) {
-    byId("map-message").textContent = text;
+    dom.write(byId("map-message"), text);
     byId("map-message").hidden = !text;
   }
 
@@ -392,9 +410,9 @@ const map = (() => {
     if (found.threads?.length) notes.push("Lines are training runs; the wider, the larger the KL of that step.");
     if (added.size)
       notes.push(`Hollow: ${numbers.counted(added.size, "model")} placed on the map later, without moving the others.`);
-    byId("map-note").textContent = notes.join(" ");
-    const needsA = view.colour === "kl" && !selection.selected().length;
-    byId("map-how").textContent = needsA ? "Choose a model to colour the others by their KL from it." : "";
+    if (view.colour === "kl" && !selection.selected().length)
+      notes.unshift("Choose a model to colour the others by their KL from it.");
+    dom.write(byId("map-note"), notes.join(" "));
   }
 
   const refresh = () => {
@@ -465,9 +483,9 @@ const map = (() => {
       ? [...searchable.keys()].filter((i) => words.every((word) => searchable[i].includes(word)))
       : [];
     view.matches = words.length ? new Set(matching) : null;
-    byId("search-count").textContent = words.length
+    dom.write(byId("search-count"), words.length
       ? `${numbers.count(matching.length)} ${matching.length === 1 ? "match" : "matches"}`
-      : "";
+      : "");
     const results = matching.slice(0, LISTED).map((i) =>
       element(
         "li",
@@ -515,8 +533,9 @@ const map = (() => {
       label: describe,
       on: {
         ...plots.hover(card),
-        plotly_click: ({ points: [point] }) => selection.select(point.customdata),
+        plotly_click: ({ points: [point] }) => flat() || selection.select(point.customdata),
       },
+      click: (event) => flat() && selection.select(modelAt(event)),
     });
     selection.onChange(refresh);
   }

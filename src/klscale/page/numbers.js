@@ -74,14 +74,17 @@ const numbers = (() => {
     return typeof value === "number" && Number.isFinite(value);
   }
 
+  /** So many decimals give a standard error two digits. */
+  const decimalsOf = (standardError) => Math.max(0, 1 - Math.floor(Math.log10(standardError)));
+
   /** `0.0231 ± 0.0012`: the standard error to two digits, and the value to the same decimal place. */
   function formatEstimate(value, standardError, { plus = false } = {}) {
     if (!isNumber(value)) return "n/a";
-    const lead = plus && !sign(value) ? "+" : "";
-    if (!(isNumber(standardError) && standardError > 0)) return lead + general(value, 3);
-    const decimals = Math.max(0, 1 - Math.floor(Math.log10(standardError)));
-    if (decimals > 7) return `${lead}${general(value, 3)} ± ${scientific(standardError, 1)}`;
-    return `${lead}${fixed(value, decimals)} ± ${fixed(standardError, decimals)}`;
+    if (plus) return (sign(value) ? "\u2212" : "+") + formatEstimate(Math.abs(value), standardError);
+    if (!(isNumber(standardError) && standardError > 0)) return general(value, 3);
+    const decimals = decimalsOf(standardError);
+    if (decimals > 7) return `${general(value, 3)} ± ${scientific(standardError, 1)}`;
+    return `${fixed(value, decimals)} ± ${fixed(standardError, decimals)}`;
   }
 
   /** A probability; what rounds to certainty is not called certain. */
@@ -98,6 +101,14 @@ const numbers = (() => {
   /** A 95 % interval in words. */
   function interval(ends) {
     return ends && ends.every(isNumber) ? `${general(ends[0])} to ${general(ends[1])}` : "n/a";
+  }
+
+  /** The interval of an ESTIMATE, to the decimal place of its standard error. */
+  function intervalOf(found) {
+    const decimals = found?.standard_error > 0 ? decimalsOf(found.standard_error) : 8;
+    return decimals > 7 || !found.interval?.every(isNumber)
+      ? interval(found?.interval)
+      : found.interval.map((end) => fixed(end, decimals)).join(" to ");
   }
 
   /** A whole number with thousands separated: 12,345. */
@@ -131,6 +142,7 @@ const numbers = (() => {
     probability,
     estimate,
     interval,
+    intervalOf,
     isNumber,
     count,
     counted,

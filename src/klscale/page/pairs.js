@@ -104,11 +104,12 @@ const heat = (() => {
   function make() {
     cells = compute();
     const { groups, value } = cells;
-    const z = value.map((row) => row.map((kl) => (kl > 0 ? Math.log10(kl) : null)));
+    const flat = plots.logs(value.flat());
+    const z = value.map((row, r) => row.map((_, c) => flat[r * row.length + c]));
     const places = [...groups.keys()];
     const bar = plots.colourBar(
       "KL, bits/byte",
-      z.flat().filter((one) => one !== null),
+      flat.filter((one) => one !== null),
       "log",
     );
     const named = groups.length <= (plots.narrow() ? 16 : NAMED);
@@ -132,6 +133,7 @@ const heat = (() => {
           colorscale: bar.colorscale,
           zmin: bar.cmin,
           zmax: bar.cmax,
+          showscale: value.flat().some((kl) => kl > 0),
           colorbar: plots.narrow() ? bar.colorbar : { ...bar.colorbar, len: 0.6, y: 0.4 },
           hoverinfo: "none",
           hoverongaps: false,
@@ -199,22 +201,29 @@ const heat = (() => {
     ];
   }
 
-  function choose({ points: [{ pointNumber }] }) {
-    if (!Array.isArray(pointNumber)) return;
-    const [one, other] = pointNumber.map((n) => cells.groups[n]);
-    if (one.length === 1 && other.length === 1 && one !== other) selection.both(one[0], other[0]);
+  function choose(event) {
+    const { x, y, xaxis, yaxis } = plots.placeOf("heat-plot", event);
+    const [one, other] = [yaxis.p2d(y), xaxis.p2d(x)].map((at) => cells.groups[Math.round(at)]);
+    if (one?.length === 1 && other?.length === 1 && one !== other) selection.both(one[0], other[0]);
   }
+
+  /** What the colours do not say of a KL of 0, which no log axis holds. */
+  const zeros = report.pairs
+    ? !report.pairs.value.includes(0)
+      ? ""
+      : report.pairs.value.some((kl) => kl > 0)
+        ? "A KL of 0 is drawn as dark as the smallest other one."
+        : "Every KL that is known is 0: these models agree on all texts."
+    : "";
 
   function note() {
     const [a] = selection.selected();
     const around = view.kind === "around" && a !== undefined;
-    byId("heat-note").textContent =
-      K <= WHOLE
-        ? ""
-        : around
-          ? `A, ${dom.shorten(data.names[a], 60)}, and the ${AROUND} models nearest to it, of ${numbers.count(K)}.`
-          : `${numbers.count(K)} models are too many for single cells: the tree is cut into ${GROUPS} groups, and a colour is the median KL between two of them.`;
-    byId("heat-how").textContent = K <= WHOLE || around ? "A click on a cell chooses its pair." : "";
+    const part = around
+      ? `A, ${dom.shorten(data.names[a], 60)}, and the ${AROUND} models nearest to it, of ${numbers.count(K)}.`
+      : `${numbers.count(K)} models are too many for single cells: the tree is cut into ${GROUPS} groups, and a colour is the median KL between two of them.`;
+    dom.write(byId("heat-note"), [K > WHOLE ? part : "", zeros].filter(Boolean).join(" "));
+    dom.write(byId("heat-how"), K <= WHOLE || around ? "A click on a cell chooses its pair." : "");
   }
 
   /** With many models the heat map follows the first chosen one, where that is asked for. */
@@ -246,7 +255,8 @@ const heat = (() => {
     follow();
     plots.register("heat-plot", {
       make,
-      on: { ...plots.hover(card), plotly_click: choose },
+      on: plots.hover(card),
+      click: choose,
       label: () =>
         `Heat map of KL between ${numbers.counted(K, "model")}, in bits per byte. The numbers of each pair are in its CSV.`,
     });

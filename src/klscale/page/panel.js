@@ -6,8 +6,13 @@ const panel = (() => {
   const { data } = report;
   const NEAREST = 10;
 
+  /** A model's name, and how far off the map it lies if it was placed there later. */
   function chosenModel(letter, i) {
-    return element("p", { class: "chosen" }, element("span", { class: "letter" }, letter), dom.name(data.names[i]));
+    const offMap = report.offMap(i);
+    return [
+      element("p", { class: "chosen" }, element("span", { class: "letter" }, letter), dom.name(data.names[i])),
+      offMap && element("p", { class: "warning" }, `Placed on the map later. ${offMap.sentence}`),
+    ];
   }
 
   function empty() {
@@ -67,12 +72,6 @@ const panel = (() => {
     );
   }
 
-  function command(a, b) {
-    const words = [a, b].map(report.reference);
-    const options = words.some((word) => word.startsWith("-")) ? ["--"] : [];
-    return dom.command(["klscale", "compare", ...options, ...words.map(dom.shellQuote)].join(" "));
-  }
-
   function both(a, b) {
     const pair = report.pair(a, b);
     const kl = numbers.formatEstimate(pair?.kl, pair?.standard_error);
@@ -96,7 +95,7 @@ const panel = (() => {
         element("dt", {}, "B"),
         element("dd", {}, bits(b)),
       ),
-      command(a, b),
+      dom.command(report.compareCommand(a, b)),
       buttons(true),
     ];
   }
@@ -113,7 +112,7 @@ const panel = (() => {
     }
     const content = a === undefined ? empty() : b === undefined ? one(a) : both(a, b);
     const focused = box.contains(document.activeElement);
-    box.replaceChildren(...content.flat().filter(Boolean));
+    box.replaceChildren(...content.flat(Infinity).filter(Boolean));
     if (focused) box.focus({ preventScroll: true }); // what was pressed is gone
   }
 

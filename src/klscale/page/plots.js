@@ -5,7 +5,7 @@
  * through `plain`, and what is shown under the pointer is a card of our own, made of text.
  */
 const plots = (() => {
-  const figures = new Map(); // id -> {make, label, on, drawn}
+  const figures = new Map(); // id -> {make, said, on, box, drawn}
   const probe = dom.element("span", { hidden: true });
   const narrow = () => window.innerWidth < 640;
 
@@ -56,8 +56,8 @@ const plots = (() => {
     return `rgb(${rgb.map(Math.round).join(", ")})`;
   }
 
-  const SERIES = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"];
-  const series = (n) => onPaper(SERIES[n % SERIES.length]);
+  const palette = report.data.palette ?? ["#000000"];
+  const series = (n) => onPaper(palette[n % palette.length]);
 
   function axis(title, more = {}) {
     const line = colour("rule");
@@ -175,6 +175,13 @@ const plots = (() => {
     return narrow() ? { orientation: "h", x: 0.5, xanchor: "center", y: 1.04, yanchor: "bottom", len: 1 } : {};
   }
 
+  /** Logs of values, of 0 that of the smallest other one: it is drawn as dark. What is not known stays null. */
+  function logs(values) {
+    const least = values.reduce((low, value) => (value > 0 && value < low ? value : low), Infinity);
+    const floor = Number.isFinite(least) ? Math.log10(least) : 0;
+    return values.map((value) => (value > 0 ? Math.log10(value) : value === 0 ? floor : null));
+  }
+
   /** Colours by value, dark to light; of values as they are drawn, whose `scale` is log, steps, or none. */
   function colourBar(title, shown, scale) {
     let low = Infinity;
@@ -196,6 +203,12 @@ const plots = (() => {
         : {}),
     };
     return { colorscale: "Cividis", cmin: low, cmax: high, showscale: true, colorbar: { ...bar, ...lying() } };
+  }
+
+  /** A figure without axes that says why there is none. */
+  function nothing(text) {
+    const said = { text, xref: "paper", yref: "paper", x: 0.5, y: 0.5, showarrow: false, font: { color: colour("muted") } };
+    return { data: [], layout: layout({ xaxis: { visible: false }, yaxis: { visible: false }, annotations: [said] }) };
   }
 
   function vertical(x, more = {}) {
@@ -229,13 +242,16 @@ const plots = (() => {
     ];
   }
 
-  /** `make()` gives {data, layout}; `label()` what the figure says to who cannot see it; `on` listeners by event. */
-  function register(id, { make, label: text, on = {} }) {
+  /** `make()` gives {data, layout}; `label()` what the figure says to who cannot see it; `on` plotly's listeners by event;
+   * `click(event)` is called for clicks. */
+  function register(id, { make, label: text, on = {}, click = null }) {
     const box = dom.byId(id);
     if (!box) return;
+    const said = () => box.setAttribute("aria-label", dom.visible(text()));
     box.setAttribute("role", "img");
-    box.setAttribute("aria-label", text());
-    figures.set(id, { make, text, on, box, drawn: false });
+    said();
+    figures.set(id, { make, said, on, box, drawn: false });
+    if (click) listenToClicks(box, click);
   }
 
   const CONFIG = {
@@ -254,9 +270,10 @@ const plots = (() => {
     const first = !figure.drawn;
     figure.drawn = true;
     const made = figure.make();
-    figure.box.setAttribute("aria-label", figure.text());
-    await Plotly.react(figure.box, made.data, made.layout, CONFIG);
-    if (first) for (const [event, listener] of Object.entries(figure.on)) figure.box.on(event, listener);
+    figure.said();
+    const done = Plotly.react(figure.box, made.data, made.layout, CONFIG);
+    if (first) for (const [event, listener] of Object.entries(figure.on)) figure.box.on(event, listener); // no click is lost
+    await done;
   }
 
   /** Draws again what was drawn before: the others will be drawn as things then are. */
@@ -306,6 +323,34 @@ const plots = (() => {
     });
   }
 
+  /**
+   * `click(event)` where a figure is pressed and let go at one place. plotly.js forgets a click while it draws, and where
+   * events come fast it takes what lay under the pointer before.
+   */
+  function listenToClicks(box, click) {
+    let pressed = null;
+    box.addEventListener("pointerdown", (event) => {
+      pressed = event.isPrimary && event.button === 0 ? event : null;
+    });
+    window.addEventListener("pointercancel", () => {
+      pressed = null;
+    });
+    window.addEventListener("pointerup", (event) => {
+      const still =
+        pressed && Math.hypot(event.clientX - pressed.clientX, event.clientY - pressed.clientY) < 5 && box._fullLayout;
+      pressed = null;
+      if (still) click(event);
+    });
+  }
+
+  /** Where an event is on the axes of a figure: {x, y} in pixels, and the axes, which turn these to data and back. */
+  function placeOf(id, { clientX, clientY }) {
+    const { box } = figures.get(id);
+    const { xaxis, yaxis } = box._fullLayout;
+    const { left, top } = box.getBoundingClientRect();
+    return { x: clientX - left - xaxis._offset, y: clientY - top - yaxis._offset, xaxis, yaxis };
+  }
+
   let webgl;
   /** Whether this browser draws in three dimensions. */
   function hasWebGL() {
@@ -338,7 +383,7 @@ const plots = (() => {
   function hover(content) {
     return {
       plotly_hover: ({ points, event }) => {
-        const children = content(points[0]);
+        const children = content(points[0], event);
         if (children) showCard(event, ...children);
       },
       plotly_unhover: hideCard,
@@ -358,9 +403,11 @@ const plots = (() => {
     stepAt,
     layout,
     legend,
+    nothing,
     vertical,
     band,
     narrow,
+    logs,
     colourBar,
     lying,
     register,
@@ -372,6 +419,7 @@ const plots = (() => {
     drawWhenNear,
     fitTo,
     download,
+    placeOf,
     hasWebGL,
     hover,
     hideCard,

@@ -4,18 +4,24 @@
 const quantization = (() => {
   const { byId, element } = dom;
   const ladders = report.data.quantization?.ladders ?? [];
-  const rows = ladders.flatMap((ladder, n) => ladder.rows.map((row) => ({ ...row, base: ladder.base, n })));
+  const rows = ladders.flatMap((ladder, n) => ladder.rows.map((row) => ({ ...row, base: ladder.base, base_bits_per_byte: ladder.base_bits_per_byte, n })));
 
-  const names = dom.withoutCommonPrefix(ladders.map((ladder) => ladder.base));
+  const names = ladders.map((ladder) => report.withoutPrefix(ladder.base));
   const flags = [...new Set(rows.flatMap((row) => row.flags ?? []))];
 
   /** Rows of the figure: each base's variants under its name, which takes a row itself. */
   const places = [];
   rows.forEach((row, at) => places.push(at ? places[at - 1] + (row.n === rows[at - 1].n ? 1 : 2) : 1));
 
-  function ladderTrace(_, n) {
-    const at = rows.flatMap((row, place) => (row.n === n && row.kl?.value > 0 ? [place] : []));
-    const tint = plots.series(n);
+  /** A kind of quantization has its colour in all ladders, and in all pictures. */
+  const kinds = [...new Set(rows.map((row) => row.kind))];
+  const looks = report.data.models.looks?.quantization ?? {};
+  const colourOf = (kind) =>
+    Object.hasOwn(looks, kind) ? plots.onPaper(looks[kind].colour) : plots.series(kinds.indexOf(kind));
+
+  function kindTrace(kind) {
+    const at = rows.flatMap((row, place) => (row.kind === kind && row.kl?.value > 0 ? [place] : []));
+    const tint = colourOf(kind);
     const side = (end) =>
       at.map((place) => {
         const { value, interval } = rows[place].kl;
@@ -27,6 +33,7 @@ const quantization = (() => {
       customdata: at,
       mode: "markers",
       hoverinfo: "none",
+      name: plots.label(kind),
       marker: {
         size: 9,
         color: tint,
@@ -62,9 +69,8 @@ const quantization = (() => {
             },
           ],
     );
-    byId("quantization-plot").style.height = `${(places.at(-1) + 1) * 28 + 110}px`;
     return {
-      data: ladders.map(ladderTrace),
+      data: kinds.map(kindTrace),
       layout: plots.layout({
         xaxis: plots.logAxis(
           "KL from the base, bits/byte (95 % interval)",
@@ -103,15 +109,15 @@ const quantization = (() => {
   const letter = (text) => String.fromCharCode(97 + flags.indexOf(text));
 
   function table() {
-    const several = ladders.length > 1;
     return tables.make({
-      caption: "Quantized variants, nearest first",
+      caption: "Quantized variants of each model, nearest first",
       rows,
-      head: several ? 1 : 0,
+      group: (row) => row.n,
+      heading: (row) => [
+        dom.name(names[row.n]),
+        element("span", { class: "quiet" }, ` itself: ${numbers.estimate(ladders[row.n].base_bits_per_byte)} bits/byte`),
+      ],
       columns: [
-        ...(several
-          ? [{ title: "base", class: "model", cell: (row) => dom.name(names[row.n]), sort: (row) => names[row.n] }]
-          : []),
         { title: "variant", class: "word", cell: (row) => row.kind, sort: (row) => row.kind },
         {
           title: "KL ± SE, bits/byte",
@@ -119,7 +125,7 @@ const quantization = (() => {
           cell: (row) => numbers.estimate(row.kl),
           sort: (row) => row.kl?.value,
         },
-        { title: "95 % interval", number: true, cell: (row) => numbers.interval(row.kl?.interval) },
+        { title: "95 % interval", number: true, cell: (row) => numbers.intervalOf(row.kl) },
         {
           title: "more than previous ± SE",
           number: true,
@@ -139,19 +145,16 @@ const quantization = (() => {
     }).box;
   }
 
-  function notes() {
-    return element(
+  const notes = () =>
+    element(
       "ul",
       { class: "notes" },
       flags.map((text) => element("li", {}, `${letter(text)}: ${text}`)),
-      ladders.map((ladder, n) =>
-        element("li", {}, dom.name(names[n]), ` itself: ${numbers.estimate(ladder.base_bits_per_byte)} bits/byte`),
-      ),
     );
-  }
 
   function draw() {
     if (!rows.length || !byId("quantization-plot")) return;
+    byId("quantization-plot").style.height = `${(places.at(-1) + 1) * 28 + 110}px`;
     byId("quantization-table").replaceChildren(table(), notes());
     plots.register("quantization-plot", {
       make,

@@ -20,7 +20,7 @@ const scale = (() => {
 
   function dots(y, row, whole) {
     const places = [...row.values.keys()].filter((n) => row.values[n] > 0 && Boolean(row.in_range[n]) === whole);
-    const tint = plots.onPaper("#0072B2");
+    const tint = plots.series(0);
     return {
       x: places.map((n) => row.values[n]),
       y: places.map((n) => y + jitter(n)),
@@ -47,7 +47,7 @@ const scale = (() => {
       y0: y - 0.3,
       y1: y + 0.3,
       layer: "below",
-      fillcolor: plots.faded(plots.onPaper("#0072B2"), 0.16),
+      fillcolor: plots.faded(plots.series(0), 0.16),
       line: { width: 0.75, color: plots.colour("muted") },
     };
   }
@@ -56,7 +56,7 @@ const scale = (() => {
 
   function published(held) {
     const at = [...rows.keys()].filter((y) => publishedOf(rows[y]));
-    const tint = plots.onPaper("#D55E00");
+    const tint = plots.series(1);
     return {
       x: at.map((y) => publishedOf(rows[y]).median),
       y: at,
@@ -113,7 +113,7 @@ const scale = (() => {
 
   /** What the dots mean, beside the legend of the rest. */
   function keys() {
-    const tint = plots.onPaper("#0072B2");
+    const tint = plots.series(0);
     const key = (name, symbol) => ({
       x: [null],
       y: [null],
@@ -179,7 +179,6 @@ const scale = (() => {
       medians(),
       published(found.comparable),
     ];
-    byId("scale-plot").style.height = `${rows.length * 46 + 170}px`;
     return {
       data,
       layout: plots.layout({
@@ -300,12 +299,13 @@ const scale = (() => {
       sentences.push("The published values are for other texts: beside, not comparable.");
     if (settings.some((row) => !(row.median > 0)))
       sentences.push("A median of 0 has no place on a log axis; it is in the table.");
-    byId("scale-note").textContent = sentences.join(" ");
+    dom.write(byId("scale-note"), sentences.join(" "));
   }
 
   function draw() {
     if (!found || !byId("scale-plot")) return;
     note();
+    byId("scale-plot").style.height = `${rows.length * 46 + 170}px`; // before it is drawn: what lies below must not move
     byId("scale-table").replaceChildren(table().box);
     plots.register("scale-plot", { make, label: describe, on: plots.hover(card) });
     selection.onChange(() => plots.redraw("scale-plot"));

@@ -16,8 +16,8 @@ const summary = (() => {
 
   function drawHeader() {
     const { texts } = data;
-    document.title = data.title;
-    byId("title").textContent = data.title;
+    document.title = dom.visible(data.title);
+    dom.write(byId("title"), data.title);
     const of = [`${numbers.counted(texts.n_texts, "text")}, mean ${numbers.fixed(texts.mean_bytes, 1)} bytes`];
     if (numbers.isNumber(texts.n_documents)) of.push(` of ${numbers.counted(texts.n_documents, "document")}`);
     of.push(numbers.isNumber(texts.clip) ? `, clip ${numbers.general(texts.clip, 4)} nats` : ", no clip");
@@ -26,7 +26,7 @@ const summary = (() => {
       fact("Texts", dom.name(texts.name), element("span", { class: "quiet" }, ` (${texts.id})`)),
       fact("Of these", ...of),
       fact("Made", element("time", { datetime: data.date }, day(data.date)), ` by klscale ${data.version}`),
-      data.store ? fact("Store", element("code", {}, data.store)) : null,
+      data.store ? fact("Store", element("code", {}, dom.name(data.store))) : "",
     );
   }
 

@@ -31,9 +31,10 @@ const tables = (() => {
 
   /**
    * A table of `rows`. A column is {title, cell(row): text or element, sort(row): number or text, number: aligned
-   * right, class}. `id` names the table, `caption`, text or an element, says what it holds. Returns {box, filter(keep)}.
+   * right, class}. `id` names the table, `caption`, text or an element, says what it holds. `group(row)` is what rows
+   * have in common that stay together under `heading(row)`, a line of its own. Returns {box, filter(keep)}.
    */
-  function make({ columns, rows, caption, id = null, tall = false, head = 0 }) {
+  function make({ columns, rows, caption, id = null, tall = false, head = 0, group = null, heading: over = null }) {
     const body = element("tbody");
     const made = rows.map((row) => ({ row, line: null }));
     let order = made;
@@ -50,10 +51,23 @@ const tables = (() => {
       return one.line;
     };
 
+    const headingOf = (row) =>
+      element(
+        "tr",
+        { class: "group" },
+        element("th", { scope: "rowgroup", colspan: columns.length }, element("div", {}, over(row))),
+      );
+    const groups = group && [...new Set(rows.map(group))];
+
     let keep = () => true;
     function fill() {
       const shown = order.filter((one) => keep(one.row));
-      body.replaceChildren(...shown.map(line));
+      const within = group ? groups.map((key) => shown.filter((one) => group(one.row) === key)) : [shown];
+      body.replaceChildren(
+        ...within
+          .filter((part) => part.length)
+          .flatMap((part) => [...(group ? [headingOf(part[0].row)] : []), ...part.map(line)]),
+      );
       return shown.length;
     }
 

@@ -5,7 +5,6 @@ const trajectories = (() => {
   const { byId, element } = dom;
   const found = report.data.trajectories;
   const runs = found?.runs ?? [];
-  const names = dom.withoutCommonPrefix(runs.map((one) => one.run));
   const view = { run: 0, step: 0, space: 0, playing: null, frame: 0 };
   const run = () => runs[view.run];
   const stepOf = () => run().steps[view.step];
@@ -122,7 +121,7 @@ const trajectories = (() => {
 
   function lag() {
     const all = exponents();
-    if (!all.length) return nothing("fewer checkpoints past warm-up than a fit takes");
+    if (!all.length) return plots.nothing("fewer checkpoints past warm-up than a fit takes");
     const lags = all.flatMap((one) => one.lag);
     const ends = lags.length ? [Math.min(...lags), Math.max(...lags)] : [];
     const since = stepOf() - run().warmup;
@@ -152,26 +151,6 @@ const trajectories = (() => {
     };
   }
 
-  /** A figure without axes that says why there is none. */
-  function nothing(text) {
-    return {
-      data: [],
-      layout: plots.layout({ xaxis: { visible: false }, yaxis: { visible: false }, annotations: [absent(text)] }),
-    };
-  }
-
-  function absent(text) {
-    return {
-      text,
-      xref: "paper",
-      yref: "paper",
-      x: 0.5,
-      y: 0.5,
-      showarrow: false,
-      font: { color: plots.colour("muted") },
-    };
-  }
-
   function lagCard({ customdata }) {
     if (!customdata) return null;
     const [space, at, value] = customdata;
@@ -196,16 +175,22 @@ const trajectories = (() => {
       : [];
   }
 
+  /** Whether its panels lie under each other; the height is set before it is drawn, as what lies below must not move. */
+  function fitPath() {
+    const stacked = plots.narrow();
+    byId("path-plot").style.height = `${stacked ? 280 * Math.max(1, panels().length) + 60 : 340}px`;
+    return stacked;
+  }
+
   function pathMake() {
-    if (!path()) return nothing("fewer checkpoints past warm-up than a shape takes");
+    if (!path()) return plots.nothing("fewer checkpoints past warm-up than a shape takes");
     const shown = panels();
     const one = path();
-    const stacked = plots.narrow();
+    const stacked = fitPath();
     const gap = 0.09;
     const traces = [];
     const axes = {};
     const annotations = [];
-    byId("path-plot").style.height = `${stacked ? 280 * Math.max(1, shown.length) + 60 : 340}px`;
     shown.forEach(([title, points, own], n) => {
       const id = n ? n + 1 : "";
       const span = (1 - gap * (shown.length - 1)) / shown.length;
@@ -297,7 +282,7 @@ const trajectories = (() => {
 
   function shares() {
     const paths = run().paths ?? [];
-    if (!paths.length) return nothing("fewer checkpoints past warm-up than a shape takes");
+    if (!paths.length) return plots.nothing("fewer checkpoints past warm-up than a shape takes");
     const count = Math.max(0, ...paths.map((one) => one.share.length));
     const k = [...Array(count).keys()].map((n) => n + 1);
     const walk = paths[0]?.walk_share ?? [];
@@ -344,7 +329,7 @@ const trajectories = (() => {
     );
   }
 
-  /** Both spaces in one figure: thresholds as shares of the largest distance from the last checkpoint. */
+  /** Both spaces in one figure: thresholds as shares of the squared distance from the first checkpoint to the last. */
   function settled(one) {
     const whole = one.total ?? one.thresholds.at(-1);
     const x = one.thresholds.map((value) => value / whole);
@@ -356,7 +341,7 @@ const trajectories = (() => {
       {
         x,
         y: one.steps.map(plots.stepAt),
-        customdata: one.steps.map((value, n) => [one.space, one.thresholds[n], value]),
+        customdata: one.steps.map((value, n) => [one.space, within(one, one.thresholds[n]), value]),
         mode: "lines",
         name: one.space,
         hoverinfo: "none",
@@ -367,7 +352,7 @@ const trajectories = (() => {
 
   function settling() {
     const all = (run().stabilisation ?? []).filter((one) => one.thresholds?.length);
-    if (!all.length) return nothing("not known");
+    if (!all.length) return plots.nothing("not known");
     const at = {
       type: "line",
       xref: "paper",
@@ -390,7 +375,7 @@ const trajectories = (() => {
       data: all.flatMap(settled),
       layout: plots.layout({
         xaxis: plots.logAxis(
-          "threshold, share of the distance first to last",
+          "threshold, share of the squared distance first to last",
           all.map((one) => one.thresholds),
           { tickformat: "~p" },
         ),
@@ -408,21 +393,32 @@ const trajectories = (() => {
         element(
           "p",
           {},
-          `within ${numbers.general(customdata[1])} of the last checkpoint from step ${numbers.count(customdata[2])}`,
+          `within ${customdata[1]} of the last checkpoint from step ${numbers.count(customdata[2])}`,
         ),
       ]
     );
+  }
+
+  const within = (one, threshold) =>
+    unitOf(one) === "squared distance"
+      ? `a squared distance of ${numbers.general(threshold)}`
+      : `${numbers.general(threshold)} ${unitOf(one)}`;
+  const unitOf = (one) => one.unit ?? (one.space === "weights" ? "squared distance" : "bits/byte");
+
+  /** The step, with its interval; a run that has settled before its first checkpoint has none. */
+  function settledFrom(one) {
+    const step = numbers.count(one.step);
+    if (one.first) return `by step ${step}, its first`;
+    const known = one.interval?.every(numbers.isNumber);
+    return `from step ${step}${known ? ` (95 %: ${one.interval.map(numbers.count).join(" to ")})` : ""}`;
   }
 
   function settlingNotes() {
     return (run().stabilisation ?? [])
       .filter((one) => one.step !== null && one.step !== undefined)
       .map((one) => {
-        const ends = one.interval?.every(numbers.isNumber)
-          ? ` (95 %: ${numbers.count(one.interval[0])} to ${numbers.count(one.interval[1])})`
-          : "";
         const source = one.threshold_source ? `, ${one.threshold_source}` : "";
-        return `${one.space}: settled from step ${numbers.count(one.step)}${ends}, within ${numbers.general(one.threshold)}${source}.`;
+        return `${one.space}: settled ${settledFrom(one)}, within ${within(one, one.threshold)}${source}.`;
       });
   }
 
@@ -472,7 +468,7 @@ const trajectories = (() => {
     if (view.playing) return stop();
     if (view.step >= run().steps.length - 1) setStep(0);
     byId("play").setAttribute("aria-pressed", "true");
-    byId("play").textContent = "Pause";
+    dom.write(byId("play"), "Pause");
     view.playing = setInterval(
       () => {
         if (view.step >= run().steps.length - 1) stop();
@@ -487,7 +483,7 @@ const trajectories = (() => {
     clearInterval(view.playing);
     view.playing = null;
     byId("play").setAttribute("aria-pressed", "false");
-    byId("play").textContent = "Play";
+    dom.write(byId("play"), "Play");
   }
 
   function setRun(n) {
@@ -501,7 +497,8 @@ const trajectories = (() => {
       ...(run().paths ?? []).map((one, at) => element("option", { value: at }, one.space)),
     );
     byId("path-space").disabled = (run().paths ?? []).length < 2;
-    byId("path-note").textContent = pathNote();
+    fitPath();
+    dom.write(byId("path-note"), pathNote());
     byId("settling-note").replaceChildren(...settlingNotes().map((text) => element("li", {}, text)));
     setStep(view.step);
     plots.redraw("shares-plot");
@@ -522,13 +519,12 @@ const trajectories = (() => {
       : "n/a";
 
   function exponentRows() {
-    return runs.flatMap((one, n) => [
-      ...(one.exponents ?? []).map((exponent) => ({ run: one.run, brief: names[n], ...exponent })),
+    return runs.flatMap((one) => [
+      ...(one.exponents ?? []).map((exponent) => ({ run: one.run, ...exponent })),
       ...(one.alpha
         ? [
             {
               run: one.run,
-              brief: names[n],
               name: "alpha",
               space: "c_q / c_w",
               estimate: one.alpha,
@@ -544,7 +540,7 @@ const trajectories = (() => {
       caption: "Diffusion exponents: value ± SE (95 % interval)",
       rows: exponentRows(),
       columns: [
-        { title: "run", class: "model", cell: (row) => dom.name(row.brief), sort: (row) => row.run },
+        { title: "run", class: "model", cell: (row) => dom.name(row.run), sort: (row) => row.run },
         { title: "exponent", class: "word", cell: (row) => row.name, sort: (row) => row.name },
         { title: "space", class: "word", cell: (row) => row.space },
         {
@@ -582,12 +578,10 @@ const trajectories = (() => {
           title: "runs",
           class: "model",
           cell: (row) =>
-            row.runs.flatMap((text, n) => [
-              n ? ", " : "",
-              dom.name(names[runs.findIndex((one) => one.run === text)] ?? text),
-            ]),
+row.runs.flatMap((text, n) => [n ? ", " : "", dom.name(text)]),
         },
         { title: "c_q, ± over texts", number: true, cell: (row) => withInterval(row.c_q) },
+        { title: "c_q, ± over seeds", number: true, cell: (row) => withInterval(row.c_q_over_seeds) },
         { title: "c_w, ± over seeds", number: true, cell: (row) => withInterval(row.c_w) },
         { title: "alpha, ± over seeds", number: true, cell: (row) => withInterval(row.alpha) },
         { title: "P(c_q < c_w)", number: true, cell: (row) => numbers.probability(row.probability) },
@@ -661,7 +655,7 @@ const trajectories = (() => {
     byId("play").addEventListener("click", play);
     byId("path-space").addEventListener("change", (event) => {
       view.space = Number(event.target.value);
-      byId("path-note").textContent = pathNote();
+      dom.write(byId("path-note"), pathNote());
       plots.redraw("path-plot");
     });
     register();
@@ -669,5 +663,5 @@ const trajectories = (() => {
     drawTables();
   }
 
-  return { draw, runs, exponentRows };
+  return { draw, runs, exponentRows, unitOf };
 })();

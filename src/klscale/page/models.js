@@ -31,7 +31,9 @@ const models = (() => {
     return {
       title: `${column.title}${estimate ? " ± SE" : ""}${unit}`,
       number: report.isNumeric(column),
-      class: report.isNumeric(column) ? "word" : wide(column.values.map((value) => report.withoutPrefix(String(value ?? "")))),
+      class: report.isNumeric(column)
+        ? "word"
+        : wide(column.values.map((value) => report.withoutPrefix(String(value ?? "")))),
       cell: (i) => {
         const text = estimate || !column.unit ? report.shown(column, i) : report.shown({ ...column, unit: null }, i);
         return text === null ? "" : report.isNumeric(column) ? text : dom.name(report.withoutPrefix(text));

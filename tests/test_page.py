@@ -66,9 +66,8 @@ def odd(data):
     K = data["models"]["length"]
     data["title"] += ODD[1]
     data["options"] = ["--store", "it's", "--texts", "0123456789ab"]
-    names = {data["names"][K - 2 + n]: name for n, name in enumerate(ODD[1:])} | {data["names"][K - 4]: ODD[0]}
-    data["names"] = [names.get(name, name) for name in data["names"]]
-    data["refs"] = [names.get(name, name) for name in data["refs"]]
+    for n, name in zip((K - 4, K - 2, K - 1), ODD, strict=True):
+        data["names"][n] = data["refs"][n] = name
     data["map"]["added"] = [0, K - 1]
     off = {"value": 0.25, "standard_error": 0.0125, "interval": [0.2, 0.3]}
     data["map"]["off_map"] = {
@@ -277,7 +276,9 @@ def test_hovering_a_model_shows_what_is_known_of_it(open_page):
     page = open_page("fourteen")
     names = page.evaluate("klscale.data.names")
     model = names.index("EleutherAI/pythia-410m")
-    page.mouse.move(*point(page, "map-plot", model))
+    place = point(page, "map-plot", model)
+    page.wait_for_timeout(200)  # scrolling takes the card away
+    page.mouse.move(*place)
     card = page.locator("#hovercard")
     card.wait_for()
     text = card.inner_text()
@@ -477,7 +478,9 @@ def test_odd_names_are_shown_as_they_are_and_go_safely_into_files_and_commands(o
     assert page.locator("h1").inner_text().endswith(shown)
     assert page.title().endswith(shown)
     assert page.locator("#models-table", has_text=shown).count() == 1
-    assert ODD[0][-15:] in page.locator("#heat-plot .xaxislayer-above").text_content()  # neither entities nor formulas
+    assert (
+        ODD[0][-15:] in page.locator("#heat-plot .xaxislayer-above").first.text_content()
+    )  # neither entities nor formulas
     assert [row["model"] for row in downloaded(page, "models")][K - 4] == "'" + ODD[0]
     assert [row["model"] for row in downloaded(page, "map")][K - 2 :] == ["'" + ODD[1], "'" + ODD[2]]
     page.evaluate("(K) => { klscale.select(K - 4); klscale.select(K - 1); }", K)

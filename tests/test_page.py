@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -12,7 +15,7 @@ import numpy as np
 import pytest
 
 from conftest import EXAMPLE
-from klscale import reports
+from klscale import reports, scales
 from klscale.divergence import format_estimate
 from klscale.imports import read_log_likelihoods
 from klscale.store import Store
@@ -21,6 +24,8 @@ from mixed_store import HOSTILE, STEPS, mixed_store
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PAGES = ("mixed", "fourteen", "demo")
 PHONE = {"width": 360, "height": 740}
+ODD = ("=1+1, \"quoted\" & 'it' &lt;b&gt; $x^2$", "\nnext\u202eeman", "-dash")
+"""Names that a spreadsheet, a shell, plotly.js or a reader would take for something else."""
 HINTS = ("willReadFrequently", "GPU stall due to ReadPixels")
 """What Chromium advises the authors of plotly, where it draws in three dimensions."""
 
@@ -48,7 +53,41 @@ def stores(tmp_path_factory, quick_demo):
     for name in ("mixed", "fourteen"):
         store = Store(place / name / "store")
         reports.write(reports.gather(reports.read(store, store.resolve_texts(None))), place / name / "report.html")
-    return {"mixed": place / "mixed", "fourteen": place / "fourteen", "demo": quick_demo}
+    (place / "odd").mkdir()
+    store = Store(place / "mixed" / "store")
+    reports.write(odd(reports.gather(reports.read(store, store.resolve_texts(None)))), place / "odd" / "report.html")
+    return {"mixed": place / "mixed", "fourteen": place / "fourteen", "demo": quick_demo, "odd": place / "odd"}
+
+
+def odd(data):
+    """What few stores hold: hostile names, a model that was placed on the map later, a KL of 0, one that is not known
+    and one whose interval overflows, squares out of range, and a run that spirals."""
+    data = json.loads(json.dumps(reports._finite(data)))
+    K = data["models"]["length"]
+    data["title"] += ODD[1]
+    data["options"] = ["--store", "it's", "--texts", "0123456789ab"]
+    for n, name in zip((K - 4, K - 2, K - 1), ODD, strict=True):
+        data["names"][n] = data["refs"][n] = name
+    data["map"]["added"] = [0, K - 1]
+    off = {"value": 0.25, "standard_error": 0.0125, "interval": [0.2, 0.3]}
+    data["map"]["off_map"] = {
+        str(K - 1): {"sentence": "Far off.", "unexplained": off, "nearest": "near", "kl": off, "typical": 0.0625}
+    }
+    pairs = data["pairs"]
+    value, error = (
+        np.frombuffer(base64.b64decode(pairs[key]["float32"]), "<f4").copy() for key in ("value", "standard_error")
+    )
+    value[0], value[1], (value[2], error[2]) = 0, np.nan, (1e-6, 1)
+    for key, column in (("value", value), ("standard_error", error)):
+        pairs[key] = {"float32": base64.b64encode(column.tobytes()).decode()}
+    (thread,) = data["layers"]["models"]
+    thread["previous_in_range"], thread["output_in_range"] = [None, False, True, True], [False, True, True, None]
+    data["layers"]["share"] = [0.75, 0.125]
+    run = data["trajectories"]["runs"][0]
+    run["paths"][0]["spiral"] = True
+    run["stabilisation"][0] |= {"first": True, "unit": "bits/byte", "step": 0, "threshold": 0.5}
+    data["trajectories"]["seeds"][0]["c_q_over_seeds"] = {"value": 1.0, "standard_error": 0.25, "interval": [0.5, 1.5]}
+    return data
 
 
 @pytest.fixture
@@ -174,7 +213,13 @@ def test_every_pair_is_what_compare_says(open_page, stores, run, name):
         assert shown["standard_error"] == pytest.approx(row["standard_error"], rel=1e-6)
         assert shown["interval"] == pytest.approx(row["interval"], rel=1e-5)
         assert shown["placed"] == row["placed"]
-        assert len(shown["flags"]) == len(row["warnings"])
+        assert {kind(flag) for flag in shown["flags"]} == {kind(told) for told in row["warnings"]}
+
+
+def kind(sentence):
+    """Which caution a sentence is, with figures or without."""
+    starts = ("far apart", "not clipped", "heavy tails", "different dtypes")
+    return next((start for start in starts if sentence.startswith(start)), "texts" if "texts" in sentence else sentence)
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -184,8 +229,9 @@ def test_two_clicks_on_the_map_say_what_compare_says(open_page, stores, run, nam
     store = stores[name] / "store"
     points = np.array(page.evaluate("klscale.data.map.tsne2.points"))
     farthest = int(((points - points[0]) ** 2).sum(axis=1).argmax())
-    for model in (0, farthest):
+    for n, model in enumerate((0, farthest), start=1):
         page.mouse.click(*point(page, "map-plot", model))
+        page.wait_for_function("(n) => klscale.selected().length === n", arg=n)
     chosen = page.evaluate("klscale.selected()")
     assert len(chosen) == 2  # of marks that lie on each other, what was chosen is what is compared
     a, b = (refs[place] for place in chosen)
@@ -197,19 +243,55 @@ def test_two_clicks_on_the_map_say_what_compare_says(open_page, stores, run, nam
     assert page.locator("#pair-place").inner_text() == (row["placed"] or "No scale is known for these texts.")
     low, high = row["interval"]
     assert f"{low:.3g} to {high:.3g} bits/byte" in panel.inner_text()
+    for place, letter in zip(chosen, "AB", strict=True):
+        best = Store(store).vectors(Store(store).resolve_texts(None)).bits_per_byte(refs[place])
+        text = f"{format_estimate(best.value, best.standard_error)} bits/byte"
+        assert panel.locator("dl > dt", has_text=re.compile(f"^{letter}$")).locator("+ dd").inner_text() == text
+    page.get_by_role("button", name="Swap A and B").click()
+    assert page.evaluate("klscale.selected()") == chosen[::-1]
     page.keyboard.press("Escape")
     assert page.evaluate("klscale.selected()") == []
+
+
+def test_a_click_is_not_lost_while_the_map_is_drawn(open_page):
+    """Nor does it go to what lay under the pointer before, however fast clicks follow each other."""
+    page = open_page("mixed")
+    names = page.evaluate("klscale.data.names")
+    far = names.index(HOSTILE)
+    here, there = (point(page, "map-plot", model) for model in (0, far))
+    for _ in range(4):
+        page.mouse.click(*here)
+        first = page.evaluate("klscale.selected()")
+        page.mouse.click(*there)
+        assert page.evaluate("klscale.selected()") == [*first, far]
+        page.keyboard.press("Escape")
+    page.mouse.move(*there)
+    page.mouse.down()
+    page.evaluate("klscale.select(0)")  # draws the map again
+    page.mouse.up()
+    assert page.evaluate("klscale.selected()") == [0, far]
 
 
 def test_hovering_a_model_shows_what_is_known_of_it(open_page):
     page = open_page("fourteen")
     names = page.evaluate("klscale.data.names")
     model = names.index("EleutherAI/pythia-410m")
-    page.mouse.move(*point(page, "map-plot", model))
-    page.wait_for_timeout(300)
-    text = page.locator("body").inner_text()
+    place = point(page, "map-plot", model)
+    page.wait_for_timeout(200)  # scrolling takes the card away
+    page.mouse.move(*place)
+    card = page.locator("#hovercard")
+    card.wait_for()
+    text = card.inner_text()
     assert "EleutherAI/pythia-410m" in text
     assert "0.942 ± 0.026" in text  # its bits per byte, as in the README
+    labels = page.evaluate("document.getElementById('map-plot')._fullData.flatMap((one) => [...(one.text || [])])")
+    assert labels == page.evaluate("klscale.data.labels")
+    page.select_option("#map-method", "pca")
+    share = page.evaluate("klscale.data.map.pca.share")
+    axes = page.evaluate("['xaxis', 'yaxis'].map((a) => document.getElementById('map-plot')._fullLayout[a].title.text)")
+    assert [
+        f"({part:.0%} of variance)".replace("%", " %") in title for part, title in zip(share, axes, strict=False)
+    ] == [True, True]
 
 
 def test_search_finds_and_chooses(open_page):
@@ -217,10 +299,21 @@ def test_search_finds_and_chooses(open_page):
     page.fill("#search", "mamba")
     found = sum("mamba" in name for name in page.evaluate("klscale.data.names"))
     assert str(found) in page.locator("#search-count").inner_text()
+    names = page.evaluate("klscale.data.names")
+    page.wait_for_timeout(200)
+    shown = page.evaluate(
+        """document.getElementById("map-plot")._fullData.filter((one) => one.customdata)
+            .flatMap((one) => one.customdata.map((i, n) => [i, one.marker.opacity[n]]))"""
+    )
+    assert sorted(i for i, opacity in shown if opacity > 0.5) == [n for n, one in enumerate(names) if "mamba" in one]
     page.keyboard.press("Enter")
     (chosen,) = page.evaluate("klscale.selected()")
-    assert "mamba" in page.evaluate("klscale.data.names")[chosen]
+    assert "mamba" in names[chosen]
     assert "Nearest" in page.locator("#pair").inner_text()
+    nearest = page.locator("#pair .link").first
+    name = nearest.inner_text()
+    nearest.click()
+    assert [names[i] for i in page.evaluate("klscale.selected()")] == [names[chosen], name]
 
 
 def test_colour_by_gives_each_family_the_colour_of_the_pictures(open_page):
@@ -259,6 +352,19 @@ def test_the_slider_moves_through_the_checkpoints(open_page, stores, run):
     assert f"{STEPS[5]}" in shown
     for kl in ("kl_from_first", "kl_from_previous", "kl_from_last", "bits_per_byte"):
         assert format_estimate(checkpoint[kl]["value"], checkpoint[kl]["standard_error"]) in shown
+    page.evaluate("klscale.drawAll()")
+    marks = "document.getElementById('path-plot')._fullData.filter((one) => one.marker?.symbol === 'circle-open')"
+    (path, *_) = page.evaluate("klscale.data.trajectories.runs.find((one) => one.run === 'runs/seed2').paths")
+    page.wait_for_function(f"{marks}[0]?.x[0] !== null")
+    x, y = page.evaluate(f"[{marks}[0].x[0], {marks}[0].y[0]]")
+    assert [x, y] == pytest.approx(path["pca"][path["steps"].index(STEPS[5])][:2])
+    for key in ("from_first", "from_previous", "from_last"):
+        drawn = page.evaluate(
+            "(key) => document.getElementById('training-plot')._fullData.find((a) => a.customdata?.[0][0] === key).y",
+            key,
+        )
+        told = [row[f"kl_{key}"] and row[f"kl_{key}"]["value"] for row in one["checkpoints"]]
+        assert [value or 0 for value in drawn] == pytest.approx([value or 0 for value in told])
 
 
 # ----------------------------------------------------------------------------------------------- tables and downloads
@@ -297,11 +403,46 @@ def test_all_pairs_can_be_downloaded(open_page, stores):
     for row, (_, _, kl) in zip(rows, matrix.pairs(), strict=True):
         assert float(row["kl"]) == pytest.approx(kl.value, rel=1e-6)
         assert float(row["standard_error"]) == pytest.approx(kl.standard_error, rel=1e-6)
+        assert [float(row["low"]), float(row["high"])] == pytest.approx(list(kl.interval), rel=1e-5)
     assert any(HOSTILE in row["a"] or HOSTILE in row["b"] for row in rows)
+    page.evaluate("klscale.drawAll()")
+    cells, across, down = page.evaluate(
+        """(({_fullData, _fullLayout}) => [_fullData[0].z.map((row) => [...row]), _fullLayout.xaxis.ticktext,
+            _fullLayout.yaxis.ticktext])(document.getElementById("heat-plot"))"""
+    )
+    order, names = page.evaluate("[klscale.data.pairs.order, klscale.data.names]")
+    with np.errstate(divide="ignore"):
+        expected = np.log10(matrix.value[np.ix_(order, order)])
+    np.fill_diagonal(expected, np.nan)
+    np.testing.assert_allclose(np.array(cells, dtype=float), expected, atol=1e-5)
+    assert across == down == [names[model].replace("<", "&lt;").replace(">", "&gt;") for model in order]
 
 
-def test_every_table_can_be_downloaded(open_page):
+def test_every_table_can_be_downloaded(open_page, stores):
     page = open_page("mixed")
+    data = page.evaluate("klscale.data")
+    (thread,) = data["layers"]["models"]
+    for row, point_of in zip(downloaded(page, "layers"), thread["points"], strict=True):
+        assert [float(row["component_1"]), float(row["component_2"])] == pytest.approx(point_of[:2])
+    settings = downloaded(page, "scale-settings")
+    known = [beside.median if (beside := scales.published_beside(row["setting"])) else None for row in settings]
+    assert [float(row["published_median"] or "nan") for row in settings] == pytest.approx(
+        [np.nan if value is None else value for value in known], nan_ok=True
+    )
+    page.evaluate("klscale.drawAll()")
+    diamonds = page.evaluate(
+        "document.getElementById('scale-plot')._fullData.find((one) => one.name.startsWith('published')).x"
+    )
+    assert [*diamonds] == [value for value in known if value is not None]
+    store = Store(stores["mixed"] / "store")
+    vectors = store.vectors(store.resolve_texts(None))
+    rows = page.locator("#quantization-table tbody tr:not(.group)")
+    variants = [(row["name"], one["base"]) for one in data["quantization"]["ladders"] for row in one["rows"]]
+    assert rows.count() == len(variants)
+    for n, names in enumerate(variants):
+        loss = vectors.bits_per_byte(*names)
+        sign = "−" if loss.value < 0 else "+"
+        assert f"{sign}{format_estimate(abs(loss.value), loss.standard_error)}" in rows.nth(n).inner_text()
     names = set(page.evaluate("[...document.querySelectorAll('[data-download]')].map((one) => one.dataset.download)"))
     assert len(names) >= 8
     for name in names:
@@ -327,3 +468,72 @@ def test_a_name_that_is_markup_is_shown_as_text(open_page):
     page.wait_for_timeout(300)
     assert page.evaluate("document.querySelectorAll('img').length") == 0
     assert page.evaluate("[...document.querySelectorAll('main i, main b')].length") == 0
+
+
+def test_odd_names_are_shown_as_they_are_and_go_safely_into_files_and_commands(open_page):
+    page = open_page("odd")
+    page.evaluate("klscale.drawAll()")
+    K = page.evaluate("klscale.data.models.length")
+    shown = "⟨U+000A⟩next⟨U+202E⟩eman"
+    assert page.locator("h1").inner_text().endswith(shown)
+    assert page.title().endswith(shown)
+    assert page.locator("#models-table", has_text=shown).count() == 1
+    assert (
+        ODD[0][-15:] in page.locator("#heat-plot .xaxislayer-above").first.text_content()
+    )  # neither entities nor formulas
+    assert [row["model"] for row in downloaded(page, "models")][K - 4] == "'" + ODD[0]
+    assert [row["model"] for row in downloaded(page, "map")][K - 2 :] == ["'" + ODD[1], "'" + ODD[2]]
+    page.evaluate("(K) => { klscale.select(K - 4); klscale.select(K - 1); }", K)
+    words = ["klscale", "compare", "--store", "it's", "--texts", "0123456789ab", "--", ODD[0], ODD[2]]
+    assert shlex.split(page.locator("#pair .command code").inner_text()) == words
+    assert "Far off." in page.locator("#pair").inner_text()
+    pressed = page.evaluate(
+        "[...document.querySelectorAll('#models-table [aria-pressed=true]')].map((b) => b.ariaLabel)"
+    )
+    assert pressed == [f"Choose {ODD[0]} as A", f"Choose {ODD[2]} as B"]
+
+
+def test_what_few_stores_hold_is_said(open_page):
+    """Models placed later, KL of 0 and unknown KL, layers out of range, settling before the start, a spiral."""
+    page = open_page("odd")
+    page.evaluate("klscale.drawAll()")
+
+    def traces(plot, fields):
+        return page.evaluate(f"[...document.getElementById('{plot}')._fullData].map((one) => {fields})")
+
+    (marks,) = (symbols for name, symbols in traces("map-plot", "[one.name, one.marker?.symbol]") if name == "mixed")
+    assert not marks[0].endswith("-open")
+    assert marks[-1].endswith("-open")
+    rows = downloaded(page, "pairs")
+    assert [row["kl"] for row in rows[:3]] == ["0", "", "0.000001"]
+    assert [(row["low"], row["high"]) for row in rows[:3]] == [("0", "0"), ("", ""), ("", "")]
+    assert page.evaluate("[klscale.pair(0, 2).kl, klscale.pair(0, 3).interval]") == [None, None]
+    cells = traces("heat-plot", "one.z && one.z.map((row) => [...row])")[0]
+    order = page.evaluate("klscale.data.pairs.order")
+    first, second, third = (order.index(n) for n in (0, 1, 2))
+    heat = np.array(cells, dtype=float)
+    assert heat[first, second] == heat[second, first] == np.nanmin(heat)
+    assert np.isnan(heat[first, third])
+    assert np.isnan(heat).sum() == len(order) + 2
+    assert "KL of 0" in page.locator("#heat-note").inner_text()
+
+    curves = {
+        row[0]: row[1:] for row in traces("layers-plot", "[one.customdata?.[0][1], one.marker?.symbol, one.line?.dash]")
+    }
+    assert curves["from_previous"] == [["circle-open", "circle", "circle"], "solid"]
+    assert curves["to_output"] == [["square-open", "square", "square"], "dash"]
+    flags = [(row["previous_in_range"], row["output_in_range"]) for row in downloaded(page, "layers")]
+    assert flags == [("", "false"), ("false", "true"), ("true", "true"), ("true", "")]
+    assert "75 %" in page.evaluate("document.getElementById('layers-map')._fullLayout.xaxis.title.text")
+    assert ("layers", "1", "0.75") in [tuple(row.values()) for row in downloaded(page, "axes")]
+    (off,) = (row for row in downloaded(page, "map") if row["nearest"])
+    assert (off["unexplained_low"], off["kl_of_nearest"], off["typical_kl_of_nearest"]) == ("0.2", "0.25", "0.0625")
+
+    assert "a spiral" in page.locator("#path-note").inner_text()
+    assert "settled by step 0, its first, within 0.5 bits/byte" in page.locator("#settling-note").inner_text()
+    assert "1.00 ± 0.25" in page.locator("#seeds-table").inner_text()
+    run = downloaded(page, "runs")[0]
+    assert (run["settled_step"], run["settled_low"], run["threshold"], run["spiral"]) == ("0", "", "0.5", "true")
+    found = page.evaluate("klscale.data.trajectories.runs[0].paths[0]")
+    assert float(run["winding_standard_error"]) == found["winding"]["standard_error"]
+    assert float(run["walk_winding_high"]) == found["walk_winding_range"][1]

@@ -1,6 +1,6 @@
 "use strict";
 
-/** Elements and their text are made here and nowhere from markup: whatever a model is called, it is text, and visible. */
+/** Elements and their text are made here, and nowhere from markup: whatever a model is called, all of it is seen. */
 const dom = (() => {
   const byId = (id) => document.getElementById(id);
 

@@ -300,7 +300,10 @@ const downloads = (() => {
 
   function* quantizationRows() {
     const keys = ["kl", "more_than_previous", "bits_per_byte_difference"];
-    yield ["base", "variant", "kind", ...keys.flatMap(estimateColumns), "placed", "notes", ...estimateColumns("base_bits_per_byte")];
+    yield [
+      ...["base", "variant", "kind", ...keys.flatMap(estimateColumns), "placed", "notes"],
+      ...estimateColumns("base_bits_per_byte"),
+    ];
     for (const row of quantization.rows) {
       yield [
         row.base,

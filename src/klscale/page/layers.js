@@ -54,7 +54,9 @@ const layers = (() => {
       line: { color: grey, width: 1.3, dash },
       marker: { symbol, size: 7, color: grey, line: { width: 1.3, color: grey } },
     });
-    const hollow = (key) => threads.some((thread) => thread.layer.some((_, at) => outside(thread, key, at)));
+    const hollow = ["from_previous", "to_output"].some((key) =>
+      threads.some((thread) => thread.layer.some((_, at) => outside(thread, key, at))),
+    );
     return [
       ...threads.map((thread, n) => ({
         ...key,
@@ -64,8 +66,7 @@ const layers = (() => {
       })),
       mark("from the layer before", "circle", "solid"),
       mark("to the output", "square", "dash"),
-      ...(hollow("from_previous") ? [mark("out of range", "circle-open", null)] : []),
-      ...(hollow("to_output") ? [mark("out of range", "square-open", null)] : []),
+      ...(hollow ? [mark("hollow: out of range", "circle-open", null)] : []),
     ];
   }
 
@@ -84,7 +85,7 @@ const layers = (() => {
           shown.map((one) => one.y),
           { automargin: false },
         ),
-        margin: { l: 56, r: 14, t: 10, b: 80 },
+        margin: { l: 56, r: 14, t: 10, b: 50 + legendHeight },
       }),
     };
   }
@@ -135,7 +136,7 @@ const layers = (() => {
       layout: plots.layout({
         xaxis: plots.axis(`component 1${share(0)}, √(bits/byte)`, { automargin: false }),
         yaxis: plots.axis(`component 2${share(1)}, √(bits/byte)`, { scaleanchor: "x", automargin: false }),
-        margin: { l: 56, r: 14, t: 10, b: 80 },
+        margin: { l: 56, r: 14, t: 10, b: 50 + legendHeight },
       }),
     };
   }
@@ -144,9 +145,11 @@ const layers = (() => {
     return `KL from layer to layer of ${threads.map((thread) => `${thread.model}, ${numbers.counted(thread.layer.length, "layer")}`).join("; ")}.`;
   }
 
-  /** The legend has a line for each model, and takes none of the figure's height. */
+  /** A line for each model and each kind of mark, which takes none of the figure's height. */
+  const legendHeight = 19 * (threads.length + 3);
+
   function fit() {
-    for (const id of ["layers-plot", "layers-map"]) byId(id).style.height = `${360 + 19 * (threads.length + 3)}px`;
+    for (const id of ["layers-plot", "layers-map"]) byId(id).style.height = `${360 + legendHeight}px`;
   }
 
   function draw() {

@@ -118,7 +118,7 @@ const map = (() => {
         name: "",
         colours: shown,
         symbols: symbols(known),
-        more: { ...bar, line: { width: flat() ? 0.6 : 0, color: plots.colour("muted") } },
+        more: { ...bar, showscale: scale !== "log" || plain.some((value) => value > 0), line: { width: flat() ? 0.6 : 0, color: plots.colour("muted") } },
       }),
     ];
     if (unknown.length) {

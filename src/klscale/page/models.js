@@ -31,10 +31,12 @@ const models = (() => {
     return {
       title: `${column.title}${estimate ? " ± SE" : ""}${unit}`,
       number: report.isNumeric(column),
-      class: report.isNumeric(column) ? "word" : wide(column.values.map((value) => String(value ?? ""))),
+      class: report.isNumeric(column)
+        ? "word"
+        : wide(column.values.map((value) => report.withoutPrefix(String(value ?? "")))),
       cell: (i) => {
         const text = estimate || !column.unit ? report.shown(column, i) : report.shown({ ...column, unit: null }, i);
-        return text === null ? "" : report.isNumeric(column) ? text : dom.name(text);
+        return text === null ? "" : report.isNumeric(column) ? text : dom.name(report.withoutPrefix(text));
       },
       sort: (i) => column.values[i],
     };
@@ -61,7 +63,7 @@ const models = (() => {
     return said.length ? `Models; of all: ${said.join(", ")}` : "Models";
   }
 
-  const ONE_LINE = 40;
+  const ONE_LINE = 48;
   const wide = (texts) => (texts.some((text) => text.length > ONE_LINE) ? "model" : "word");
 
   function draw() {

@@ -190,8 +190,9 @@ const plots = (() => {
       if (value < low) low = value;
       if (value > high) high = value;
     }
-    if (!(low < high)) [low, high] = [low - 0.5, low + 0.5].map((end) => (Number.isFinite(end) ? end : 0));
-    const marks = low < high ? marksOf(scale, low, high) : null;
+    if (!Number.isFinite(low)) low = 0;
+    if (!(low < high)) high = low + 1; // one value alone lies at the dark end
+    const marks = marksOf(scale, low, high);
     const bar = {
       title: { text: title, side: narrow() ? "top" : "right", font: { size: 11.5, color: colour("muted") } },
       thickness: 12,

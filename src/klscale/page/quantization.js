@@ -4,7 +4,7 @@
 const quantization = (() => {
   const { byId, element } = dom;
   const ladders = report.data.quantization?.ladders ?? [];
-  const rows = ladders.flatMap((ladder, n) => ladder.rows.map((row) => ({ ...row, base: ladder.base, base_bits_per_byte: ladder.base_bits_per_byte, n })));
+  const rows = ladders.flatMap(({ rows: own, ...ladder }, n) => own.map((row) => ({ ...row, ...ladder, n })));
 
   const names = ladders.map((ladder) => report.withoutPrefix(ladder.base));
   const flags = [...new Set(rows.flatMap((row) => row.flags ?? []))];
@@ -115,7 +115,7 @@ const quantization = (() => {
       group: (row) => row.n,
       heading: (row) => [
         dom.name(names[row.n]),
-        element("span", { class: "quiet" }, ` itself: ${numbers.estimate(ladders[row.n].base_bits_per_byte)} bits/byte`),
+        element("span", { class: "quiet" }, ` itself: ${numbers.estimate(row.base_bits_per_byte)} bits/byte`),
       ],
       columns: [
         { title: "variant", class: "word", cell: (row) => row.kind, sort: (row) => row.kind },

@@ -19,9 +19,10 @@ from scipy.spatial.distance import squareform
 
 from conftest import EXAMPLE
 from klscale import divergence, map_tables, maps, tables
-from klscale.errors import InputError
+from klscale.errors import InputError, StorageError
 from klscale.imports import read_log_likelihoods
 from klscale.models import ModelRef
+from klscale.progress import Progress
 from klscale.store import Store
 from klscale.texts import TextSet
 from klscale.vectors import ATTRIBUTES, CONVENTION, Vectors
@@ -301,6 +302,30 @@ def test_what_is_unexplained_is_the_least_squares_residual(K, N, rank):
         assert estimate.standard_error == pytest.approx(squares.std() / math.sqrt(N), rel=1e-6, abs=1e-9)
 
 
+def test_what_is_unexplained_keeps_its_digits_beside_large_and_small_models():
+    """Old models whose lengths span five decades, new ones a thousand times as far out as what is unexplained: against
+    a QR factorisation, with the squares summed by document."""
+    generator = np.random.default_rng(3)
+    L = -100 + np.logspace(1.5, -4, 12)[:, None] * generator.normal(size=(12, 300))
+    differences = (L - L.mean(axis=1, keepdims=True))[1:] - (L[0] - L[0].mean())
+    long = 10 * differences / np.abs(differences).max(axis=1, keepdims=True)
+    new = L[0] + generator.normal(size=(3, 11)) @ long + 0.01 * generator.normal(size=(3, 300))
+    document = tuple(f"d{n // 7}" for n in range(300))
+    old, added = (made(rows, names, document=document) for rows, names in ((L, None), (new, ["x", "y", "z"])))
+    found = maps.place(maps.model_map(old), old, added)
+    basis, _ = np.linalg.qr(differences.T)
+    for name, row in zip("xyz", new - new.mean(axis=1, keepdims=True), strict=True):
+        left = row - (L[0] - L[0].mean())
+        for _ in range(3):
+            left = left - basis @ (basis.T @ left)
+        squares = left**2 / SCALE
+        sums = np.array([(squares - squares.mean())[np.array(document) == d].sum() for d in sorted({*document})])
+        estimate = found.off_map[name].unexplained
+        assert estimate.value == pytest.approx(squares.mean(), rel=1e-9)
+        error = math.sqrt(len(sums) / (len(sums) - 1) * (sums**2).sum()) / 300
+        assert estimate.standard_error == pytest.approx(error, rel=1e-9)
+
+
 def test_the_nearest_is_told_with_its_kl(ground):
     vectors, kept = ground
     new = made(families(2, seed=11), ["x", "y"])
@@ -459,6 +484,89 @@ def test_added_models_are_kept_with_the_map(store):
     same(further, maps.extend_map(store, vectors_of(store), ["y", "m0"]))
     same(whole, maps.kept_map(store, vectors_of(store).subset(whole.models)))
     assert all(not problem for _, problem in store.check())
+
+
+class Notes(Progress):
+    """What is told to a person."""
+
+    def __init__(self):
+        self.notes = []
+
+    def note(self, message):
+        self.notes.append(message)
+
+
+def test_a_map_is_made_anew_where_that_is_wanted(store):
+    """An added model then has its place like any other, and that is what is kept from then on. What was on the map
+    already when it was to be added is said."""
+    maps.kept_map(store, vectors_of(store).subset([f"m{k}" for k in range(11)]))
+    told = Notes()
+    placed = maps.extend_map(store, vectors_of(store), ["m11", "m3"], progress=told)
+    assert told.notes == ["m3 is on the kept map already."]
+    assert placed.added.tolist() == [False] * 11 + [True]
+    same(placed, maps.kept_map(store, vectors_of(store)))
+    anew = maps.kept_map(store, vectors_of(store), anew=True)
+    same(anew, maps.model_map(vectors_of(store)))
+    same(anew, maps.kept_map(store, vectors_of(store)))
+    assert not anew.added.any()
+
+
+def test_a_map_that_was_made_meanwhile_is_the_one(store, monkeypatch):
+    """What others have seen stays where it is, unless it is wanted anew."""
+    make = maps.model_map
+
+    def make_while_another_does(vectors):
+        with monkeypatch.context() as other:
+            other.setattr(maps, "model_map", lambda vectors: replace(make(vectors), notes=("The other.",)))
+            maps.kept_map(Store(store.location), vectors, anew=True)
+        return make(vectors)
+
+    monkeypatch.setattr(maps, "model_map", make_while_another_does)
+    assert maps.kept_map(store, vectors_of(store)).notes == ("The other.",)
+    assert maps.kept_map(store, vectors_of(store), anew=True).notes != ("The other.",)
+    monkeypatch.undo()
+    assert maps.kept_map(store, vectors_of(store)).notes != ("The other.",)
+
+
+def test_a_map_that_cannot_be_kept_is_made_and_said(store, monkeypatch):
+    def full(self, path, data):
+        raise StorageError(f"{path} could not be written.", "No space left on device.")
+
+    before = sorted(Path(store.location).rglob("*"))
+    same(maps.kept_map(store, vectors_of(store), keep=False), maps.model_map(vectors_of(store)))
+    told = Notes()
+    monkeypatch.setattr(Store, "_write", full)
+    same(maps.kept_map(store, vectors_of(store), progress=told), maps.model_map(vectors_of(store)))
+    (note,) = told.notes
+    assert note.startswith("The map is not kept: ")
+    assert note.endswith("No space left on device.")
+    assert sorted(Path(store.location).rglob("*")) == before
+
+
+def test_maps_of_another_clip_values_or_format_are_not_taken(store):
+    """Not even where the models are the same: the newest map that fits is extended, or none."""
+    vectors = vectors_of(store)
+    clipped = replace(vectors, texts=vectors.texts.with_clip(-110.0))
+    maps.kept_map(store, clipped.subset(vectors.names[:9]))
+    with pytest.raises(InputError, match="keeps no map of models"):
+        maps.extend_map(store, vectors, ["m11"])
+    fitting = maps.kept_map(store, vectors.subset(vectors.names[:8]))
+    maps.kept_map(store, clipped.subset(vectors.names[:10]))
+    assert maps.extend_map(store, vectors, ["m11"]).models == (*fitting.models, "m11")
+
+    entry = next(entry for entry in store.entries(vectors.texts.id) if str(entry.ref) == "m2")
+    scores = store.scores(entry)
+    store.write(vectors.texts, replace(scores, log_likelihood=scores.log_likelihood[::-1].copy()), entry.metadata)
+    found = maps.kept_map(store, vectors_of(store).subset(vectors.names[:8]))
+    assert not np.array_equal(found.pca, fitting.pca), "of one key, but of other values"
+    same(found, maps.model_map(vectors_of(store).subset(vectors.names[:8])))
+
+    kept = store.maps(vectors.texts.id)[-1]
+    store.write_map(vectors.texts.id, kept["key"], {"model": ["m0"]}, {"format": 2, "vectors": kept["vectors"]})
+    assert all(not problem for _, problem in store.check())
+    with pytest.raises(InputError, match="keeps no map of models"):
+        maps.extend_map(store, vectors_of(store), ["m11"])
+    same(found, maps.kept_map(store, vectors_of(store).subset(vectors.names[:8])))
 
 
 def test_without_a_kept_map_nothing_is_added(store):

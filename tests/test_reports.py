@@ -5,16 +5,23 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import re
+import shlex
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from plotly.offline import get_plotlyjs
 
-from klscale import reports, scales
-from klscale.errors import InputError
-from klscale.store import Store
-from mixed_store import HOSTILE, STEPS, mixed_store
+from klscale import maps, reports, scales
+from klscale.errors import InputError, StorageError
+from klscale.models import ModelRef
+from klscale.store import Store, vector_key
+from klscale.texts import TextSet
+from klscale.vectors import CONVENTION, Scores
+from mixed_store import BYTES, HOSTILE, STEPS, N, mixed_store
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +122,232 @@ def test_what_each_section_holds(data, contents):
     assert said >= {"models", "scale", "trajectories", "layers", "quantization"}
 
 
+def test_each_number_has_its_sign_and_its_place(data, contents):
+    """Of runs from the first, from the last; of variants the loss and the step from one to the next; of layers what is
+    in range and the way that they go: by hand."""
+    vectors = contents.vectors
+    L = {
+        name: np.maximum(row, vectors.texts.clip)
+        for name, row in zip(vectors.names, vectors.log_likelihood, strict=True)
+    }
+    scale = 2 * BYTES * math.log(2)
+    (run,) = [run for run in data["trajectories"]["runs"] if run["run"] == "runs/seed1"]
+    names = [f"runs/seed1@step{step}" for step in STEPS]
+    for key, other in (("from_first", names[0]), ("from_last", names[-1])):
+        wanted = [np.var(L[name] - L[other]) / scale for name in names]
+        for row, value, name in zip(run[key], wanted, names, strict=True):
+            assert row is None if name == other else row["value"] == pytest.approx(value, rel=1e-9)
+
+    (ladder,) = data["quantization"]["ladders"]
+    assert (ladder["base"], ladder["rows"][0]["more_than_previous"]) == (names[-1], None)
+    raw = dict(zip(vectors.names, vectors.log_likelihood, strict=True))
+    kls = [np.var(L[row["name"]] - L[names[-1]]) / scale for row in ladder["rows"]]
+    for row, kl, before in zip(ladder["rows"][1:], kls[1:], kls, strict=False):
+        assert row["more_than_previous"]["value"] == pytest.approx(kl - before, rel=1e-9)
+        assert row["more_than_previous"]["value"] > 0
+    for row in ladder["rows"]:
+        loss = (raw[names[-1]] - raw[row["name"]]).mean() / (BYTES * math.log(2))
+        assert row["bits_per_byte_difference"]["value"] == pytest.approx(loss, rel=1e-9)
+
+    (layered,) = data["layers"]["models"]
+    rows = contents.layers.log_likelihood[[contents.layers.position(f"{names[-1]}#{n}") for n in range(4)]]
+    near = -rows.mean(axis=1) / (BYTES * math.log(2)) <= 2
+
+    def in_range(a, b):
+        clipped = np.maximum(rows[[a, b]], vectors.texts.clip)
+        unclipped = (rows[[a, b]] < vectors.texts.clip).mean(axis=1).max() > 0.05
+        x, y = rows[[a, b]] if unclipped else clipped
+        return bool(np.var(x - y) / scale <= 1 and near[a] and near[b])
+
+    assert layered["previous_in_range"] == [None, *(in_range(n - 1, n) for n in (1, 2, 3))]
+    assert layered["output_in_range"] == [*(in_range(n, 3) for n in (0, 1, 2)), None]
+    assert {True, False} <= {*layered["previous_in_range"]} & {*layered["output_in_range"]}
+    points = np.maximum(rows, vectors.texts.clip)
+    points = points - points.mean(axis=1, keepdims=True)
+    u, size, _ = np.linalg.svd((points - points.mean(axis=0)) / math.sqrt(N * scale), full_matrices=False)
+    for axis in range(2):
+        found, wanted = np.array(layered["points"])[:, axis], u[:, axis] * size[axis]
+        np.testing.assert_allclose(found * np.sign(found[0]), wanted * np.sign(wanted[0]), atol=1e-9)
+
+
+# --------------------------------------------------------------------------------------------- stores of a few models
+
+
+def small(location, L, names=None, clip=None, **metadata):
+    """A store with these log-likelihoods (K, N) of models `s/m0`, `s/m1`, ...; metadata of the last one."""
+    store, L = Store(str(location)), np.asarray(L, dtype=np.float64)
+    texts = TextSet(name="made", id="0123456789ab", bytes=np.full(L.shape[1], BYTES), clip=clip)
+    for k, row in enumerate(L):
+        name, there = (names or [f"s/m{n}" for n in range(len(L))])[k], np.flatnonzero(~np.isnan(row))
+        ref = ModelRef.parse(name)
+        identity = f"files:{name}"
+        known = {
+            "ref": name, "key": vector_key(identity, ref, CONVENTION, "transformers"), "identity": identity,
+            "convention": CONVENTION, "source": "transformers", "dtype": "float32", "date": f"2026-01-01T00:{k:02d}:00",
+        }  # fmt: skip
+        more = metadata if k == len(L) - 1 else {}
+        store.write(texts, Scores(there, row[there], np.full(len(there), 30)), {**known, **more})
+    return store, texts
+
+
+def rows(K, n=80, seed=0):
+    return -70 + 4 * np.random.default_rng(seed).standard_normal((K, n))
+
+
+def plain(contents):
+    return json.loads(json.dumps(reports._finite(reports.gather(contents))))
+
+
+def files_of(store):
+    return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in Path(store.location).rglob("*")}
+
+
+def test_the_kept_map_is_shown_by_name_with_what_was_added(tmp_path):
+    """A map that was made of models in another order than the store's, and grew twice: every point is that of its
+    model, to the bit, and off the map are those that were added. Nothing is written."""
+    L = rows(8)
+    store, texts = small(tmp_path / "store", L)
+    vectors = store.vectors(texts)
+    made_of = [f"s/m{k}" for k in (5, 2, 7, 0, 3, 6)]
+    first = maps.kept_map(store, vectors.subset(made_of))
+    maps.extend_map(store, vectors, ["s/m4"])
+    whole = maps.extend_map(store, vectors, ["s/m1"])
+    assert whole.models == (*made_of, "s/m4", "s/m1")
+    before = files_of(store)
+    data = plain(reports.read(store, texts))
+    assert files_of(store) == before
+    assert data["refs"] == [f"s/m{k}" for k in range(8)]
+    assert data["map"]["added"] == [1, 4]
+    for key, was, of_all in (
+        ("pca", first.pca, whole.pca),
+        ("tsne2", first.tsne, whole.tsne),
+        ("tsne3", first.tsne3, whole.tsne3),
+    ):
+        points = data["map"][key]["points"]
+        for k in range(8):
+            assert points[k] == of_all[whole.models.index(f"s/m{k}")].tolist()
+            assert f"s/m{k}" not in made_of or points[k] == was[made_of.index(f"s/m{k}")].tolist()
+    assert data["map"]["off_map"].keys() == {"1", "4"}
+    for k in (1, 4):
+        off = data["map"]["off_map"][str(k)]
+        kl = {name: np.var(L[k] - L[int(name[-1])]) / (2 * BYTES * math.log(2)) for name in made_of}
+        assert off["nearest"] == min(kl, key=kl.get).removeprefix("s/")
+        assert off["kl"]["value"] == pytest.approx(min(kl.values()), rel=1e-9)
+        assert off["typical"] == first.typical
+        assert " bits/byte" in off["sentence"]
+
+    assert data["prefix"] == "s/"
+    said = [row["text"] for row in data["summary"]]
+    assert any(" bits/byte; next is m" in text for text in said)
+    assert not [text for text in said if "s/m" in text or "bitbyte" in text], "names without what all begin with"
+
+
+def test_a_report_writes_nothing_and_needs_no_writable_store(tmp_path, monkeypatch):
+    def full(self, path, data):
+        raise StorageError(f"{path} could not be written.", "Read-only file system.")
+
+    store, texts = small(tmp_path / "store", rows(6))
+    before = files_of(store)
+    shown = plain(reports.read(store, texts))
+    assert files_of(store) == before
+    monkeypatch.setattr(Store, "_write", full)
+    again = plain(reports.read(store, texts))
+    assert {**again, "date": ""} == {**shown, "date": ""}
+    assert "map" in shown["sections"]
+
+
+@pytest.mark.parametrize("common", [0, 1, 2])
+def test_too_few_texts_in_common_are_no_map_and_that_is_said(tmp_path, common):
+    """Each of three models shares texts with each other, and all three none, one or two."""
+    L = rows(3, 60)
+    for k in range(3):
+        L[k, 20 * k : 20 * (k + 1) - (common if k == 0 else 0)] = np.nan
+    store, texts = small(tmp_path / "store", L)
+    data = plain(reports.read(store, texts))
+    why = f"3 models have {common} of 60 texts in common. s/m{min(common, 1)} has the fewest, 40."
+    told = [row["text"] for row in data["summary"] if row["section"] == "method"]
+    if common == 2:
+        assert "map" in data["sections"]
+        assert "no map" not in dict(data["method"]["rows"])
+        return
+    assert "map" not in data["sections"]
+    assert data["map"] is None
+    assert dict(data["method"]["rows"])["no map"] == why
+    assert f"No map: {why}" in told
+    value = unpacked(data["pairs"]["value"], 3)
+    for at, (a, b) in enumerate(((0, 1), (0, 2), (1, 2))):
+        d = (L[a] - L[b])[~np.isnan(L[a] - L[b])]
+        assert value[at] == pytest.approx(d.var() / (2 * BYTES * math.log(2)), rel=1e-6)
+    assert "No map" in reports.render(data)
+
+
+def test_what_a_reader_must_know_of_the_vectors_is_in_the_method(tmp_path):
+    """How many models the clip would change too much, what could not be read, whose tokenizer changes texts."""
+    L = rows(4, 100)
+    L[:, :] = np.clip(L, -79, -60)
+    L[1, :6] = L[3, :40] = -90.0
+    L[2, :5] = -90.0  # 5 %, which is not more
+    names = ["s/m0", "s/m1", "s/m2", "s/odd"]
+    store, texts = small(tmp_path / "store", L, names, clip=-80.0, not_round_trip=0.0011)
+    rows_of = dict(plain(reports.read(store, texts))["method"]["rows"])
+    told = "-80 nats; pairs are left unclipped where it would move more than 5 % of a vector"
+    assert rows_of["clip"] == f"{told}, as it would for 2 of 4 models"
+    assert rows_of["tokenizers that change more than 0.1 % of the texts"] == "s/odd"
+    assert "files that cannot be read" not in rows_of
+    store, texts = small(tmp_path / "other", L[[0, 2, 2]], clip=-80.0, not_round_trip=0.001)
+    Path(store.entries(texts.id)[1].path).write_bytes(b"PAR1")
+    data = plain(reports.read(store, texts))
+    assert data["title"].startswith("2 models")
+    rows_of = dict(data["method"]["rows"])
+    assert rows_of["clip"] == told
+    assert "tokenizers that change more than 0.1 % of the texts" not in rows_of
+    assert rows_of["files that cannot be read"] == "1, left out; klscale check names them"
+    assert "Files that cannot be read: 1, left out; klscale check names them" in [
+        row["text"] for row in data["summary"]
+    ]
+
+
+@pytest.mark.parametrize("secret", ["user:pw", "user:p@w", "token"])
+def test_secrets_of_an_address_are_not_on_the_page(tmp_path, secret):
+    store, texts = small(f"memory://{secret}@host/{tmp_path.name}", rows(3))
+    contents = reports.read(store, texts)
+    data = plain(contents)
+    assert data["store"] == f"memory://host/{tmp_path.name}"
+    assert data["options"] == ["--store", data["store"], "--texts", texts.id]
+    page = reports.render(data)
+    own = page.replace(get_plotlyjs(), "")
+    assert f"{secret}@" not in own
+    assert "@host" not in own
+    assert "user:p" not in own
+
+
+def test_more_models_than_a_browser_opens_are_refused(tmp_path, monkeypatch):
+    store, texts = small(tmp_path / "store", rows(4))
+    monkeypatch.setattr(reports, "MOST_MODELS", 3)
+    with pytest.raises(
+        InputError, match=r"holds 4 models on made.\nA report compares two models or more, and at most 3"
+    ):
+        reports.read(store, texts)
+    monkeypatch.setattr(reports, "MOST_MODELS", 4)
+    assert len(reports.read(store, texts).vectors) == 4
+
+
+def test_the_commands_of_the_page_do_what_they_say(run, tmp_path):
+    """With a store whose name a shell would split, and two text sets in it."""
+    store, texts = small(tmp_path / "my store; ls", rows(3))
+    other = replace(texts, id="ba9876543210", name="other")
+    entry = store.entries(texts.id)[0]
+    store.write(other, store.scores(entry), dict(entry.metadata))
+    data = plain(reports.read(store, texts))
+    assert data["options"] == ["--store", store.location, "--texts", texts.id]
+    commands = [shlex.split(command) for command in data["method"]["commands"]]
+    assert [command[:2] for command in commands] == [["klscale", name] for name in ("kl", "scale", "map", "report")]
+    for command in commands:
+        run(*command[1:])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kl.csv", "map.csv", "my store; ls", "report.html"]
+    assert len((tmp_path / "kl.csv").read_text().splitlines()) == 4
+
+
 def test_sections_that_hold_nothing_are_left_out(tmp_path):
     from conftest import EXAMPLE
     from klscale.imports import read_log_likelihoods
@@ -145,7 +378,13 @@ def test_one_model_is_no_report(tmp_path, contents):
 def test_the_page_asks_for_nothing_and_runs_only_its_own_scripts(page):
     """No address but the sources' links; every script is in the policy by its hash, and nothing else is."""
     policy = re.search(r'http-equiv="Content-Security-Policy"\s+content="([^"]*)"', page)[1]
-    assert "default-src 'none'" in policy
+    directives = dict(part.strip().split(" ", 1) for part in policy.split(";"))
+    hashed = directives.pop("script-src").split()
+    assert all(source.startswith("'sha256-") for source in hashed)
+    assert directives == {
+        "default-src": "'none'", "base-uri": "'none'", "form-action": "'none'",
+        "style-src": "'unsafe-inline'", "img-src": "data: blob:",
+    }  # fmt: skip
     scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
     hashes = {base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts}
     assert hashes == set(re.findall(r"'sha256-([^']+)'", policy))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import signal
 import subprocess
@@ -11,26 +12,35 @@ import time
 
 import pytest
 
-from klscale import server
+from klscale import maps, server
 from klscale.errors import InputError
 from klscale.store import Store
 from mixed_store import mixed_store
 
 
-@pytest.fixture
-def served(tmp_path):
-    """A store behind a server in a thread, and its port."""
+@contextlib.contextmanager
+def serving(store, host):
+    """The application for this host behind a server in a thread, on loopback; its port."""
     import uvicorn
 
-    store = mixed_store(tmp_path / "store")
     listening = server.listen("127.0.0.1", 0)
-    app = server.application(store, host="127.0.0.1")
+    app = server.application(store, host=host)
     running = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
     thread = threading.Thread(target=running.run, args=([listening],))
     thread.start()
-    yield store, listening.getsockname()[1]
-    running.should_exit = True
-    thread.join(10)
+    try:
+        yield listening.getsockname()[1]
+    finally:
+        running.should_exit = True
+        thread.join(10)
+
+
+@pytest.fixture
+def served(tmp_path):
+    """A store behind a server, and its port."""
+    store = mixed_store(tmp_path / "store")
+    with serving(store, "127.0.0.1") as port:
+        yield store, port
 
 
 def get(port, path="/", **headers):
@@ -40,16 +50,61 @@ def get(port, path="/", **headers):
     return answer, answer.read().decode()
 
 
+def assert_headers(answer):
+    """No other page frames it, guesses its type or keeps it, and no address leaves with a click."""
+    assert answer.headers["X-Frame-Options"] == "DENY"
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers["Referrer-Policy"] == "no-referrer"
+    assert answer.headers["Cache-Control"] == "no-store"
+
+
 def test_the_page_is_current_at_each_load(served):
     store, port = served
     answer, page = get(port)
     assert answer.status == 200
     assert "41 models" in page
-    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert_headers(answer)
     assert get(port)[1] == page
     texts = store.resolve_texts(None)
     store.remove(store.entries(texts.id)[-1])
     assert "40 models" in get(port)[1]
+
+
+def test_the_page_is_made_anew_when_anything_that_it_shows_changes(served, monkeypatch):
+    """Vectors, maps, weights and the noise of reading; and only then."""
+    store, port = served
+    made = []
+    monkeypatch.setattr(server.reports, "read", lambda *_, **__: None)
+    monkeypatch.setattr(server.reports, "gather", lambda contents: None)
+    monkeypatch.setattr(server.reports, "render", lambda data: made.append(data) or f"page {len(made)}")
+    texts = store.resolve_texts(None)
+    entry = store.entries(texts.id)[0]
+    vectors, scores = store.vectors(texts), store.scores(entry)
+    assert [get(port)[1] for _ in range(2)] == ["page 1"] * 2
+    changes = (
+        lambda: maps.kept_map(store, vectors.subset(vectors.names[:3])),
+        lambda: store.write_weight_distances(entry.ref, "files:x", 300, {"files:y": 1.0}),
+        lambda: store.write_noise_floor(texts.id, entry.key, vectors.kl()[0, 1]),
+        lambda: store.put_texts(texts.with_clip(-110.0)),
+        lambda: store.remove(entry),
+    )
+    for n, change in enumerate(changes, start=2):
+        change()
+        assert [get(port)[1] for _ in range(2)] == [f"page {n}"] * 2
+    store.write_partial(texts.id, "0123456789ab", scores)
+    assert get(port)[1] == f"page {n}", "work that is not finished shows nowhere"
+
+
+def test_a_host_that_others_reach_answers_to_any_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(server._Pages, "current", lambda self: "page")
+    with serving(Store(tmp_path / "store"), "0.0.0.0") as port:
+        assert get(port, Host="machine.example")[0].status == 200
+        assert get(port, Host="203.0.113.7:80")[0].status == 200
+        assert get(port, "/other", Host="machine.example")[0].status == 404
+    for host in server.LOOPBACK:
+        with serving(Store(tmp_path / "store"), host) as port:
+            assert get(port, Host="machine.example")[0].status == 400
+            assert [get(port, Host=name)[0].status for name in ("localhost", "127.0.0.1:1", "[::1]:1")] == [200] * 3
 
 
 def test_other_names_and_paths_are_refused(served):
@@ -69,6 +124,7 @@ def test_a_store_without_models_is_said_in_words(tmp_path, served):
     answer, text = get(port)
     assert answer.status == 503
     assert "holds 1 models" in text
+    assert_headers(answer)
     assert answer.headers["Content-Type"].startswith("text/plain")
 
 
@@ -100,8 +156,14 @@ def test_serve_command(tmp_path):
         process.kill()
 
 
-def test_serve_refuses_an_empty_store(run):
+def test_serve_refuses_what_it_cannot_show(run, tmp_path, monkeypatch):
+    """At the start, rather than page by page."""
+    monkeypatch.setattr(server, "run", lambda app, listening: pytest.fail("serves"))
     assert "is empty" in run("serve", "--store", "nowhere", status=2).output
+    store = mixed_store(tmp_path / "store")
+    for entry in store.entries(store.resolve_texts(None).id)[1:]:
+        store.remove(entry)
+    assert "holds 1 models" in run("serve", "--store", "store", "--port", "0", status=2).output
 
 
 def test_the_state_of_a_store_changes_with_its_files(tmp_path):

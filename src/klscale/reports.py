@@ -518,7 +518,7 @@ def _options(contents: Contents) -> list[str]:
 
 def _public(location: str) -> str:
     """Where a store is, without the secrets that a URL may hold: the page is made to be sent."""
-    return re.sub(r"://[^/@]*@", "://", location)
+    return re.sub(r"://[^/]*@", "://", location)  # to the last @: a password may hold others
 
 
 def _clip(vectors: Vectors) -> str:

@@ -70,6 +70,11 @@ const numbers = (() => {
     return sign(value) + whole + (rest ? "." + rest : "");
   }
 
+  /** Python's `%#.2g`, for what is neither huge nor tiny: 0.40, 3.0. */
+  function twoDigits(value) {
+    return isNumber(value) && value > 0 ? fixed(value, Math.max(0, 1 - significant(value, 2).exponent)) : general(value, 2);
+  }
+
   function isNumber(value) {
     return typeof value === "number" && Number.isFinite(value);
   }
@@ -137,6 +142,7 @@ const numbers = (() => {
   return {
     fixed,
     general,
+    twoDigits,
     scientific,
     formatEstimate,
     probability,

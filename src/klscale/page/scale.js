@@ -15,6 +15,8 @@ const scale = (() => {
   const notMeasured = found?.not_measured ?? [];
   const rows = [...settings.filter((row) => row.median > 0), ...notMeasured.map((row) => ({ ...row, absent: true }))];
 
+  const single = (row) => row.values.length === 1;
+
   /** Golden-section steps spread neighbours, and the same pairs lie at the same place. */
   const jitter = (n) => 0.5 * (((n * 0.618034 + 0.5) % 1) - 0.5);
 
@@ -62,7 +64,7 @@ const scale = (() => {
       y: at,
       customdata: at.map((y) => [y, "published"]),
       mode: "markers+text",
-      text: at.map((y) => numbers.general(publishedOf(rows[y]).median, 2)),
+      text: at.map((y) => numbers.twoDigits(publishedOf(rows[y]).median)),
       textposition: "top center",
       textfont: { size: 10.5, color: plots.colour("warning") },
       hoverinfo: "none",
@@ -214,7 +216,7 @@ const scale = (() => {
       const { median, source, compared } = publishedOf(row);
       return [
         title,
-        element("p", {}, `published median ${numbers.general(median, 2)} bits/byte (${source})`),
+        element("p", {}, `published median ${numbers.twoDigits(median)} bits/byte (${source})`),
         element("p", {}, compared),
         found.comparable ? null : element("p", { class: "warning" }, "Other texts: not comparable."),
       ].filter(Boolean);
@@ -260,11 +262,13 @@ const scale = (() => {
           cell: measured((row) => numbers.formatEstimate(row.median, row.standard_error)),
           sort: (row) => (row.absent ? null : row.median),
         },
-        { title: "quartiles over pairs", number: true, cell: measured((row) => numbers.interval(row.quartiles)) },
+        { title: "quartiles over pairs", number: true, cell: measured((row) => (single(row) ? "" : numbers.interval(row.quartiles))) },
         {
           title: "95 % over models",
           number: true,
-          cell: measured((row) => numbers.interval(row.interval) + (row.interval_kind === "models" ? "" : " (range)")),
+          cell: measured((row) =>
+            single(row) ? "one pair" : numbers.interval(row.interval) + (row.interval_kind === "models" ? "" : " (range)"),
+          ),
         },
         {
           title: "pairs",
@@ -282,7 +286,7 @@ const scale = (() => {
           title: found.comparable ? "published" : "published (other texts: not comparable)",
           number: true,
           sort: (row) => beside(row)?.median ?? null,
-          cell: (row) => (beside(row) ? `${numbers.general(beside(row).median, 2)} ${beside(row).source}` : "–"),
+          cell: (row) => (beside(row) ? `${numbers.twoDigits(beside(row).median)} ${beside(row).source}` : "–"),
         },
       ],
     });

@@ -321,6 +321,13 @@ def test_secrets_of_an_address_are_not_on_the_page(tmp_path, secret):
     assert "user:p" not in own
 
 
+def test_names_lose_only_what_all_begin_with(tmp_path):
+    store, texts = small(tmp_path / "store", rows(3), ["s/m0", "s/bits/byte", "s/bits/s/m2"])
+    contents = reports.read(store, texts)
+    assert [contents.shown(name) for name in contents.vectors.names] == ["m0", "bits/byte", "bits/s/m2"]
+    assert contents.shown("s/run") == "run"
+
+
 def test_more_models_than_a_browser_opens_are_refused(tmp_path, monkeypatch):
     store, texts = small(tmp_path / "store", rows(4))
     monkeypatch.setattr(reports, "MOST_MODELS", 3)

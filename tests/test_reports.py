@@ -331,9 +331,7 @@ def test_names_lose_only_what_all_begin_with(tmp_path):
 def test_more_models_than_a_browser_opens_are_refused(tmp_path, monkeypatch):
     store, texts = small(tmp_path / "store", rows(4))
     monkeypatch.setattr(reports, "MOST_MODELS", 3)
-    with pytest.raises(
-        InputError, match=r"holds 4 models on made.\nA report compares two models or more, and at most 3"
-    ):
+    with pytest.raises(InputError, match=r"holds 4 models on made.\nA report is of 3 at most"):
         reports.read(store, texts)
     monkeypatch.setattr(reports, "MOST_MODELS", 4)
     assert len(reports.read(store, texts).vectors) == 4

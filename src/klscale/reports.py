@@ -86,12 +86,9 @@ class Contents:
 
     def shown(self, name: str) -> str:
         """A model, or a run, without that."""
-        label = self.labels.get(name, name)
-        return (
-            label.removeprefix(self.prefix)
-            if name in self.labels
-            else label.removeprefix(self.prefix.removeprefix("./"))
-        )
+        if name in self.labels:
+            return self.labels[name].removeprefix(self.prefix)
+        return name.removeprefix(self.prefix.removeprefix("./"))  # the name of a run has no ./
 
 
 def read(store: Store, texts: TextSet, *, progress: Progress = SILENT) -> Contents:
@@ -99,11 +96,14 @@ def read(store: Store, texts: TextSet, *, progress: Progress = SILENT) -> Conten
     written. Raises InputError for fewer than two models, and for too many."""
     progress.begin("reading the store")
     newest = {str(entry.ref): entry for entry in store.entries(texts.id)}
-    if not 2 <= len(newest) <= MOST_MODELS:
+    if len(newest) > MOST_MODELS:
         what = f"{store.location} holds {len(newest):,} models on {texts.name}."
-        raise InputError(what, f"A report compares two models or more, and at most {MOST_MODELS:,}.", "klscale ls")
+        raise InputError(what, f"A report is of {MOST_MODELS:,} at most.", "klscale map --out FILE.csv  is of more.")
     everything, left_out = store.vectors(texts, [*newest.values()], layers=True).of_one_convention()
     vectors = everything.subset([ref for ref in everything.models if ref.layer is None])
+    if len(vectors) < 2:
+        what = f"{store.location} holds {len(vectors)} models on {texts.name} that can be compared."
+        raise InputError(what, "A report compares two or more.", "klscale score REF...")
     entries = [newest[name] for name in vectors.names]
     progress.begin("KL of all pairs, and the scale")
     vectors.kl()

@@ -13,13 +13,16 @@ import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from maps import PUBLISHED, QUICK, synthetic
 
 from klscale import reports
 from klscale.store import Store
 
+T = TypeVar("T")
 OPENED = 5
 USABLE = "() => document.querySelector('#map-plot .main-svg') && window.klscale && performance.now()"
 ACTIONS = {
@@ -41,20 +44,18 @@ def main() -> None:
         store.import_vectors(synthetic(*size), "synthetic")
         texts = store.resolve_texts(None)
         print("| what | |\n|---|---|")
-        timed("read the store, KL of all pairs, the scale", lambda: reports.read(store, texts))
-        contents = reports.read(store, texts)
-        timed("gather, t-SNE in 2-D and 3-D included", lambda: reports.gather(contents))
-        data = reports.gather(contents)
-        timed("gather, the map kept", lambda: reports.gather(contents))
+        contents = timed("read: KL of all pairs, the scale, t-SNE in 2-D and 3-D", lambda: reports.read(store, texts))
+        data = timed("gather the page's data", lambda: reports.gather(contents))
         timed("write the page", lambda: reports.write(data, page))
         print(f"| size of {size[0]:,} models | {page.stat().st_size / 1e6:.1f} MB |")
         browse(page)
 
 
-def timed(what: str, run: object) -> None:
+def timed(what: str, run: Callable[[], T]) -> T:
     start = time.perf_counter()
-    run()  # type: ignore[operator]
+    made = run()
     print(f"| {what} | {time.perf_counter() - start:.2f} s |", flush=True)
+    return made
 
 
 def browse(page: Path) -> None:

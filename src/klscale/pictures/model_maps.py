@@ -119,8 +119,7 @@ def _colouring(vectors: Vectors, attribute: str) -> _Colouring:
 
     if attribute not in vectors.attributes:
         columns = [str(column) for column in vectors.attributes.columns]
-        raise InputError(f"There is no attribute {attribute!r}.", f"There are: {', '.join(columns)}.",
-                         nearest(attribute, columns))  # fmt: skip
+        raise InputError(f"There is no attribute {attribute!r}.", "", nearest(attribute, columns))
     column = vectors.attributes[attribute]
     unknown = column.isna().to_numpy()
     if attribute not in NUMBERS or unknown.all():

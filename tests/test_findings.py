@@ -126,7 +126,7 @@ def test_the_best_model_is_that_of_all_texts():
     lacking["short"][0] = np.nan  # better on those that it has, and easier ones may be missing
     quantized = {**rows, "best+int8": base + 9}
     for models, which in (
-        (lacking, "Of the models that are here and have all texts, <best>"),
+        (lacking, "Of the models that have all texts, <best>"),
         (quantized, "Of the models that are not quantized, <best>"),
         ({**lacking, **quantized}, "Of the models that are not quantized and have all texts, <best>"),
     ):

@@ -679,8 +679,7 @@ def map_command(
     place, outcomes, added = Store(store), list[Any](), list[str]()
     if add:
         refs = list(dict.fromkeys(map(ModelRef.parse, add)))
-        how: dict[str, Any] = {"device": device, "batch_tokens": batch_tokens, "long_texts": long_texts}
-        _, outcomes = score_missing(refs, place, texts, **how)
+        _, outcomes = score_missing(refs, place, texts, device=device, batch_tokens=batch_tokens, long_texts=long_texts)
         added = [str(outcome.ref) for outcome in outcomes if outcome.entry is not None]
         if not added:
             raise typer.Exit(failure_status(outcomes))
@@ -698,9 +697,11 @@ def map_command(
         if file.suffix in PAGES:
             reports.write(reports.gather(reports.of_map(place, vectors, found), reports.MAP), file)
         else:
-            columns, picture = map_columns, model_map
-            how = {"colour_by": colour_by, "method": method}
-            save_as(file, lambda: columns(found, vectors), lambda: picture(found, vectors, **how))
+            save_as(
+                file,
+                lambda: map_columns(found, vectors),
+                lambda: model_map(found, vectors, colour_by=colour_by, method=method),
+            )
         err.print(f"Wrote {plain(file)}.")
     raise typer.Exit(failure_status(outcomes))
 

@@ -103,20 +103,20 @@ def of_models(vectors: Vectors, shown: Shown) -> Iterator[str]:
 
 def of_pairs(vectors: Vectors, shown: Shown) -> Iterator[str]:
     """The nearest and the farthest pair of the models that are not quantized."""
-    names = [str(name) for name, kind in vectors.attributes["quantization"].items() if kind is None]
-    if len(names) < 3:
+    places = np.flatnonzero([kind is None for kind in vectors.attributes["quantization"]])
+    if len(places) < 3:
         return
-    which = _of_which(vectors, names)
-    vectors = vectors.subset(names)
-    matrix = vectors.kl()
-    i, j = np.triu_indices(len(names), k=1)
-    order = np.argsort(matrix.value[i, j])  # what is not known comes last
-    n_known = int((~np.isnan(matrix.value[i, j])).sum())
-    if n_known < 2 or matrix.value[i, j][order[n_known - 1]] == 0:
+    names, matrix = vectors.names, vectors.kl()
+    i, j = (places[ends] for ends in np.triu_indices(len(places), k=1))
+    value = matrix.value[i, j]
+    order, n_known = np.argsort(value), int((~np.isnan(value)).sum())  # what is not known comes last
+    if n_known < 2 or value[order[n_known - 1]] == 0:
         return
+    which = _of_which(vectors, [names[place] for place in places])
     for what, pair in (("nearest to each other", order[0]), ("farthest apart", order[n_known - 1])):
-        kl = matrix[int(i[pair]), int(j[pair])]
-        yield f"{which}{shown(names[i[pair]])} and {shown(names[j[pair]])} are {what}: {kl}{_mark(kl)}."
+        a, b = int(i[pair]), int(j[pair])
+        kl = matrix[a, b]
+        yield f"{which}{shown(names[a])} and {shown(names[b])} are {what}: {kl}{_mark(kl)}."
 
 
 def _of_which(vectors: Vectors, names: Sequence[str]) -> str:
@@ -124,8 +124,9 @@ def _of_which(vectors: Vectors, names: Sequence[str]) -> str:
     if len(names) == len(vectors):
         return ""
     quantized = sum(kind is not None for kind in vectors.attributes["quantization"])
-    lacking = " and have all texts" if len(names) + quantized < len(vectors) else ""
-    return f"Of the models that are {'not quantized' if quantized else 'here'}{lacking}, "
+    which = ["are not quantized"] if quantized else []
+    which += ["have all texts"] if len(names) + quantized < len(vectors) else []
+    return f"Of the models that {' and '.join(which)}, "
 
 
 def of_scale(measured: Sequence[Setting], texts: TextSet) -> Iterator[str]:

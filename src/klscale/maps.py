@@ -300,13 +300,11 @@ def _notes(vectors: Vectors, n_texts: int) -> list[str]:
     notes, texts = list[str](), vectors.texts
     if n_texts < len(texts):
         notes.append(f"On the {n_texts:,} of {len(texts):,} texts that all of these models have.")
-    if texts.clip is not None:
-        rows = (row[~np.isnan(row)] for row in vectors.log_likelihood)
-        if heavily := sum(not divergence.clip_serves_all(row[None], texts.clip) for row in rows):
-            notes.append(
-                f"The clip moves more than {divergence.CLIP_LIMIT:.0%} of the values of {heavily:,} of these models: "
-                "they seem nearer to others than they are."
-            )
+    if heavily := vectors.n_moved_by_clip():
+        notes.append(
+            f"The clip moves more than {divergence.CLIP_LIMIT:.0%} of the values of {heavily:,} of these models: "
+            "they seem nearer to others than they are."
+        )
     return notes
 
 

@@ -30,15 +30,16 @@ import yaml
 from numpy.typing import NDArray
 
 from klscale import findings, lens, maps, scales, trajectories
-from klscale.divergence import CLIP_LIMIT, KL, RESAMPLES, Estimate, critical_value
+from klscale.divergence import KL, RESAMPLES, Estimate, critical_value
 from klscale.errors import InputError, StorageError, printable
+from klscale.lens import Layer
 from klscale.maps import ModelMap
 from klscale.pictures import COLOURS, common_prefix, looks, short_names
 from klscale.progress import SILENT, Progress
 from klscale.scales import Setting
 from klscale.store import Entry, Store, now
 from klscale.texts import TextSet
-from klscale.trajectories import Motion, Trajectory
+from klscale.trajectories import Motion, Seeds, Trajectory
 from klscale.vectors import Vectors
 
 SECTIONS = ("summary", "scale", "map", "pairs", "trajectories", "layers", "quantization", "models", "method")
@@ -84,6 +85,27 @@ class Contents:
         """What the names of all models begin with."""
         return common_prefix([self.labels[name] for name in self.vectors.names])
 
+    @cached_property
+    def found_layers(self) -> dict[str, list[Layer]]:
+        """The layers of each model that was scored at them."""
+        return lens.layers(self.layers) if len(self.layers) else {}
+
+    @cached_property
+    def ladders(self) -> dict[str, list[str]]:
+        """The quantized variants of each model that has any."""
+        return scales.ladders(self.vectors)
+
+    @cached_property
+    def seeds(self) -> list[Seeds]:
+        """The runs that differ in their seed alone."""
+        return trajectories.over_seeds(self.runs)
+
+    @cached_property
+    def threshold_source(self) -> str:
+        """Where the threshold of stabilisation is from."""
+        seed = scales.worth_of_a_seed(self.measured, self.texts)
+        return "" if seed is None else seed[1]
+
     def shown(self, name: str) -> str:
         """A model, or a run, without that."""
         if name in self.labels:
@@ -95,7 +117,8 @@ def read(store: Store, texts: TextSet, *, progress: Progress = SILENT) -> Conten
     """Everything that a store holds on these texts; the kept map, where there is one of all of its models. Nothing is
     written. Raises InputError for fewer than two models, and for too many."""
     progress.begin("reading the store")
-    newest = {str(entry.ref): entry for entry in store.entries(texts.id)}
+    known = store.entries(texts.id)
+    newest = {str(entry.ref): entry for entry in known}
     if len(newest) > MOST_MODELS:
         what = f"{store.location} holds {len(newest):,} models on {texts.name}."
         raise InputError(what, f"A report is of {MOST_MODELS:,} at most.", "klscale map --out FILE.csv  is of more.")
@@ -114,7 +137,7 @@ def read(store: Store, texts: TextSet, *, progress: Progress = SILENT) -> Conten
     )
     layers = everything.subset([ref for ref in everything.models if ref.layer is not None])
     notes = {"left out, of another convention": ", ".join(left_out)}
-    damaged = len(store.vector_files(texts.id)) - len(store.entries(texts.id))
+    damaged = len(store.vector_files(texts.id)) - len(known)
     if damaged:
         notes["files that cannot be read"] = f"{damaged:,}, left out; klscale check names them"
     model_map = None
@@ -158,7 +181,7 @@ def gather(contents: Contents, sections: Sequence[str] = SECTIONS) -> dict[str, 
             "n_documents": len(set(texts.document)) if texts.document else None,
             "external": texts.external,
         },
-        "summary": [row for row in _summary(contents) if row["section"] in shown],
+        "summary": [*_summary(contents, shown)],
         "prefix": contents.prefix,
         "names": list(contents.labels.values()),
         "refs": vectors.names,
@@ -207,23 +230,21 @@ def _finite(value: Any) -> Any:
 # ---------------------------------------------------------------------------------------------------------- sections
 
 
-def _summary(contents: Contents) -> Iterator[dict[str, str]]:
-    vectors, texts, runs, shown = contents.vectors, contents.texts, contents.runs, contents.shown
-    seed = scales.worth_of_a_seed(contents.measured, texts)
-    layers = lens.layers(contents.layers) if len(contents.layers) else {}
+def _summary(contents: Contents, sections: Sequence[str]) -> Iterator[dict[str, str]]:
+    vectors, texts, shown = contents.vectors, contents.texts, contents.shown
     sentences: dict[str, Iterable[str]] = {
         "models": findings.of_models(vectors, shown),
         "pairs": findings.of_pairs(vectors, shown),
         "scale": findings.of_scale(contents.measured, texts),
-        "trajectories": findings.of_trajectories(
-            runs, trajectories.over_seeds(runs), "" if seed is None else seed[1], shown
-        ),
-        "layers": findings.of_layers(layers, shown),
-        "quantization": findings.of_ladders(vectors, scales.ladders(vectors), shown),
+        "trajectories": findings.of_trajectories(contents.runs, contents.seeds, contents.threshold_source, shown),
+        "layers": findings.of_layers(contents.found_layers, shown),
+        "quantization": findings.of_ladders(vectors, contents.ladders, shown),
         "method": [f"Careful: {warning}." for warning in findings.warnings_of_documents(texts)]
         + [f"{what.capitalize()}: {text}" for what, text in contents.notes.items() if text],
     }
-    return ({"section": section, "text": text} for section, found in sentences.items() for text in found)
+    for section, found in sentences.items():
+        if section in sections:
+            yield from ({"section": section, "text": text} for text in found)
 
 
 def _models(contents: Contents) -> dict[str, Any]:
@@ -319,7 +340,8 @@ def _map(contents: Contents) -> dict[str, Any] | None:
     if (found := contents.map) is None:
         return None
     matrix, vectors = contents.vectors.kl(), contents.vectors
-    at = [found.models.index(name) for name in vectors.names]
+    row_of = {name: row for row, name in enumerate(found.models)}
+    at = [row_of[name] for name in vectors.names]
     threads = []
     for one in contents.runs:
         places = [vectors.position(name) for name in one.run.names]
@@ -347,11 +369,10 @@ def _map(contents: Contents) -> dict[str, Any] | None:
 def _trajectories(contents: Contents) -> dict[str, Any] | None:
     if not contents.runs:
         return None
-    seed = scales.worth_of_a_seed(contents.measured, contents.texts)
     at = {name: place for place, name in enumerate(contents.vectors.names)}
     return {
         "runs": [
-            {"run": contents.shown(one.run.name), **_trajectory(one, at, "" if seed is None else seed[1])}
+            {"run": contents.shown(one.run.name), **_trajectory(one, at, contents.threshold_source)}
             for one in contents.runs
         ],
         "seeds": [
@@ -360,7 +381,7 @@ def _trajectories(contents: Contents) -> dict[str, Any] | None:
                 "c_q_over_seeds": _estimate(group.c_q_over_seeds), "c_w": _estimate(group.c_w),
                 "alpha": _estimate(group.alpha), "probability": group.probability,
             }
-            for group in trajectories.over_seeds(contents.runs)
+            for group in contents.seeds
         ],
     }  # fmt: skip
 
@@ -429,7 +450,7 @@ def _layers(contents: Contents) -> dict[str, Any] | None:
     layers = contents.layers
     if not len(layers):
         return None
-    found = lens.layers(layers)
+    found = contents.found_layers
     looked = looks(found)
     common = (~np.isnan(layers.log_likelihood)).all(axis=0).sum()
     points = maps.pca(layers) if common > 1 else None  # else no map shows them all
@@ -453,7 +474,7 @@ def _layers(contents: Contents) -> dict[str, Any] | None:
 def _quantization(contents: Contents) -> dict[str, Any] | None:
     vectors, matrix = contents.vectors, contents.vectors.kl()
     ladders = []
-    for base, variants in scales.ladders(vectors).items():
+    for base, variants in contents.ladders.items():
         alike = vectors.subset([base, *variants]).on_one_footing()
         rows = []
         for n, name in enumerate(variants):
@@ -525,9 +546,8 @@ def _clip(vectors: Vectors) -> str:
     """What the clip is, and how many models it changes too much."""
     if (clip := vectors.texts.clip) is None:
         return "none: no value is frozen for these texts"
-    values = vectors.log_likelihood
-    moved = np.nanmean(np.where(np.isnan(values), np.nan, values < clip), axis=1) > CLIP_LIMIT
-    most = f", as it would for {moved.sum()} of {len(vectors)} models" if moved.any() else ""
+    moved = vectors.n_moved_by_clip()
+    most = f", as it would for {moved} of {len(vectors)} models" if moved else ""
     return f"{clip:.6g} nats; pairs are left unclipped where it would move more than 5 % of a vector{most}"
 
 

@@ -157,6 +157,13 @@ class Vectors:
             texts = texts.with_clip(None)
         return replace(self, log_likelihood=np.where(common, self.log_likelihood, np.nan), texts=texts)
 
+    def n_moved_by_clip(self) -> int:
+        """How many models have more than 5 % of their values moved by the text set's clip: there it does not serve."""
+        if (clip := self.texts.clip) is None:
+            return 0
+        rows = (row[~np.isnan(row)] for row in self.log_likelihood)
+        return sum(not divergence.clip_serves_all(row[None], clip) for row in rows)
+
     def kl_difference(self, first: tuple[str, str], second: tuple[str, str]) -> Estimate:
         """KL(first pair) - KL(second pair) with the standard error of the paired difference."""
         self.require_one_convention()

@@ -1,0 +1,104 @@
+"""The command line. Each command parses, calls one function, and prints: a table for a person, JSON for a machine.
+
+Heavy modules are imported inside the commands, so that `klscale --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from klscale.cli import pages, scoring, stores, studies, text_sets
+from klscale.errors import KlscaleError
+from klscale.tables import err, print_error
+
+
+class _Commands(TyperGroup):
+    """Errors that a user can mend are printed in their three lines; Ctrl-C says what is kept."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KlscaleError as error:
+            print_error(error)
+            raise typer.Exit(error.exit_status) from error
+        except OSError as error:
+            if isinstance(error, BrokenPipeError):
+                raise
+            print_error(KlscaleError(f"{error.filename or 'A file'} cannot be used.", f"{error.strerror or error}."))
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt as error:
+            err.print("\nInterrupted. What was finished is kept; the same command goes on from there.", style="yellow")
+            raise typer.Exit(130) from error
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="How far apart are two language models, and is that a lot? KL divergence in bits per byte, with error bars.",
+)
+texts_app = typer.Typer(cls=_Commands, no_args_is_help=True, help="Text sets: list, inspect, build, freeze a clip.")
+app.add_typer(texts_app, name="texts")
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": scoring.demo,
+    "score": scoring.score,
+    "compare": scoring.compare,
+    "layers": scoring.layers,
+    "trajectory": studies.trajectory,
+    "kl": studies.kl,
+    "scale": studies.scale,
+    "map": pages.map_command,
+    "report": pages.report,
+    "serve": pages.serve,
+    "import": stores.import_command,
+    "ls": stores.ls,
+    "rm": stores.rm,
+    "check": stores.check,
+}
+TEXTS_COMMANDS: dict[str, Callable[..., None]] = {
+    "list": text_sets.list_command,
+    "info": text_sets.info,
+    "build": text_sets.build,
+    "clip": text_sets.clip,
+}
+for name in COMMANDS:
+    app.command(name)(COMMANDS[name])
+for name in TEXTS_COMMANDS:
+    texts_app.command(name)(TEXTS_COMMANDS[name])
+
+
+def main() -> None:
+    """Entry point of the `klscale` command."""
+    try:
+        app(prog_name="klscale")
+    except SystemExit as end:
+        if end.code == 130:  # a thread may still download or read a model: nobody waits for it
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(130)
+        raise
+
+
+def version_callback(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        print(f"klscale {version('klscale')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=version_callback, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass

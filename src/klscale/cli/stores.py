@@ -1,0 +1,127 @@
+"""Commands on the store itself: import, ls, rm, check."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from klscale.cli.options import (
+    STORE,
+    JsonOption,
+    StoreOption,
+    TextsOption,
+)
+from klscale.errors import InputError, nearest
+from klscale.tables import (
+    describe_texts,
+    out,
+    plain,
+    print_json,
+    progress_bar,
+    table,
+)
+
+if TYPE_CHECKING:
+    from klscale.store import Entry
+
+
+def import_command(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="CSV, Parquet, or one of the published pickles.")],
+    name: Annotated[str | None, typer.Option(help="Name of the text set. Default: the file's.")] = None,
+    id_column: Annotated[str | None, typer.Option("--id", metavar="COL", help="Column that names the rows.")] = None,
+    attributes: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="CSV: 'model', and 'type', 'family', 'seed', ... where names do not tell."),
+    ] = None,
+    store: StoreOption = STORE,
+    texts: TextsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take in log-likelihoods from elsewhere: one row a text, one column of nats a model."""
+    from klscale.imports import read_log_likelihoods
+    from klscale.store import Store
+
+    place = Store(store)
+    with progress_bar() as progress:
+        known = place.resolve_texts(texts, progress=progress) if texts is not None else None
+        vectors = read_log_likelihoods(file, name=name, id_column=id_column, texts=known, attributes=attributes)
+        entries = place.import_vectors(vectors, source=file, progress=progress)
+    if as_json:
+        print_json({"text_set": vectors.texts.id, "texts": vectors.texts.name, "models": [str(e.ref) for e in entries]})
+        return
+    out.print(describe_texts(vectors.texts))
+    out.print(f"Imported {len(entries)} models into {plain(place.location)}.")
+    out.print("Next: klscale kl, klscale scale, klscale compare.", style="dim")
+
+
+# -------------------------------------------------------------------------------------------------- ls, rm and check
+
+
+def ls(store: StoreOption = STORE, texts: TextsOption = None, as_json: JsonOption = False) -> None:
+    """What the store holds."""
+    from klscale.store import Store
+
+    place = Store(store)
+    heads = [head for head in place.text_sets() if texts in (None, head["id"], head["name"])]
+    if texts is not None and not heads:
+        raise InputError(f"{store} holds no text set {texts!r}.", remedy="klscale ls")
+    listed = [(head, place.entries(head["id"])) for head in heads]
+    if as_json:
+        print_json([{**head, "models": [dict(entry.metadata) for entry in entries]} for head, entries in listed])
+        return
+    if not heads:
+        out.print(f"{plain(place.location)} is empty.")
+    for head, entries in listed:
+        title = f"{plain(head['name'])} ({head['id']}): {head['n_texts']:,} texts, {len(entries)} models"
+        shown = table("model", "key", "scored", "source", title=title)
+        for entry in entries:
+            source = str(entry.metadata.get("source", ""))
+            shown.add_row(plain(entry.ref), entry.key, str(entry.metadata.get("date", ""))[:16], plain(source))
+        out.print(shown)
+
+
+def rm(
+    models: Annotated[list[str], typer.Argument(metavar="REF...", help="References or keys, as `ls` shows them.")],
+    store: StoreOption = STORE,
+    texts: TextsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take models out of the store."""
+    from klscale.store import Store
+
+    place = Store(store)
+    heads = [head for head in place.text_sets() if texts in (None, head["id"], head["name"])]
+    entries = [entry for head in heads for entry in place.entries(head["id"])]
+    found: list[Entry] = []
+    for model in models:
+        named = [entry for entry in entries if model in (str(entry.ref), entry.key, entry.metadata["ref"])]
+        if not named:
+            raise InputError(f"{store} holds no {model!r}.", nearest(model, {str(entry.ref) for entry in entries}))
+        if len({entry.text_set for entry in named}) > 1:
+            raise InputError(f"{model!r} is there on several text sets.", remedy="Choose one with --texts.")
+        found += named
+    unique = list({entry.path: entry for entry in found}.values())
+    for entry in unique:
+        place.remove(entry)
+    if as_json:
+        print_json([{"model": str(entry.ref), "key": entry.key, "file": entry.path} for entry in unique])
+        return
+    for entry in unique:
+        out.print(f"Removed {plain(entry.ref)} ({entry.key}).")
+
+
+def check(store: StoreOption = STORE, as_json: JsonOption = False) -> None:
+    """Is every file of the store whole?"""
+    from klscale.store import Store
+
+    found = list(Store(store).check())
+    bad = [(path, problem) for path, problem in found if problem]
+    if as_json:
+        print_json([{"file": path, "problem": problem or None} for path, problem in found])
+    else:
+        for path, problem in bad:
+            out.print(f"{plain(path)}: {plain(problem)}", style="red")
+        out.print(f"{len(found)} files checked, {len(bad)} with a problem.")
+    raise typer.Exit(1 if bad else 0)

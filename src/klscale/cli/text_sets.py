@@ -1,0 +1,143 @@
+"""Commands on text sets: list, info, build, clip."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from klscale.cli.options import (
+    STORE,
+    JsonOption,
+    StoreOption,
+)
+from klscale.errors import InputError
+from klscale.tables import (
+    describe_texts,
+    out,
+    plain,
+    print_json,
+    progress_bar,
+    table,
+)
+
+if TYPE_CHECKING:
+    pass
+
+
+def list_command(store: StoreOption = STORE, as_json: JsonOption = False) -> None:
+    """The named text sets, and those in the store."""
+    from klscale.store import Store
+    from klscale.texts import NAMED
+
+    heads = Store(store).text_sets()
+    if as_json:
+        print_json({"named": NAMED, "store": heads})
+        return
+    shown = table("name", "id", "texts", "mean bytes", "clip, nats", "", right=(2, 3, 4))
+    for head in heads:
+        clip = "" if head["clip"] is None else f"{head['clip']:.1f}"
+        kind = "log-likelihoods only" if head["external"] else "in the store"
+        shown.add_row(plain(head["name"]), head["id"], f"{head['n_texts']:,}", f"{head['mean_bytes']:.1f}", clip, kind)
+    for name, what in NAMED.items():
+        shown.add_row(name, "", "", "", "", what)
+    out.print(shown)
+
+
+def info(
+    texts: Annotated[str | None, typer.Argument(metavar="NAME|FILE", help="Default: the store's own set.")] = None,
+    store: StoreOption = STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """What a text set holds: size, lengths, domains, documents, clip."""
+    import numpy as np
+
+    from klscale.store import Store
+
+    with progress_bar() as progress:
+        found = Store(store).resolve_texts(texts, progress=progress)
+    low, middle, high = (int(q) for q in np.quantile(found.bytes, [0.0, 0.5, 1.0]))
+    domains = {d: sum(x == d for x in found.domain) for d in sorted(set(found.domain))} if found.domain else {}
+    documents = len(set(found.document)) if found.document else None
+    if as_json:
+        print_json(
+            {"name": found.name, "id": found.id, "n_texts": len(found), "mean_bytes": found.mean_bytes,
+             "min_bytes": low, "median_bytes": middle, "max_bytes": high, "clip": found.clip,
+             "external": found.external, "domains": domains, "n_documents": documents}
+        )  # fmt: skip
+        return
+    out.print(describe_texts(found))
+    out.print(f"bytes: {low:,} to {high:,}, median {middle:,}; {int(found.bytes.sum()):,} in all")
+    if documents is not None:
+        shared = "; standard errors are clustered by document" if documents < len(found) else ""
+        out.print(f"documents: {documents:,}{shared}")
+    if found.name.startswith("pocket-python-"):
+        out.print("Made from this Python installation: another Python version makes another set, with another id.")
+    if domains:
+        shown = table("domain", "texts", right=(1,))
+        for domain, count in domains.items():
+            shown.add_row(plain(domain), f"{count:,}")
+        out.print(shown)
+
+
+def build(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Documents: text files, or .jsonl.")],
+    file: Annotated[Path, typer.Option("--out", metavar="FILE.jsonl", help="Where to write the set.")],
+    n_texts: Annotated[
+        int | None, typer.Option("--sample", min=2, metavar="N", help="How many. Default: all chunks.")
+    ] = None,
+    max_bytes: Annotated[int, typer.Option(min=4, help="Longest chunk in UTF-8 bytes.")] = 1024,
+    min_bytes: Annotated[int, typer.Option(min=0, help="Chunks must be longer than this.")] = 256,
+    seed: Annotated[int, typer.Option(help="Of the sample.")] = 42,
+    as_json: JsonOption = False,
+) -> None:
+    """Cut documents into chunks, as the published set was, and sample a text set from them."""
+    from klscale.texts import build_texts, read_documents
+
+    if file.suffix != ".jsonl" or file.resolve() in [path.resolve() for path in files]:
+        raise InputError(f"--out {file}: not a new .jsonl file.", remedy="A text set is written as JSON lines.")
+    built = build_texts(file.stem, read_documents(files), n_texts, max_bytes=max_bytes, min_bytes=min_bytes, seed=seed)
+    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in built.records())
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(lines, encoding="utf-8")
+    if as_json:
+        print_json({"file": str(file), "id": built.id, "n_texts": len(built), "mean_bytes": built.mean_bytes})
+        return
+    out.print(describe_texts(built))
+    out.print(f"Wrote {plain(file)}. Next: klscale score REF... --texts {plain(file)}")
+
+
+def clip(
+    texts: Annotated[str | None, typer.Argument(metavar="NAME|ID", help="Default: the store's own set.")] = None,
+    value: Annotated[float | None, typer.Option(metavar="NATS", help="This value instead of the quantile.")] = None,
+    quantile: Annotated[float, typer.Option(min=0, max=0.5, help="Of all values in the store, pooled.")] = 0.02,
+    store: StoreOption = STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Freeze a lower limit for log-likelihoods, by default the pooled 2 % quantile of what the store holds now."""
+    import numpy as np
+
+    from klscale.store import Store
+
+    place = Store(store)
+    if texts is None and not place.text_sets():
+        raise InputError(f"{store} is empty.", "A clip comes from scored models.", "klscale score REF...")
+    found = place.resolve_texts(texts)
+    if value is None:
+        vectors = place.vectors(found)
+        if not len(vectors):
+            raise InputError(
+                f"{store} holds no model on {found.name}.",
+                "A clip comes from scored models.",
+                "Give --value NATS, or score some first.",
+            )
+        value = float(np.nanquantile(vectors.log_likelihood, quantile))
+    if not value < 0:
+        raise InputError(f"A clip of {value} nats would move every value.", remedy="Log-likelihoods are negative.")
+    place.put_texts(found.with_clip(value))
+    if as_json:
+        print_json({"texts": found.name, "text_set": found.id, "clip": value})
+        return
+    out.print(f"{plain(found.name)} is now clipped at {value:.4f} nats; KL values before and after are not comparable.")

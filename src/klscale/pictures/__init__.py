@@ -10,6 +10,7 @@ from klscale.pictures.quantization import quantization_ladder
 from klscale.pictures.rulers import scale_ruler
 from klscale.pictures.style import COLOURS, Look, common_prefix, looks, save, short_names
 from klscale.pictures.training import displacement, kl_along_training, training_trajectories
+from klscale.pictures.validity import text_set_sensitivity, two_text_sets
 
 __all__ = [
     "COLOURS",
@@ -25,5 +26,7 @@ __all__ = [
     "save",
     "scale_ruler",
     "short_names",
+    "text_set_sensitivity",
     "training_trajectories",
+    "two_text_sets",
 ]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from klscale.cli.options import STORE, BatchOption, DeviceOption, JsonOption, LongOption, StoreOption
-from klscale.cli.steps import failure_status, score_missing, stored_texts, stored_vectors
+from klscale.cli.steps import failure_status, score_missing, stored_vectors
 from klscale.errors import InputError
 from klscale.tables import err, out, plain, print_json, progress_bar, require_ending
 

@@ -9,6 +9,7 @@ from klscale.pictures.model_maps import model_map
 from klscale.pictures.quantization import quantization_ladder
 from klscale.pictures.rulers import scale_ruler
 from klscale.pictures.style import COLOURS, Look, common_prefix, looks, save, short_names
+from klscale.pictures.tails import tails_of_pairs, text_contributions
 from klscale.pictures.training import displacement, kl_along_training, training_trajectories
 from klscale.pictures.validity import text_set_sensitivity, two_text_sets
 
@@ -26,6 +27,8 @@ __all__ = [
     "save",
     "scale_ruler",
     "short_names",
+    "tails_of_pairs",
+    "text_contributions",
     "text_set_sensitivity",
     "training_trajectories",
     "two_text_sets",

@@ -54,7 +54,8 @@ def kl_by_hand(a, b):
 
 
 def test_each_caution_is_that_of_its_pairs():
-    """By a plain loop over pairs: what is out of range, unclipped, heavy-tailed, incomplete, of another dtype."""
+    """By a plain loop over pairs: what is out of range, unclipped, heavy-tailed, incomplete, of another dtype,
+    what rounding has added a part of, and what it may have made alone."""
     generator = np.random.default_rng(1)
     base = -100 + 3 * generator.standard_normal(N)
     rows = {
@@ -69,8 +70,10 @@ def test_each_caution_is_that_of_its_pairs():
     rows["far"] -= 45  # 2.1 bits/byte
     dtypes = ["float32"] * 6 + ["bfloat16"] + [None] * 3
     vectors = made(rows, dtypes, clip=-148.0)
-    matrix = vectors.kl()
-    found = findings.cautions(matrix, vectors.texts, dtypes)
+    matrix, noise = vectors.kl(), np.full((len(rows),) * 2, np.nan)
+    for a, b, level in ((0, 1, 0.002), (0, 6, 0.03), (1, 6, 0.0001)):  # of a KL of about 0.014
+        noise[a, b] = noise[b, a] = level
+    found = findings.cautions(matrix, vectors.texts, dtypes, noise)
     np.testing.assert_array_equal(found, found.T)
     seen = set()
     for i, (a, one) in enumerate(rows.items()):
@@ -87,10 +90,16 @@ def test_each_caution_is_that_of_its_pairs():
                 wanted |= {4} if stats.kurtosis(kept, fisher=False) > 10 else set()
             wanted |= {8} if kept.size < N else set()
             wanted |= {16} if "half" in (a, b) and None not in (dtypes[i], dtypes[j]) else set()
+            if kept.size and not np.isnan(noise[i, j]):
+                share = noise[i, j] / (kept.var() / SCALE)
+                wanted |= {64} if share >= 1 else {32} if share > 0.1 else set()
             assert {bit for bit in findings.CAUTIONS if found[i, j] & bit} == wanted, (a, b)
-            told = findings.warnings_of(matrix[i, j], vectors.texts, dtypes[i], dtypes[j])
+            told = findings.warnings_of(matrix[i, j], vectors.texts, dtypes[i], dtypes[j], noise[i, j])
             assert len(told) == len(wanted), (a, b, told)
-            for bit, words in ((2, f"the clip would move {below:.0%} of a vector"), (4, "heavy tails"), (16, "dtypes")):
+            for bit, words in (
+                (2, f"the clip would move {below:.0%} of a vector"), (4, "heavy tails"), (16, "dtypes"),
+                (32, "rounding noise is about 0.002 bits/byte"), (64, "below the noise floor"),
+            ):  # fmt: skip
                 assert any(words in sentence for sentence in told) == (bit in wanted), (a, b, told)
             assert any(f"only {kept.size:,} of {N:,} texts" in sentence for sentence in told) == (8 in wanted)
             seen |= wanted

@@ -218,7 +218,7 @@ def test_every_pair_is_what_compare_says(open_page, stores, run, name):
 
 def kind(sentence):
     """Which caution a sentence is, with figures or without."""
-    starts = ("far apart", "not clipped", "heavy tails", "different dtypes")
+    starts = ("far apart", "not clipped", "heavy tails", "different dtypes", "rounding noise", "below the noise floor")
     return next((start for start in starts if sentence.startswith(start)), "texts" if "texts" in sentence else sentence)
 
 

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from klscale import scales
-from klscale.divergence import CLIP_LIMIT, HEAVY_TAILS, KL, KLMatrix, format_estimate
+from klscale.divergence import CLIP_LIMIT, HEAVY_TAILS, KL, Floats, KLMatrix, format_estimate
 from klscale.lens import Layer
 from klscale.scales import Setting
 from klscale.texts import TextSet
 from klscale.trajectories import Seeds, Trajectory
-from klscale.vectors import Vectors
+from klscale.vectors import NOISE_LIMIT, Vectors
 
 CAUTIONS = {
     1: "far apart, or far from the texts (above 2 bits/byte): the approximation is out of its range, read the value as "
@@ -24,12 +24,15 @@ CAUTIONS = {
     4: "heavy tails (kurtosis above 10): the interval covers less often than 95 %",
     8: "not all texts were scored with both models",
     16: "different dtypes: their rounding is part of the value",
+    32: "rounding noise is more than 10 % of the value, by the noise floors of both models",
+    64: "below the noise floor: the value is no more than what rounding alone makes of equal models",
 }
 """What keeps the KL of a pair from being read plainly; one bit each in `cautions`."""
 
 
-def cautions(matrix: KLMatrix, texts: TextSet, dtypes: Sequence[Any]) -> NDArray[np.uint8]:
-    """The bits of `CAUTIONS` that hold for each pair (K, K)."""
+def cautions(matrix: KLMatrix, texts: TextSet, dtypes: Sequence[Any], noise: Floats) -> NDArray[np.uint8]:
+    """The bits of `CAUTIONS` that hold for each pair (K, K); `noise` is that of `Vectors.noise`."""
+    some, most = noisy(matrix.value, noise)
     known = np.array([dtype or "" for dtype in dtypes], dtype=str)
     with np.errstate(invalid="ignore"):
         holds = {
@@ -38,6 +41,8 @@ def cautions(matrix: KLMatrix, texts: TextSet, dtypes: Sequence[Any]) -> NDArray
             4: matrix.kurtosis > HEAVY_TAILS,
             8: matrix.n_texts < len(texts),
             16: (known[:, None] != known) & (known[:, None] != "") & (known != ""),
+            32: some & ~most,
+            64: most,
         }
     found = np.zeros(matrix.value.shape, dtype=np.uint8)
     for bit, where in holds.items():
@@ -45,8 +50,16 @@ def cautions(matrix: KLMatrix, texts: TextSet, dtypes: Sequence[Any]) -> NDArray
     return found
 
 
-def warnings_of(kl: KL, texts: TextSet, a_dtype: Any, b_dtype: Any) -> list[str]:
-    """What keeps a pair's number from being read plainly, with the figures behind it; one short sentence each."""
+def noisy(value: Floats | float, noise: Floats | float) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Where rounding `noise` is more than 10 % of a KL, and where it is all of it; nowhere where it is not known, and
+    not where two readings agree on every text."""
+    value, noise = np.asarray(value), np.asarray(noise)
+    return (value > 0) & (noise > NOISE_LIMIT * value), (value > 0) & (noise >= value)
+
+
+def warnings_of(kl: KL, texts: TextSet, a_dtype: Any, b_dtype: Any, noise: float = math.nan) -> list[str]:
+    """What keeps a pair's number from being read plainly, with the figures behind it; one short sentence each. `noise`
+    is what rounding adds to the KL (`Vectors.noise`), NaN where not known."""
     found = []
     if not kl.in_range and not math.isnan(kl.value):
         found.append(CAUTIONS[1])
@@ -59,6 +72,13 @@ def warnings_of(kl: KL, texts: TextSet, a_dtype: Any, b_dtype: Any) -> list[str]
     found += warnings_of_documents(texts)
     if a_dtype and b_dtype and a_dtype != b_dtype:
         found.append(f"different dtypes ({a_dtype}, {b_dtype}): their rounding is part of the value")
+    some, most = noisy(kl.value, noise)
+    if most:
+        found.append(
+            f"below the noise floor: rounding alone adds about {noise:.2g} bits/byte, the KL is {kl.value:.2g}"
+        )
+    elif some:
+        found.append(f"rounding noise is about {noise:.2g} bits/byte of the KL, {noise / kl.value:.0%} of it")
     return found
 
 

@@ -284,7 +284,8 @@ def _models(contents: Contents) -> dict[str, Any]:
 def _pairs(contents: Contents) -> dict[str, Any]:
     vectors, matrix = contents.vectors, contents.vectors.kl()
     upper = np.triu_indices(len(vectors), k=1)
-    flags = findings.cautions(matrix, contents.texts, [*vectors.attributes["dtype"]])[upper]
+    dtypes = [*vectors.attributes["dtype"]]
+    flags = findings.cautions(matrix, contents.texts, dtypes, vectors.noise())[upper]
     known = not np.isnan(matrix.value).any()  # else two models have no texts in common, and nothing is a tree
     clustering = maps.cluster(matrix) if known else None
     return {
@@ -472,15 +473,16 @@ def _layers(contents: Contents) -> dict[str, Any] | None:
 
 
 def _quantization(contents: Contents) -> dict[str, Any] | None:
-    vectors, matrix = contents.vectors, contents.vectors.kl()
+    vectors, matrix, noise = contents.vectors, contents.vectors.kl(), contents.vectors.noise()
     ladders = []
     for base, variants in contents.ladders.items():
         alike = vectors.subset([base, *variants]).on_one_footing()
         rows = []
         for n, name in enumerate(variants):
-            kl = matrix[vectors.position(base), vectors.position(name)]
+            pair = vectors.position(base), vectors.position(name)
+            kl = matrix[pair]
             step = None if n == 0 else alike.kl_difference((base, name), (base, variants[n - 1]))
-            dtypes = (vectors.attributes["dtype"][model] for model in (base, name))
+            dtype, of_base = (vectors.attributes["dtype"][model] for model in (name, base))
             rows.append({
                 "name": name,
                 "kind": vectors.attributes["quantization"][name],
@@ -488,7 +490,7 @@ def _quantization(contents: Contents) -> dict[str, Any] | None:
                 "more_than_previous": _estimate(step),
                 "bits_per_byte_difference": _estimate(vectors.bits_per_byte(name, base)),
                 "placed": scales.place(kl.value, contents.texts, contents.measured, (base, name)),
-                "flags": findings.warnings_of(kl, contents.texts, *dtypes),
+                "flags": findings.warnings_of(kl, contents.texts, of_base, dtype, float(noise[pair])),
             })  # fmt: skip
         ladders.append({"base": base, "base_bits_per_byte": _estimate(vectors.bits_per_byte(base)), "rows": rows})
     return {"ladders": ladders} if ladders else None

@@ -83,6 +83,18 @@ class Setting:
 
 
 @dataclass(frozen=True)
+class NoiseFloor:
+    """KL in bits per byte between two readings of one model, over the `n_models` models of which it is known: below it
+    nothing can be told apart. `largest_of` is the model that has the largest."""
+
+    median: float
+    smallest: float
+    largest: float
+    largest_of: str
+    n_models: int
+
+
+@dataclass(frozen=True)
 class PublishedSetting:
     """A published median in bits per byte, over `pairs` pairs, with its source."""
 
@@ -487,6 +499,16 @@ def measure(vectors: Vectors, *, resamples: int = RESAMPLES) -> list[Setting]:
                 )
             )
     return sorted(settings, key=lambda row: row.median)
+
+
+def noise_floor(vectors: Vectors) -> NoiseFloor | None:
+    """The lowest rung of the scale; None where no model's is known."""
+    floor = vectors.noise_floor
+    known = floor[~np.isnan(floor)]
+    if not len(known):
+        return None
+    largest_of = vectors.names[int(np.nanargmax(floor))]
+    return NoiseFloor(float(np.median(known)), float(known.min()), float(known.max()), largest_of, len(known))
 
 
 def _measured(labels: Sequence[str], setting: str, pairs: _Pairs, kl: Mapping[str, Any]) -> Setting:

@@ -372,7 +372,7 @@ class Store:
         ):
             there = np.flatnonzero(~np.isnan(row))
             scores = Scores(there, row[there], np.zeros(len(there), dtype=np.int64))
-            known = attributes.dropna().to_dict()
+            known = attributes.dropna().drop("noise_floor", errors="ignore").to_dict()
             convention = known.pop("convention")
             metadata = {
                 "ref": str(ref),
@@ -426,8 +426,17 @@ class Store:
                 if layers and scores.layers is not None:
                     matrix[place + 1 : place + 1 + entry.n_layers, scores.text] = scores.layers.T
                 place += 1 + entry.n_layers * layers
-        columns = (*ATTRIBUTES, "dtype", "convention")
-        known = [{**entry.metadata.get("attributes", {}), **entry.metadata, "layer": ref.layer} for ref, entry in rows]
+        columns = (*ATTRIBUTES, "dtype", "convention", "noise_floor")
+        floors = self.noise_floors(texts.id, [entry.key for entry in entries])
+        known = [
+            {
+                **entry.metadata.get("attributes", {}),
+                **entry.metadata,
+                "layer": ref.layer,
+                "noise_floor": floors.get(entry.key) if ref.layer is None else None,
+            }
+            for ref, entry in rows
+        ]
         frame = pd.DataFrame(
             [[row.get(column) for column in columns] for row in known],
             columns=pd.Index(columns), index=pd.Index([str(ref) for ref, _ in rows], dtype=object), dtype=object,
@@ -526,9 +535,18 @@ class Store:
         """The KL between two readings of a model, where it was measured."""
         try:
             found = json.loads(self._read(self._path("noise", text_set, f"{key}.json")))
-            return KL(**{**found, "interval": tuple(found["interval"])})
+            kl = KL(**{**found, "interval": tuple(found["interval"])})
+            return kl if kl.value >= 0 else None
         except UNREADABLE:
             return None
+
+    def noise_floors(self, text_set: str, keys: Sequence[str]) -> dict[str, float]:
+        """KL in bits per byte between two readings, of those of these models of which it is known."""
+        there = {path.rsplit("/", 1)[-1] for path in self._list("noise", text_set, suffix=".json")}
+        known = [key for key in dict.fromkeys(keys) if f"{key}.json" in there]
+        with ThreadPoolExecutor(8) as pool:
+            found = pool.map(lambda key: self.noise_floor(text_set, key), known)
+            return {key: kl.value for key, kl in zip(known, found, strict=True) if kl is not None}
 
     # ----------------------------------------------------------------------------------------------------- partial
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from klscale import divergence
-from klscale.divergence import KL, Floats
+from klscale.divergence import KL, Integers
 from klscale.errors import InputError, KlscaleError, StorageError, UnavailableError, nearest
 from klscale.models import Model, ModelRef, attributes_of
 from klscale.progress import SILENT, Progress
@@ -39,8 +39,8 @@ KEEP_EVERY_S = 10.0
 """Seconds of work that a killed command may lose."""
 IN_FILES = ("type", "parameters", "parent", "quantization")
 """Attributes that a model's files tell, whatever its name."""
-NOISE_TEXTS = 100
-"""Texts that tell the noise floor of a model."""
+NOISE_PART, NOISE_TEXTS = 0.02, (20, 100)
+"""Part of a model's texts that are read again to tell its noise floor, and how many at least and at most."""
 LOOK_AGAIN_S = 1.0
 """How often a process looks whether another has finished the model that it waits for."""
 LOOK_UPS = 8
@@ -476,6 +476,9 @@ class _Sweep:
         else:
             entry = self.store.write(self.texts, scores, metadata)
         self.store.drop_partial(self.texts.id, job.partial)
+        if self.rescore or self.store.noise_floor(self.texts.id, entry.key) is None:
+            first = scores.of(noise_texts(scores.text))
+            _keep_noise_floor(entry.key, engine, tokens, first, self.texts, self.store, long_texts=self.long_texts)
         return entry
 
     def _keep(self, job: _Job, unsaved: Sequence[Scores]) -> Scores:
@@ -537,12 +540,16 @@ def _by_files(jobs: Sequence[_Job]) -> list[_Job]:
     return sorted(jobs, key=lambda job: first[(job.resolved.base or job.resolved).identity])
 
 
+# ------------------------------------------------------------------------------------------------------- noise floor
+
+
 def noise_floor(
     entry: Entry, texts: TextSet, store: Store, *, device: str | None = None, progress: Progress = SILENT
 ) -> KL | None:
-    """KL in bits per byte between two readings of one scored model, in batches of different shapes: what rounding alone
-    makes of a squared distance. Read from at most NOISE_TEXTS random texts that fit its window, kept in the store, and
-    not measured again. None for a model that is not here, and on texts that are not."""
+    """KL in bits per byte between two readings of one scored model, in batches of different shape and order: what
+    rounding alone makes of a squared distance. Kept in the store when a model is scored; where it is not there it is
+    read now, from as many random texts that fit the model's window. None for a model that is not here, and on texts
+    that are not."""
     from klscale.scoring.engine import Engine
     from klscale.scoring.loading import load, resolve
     from klscale.scoring.tokens import tokenize
@@ -553,22 +560,40 @@ def noise_floor(
         return None
     loaded = load(resolve(entry.ref), device)
     tokens = tokenize(loaded.tokenizer, texts)
-    fit = np.flatnonzero(tokens.lengths <= (loaded.window or np.inf))
-    chosen = np.sort(np.random.default_rng(0).permutation(fit)[:NOISE_TEXTS])
-    if len(chosen) < 2:
+    chosen = noise_texts(np.flatnonzero(tokens.lengths <= (loaded.window or np.inf)))
+    progress.begin(f"reading {entry.ref} twice")
+    engine = Engine(loaded, device=device)
+    first = Scores.concatenate([*engine.score(tokens, chosen)])
+    return _keep_noise_floor(entry.key, engine, tokens, first, texts, store)
+
+
+def noise_texts(texts: Integers) -> Integers:
+    """The random texts among these that tell the noise floor, in order: 2 %, at least 20 and at most 100."""
+    n = int(np.clip(NOISE_PART * len(texts), *NOISE_TEXTS))
+    return np.sort(np.random.default_rng(0).permutation(texts)[:n])
+
+
+def read_again(engine: Engine, tokens: Tokens, texts: Integers, *, long_texts: str = "error") -> Scores:
+    """Another reading of some texts by the model of an engine, in batches of another shape and in another order."""
+    from klscale.scoring.engine import Engine
+
+    budget = engine.other_budget(tokens, texts)
+    other = Engine(engine.loaded, device=str(engine.device), batch_tokens=budget, shuffled=True)
+    return Scores.concatenate([*other.score(tokens, texts, long_texts=long_texts)])
+
+
+def _keep_noise_floor(
+    key: str, engine: Engine, tokens: Tokens, first: Scores, texts: TextSet, store: Store, *, long_texts: str = "error"
+) -> KL | None:
+    """The noise floor from a first reading of some texts and another; None for fewer than two."""
+    if len(first) < 2:
         return None
-    progress.begin(f"reading {entry.ref} twice", 2, "readings")
-
-    def read(engine: Engine) -> Floats:
-        scores = Scores.concatenate([*engine.score(tokens, chosen)])
-        progress.advance()
-        return scores.log_likelihood
-
-    usual = Engine(loaded, device=device)
-    other = Engine(loaded, device=device, batch_tokens=usual.other_budget(tokens, chosen))
-    first, second, documents = read(usual), read(other), texts.documents_of(chosen)
-    found = divergence.kl(first, second, texts.bytes[chosen], clip=texts.clip, documents=documents)
-    store.write_noise_floor(texts.id, entry.key, found)
+    again = read_again(engine, tokens, first.text, long_texts=long_texts)
+    found = divergence.kl(
+        first.log_likelihood, again.log_likelihood, texts.bytes[first.text], clip=texts.clip,
+        documents=texts.documents_of(first.text),
+    )  # fmt: skip
+    store.write_noise_floor(texts.id, key, found)
     return found
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from klscale.divergence import KL, Estimate
-    from klscale.scales import Setting
+    from klscale.scales import NoiseFloor, Setting
     from klscale.store import Store
     from klscale.sweeps import Outcome
     from klscale.texts import TextSet
@@ -40,6 +40,8 @@ OUT_OF_RANGE = (
 )
 
 HEAVY = "! heavy tails (kurtosis above 10): the interval covers less often than 95 %"
+
+NOISY = "~ rounding noise is more than 10 % of the value; ~~ all of it: below the noise floor"
 
 out = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else WIDE)
 err = Console(stderr=True, highlight=False, emoji=False, width=None if sys.stderr.isatty() else WIDE)
@@ -242,6 +244,7 @@ def pair_record(vectors: Vectors, a: str, b: str, measured: Sequence[Setting]) -
     from klscale.findings import warnings_of
 
     kl = vectors.kl()[a, b]
+    noise = float(vectors.noise()[vectors.position(a), vectors.position(b)])
     rows = [{str(k): v for k, v in vectors.attributes.loc[name].dropna().items()} for name in (a, b)]
     refs = [vectors.models[vectors.position(name)] for name in (a, b)]
     difference = vectors.bits_per_byte(b, a)
@@ -262,6 +265,7 @@ def pair_record(vectors: Vectors, a: str, b: str, measured: Sequence[Setting]) -
         "mean_bytes": kl.mean_bytes,
         "kurtosis": kl.kurtosis,
         "in_range": kl.in_range,
+        "noise": noise,
         "setting": scales.setting_of(rows[0], rows[1], refs[0], refs[1]),
         "placed": scales.place(kl.value, vectors.texts, measured, pair=(a, b)),
         "bits_per_byte_a": asdict(vectors.bits_per_byte(a)),
@@ -270,7 +274,7 @@ def pair_record(vectors: Vectors, a: str, b: str, measured: Sequence[Setting]) -
         "texts": vectors.texts.name,
         "text_set": vectors.texts.id,
         "clip": vectors.texts.clip,
-        "warnings": warnings_of(kl, vectors.texts, rows[0].get("dtype"), rows[1].get("dtype")),
+        "warnings": warnings_of(kl, vectors.texts, rows[0].get("dtype"), rows[1].get("dtype"), noise),
     }
 
 
@@ -400,7 +404,7 @@ def save_matrix(vectors: Vectors, file: Path, picture: Callable[[Vectors], Figur
     save_as(file, vectors.kl().columns, lambda: picture(vectors))
 
 
-def save_scale(measured: Sequence[Setting], texts: TextSet, file: Path) -> None:
+def save_scale(measured: Sequence[Setting], texts: TextSet, file: Path, noise_floor: NoiseFloor | None = None) -> None:
     """The pairs of every setting as a table, or the picture of the scale; by the file's ending."""
     from klscale.pictures import scale_ruler
 
@@ -415,7 +419,7 @@ def save_scale(measured: Sequence[Setting], texts: TextSet, file: Path) -> None:
         names = ("setting", "a", "b", "kl", "standard_error", "in_range")
         return dict(zip(names, zip(*rows, strict=True), strict=True))
 
-    save_as(file, columns, lambda: scale_ruler(measured, texts))
+    save_as(file, columns, lambda: scale_ruler(measured, texts, noise_floor))
 
 
 def require_ending(file: Path, more: Sequence[str] = ()) -> None:
@@ -492,12 +496,15 @@ def print_layers(vectors: Vectors) -> None:
     )
 
 
-def marks(kl: KL) -> str:
-    """`*` for a value out of range, `u` for one that could not be clipped, `!` for heavy tails."""
+def marks(kl: KL, noise: float = math.nan) -> str:
+    """`*` for a value out of range, `u` for one that could not be clipped, `!` for heavy tails, `~` for one of which
+    rounding `noise` (`Vectors.noise`) is more than 10 %, `~~` for one that it does not exceed."""
     from klscale.divergence import CLIP_LIMIT
+    from klscale.findings import noisy
 
     unclipped = not kl.uses_clip and kl.clipped > CLIP_LIMIT
-    found = "*" * (not kl.in_range) + "u" * unclipped + "!" * kl.heavy_tails
+    some, most = noisy(kl.value, noise)
+    found = "*" * (not kl.in_range) + "u" * unclipped + "!" * kl.heavy_tails + "~" * bool(some) + "~" * bool(most)
     return f" {found}" if found else ""
 
 
@@ -505,7 +512,7 @@ def print_matrix(vectors: Vectors) -> None:
     """The whole matrix where it fits a screen, else its nearest and farthest pairs."""
     import numpy as np
 
-    matrix = vectors.kl()
+    matrix, noise = vectors.kl(), vectors.noise()
     out.print(describe_texts(vectors.texts))
     i, j = np.triu_indices(len(vectors), k=1)
     order = np.argsort(matrix.value[i, j])
@@ -513,17 +520,25 @@ def print_matrix(vectors: Vectors) -> None:
         out.print(f"{len(vectors):,} models, {len(order):,} pairs; the nearest and the farthest (all: --out FILE.csv)")
         order = np.concatenate([order[:10], order[-10:]])
     names = vectors.names
-    pairs = [(names[i[n]], names[j[n]], matrix[int(i[n]), int(j[n])]) for n in order]
-    shown = table("model", "model", "KL ± SE, bits/byte", "95 % interval", "kurtosis", right=(2, 3, 4), title="\nKL")
+    pairs = [(int(i[n]), int(j[n]), matrix[int(i[n]), int(j[n])]) for n in order]
+    shown, shown_marks = (
+        table("model", "model", "KL ± SE, bits/byte", "95 % interval", "kurtosis", right=(2, 3, 4), title="\nKL"),
+        "",
+    )
     for a, b, kl in pairs:
         low, high = kl.interval
-        mark = " !" if kl.heavy_tails else ""
-        shown.add_row(plain(a), plain(b), number(kl), f"{low:.3g} to {high:.3g}", f"{kl.kurtosis:.1f}{mark}")
+        mark = marks(kl, noise[a, b])
+        shown.add_row(
+            plain(names[a]), plain(names[b]), number(kl) + mark, f"{low:.3g} to {high:.3g}", f"{kl.kurtosis:.1f}"
+        )
+        shown_marks += mark
     out.print(shown)
     print_notes(
         vectors.texts,
-        (any(kl.heavy_tails for _, _, kl in pairs), HEAVY),
-        (any(not kl.in_range for _, _, kl in pairs), OUT_OF_RANGE),
+        ("*" in shown_marks, OUT_OF_RANGE),
+        ("u" in shown_marks, "u not clipped: the clip would move more than 5 % of a vector"),
+        ("!" in shown_marks, HEAVY),
+        ("~" in shown_marks, NOISY),
     )
 
 
@@ -540,6 +555,7 @@ def scale_record(vectors: Vectors, measured: Sequence[Setting]) -> dict[str, Any
         "mean_bytes": vectors.texts.mean_bytes,
         "clip": vectors.texts.clip,
         "unit": "bits/byte",
+        "noise_floor": None if (floor := scales.noise_floor(vectors)) is None else asdict(floor),
         "measured": [asdict(row) for row in measured],
         "published": {"texts": "pile-10k", "settings": [asdict(row) for row in scales.published()]},
         "published_holds_here": scales.published_holds(vectors.texts),
@@ -599,10 +615,11 @@ def print_scale(vectors: Vectors, measured: Sequence[Setting]) -> None:
         "setting", "median ± SE, bits/byte", "quartiles", "95 % over models", "pairs", "models", "published",
         right=(1, 2, 3, 4, 5), title="\nThe scale",
     )  # fmt: skip
-    for row in measured:
+    noisy_rows = [_is_noisy(vectors, row) for row in measured]
+    for row, noisy in zip(measured, noisy_rows, strict=True):
         low, high = (f"{value:.3g}" for value in row.interval)
         spread = f"{low} to {high}" + (" (range)" if row.interval_kind == "range" else "")
-        many, mark = len(row.pairs) > 1, "" if row.n_in_range == len(row.pairs) else " *"
+        many, mark = len(row.pairs) > 1, " *" * (row.n_in_range < len(row.pairs)) + " ~" * noisy
         drawn = f" of {row.n_available:,}" if len(row.pairs) < row.n_available else ""
         known = scales.published_beside(row.setting)
         shown.add_row(
@@ -620,7 +637,17 @@ def print_scale(vectors: Vectors, measured: Sequence[Setting]) -> None:
         "model.",
         style="dim",
     )
-    print_notes(vectors.texts, (any(row.n_in_range < len(row.pairs) for row in measured), OUT_OF_RANGE))
+    if floor := scales.noise_floor(vectors):
+        out.print(
+            f"Noise floor, KL between two readings of one model: median {floor.median:.2g} bits/byte of "
+            f"{floor.n_models:,} models (from {floor.smallest:.2g} to {floor.largest:.2g}, that of "
+            f"{plain(floor.largest_of)})."
+        )
+    print_notes(
+        vectors.texts,
+        (any(row.n_in_range < len(row.pairs) for row in measured), OUT_OF_RANGE),
+        (any(noisy_rows), "~ rounding noise is more than 10 % of the KL of some pairs"),
+    )
     if not scales.published_holds(vectors.texts):
         out.print("The published values are for other texts (pile-10k): beside, not comparable.", style="dim")
     wanting: dict[str, list[str]] = {}
@@ -629,6 +656,16 @@ def print_scale(vectors: Vectors, measured: Sequence[Setting]) -> None:
     if wanting:
         listed = "; ".join(f"{', '.join(settings)} ({what})" for what, settings in wanting.items())
         out.print(f"No pair yet (what to score): {listed}.", style="dim")
+
+
+def _is_noisy(vectors: Vectors, row: Setting) -> bool:
+    """Whether rounding is more than 10 % of the KL of any pair of a setting."""
+    import numpy as np
+
+    from klscale.findings import noisy
+
+    a, b = ([vectors.position(name) for name in side] for side in zip(*row.pairs, strict=True))
+    return bool(noisy(np.array(row.values), vectors.noise()[a, b])[0].any())
 
 
 def print_report(data: Mapping[str, Any], file: Path, size: int) -> None:

@@ -21,6 +21,9 @@ CONVENTION = "default special tokens; tokens 2 to n; float64 sum of float32 toke
 
 ATTRIBUTES = ("family", "type", "parameters", "seed", "step", "warmup", "parent", "quantization", "layer")
 
+NOISE_LIMIT = 0.1
+"""Part of a KL from which on it is said that rounding has added it."""
+
 
 @dataclass(frozen=True, eq=False)
 class Scores:
@@ -53,6 +56,13 @@ class Scores:
     def __len__(self) -> int:
         return len(self.text)
 
+    def of(self, texts: Integers) -> Scores:
+        """Those of some of the texts, in ascending order; the texts of these must ascend too, as `concatenate` has
+        them."""
+        at = np.searchsorted(self.text, texts)
+        layers = None if self.layers is None else self.layers[at]
+        return Scores(self.text[at], self.log_likelihood[at], self.n_tokens[at], layers)
+
     @property
     def checksum(self) -> str:
         """Changes with any value or its place."""
@@ -66,7 +76,8 @@ class Vectors:
     """`log_likelihood` (K, N) in nats, NaN where a text was not scored; K `models`; N `texts`.
 
     `attributes` has one row a model (index: the reference as a string) and the columns `family`, `type`,
-    `parameters`, `seed`, `step`, `warmup`, `parent`, `quantization`, `layer`, `dtype`, `convention`.
+    `parameters`, `seed`, `step`, `warmup`, `parent`, `quantization`, `layer`, `dtype`, `convention`, and from a store
+    `noise_floor`: KL in bits per byte between two readings of the model.
     """
 
     log_likelihood: Floats
@@ -147,6 +158,25 @@ class Vectors:
             documents=self.texts.document,
             labels=self.names,
         )
+
+    @property
+    def noise_floor(self) -> Floats:
+        """KL (K,) in bits per byte between two readings of each model, which differ by rounding; NaN where unknown."""
+        floor = self.attributes.get("noise_floor", pd.Series(None, self.attributes.index, dtype=object))
+        return np.asarray(pd.to_numeric(floor), dtype=np.float64)
+
+    def noise(self) -> Floats:
+        """What rounding adds to the KL of each pair (K, K) in expectation, in bits per byte; NaN where not known.
+
+        Let a reading of model i be l_i + e_i, with rounding errors e_i of variance s_i**2 over texts. Two readings of
+        one model differ by e_i - e_i', of variance 2 s_i**2: that is its noise floor. Those of two models differ by
+        l_i - l_j + e_i - e_j; if the errors are independent of each other and of the models, the variance is that of
+        l_i - l_j plus s_i**2 + s_j**2: half the sum of both floors. Errors that two models share, as those of one
+        model quantized in two ways may be, add less. What a coarser dtype makes of the weights is no such noise: it is
+        the same at every reading, and part of the KL.
+        """
+        floor = self.noise_floor
+        return (floor[:, None] + floor) / 2
 
     def on_one_footing(self) -> Vectors:
         """These models on the texts that all have, and with the clip for all of them or, where it would move more than

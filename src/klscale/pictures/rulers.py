@@ -10,23 +10,25 @@ import numpy as np
 from klscale.divergence import format_estimate
 from klscale.errors import InputError
 from klscale.pictures.style import COLOURS, GREY, SINGLE, SMALL, describe, headline, new_figure, plain_ticks, styled
-from klscale.scales import PublishedSetting, Setting, published_beside, published_holds
+from klscale.scales import NoiseFloor, PublishedSetting, Setting, published_beside, published_holds
 from klscale.texts import TextSet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DOT, PUBLISHED = COLOURS[:2]
+NOISE = COLOURS[3]
 ROW = 0.40
 """Inches: a line of text, and the pairs below it."""
 
 
 @styled
-def scale_ruler(measured: Sequence[Setting], texts: TextSet) -> Figure:
+def scale_ruler(measured: Sequence[Setting], texts: TextSet, noise_floor: NoiseFloor | None = None) -> Figure:
     """The scale: a row for each setting, smallest median on top, KL in bits/byte on a log axis; see `scales.measure`.
 
     Every pair is a dot, hollow where it is out of range. A box spans the quartiles, a tick marks the median with its
-    interval over models, a diamond the published median. Raises InputError where no setting has a positive median.
+    interval over models, a diamond the published median, a hairline the median noise floor if it lies in view. Raises
+    InputError where no setting has a positive median.
     """
     rows = [row for row in measured if row.median > 0]
     if not rows:
@@ -45,13 +47,16 @@ def scale_ruler(measured: Sequence[Setting], texts: TextSet) -> Figure:
     low, high = axes.get_xlim()
     room = (high / low) ** 0.04  # for what is written beside the outermost diamonds
     axes.set_xlim(low / room, high * room)
+    noise = noise_floor is not None and low / room < noise_floor.median < high * room
+    if noise_floor is not None and noise:
+        axes.axvline(noise_floor.median, color=NOISE, linewidth=0.6, linestyle=(0, (4, 2)), zorder=1)
     axes.set_yticks([])
     axes.tick_params(axis="x", labelsize=SMALL, which="both")
     plain_ticks(axes.xaxis)
     axes.grid(axis="x")
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("KL divergence, bits/byte")
-    handles = _legend(any(row.n_in_range < len(row.pairs) for row in rows), any(beside))
+    handles = _legend(any(row.n_in_range < len(row.pairs) for row in rows), any(beside), noise)
     figure.legend(handles=handles, loc="outside lower left", ncols=3)
     return figure
 
@@ -94,7 +99,7 @@ def _draw_setting(axes: Any, row: Setting, known: PublishedSetting | None, y: fl
         axes.annotate(f"{known.median:#.2g}", (known.median, middle), (4.5 * side, 0), **look)
 
 
-def _legend(hollow: bool, published: bool) -> list[Any]:
+def _legend(hollow: bool, published: bool, noise: bool) -> list[Any]:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -108,4 +113,6 @@ def _legend(hollow: bool, published: bool) -> list[Any]:
     if published:
         diamond: dict[str, Any] = {"marker": "D", "markerfacecolor": "white", "markersize": 4, "linestyle": ""}
         handles.append(Line2D([], [], color=PUBLISHED, label="published", **diamond))
+    if noise:
+        handles.append(Line2D([], [], color=NOISE, linewidth=0.6, linestyle=(0, (4, 2)), label="noise floor, median"))
     return handles

@@ -61,13 +61,21 @@ def segments_of(text: int, length: int, window: int | None) -> list[Segment]:
 
 class Engine:
     """Scores texts with one model, with `layers` at every layer through the logit lens. `batch_tokens` is the budget of
-    a batch, padding included (None: found)."""
+    a batch, padding included (None: found). `shuffled`: the texts come in random order instead of by length, so that
+    each has other neighbours and other padding: its value is another reading, which differs by rounding alone."""
 
     def __init__(
-        self, loaded: LoadedModel, *, device: str | None = None, batch_tokens: int | None = None, layers: bool = False
+        self,
+        loaded: LoadedModel,
+        *,
+        device: str | None = None,
+        batch_tokens: int | None = None,
+        layers: bool = False,
+        shuffled: bool = False,
     ) -> None:
         self.loaded = loaded
         self.layers = layers
+        self.shuffled = shuffled
         self.readout: Readout | None = None
         """Reads layers; None before the first batch."""
         self.lens_error: float | None = None
@@ -106,12 +114,14 @@ class Engine:
         return int(np.clip(0.5 * free / (40 * hidden * self.model.dtype.itemsize), 2048, 131072))
 
     def other_budget(self, tokens: Tokens, texts: Sequence[int] | Integers) -> int:
-        """A budget that puts these texts into batches of another shape: to tell what rounding makes of their values."""
-        return max(1, min(self.batch_tokens, int(tokens.lengths[texts].sum())) // 2)
+        """A budget that puts these texts into batches of another shape, where none need be alone: to tell what rounding
+        makes of their values."""
+        lengths = tokens.lengths[texts]
+        return max(min(self.batch_tokens, int(lengths.sum())) // 2, 2 * int(lengths.max()))
 
     def score(self, tokens: Tokens, texts: Sequence[int] | Integers, *, long_texts: str = "error") -> Iterator[Scores]:
-        """Log-likelihoods of these texts, some at a time, longest first. Texts longer than the window raise
-        InputError, are left out (`skip`), or are scored in half-overlapping windows (`window`).
+        """Log-likelihoods of these texts, some at a time, longest first unless `shuffled`. Texts longer than the window
+        raise InputError, are left out (`skip`), or are scored in half-overlapping windows (`window`).
 
         Raises KlscaleError for logits that are not finite, when one text alone exhausts the memory, and for layers of a
         model that the logit lens does not fit.
@@ -128,6 +138,8 @@ class Engine:
         kept = np.setdiff1d(np.asarray(texts, dtype=np.int64), long) if long_texts == "skip" else texts
         queue = [part for s in kept for part in segments_of(int(s), int(lengths[s]), window)]
         queue.sort(key=lambda part: (-part.length, part.text))
+        if self.shuffled:
+            queue = [queue[place] for place in np.random.default_rng(0).permutation(len(queue))]
         waiting = Counter(part.text for part in queue)
         total: dict[int, Any] = dict.fromkeys(waiting, 0.0)
         while queue:
@@ -170,15 +182,18 @@ class Engine:
         return f"A kernel may not know this shape on this machine: +{alone} scores the quantized weights without it."
 
     def _rows(self, queue: Sequence[Segment]) -> int:
-        """How many of the longest segments make a batch. Rotary embeddings that stretch with the input (`dynamic`,
+        """How many of the first segments make a batch. Rotary embeddings that stretch with the input (`dynamic`,
         `longrope`) would give a text its neighbours' length: beyond their original window, equal lengths only."""
-        longest = queue[0].length
         if self.kernel and self.kernel.kind == "int8-kernel":
             return 1  # it chooses outliers by what is in the batch; a text's value must not depend on its neighbours
-        rows = max(1, self.batch_tokens // longest)
-        if self.stretches_beyond is not None and longest > self.stretches_beyond:
-            rows = sum(part.length == longest for part in queue[:rows])
-        return rows
+        width = 0
+        for rows, part in enumerate(queue):
+            width = max(width, part.length)
+            stretched = self.stretches_beyond is not None and width > self.stretches_beyond
+            alike = part.length == queue[0].length or not stretched
+            if rows and not (alike and (rows + 1) * width <= self.batch_tokens):
+                return rows
+        return len(queue)
 
     def _not_finite(self, values: Floats, text: int) -> KlscaleError:
         layer = int(np.argmin(np.isfinite(values)))
@@ -203,7 +218,8 @@ class Engine:
                 "A batch of one text is the smallest there is.",
                 "Use a smaller dtype (%bfloat16), another --device, or shorter texts.",
             )
-        self.batch_tokens = max(batch[0].length, len(batch) * batch[0].length // 2)
+        longest = max(part.length for part in batch)
+        self.batch_tokens = max(longest, len(batch) * longest // 2)
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -323,7 +339,7 @@ class _Packed:
 
     @classmethod
     def of(cls, tokens: Tokens, batch: Sequence[Segment], device: torch.device) -> _Packed:
-        width = batch[0].length
+        width = max(part.length for part in batch)
         ids = np.zeros((len(batch), width), dtype=np.int64)
         for row, part in zip(ids, batch, strict=True):
             row[: part.length] = tokens.of(part.text)[part.start : part.stop]

@@ -1,0 +1,390 @@
+"""The noise floor: what two readings of one model differ by, what that adds to a KL, and where it is said."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from klscale import divergence, findings, scales, sweeps, tables
+from klscale.errors import InputError, KlscaleError
+from klscale.models import ModelRef
+from klscale.noise import half_precision_floor, in_half_precision, noise_study
+from klscale.noise_tables import noise_record, print_noise
+from klscale.pictures.rulers import NOISE, scale_ruler
+from klscale.scoring import engine as engine_module
+from klscale.scoring import loading
+from klscale.scoring.engine import Engine, Segment
+from klscale.store import Store
+from klscale.texts import TextSet
+from klscale.vectors import ATTRIBUTES, CONVENTION, Scores, Vectors
+
+BYTES = 100
+SCALE = 2 * BYTES * math.log(2)
+
+
+def made(rows, floors=None, **attributes):
+    """Vectors of models {name: values (N,)}, with noise floors where given."""
+    frame = pd.DataFrame(
+        [[None] * len(ATTRIBUTES) + ["float32", CONVENTION] for _ in rows],
+        index=pd.Index([*rows], dtype=object), columns=[*ATTRIBUTES, "dtype", "convention"], dtype=object,
+    ).assign(**attributes)  # fmt: skip
+    if floors is not None:
+        frame["noise_floor"] = pd.Series(floors, frame.index, dtype=object)
+    n_texts = len(next(iter(rows.values())))
+    texts = TextSet(name="made", id="0123456789ab", bytes=np.full(n_texts, BYTES))
+    return Vectors(np.array([*rows.values()], dtype=np.float64), tuple(map(ModelRef.parse, rows)), frame, texts)
+
+
+def plain_kl(a, b, mean_bytes):
+    """By a loop: the population variance of the difference over 2 B ln 2."""
+    difference = [x - y for x, y in zip(a, b, strict=True)]
+    mean = sum(difference) / len(difference)
+    return sum((d - mean) ** 2 for d in difference) / len(difference) / (2 * mean_bytes * math.log(2))
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def batches(monkeypatch):
+    """What goes through a model: (shuffled, texts) of each batch."""
+    seen = []
+    whole = Engine._score_batch
+
+    def watch(self, tokens, batch):
+        seen.append((self.shuffled, tuple(part.text for part in batch)))
+        return whole(self, tokens, batch)
+
+    monkeypatch.setattr(engine_module.Engine, "_score_batch", watch)
+    return seen
+
+
+# ---------------------------------------------------------------------------------------------- what noise adds
+
+
+def test_rounding_adds_half_the_sum_of_both_floors():
+    """400 readings of two models, each with noise of its own size: the mean KL is that of the models and the noise."""
+    generator = np.random.default_rng(0)
+    n, readings = 300, 400
+    models = -100 + 3 * generator.standard_normal((2, n))
+    spread = np.array([0.5, 2.0])
+    noisy = models[:, None] + spread[:, None, None] * generator.standard_normal((2, readings, n))
+    floor = [
+        np.mean(
+            [divergence.kl(one, other, np.full(n, BYTES)).value for one, other in zip(row[::2], row[1::2], strict=True)]
+        )
+        for row in noisy
+    ]
+    measured = np.array([divergence.kl(a, b, np.full(n, BYTES)).value for a, b in zip(*noisy, strict=True)])
+    added = made({"a": models[0], "b": models[1]}, floor).noise()[0, 1]
+    assert measured.mean() - plain_kl(*models, BYTES) == pytest.approx(added, rel=0.04)
+    assert added == pytest.approx((0.5**2 + 2.0**2) / SCALE, rel=0.03)
+    assert added > 4 * measured.std() / math.sqrt(readings), "the simulation can tell"
+
+
+def test_unknown_floors_are_unknown_noise():
+    rows = {name: np.arange(4.0) for name in "abc"}
+    assert np.isnan(made(rows).noise()).all()
+    noise = made(rows, [0.1, None, 0.3]).noise()
+    np.testing.assert_allclose(noise[[0, 2], [2, 2]], [0.2, 0.3])
+    assert np.isnan(noise[1]).all()
+    assert scales.noise_floor(made(rows)) is None
+    found = scales.noise_floor(made(rows, [0.1, None, 0.3]))
+    assert (found.median, found.smallest, found.largest, found.largest_of, found.n_models) == (0.2, 0.1, 0.3, "c", 2)
+
+
+# ----------------------------------------------------------------------------------------------- half precision
+
+
+def test_half_precision_is_that_of_ieee_754():
+    """Against the 16-bit floats of `struct`, one value at a time; what they cannot hold is refused."""
+    generator = np.random.default_rng(0)
+    values = -(10 ** generator.uniform(-3, 4.8, 2000))
+    expected = [struct.unpack("<e", struct.pack("<e", value))[0] for value in values]
+    np.testing.assert_array_equal(in_half_precision(values), expected)
+    with pytest.raises(InputError, match="-66000 nats is no number of float16"):
+        in_half_precision(np.array([-1.0, -66000.0]))
+
+
+@pytest.mark.parametrize("clip", [None, -900.0])
+def test_the_floor_of_half_precision_is_what_rounding_makes(clip):
+    """By a loop that rounds every text of two readings, which lie far apart against the spacing; with its error."""
+    generator = np.random.default_rng(0)
+    n = 20_000
+    first = -(10 ** generator.uniform(2, 3.3, n))
+    second = first - generator.uniform(0, 64, n)  # another place between two numbers of float16
+    size = np.full(n, BYTES)
+    error = []
+    for value, other in zip(first, second, strict=True):
+        a, b = (struct.unpack("<e", struct.pack("<e", x))[0] - x for x in (value, other))
+        error.append(0.0 if clip is not None and value < clip else a - b)
+    squares = np.square(error) / SCALE
+    found = half_precision_floor(first, size, clip=clip)
+    assert found.value == pytest.approx(squares.mean(), abs=5 * squares.std() / math.sqrt(n), rel=0.05)
+    units = [2 ** (math.floor(math.log2(-x)) - 10) if clip is None or x >= clip else 0.0 for x in first]
+    variance = np.square(units) / 6 / SCALE
+    assert found.value == pytest.approx(variance.mean(), rel=1e-12)
+    assert found.standard_error == pytest.approx(variance.std() / math.sqrt(n), rel=1e-9)
+    assert half_precision_floor(first, size, documents=np.arange(n) // 50).standard_error > 0
+
+
+# ------------------------------------------------------------------------------------------- kept with every vector
+
+
+@pytest.mark.parametrize(("n", "again"), [(5, 5), (40, 20), (1000, 20), (2500, 50), (10_000, 100), (50_000, 100)])
+def test_two_percent_of_the_texts_are_read_again(n, again):
+    texts = np.arange(3, n + 3)
+    chosen = sweeps.noise_texts(texts)
+    assert len(chosen) == len({*chosen}) == again
+    assert {*chosen} <= {*texts}
+    assert (np.diff(chosen) > 0).all()
+
+
+def test_every_model_that_is_scored_has_its_noise_floor(make_model, texts, store, batches, monkeypatch):
+    """Of 40 texts 20 are read again, in other batches and another order, and not again where that is known."""
+    directory = str(make_model())
+    (outcome,) = sweeps.score([directory], texts, store, batch_tokens=300)
+    first, again = ([batch for flag, batch in batches if flag == shuffled] for shuffled in (False, True))
+    assert sorted(s for batch in first for s in batch) == list(range(40))
+    assert sum(map(len, again)) == 20
+    assert not {frozenset(batch) for batch in again} & {frozenset(batch) for batch in first}
+    lengths = [texts.bytes[s] for batch in again for s in batch]
+    assert lengths != sorted(lengths, reverse=True)
+    kept = store.noise_floor(texts.id, outcome.entry.key)
+    assert (kept.n_texts, 0 < kept.value < 1e-9) == (20, True)
+    monkeypatch.setattr(loading, "load", None)
+    assert sweeps.noise_floor(outcome.entry, texts, store) == kept, "what is kept is not read again"
+    sweeps.score([directory], texts, store)
+    assert len(batches) == len(first) + len(again)
+    assert store.vectors(texts).attributes["noise_floor"].tolist() == [kept.value]
+
+
+def test_the_noise_floor_is_the_kl_of_both_readings(make_model, texts, store, monkeypatch):
+    """Readings that really differ: each token of the second by a known amount."""
+    whole = Engine._score_batch
+
+    def shifted(self, tokens, batch):
+        step = np.array([[0.01 * (part.text % 7)] for part in batch])
+        return whole(self, tokens, batch) + self.shuffled * step
+
+    monkeypatch.setattr(Engine, "_score_batch", shifted)
+    (outcome,) = sweeps.score([str(make_model())], texts, store)
+    chosen = sweeps.noise_texts(np.arange(40))
+    expected = plain_kl(0.01 * (chosen % 7), np.zeros(20), texts.bytes[chosen].mean())
+    assert store.noise_floor(texts.id, outcome.entry.key).value == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_model_that_reads_one_text_at_a_time_has_no_noise(make_model, texts, store, monkeypatch):
+    monkeypatch.setattr(Engine, "_rows", lambda self, queue: 1)
+    (outcome,) = sweeps.score([str(make_model())], texts, store)
+    assert store.noise_floor(texts.id, outcome.entry.key).value == 0
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_a_batch_keeps_its_budget_in_any_order(shuffled):
+    """By trying every number of rows; texts longer than where embeddings stretch are among their equals alone."""
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        lengths = generator.integers(5, 15, size=12) if generator.random() < 0.5 else generator.integers(5, 60, size=12)
+        lengths = lengths if shuffled else np.sort(lengths)[::-1]
+        budget, beyond = int(generator.integers(10, 300)), generator.choice([None, 10, 40])
+        engine = SimpleNamespace(kernel=None, batch_tokens=budget, stretches_beyond=beyond)
+        allowed = [
+            n for n in range(2, 13)
+            if n * max(lengths[:n]) <= budget
+            and (beyond is None or max(lengths[:n]) <= beyond or len({*lengths[:n]}) == 1)
+        ]  # fmt: skip
+        queue = [Segment(s, 0, int(length), 1) for s, length in enumerate(lengths)]
+        assert Engine._rows(engine, queue) == max(allowed, default=1)
+
+
+def test_a_store_without_noise_and_one_with_damage(make_model, texts, store, tmp_path):
+    """What cannot be read is as good as not there, and is measured again where it is asked for."""
+    directory = make_model("m")
+    (outcome,) = sweeps.score([str(directory)], texts, store)
+    (file,) = (tmp_path / "store" / "noise").rglob("*.json")
+    whole = file.read_text()
+    wrong = [json.dumps({**json.loads(whole), "value": value}) for value in ("much", None, -1)]
+    for damage in ("", whole[: len(whole) // 2], "[]", whole.replace('"value":', '"worth":'), *wrong):
+        file.write_text(damage)
+        assert store.noise_floor(texts.id, outcome.entry.key) is None, damage
+        assert store.vectors(texts).attributes["noise_floor"].tolist() == [None], damage
+    file.unlink()
+    assert store.vectors(texts).attributes["noise_floor"].tolist() == [None]
+    found = sweeps.noise_floor(outcome.entry, texts, store)
+    assert found == store.noise_floor(texts.id, outcome.entry.key)
+    assert found.value == pytest.approx(json.loads(whole)["value"], rel=1)
+    file.unlink()
+    file.parent.rmdir()
+    assert np.isnan(store.vectors(texts).noise()).all()
+
+
+def test_a_layer_has_no_noise_floor_of_its_own(make_model, texts, store):
+    sweeps.score([str(make_model())], texts, store, layers=True)
+    known = store.vectors(texts, layers=True).attributes["noise_floor"]
+    assert [value is None for value in known] == [False, True, True, True]
+
+
+# ----------------------------------------------------------------------------------------------------- where it is said
+
+
+def pair(kl, floor):
+    """Two models so far apart, with floors whose mean is as given."""
+    wave = np.tile([-1.0, 1.0], 200)
+    return made({"a": 0 * wave - 50, "b": math.sqrt(kl * SCALE) * wave - 50}, [0.5 * floor, 1.5 * floor])
+
+
+@pytest.mark.parametrize(
+    ("kl", "floor", "bit", "mark", "words"),
+    [
+        (0.01, 0.0009, 0, "", None),
+        (0.01, 0.0011, 32, " ~", "rounding noise is about 0.0011 bits/byte of the KL, 11% of it"),
+        (0.01, 0.011, 64, " ~~", "below the noise floor: rounding alone adds about 0.011 bits/byte, the KL is 0.01"),
+        (0.0, 0.01, 0, "", None),
+    ],
+)
+def test_a_kl_that_rounding_makes_is_marked(kl, floor, bit, mark, words):
+    vectors = pair(kl, floor)
+    record = tables.pair_record(vectors, "a", "b", [])
+    assert record["noise"] == pytest.approx(floor)
+    told = [warning for warning in record["warnings"] if "nois" in warning]
+    assert told == ([words] if words else [])
+    found = findings.cautions(vectors.kl(), vectors.texts, ["float32"] * 2, vectors.noise())
+    assert found[0, 1] == bit
+    assert tables.marks(vectors.kl()["a", "b"], floor) == mark
+    with tables.out.capture() as captured:
+        tables.print_matrix(vectors)
+    assert (tables.NOISY in captured.get()) == bool(bit)
+    assert mark in captured.get()
+
+
+def test_without_a_floor_nothing_is_said_of_noise():
+    vectors = pair(0.01, math.nan)
+    assert np.isnan(tables.pair_record(vectors, "a", "b", [])["noise"])
+    assert not tables.pair_record(vectors, "a", "b", [])["warnings"]
+
+
+def test_the_scale_shows_its_lowest_rung():
+    """In its table, its record, and as a hairline where it lies in view."""
+    generator = np.random.default_rng(0)
+    rows = {f"f-10m-seed{n}": -50 + generator.standard_normal(400) for n in range(4)}
+    for floors, line, marked in (([1e-4, 2e-4, 3e-4, 9e-3], False, " ~"), ([0.01, 0.011, 0.012, 0.5], True, " ~"),
+                                 ([1e-5] * 4, False, ""), (None, False, "")):  # fmt: skip
+        vectors = made(rows, floors, family="f", parameters=10_000_000, seed=[0, 1, 2, 3])
+        measured = scales.measure(vectors)
+        assert "seed" in {row.setting for row in measured}
+        with tables.out.capture() as captured:
+            tables.print_scale(vectors, measured)
+        record = tables.scale_record(vectors, measured)["noise_floor"]
+        if floors is None:
+            assert record is None
+            assert "Noise floor" not in captured.get()
+        else:
+            assert record == {"median": np.median(floors), "smallest": min(floors), "largest": max(floors),
+                              "largest_of": f"f-10m-seed{np.argmax(floors)}", "n_models": 4}  # fmt: skip
+            assert f"median {np.median(floors):.2g} bits/byte of 4 models" in captured.get()
+        assert ("~ rounding noise" in captured.get()) == bool(marked)
+        axes = scale_ruler(measured, vectors.texts, scales.noise_floor(vectors)).axes[0]
+        assert any(one.get_color() == NOISE for one in axes.lines) == line
+
+
+# -------------------------------------------------------------------------------------------------------- the study
+
+
+def test_a_study_reads_a_model_in_every_way(make_model, texts, store):
+    """All texts: three vectors are kept, and each KL is that of their values by a loop."""
+    directory = str(make_model())
+    (found,) = noise_study([directory], texts, store)
+    names = [(reading.reading, reading.against) for reading in found.readings]
+    assert names == [
+        ("float32, other batches", "float32"), ("float32, other order", "float32"),
+        ("float32, other batches and order", "float32"), ("bfloat16", "float32"),
+        ("bfloat16, other batches and order", "bfloat16"), ("float16", "float32"),
+        ("float16, other batches and order", "float16"), ("float16, sums in half precision", "float32"),
+    ]  # fmt: skip
+    assert all(reading.error is None and reading.kl.n_texts == 40 for reading in found.readings)
+    vectors = store.vectors(texts)
+    row = dict(zip(vectors.attributes["dtype"], vectors.log_likelihood, strict=True))
+    row["half"] = np.array([struct.unpack("<e", struct.pack("<e", value))[0] for value in row["float16"]])
+    for place, name in ((3, "bfloat16"), (5, "float16"), (7, "half")):
+        reading = found.readings[place]
+        expected = plain_kl(row["float32"], row[name], texts.bytes.mean())
+        assert reading.kl.value == pytest.approx(expected, rel=1e-9)
+        assert reading.largest == max(abs(x - y) for x, y in zip(row["float32"], row[name], strict=True))
+    values = [reading.kl.value for reading in found.readings]
+    assert max(values[:3]) < 1e-9 < values[5] < values[3], "float32 below float16 below bfloat16"
+    assert store.noise_floor(texts.id, store.entries(texts.id)[0].key).n_texts == 40
+    with tables.out.capture() as captured:
+        print_noise([found], texts)
+    assert "float16, sums in half precision" in captured.get()
+    record = noise_record([found], texts)["models"][0]
+    assert record["readings"][3]["kl"]["value"] == values[3]
+    json.dumps(record, allow_nan=False)
+    assert max(map(len, captured.get().splitlines())) <= 200
+
+
+def test_a_study_of_some_texts_keeps_the_floors_alone(make_model, texts, store, tmp_path):
+    (found,) = noise_study([str(make_model())], texts, store, n_texts=30, seed=1)
+    assert {reading.kl.n_texts for reading in found.readings} == {found.n_texts} == {30}
+    assert not store.entries(texts.id)
+    assert len([*Path(tmp_path / "store").rglob("*.*")]) == 3
+    (again,) = noise_study([str(tmp_path / "model")], texts, store, n_texts=30, seed=2)
+    assert again.readings[3].kl.value != found.readings[3].kl.value
+    with pytest.raises(InputError, match="no variance"):
+        noise_study([], texts, store, n_texts=1)
+
+
+def test_what_cannot_be_read_is_said_and_the_rest_goes_on(make_model, texts, store, tmp_path, monkeypatch):
+    directory, load = str(make_model()), loading.load
+
+    def without_half(resolved, *arguments, **options):
+        if resolved.ref.dtype == "float16":
+            raise KlscaleError("No float16 here.", "This machine has none.")
+        return load(resolved, *arguments, **options)
+
+    monkeypatch.setattr(loading, "load", without_half)
+    refs = [str(tmp_path / "none"), directory + "%bfloat16", directory]
+    missing, coarse, found = noise_study(refs, texts, store, n_texts=30)
+    assert "none" in str(missing.error)
+    assert coarse.error.remedy == directory
+    assert [reading.reading for reading in found.readings if reading.error] == ["float16"]
+    assert len(found.readings) == 6
+    with tables.out.capture() as captured:
+        print_noise([missing, coarse, found], texts)
+    assert "cannot be read so" in captured.get()
+    assert "This machine has none" in captured.get()
+    assert noise_record([missing], texts)["models"][0]["error"] == str(missing.error)
+
+
+def test_imported_values_are_judged_by_their_spacing(store):
+    generator = np.random.default_rng(0)
+    values = -800 + 100 * generator.standard_normal((2, 50))
+    values[1] = in_half_precision(values[1])
+    vectors = made({"a/exact": values[0], "a/half": values[1]})
+    store.import_vectors(vectors, "values.csv")
+    exact, half = noise_study(["a/exact", "a/half"], vectors.texts, store)
+    assert (exact.is_half, half.is_half) == (False, True)
+    assert exact.half_precision == half_precision_floor(values[0], vectors.texts.bytes)
+    (missing,) = noise_study(["a/hlaf"], vectors.texts, store)
+    assert "a/half" in str(missing.error)
+    with tables.out.capture() as captured:
+        print_noise([exact, half], vectors.texts)
+    assert captured.get().count("its values are such sums") == 1
+
+
+def test_scores_of_some_texts_are_theirs():
+    scores = Scores(np.array([1, 4, 6]), np.array([0.1, 0.4, 0.6]), np.array([2, 3, 4]), np.arange(6.0).reshape(3, 2))
+    some = scores.of(np.array([1, 6]))
+    assert (some.text.tolist(), some.log_likelihood.tolist(), some.n_tokens.tolist()) == ([1, 6], [0.1, 0.6], [2, 4])
+    assert some.layers.tolist() == [[0, 1], [4, 5]]
+    assert replace(scores, layers=None).of(np.array([4])).layers is None

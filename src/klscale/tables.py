@@ -283,12 +283,11 @@ def describe_texts(texts: TextSet) -> str:
     return f"{name_texts(texts)}, {clip}"
 
 
-def print_comparison(vectors: Vectors, pairs: Sequence[tuple[str, str]], measured: Sequence[Setting]) -> None:
-    """KL of each pair; bits per byte of each model; what that amounts to; what to be wary of."""
+def print_comparison(vectors: Vectors, records: Sequence[dict[str, Any]]) -> None:
+    """KL of each pair, one record each; bits per byte of each model; what that amounts to; what to be wary of."""
     from klscale.divergence import format_estimate
     from klscale.models import WEIGHTS_ONLY
 
-    records = [pair_record(vectors, a, b, measured) for a, b in pairs]
     out.print(describe_texts(vectors.texts))
     shown = table("model", "model", "KL ± SE, bits/byte", "95 % interval", "unclipped", right=(2, 3, 4), title="\nKL")
     clip = vectors.texts.clip is not None
@@ -308,7 +307,7 @@ def print_comparison(vectors: Vectors, pairs: Sequence[tuple[str, str]], measure
         against = "" if name == first else format_estimate(more.value, more.standard_error, sign=True)
         shown.add_row(plain(name), number(own), against)
     out.print(shown)
-    if has_ladder(vectors, pairs):
+    if has_ladder(vectors, [(r["a"], r["b"]) for r in records]):
         print_ladder(vectors)
     out.print()
     alone = sorted({ref.quantization for ref in vectors.models if ref.quantization in WEIGHTS_ONLY})

@@ -53,6 +53,12 @@ class Scores:
     def __len__(self) -> int:
         return len(self.text)
 
+    def at(self, texts: Integers) -> Scores:
+        """Those of these texts that are there."""
+        kept = np.isin(self.text, texts)
+        layers = None if self.layers is None else self.layers[kept]
+        return Scores(self.text[kept], self.log_likelihood[kept], self.n_tokens[kept], layers)
+
     @property
     def checksum(self) -> str:
         """Changes with any value or its place."""
@@ -90,6 +96,11 @@ class Vectors:
 
     def __len__(self) -> int:
         return len(self.models)
+
+    @cached_property
+    def n_scored(self) -> Integers:
+        """How many texts (K,) each model was scored on."""
+        return np.asarray((~np.isnan(self.log_likelihood)).sum(axis=1))
 
     def subset(self, models: Sequence[str | ModelRef]) -> Vectors:
         """The vectors of these models, in this order. Raises InputError for one that is not there."""

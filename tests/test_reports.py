@@ -426,5 +426,5 @@ def test_report_command(run, tmp_path):
     assert (tmp_path / "page.html").as_uri() in result.output.replace("\n", "")
     record = json.loads(run("report", "--store", "store", "--out", "page.html", "--json").stdout)
     assert record["bytes"] == (tmp_path / "page.html").stat().st_size
-    assert "is an HTML page" in run("report", "--store", "store", "--out", "page.pdf", status=2).output
+    assert "unknown ending '.pdf'" in run("report", "--store", "store", "--out", "page.pdf", status=2).output
     assert "is empty" in run("report", "--store", "nowhere", status=2).output

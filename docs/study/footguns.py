@@ -77,7 +77,8 @@ def gain(a: Floats, b: Floats, texts: TextSet, rows: Any = slice(None)) -> Estim
 def seen(models: Path, texts: TextSet) -> dict[str, tuple[KL, Estimate]]:
     """A model, and the same after it has read half of the documents of the text set: KL and gain on that half, and on
     the half that it has not read."""
-    assert texts.texts is not None and texts.document is not None
+    assert texts.texts is not None
+    assert texts.document is not None
     names = sorted(set(texts.document))
     read = np.isin(texts.document, names[::2])
     parent = load(resolve(ModelRef.parse(str(models / "pocket-130k-seed1" / "checkpoint-800"))))

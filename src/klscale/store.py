@@ -127,7 +127,8 @@ def _weights_name(identity: str) -> str:
 @dataclass(frozen=True)
 class Entry:
     """One scored model in the store. `metadata` holds `ref`, `key`, `attributes`, `convention`, `source`, `dtype`,
-    `versions`, `device`, `date`, `checksum`, `skipped` (texts left out on purpose) and resolved automatic choices."""
+    `versions`, `device`, `date`, `checksum`, `skipped` (texts left out on purpose), `first` (where it holds some texts,
+    and more may be added) and resolved automatic choices."""
 
     path: str
     text_set: str
@@ -140,6 +141,11 @@ class Entry:
     @property
     def key(self) -> str:
         return str(self.metadata["key"])
+
+    @property
+    def first(self) -> int | None:
+        """How many texts of the set's random order it holds, those skipped among them; None for all texts."""
+        return self.metadata.get("first")
 
     @property
     def n_layers(self) -> int:
@@ -660,7 +666,8 @@ class Store:
             return "it has texts that its text set does not have"
         if not all(np.isfinite(part).all() for part in (scores.log_likelihood, scores.layers) if part is not None):
             return "it holds values that are not finite"
-        missing = sizes[text_set] - len(scores) - len(metadata.get("skipped", ()))
+        wanted = metadata.get("first") or sizes[text_set]
+        missing = wanted - len(scores) - len(metadata.get("skipped", ()))
         return f"{missing:,} texts are missing" if missing > 0 else ""
 
     def _problem_of_weights(self, path: str) -> str:

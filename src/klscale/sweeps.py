@@ -79,6 +79,7 @@ def score(
     batch_tokens: int | None = None,
     long_texts: str = "error",
     layers: bool = False,
+    first: int | None = None,
     rescore: bool = False,
     dry_run: bool = False,
     keep_downloads: bool = True,
@@ -89,20 +90,22 @@ def score(
 
     A directory that is no model but holds `checkpoint-*`, and a pattern (`NAME@step*`), stand for their `checkpoints`,
     each with an outcome of its own. A model that fails is reported in its outcome; the others are scored. What an
-    interrupted call had finished is kept and not done again, within a model too. Processes that score into one store
-    at the same time share the models between them. `device` and `batch_tokens` are chosen where None. `long_texts`:
+    interrupted call had finished is kept and not done again, within a model too. Processes that score into one store at
+    the same time share the models between them. `device` and `batch_tokens` are chosen where None. `long_texts`:
     `error`, `skip` or `window` for texts beyond a model's window; InputError for anything else. `layers`: every model
-    at each of its layers too, through the logit lens; else those that ask for it. `keep_downloads` False: what is
-    fetched from the hub for this is dropped from the local cache as soon as no further model needs it, so that about
-    two checkpoints are on disk at a time; what the cache held before stays. `weigh`: of hub runs the store keeps the
-    squared distances between weights too, of each checkpoint to the first and to the `runs.WINDOW` before it, which
-    then are on disk at a time; for runs on this machine there is `runs.weigh`.
+    at each of its layers too, through the logit lens; else those that ask for it. `first`: the first so many texts of
+    the set's random order, instead of all; a vector that has more is left as it is, and a later call adds to one that
+    has fewer. `keep_downloads` False: what is fetched from the hub for this is dropped from the local cache as soon as
+    no further model needs it, so that about two checkpoints are on disk at a time; what the cache held before stays.
+    `weigh`: of hub runs the store keeps the squared distances between weights too, of each checkpoint to the first and
+    to the `runs.WINDOW` before it, which then are on disk at a time; for runs on this machine there is `runs.weigh`.
     """
     from klscale.scoring.downloads import Downloads
 
     if long_texts not in LONG_TEXTS:
         raise InputError(f"--long-texts {long_texts!r} is not known.", remedy=nearest(long_texts, LONG_TEXTS))
-    sweep = _Sweep(texts, store, device, batch_tokens, long_texts, layers, rescore, progress)
+    first = None if first is None or first >= len(texts) else first
+    sweep = _Sweep(texts, store, device, batch_tokens, long_texts, layers, first, rescore, progress)
     outcomes: dict[int, Outcome] = {}
     jobs: list[_Job] = []
     for place, (model, found) in enumerate(sweep.look_up([_model(model) for model in models], sizes=dry_run)):
@@ -181,6 +184,7 @@ class _Sweep:
     batch_tokens: int | None
     long_texts: str
     layers: bool
+    first: int | None
     rescore: bool
     progress: Progress
     started: str = field(default_factory=now)
@@ -294,6 +298,7 @@ class _Sweep:
         return (
             fresh
             and bool(entry.n_layers or not layers)
+            and _larger(entry.first, self.first) == entry.first
             and (self.long_texts == "skip" or not entry.metadata.get("skipped"))
         )
 
@@ -426,16 +431,25 @@ class _Sweep:
 
         tokens = tokenized.get(loaded.tokenizer)
         engine = Engine(loaded, device=self.device, batch_tokens=self.batch_tokens, layers=job.layers)
+        cut = loaded.window is not None and self.long_texts == "window" and (tokens.lengths > loaded.window).any()
+        convention = self.conventions[-1 if cut else 0]
+        there = self.store.entry(self.texts.id, job.keys)
+        first = self.first if there is None else _larger(self.first, there.first)
+        wanted = np.sort(self.texts.random_order[:first])
         if self.rescore:
             self.store.drop_partial(self.texts.id, job.partial)
-        kept = self.store.read_partial(self.texts.id, job.partial)
-        self.progress.advance(self._megabytes(kept))
-        parts, unsaved, saved_at = [kept], list[Scores](), time.monotonic()
-        todo = np.setdiff1d(np.arange(len(self.texts)), kept.text)
+        unfinished = self.store.read_partial(self.texts.id, job.partial)
+        kept = [unfinished.at(wanted)]
+        alike = there is not None and there.metadata["convention"] == convention and bool(there.n_layers) == job.layers
+        if there is not None and alike and not self.rescore:
+            kept.append(self.store.scores(there))
+        parts, unsaved, saved_at = [Scores.concatenate(kept)], list[Scores](), time.monotonic()
+        self.progress.advance(self._megabytes(parts[0].text))
+        todo = np.setdiff1d(wanted, parts[0].text)
         try:
             for scores in engine.score(tokens, todo, long_texts=self.long_texts):
                 unsaved.append(scores)
-                self.progress.advance(self._megabytes(scores))
+                self.progress.advance(self._megabytes(scores.text))
                 if time.monotonic() - saved_at > KEEP_EVERY_S:
                     parts.append(self._keep(job, unsaved))
                     unsaved, saved_at = [], time.monotonic()
@@ -462,23 +476,23 @@ class _Sweep:
             self.progress.note(f"{job.ref}: {1 - quantized.fraction:.0%} of the weights outside the embeddings {left}.")
         if engine.own_logits:
             self.progress.note(f"{job.ref}: its output head is of an unknown kind; scored by its own logits, slower.")
-        cut = loaded.window is not None and self.long_texts == "window" and (tokens.lengths > loaded.window).any()
-        convention = self.conventions[-1 if cut else 0]
         identity, attributes = job.resolved.identity, {**loaded.attributes, **job.model.attributes}
         metadata = {
             **metadata_of(engine, tokens, scores, identity=identity, attributes=attributes, convention=convention),
             "weights": job.resolved.weights,
         }
-        may_lose = scores.layers is None and not self.rescore
-        there = self.store.entry(self.texts.id, [metadata["key"]]) if may_lose else None
-        if there is not None and self._will_do(there, layers=True):
-            entry = self._labelled(job.model, there)  # another process has read the layers too
+        if first is not None:
+            metadata |= {"first": first, "skipped": np.setdiff1d(wanted, scores.text).tolist()}
+        there = None if self.rescore else self.store.entry(self.texts.id, [metadata["key"]])
+        if there is not None and self._will_do(there, job.layers) and _holds_more(there, job.layers, first):
+            entry = self._labelled(job.model, there)  # written by another process meanwhile
         else:
             entry = self.store.write(self.texts, scores, metadata)
-        self.store.drop_partial(self.texts.id, job.partial)
+        if np.isin(unfinished.text, scores.text).all():  # else it is of more texts than were asked for now
+            self.store.drop_partial(self.texts.id, job.partial)
         if self.rescore or self.store.noise_floor(self.texts.id, entry.key) is None:
-            first = scores.of(noise_texts(scores.text))
-            _keep_noise_floor(entry.key, engine, tokens, first, self.texts, self.store, long_texts=self.long_texts)
+            read = scores.at(noise_texts(scores.text))
+            _keep_noise_floor(entry.key, engine, tokens, read, self.texts, self.store, long_texts=self.long_texts)
         return entry
 
     def _keep(self, job: _Job, unsaved: Sequence[Scores]) -> Scores:
@@ -487,9 +501,9 @@ class _Sweep:
             self.store.write_partial(self.texts.id, job.partial, part)
         return part
 
-    def _megabytes(self, scores: Scores | None = None) -> float:
-        size = self.texts.bytes if scores is None else self.texts.bytes[scores.text]
-        return float(size.sum()) / 1e6
+    def _megabytes(self, texts: Integers | None = None) -> float:
+        """Of these texts, or of all that are asked for."""
+        return float(self.texts.bytes[self.texts.random_order[: self.first] if texts is None else texts].sum()) / 1e6
 
 
 def metadata_of(
@@ -525,6 +539,16 @@ def _with_windows(jobs: Sequence[_Job], store: Store) -> list[_Job]:
     others = {one.ref: tuple(near) for one, near in found}
     ordered = sorted(jobs, key=lambda job: order.get(job.resolved.identity, len(order)))
     return [replace(job, others=others.pop(job.ref, ())) for job in ordered]
+
+
+def _larger(first: int | None, other: int | None) -> int | None:
+    """The larger of two numbers of texts of the random order, where None is all of them."""
+    return None if first is None or other is None else max(first, other)
+
+
+def _holds_more(entry: Entry, layers: bool, first: int | None) -> bool:
+    """Whether an entry has more than a vector of these: the layers too, or more texts."""
+    return bool(entry.n_layers) > layers or (entry.first != first and _larger(entry.first, first) == entry.first)
 
 
 def _place(ref: ModelRef) -> ModelRef:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from klscale.errors import InputError, KlscaleError, nearest, printable
+from klscale.errors import InputError, KlscaleError, printable
 from klscale.progress import Progress
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ FEW = 3
 """Errors of one kind that are printed in full."""
 MANY = 8
 """Models beyond which not all pairs of shifts are listed."""
+DATA, PICTURES = (".csv", ".parquet"), (".png", ".svg", ".pdf")
+"""Endings of files that a result is kept in."""
 WIDE = 200
 """Columns where the output is no terminal: a file or a pipe does not wrap."""
 
@@ -287,12 +289,11 @@ def describe_texts(texts: TextSet) -> str:
     return f"{name_texts(texts)}, {clip}"
 
 
-def print_comparison(vectors: Vectors, pairs: Sequence[tuple[str, str]], measured: Sequence[Setting]) -> None:
-    """KL of each pair; bits per byte of each model; what that amounts to; what to be wary of."""
+def print_comparison(vectors: Vectors, records: Sequence[dict[str, Any]]) -> None:
+    """KL of each pair, one record each; bits per byte of each model; what that amounts to; what to be wary of."""
     from klscale.divergence import format_estimate
     from klscale.models import WEIGHTS_ONLY
 
-    records = [pair_record(vectors, a, b, measured) for a, b in pairs]
     out.print(describe_texts(vectors.texts))
     shown = table("model", "model", "KL ± SE, bits/byte", "95 % interval", "unclipped", right=(2, 3, 4), title="\nKL")
     clip = vectors.texts.clip is not None
@@ -312,7 +313,7 @@ def print_comparison(vectors: Vectors, pairs: Sequence[tuple[str, str]], measure
         against = "" if name == first else format_estimate(more.value, more.standard_error, sign=True)
         shown.add_row(plain(name), number(own), against)
     out.print(shown)
-    if has_ladder(vectors, pairs):
+    if has_ladder(vectors, [(r["a"], r["b"]) for r in records]):
         print_ladder(vectors)
     out.print()
     alone = sorted({ref.quantization for ref in vectors.models if ref.quantization in WEIGHTS_ONLY})
@@ -422,11 +423,14 @@ def save_scale(measured: Sequence[Setting], texts: TextSet, file: Path, noise_fl
     save_as(file, columns, lambda: scale_ruler(measured, texts, noise_floor))
 
 
-def require_ending(file: Path, more: Sequence[str] = ()) -> None:
-    """Raises InputError for a file that is neither a table nor a picture, nor ends as one of `more`."""
-    endings = (".csv", ".parquet", ".png", ".svg", ".pdf", *more)
+def require_ending(file: Path, endings: Sequence[str] = (*DATA, *PICTURES)) -> None:
+    """Raises InputError for a file that does not end as one of these, by default a table or a picture."""
     if file.suffix not in endings:
-        raise InputError(f"{file}: unknown ending {file.suffix!r}.", nearest(file.suffix, endings))
+        raise InputError(
+            f"{file}: unknown ending {file.suffix!r}.",
+            "It says what is written.",
+            f"Give a file that ends in {', '.join(endings)}.",
+        )
 
 
 def save_as(file: Path, columns: Callable[[], Mapping[str, Any]], picture: Callable[[], Figure]) -> None:
@@ -437,7 +441,7 @@ def save_as(file: Path, columns: Callable[[], Mapping[str, Any]], picture: Calla
 
     require_ending(file)
     file.parent.mkdir(parents=True, exist_ok=True)
-    if file.suffix in (".csv", ".parquet"):
+    if file.suffix in DATA:
         frame = pd.DataFrame(columns())
         frame.to_csv(file, index=False) if file.suffix == ".csv" else frame.to_parquet(file, index=False)
     else:

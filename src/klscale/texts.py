@@ -15,6 +15,7 @@ import urllib.request
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,13 @@ class TextSet:
     @property
     def mean_bytes(self) -> float:
         return float(self.bytes.mean())
+
+    @cached_property
+    def random_order(self) -> Integers:
+        """All texts (N,) in a random order that the id alone fixes: its first n are a random sample of the set, the
+        same for every model and every call, and part of every larger one."""
+        keys = [hashlib.sha256(f"{self.id} {s}".encode()).digest() for s in range(len(self))]
+        return np.array(sorted(range(len(self)), key=keys.__getitem__), dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.bytes)

@@ -56,12 +56,11 @@ class Scores:
     def __len__(self) -> int:
         return len(self.text)
 
-    def of(self, texts: Integers) -> Scores:
-        """Those of some of the texts, in ascending order; the texts of these must ascend too, as `concatenate` has
-        them."""
-        at = np.searchsorted(self.text, texts)
-        layers = None if self.layers is None else self.layers[at]
-        return Scores(self.text[at], self.log_likelihood[at], self.n_tokens[at], layers)
+    def at(self, texts: Integers) -> Scores:
+        """Those of these texts that are there."""
+        kept = np.isin(self.text, texts)
+        layers = None if self.layers is None else self.layers[kept]
+        return Scores(self.text[kept], self.log_likelihood[kept], self.n_tokens[kept], layers)
 
     @property
     def checksum(self) -> str:
@@ -101,6 +100,11 @@ class Vectors:
 
     def __len__(self) -> int:
         return len(self.models)
+
+    @cached_property
+    def n_scored(self) -> Integers:
+        """How many texts (K,) each model was scored on."""
+        return np.asarray((~np.isnan(self.log_likelihood)).sum(axis=1))
 
     def subset(self, models: Sequence[str | ModelRef]) -> Vectors:
         """The vectors of these models, in this order. Raises InputError for one that is not there."""

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from klscale.cli import pages, scoring, stores, studies, text_sets
+from klscale.cli import pages, scoring, stores, studies, text_sets, validation
 from klscale.errors import KlscaleError
 from klscale.tables import err, print_error
 
@@ -55,6 +55,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "trajectory": studies.trajectory,
     "kl": studies.kl,
     "scale": studies.scale,
+    "validate": validation.validate,
     "map": pages.map_command,
     "report": pages.report,
     "serve": pages.serve,

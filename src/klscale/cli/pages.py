@@ -19,6 +19,8 @@ from klscale.cli.options import (
 from klscale.cli.steps import failure_status, score_missing, stored_texts, stored_vectors
 from klscale.errors import InputError
 from klscale.tables import (
+    DATA,
+    PICTURES,
     err,
     out,
     plain,
@@ -66,7 +68,7 @@ def map_command(
     from klscale.store import Store
 
     if file is not None:
-        require_ending(file, PAGES)
+        require_ending(file, (*PAGES, *PICTURES, *DATA))
     if add and anew:
         raise InputError(
             "--add and --anew exclude each other.", "One keeps every model where it is, the other does not."
@@ -111,8 +113,7 @@ def report(
     from klscale import reports
     from klscale.store import Store
 
-    if file.suffix not in PAGES:
-        raise InputError(f"{file}: a report is an HTML page.", remedy="--out FILE.html")
+    require_ending(file, PAGES)
     place = Store(store)
     with progress_bar() as progress:
         contents = reports.read(place, stored_texts(place, texts), progress=progress)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,6 +21,7 @@ from klscale.cli.options import (
 )
 from klscale.cli.steps import failure_status, measured_scale, score_missing, vectors_of
 from klscale.errors import InputError, KlscaleError
+from klscale.precision_tables import precision_record, print_precision
 from klscale.tables import (
     beside,
     err,
@@ -44,10 +45,6 @@ from klscale.tables import (
     save_scale,
     scale_record,
 )
-
-if TYPE_CHECKING:
-    pass
-
 
 # -------------------------------------------------------------------------------------------------------------- demo
 
@@ -197,6 +194,12 @@ def compare(
     fail_above: Annotated[
         float | None, typer.Option(metavar="X", min=0, help="Exit 1 if any KL is above X bits/byte.")
     ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="P%", help="Score only as many random texts as give each KL a standard error of P % of its value."
+        ),
+    ] = None,
     store: StoreOption = STORE,
     texts: TextsOption = None,
     device: DeviceOption = None,
@@ -206,25 +209,38 @@ def compare(
 ) -> None:
     """KL between models with standard errors, which is better and by how much. Scores what the store lacks."""
     from klscale.models import ModelRef
+    from klscale.precision import compare_to_precision, parse_precision
     from klscale.store import Store
 
+    wanted = None if precision is None else parse_precision(precision)
     refs = list(dict.fromkeys(ModelRef.parse(model) for model in (*((reference,) if reference else ()), *models)))
     if len(refs) < 2:
         raise InputError("Two different models are needed.", remedy="klscale compare REF REF...")
-    place = Store(store)
-    vectors, outcomes = score_missing(
-        refs, place, texts, device=device, batch_tokens=batch_tokens, long_texts=long_texts
-    )
+    place, found = Store(store), None
+    how: dict[str, Any] = {"device": device, "batch_tokens": batch_tokens, "long_texts": long_texts}
+    if wanted is None:
+        vectors, outcomes = score_missing(refs, place, texts, **how)
+    else:
+        with progress_bar() as progress:
+            text_set, only = place.resolve_texts(texts, progress=progress), refs[0] if reference else None
+            found = compare_to_precision(refs, text_set, place, wanted, reference=only, progress=progress, **how)
+        vectors, outcomes = found.vectors, list(found.outcomes)
+        print_failures(outcomes)
     if len(vectors) < 2 or (reference and outcomes[0].entry is None):
         raise typer.Exit(failure_status(outcomes))
     names = vectors.names
     pairs = [(names[0], b) for b in names[1:]] if reference else [(a, b) for a, b, _ in vectors.kl().pairs()]
     measured = measured_scale(place, vectors.texts)
+    records = [pair_record(vectors, a, b, measured) for a, b in pairs]
+    if found is not None:
+        records = [{**record, **precision_record(found, record["a"], record["b"])} for record in records]
     if as_json:
         alike = vectors.on_one_footing()
-        print_json([{**pair_record(vectors, a, b, measured), "beside": beside(alike, a, b)} for a, b in pairs])
+        print_json([{**record, "beside": beside(alike, record["a"], record["b"])} for record in records])
     else:
-        print_comparison(vectors, pairs, measured)
+        print_comparison(vectors, records)
+        if found is not None:
+            print_precision(found)
     # a KL that cannot be told passes no gate
     above = [(a, b) for a, b in pairs if fail_above is not None and not vectors.kl()[a, b].value <= fail_above]
     for a, b in above:

@@ -81,4 +81,8 @@ def stored_vectors(store: Store, texts: str | None, *, layers: bool = False) -> 
             "KL needs two.",
             "klscale score REF...",
         )
+    if some := int((vectors.n_scored < len(vectors.texts)).sum()):
+        fewest = f"one {vectors.n_scored.min():,} of {len(vectors.texts):,}"
+        note = f"Not all texts were scored with {some:,} of {len(vectors):,} vectors, with {fewest}: a pair uses those"
+        err.print(f"{note} of both, a map those of all. `klscale score REF` adds what is missing.", style="yellow")
     return vectors

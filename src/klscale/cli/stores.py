@@ -77,7 +77,7 @@ def ls(store: StoreOption = STORE, texts: TextsOption = None, as_json: JsonOptio
         title = f"{plain(head['name'])} ({head['id']}): {head['n_texts']:,} texts, {len(entries)} models"
         shown = table("model", "key", "scored", "source", title=title)
         for entry in entries:
-            source = str(entry.metadata.get("source", ""))
+            source = str(entry.metadata.get("source", "")) + (f", {entry.first:,} texts" if entry.first else "")
             shown.add_row(plain(entry.ref), entry.key, str(entry.metadata.get("date", ""))[:16], plain(source))
         out.print(shown)
 

@@ -12,7 +12,7 @@ import typer
 from klscale.cli.options import STORE, BatchOption, DeviceOption, JsonOption, LongOption, StoreOption
 from klscale.cli.steps import failure_status, score_missing, stored_vectors
 from klscale.errors import InputError
-from klscale.tables import err, out, plain, print_json, progress_bar, require_ending
+from klscale.tables import PICTURES, err, out, plain, print_json, progress_bar, require_ending
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,15 +22,13 @@ if TYPE_CHECKING:
     from klscale.sweeps import Outcome
     from klscale.vectors import Vectors
 
-PICTURES = (".png", ".svg", ".pdf")
-
 
 class _Study(NamedTuple):
     """What was found: for a machine, for a person, as a picture; and what became of the models that it needed."""
 
     record: dict[str, Any]
     show: Callable[[], None]
-    picture: Callable[[], Figure]
+    picture: Callable[[], Figure] | None = None
     outcomes: Sequence[Outcome] = ()
 
 
@@ -68,6 +66,8 @@ def validate(
 
     if file is not None:
         require_ending(file, PICTURES)
+        if noise:
+            raise InputError("--noise makes no picture.", "It is a table of a few numbers.", "Keep it with --json.")
     place, refs = Store(store), list(dict.fromkeys(map(ModelRef.parse, models or ())))
     names: list[str | None] = [*dict.fromkeys(texts or ())] or [None]
     if exact + noise + (len(names) > 1) > 1 or len(names) > 2:
@@ -89,7 +89,7 @@ def validate(
         print_json(study.record)
     else:
         study.show()
-    if file is not None:
+    if file is not None and study.picture is not None:
         save(study.picture(), file)
         err.print(f"Wrote {plain(file)}.")
     raise typer.Exit(failure_status(study.outcomes))
@@ -140,9 +140,7 @@ def one_text_set(store: Store, refs: Sequence[ModelRef], texts: str | None, how:
     return _Study(record, show, lambda: text_set_sensitivity(sensitivity, vectors.texts), outcomes)
 
 
-def two_text_sets(
-    store: Store, refs: Sequence[ModelRef], names: Sequence[str | None], how: dict[str, Any]
-) -> _Study:
+def two_text_sets(store: Store, refs: Sequence[ModelRef], names: Sequence[str | None], how: dict[str, Any]) -> _Study:
     """The same models on two text sets."""
     from klscale import pictures
     from klscale.validity import compare_text_sets
@@ -158,9 +156,7 @@ def two_text_sets(
     )
 
 
-def calibration(
-    store: Store, refs: Sequence[ModelRef], texts: str | None, n_texts: int, how: dict[str, Any]
-) -> _Study:
+def calibration(store: Store, refs: Sequence[ModelRef], texts: str | None, n_texts: int, how: dict[str, Any]) -> _Study:
     """Exact KL of all pairs of these models."""
     from klscale.calibration import calibrate
     from klscale.calibration_tables import calibration_record, print_calibration
@@ -181,17 +177,14 @@ def calibration(
     )
 
 
-def noise_floors(
-    store: Store, refs: Sequence[ModelRef], texts: str | None, n_texts: int, device: str | None
-) -> _Study:
+def noise_floors(store: Store, refs: Sequence[ModelRef], texts: str | None, n_texts: int, device: str | None) -> _Study:
     """What rounding makes of each of these models."""
     from klscale.noise import noise_study
     from klscale.noise_tables import noise_record, print_noise
-    from klscale.pictures import noise_floors as picture
 
     if not refs:
         raise InputError("--noise needs a model.", "It is read again.", "klscale validate --noise REF...")
     with progress_bar() as progress:
         text_set = store.resolve_texts(texts, progress=progress)
         found = noise_study(refs, text_set, store, n_texts=n_texts, device=device, progress=progress)
-    return _Study(noise_record(found, text_set), lambda: print_noise(found, text_set), lambda: picture(found))
+    return _Study(noise_record(found, text_set), lambda: print_noise(found, text_set))

@@ -1,0 +1,46 @@
+"""What `klscale compare --precision` prints beside a comparison."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from klscale.tables import out
+
+if TYPE_CHECKING:
+    from klscale.precision import Comparison
+
+
+def precision_record(found: Comparison, a: str, b: str) -> dict[str, Any]:
+    """What a pair's record says more where a precision was asked for, its interval instead of the usual one."""
+    from klscale.precision import relative_error
+
+    kl = found.pairs[a, b]
+    return {
+        "interval": list(kl.interval),
+        "interval_kind": "confidence sequence" if (a, b) in found.anytime else "all texts",
+        "precision": found.precision,
+        "relative_error": relative_error(kl),
+        "reached": relative_error(kl) <= found.precision,
+        "n_texts_of_set": len(found.vectors.texts),
+        "looks": [asdict(look) for look in found.looks],
+    }
+
+
+def print_precision(found: Comparison) -> None:
+    """How many texts were used, whether that was enough, and what the intervals are."""
+    counts = sorted({kl.n_texts for kl in found.pairs.values()})
+    used = " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
+    n_texts = len(found.vectors.texts)
+    largest = f"the largest standard error is {found.looks[-1].relative_error:.1%} of the KL"
+    at = ", ".join(f"{look.n_texts:,}" for look in found.looks)
+    out.print(f"\n{used} of {n_texts:,} texts used, looked at with {at}: {largest}.")
+    if not found.reached:
+        out.print(
+            f"{100 * found.precision:.3g} % of the KL was asked for and not reached: it takes more texts.",
+            style="yellow",
+        )
+    if found.anytime:
+        out.print(
+            "Its interval allows for stopping by what was seen (a confidence sequence): wider than the usual one."
+        )

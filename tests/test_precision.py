@@ -1,0 +1,419 @@
+"""Precision-targeted scoring: as few texts as a standard error takes, intervals that bear the looking."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+from scipy import optimize, stats
+
+from conftest import EXAMPLE, plain_log_likelihoods, write_texts
+from klscale import divergence, precision, sweeps
+from klscale.errors import InputError
+from klscale.imports import read_log_likelihoods
+from klscale.precision import compare_to_precision, look_times, next_look, parse_precision, relative_error
+from klscale.progress import Progress
+from klscale.scoring import engine as engine_module
+from klscale.store import Store
+from klscale.texts import TextSet
+
+# ------------------------------------------------------------------------------------------------ confidence sequence
+
+
+@pytest.mark.parametrize("ratio", [0.2, 1.0, 7.0])
+def test_the_boundary_is_where_the_mixture_martingale_reaches_twenty(ratio):
+    """Robbins' mixture summed numerically, its width found by a search: no closed form of the code is used."""
+    planned = 50.0
+
+    def boundary(n, width):
+        b = np.linspace(-8 * width, 8 * width, 4001)
+        weight = stats.norm.pdf(b, scale=width) * (b[1] - b[0])
+        over = optimize.brentq(
+            lambda s: np.log((weight * np.exp(b * s - b * b * n / 2)).sum()) - math.log(20), 0, 6 * math.sqrt(n)
+        )
+        return over / math.sqrt(n)
+
+    width = optimize.minimize_scalar(lambda w: boundary(planned, w), bounds=(0.05, 3), method="bounded").x
+    found = divergence.anytime_critical_value(ratio * planned, planned)
+    assert found == pytest.approx(boundary(ratio * planned, width), rel=1e-4)
+
+
+def test_a_random_walk_stays_within_the_sequence_and_leaves_the_usual_interval():
+    walks = np.random.default_rng(0).normal(size=(1000, 3000)).cumsum(axis=1)
+    n = np.arange(1, 3001)
+    standardised = np.abs(walks) / np.sqrt(n)
+    bounds = np.array([divergence.anytime_critical_value(k, 100) for k in n])
+    left = (standardised > bounds).any(axis=1).mean()
+    assert 0.01 < left < 0.05
+    assert (standardised > 1.96).any(axis=1).mean() > 0.5
+
+
+def test_few_documents_widen_the_interval_by_the_quantile_of_students_t():
+    normal = divergence.anytime_critical_value(100, 100)
+    few, many = (divergence.anytime_critical_value(100, 100, G) for G in (10, 10**6))
+    assert stats.t.sf(few, df=9) == pytest.approx(stats.norm.sf(normal), rel=1e-6)
+    assert many == pytest.approx(normal, rel=1e-4)
+
+
+def draws(name, generator, size):
+    """Differences of log-likelihoods, their variance and kurtosis."""
+    if name == "gaussian":
+        return generator.normal(size=size), 1.0, 3.0
+    if name == "laplace":
+        return generator.laplace(size=size), 2.0, 6.0
+    if name == "variance-gamma":
+        return np.sqrt(generator.gamma(3 / 7, 7 / 3, size=size)) * generator.normal(size=size), 1.0, 10.0
+    far = np.where(generator.random(size) < 0.05, 4.0, 1.0)
+    return far * generator.normal(size=size), 1.75, 3 * (0.95 + 0.05 * 256) / 1.75**2
+
+
+@pytest.mark.parametrize("name", ["gaussian", "laplace", "variance-gamma", "contaminated"])
+def test_ten_per_cent_is_reached_with_the_texts_it_needs_and_intervals_cover(name):
+    """250 simulated comparisons: the median within 1.5 times the ideal number, 9 of 10 too, 95 % of intervals cover."""
+    generator, N, p = np.random.default_rng(1), 6000, 0.1
+    times, sizes = look_times(N), np.ones(N, dtype=np.int64)
+    used, covered, n_looks = [], [], []
+    for _ in range(250):
+        d, variance, kurtosis = draws(name, generator, N)
+        n, looks = next(time for time in times if time >= precision.GAUSSIAN / p**2), 1
+        while relative_error(kl := divergence.kl(d[:n], np.zeros(n), sizes[:n])) > p and n < N:
+            n, looks = next_look(kl, n, p, times), looks + 1
+        low, high = divergence.at_any_time(kl, (precision.TYPICAL_KURTOSIS - 1) / p**2).interval
+        used.append(n / ((kurtosis - 1) / p**2))
+        covered.append(low <= variance / divergence.nats2_per_bit_per_byte(1.0) <= high)
+        n_looks.append(looks)
+    assert 0.8 < np.median(used) < 1.5
+    assert np.mean(np.array(used) <= 1.5) >= 0.9
+    assert np.mean(covered) >= (0.93 if name == "contaminated" else 0.97)
+    assert np.mean(n_looks) < 4.5
+
+
+def test_two_models_that_agree_are_as_precise_as_can_be():
+    same = divergence.kl(np.ones(50), np.ones(50), np.ones(50, dtype=np.int64))
+    assert relative_error(same) == 0
+    assert divergence.at_any_time(same, 500).interval == (0.0, 0.0)
+
+
+# ----------------------------------------------------------------------------------------------------------- looking
+
+
+def test_looks_lie_on_one_fixed_grid():
+    times = look_times(10_000)
+    assert times[0] == 100
+    assert times[-1] == 10_000
+    steps = np.array(times[1:]) / times[:-1]
+    assert steps.max() <= 1.25
+    assert set(look_times(2000)[:-1]) < set(times)
+    assert look_times(60) == [60]
+
+
+def test_the_next_look_is_where_the_precision_is_expected():
+    d = np.random.default_rng(0).laplace(size=500)
+    kl = divergence.kl(d, np.zeros(500), np.ones(500, dtype=np.int64))
+    centred = d - d.mean()
+    needed = ((centred**4).mean() / (centred**2).mean() ** 2 - 1) / 0.08**2
+    times = look_times(10_000)
+    assert 500 < needed < 1000
+    assert next_look(kl, 500, 0.08, times) == min(time for time in times if time >= needed)
+    assert next_look(kl, 500, 0.001, times) == min(time for time in times if time >= 1000)
+    assert next_look(kl, 500, 0.001, look_times(600)) == 600
+
+
+def test_texts_that_share_documents_need_more():
+    """A document's texts are alike: the number told is one at which the clustered standard error is small enough."""
+    generator, G, size = np.random.default_rng(0), 700, 4
+    document = np.repeat(np.arange(G), size)
+    spread = np.repeat(generator.gamma(1.5, size=G), size)
+    d = spread * generator.normal(size=G * size)
+    texts = TextSet(name="t", bytes=np.ones(G * size, dtype=np.int64), id="x", document=tuple(map(str, document)))
+    order = texts.random_order
+
+    def at(n):
+        return divergence.kl(d[order[:n]], np.zeros(n), texts.bytes[:n], documents=document[order[:n]])
+
+    times = look_times(G * size)
+    first = at(700)
+    alone = next_look(first, 700, 0.1, times)
+    clustered = next_look(first, 700, 0.1, times, lambda n: precision._crowding(texts, n))
+    assert alone < clustered
+    assert relative_error(at(alone)) > 0.1
+    assert relative_error(at(clustered)) == pytest.approx(0.1, rel=0.15)
+
+
+def test_a_random_order_is_the_sets_own_and_nested():
+    texts = [TextSet.from_texts("t", [f"text {s}" for s in range(300)]) for _ in range(2)]
+    order = texts[0].random_order
+    np.testing.assert_array_equal(order, texts[1].random_order)
+    assert sorted(order) == list(range(300))
+    assert abs(stats.spearmanr(order, np.arange(300))[0]) < 0.2
+    other = TextSet.from_texts("t", [f"other {s}" for s in range(300)])
+    assert (other.random_order != order).mean() > 0.9
+
+
+@pytest.mark.parametrize(("given", "value"), [("10%", 0.1), (" 10 % ", 0.1), ("0.1", 0.1), ("2.5%", 0.025)])
+def test_a_precision_is_a_percentage_or_a_fraction(given, value):
+    assert parse_precision(given) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("given", ["0", "0%", "200%", "10", "100%", "-5%", "nan", "inf", "ten", ""])
+def test_what_is_no_precision_is_refused(given):
+    with pytest.raises(InputError, match="not between 0 and 100 %"):
+        parse_precision(given)
+
+
+# ----------------------------------------------------------------------------------------------------------- scoring
+
+
+@pytest.fixture
+def many() -> TextSet:
+    """500 short texts."""
+    generator = np.random.default_rng(0)
+    return TextSet.from_texts("many", [f"{s} " + "ab cd "[: generator.integers(1, 6)] for s in range(500)])
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def forwards(monkeypatch):
+    """Counts the texts that really go through a model."""
+    counted = []
+    whole = engine_module.Engine._score_batch
+
+    def count(self, tokens, batch):
+        counted.extend(part.text for part in batch)
+        return whole(self, tokens, batch)
+
+    monkeypatch.setattr(engine_module.Engine, "_score_batch", count)
+    return counted
+
+
+@pytest.fixture
+def pair(make_model):
+    return [str(make_model(name, seed=seed)) for seed, name in enumerate("ab")]
+
+
+def held(store, texts):
+    return [(entry.first, len(store.scores(entry))) for entry in store.entries(texts.id)]
+
+
+def test_only_what_a_precision_takes_is_scored_and_more_is_added_to_it(pair, many, store, forwards):
+    found = compare_to_precision(pair, many, store, 0.5)
+    n = found.looks[0].n_texts
+    assert (found.reached, len(found.looks), held(store, many)) == (True, 1, [(n, n)] * 2)
+    assert sorted(forwards) == sorted([*many.random_order[:n]] * 2)
+    assert not [problem for _, problem in store.check() if problem]
+
+    # the estimate and its error, from the definition
+    first, plain = np.sort(many.random_order[:n]), [plain_log_likelihoods(directory, many) for directory in pair]
+    d = (plain[0] - plain[1])[first]
+    d -= d.mean()
+    kl = found.pairs[tuple(pair)]
+    assert kl.value == pytest.approx((d**2).mean() / (2 * many.bytes[first].mean() * math.log(2)), rel=1e-4)
+    error = math.sqrt(((d**4).mean() / (d**2).mean() ** 2 - 1) / n)
+    assert found.looks[0].relative_error == pytest.approx(error, rel=1e-4)
+    assert math.log(kl.interval[1] / kl.value) > 3 * error
+    assert found.anytime == {tuple(pair)}
+
+    forwards.clear()
+    assert compare_to_precision(pair, many, store, 0.5).pairs == found.pairs
+    assert not forwards
+    more = compare_to_precision(pair, many, store, error / 1.2)
+    last = more.looks[-1].n_texts
+    assert n < last
+    assert len(forwards) == 2 * (last - n), "no text goes through a model twice"
+    sweeps.score(pair, many, store)
+    assert len(forwards) == 2 * (500 - n)
+    assert held(store, many) == [(None, 500)] * 2
+    vectors = store.vectors(many)
+    for directory, values in zip(pair, plain, strict=True):
+        np.testing.assert_allclose(vectors.log_likelihood[vectors.position(directory)], values, atol=1e-3)
+    assert not [problem for _, problem in store.check() if problem]
+
+
+def test_what_cannot_be_reached_ends_with_all_texts_and_the_usual_interval(pair, many, store, forwards):
+    found = compare_to_precision(pair, many, store, 0.001)
+    assert (found.reached, found.looks[-1].n_texts, len(forwards)) == (False, 500, 1000)
+    assert found.pairs[tuple(pair)] == store.vectors(many).kl()[tuple(pair)]
+    assert not found.anytime
+    assert held(store, many) == [(None, 500)] * 2
+    forwards.clear()
+    assert compare_to_precision(pair, many, store, 0.5).pairs == found.pairs, "all texts that are there are used"
+    assert not forwards
+
+
+def test_only_the_models_of_pairs_that_need_it_get_more_texts(make_model, many, store, monkeypatch):
+    """Two models that are one agree on every text."""
+    a = make_model("a")
+    shutil.copytree(a, a.parent / "b")
+    c = make_model("c", seed=2)
+    asked = []
+    score = sweeps.score
+
+    def watched(models, *arguments, **options):
+        asked.append(list(map(str, models)))
+        return score(models, *arguments, **options)
+
+    monkeypatch.setattr(sweeps, "score", watched)
+    monkeypatch.setattr(precision, "GAUSSIAN", 0.0)  # a first look at few texts
+    names = [str(a), str(a.parent / "b"), str(c)]
+    found = compare_to_precision(names, many, store, 0.06, reference=sweeps.ModelRef.parse(names[0]))
+    assert [*found.pairs] == [(names[0], names[1]), (names[0], names[2])]
+    assert len(asked) == len(found.looks) > 1
+    assert asked[0] == names
+    assert all(models == [names[0], names[2]] for models in asked[1:])
+    assert found.pairs[names[0], names[1]].value == 0
+    assert found.pairs[names[0], names[1]].n_texts == found.looks[0].n_texts
+
+
+class _Interrupt(Progress):
+    """Ctrl-C after so many megabytes of text."""
+
+    def __init__(self, after):
+        self.after, self.unit = after, ""
+
+    def begin(self, what, total=None, unit=""):
+        super().begin(what, total, unit)
+        self.unit = unit
+
+    def advance(self, amount=1.0):
+        super().advance(amount)
+        if self.unit == "MB of text" and self.done >= self.after:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_look_resumes(pair, many, store, forwards):
+    sweeps.score(pair[:1], many, store, first=150)
+    few = float(many.bytes[many.random_order[:150]].sum()) / 1e6
+    with pytest.raises(KeyboardInterrupt):
+        sweeps.score(pair[:1], many, store, first=400, batch_tokens=300, progress=_Interrupt(1.5 * few))
+    assert held(store, many) == [(150, 150)], "what was finished is there"
+    done = len(forwards)
+    assert 150 < done < 400
+    sweeps.score(pair[:1], many, store, first=400)
+    assert (len(forwards), held(store, many)) == (400, [(400, 400)])
+    assert store._list("partial", many.id) == []
+
+
+def test_work_on_all_texts_that_was_cut_short_is_not_lost_to_a_look_at_some(pair, many, store, forwards):
+    with pytest.raises(KeyboardInterrupt):
+        sweeps.score(pair[:1], many, store, batch_tokens=300, progress=_Interrupt(float(many.bytes.sum()) / 2e6))
+    sweeps.score(pair[:1], many, store, first=200)
+    assert held(store, many) == [(200, 200)]
+    sweeps.score(pair[:1], many, store)
+    assert sorted(forwards) == list(range(500)), "each text once"
+
+
+def test_layers_are_extended_with_the_rest(pair, many, store):
+    sweeps.score(pair[:1], many, store, first=120, layers=True)
+    sweeps.score(pair[:1], many, store, first=250)
+    (entry,) = store.entries(many.id)
+    scores = store.scores(entry)
+    assert (entry.first, entry.n_layers, scores.layers.shape) == (250, 3, (250, 3))
+    np.testing.assert_allclose(scores.layers[:, -1], scores.log_likelihood, atol=1e-3)
+
+
+def test_layers_of_some_texts_do_not_replace_all_texts(pair, many, store):
+    sweeps.score(pair[:1], many, store)
+    (outcome,) = sweeps.score(pair[:1], many, store, first=120, layers=True)
+    assert (outcome.status, outcome.entry.first, outcome.entry.n_layers) == ("scored", None, 3)
+    assert sweeps.score(pair[:1], many, store, first=120, rescore=True)[0].entry.first is None
+
+
+def test_more_texts_that_another_process_wrote_meanwhile_stay(pair, many, store, tmp_path, monkeypatch):
+    elsewhere = Store(tmp_path / "elsewhere")
+    sweeps.score(pair[:1], many, elsewhere)
+    (whole,) = elsewhere.entries(many.id)
+    score = engine_module.Engine.score
+
+    def meanwhile(self, *arguments, **options):
+        store.write(many, elsewhere.scores(whole), whole.metadata)
+        yield from score(self, *arguments, **options)
+
+    monkeypatch.setattr(engine_module.Engine, "score", meanwhile)
+    (outcome,) = sweeps.score(pair[:1], many, store, first=150)
+    assert (outcome.entry.first, held(store, many)) == (None, [(None, 500)])
+
+
+def test_texts_that_are_skipped_count_as_looked_at(make_model, store):
+    texts = TextSet.from_texts("mixed", [f"{s} " + "x" * (40 if s % 10 == 0 else 5) for s in range(300)])
+    models = [str(make_model(name, seed=seed, max_position_embeddings=32)) for seed, name in enumerate("ab")]
+    found = compare_to_precision(models, texts, store, 0.5, long_texts="skip")
+    n, long = found.looks[0].n_texts, sum(s % 10 == 0 for s in texts.random_order[: found.looks[0].n_texts])
+    assert found.pairs[tuple(models)].n_texts == n - long
+    assert [entry.metadata["skipped"] for entry in store.entries(texts.id)] == [
+        sorted(s for s in texts.random_order[:n].tolist() if s % 10 == 0)
+    ] * 2
+    assert not [problem for _, problem in store.check() if problem]
+
+
+def test_a_vector_that_lost_texts_is_damaged(pair, many, store):
+    sweeps.score(pair[:1], many, store, first=150)
+    (entry,) = store.entries(many.id)
+    store.write(many, store.scores(entry).at(many.random_order[:140]), entry.metadata)
+    assert [problem for _, problem in store.check() if problem] == ["10 texts are missing"]
+
+
+def test_a_model_that_is_gone_keeps_what_it_has(pair, many, store):
+    sweeps.score(pair, many, store, first=150)
+    shutil.rmtree(pair[0])
+    found = compare_to_precision(pair, many, store, 0.05)
+    assert not found.reached
+    assert found.pairs[tuple(pair)].n_texts == 150
+    assert found.anytime
+
+
+def test_a_model_that_fails_leaves_the_others(pair, many, store):
+    found = compare_to_precision([*pair, "no-such-dir:x"], many, store, 0.5)
+    assert [outcome.status for outcome in found.outcomes] == ["scored", "scored", "failed"]
+    assert [*found.pairs] == [tuple(pair)]
+
+
+def test_imported_values_are_looked_at_as_they_are(store):
+    vectors = read_log_likelihoods(EXAMPLE, id_column="text_id")
+    store.import_vectors(vectors, "example")
+    texts = store.resolve_texts(None)
+    names = vectors.names[:2]
+    found = compare_to_precision(names, texts, store, 0.01)
+    assert (len(found.looks), found.reached, found.anytime) == (1, False, frozenset())
+    assert found.pairs[names] == store.vectors(texts).subset(names).kl()[names]
+
+
+# ------------------------------------------------------------------------------------------------------ command line
+
+
+def test_compare_to_a_precision_and_then_to_all_texts(run, make_model, tmp_path):
+    for seed, name in enumerate("ab"):
+        make_model(name, seed=seed)
+    texts = write_texts(tmp_path / "texts.jsonl", 400)
+    told = run("compare", "a", "b", "--precision", "40 %", "--texts", texts)
+    n = next(time for time in look_times(400) if time >= 200)
+    assert f"{n} of 400 texts used, looked at with {n}" in told.stdout
+    assert "not reached" not in told.stdout
+    assert "confidence sequence" in told.stdout
+    assert f"{n} texts" in run("ls").stdout
+    assert "Not all texts were scored with 2 of 2" in run("kl").stderr
+    run("check")
+    (record,) = json.loads(run("compare", "a", "b", "--precision", "0.4", "--json").stdout)
+    assert (record["n_texts"], record["n_texts_of_set"], record["reached"]) == (n, 400, True)
+    assert record["looks"] == [{"n_texts": n, "relative_error": record["relative_error"]}]
+    assert record["relative_error"] == pytest.approx(record["standard_error"] / record["kl"])
+    assert record["interval_kind"] == "confidence sequence"
+    (whole,) = json.loads(run("compare", "a", "b", "--json").stdout)
+    assert (whole["n_texts"], "looks" in whole) == (400, False)
+    usual, wide = (math.log(r["interval"][1] / r["kl"]) / (r["standard_error"] / r["kl"]) for r in (whole, record))
+    assert usual == pytest.approx(1.96, abs=0.01)
+    assert wide > 3
+    rest = run("compare", "a", "b", "--precision", "0.1%")
+    assert "0.1 % of the KL was asked for and not reached" in rest.stdout
+    assert "confidence sequence" not in rest.stdout
+
+
+def test_a_precision_that_is_none_is_refused_before_anything_else(run):
+    result = run("compare", "a", "b", "--precision", "200%", status=2)
+    assert "not between 0 and 100 %" in result.output

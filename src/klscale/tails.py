@@ -406,8 +406,9 @@ class Agreement:
 
 @dataclass(frozen=True)
 class SettingTails:
-    """The median KL of a setting's pairs in bits/byte by each estimator, and its difference to the headline's median;
-    standard errors over texts."""
+    """The median KL of a setting's pairs in bits/byte by each estimator, and its difference to the headline's median,
+    with standard errors over texts. By simulation, 28 pairs of eight models on 500 texts with a kurtosis of 3 to 17,
+    the intervals of medians cover 89 to 93 %, and of the difference by Huber's estimate 93 %."""
 
     setting: str
     n_pairs: int
@@ -452,7 +453,7 @@ class Leverage:
 @dataclass(frozen=True)
 class LengthOverPairs:
     """What text length explains of the KL of pairs: `median` of the shares over pairs, the pair with the largest, and
-    its share."""
+    its share, whose interval does not know that it was chosen as the largest."""
 
     median: Estimate
     largest: Estimate

@@ -387,10 +387,11 @@ class Moved:
 class Agreement:
     """How far the pairs are ordered alike by an estimator and by the headline.
 
-    `spearman` is the rank correlation, with a standard error over texts; `swapped` the share of pairs of pairs that
-    stand in the other order, (1 - Kendall's tau) / 2. `ratio` is the median over pairs of the KL to the headline,
-    `quartiles` of that ratio over pairs. `n_other_place` of `n_pairs` are nearest to another setting of the scale,
-    where both scales are measured by their own estimator; None where there is no scale. `most_moved` changed rank most.
+    `spearman` is the rank correlation, with a standard error over texts and no interval, as noise lowers it; `swapped`
+    the share of pairs of pairs that stand in the other order, (1 - Kendall's tau) / 2. `ratio` is the median over pairs
+    of the KL to the headline, `quartiles` of that ratio over pairs. `n_other_place` of `n_pairs` are nearest to another
+    setting of the scale, where both scales are measured by their own estimator; None where there is no scale.
+    `most_moved` changed rank most.
     """
 
     estimator: str
@@ -405,8 +406,9 @@ class Agreement:
 
 @dataclass(frozen=True)
 class SettingTails:
-    """The median KL of a setting's pairs in bits/byte by each estimator, and its difference to the headline's median;
-    standard errors over texts."""
+    """The median KL of a setting's pairs in bits/byte by each estimator, and its difference to the headline's median,
+    with standard errors over texts. By simulation, 28 pairs of eight models on 500 texts with a kurtosis of 3 to 17,
+    the intervals of medians cover 89 to 93 %, and of the difference by Huber's estimate 93 %."""
 
     setting: str
     n_pairs: int
@@ -451,7 +453,7 @@ class Leverage:
 @dataclass(frozen=True)
 class LengthOverPairs:
     """What text length explains of the KL of pairs: `median` of the shares over pairs, the pair with the largest, and
-    its share."""
+    its share, whose interval does not know that it was chosen as the largest."""
 
     median: Estimate
     largest: Estimate
@@ -501,8 +503,8 @@ def examine_tails(vectors: Vectors, *, resamples: int = RESAMPLES, seed: int = 0
     clip, frozen = _clip_of(vectors)
     drawn, n_available = _some_pairs(len(vectors), seed)
     measured = scales.measure(vectors, resamples=0)
-    in_settings = [(vectors.position(a), vectors.position(b)) for row in measured for a, b in row.pairs]
-    places = np.array([*dict.fromkeys([*map(tuple, drawn.tolist()), *in_settings])], dtype=np.int64).reshape(-1, 2)
+    in_settings = [sorted((vectors.position(a), vectors.position(b))) for row in measured for a, b in row.pairs]
+    places = np.array([*dict.fromkeys(map(tuple, [*drawn.tolist(), *in_settings]))], dtype=np.int64).reshape(-1, 2)
     known = _have_texts(vectors.log_likelihood, places)
     if not known[: len(drawn)].any():
         raise InputError(f"No two models on {vectors.texts.name} have two texts in common.", remedy="Score two models.")
@@ -566,10 +568,10 @@ def _over_texts(
 
 
 def _settings(found: PairEstimates, measured: Sequence[scales.Setting]) -> tuple[SettingTails, ...]:
-    place = {pair: n for n, pair in enumerate(found.pairs)}
+    place = {frozenset(pair): n for n, pair in enumerate(found.pairs)}
     settings = []
     for row in measured:
-        at = [place[pair] for pair in row.pairs]
+        at = [place[frozenset(pair)] for pair in row.pairs]
         medians, resampled = np.median(found.value[:, at], axis=1), np.median(found.resampled[:, at], axis=1)
         of, less = dict[str, Estimate](), dict[str, Estimate]()
         for name, value, samples in zip(ESTIMATORS, medians, resampled, strict=True):
@@ -604,7 +606,7 @@ def _agreement(
         estimator=estimator,
         n_pairs=len(known),
         spearman=_spearman(found, e, known),
-        swapped=(1 - float(stats.kendalltau(headline, value).statistic)) / 2,
+        swapped=(1 - float(stats.kendalltau(headline, value).statistic)) / 2 if len(known) > 1 else math.nan,
         ratio=ratio,
         quartiles=quartiles,
         n_other_place=_other_places(headline, value, estimator, measured, settings, texts),
@@ -623,17 +625,16 @@ def _agreement(
 
 
 def _spearman(found: PairEstimates, e: int, known: Integers) -> Estimate:
-    """Rank correlation of an estimator's KLs with the headline's over the pairs that are `known`; interval on Fisher's
-    scale."""
+    """Rank correlation of an estimator's KLs with the headline's over the pairs that are `known`. It has no interval:
+    the error of the texts shuffles ranks, which lowers the correlation by about as much as its standard error (by
+    simulation value ± z SE on Fisher's scale covers 73 %)."""
     values = np.concatenate([found.value[..., None], found.resampled], axis=2)[[0, e]][:, known]
     ranks = stats.rankdata(values, axis=1)
     ranks -= ranks.mean(axis=1, keepdims=True)
     with np.errstate(invalid="ignore", divide="ignore"):
         rho = (ranks[0] * ranks[1]).sum(axis=0) / np.sqrt((ranks**2).sum(axis=1).prod(axis=0))
     over = _over_texts(float(rho[0]), rho[1:], found, unit="")
-    return replace(
-        over, interval=divergence.fisher_interval(over.value, over.standard_error, int(found.n_documents.min()))
-    )
+    return replace(over, interval=(math.nan, math.nan))
 
 
 def _other_places(

@@ -77,9 +77,9 @@ def describe_text(texts: TextSet, position: int) -> Text:
     )
 
 
-def pooled_clip(vectors: Vectors) -> float:
-    """The pooled 2 % quantile of all log-likelihoods, in nats: what `klscale texts clip` would freeze."""
-    return float(np.nanquantile(vectors.log_likelihood, CLIP_QUANTILE))
+def pooled_clip(vectors: Vectors, quantile: float = CLIP_QUANTILE) -> float:
+    """The pooled 2 % quantile of all log-likelihoods, in nats: what `klscale texts clip` freezes."""
+    return float(np.nanquantile(vectors.log_likelihood, quantile))
 
 
 def _clip_of(vectors: Vectors) -> tuple[float, bool]:

@@ -117,9 +117,8 @@ def clip(
     as_json: JsonOption = False,
 ) -> None:
     """Freeze a lower limit for log-likelihoods, by default the pooled 2 % quantile of what the store holds now."""
-    import numpy as np
-
     from klscale.store import Store
+    from klscale.tails import pooled_clip
 
     place = Store(store)
     if texts is None and not place.text_sets():
@@ -133,7 +132,7 @@ def clip(
                 "A clip comes from scored models.",
                 "Give --value NATS, or score some first.",
             )
-        value = float(np.nanquantile(vectors.log_likelihood, quantile))
+        value = pooled_clip(vectors, quantile)
     if not value < 0:
         raise InputError(f"A clip of {value} nats would move every value.", remedy="Log-likelihoods are negative.")
     place.put_texts(found.with_clip(value))

@@ -384,7 +384,7 @@ def test_imported_values_are_judged_by_their_spacing(store):
 
 def test_scores_of_some_texts_are_theirs():
     scores = Scores(np.array([1, 4, 6]), np.array([0.1, 0.4, 0.6]), np.array([2, 3, 4]), np.arange(6.0).reshape(3, 2))
-    some = scores.of(np.array([1, 6]))
+    some = scores.at(np.array([1, 6]))
     assert (some.text.tolist(), some.log_likelihood.tolist(), some.n_tokens.tolist()) == ([1, 6], [0.1, 0.6], [2, 4])
     assert some.layers.tolist() == [[0, 1], [4, 5]]
-    assert replace(scores, layers=None).of(np.array([4])).layers is None
+    assert replace(scores, layers=None).at(np.array([4])).layers is None

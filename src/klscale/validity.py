@@ -26,7 +26,7 @@ from klscale.vectors import Vectors
 
 FEWEST_TEXTS, FEWEST_DOCUMENTS = 20, 5
 """Of a block, or a domain, whose KL is looked at: the logarithm of an estimate from fewer is far from normal."""
-MOST_BLOCKS = 64
+BLOCKS = (2, 4, 8, 16, 32, 64)
 RELATIVE_ERRORS = (0.10, 0.05, 0.02)
 COMPARISONS = 200
 """Pairs of disjoint blocks of each size; of halves, as many random splits."""
@@ -242,20 +242,19 @@ class TextSetComparison:
 def texts_needed(vectors: Vectors, *, seed: int = 0) -> tuple[TextsNeeded, ...]:
     """Texts of this kind for a relative standard error p of KL of 10, 5 and 2 %: n = N (SE / KL)**2 / p**2 (delta
     method), of the pairs that `text_sensitivity` looks at. Where texts share documents, SE is clustered and n is for
-    documents of as many texts. Empty where no pair has a KL and an error. As uncertain as SE itself: with heavy tails a
-    lower bound.
+    documents of as many texts. Empty where no pair has a KL, or fewer than 20 texts, or five documents, tell its error.
+    As uncertain as SE itself: with heavy tails a lower bound.
     """
     return _texts_needed(_sample(vectors, *_drawn_pairs(vectors, seed)))
 
 
 def _texts_needed(sample: _Sample) -> tuple[TextsNeeded, ...]:
-    known = np.flatnonzero(np.isfinite(sample.standard_error))
-    if not len(known):
+    if not sample.labels or not sample.splits_into(1):
         return ()
-    needed = sample.n_texts * (sample.standard_error[known] / sample.kl[known]) ** 2
+    needed = sample.n_texts * (sample.standard_error / sample.kl) ** 2
     worst = int(needed.argmax())
     median, most = float(np.median(needed)), float(needed[worst])
-    pair = sample.labels[known[worst]]
+    pair = sample.labels[worst]
     return tuple(TextsNeeded(p, math.ceil(median / p**2), math.ceil(most / p**2), pair) for p in RELATIVE_ERRORS)
 
 
@@ -286,8 +285,16 @@ class _Sample:
         return len(self.bytes)
 
     @property
+    def n_units(self) -> int:
+        return int(self.units.max()) + 1
+
+    @property
     def clustered(self) -> bool:
-        return int(self.units.max()) + 1 < self.n_texts
+        return self.n_units < self.n_texts
+
+    def splits_into(self, n_blocks: int) -> bool:
+        """Whether each of so many blocks has enough texts, and documents where these are shared."""
+        return self.n_texts >= n_blocks * FEWEST_TEXTS and self.n_units >= n_blocks * FEWEST_DOCUMENTS
 
     def kl_of(self, draws: Floats, which: Any = slice(None)) -> Floats:
         """KL (P, R) of each pair, or of `which`, on the texts that `draws` (R, N) take, as often as they take them."""
@@ -372,19 +379,19 @@ def text_sensitivity(vectors: Vectors, *, seed: int = 0) -> TextSensitivity:
         missing := len(vectors.texts) - sample.n_texts
     ) else []  # fmt: skip
     halves, growth = None, None
-    sizes = _block_counts(sample)
+    sizes = [B for B in BLOCKS if sample.splits_into(B)]
     if not sample.labels:
         notes.append("All models agree on every text: there is no KL to be sensitive.")
     elif not sizes:
-        unit = "documents" if sample.clustered else "texts"
-        few = 2 * (FEWEST_DOCUMENTS if sample.clustered else FEWEST_TEXTS)
-        notes.append(f"Too few {unit} to split: halves take {few}.")
+        notes.append(
+            f"Too few texts to split: halves take {2 * FEWEST_TEXTS} texts of {2 * FEWEST_DOCUMENTS} documents."
+        )
     else:
         halves, growth = _halves_and_growth(sample, sizes, generator)
     domains, more = _by_domain(sample, generator)
     return TextSensitivity(
         n_texts=sample.n_texts,
-        n_documents=int(sample.units.max()) + 1 if sample.clustered else None,
+        n_documents=sample.n_units if sample.clustered else None,
         n_models=len(vectors),
         pairs=sample.labels,
         kl=sample.kl,
@@ -397,14 +404,6 @@ def text_sensitivity(vectors: Vectors, *, seed: int = 0) -> TextSensitivity:
         domains=domains,
         notes=(*notes, *more),
     )
-
-
-def _block_counts(sample: _Sample) -> list[int]:
-    """Into how many blocks the texts are cut: 2, 4, 8, ... as long as each has enough texts and documents."""
-    n_units = int(sample.units.max()) + 1
-    fewest = FEWEST_DOCUMENTS if sample.clustered else 1
-    counts = (2**k for k in range(1, int(math.log2(MOST_BLOCKS)) + 1))
-    return [B for B in counts if sample.n_texts >= B * FEWEST_TEXTS and n_units >= B * fewest]
 
 
 def _partitions(units: Integers, n_blocks: int, generator: np.random.Generator) -> Floats:
@@ -429,7 +428,7 @@ def _halves_and_growth(
 ) -> tuple[SplitHalves, ErrorGrowth]:
     N, relative = sample.n_texts, sample.standard_error / sample.kl
     followed = sample.some(FOLLOWED)
-    groups = generator.permutation(np.arange(int(sample.units.max()) + 1) % GROUPS)[sample.units]
+    groups = generator.permutation(np.arange(sample.n_units) % GROUPS)[sample.units]
     deviations, typical, halves, left_out = [], [], np.empty((0, 0)), np.empty((len(sizes), GROUPS))
     on_followed = []
     for s, B in enumerate(sizes):
@@ -495,7 +494,7 @@ def _split_halves(sample: _Sample, halves: Floats) -> SplitHalves:
         pearson, spearman = (_correlation(x, y, draws, kind) for kind in ("pearson", "spearman"))
     return SplitHalves(
         n_splits=halves.shape[1] // 2,
-        typical=math.expm1(float(np.median(ratios))),
+        typical=math.expm1(min(float(np.median(ratios)), 700.0)),
         largest=math.expm1(min(float(ratios[worst]), 700.0)),
         largest_pair=sample.labels[worst],
         pearson=pearson,
@@ -506,12 +505,12 @@ def _split_halves(sample: _Sample, halves: Floats) -> SplitHalves:
 
 
 def _stepped_up(half: Correlation | None) -> Correlation | None:
-    """The correlation for twice as many texts: 2 r / (1 + r)."""
+    """The correlation for twice as many texts: 2 r / (1 + r); below 0, where there is nothing in common, as it is."""
     if half is None:
         return None
 
     def up(r: float) -> float:
-        return 2 * r / (1 + r) if r > -1 else -1.0
+        return 2 * r / (1 + r) if r > 0 else r
 
     ends = None if half.interval is None else (up(half.interval[0]), up(half.interval[1]))
     return Correlation(up(half.value), ends, half.interval_kind)
@@ -702,7 +701,7 @@ def _test_domains(
     d = sample.rows[sample.places[tested, 0]] - sample.rows[sample.places[tested, 1]]
     for g in range(int(domain_of.max()) + 1):
         d[:, domain_of == g] -= d[:, domain_of == g].mean(axis=1, keepdims=True)
-    units = _one_hot(sample.units)
+    units = sparse.csr_array((np.ones(sample.n_texts), (sample.units, np.arange(sample.n_texts))))
     squares, size = (units @ (d * d).T), units @ sample.bytes.astype(np.float64)  # sums (U, T) and (U,)
     kept = np.isin(labels, large)
     squares, size, labels = squares[kept], size[kept], np.unique(labels[kept], return_inverse=True)[1]
@@ -722,18 +721,13 @@ def _test_domains(
     ), []
 
 
-def _one_hot(codes: Integers) -> Any:
-    """(C, N): row c sums what belongs to code c."""
-    return sparse.csr_array((np.ones(len(codes)), (codes, np.arange(len(codes)))))
-
-
 def _disagreement(columns: Floats, size: Floats, labels: Integers) -> Floats:
     """Weighted sum of squares (T,) of log KL over domains, from sums over units: squared differences y, y**2 and y b,
     as `columns` (U, 3 T), bytes b `size` (U,), and the domain of each unit `labels` (U,).
 
     KL in a domain is proportional to r = sum y / sum b, of variance sum (y - r b)**2 n / (n - 1) / (sum b)**2.
     """
-    sums = _one_hot(labels)
+    sums = (labels == np.unique(labels)[:, None]).astype(np.float64)
     y, yy, yb = np.split(sums @ columns, 3, axis=1)
     b, bb, n = ((sums @ v)[:, None] for v in (size, size**2, np.ones(len(size))))
     with np.errstate(invalid="ignore", divide="ignore"):

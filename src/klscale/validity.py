@@ -20,7 +20,7 @@ from scipy import sparse, spatial, special, stats
 from klscale import divergence
 from klscale.divergence import RESAMPLES, Estimate, Floats, Integers
 from klscale.errors import InputError
-from klscale.maps import pca
+from klscale.maps import ROUNDING, pca
 from klscale.scales import FEWEST_UNITS, MOST_PAIRS, interval_over_models
 from klscale.vectors import Vectors
 
@@ -67,15 +67,17 @@ class Correlation:
 class SplitHalves:
     """KL on one random half of the texts against KL on the other, over many random splits.
 
-    `typical` is the median over pairs of the factor, less 1, by which the halves differ in the median split; `largest`
-    that of the pair where it is largest. `pearson` (of log KL) and `spearman` are means over 50 splits of the
-    correlation over pairs, for half of the texts; `pearson_whole` and `spearman_whole` step them up to the whole set by
-    2 r / (1 + r) (Spearman 1910, Brown 1910): how another set of as many texts of this kind would correlate with this
-    one. They are high where pairs differ much, whatever the error. None where there are fewer than three pairs.
+    `typical` is the median over pairs (with `quartiles`) of the factor, less 1, by which the halves differ in the
+    median split; `largest` that of the pair where it is largest. `pearson` (of log KL) and `spearman` are means over 50
+    splits of the correlation over pairs, for half of the texts; `pearson_whole` and `spearman_whole` step them up to
+    the whole set by 2 r / (1 + r) (Spearman 1910, Brown 1910): how another set of as many texts of this kind would
+    correlate with this one. They are high where pairs differ much, whatever the error. None where there are fewer than
+    three pairs.
     """
 
     n_splits: int
     typical: float
+    quartiles: tuple[float, float]
     largest: float
     largest_pair: tuple[str, str]
     pearson: Correlation | None
@@ -97,8 +99,8 @@ class ErrorGrowth:
     texts. Tails show in `slope`, that of log `typical` on log n: -1/2 for normal errors, nearer to 0 where few texts
     carry most of KL, since small blocks mostly miss them. Its standard error is by jackknife over ten groups of texts
     (of whole documents), interval by Student's t; None with fewer than two sizes. `slope_normal` is the slope that
-    normal differences have at these sizes, which is a little steeper than -1/2. `document_effect` is the median over
-    pairs of the variance with clusters over that of independent texts, None where texts share no documents.
+    normal differences of independent texts have at these sizes, a little steeper than -1/2. `document_effect` is the
+    median over pairs of the variance with clusters over that of independent texts, None where texts share no documents.
     """
 
     n_texts: Integers
@@ -326,7 +328,7 @@ def _sample(vectors: Vectors, pairs: Integers, models: Integers) -> _Sample:
         rows = np.concatenate([rows, np.maximum(rows, clip)])
         places = pairs + len(L) * serves[pairs].all(axis=1, keepdims=True)
     found = divergence.kl_pairs(rows, size, places, documents=documents)
-    differ = found["value"] > 0
+    differ = found["value"] > ROUNDING
     clusters = divergence.cluster_codes(documents)
     names = vectors.names
     return _Sample(
@@ -375,10 +377,10 @@ def text_sensitivity(vectors: Vectors, *, seed: int = 0) -> TextSensitivity:
     """
     sample = _sample(vectors, *_drawn_pairs(vectors, seed))
     generator = np.random.default_rng(seed)
-    notes = [f"{missing:,} texts are left out: not all models have them."] if (
-        missing := len(vectors.texts) - sample.n_texts
-    ) else []  # fmt: skip
-    halves, growth = None, None
+    notes = []
+    if missing := len(vectors.texts) - sample.n_texts:
+        notes.append(f"{missing:,} texts are left out: not all models have them.")
+    halves = growth = None
     sizes = [B for B in BLOCKS if sample.splits_into(B)]
     if not sample.labels:
         notes.append("All models agree on every text: there is no KL to be sensitive.")
@@ -454,7 +456,7 @@ def _halves_and_growth(
         predicted=float(np.median(relative)) * np.sqrt(N / n),
         typical=np.array(typical),
         slope=_slope(n, np.array(on_followed), left_out, N),
-        slope_normal=_fit(n, np.log(np.log(stats.f.ppf(0.75, n - 1, n - 1)))) if len(n) > 1 else -0.5,
+        slope_normal=float(_fit(n, np.log(np.log(stats.f.ppf(0.75, n - 1, n - 1))))) if len(n) > 1 else -0.5,
         document_effect=_document_effect(sample),
     )
     return _split_halves(sample, halves), growth
@@ -484,9 +486,10 @@ def _document_effect(sample: _Sample) -> float | None:
 
 
 def _split_halves(sample: _Sample, halves: Floats) -> SplitHalves:
-    ratios = np.median(np.abs(_log_ratios(halves)), axis=1)
+    ratios = np.minimum(np.median(np.abs(_log_ratios(halves)), axis=1), 700.0)  # no larger exponential is a number
     worst = int(ratios.argmax())
-    whole = (halves > 0).all(axis=1)
+    low, middle, high = np.expm1(np.quantile(ratios, [0.25, 0.5, 0.75])).tolist()
+    whole = (halves > ROUNDING).all(axis=1)
     x, y = (np.log(halves[whole, side : 2 * CORRELATED : 2]) for side in (0, 1))
     pearson = spearman = None
     if len(x) >= 3:
@@ -494,8 +497,9 @@ def _split_halves(sample: _Sample, halves: Floats) -> SplitHalves:
         pearson, spearman = (_correlation(x, y, draws, kind) for kind in ("pearson", "spearman"))
     return SplitHalves(
         n_splits=halves.shape[1] // 2,
-        typical=math.expm1(min(float(np.median(ratios)), 700.0)),
-        largest=math.expm1(min(float(ratios[worst]), 700.0)),
+        typical=middle,
+        quartiles=(low, high),
+        largest=float(np.expm1(ratios[worst])),
         largest_pair=sample.labels[worst],
         pearson=pearson,
         spearman=spearman,

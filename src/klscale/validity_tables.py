@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from klscale.tables import describe_texts, name_texts, number, out, plain, print_notes, table
+from klscale.tables import describe_texts, number, out, plain, print_notes, table
 from klscale.texts import TextSet
 from klscale.validity import (
     Correlation,
@@ -107,7 +107,8 @@ def _print_halves(halves: SplitHalves) -> None:
     out.print(f"\nOne half of the texts against the other, {halves.n_splits} random splits", style="bold")
     a, b = halves.largest_pair
     out.print(
-        f"KL differs by {_factor(halves.typical)} in the median pair, by {_factor(halves.largest)} in the worst "
+        f"KL differs by {_factor(halves.typical)} in the median pair (quartiles over pairs "
+        f"{' to '.join(map(_factor, halves.quartiles))}), by {_factor(halves.largest)} in the worst "
         f"({plain(a)} and {plain(b)}).",
         soft_wrap=True,
     )
@@ -122,7 +123,7 @@ def _print_halves(halves: SplitHalves) -> None:
     for name, half, whole in rows:
         shown.add_row(name, _with_interval(half), _with_interval(whole))
     out.print(shown)
-    kind = "over models" if halves.pearson.interval_kind == "models" else "over splits, as there are under five models"
+    kind = "over models" if halves.pearson.interval_kind == "models" else "over splits: under five models, a run as one"
     out.print(f"In brackets 95 % {kind}. Whole sets: 2 r / (1 + r). High where pairs differ much.", style="dim")
 
 
@@ -249,7 +250,7 @@ def _rank(value: float) -> str:
 def print_text_set_comparison(found: TextSetComparison, first: TextSet, second: TextSet) -> None:
     """The same models on two text sets, for a person."""
     for texts in (first, second):
-        out.print(name_texts(texts))
+        out.print(describe_texts(texts))
     out.print(f"{_of_what(found)}. Values of two text sets are not expected to be equal.\n")
     shown = table("over pairs", "", "95 % over models" if found.ratio_interval else "", right=(1, 2))
     low, high = found.ratio_range

@@ -20,13 +20,13 @@ from scipy import sparse, spatial, special, stats
 from klscale import divergence
 from klscale.divergence import RESAMPLES, Estimate, Floats, Integers
 from klscale.errors import InputError
-from klscale.maps import pca
+from klscale.maps import ROUNDING, pca
 from klscale.scales import FEWEST_UNITS, MOST_PAIRS, interval_over_models
 from klscale.vectors import Vectors
 
 FEWEST_TEXTS, FEWEST_DOCUMENTS = 20, 5
 """Of a block, or a domain, whose KL is looked at: the logarithm of an estimate from fewer is far from normal."""
-MOST_BLOCKS = 64
+BLOCKS = (2, 4, 8, 16, 32, 64)
 RELATIVE_ERRORS = (0.10, 0.05, 0.02)
 COMPARISONS = 200
 """Pairs of disjoint blocks of each size; of halves, as many random splits."""
@@ -67,15 +67,17 @@ class Correlation:
 class SplitHalves:
     """KL on one random half of the texts against KL on the other, over many random splits.
 
-    `typical` is the median over pairs of the factor, less 1, by which the halves differ in the median split; `largest`
-    that of the pair where it is largest. `pearson` (of log KL) and `spearman` are means over 50 splits of the
-    correlation over pairs, for half of the texts; `pearson_whole` and `spearman_whole` step them up to the whole set by
-    2 r / (1 + r) (Spearman 1910, Brown 1910): how another set of as many texts of this kind would correlate with this
-    one. They are high where pairs differ much, whatever the error. None where there are fewer than three pairs.
+    `typical` is the median over pairs (with `quartiles`) of the factor, less 1, by which the halves differ in the
+    median split; `largest` that of the pair where it is largest. `pearson` (of log KL) and `spearman` are means over 50
+    splits of the correlation over pairs, for half of the texts; `pearson_whole` and `spearman_whole` step them up to
+    the whole set by 2 r / (1 + r) (Spearman 1910, Brown 1910): how another set of as many texts of this kind would
+    correlate with this one. They are high where pairs differ much, whatever the error. None where there are fewer than
+    three pairs.
     """
 
     n_splits: int
     typical: float
+    quartiles: tuple[float, float]
     largest: float
     largest_pair: tuple[str, str]
     pearson: Correlation | None
@@ -97,8 +99,8 @@ class ErrorGrowth:
     texts. Tails show in `slope`, that of log `typical` on log n: -1/2 for normal errors, nearer to 0 where few texts
     carry most of KL, since small blocks mostly miss them. Its standard error is by jackknife over ten groups of texts
     (of whole documents), interval by Student's t; None with fewer than two sizes. `slope_normal` is the slope that
-    normal differences have at these sizes, which is a little steeper than -1/2. `document_effect` is the median over
-    pairs of the variance with clusters over that of independent texts, None where texts share no documents.
+    normal differences of independent texts have at these sizes, a little steeper than -1/2. `document_effect` is the
+    median over pairs of the variance with clusters over that of independent texts, None where texts share no documents.
     """
 
     n_texts: Integers
@@ -242,20 +244,19 @@ class TextSetComparison:
 def texts_needed(vectors: Vectors, *, seed: int = 0) -> tuple[TextsNeeded, ...]:
     """Texts of this kind for a relative standard error p of KL of 10, 5 and 2 %: n = N (SE / KL)**2 / p**2 (delta
     method), of the pairs that `text_sensitivity` looks at. Where texts share documents, SE is clustered and n is for
-    documents of as many texts. Empty where no pair has a KL and an error. As uncertain as SE itself: with heavy tails a
-    lower bound.
+    documents of as many texts. Empty where no pair has a KL, or fewer than 20 texts, or five documents, tell its error.
+    As uncertain as SE itself: with heavy tails a lower bound.
     """
     return _texts_needed(_sample(vectors, *_drawn_pairs(vectors, seed)))
 
 
 def _texts_needed(sample: _Sample) -> tuple[TextsNeeded, ...]:
-    known = np.flatnonzero(np.isfinite(sample.standard_error))
-    if not len(known):
+    if not sample.labels or not sample.splits_into(1):
         return ()
-    needed = sample.n_texts * (sample.standard_error[known] / sample.kl[known]) ** 2
+    needed = sample.n_texts * (sample.standard_error / sample.kl) ** 2
     worst = int(needed.argmax())
     median, most = float(np.median(needed)), float(needed[worst])
-    pair = sample.labels[known[worst]]
+    pair = sample.labels[worst]
     return tuple(TextsNeeded(p, math.ceil(median / p**2), math.ceil(most / p**2), pair) for p in RELATIVE_ERRORS)
 
 
@@ -286,8 +287,16 @@ class _Sample:
         return len(self.bytes)
 
     @property
+    def n_units(self) -> int:
+        return int(self.units.max()) + 1
+
+    @property
     def clustered(self) -> bool:
-        return int(self.units.max()) + 1 < self.n_texts
+        return self.n_units < self.n_texts
+
+    def splits_into(self, n_blocks: int) -> bool:
+        """Whether each of so many blocks has enough texts, and documents where these are shared."""
+        return self.n_texts >= n_blocks * FEWEST_TEXTS and self.n_units >= n_blocks * FEWEST_DOCUMENTS
 
     def kl_of(self, draws: Floats, which: Any = slice(None)) -> Floats:
         """KL (P, R) of each pair, or of `which`, on the texts that `draws` (R, N) take, as often as they take them."""
@@ -319,7 +328,7 @@ def _sample(vectors: Vectors, pairs: Integers, models: Integers) -> _Sample:
         rows = np.concatenate([rows, np.maximum(rows, clip)])
         places = pairs + len(L) * serves[pairs].all(axis=1, keepdims=True)
     found = divergence.kl_pairs(rows, size, places, documents=documents)
-    differ = found["value"] > 0
+    differ = found["value"] > ROUNDING
     clusters = divergence.cluster_codes(documents)
     names = vectors.names
     return _Sample(
@@ -368,23 +377,23 @@ def text_sensitivity(vectors: Vectors, *, seed: int = 0) -> TextSensitivity:
     """
     sample = _sample(vectors, *_drawn_pairs(vectors, seed))
     generator = np.random.default_rng(seed)
-    notes = [f"{missing:,} texts are left out: not all models have them."] if (
-        missing := len(vectors.texts) - sample.n_texts
-    ) else []  # fmt: skip
-    halves, growth = None, None
-    sizes = _block_counts(sample)
+    notes = []
+    if missing := len(vectors.texts) - sample.n_texts:
+        notes.append(f"{missing:,} texts are left out: not all models have them.")
+    halves = growth = None
+    sizes = [B for B in BLOCKS if sample.splits_into(B)]
     if not sample.labels:
         notes.append("All models agree on every text: there is no KL to be sensitive.")
     elif not sizes:
-        unit = "documents" if sample.clustered else "texts"
-        few = 2 * (FEWEST_DOCUMENTS if sample.clustered else FEWEST_TEXTS)
-        notes.append(f"Too few {unit} to split: halves take {few}.")
+        notes.append(
+            f"Too few texts to split: halves take {2 * FEWEST_TEXTS} texts of {2 * FEWEST_DOCUMENTS} documents."
+        )
     else:
         halves, growth = _halves_and_growth(sample, sizes, generator)
     domains, more = _by_domain(sample, generator)
     return TextSensitivity(
         n_texts=sample.n_texts,
-        n_documents=int(sample.units.max()) + 1 if sample.clustered else None,
+        n_documents=sample.n_units if sample.clustered else None,
         n_models=len(vectors),
         pairs=sample.labels,
         kl=sample.kl,
@@ -397,14 +406,6 @@ def text_sensitivity(vectors: Vectors, *, seed: int = 0) -> TextSensitivity:
         domains=domains,
         notes=(*notes, *more),
     )
-
-
-def _block_counts(sample: _Sample) -> list[int]:
-    """Into how many blocks the texts are cut: 2, 4, 8, ... as long as each has enough texts and documents."""
-    n_units = int(sample.units.max()) + 1
-    fewest = FEWEST_DOCUMENTS if sample.clustered else 1
-    counts = (2**k for k in range(1, int(math.log2(MOST_BLOCKS)) + 1))
-    return [B for B in counts if sample.n_texts >= B * FEWEST_TEXTS and n_units >= B * fewest]
 
 
 def _partitions(units: Integers, n_blocks: int, generator: np.random.Generator) -> Floats:
@@ -429,7 +430,7 @@ def _halves_and_growth(
 ) -> tuple[SplitHalves, ErrorGrowth]:
     N, relative = sample.n_texts, sample.standard_error / sample.kl
     followed = sample.some(FOLLOWED)
-    groups = generator.permutation(np.arange(int(sample.units.max()) + 1) % GROUPS)[sample.units]
+    groups = generator.permutation(np.arange(sample.n_units) % GROUPS)[sample.units]
     deviations, typical, halves, left_out = [], [], np.empty((0, 0)), np.empty((len(sizes), GROUPS))
     on_followed = []
     for s, B in enumerate(sizes):
@@ -455,7 +456,7 @@ def _halves_and_growth(
         predicted=float(np.median(relative)) * np.sqrt(N / n),
         typical=np.array(typical),
         slope=_slope(n, np.array(on_followed), left_out, N),
-        slope_normal=_fit(n, np.log(np.log(stats.f.ppf(0.75, n - 1, n - 1)))) if len(n) > 1 else -0.5,
+        slope_normal=float(_fit(n, np.log(np.log(stats.f.ppf(0.75, n - 1, n - 1))))) if len(n) > 1 else -0.5,
         document_effect=_document_effect(sample),
     )
     return _split_halves(sample, halves), growth
@@ -485,9 +486,10 @@ def _document_effect(sample: _Sample) -> float | None:
 
 
 def _split_halves(sample: _Sample, halves: Floats) -> SplitHalves:
-    ratios = np.median(np.abs(_log_ratios(halves)), axis=1)
+    ratios = np.minimum(np.median(np.abs(_log_ratios(halves)), axis=1), 700.0)  # no larger exponential is a number
     worst = int(ratios.argmax())
-    whole = (halves > 0).all(axis=1)
+    low, middle, high = np.expm1(np.quantile(ratios, [0.25, 0.5, 0.75])).tolist()
+    whole = (halves > ROUNDING).all(axis=1)
     x, y = (np.log(halves[whole, side : 2 * CORRELATED : 2]) for side in (0, 1))
     pearson = spearman = None
     if len(x) >= 3:
@@ -495,8 +497,9 @@ def _split_halves(sample: _Sample, halves: Floats) -> SplitHalves:
         pearson, spearman = (_correlation(x, y, draws, kind) for kind in ("pearson", "spearman"))
     return SplitHalves(
         n_splits=halves.shape[1] // 2,
-        typical=math.expm1(float(np.median(ratios))),
-        largest=math.expm1(min(float(ratios[worst]), 700.0)),
+        typical=middle,
+        quartiles=(low, high),
+        largest=float(np.expm1(ratios[worst])),
         largest_pair=sample.labels[worst],
         pearson=pearson,
         spearman=spearman,
@@ -506,12 +509,12 @@ def _split_halves(sample: _Sample, halves: Floats) -> SplitHalves:
 
 
 def _stepped_up(half: Correlation | None) -> Correlation | None:
-    """The correlation for twice as many texts: 2 r / (1 + r)."""
+    """The correlation for twice as many texts: 2 r / (1 + r); below 0, where there is nothing in common, as it is."""
     if half is None:
         return None
 
     def up(r: float) -> float:
-        return 2 * r / (1 + r) if r > -1 else -1.0
+        return 2 * r / (1 + r) if r > 0 else r
 
     ends = None if half.interval is None else (up(half.interval[0]), up(half.interval[1]))
     return Correlation(up(half.value), ends, half.interval_kind)
@@ -702,7 +705,7 @@ def _test_domains(
     d = sample.rows[sample.places[tested, 0]] - sample.rows[sample.places[tested, 1]]
     for g in range(int(domain_of.max()) + 1):
         d[:, domain_of == g] -= d[:, domain_of == g].mean(axis=1, keepdims=True)
-    units = _one_hot(sample.units)
+    units = sparse.csr_array((np.ones(sample.n_texts), (sample.units, np.arange(sample.n_texts))))
     squares, size = (units @ (d * d).T), units @ sample.bytes.astype(np.float64)  # sums (U, T) and (U,)
     kept = np.isin(labels, large)
     squares, size, labels = squares[kept], size[kept], np.unique(labels[kept], return_inverse=True)[1]
@@ -722,18 +725,13 @@ def _test_domains(
     ), []
 
 
-def _one_hot(codes: Integers) -> Any:
-    """(C, N): row c sums what belongs to code c."""
-    return sparse.csr_array((np.ones(len(codes)), (codes, np.arange(len(codes)))))
-
-
 def _disagreement(columns: Floats, size: Floats, labels: Integers) -> Floats:
     """Weighted sum of squares (T,) of log KL over domains, from sums over units: squared differences y, y**2 and y b,
     as `columns` (U, 3 T), bytes b `size` (U,), and the domain of each unit `labels` (U,).
 
     KL in a domain is proportional to r = sum y / sum b, of variance sum (y - r b)**2 n / (n - 1) / (sum b)**2.
     """
-    sums = _one_hot(labels)
+    sums = (labels == np.unique(labels)[:, None]).astype(np.float64)
     y, yy, yb = np.split(sums @ columns, 3, axis=1)
     b, bb, n = ((sums @ v)[:, None] for v in (size, size**2, np.ones(len(size))))
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from klscale.tables import describe_texts, name_texts, number, out, plain, print_notes, table
+from klscale.tables import describe_texts, number, out, plain, print_notes, table
 from klscale.texts import TextSet
 from klscale.validity import (
     Correlation,
@@ -83,7 +83,7 @@ def _of_what(found: TextSensitivity | TextSetComparison) -> str:
     looked_at = len(found.pairs) + found.n_identical
     drawn = "" if looked_at == found.n_available else f" of {found.n_available:,}, drawn at random"
     identical = f", of which {found.n_identical:,} agree on every text" if found.n_identical else ""
-    return f"{found.n_models:,} models, {looked_at:,} pairs{drawn}{identical}"
+    return f"{found.n_models:,} models, {looked_at:,} {'pair' if looked_at == 1 else 'pairs'}{drawn}{identical}"
 
 
 def _units(found: TextSensitivity) -> str:
@@ -107,7 +107,8 @@ def _print_halves(halves: SplitHalves) -> None:
     out.print(f"\nOne half of the texts against the other, {halves.n_splits} random splits", style="bold")
     a, b = halves.largest_pair
     out.print(
-        f"KL differs by {halves.typical:.0%} in the median pair, by {_factor(halves.largest)} in the worst "
+        f"KL differs by {_factor(halves.typical)} in the median pair (quartiles over pairs "
+        f"{' to '.join(map(_factor, halves.quartiles))}), by {_factor(halves.largest)} in the worst "
         f"({plain(a)} and {plain(b)}).",
         soft_wrap=True,
     )
@@ -122,15 +123,19 @@ def _print_halves(halves: SplitHalves) -> None:
     for name, half, whole in rows:
         shown.add_row(name, _with_interval(half), _with_interval(whole))
     out.print(shown)
-    kind = "over models" if halves.pearson.interval_kind == "models" else "over splits, as there are under five models"
-    out.print(
-        f"In brackets 95 % {kind}. Whole sets: stepped up by 2 r / (1 + r). High where pairs differ much.", style="dim"
-    )
+    kind = "over models" if halves.pearson.interval_kind == "models" else "over splits: under five models, a run as one"
+    out.print(f"In brackets 95 % {kind}. Whole sets: 2 r / (1 + r). High where pairs differ much.", style="dim")
 
 
 def _factor(change: float) -> str:
     """A change in percent, or as a factor where it is large."""
+    if change > 999:
+        return "more than a factor of 1,000"
     return f"{change:.0%}" if change < 2 else f"a factor of {1 + change:.3g}"
+
+
+def _percent(value: float) -> str:
+    return f"{value:.1%}" if value < 10 else "over 1,000%"
 
 
 def _with_interval(found: Correlation | None) -> str:
@@ -152,7 +157,7 @@ def _print_growth(growth: ErrorGrowth, found: TextSensitivity) -> None:
         growth.n_texts, growth.standard_deviation, growth.quartiles, growth.predicted, growth.typical, strict=True
     ):
         spread = f"{low:.1%} to {high:.1%}"
-        shown.add_row(f"{n:,}", f"{deviation:.1%}", spread, f"{predicted:.1%}", f"{typical:.1%}")
+        shown.add_row(f"{n:,}", f"{deviation:.1%}", spread, f"{predicted:.1%}", _percent(typical))
     out.print(shown)
     if growth.slope is not None:
         slope, (low, high) = growth.slope, growth.slope.interval
@@ -245,7 +250,7 @@ def _rank(value: float) -> str:
 def print_text_set_comparison(found: TextSetComparison, first: TextSet, second: TextSet) -> None:
     """The same models on two text sets, for a person."""
     for texts in (first, second):
-        out.print(name_texts(texts))
+        out.print(describe_texts(texts))
     out.print(f"{_of_what(found)}. Values of two text sets are not expected to be equal.\n")
     shown = table("over pairs", "", "95 % over models" if found.ratio_interval else "", right=(1, 2))
     low, high = found.ratio_range

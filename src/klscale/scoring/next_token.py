@@ -23,8 +23,9 @@ from klscale.scoring.engine import Engine, Packed, Segment, in_batches
 from klscale.scoring.loading import LoadedModel, quiet_transformers
 from klscale.scoring.tokens import Tokens, tokenizer_id
 
-TILE = 2**22
-"""Logits of one model that are held in float64 at a time (32 MB); on a GPU 16 times as many."""
+TILE, PIECE = 2**22, 2**18
+"""Logits of one model that are held at a time (16 MB), and of these the ones that are worked on in float64, few enough
+for the cache of a CPU; on a GPU 16 times as many, all at once."""
 LEFT_OUT = 1e-3
 """Largest probability that a padded vocabulary may give to ids that the other model does not have."""
 REPLACED = "\N{REPLACEMENT CHARACTER}"
@@ -35,7 +36,7 @@ class NextTokens:
     """What two models a and b say of the T scored tokens of some texts, in the order of texts and positions.
 
     `text` (T,) which text a token is of; `forward` and `backward` (T,) KL(p_a || p_b) and KL(p_b || p_a) in nats of the
-    distributions that predict it; `agree` (T,) whether their most probable tokens are the same; `log_likelihood`
+    distributions that predict it; `same_top` (T,) whether their most probable tokens are the same; `log_likelihood`
     (2, T) in nats of the token itself under a and b. `left_out` is the largest probability that either model gives,
     anywhere, to ids that the other does not have.
     """
@@ -43,7 +44,7 @@ class NextTokens:
     text: Integers
     forward: Floats
     backward: Floats
-    agree: NDArray[np.bool_]
+    same_top: NDArray[np.bool_]
     log_likelihood: Floats
     left_out: float
 
@@ -83,8 +84,8 @@ def compare_next_tokens(
     order = np.argsort(text, kind="stable")
     text, rows = text[order], rows[:, order]
     _require_sound(a.loaded.ref, b.loaded.ref, text, rows)
-    forward, backward, agree, *log_likelihood, left_out = rows
-    return NextTokens(text, forward, backward, agree > 0, np.stack(log_likelihood), float(left_out.max(initial=0.0)))
+    forward, backward, same_top, *log_likelihood, left_out = rows
+    return NextTokens(text, forward, backward, same_top > 0, np.stack(log_likelihood), float(left_out.max(initial=0.0)))
 
 
 def _read(a: Engine, b: Engine, tokens: Tokens, batch: Sequence[Segment]) -> tuple[Integers, Floats]:
@@ -93,14 +94,17 @@ def _read(a: Engine, b: Engine, tokens: Tokens, batch: Sequence[Segment]) -> tup
     # What has no float64 (Apple's GPUs) hands its logits to the CPU.
     place = torch.device("cpu") if a.device.type == "mps" else a.device
     readers = a.next_token_logits(packed), b.next_token_logits(packed)
-    size = max(1, TILE * (16 if place.type == "cuda" else 1) // max(read(slice(1)).shape[1] for read in readers))
-    tiles = []
+    on_gpu, width = place.type == "cuda", max(read(slice(1)).shape[1] for read in readers)
+    size = max(1, (16 * TILE if on_gpu else TILE) // width)
+    piece = size if on_gpu else max(1, PIECE // width)
+    found = []
     for start in range(0, len(packed.target), size):
         part = slice(start, start + size)
-        p, q = (read(part).to(place).double() for read in readers)
-        tiles.append(_compare(p, q, packed.target[part].to(place)).cpu())
+        tile = (*(read(part).to(place) for read in readers), packed.target[part].to(place))
+        for p, q, target in zip(*(torch.split(whole, piece) for whole in tile), strict=True):
+            found.append(_compare(p.double(), q.double(), target).cpu())
     text = np.array([part.text for part in batch], dtype=np.int64)[packed.owner]
-    return text, torch.cat(tiles, dim=1).numpy()
+    return text, torch.cat(found, dim=1).numpy()
 
 
 def _compare(a: Tensor, b: Tensor, target: Tensor) -> Tensor:
@@ -111,9 +115,9 @@ def _compare(a: Tensor, b: Tensor, target: Tensor) -> Tensor:
         if logits.shape[1] > common:
             left_out = logits.softmax(dim=1)[:, common:].sum(dim=1)
     log_p, log_q = (logits[:, :common].log_softmax(dim=1) for logits in (a, b))
-    agree = log_p.argmax(dim=1) == log_q.argmax(dim=1)
+    same_top = log_p.argmax(dim=1) == log_q.argmax(dim=1)
     own = [log.gather(1, target[:, None])[:, 0] for log in (log_p, log_q)]
-    return torch.stack([_kl(log_p, log_q), _kl(log_q, log_p), agree.double(), *own, left_out])
+    return torch.stack([_kl(log_p, log_q), _kl(log_q, log_p), same_top.double(), *own, left_out])
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:

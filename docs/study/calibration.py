@@ -30,6 +30,8 @@ STUDY = Path(__file__).resolve().parent
 N_TEXTS = 200
 SHORTER = (64, 128, 256)
 """Bytes that texts are cut to, to see what their length does."""
+SHORTENED = ("later training", "distance along a run", "seed", "size", "quantization", "fine-tuning", "architecture")
+"""Settings of the pocket suite whose first pair is measured on shorter texts too."""
 
 Pair = tuple[str, ModelRef, ModelRef]
 """Setting and models."""
@@ -53,7 +55,7 @@ def calibration_study(demo: Path, shared: Path | None = None, progress: Progress
     pocket = load_texts("pocket")
     pairs = list(pocket_pairs(demo / "models"))
     rows = list(measured(pairs, pocket, store, progress))
-    some = [pair for pair in pairs if pair[0] in ("later training", "seed", "size", "int8", "fp4", "fine-tuning")]
+    some = [next(pair for pair in pairs if pair[0] == setting) for setting in SHORTENED]
     for limit in SHORTER[:2]:
         rows += measured(some, cut(pocket, limit), store, progress)
     stories = shared and shared / "models" / "stories260K"
@@ -76,34 +78,28 @@ def pocket_pairs(models: Path) -> Iterator[Pair]:
         return ModelRef(str(models / f"pocket-{run}" / f"checkpoint-{step}"))
 
     first = "130k-seed1"
-    for a, b in ((0, 1), (8, 16), (16, 32), (40, 80), (80, 120), (120, 160), (200, 240)):
+    for a, b in ((0, 1), (16, 32), (80, 120)):
         yield "early training", checkpoint(first, a), checkpoint(first, b)
-    for run, steps in {first: (400, 440, 600, 640, 720, 760, 800), "460k-seed1": (720, 760, 800),
-                       "llama-130k-seed1": (720, 760, 800)}.items():  # fmt: skip
-        for a, b in itertools.pairwise(steps):
-            if b - a == 40:
-                yield "later training", checkpoint(run, a), checkpoint(run, b)
-    for step in (0, 16, 40, 120, 200, 400, 600):
+    for run, step in ((first, 400), (first, 760), ("460k-seed1", 760), ("llama-130k-seed1", 760)):
+        yield "later training", checkpoint(run, step), checkpoint(run, step + 40)
+    for step in (0, 16, 40, 200, 400):
         yield "distance along a run", checkpoint(first, step), checkpoint(first)
-    for step in (40, 200, 800):
-        yield "seed", checkpoint("130k-seed1", step), checkpoint("130k-seed2", step)
-    yield "seed", checkpoint("130k-seed1"), checkpoint("130k-seed3")
-    yield "seed", checkpoint("130k-seed2"), checkpoint("130k-seed3")
-    yield "size", checkpoint("40k-seed1"), checkpoint("130k-seed1")
-    yield "size", checkpoint("40k-seed1"), checkpoint("460k-seed1")
-    yield "size", checkpoint("130k-seed1"), checkpoint("460k-seed1")
-    for run in (first, "40k-seed1", "460k-seed1", "llama-130k-seed1"):
-        for kind in ("int8", "nf4", "fp4", "int4"):
-            yield kind, checkpoint(run), replace(checkpoint(run), quantization=kind)
+    for a, b in itertools.combinations(("130k-seed1", "130k-seed2", "130k-seed3"), 2):
+        yield "seed", checkpoint(a), checkpoint(b)
+    for a, b in itertools.combinations(("40k-seed1", first, "460k-seed1"), 2):
+        yield "size", checkpoint(a), checkpoint(b)
+    for run, kinds in {first: ("int8", "nf4", "fp4", "int4"), "460k-seed1": ("int8", "fp4"),
+                       "llama-130k-seed1": ("int8", "fp4")}.items():  # fmt: skip
+        for kind in kinds:
+            yield "quantization", checkpoint(run), replace(checkpoint(run), quantization=kind)
     yield "dtype", checkpoint(first), replace(checkpoint(first), dtype="bfloat16")
     yield "fine-tuning", checkpoint(first), ModelRef(str(models / "pocket-130k-finetuned"))
-    for seed in (1, 2, 3):
-        yield "architecture", checkpoint(f"130k-seed{seed}"), checkpoint("llama-130k-seed1")
+    yield "architecture", checkpoint(first), checkpoint("llama-130k-seed1")
 
 
 def story_pairs(stories: ModelRef) -> Iterator[Pair]:
     for kind in WEIGHTS_ONLY:
-        yield kind, stories, replace(stories, quantization=kind)
+        yield "quantization", stories, replace(stories, quantization=kind)
     yield "dtype", stories, replace(stories, dtype="bfloat16")
 
 

@@ -2,9 +2,10 @@
 
 Exact KL is the mean over texts of the sum over positions of KL(p_a(. | x_<t) || p_b(. | x_<t)) over the whole
 vocabulary, in bits per byte (divided by B ln 2, without the 2 of the estimate). Over texts drawn from p_a that is
-KL(p_a || p_b) itself, by the chain rule; over a text set it is what llama.cpp's KL statistics report per token. Three
-things stand between it and Var(l_a - l_b) / (2 B ln 2) (Oyama et al., arXiv 2502.16173): the estimate is of second
-order, it is symmetric, and the texts are from neither model. On drawn texts only the first is left.
+KL(p_a || p_b) itself, by the chain rule, of how a text goes on from its first token; over a text set it is what
+llama.cpp's KL statistics report per token. Three things stand between it and Var(l_a - l_b) / (2 B ln 2) (Oyama et al.,
+arXiv 2502.16173): the estimate is of second order, it is symmetric, and the texts are from neither model. On drawn
+texts the last is gone.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,36 +61,6 @@ class PerToken:
     n_tokens: int
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """Estimated and exact KL of models `a` and `b`, in bits per byte.
-
-    `estimate` is made from the `n_texts` on which exact KL was computed, drawn with `seed` from the `n_available` that
-    both models have and that fit their windows; `estimate_all` from all. On them, `forward` is exact KL(a || b),
-    `backward` KL(b || a), `symmetrised` the mean of both, and `ratio` the unclipped estimate over that. `from_a` and
-    `from_b` are the same on as many texts drawn from each model, and `drawn` the mean of their exact values. `left_out`
-    is the largest probability that either model gives to ids that the other does not have. Standard errors are over
-    texts, clustered by document; of `ratio` by the delta method, paired.
-    """
-
-    a: str
-    b: str
-    n_texts: int
-    n_available: int
-    seed: int
-    estimate: KL
-    estimate_all: KL
-    forward: Estimate
-    backward: Estimate
-    symmetrised: Estimate
-    ratio: Estimate
-    from_a: Drawn
-    from_b: Drawn
-    drawn: Estimate
-    per_token: PerToken
-    left_out: float
-
-
 @dataclass(frozen=True, eq=False)
 class Sums:
     """What is measured of a pair and kept: sums in nats over the scored tokens of n texts of the set, `text` (n,).
@@ -121,9 +92,41 @@ class Sums:
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Sums:
         """From what `record` gave. Raises KeyError where it is something else."""
-        values: dict[str, Any] = {field.name: record[field.name] for field in fields(cls)}
+        values: dict[str, Any] = {entry.name: record[entry.name] for entry in fields(cls)}
         values |= {name: np.array(value) for name, value in values.items() if isinstance(value, list)}
         return cls(**values)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Estimated and exact KL of models `a` and `b`, in bits per byte.
+
+    `estimate` is made from the `n_texts` on which exact KL was computed, drawn with `seed` from the `n_available` that
+    both models have and that fit their windows; `estimate_all` from all. On them, `forward` is exact KL(a || b),
+    `backward` KL(b || a), `symmetrised` the mean of both, and `ratio` the unclipped estimate over that. `from_a` and
+    `from_b` are the same on as many texts drawn from each model, and `drawn` the mean of their exact values. `left_out`
+    is the largest probability that either model gives to ids that the other does not have. Standard errors are over
+    texts, clustered by document; of `ratio` by the delta method, paired.
+    """
+
+    a: str
+    b: str
+    n_texts: int
+    n_available: int
+    seed: int
+    estimate: KL
+    estimate_all: KL
+    forward: Estimate
+    backward: Estimate
+    symmetrised: Estimate
+    ratio: Estimate
+    from_a: Drawn
+    from_b: Drawn
+    drawn: Estimate
+    per_token: PerToken
+    left_out: float
+    sums: Sums = field(repr=False, compare=False)
+    """What all this comes from: a part of it gives the calibration on some of the texts."""
 
 
 def calibrate(
@@ -222,6 +225,7 @@ def calibration(pair: Vectors, sums: Sums, seed: int = 0) -> Calibration:
             n_tokens=int(sums.n_tokens.sum()),
         ),
         left_out=sums.left_out,
+        sums=sums,
     )
 
 

@@ -30,7 +30,7 @@ def calibration_record(found: Sequence[Calibration], texts: TextSet) -> dict[str
         "unit": "bits/byte",
         "unit_of_tokens": "nats/token",
         "quantiles_of_tokens": list(QUANTILES),
-        "pairs": [asdict(one) for one in found],
+        "pairs": [{name: value for name, value in asdict(one).items() if name != "sums"} for one in found],
     }
 
 

@@ -5,6 +5,7 @@
     STORE/weights/<slug>-<key>.parquet                  distances of a checkpoint's weights to those of others
     STORE/maps/<text set id>/<key>.parquet              a kept map: one row a model
     STORE/noise/<text set id>/<key>.json                KL between two readings of one model
+    STORE/exact/<text set id>/<key>.json                exact KL of two models, as it was measured
     STORE/partial/<text set id>/<key>/                  unfinished work of a model
     STORE/partial/<text set id>/<key>.<owner>.claim     a process is at work on it
 
@@ -117,6 +118,10 @@ def _map_checksum(columns: Mapping[str, NDArray[Any]], metadata: Mapping[str, An
     numbers = [array.astype("<f8").tobytes() for array in columns.values() if array.dtype != object]
     words = json.dumps([[*array] for array in columns.values() if array.dtype == object])
     return content_id([told.encode(), words.encode(), json.dumps([*columns]).encode(), *numbers])
+
+
+def _record_checksum(record: Mapping[str, Any]) -> str:
+    return content_id([json.dumps(record, sort_keys=True).encode()])
 
 
 def _weights_name(identity: str) -> str:
@@ -553,6 +558,21 @@ class Store:
         with ThreadPoolExecutor(8) as pool:
             found = pool.map(lambda key: self.noise_floor(text_set, key), known)
             return {key: kl.value for key, kl in zip(known, found, strict=True) if kl is not None}
+
+    # ---------------------------------------------------------------------------------------------------- exact KL
+
+    def write_exact(self, text_set: str, key: str, record: Mapping[str, Any]) -> None:
+        """Keep what was measured of the exact KL of two models. `key` says of which, and how."""
+        whole = {**record, "checksum": _record_checksum(record)}
+        self._write(self._path("exact", text_set, f"{key}.json"), json.dumps(whole).encode())
+
+    def exact(self, text_set: str, key: str) -> dict[str, Any] | None:
+        """What was measured of the exact KL of two models; None where it is not there or is damaged."""
+        try:
+            found: dict[str, Any] = json.loads(self._read(self._path("exact", text_set, f"{key}.json")))
+            return found if found.pop("checksum") == _record_checksum(found) else None
+        except (*UNREADABLE, AttributeError):
+            return None
 
     # ----------------------------------------------------------------------------------------------------- partial
 

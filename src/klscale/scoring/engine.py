@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,11 +19,13 @@ from torch import Tensor
 
 from klscale.divergence import Floats, Integers
 from klscale.errors import InputError, KlscaleError
-from klscale.scoring.head import OutputHead, candidate_heads
+from klscale.scoring.head import OutputHead, candidate_heads, widened
 from klscale.scoring.loading import LoadedModel, device_of
 from klscale.scoring.readout import Readout, find_readout, no_lens
 from klscale.scoring.tokens import Tokens
 from klscale.vectors import Scores
+
+T = TypeVar("T")
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 """Largest mean difference in nats a token from the model's own logits that rounding explains."""
@@ -137,30 +139,9 @@ class Engine:
             )
         kept = np.setdiff1d(np.asarray(texts, dtype=np.int64), long) if long_texts == "skip" else texts
         queue = [part for s in kept for part in segments_of(int(s), int(lengths[s]), window)]
-        queue.sort(key=lambda part: (-part.length, part.text))
-        if self.shuffled:
-            queue = [queue[place] for place in np.random.default_rng(0).permutation(len(queue))]
         waiting = Counter(part.text for part in queue)
         total: dict[int, Any] = dict.fromkeys(waiting, 0.0)
-        while queue:
-            rows = self._rows(queue)
-            batch = queue[:rows]
-            try:
-                values = self._score_batch(tokens, batch)
-            except Exception as error:
-                if isinstance(error, KlscaleError):
-                    raise
-                if not _out_of_memory(error):
-                    raise KlscaleError(
-                        f"{self.loaded.ref}: the forward pass failed.",
-                        f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-                        self._remedy(),
-                    ) from error
-                values = None
-            if values is None:  # outside the handler, so that the traceback holds no tensors
-                self._halve(batch)
-                continue
-            del queue[:rows]
+        for batch, values in in_batches((self,), queue, lambda batch: self._score_batch(tokens, batch)):
             done = []
             for part, value in zip(batch, values, strict=True):
                 if not np.isfinite(value).all():
@@ -186,6 +167,8 @@ class Engine:
         `longrope`) would give a text its neighbours' length: beyond their original window, equal lengths only."""
         if self.kernel and self.kernel.kind == "int8-kernel":
             return 1  # it chooses outliers by what is in the batch; a text's value must not depend on its neighbours
+        if self.own_logits:
+            return 1  # they are made for one text at a time
         width = 0
         for rows, part in enumerate(queue):
             width = max(width, part.length)
@@ -230,9 +213,8 @@ class Engine:
     def _score_batch(self, tokens: Tokens, batch: Sequence[Segment]) -> Floats:
         """Log-likelihood in nats (rows, readouts) of each segment of a batch: at each layer where `layers` are asked
         for, the last being the model itself."""
-        if self.head is None and not self.own_logits:
-            self._find_head(tokens, batch[-1])
-        packed = _Packed.of(tokens, batch, self.device)
+        self.find_head(tokens, batch[-1])
+        packed = Packed.of(tokens, batch, self.device)
         if self.layers and self.readout is None:
             if self.head is None:
                 raise no_lens(self.loaded.ref, "Its output head is of an unknown kind.")
@@ -247,7 +229,7 @@ class Engine:
             return packed.read(self.head, self._hidden_states(packed.inputs))[:, None]
         return self._read_layers(packed, self.head, self.readout)
 
-    def _read_layers(self, packed: _Packed, head: OutputHead, readout: Readout) -> Floats:
+    def _read_layers(self, packed: Packed, head: OutputHead, readout: Readout) -> Floats:
         """Log-likelihood (rows, L + 1) at each layer, read as the forward pass reaches it."""
         last, found = len(readout.blocks), dict[int, Floats]()
 
@@ -288,14 +270,31 @@ class Engine:
 
     def _from_own_logits(self, ids: Tensor) -> Tensor:
         """Log-probabilities (n - 1,) of tokens 2 to n of one text `ids` (n,), from the model's own full logits."""
-        logits: Tensor = self.model(input_ids=ids[None], use_cache=False).logits[0, :-1].float()
+        logits = self._own_logits(ids)
         return logits.gather(1, ids[1:, None])[:, 0] - logits.logsumexp(dim=1)
 
-    def _find_head(self, tokens: Tokens, part: Segment) -> None:
-        """Keep the head that gives the model's own log-probabilities on one text; none does: use its own logits.
+    def _own_logits(self, ids: Tensor) -> Tensor:
+        """The model's own full logits (n - 1, V) after tokens 1 to n - 1 of one text `ids` (n,)."""
+        return widened(self.model(input_ids=ids[None], use_cache=False).logits[0, :-1])
+
+    def next_token_logits(self, packed: Packed) -> Callable[[slice], Tensor]:
+        """Runs a batch; what is returned gives the logits (t, V) of any t of its scored tokens. The head is found."""
+        if self.head is None:
+            (row,) = packed.inputs  # in a batch of its own
+            own = self._own_logits(row)[packed.before.to(row.device)]
+            return lambda part: own[part]
+        head, hidden = self.head, self._hidden_states(packed.inputs).flatten(0, 1)
+        return lambda part: head.logits(
+            hidden[packed.before[part].to(hidden.device)].to(head.weight.device), 0, len(head.weight)
+        )
+
+    def find_head(self, tokens: Tokens, part: Segment) -> None:
+        """Once, keep the head that gives the model's own log-probabilities on one text; none does: use its own logits.
 
         Raises KlscaleError for a model in which tokens see what follows them.
         """
+        if self.head is not None or self.own_logits:
+            return
         found = tokens.of(part.text)[part.start : part.stop][:64].astype(np.int64)  # their logits are few
         ids = torch.from_numpy(np.resize(found, max(len(found), 8))).to(self.device)
         own = self._from_own_logits(ids)
@@ -327,8 +326,41 @@ class Engine:
             return list(candidate_heads(self.model))
 
 
+def in_batches(
+    engines: Sequence[Engine], parts: Iterable[Segment], read: Callable[[Sequence[Segment]], T]
+) -> Iterator[tuple[Sequence[Segment], T]]:
+    """Batches of all parts that suit every one of these engines, longest first, and what `read` makes of each. Out of
+    memory halves the batches; nothing that is finished is lost.
+
+    Raises KlscaleError, which names the models, where `read` fails otherwise or with one text alone.
+    """
+    queue = sorted(parts, key=lambda part: (-part.length, part.text))
+    if engines[0].shuffled:
+        queue = [queue[place] for place in np.random.default_rng(0).permutation(len(queue))]
+    while queue:
+        batch = queue[: min(engine._rows(queue) for engine in engines)]
+        found: T | None = None
+        try:
+            found = read(batch)
+        except Exception as error:
+            if isinstance(error, KlscaleError):
+                raise
+            if not _out_of_memory(error):
+                raise KlscaleError(
+                    f"{' or '.join(str(engine.loaded.ref) for engine in engines)}: the forward pass failed.",
+                    f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+                    max(engines, key=lambda engine: engine.kernel is not None)._remedy(),
+                ) from error
+        if found is None:  # outside the handler, so that the traceback holds no tensors
+            for engine in engines:
+                engine._halve(batch)
+            continue
+        del queue[: len(batch)]
+        yield batch, found
+
+
 @dataclass(frozen=True, eq=False)
-class _Packed:
+class Packed:
     """A batch as the model takes it: `inputs` (rows, tokens) padded on the right; each scored token's row, `owner`; the
     flat position `before` it, whose hidden state predicts it; and its id, `target`."""
 
@@ -338,7 +370,7 @@ class _Packed:
     target: Tensor
 
     @classmethod
-    def of(cls, tokens: Tokens, batch: Sequence[Segment], device: torch.device) -> _Packed:
+    def of(cls, tokens: Tokens, batch: Sequence[Segment], device: torch.device) -> Packed:
         width = max(part.length for part in batch)
         ids = np.zeros((len(batch), width), dtype=np.int64)
         for row, part in zip(ids, batch, strict=True):

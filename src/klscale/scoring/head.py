@@ -32,10 +32,10 @@ class OutputHead:
     soft_cap: float | None = None
 
     def logits(self, hidden: Tensor, start: int, stop: int) -> Tensor:
-        """Logits (T, stop - start) in float32 of hidden states (T, H) for a slice of the vocabulary."""
+        """Logits (T, stop - start) of hidden states (T, H) for a slice of the vocabulary, `widened`."""
         weight = self.weight[start:stop]
         tile = hidden @ weight.T if self.bias is None else torch.addmm(self.bias[start:stop], hidden, weight.T)
-        tile = tile.float()
+        tile = widened(tile)
         if self.scale != 1.0:
             tile = tile * self.scale
         if self.soft_cap is not None:
@@ -68,6 +68,11 @@ class OutputHead:
                 total = torch.logaddexp(total, part)
                 target_logit = torch.where(inside, found, target_logit)
         return target_logit - total
+
+
+def widened(logits: Tensor) -> Tensor:
+    """In float32, or as they are in float64."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _log_sum_exp(tile: Tensor) -> Tensor:

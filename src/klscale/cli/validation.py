@@ -167,7 +167,8 @@ def calibration(store: Store, refs: Sequence[ModelRef], texts: str | None, n_tex
     vectors, outcomes = wanted_vectors(store, refs, texts, how)
     reading = {key: value for key, value in how.items() if key != "long_texts"}
     with progress_bar() as progress:
-        pairs = [*combinations(vectors.names, 2)]
+        there = [str(entry.ref) for entry in (outcome.entry for outcome in outcomes) if entry is not None]
+        pairs = combinations(dict.fromkeys(there), 2)
         found = calibrate(pairs, vectors.texts, store, n_texts=n_texts, progress=progress, **reading)
     return _Study(
         calibration_record(found, vectors.texts),

@@ -3,6 +3,7 @@
 A module for each subject; what all of them share, sizes, type, colours and how a figure is written, is `style.py`.
 """
 
+from klscale.pictures.calibration import estimate_against_exact
 from klscale.pictures.layers import layer_threads
 from klscale.pictures.matrices import kl_heat_map
 from klscale.pictures.model_maps import model_map
@@ -18,6 +19,7 @@ __all__ = [
     "Look",
     "common_prefix",
     "displacement",
+    "estimate_against_exact",
     "kl_along_training",
     "kl_heat_map",
     "layer_threads",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from klscale.divergence import Floats
-from klscale.pictures.style import SINGLE, SMALL, looks, new_figure, plain_ticks, styled
+from klscale.pictures.style import GREY, SINGLE, looks, new_figure, plain_ticks, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,17 +34,15 @@ def estimate_against_exact(found: Sequence[Calibration], settings: Sequence[str]
         axes.errorbar(
             exact[place], estimate[place], xerr=_bars(one.symmetrised), yerr=_bars(one.estimate),
             marker=known[name].marker, color=colour, markerfacecolor=colour if one.estimate_all.in_range else "none",
-            markeredgewidth=0.6, markersize=3.2, elinewidth=0.4, linestyle="none", label=name if name and first else None,
+            markeredgewidth=0.6, markersize=3.2, elinewidth=0.4, linestyle="none", 
+            label=name if name and first else None,
         )  # fmt: skip
     axes.set_xscale("log")
     axes.set_yscale("log")
     both = np.concatenate([exact, estimate])
     reach = np.array([both.min() / 2, both.max() * 2])
-    for ratio, style in ((1, "-"), (2, "--"), (4, ":")):
-        axes.plot(reach, ratio * reach, color="0.6", linewidth=0.6, linestyle=style, zorder=0)
-        axes.annotate(
-            f"×{ratio}", (reach[0] * 1.15, ratio * reach[0] * 1.25), fontsize=SMALL, color="0.4", ha="left", va="bottom"
-        )
+    for ratio, style, label in ((1, "-", "equal"), (2, "--", "2 times"), (4, ":", "4 times")):
+        axes.plot(reach, ratio * reach, color=GREY, linewidth=0.6, linestyle=style, zorder=0, label=label)
     axes.set_xlim(*reach)
     axes.set_ylim(*reach)
     axes.set_aspect("equal")
@@ -53,8 +51,7 @@ def estimate_against_exact(found: Sequence[Calibration], settings: Sequence[str]
         axis.set_label_text(label)
     hollow = sum(not one.estimate_all.in_range for one in found)
     axes.set_title(f"{len(found):,} pairs" + (f"; hollow: {hollow:,} out of range" if hollow else ""))
-    if settings is not None:
-        axes.legend(loc="lower right", fontsize=SMALL)
+    axes.legend(loc="upper left" if settings is None else "lower right")
     return figure
 
 

@@ -185,7 +185,13 @@ def test_the_noise_floor_is_the_kl_of_both_readings(make_model, texts, store, mo
 
 
 def test_a_model_that_reads_one_text_at_a_time_has_no_noise(make_model, texts, store, monkeypatch):
-    monkeypatch.setattr(Engine, "_rows", lambda self, queue: 1)
+    made_engine = Engine.__init__
+
+    def alone(self, *arguments, **options):
+        made_engine(self, *arguments, **options)
+        self.alone = True
+
+    monkeypatch.setattr(Engine, "__init__", alone)
     (outcome,) = sweeps.score([str(make_model())], texts, store)
     assert store.noise_floor(texts.id, outcome.entry.key).value == 0
 
@@ -198,7 +204,9 @@ def test_a_batch_keeps_its_budget_in_any_order(shuffled):
         lengths = generator.integers(5, 15, size=12) if generator.random() < 0.5 else generator.integers(5, 60, size=12)
         lengths = lengths if shuffled else np.sort(lengths)[::-1]
         budget, beyond = int(generator.integers(10, 300)), generator.choice([None, 10, 40])
-        engine = SimpleNamespace(kernel=None, batch_tokens=budget, stretches_beyond=beyond)
+        engine = SimpleNamespace(
+            alone=False, batch_tokens=budget, stretches_beyond=beyond, _width=lambda longest: longest
+        )
         allowed = [
             n for n in range(2, 13)
             if n * max(lengths[:n]) <= budget
@@ -206,6 +214,65 @@ def test_a_batch_keeps_its_budget_in_any_order(shuffled):
         ]  # fmt: skip
         queue = [Segment(s, 0, int(length), 1) for s, length in enumerate(lengths)]
         assert Engine._rows(engine, queue) == max(allowed, default=1)
+
+
+@pytest.mark.parametrize(
+    ("window", "beyond", "longest", "width"),
+    [(None, None, 256, 288), (None, None, 40, 56), (2048, None, 300, 337), (256, None, 227, 255), (256, None, 250, 256),
+     (256, None, 256, 256), (2048, 128, 113, 128), (2048, 128, 300, 300)],
+)  # fmt: skip
+def test_another_reading_is_wider_where_it_may_be(window, beyond, longest, width):
+    """By an eighth and at least 16 tokens; never beyond the window, nor to where embeddings stretch."""
+    engine = Engine.__new__(Engine)
+    engine.loaded, engine.stretches_beyond, engine.padded, engine.alone = (
+        SimpleNamespace(window=window),
+        beyond,
+        True,
+        False,
+    )
+    assert engine._width(longest) == width
+    limit = min([n for n in (window, beyond) if n is not None], default=None)
+    if limit is None:
+        assert engine.longest_padded is None
+    else:
+        room = engine.longest_padded
+        assert engine._width(room) == room + max(16, room // 8) <= limit < room + 4 + max(16, (room + 4) // 8)
+    for name, value in (("padded", False), ("alone", True)):
+        setattr(engine, name, value)
+        assert engine._width(longest) == longest
+
+
+def test_texts_that_fill_the_window_are_cut_and_read_twice(make_model, store, monkeypatch):
+    """Each token of the second reading moved by a known amount: the floor is that of the tokens that were read, for the
+    bytes that they are of; of the vector nothing is cut."""
+    seen, whole = [], Engine._score_batch
+
+    def shifted(self, tokens, batch):
+        seen.extend((self.padded, part.text, part.length) for part in batch)
+        step = np.array([[0.01 * (part.text % 3) * part.length] for part in batch])
+        return whole(self, tokens, batch) + self.padded * step
+
+    monkeypatch.setattr(Engine, "_score_batch", shifted)
+    lengths = [64] * 10 + [20] * 15
+    texts = TextSet.from_texts(
+        "full", ["".join(chr(97 + (7 * n + k * k) % 26) for k in range(size)) for n, size in enumerate(lengths)]
+    )
+    (outcome,) = sweeps.score([str(make_model(max_position_embeddings=64))], texts, store)
+    assert outcome.entry.metadata["skipped"] == []
+    chosen = sweeps.noise_texts(np.arange(25))
+    kept = np.array([min(lengths[s], 48) for s in chosen])
+    assert len(seen) == 25 + 2 * 20
+    assert sorted(length for padded, _, length in seen if padded) == sorted(kept)
+    expected = plain_kl(0.01 * (chosen % 3) * kept, np.zeros(20), kept.mean())
+    assert store.noise_floor(texts.id, outcome.entry.key).value == pytest.approx(expected, rel=1e-3)
+
+
+def test_another_reading_rounds_anew_where_all_texts_are_of_one_length(make_model, store):
+    """In bfloat16 the noise would be missed, were the batches not wider."""
+    generator = np.random.default_rng(0)
+    texts = TextSet.from_texts("even", ["".join(generator.choice(list("abcdef "), 200)) for _ in range(20)])
+    (outcome,) = sweeps.score([str(make_model()) + "%bfloat16"], texts, store)
+    assert store.noise_floor(texts.id, outcome.entry.key).value > 1e-11
 
 
 def test_a_store_without_noise_and_one_with_damage(make_model, texts, store, tmp_path):

@@ -182,7 +182,7 @@ def store(tmp_path):
 @pytest.fixture
 def forwards(monkeypatch):
     """Counts the texts that really go through a model to be scored."""
-    monkeypatch.setattr("klscale.sweeps._keep_noise_floor", lambda *_, **__: None)
+    monkeypatch.setattr("klscale.sweeps.keep_noise_floor", lambda *_, **__: None)
     counted = []
     whole = engine_module.Engine._score_batch
 

@@ -10,24 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from klscale import scales
+from klscale.cautions import CAUTIONS
 from klscale.divergence import CLIP_LIMIT, HEAVY_TAILS, KL, Floats, KLMatrix, format_estimate
 from klscale.lens import Layer
 from klscale.scales import Setting
 from klscale.texts import TextSet
 from klscale.trajectories import Seeds, Trajectory
 from klscale.vectors import NOISE_LIMIT, Vectors
-
-CAUTIONS = {
-    1: "far apart, or far from the texts (above 2 bits/byte): the approximation is out of its range, read the value as "
-    "a distance that overstates KL",
-    2: "not clipped: the clip would move more than 5 % of a vector",
-    4: "heavy tails (kurtosis above 10): the interval covers less often than 95 %",
-    8: "not all texts were scored with both models",
-    16: "different dtypes: their rounding is part of the value",
-    32: "rounding noise is more than 10 % of the value, by the noise floors of both models",
-    64: "below the noise floor: the value is no more than what rounding alone makes of equal models",
-}
-"""What keeps the KL of a pair from being read plainly; one bit each in `cautions`."""
 
 
 def cautions(matrix: KLMatrix, texts: TextSet, dtypes: Sequence[Any], noise: Floats) -> NDArray[np.uint8]:

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from klscale.cautions import HEAVY, OUT_OF_RANGE, UNCLIPPED
 from klscale.divergence import KL
 from klscale.errors import InputError
 from klscale.maps import AXES, Clustering, ModelMap, cluster, nearest
-from klscale.tables import HEAVY, OUT_OF_RANGE, describe_texts, marks, number, out, plain, print_notes, table
+from klscale.tables import describe_texts, marks, number, out, plain, print_notes, table
 from klscale.vectors import Vectors
 
 ROWS = 40
@@ -144,7 +145,7 @@ def print_map(found: ModelMap, vectors: Vectors) -> None:
     print_notes(
         vectors.texts,
         ("*" in shown_marks, OUT_OF_RANGE),
-        ("u" in shown_marks, "u not clipped: the clip would move more than 5 % of a model's values"),
+        ("u" in shown_marks, UNCLIPPED),
         ("!" in shown_marks, HEAVY),
     )
     for note in (*found.notes, *notes):

@@ -22,7 +22,8 @@ from klscale.texts import TextSet
 from klscale.vectors import CONVENTION, Scores
 
 if TYPE_CHECKING:
-    from klscale.scoring.tokens import TokenCache
+    from klscale.scoring.engine import Engine
+    from klscale.scoring.tokens import TokenCache, Tokens
 
 STUDY_TEXTS = 500
 """Texts that a study reads at most."""
@@ -75,7 +76,8 @@ def noise_study(
 
     All on the same `n_texts` random texts that fit the model's window. Where these are all texts, the readings in three
     dtypes are vectors, and the store keeps them as `score` does; else it keeps the noise floors alone. Imported values
-    have no model: for those there is the closed form of half-precision sums. A model that fails is reported in its
+    have no model: for those there is the closed form of half-precision sums. Against itself a model is read with texts
+    that leave no room for padding cut short, as for its noise floor. A model that fails is reported in its
     study, a dtype that this machine cannot run in its reading; the others go on. Raises InputError for fewer than two
     texts.
     """
@@ -171,32 +173,39 @@ class _Study:
                 remedy="Give shorter texts: `klscale texts build --max-bytes`.",
             )
 
-        def read(engine: Engine) -> Scores:
+        def read(engine: Engine, tokens: Tokens = tokens) -> Scores:
             found = Scores.concatenate([*engine.score(tokens, chosen)])
             self.progress.advance()
             return found
 
         engine = Engine(loaded, device=self.device)
         first = read(engine) if scored is None else scored
-        others: dict[str, Scores] = {}
+        short, text_bytes = sweeps.shortened(engine, tokens, self.texts, chosen)
+        usual = first if short is tokens else read(engine, short)
+        others: dict[str, Engine] = {}
         if ref.dtype == "float32":
-            budget = engine.other_budget(tokens, chosen)
-            others["other batches"] = read(Engine(loaded, device=self.device, batch_tokens=budget))
+            budget = engine.other_budget(short, chosen)
+            others["other batches"] = Engine(loaded, device=self.device, batch_tokens=budget, padded=True)
             same = engine.batch_tokens
-            others["other order"] = read(Engine(loaded, device=self.device, batch_tokens=same, shuffled=True))
-        others["other batches and order"] = sweeps.read_again(engine, tokens, chosen)
-        self.progress.advance()
-        found = [self._compare(f"{ref.dtype}, {how}", again, ref.dtype, first) for how, again in others.items()]
+            others["other order"] = Engine(loaded, device=self.device, batch_tokens=same, shuffled=True)
+        others["other batches and order"] = sweeps.other_engine(engine, short, chosen)
+        found = [
+            self._compare(f"{ref.dtype}, {how}", read(other, short), ref.dtype, usual, text_bytes)
+            for how, other in others.items()
+        ]
         if (floor := found[-1].kl) is not None:
             key = vector_key(resolved.identity, ref, CONVENTION, sweeps.SOURCE)
             self.store.write_noise_floor(self.texts.id, key, floor)
         return first, found
 
-    def _compare(self, reading: str, again: Scores, against: str, first: Scores) -> Reading:
-        texts, chosen = self.texts, first.text
+    def _compare(
+        self, reading: str, again: Scores, against: str, first: Scores, text_bytes: Integers | None = None
+    ) -> Reading:
+        """Two readings of the same texts, of which so many bytes were read (None: all)."""
+        size = self.texts.bytes[first.text] if text_bytes is None else text_bytes
         kl = divergence.kl(
-            first.log_likelihood, again.log_likelihood, texts.bytes[chosen], clip=texts.clip,
-            documents=texts.documents_of(chosen),
+            first.log_likelihood, again.log_likelihood, size, clip=self.texts.clip,
+            documents=self.texts.documents_of(first.text),
         )  # fmt: skip
         return Reading(reading, against, kl, float(np.abs(again.log_likelihood - first.log_likelihood).max()))
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from klscale.cautions import HEAVY
 from klscale.noise import NoiseStudy, Reading
-from klscale.tables import HEAVY, describe_texts, number, out, plain, print_error, print_notes, table
+from klscale.tables import describe_texts, number, out, plain, print_error, print_notes, table
 from klscale.texts import TextSet
 
 

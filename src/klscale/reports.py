@@ -30,6 +30,7 @@ import yaml
 from numpy.typing import NDArray
 
 from klscale import findings, lens, maps, scales, trajectories
+from klscale.cautions import CAUTIONS
 from klscale.divergence import KL, RESAMPLES, Estimate, critical_value
 from klscale.errors import InputError, StorageError, printable
 from klscale.lens import Layer
@@ -294,7 +295,7 @@ def _pairs(contents: Contents) -> dict[str, Any]:
         "critical_value": _column(critical_value(matrix.n_documents[upper])),
         "n_texts": _column(matrix.n_texts[upper]),
         "flags": _column(flags),
-        "flag_texts": [[bit, text] for bit, text in findings.CAUTIONS.items() if (flags & bit).any()],
+        "flag_texts": [[bit, text] for bit, text in CAUTIONS.items() if (flags & bit).any()],
         "order": range(len(vectors)) if clustering is None else clustering.order,
         "dendrogram": None if clustering is None else {"merges": clustering.merges[:, :3]},
     }

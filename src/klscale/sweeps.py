@@ -491,8 +491,7 @@ class _Sweep:
         if np.isin(unfinished.text, scores.text).all():  # else it is of more texts than were asked for now
             self.store.drop_partial(self.texts.id, job.partial)
         if self.rescore or self.store.noise_floor(self.texts.id, entry.key) is None:
-            read = scores.at(noise_texts(scores.text))
-            _keep_noise_floor(entry.key, engine, tokens, read, self.texts, self.store, long_texts=self.long_texts)
+            keep_noise_floor(entry.key, engine, tokens, self.texts, self.store, known=scores)
         return entry
 
     def _keep(self, job: _Job, unsaved: Sequence[Scores]) -> Scores:
@@ -572,8 +571,7 @@ def noise_floor(
 ) -> KL | None:
     """KL in bits per byte between two readings of one scored model, in batches of different shape and order: what
     rounding alone makes of a squared distance. Kept in the store when a model is scored; where it is not there it is
-    read now, from as many random texts that fit the model's window. None for a model that is not here, and on texts
-    that are not."""
+    read now. None for a model that is not here, and on texts that are not."""
     from klscale.scoring.engine import Engine
     from klscale.scoring.loading import load, resolve
     from klscale.scoring.tokens import tokenize
@@ -583,12 +581,9 @@ def noise_floor(
     if texts.external or entry.ref.path is None or not entry.ref.path.is_dir():
         return None
     loaded = load(resolve(entry.ref), device)
-    tokens = tokenize(loaded.tokenizer, texts)
-    chosen = noise_texts(np.flatnonzero(tokens.lengths <= (loaded.window or np.inf)))
     progress.begin(f"reading {entry.ref} twice")
     engine = Engine(loaded, device=device)
-    first = Scores.concatenate([*engine.score(tokens, chosen)])
-    return _keep_noise_floor(entry.key, engine, tokens, first, texts, store)
+    return keep_noise_floor(entry.key, engine, tokenize(loaded.tokenizer, texts), texts, store)
 
 
 def noise_texts(texts: Integers) -> Integers:
@@ -597,28 +592,43 @@ def noise_texts(texts: Integers) -> Integers:
     return np.sort(np.random.default_rng(0).permutation(texts)[:n])
 
 
-def read_again(engine: Engine, tokens: Tokens, texts: Integers, *, long_texts: str = "error") -> Scores:
-    """Another reading of some texts by the model of an engine, in batches of another shape and in another order."""
+def keep_noise_floor(
+    key: str, engine: Engine, tokens: Tokens, texts: TextSet, store: Store, *, known: Scores | None = None
+) -> KL | None:
+    """Read the model of an engine again, in batches of another shape and in another order, and keep the noise floor of
+    the vector `key`; None for fewer than two texts. `known`, of which the texts are taken, are its values already: they
+    are the first reading. Texts that leave no room for padding are cut short, and then read twice."""
+    chosen = noise_texts(np.arange(len(texts)) if known is None else known.text)
+    if len(chosen) < 2:
+        return None
+    short, text_bytes = shortened(engine, tokens, texts, chosen)
+    if known is not None and short is tokens:
+        first = known.of(chosen)
+    else:
+        first = Scores.concatenate([*engine.score(short, chosen)])
+    again = Scores.concatenate([*other_engine(engine, short, chosen).score(short, chosen)])
+    found = divergence.kl(
+        first.log_likelihood, again.log_likelihood, text_bytes, clip=texts.clip, documents=texts.documents_of(chosen)
+    )
+    store.write_noise_floor(texts.id, key, found)
+    return found
+
+
+def other_engine(engine: Engine, tokens: Tokens, texts: Integers) -> Engine:
+    """The same model, reading these texts in batches of another shape and in another order."""
     from klscale.scoring.engine import Engine
 
     budget = engine.other_budget(tokens, texts)
-    other = Engine(engine.loaded, device=str(engine.device), batch_tokens=budget, shuffled=True)
-    return Scores.concatenate([*other.score(tokens, texts, long_texts=long_texts)])
+    return Engine(engine.loaded, device=str(engine.device), batch_tokens=budget, shuffled=True, padded=True)
 
 
-def _keep_noise_floor(
-    key: str, engine: Engine, tokens: Tokens, first: Scores, texts: TextSet, store: Store, *, long_texts: str = "error"
-) -> KL | None:
-    """The noise floor from a first reading of some texts and another; None for fewer than two."""
-    if len(first) < 2:
-        return None
-    again = read_again(engine, tokens, first.text, long_texts=long_texts)
-    found = divergence.kl(
-        first.log_likelihood, again.log_likelihood, texts.bytes[first.text], clip=texts.clip,
-        documents=texts.documents_of(first.text),
-    )  # fmt: skip
-    store.write_noise_floor(texts.id, key, found)
-    return found
+def shortened(engine: Engine, tokens: Tokens, texts: TextSet, chosen: Integers) -> tuple[Tokens, Integers]:
+    """Tokens of the chosen texts, cut so that they can be padded, and the bytes of each in proportion (n,)."""
+    lengths, longest = tokens.lengths[chosen], engine.longest_padded
+    if longest is None or (lengths <= longest).all():
+        return tokens, texts.bytes[chosen]
+    kept = texts.bytes[chosen] * np.minimum(lengths, longest) / lengths
+    return tokens.cut(longest), np.rint(kept).astype(np.int64)
 
 
 class _Reader:

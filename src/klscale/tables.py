@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from klscale.cautions import HEAVY, NOISY, OUT_OF_RANGE, UNCLIPPED
 from klscale.errors import InputError, KlscaleError, printable
 from klscale.progress import Progress
 
@@ -35,15 +36,6 @@ DATA, PICTURES = (".csv", ".parquet"), (".png", ".svg", ".pdf")
 """Endings of files that a result is kept in."""
 WIDE = 200
 """Columns where the output is no terminal: a file or a pipe does not wrap."""
-
-OUT_OF_RANGE = (
-    "* out of range: the models are far apart (above 1 bit/byte) or far from the texts (above 2 bits/byte); "
-    "the value is a distance that overstates KL"
-)
-
-HEAVY = "! heavy tails (kurtosis above 10): the interval covers less often than 95 %"
-
-NOISY = "~ rounding noise is more than 10 % of the value; ~~ all of it: below the noise floor"
 
 out = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else WIDE)
 err = Console(stderr=True, highlight=False, emoji=False, width=None if sys.stderr.isatty() else WIDE)
@@ -495,7 +487,7 @@ def print_layers(vectors: Vectors) -> None:
     print_notes(
         vectors.texts,
         ("*" in shown_marks, OUT_OF_RANGE),
-        ("u" in shown_marks, "u not clipped: the clip would move more than 5 % of a layer's values"),
+        ("u" in shown_marks, UNCLIPPED),
         ("!" in shown_marks, HEAVY),
     )
 
@@ -540,7 +532,7 @@ def print_matrix(vectors: Vectors) -> None:
     print_notes(
         vectors.texts,
         ("*" in shown_marks, OUT_OF_RANGE),
-        ("u" in shown_marks, "u not clipped: the clip would move more than 5 % of a vector"),
+        ("u" in shown_marks, UNCLIPPED),
         ("!" in shown_marks, HEAVY),
         ("~" in shown_marks, NOISY),
     )

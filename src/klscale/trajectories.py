@@ -274,9 +274,9 @@ class Trajectory:
     `alpha` = c_q / c_w is the effective Hölder exponent of the map from weights to log-likelihoods along the run; its
     standard error is over texts alone, with c_w as this run has it; None where c_w is not positive. `probability` that
     c_q < c_w, likewise.
-    `noise_floor`: KL in bits per byte between two readings of the last checkpoint, in batches of different shapes,
-    where it was measured; `noise_subtracted` says whether it was taken off the squared distances behind exponent,
-    stabilisation and shape.
+    `noise_floor`: KL in bits per byte between two readings of the last checkpoint, in batches of different shape and
+    order, where it was measured; `noise_subtracted` says whether it was taken off the squared distances behind
+    exponent, stabilisation and shape.
     """
 
     run: Run

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 
 from klscale import diffusion
+from klscale.cautions import HEAVY, OUT_OF_RANGE, UNCLIPPED
 from klscale.directional import Directional
 from klscale.divergence import KL, Estimate, format_estimate
 from klscale.models import ModelRef
 from klscale.tables import (
-    HEAVY,
-    OUT_OF_RANGE,
     describe_texts,
     marks,
     number,
@@ -135,7 +134,7 @@ def print_trajectories(
     print_notes(
         texts,
         ("*" in shown, OUT_OF_RANGE),
-        ("u" in shown, "u not clipped: the clip would move more than 5 % of a checkpoint's values"),
+        ("u" in shown, UNCLIPPED),
         ("!" in shown, HEAVY),
     )
     print_motion(found, seeds, moved, threshold_source)
@@ -244,7 +243,7 @@ def _print_exponents(found: Sequence[Trajectory], seeds: Sequence[Seeds]) -> Non
             taken = "taken off" if one.noise_subtracted else "--subtract-noise takes it off"
             out.print(
                 f"{plain(one.run.name)}: noise floor of KL {number(one.noise_floor)} bits/byte (its last checkpoint "
-                f"in batches of another shape; {taken}).",
+                f"read again in batches of another shape and order; {taken}).",
                 style="dim",
             )
 

@@ -177,7 +177,7 @@ class Vectors:
         l_i - l_j + e_i - e_j; if the errors are independent of each other and of the models, the variance is that of
         l_i - l_j plus s_i**2 + s_j**2: half the sum of both floors. Errors that two models share, as those of one
         model quantized in two ways may be, add less. What a coarser dtype makes of the weights is no such noise: it is
-        the same at every reading, and part of the KL.
+        the same at every reading, and part of the KL. So is what rounding does alike at every reading.
         """
         floor = self.noise_floor
         return (floor[:, None] + floor) / 2

@@ -34,7 +34,7 @@ def estimate_against_exact(found: Sequence[Calibration], settings: Sequence[str]
         axes.errorbar(
             exact[place], estimate[place], xerr=_bars(one.symmetrised), yerr=_bars(one.estimate),
             marker=known[name].marker, color=colour, markerfacecolor=colour if one.estimate_all.in_range else "none",
-            markeredgewidth=0.6, markersize=3.2, elinewidth=0.4, linestyle="none", 
+            markeredgewidth=0.6, markersize=3.2, elinewidth=0.4, linestyle="none",
             label=name if name and first else None,
         )  # fmt: skip
     axes.set_xscale("log")

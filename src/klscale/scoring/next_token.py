@@ -90,7 +90,7 @@ def compare_next_tokens(
 
 def _read(a: Engine, b: Engine, tokens: Tokens, batch: Sequence[Segment]) -> tuple[Integers, Floats]:
     """Which text each scored token of a batch is of, and the rows of `_compare`."""
-    packed = Packed.of(tokens, batch, a.device)
+    packed = Packed.of(tokens, batch, max(part.length for part in batch), a.device)
     # What has no float64 (Apple's GPUs) hands its logits to the CPU.
     place = torch.device("cpu") if a.device.type == "mps" else a.device
     readers = a.next_token_logits(packed), b.next_token_logits(packed)

@@ -32,6 +32,12 @@ class Tokens:
         """(N,) tokens of each text, special tokens included."""
         return np.diff(self.starts)
 
+    def cut(self, longest: int) -> Tokens:
+        """The same texts, each with its first `longest` tokens at most."""
+        kept = [self.of(s)[:longest] for s in range(len(self.lengths))]
+        starts = np.concatenate([[0], np.cumsum([len(ids) for ids in kept])])
+        return Tokens(np.concatenate(kept), starts, self.not_round_trip)
+
     def of(self, text: int) -> NDArray[np.int32]:
         return self.ids[self.starts[text] : self.starts[text + 1]]
 

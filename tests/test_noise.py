@@ -205,7 +205,7 @@ def test_a_batch_keeps_its_budget_in_any_order(shuffled):
         lengths = lengths if shuffled else np.sort(lengths)[::-1]
         budget, beyond = int(generator.integers(10, 300)), generator.choice([None, 10, 40])
         engine = SimpleNamespace(
-            alone=False, batch_tokens=budget, stretches_beyond=beyond, _width=lambda longest: longest
+            own_logits=False, alone=False, batch_tokens=budget, stretches_beyond=beyond, _width=lambda longest: longest
         )
         allowed = [
             n for n in range(2, 13)

@@ -7,8 +7,9 @@ from dataclasses import asdict
 from typing import Any
 
 from klscale.calibration import QUANTILES, Calibration
+from klscale.cautions import OUT_OF_RANGE
 from klscale.divergence import format_estimate
-from klscale.tables import OUT_OF_RANGE, describe_texts, marks, number, out, plain, print_notes, table
+from klscale.tables import describe_texts, marks, number, out, plain, print_notes, table
 from klscale.texts import TextSet
 
 BLOCKS = 3

@@ -603,7 +603,7 @@ def keep_noise_floor(
         return None
     short, text_bytes = shortened(engine, tokens, texts, chosen)
     if known is not None and short is tokens:
-        first = known.of(chosen)
+        first = known.at(chosen)
     else:
         first = Scores.concatenate([*engine.score(short, chosen)])
     again = Scores.concatenate([*other_engine(engine, short, chosen).score(short, chosen)])

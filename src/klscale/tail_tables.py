@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from klscale.cautions import HEAVY
 from klscale.divergence import CLIP_LIMIT, TRIMMED, Estimate, format_estimate, trimmed_consistency
 from klscale.pictures.style import short_names, shortened
-from klscale.tables import HEAVY, describe_texts, number, out, plain, print_notes, table
+from klscale.tables import describe_texts, number, out, plain, print_notes, table
 from klscale.tails import ALTERNATIVES, ESTIMATORS, FILTERED, LengthOverPairs, PairTails, Tails, Text
 from klscale.texts import TextSet
 

@@ -268,7 +268,7 @@ def test_samples_have_the_models_own_probabilities():
     before = engine.model.generation_config.to_dict()
     state = torch.random.get_rng_state()
     tokens = as_tokens([(0, 1, 1, 1)] * 6000)
-    drawn = sample_texts(engine, tokens, range(6000), seed=3)
+    drawn = sample_texts(engine, tokens, range(6000), 3, LETTERS)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert engine.model.generation_config.to_dict() == before
     rows = drawn.ids.reshape(6000, 4)
@@ -288,18 +288,28 @@ def test_samples_begin_as_the_texts_do_and_are_as_long(engines, texts):
     (engine,) = engines({"bos": True})
     tokens = tokenize(engine.loaded.tokenizer, texts)
     order = [5, 0, 31]
-    drawn = sample_texts(engine, tokens, order, seed=1)
+    drawn = sample_texts(engine, tokens, order, 1, 300)
     for n, s in enumerate(order):
         assert drawn.of(n)[:2].tolist() == tokens.of(s)[:2].tolist()
         assert len(drawn.of(n)) == len(tokens.of(s))
-    again, other = (sample_texts(engine, tokens, order, seed=seed) for seed in (1, 2))
+    again, other = (sample_texts(engine, tokens, order, seed, 300) for seed in (1, 2))
     assert (again.ids == drawn.ids).all()
     assert (other.ids != drawn.ids).any()
 
 
+def test_ids_that_the_other_model_does_not_have_are_not_drawn():
+    """The first three letters of five, with their probabilities renormalised."""
+    engine = toy(2)
+    drawn = sample_texts(engine, as_tokens([(0, 1)] * 3000), range(3000), 5, 3)
+    probabilities = np.exp(log_probabilities(engine, (0, 1))[0, :3])
+    counts = np.bincount(drawn.ids.reshape(3000, 2)[:, 1], minlength=5)
+    assert counts[3:].sum() == 0
+    assert stats.chisquare(counts[:3], 3000 * probabilities / probabilities.sum()).pvalue > 0.001
+
+
 def test_a_text_with_nothing_to_draw_is_itself():
     engine = toy(0)
-    drawn = sample_texts(engine, as_tokens([(3,), (2, 1)]), [0, 1], seed=0)
+    drawn = sample_texts(engine, as_tokens([(3,), (2, 1)]), [0, 1], 0, LETTERS)
     assert drawn.of(0).tolist() == [3]
     assert drawn.of(1)[0] == 2
 
@@ -333,7 +343,7 @@ def test_monte_carlo_intervals_cover_the_enumerated_values(pair):
     nats = (weights * difference).sum()
     expected = nats / LENGTH / math.log(2), (weights * (difference - nats) ** 2).sum() / 2 / nats
     runs, n = 80, 150
-    drawn = sample_texts(pair[0], as_tokens(EVERY_TEXT[:1].repeat(runs * n, axis=0)), range(runs * n), seed=4)
+    drawn = sample_texts(pair[0], as_tokens(EVERY_TEXT[:1].repeat(runs * n, axis=0)), range(runs * n), 4, LETTERS)
     along = compare_next_tokens(*pair, drawn, range(runs * n))
     exact, own = per_text(along, along.forward), per_text(along, np.subtract(*along.log_likelihood))
     vectors = toy_vectors(pair, [log_p, log_q])

@@ -1,37 +1,49 @@
 """How far the estimate of KL is from exact KL, over pairs of small models of every kind: a row a pair.
 
-    klscale demo && python docs/study/calibration.py klscale-demo
+    klscale demo && python docs/make_study.py --demo klscale-demo
 
-Measured once, and kept in DEMO/calibration-store: the models that `klscale demo` trained, on the pocket texts and on
-their beginnings; and a model of stories with its quantized variants on public-domain texts, where these are at hand.
+Measured once, and kept in DEMO/calibration-store: the models that `klscale demo` trained, on the pocket texts; and a
+model of stories with its quantized variants on public-domain texts, where these are at hand.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from klscale.calibration import Calibration, calibrate
-from klscale.divergence import KL, Estimate
+from klscale import divergence
+from klscale.calibration import Calibration, Sums, calibrate, calibration, ratio
+from klscale.divergence import KL, Estimate, Floats
 from klscale.models import WEIGHTS_ONLY, ModelRef
+from klscale.pictures.style import DOUBLE, FAINT, GREY, MARKERS, looks, new_figure, plain_ticks, styled
 from klscale.progress import Progress
+from klscale.scoring.engine import Engine, Packed
+from klscale.scoring.loading import LoadedModel, load, resolve
+from klscale.scoring.next_token import compare_next_tokens
+from klscale.scoring.readout import find_readout
+from klscale.scoring.tokens import tokenize
 from klscale.store import Store
 from klscale.sweeps import score
 from klscale.texts import TextSet, load_texts
 from klscale.vectors import Vectors
 
-STUDY = Path(__file__).resolve().parent
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
 N_TEXTS = 200
-SHORTER = (64, 128, 256)
-"""Bytes that texts are cut to, to see what their length does."""
-SHORTENED = ("later training", "distance along a run", "seed", "size", "quantization", "fine-tuning", "architecture")
-"""Settings of the pocket suite whose first pair is measured on shorter texts too."""
+BEGINNINGS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
+"""Shares of each text, to see what the length of texts does."""
+RUNS = ("130k-seed1", "460k-seed1", "llama-130k-seed1")
+"""Whose last checkpoints are read at their layers."""
 
 Pair = tuple[str, ModelRef, ModelRef]
 """Setting and models."""
@@ -48,24 +60,21 @@ class Told(Progress):
 
 
 def calibration_study(demo: Path, shared: Path | None = None, progress: Progress | None = None) -> pd.DataFrame:
-    """A row a pair of models and text set. `demo` is what `klscale demo` left; `shared` holds models/stories260K and
-    texts/public-domain-short-3k.jsonl, or their part is left out, aloud."""
+    """A row a pair of models and text set, and for each domain of the pocket texts. `demo` is what `klscale demo` left;
+    `shared` holds models/stories260K and texts/public-domain-short-3k.jsonl, or their part is left out, aloud."""
     progress = progress or Told()
     store = Store(demo / "calibration-store")
     pocket = load_texts("pocket")
     pairs = list(pocket_pairs(demo / "models"))
-    rows = list(measured(pairs, pocket, store, progress))
-    some = [next(pair for pair in pairs if pair[0] == setting) for setting in SHORTENED]
-    for limit in SHORTER[:2]:
-        rows += measured(some, cut(pocket, limit), store, progress)
+    rows = list(measured(pairs, pocket, store, progress, by_domain=True))
+    rows += layer_rows([demo / "models" / f"pocket-{run}" / "checkpoint-800" for run in RUNS], pocket)
     stories = shared and shared / "models" / "stories260K"
     if stories and stories.is_dir():
         assert shared is not None
         texts = load_texts(shared / "texts" / "public-domain-short-3k.jsonl")
         pairs = list(story_pairs(ModelRef(str(stories))))
         rows += measured(pairs, texts, store, progress)
-        for limit in SHORTER:
-            rows += measured(pairs, cut(texts, limit), store, progress)
+        rows += layer_rows([stories], texts)
     else:
         progress.note("stories260K is not at hand: its pairs are left out.")
     return pd.DataFrame(rows)
@@ -103,25 +112,33 @@ def story_pairs(stories: ModelRef) -> Iterator[Pair]:
     yield "dtype", stories, replace(stories, dtype="bfloat16")
 
 
-def cut(texts: TextSet, limit: int) -> TextSet:
-    """The first `limit` bytes of each text, or what is whole of them."""
-    assert texts.texts is not None
-    short = [text.encode()[:limit].decode(errors="ignore") for text in texts.texts]
-    return TextSet.from_texts(f"{texts.name}, {limit} bytes", short, domain=texts.domain, document=texts.document)
-
-
-def measured(pairs: list[Pair], texts: TextSet, store: Store, progress: Progress) -> Iterator[dict[str, object]]:
-    """A row a pair, on these texts."""
+def measured(
+    pairs: list[Pair], texts: TextSet, store: Store, progress: Progress, by_domain: bool = False
+) -> Iterator[dict[str, object]]:
+    """A row a pair, on these texts, and on those of each domain where asked for."""
     outcomes = score([*dict.fromkeys(ref for pair in pairs for ref in pair[1:])], texts, store, progress=progress)
-    scored = {outcome.ref for outcome in outcomes if outcome.error is None}
     for outcome in outcomes:
         if outcome.error is not None:
             progress.note(str(outcome.error))
-    kept = [pair for pair in pairs if {*pair[1:]} <= scored]
-    setting_of = {(str(a), str(b)): setting for setting, a, b in kept}
+    scored = {outcome.ref for outcome in outcomes if outcome.error is None}
+    setting_of = {(str(a), str(b)): setting for setting, a, b in pairs if {a, b} <= scored}
     vectors = store.vectors(store.texts(texts.id))
+    domains = sorted(set(texts.domain or ())) if by_domain else []
     for found in calibrate(setting_of, vectors.texts, store, n_texts=N_TEXTS, progress=progress):
-        yield {"setting": setting_of[found.a, found.b], **row(found, vectors.subset([found.a, found.b]))}
+        setting, pair = setting_of[found.a, found.b], vectors.subset([found.a, found.b])
+        parts = of_parts(found, texts)
+        yield {"setting": setting, "texts": texts.name, **row(found, pair), **flat(parts)}
+        for domain in domains:
+            there = np.array(texts.domain) == domain
+            part = replace(pair, log_likelihood=np.where(there, pair.log_likelihood, np.nan))
+            some = calibration(part, only(found.sums, there[found.sums.text]), found.seed)
+            yield {"setting": setting, "texts": f"{texts.name}, {domain}", **row(some, part)}
+
+
+def only(sums: Sums, kept: NDArray[np.bool_]) -> Sums:
+    """The sums of some of the texts (n,); the quantiles of tokens stay as they are."""
+    by_text = (entry.name for entry in fields(Sums) if np.shape(getattr(sums, entry.name))[-1:] == kept.shape)
+    return replace(sums, **{entry: getattr(sums, entry)[..., kept] for entry in by_text})
 
 
 def row(found: Calibration, pair: Vectors) -> dict[str, object]:
@@ -133,36 +150,157 @@ def row(found: Calibration, pair: Vectors) -> dict[str, object]:
         "exact": found.symmetrised,
         "ratio": found.ratio,
         "estimate_all_texts": found.estimate_all,
-        "drawn_exact": found.drawn,
+        "drawn_estimate_a": found.from_a.estimate,
+        "drawn_exact_a": found.from_a.exact,
         "drawn_ratio_a": found.from_a.ratio,
+        "drawn_estimate_b": found.from_b.estimate,
+        "drawn_exact_b": found.from_b.exact,
         "drawn_ratio_b": found.from_b.ratio,
         "nats_per_token": found.per_token.mean,
         "same_top": found.per_token.same_top,
-        "bits_per_byte_a": pair.bits_per_byte(found.a),
-        "bits_per_byte_b": pair.bits_per_byte(found.b),
-        "bits_per_byte_difference": pair.bits_per_byte(found.b, found.a),
     }
-    told: dict[str, object] = {
-        "a": name(found.a), "b": name(found.b), "texts": pair.texts.name, "n_texts": found.n_texts,
-        "mean_bytes": found.estimate.mean_bytes,
+    told = {"a": name(found.a), "b": name(found.b), "n_texts": found.n_texts, **flat(estimates)}
+    return told | of_vectors(pair.log_likelihood, pair.texts)
+
+
+def of_vectors(rows: Floats, texts: TextSet) -> dict[str, object]:
+    """What two log-likelihood vectors (2, N) tell by themselves of a pair."""
+    there = ~np.isnan(rows).any(axis=0)
+    rows, size, documents = rows[:, there], texts.bytes[there], texts.documents_of(there)
+    found = divergence.kl(*rows, size, documents=documents)
+    difference = rows[1] - rows[0]
+    told: dict[str, Estimate | KL] = {
+        f"bits_per_byte_{which}": divergence.bits_per_byte(values, size, documents=documents)
+        for which, values in (("a", rows[0]), ("b", rows[1]), ("difference", difference))
+    }
+    by_length = np.corrcoef(difference, size)[0, 1] ** 2 if np.ptp(size) else 0.0
+    return flat(told) | {
+        "mean_bytes": found.mean_bytes, "nats_per_text": found.nats_per_text, "kurtosis": found.kurtosis,
+        "explained_by_length": by_length, "in_range": found.in_range,
     }  # fmt: skip
-    for column, value in estimates.items():
-        told |= {column: value.value, f"{column}_standard_error": value.standard_error}
-    difference = np.subtract(*pair.log_likelihood)
-    by_length = np.corrcoef(difference, pair.texts.bytes)[0, 1] ** 2 if np.ptp(pair.texts.bytes) else 0.0
-    told |= {"kurtosis": found.estimate_all.kurtosis, "explained_by_length": by_length}
-    return told | {"in_range": found.estimate_all.in_range}
+
+
+def flat(estimates: Mapping[str, Estimate | KL]) -> dict[str, object]:
+    """Values, each with its standard error, as columns."""
+    return {f"{column}{ending}": getattr(value, part) for column, value in estimates.items()
+            for ending, part in (("", "value"), ("_standard_error", "standard_error"))}  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------------------- parts of texts
+
+
+@lru_cache(maxsize=3)
+def engine(ref: str) -> Engine:
+    return Engine(load(resolve(ModelRef.parse(ref))))
+
+
+def of_parts(found: Calibration, texts: TextSet) -> dict[str, Estimate]:
+    """The ratio of variance / 2 to exact KL, on the texts of a calibration, for other variances than that over texts.
+
+    `ratio_tokens`: of the log-ratio of single tokens; `ratio_halves`: of the log-ratio of a text's first half less that
+    of its second, where what a whole text favours one model by cancels; `ratio_0.25` and so on: of the beginnings.
+    """
+    a, b = engine(found.a), engine(found.b)
+    tokens = tokenize(a.loaded.tokenizer, texts)
+    there = compare_next_tokens(a, b, tokens, found.sums.text)
+    which, documents = np.searchsorted(found.sums.text, there.text), texts.documents_of(found.sums.text)
+    length = np.bincount(which)
+    place = np.arange(len(which)) - np.repeat(np.cumsum(length) - length, length)
+    share = (place + 0.5) / length[which]
+    nats, log_ratio = (there.forward + there.backward) / 2, np.subtract(*there.log_likelihood)
+    whole = np.bincount(which, nats)
+    parts = {"ratio_halves": ratio(np.bincount(which, np.where(share < 0.5, log_ratio, -log_ratio)), whole, documents)}
+    for end in BEGINNINGS:
+        some = share < end
+        beginnings = (np.bincount(which[some], values[some], len(whole)) for values in (log_ratio, nats))
+        parts[f"ratio_{end:g}"] = ratio(*beginnings, documents)
+    squares = np.bincount(which, (log_ratio - log_ratio.mean()) ** 2 / 2)
+    of_tokens = divergence.bits_per_byte(-squares * divergence.LOG_2, whole, documents=documents)
+    return {"ratio_tokens": of_tokens, **parts}
+
+
+# -------------------------------------------------------------------------------------------------------------- layers
+
+
+class Layer(Engine):
+    """A layer of a model as a model: what it would say next, read there through the logit lens."""
+
+    def __init__(self, loaded: LoadedModel, layer: int) -> None:
+        super().__init__(loaded)
+        self.layer = layer
+
+    def next_token_logits(self, packed: Packed) -> Callable[[slice], Tensor]:
+        assert self.head is not None
+        readout = find_readout(self.model, lambda: self._hidden_states(packed.inputs[-1:]), self.loaded.ref)
+        seen: dict[int, Tensor] = {}
+        with readout.watching(seen.__setitem__):
+            self._hidden_states(packed.inputs)
+        head, hidden = self.head, readout(seen[self.layer].flatten(0, 1)[packed.before])
+        return lambda part: head.logits(hidden[part], 0, len(head.weight))
+
+
+def layer_rows(models: Sequence[Path], texts: TextSet) -> Iterator[dict[str, object]]:
+    """A row for each two layers of a model that follow one another, on the texts alone: none is drawn from a layer."""
+    chosen = np.sort(np.random.default_rng(0).permutation(len(texts))[:N_TEXTS])
+    size, documents = texts.bytes[chosen], texts.documents_of(chosen)
+    same = TextSet(texts.name, size, document=None if documents is None else tuple(documents), id=texts.id)
+    for path in models:
+        loaded = load(resolve(ModelRef(str(path))))
+        tokens = tokenize(loaded.tokenizer, texts)
+        for layer in range(loaded.model.config.num_hidden_layers):
+            there = compare_next_tokens(Layer(loaded, layer), Layer(loaded, layer + 1), tokens, chosen)
+            which = np.searchsorted(chosen, there.text)
+            forward, backward, a, b = (
+                np.bincount(which, values) for values in (there.forward, there.backward, *there.log_likelihood)
+            )
+            both = (forward + backward) / 2
+            exact = {
+                f"exact{of}": divergence.bits_per_byte(-nats, size, documents=documents)
+                for of, nats in (("_forward", forward), ("_backward", backward), ("", both))
+            }
+            estimates = {"estimate": divergence.kl(a, b, size, documents=documents), **exact}
+            estimates["ratio"] = ratio(a - b, both, documents)
+            yield {
+                "setting": "layer", "texts": texts.name, "a": f"{name(str(path))}#{layer}",
+                "b": f"{name(str(path))}#{layer + 1}", "n_texts": len(chosen), **flat(estimates),
+                **of_vectors(np.stack([a, b]), same),
+            }  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------------- picture
+
+
+@styled
+def calibration_picture(table: pd.DataFrame) -> Figure:
+    """Estimate against exact KL of every pair, on a text set and on texts drawn from the model; hollow where the
+    estimate is out of range by the rule. On the line they are equal; within the band they are so to a factor of 2."""
+    figure = new_figure(DOUBLE, 3.4)
+    look = looks(table["setting"])
+    drawn = table.dropna(subset="drawn_exact_a")
+    panels = {
+        "on the text set": (table["exact"], table["estimate"], table),
+        "on texts drawn from the first model": (drawn["drawn_exact_a"], drawn["drawn_estimate_a"], drawn),
+    }
+    for axes, (title, (exact, estimate, rows)) in zip(figure.subplots(1, 2, sharey=True), panels.items(), strict=True):
+        ends = np.array([table["exact"].min() / 3, table["exact"].max() * 2])
+        axes.fill_between(ends, ends / 2, ends * 2, color=FAINT, linewidth=0, zorder=0)
+        axes.plot(ends, ends, color=GREY, linewidth=0.6, zorder=1)
+        for setting, (colour, symbol) in look.items():
+            for inside in (True, False):
+                which = (rows["setting"] == setting) & (rows["in_range"] == inside)
+                axes.scatter(
+                    exact[which], estimate[which], s=11, marker=MARKERS[symbol], linewidths=0.7, edgecolors=colour,
+                    facecolors=colour if inside else "none", label=setting if not inside else None, zorder=2,
+                )  # fmt: skip
+        axes.set(xscale="log", yscale="log", title=title, xlabel="exact KL, bits/byte", xlim=ends)
+        plain_ticks(axes.xaxis)
+    figure.axes[0].set_ylabel("estimate, bits/byte")
+    plain_ticks(figure.axes[0].yaxis)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower left", ncols=5)
+    return figure
 
 
 def name(ref: str) -> str:
     """Without the directory."""
     return "/".join(ref.split("/")[-2:]).removeprefix("models/")
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("demo", type=Path, help="What `klscale demo` left.")
-    parser.add_argument("--shared", type=Path, help="Holds models/stories260K and texts.")
-    arguments = parser.parse_args()
-    table = calibration_study(arguments.demo, arguments.shared)
-    table.to_csv(STUDY / "calibration.csv", index=False, float_format="%.6g")

@@ -22,7 +22,7 @@ import numpy as np
 
 from klscale import divergence
 from klscale.divergence import KL, RESAMPLES, Estimate, Floats, Integers
-from klscale.errors import InputError, KlscaleError, StorageError
+from klscale.errors import InputError, KlscaleError, StorageError, nearest
 from klscale.models import ModelRef
 from klscale.progress import SILENT, Progress
 from klscale.store import Entry, Store
@@ -156,7 +156,12 @@ def calibrate(
             f"{n_texts} texts are too few.", remedy="A standard error takes two texts, a good one hundreds."
         )
     entries = {str(entry.ref): entry for entry in store.entries(texts.id)}
-    vectors = store.vectors(texts, list(entries.values())).subset(list(dict.fromkeys(sum(names, ()))))
+    used = list(dict.fromkeys(sum(names, ())))
+    if missing := [name for name in used if name not in entries]:
+        raise InputError(
+            f"No vector of {missing[0]} on {texts.name}.", nearest(missing[0], entries), f"klscale score {missing[0]}"
+        )
+    vectors = store.vectors(texts, [entries[name] for name in used])
     vectors.require_one_convention()
     bench = _Bench(texts, store, n_texts, seed, device, batch_tokens, progress)
     progress.begin("exact KL", len(names), "pairs")
@@ -271,7 +276,7 @@ class _Bench:
         self.options: dict[str, Any] = {"device": device, "batch_tokens": batch_tokens}
         self.tokenized = TokenCache(texts)
         self.engines: dict[str, Engine] = {}
-        self.drawn: dict[tuple[str, bytes], Tokens] = {}
+        self.drawn: dict[tuple[str, bytes, int], Tokens] = {}
 
     def sums(self, a: Entry, b: Entry, pair: Vectors) -> Sums:
         """Of a pair: as the store has them, or measured and kept."""
@@ -285,25 +290,30 @@ class _Bench:
         return found
 
     def _measure(self, a: Entry, b: Entry, pair: Vectors) -> Sums:
-        from klscale.scoring.next_token import compare_next_tokens, decoded_bytes, require_one_tokenizer
+        from klscale.scoring.next_token import (
+            compare_next_tokens,
+            decoded_bytes,
+            n_vocabulary,
+            require_one_tokenizer,
+        )
 
         first, second = engines = self._engines(a, b)
         require_one_tokenizer(first.loaded, second.loaded)
         tokens = self.tokenized.get(first.loaded.tokenizer)
         text, n_available = self._chosen(tokens, pair)
-        work = 3 * len(text) + sum((entry.key, text.tobytes()) not in self.drawn for entry in (a, b)) * len(text)
 
         def advance(done: int) -> None:
-            self.progress.advance(done / work)
+            self.progress.advance(done / (5 * len(text)))  # three comparisons, two models to draw from
 
         def per_text(which: Integers, values: Any) -> Floats:
             return np.bincount(which, values, len(text)).astype(np.float64)
 
+        n_ids = min(map(n_vocabulary, engines))
         there = compare_next_tokens(first, second, tokens, text, advance)
         which = np.searchsorted(text, there.text)
         drawn_bytes, drawn_exact, drawn_difference = [], list[Floats](), list[Floats]()
         for n, (entry, engine) in enumerate(zip((a, b), engines, strict=True)):
-            drawn = self._draw(entry, engine, tokens, text, advance)
+            drawn = self._draw(entry, engine, tokens, text, n_ids, advance)
             along = compare_next_tokens(first, second, drawn, range(len(text)), advance)
             drawn_bytes.append(decoded_bytes(engine.loaded.tokenizer, drawn))
             drawn_exact.append(per_text(along.text, (along.forward, along.backward)[n]))
@@ -361,16 +371,16 @@ class _Bench:
         return np.sort(chosen), int(fit.sum())
 
     def _draw(
-        self, entry: Entry, engine: Engine, tokens: Tokens, text: Integers, advance: Callable[[int], None]
+        self, entry: Entry, engine: Engine, tokens: Tokens, text: Integers, n_ids: int, advance: Callable[[int], None]
     ) -> Tokens:
         """Texts drawn from a model, one for each of these; once."""
         from klscale.scoring.next_token import sample_texts
 
-        key = entry.key, text.tobytes()
+        key = entry.key, text.tobytes(), n_ids
         if key not in self.drawn:
             # Another seed for every model, else what is drawn from two that are near is all but the same.
             seed = int(hashlib.sha256(f"{entry.key} {self.seed}".encode()).hexdigest()[:12], 16)
-            self.drawn[key] = sample_texts(engine, tokens, text, seed, advance)
+            self.drawn[key] = sample_texts(engine, tokens, text, seed, n_ids, advance)
         return self.drawn[key]
 
 

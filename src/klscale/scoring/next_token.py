@@ -157,18 +157,20 @@ def sample_texts(
     tokens: Tokens,
     texts: Sequence[int] | Integers,
     seed: int,
+    n_ids: int,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Tokens:
     """A text from the model for each of these texts, in their order: as many tokens, begun with the special tokens in
-    front and the first token of the text, the others drawn one after another from the whole distribution. An end of
-    text neither ends a sample nor is avoided. torch's global random state is left as it was.
+    front and the first token of the text, the others drawn one after another from the whole distribution, renormalised
+    on the first `n_ids` ids where there are more. An end of text neither ends a sample nor is avoided. torch's global
+    random state is left as it was.
     """
     special = {*engine.loaded.tokenizer.all_special_ids}
     drawn: dict[int, NDArray[np.int32]] = {}
 
     def draw(batch: Sequence[Segment]) -> NDArray[np.int32]:
         first = np.array([tokens.of(part.text)[: part.first] for part in batch], dtype=np.int64)
-        return _generate(engine, torch.from_numpy(first), batch[0].length - batch[0].first)
+        return _generate(engine, torch.from_numpy(first), batch[0].length - batch[0].first, n_ids)
 
     by_start: dict[int, list[Segment]] = {}
     for s in map(int, texts):
@@ -189,12 +191,13 @@ def sample_texts(
     return Tokens(np.concatenate(found), np.concatenate([[0], np.cumsum([len(ids) for ids in found])]), 0.0)
 
 
-def _generate(engine: Engine, first: Tensor, more: int) -> NDArray[np.int32]:
+def _generate(engine: Engine, first: Tensor, more: int, n_ids: int) -> NDArray[np.int32]:
     """Token ids (rows, n + more) that go on from `first` (rows, n)."""
     from transformers import GenerationConfig
 
     model, first = engine.model, first.to(engine.device)
-    plain = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=more)
+    others = list(range(n_ids, n_vocabulary(engine)))
+    plain = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=more, suppress_tokens=others or None)
     # What the configuration of a call leaves open is taken from the model's own: temperature, end of text and all.
     own, model.generation_config = model.generation_config, GenerationConfig()
     try:
@@ -204,6 +207,11 @@ def _generate(engine: Engine, first: Tensor, more: int) -> NDArray[np.int32]:
         model.generation_config = own
     ids: NDArray[np.int32] = found.cpu().numpy().astype(np.int32)
     return ids
+
+
+def n_vocabulary(engine: Engine) -> int:
+    """How many ids a model gives a probability to, padding included."""
+    return int(engine.model.config.get_text_config().vocab_size)
 
 
 def decoded_bytes(tokenizer: Any, tokens: Tokens) -> Integers:

@@ -368,6 +368,11 @@ def test_a_model_that_is_gone_keeps_what_it_has(pair, many, store):
     assert found.anytime
 
 
+def test_no_texts_at_all_are_refused(pair, many, store):
+    with pytest.raises(InputError, match="first=0"):
+        sweeps.score(pair, many, store, first=0)
+
+
 def test_a_model_that_fails_leaves_the_others(pair, many, store):
     found = compare_to_precision([*pair, "no-such-dir:x"], many, store, 0.5)
     assert [outcome.status for outcome in found.outcomes] == ["scored", "scored", "failed"]

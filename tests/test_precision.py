@@ -137,7 +137,7 @@ def test_texts_that_share_documents_need_more():
     times = look_times(G * size)
     first = at(700)
     alone = next_look(first, 700, 0.1, times)
-    clustered = next_look(first, 700, 0.1, times, lambda n: precision._crowding(texts, n))
+    clustered = next_look(first, 700, 0.1, times, precision.crowding_of(texts))
     assert alone < clustered
     assert relative_error(at(alone)) > 0.1
     assert relative_error(at(clustered)) == pytest.approx(0.1, rel=0.15)
@@ -369,6 +369,11 @@ def test_a_model_that_is_gone_keeps_what_it_has(pair, many, store):
     assert found.anytime
 
 
+def test_no_texts_at_all_are_refused(pair, many, store):
+    with pytest.raises(InputError, match="first=0"):
+        sweeps.score(pair, many, store, first=0)
+
+
 def test_a_model_that_fails_leaves_the_others(pair, many, store):
     found = compare_to_precision([*pair, "no-such-dir:x"], many, store, 0.5)
     assert [outcome.status for outcome in found.outcomes] == ["scored", "scored", "failed"]
@@ -394,7 +399,7 @@ def test_compare_to_a_precision_and_then_to_all_texts(run, make_model, tmp_path)
     texts = write_texts(tmp_path / "texts.jsonl", 400)
     told = run("compare", "a", "b", "--precision", "40 %", "--texts", texts)
     n = next(time for time in look_times(400) if time >= 200)
-    assert f"{n} of 400 texts used, looked at with {n}" in told.stdout
+    assert f"{n} of 400 texts used (looks at {n})" in told.stdout
     assert "not reached" not in told.stdout
     assert "confidence sequence" in told.stdout
     assert f"{n} texts" in run("ls").stdout
@@ -411,7 +416,7 @@ def test_compare_to_a_precision_and_then_to_all_texts(run, make_model, tmp_path)
     assert usual == pytest.approx(1.96, abs=0.01)
     assert wide > 3
     rest = run("compare", "a", "b", "--precision", "0.1%")
-    assert "0.1 % of the KL was asked for and not reached" in rest.stdout
+    assert "0.1 % was asked for and not reached" in rest.stdout
     assert "confidence sequence" not in rest.stdout
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from itertools import chain, combinations
 from typing import Any
 
@@ -111,7 +111,7 @@ def compare_to_precision(
     """
     _valid(precision, precision)
     N = len(texts)
-    times, crowding = look_times(N), cache(partial(_crowding, texts))
+    times, crowding = look_times(N), crowding_of(texts)
     wanted = next(time for time in times if time >= min(max(FEWEST, GAUSSIAN / precision**2), N))
     outcomes: dict[str, Outcome] = {}
     looks: list[Look] = []
@@ -178,7 +178,12 @@ def next_look(
     return times[-1]
 
 
-def _crowding(texts: TextSet, n: int) -> float:
-    """How many others of the first n texts of the random order are of a text's own document, in the mean."""
-    codes = cluster_codes(texts.document, texts.random_order[:n])
-    return 0.0 if codes is None else float((np.bincount(codes) ** 2).sum() / n - 1)
+def crowding_of(texts: TextSet) -> Callable[[int], float]:
+    """How many others of the first n texts of the random order are of a text's own document, in the mean; by n."""
+
+    @cache
+    def crowding(n: int) -> float:
+        codes = cluster_codes(texts.document, texts.random_order[:n])
+        return 0.0 if codes is None else float((np.bincount(codes) ** 2).sum() / n - 1)
+
+    return crowding

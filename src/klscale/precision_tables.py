@@ -32,15 +32,10 @@ def print_precision(found: Comparison) -> None:
     counts = sorted({kl.n_texts for kl in found.pairs.values()})
     used = " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
     n_texts = len(found.vectors.texts)
-    largest = f"the largest standard error is {found.looks[-1].relative_error:.1%} of the KL"
-    at = ", ".join(f"{look.n_texts:,}" for look in found.looks)
-    out.print(f"\n{used} of {n_texts:,} texts used, looked at with {at}: {largest}.")
+    largest = f"the largest standard error is {100 * found.looks[-1].relative_error:.3g} % of its KL"
+    looks = ", ".join(f"{look.n_texts:,}" for look in found.looks)
+    out.print(f"\n{used} of {n_texts:,} texts used (looks at {looks}): {largest}.")
     if not found.reached:
-        out.print(
-            f"{100 * found.precision:.3g} % of the KL was asked for and not reached: it takes more texts.",
-            style="yellow",
-        )
+        out.print(f"{100 * found.precision:.3g} % was asked for and not reached: it takes more texts.", style="yellow")
     if found.anytime:
-        out.print(
-            "Its interval allows for stopping by what was seen (a confidence sequence): wider than the usual one."
-        )
+        out.print("Intervals from some of the texts allow for stopping by what was seen (a confidence sequence).")

@@ -104,6 +104,8 @@ def score(
 
     if long_texts not in LONG_TEXTS:
         raise InputError(f"--long-texts {long_texts!r} is not known.", remedy=nearest(long_texts, LONG_TEXTS))
+    if first is not None and first < 1:
+        raise InputError(f"first={first}: a vector is of one text at least.")
     first = None if first is None or first >= len(texts) else first
     sweep = _Sweep(texts, store, device, batch_tokens, long_texts, layers, first, rescore, progress)
     outcomes: dict[int, Outcome] = {}

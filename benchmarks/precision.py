@@ -1,0 +1,138 @@
+"""How many texts a wanted precision takes, and how often the intervals cover, by simulation.
+
+    python benchmarks/precision.py
+
+A comparison is simulated by differences of log-likelihoods from a known distribution, and goes through the looks that
+`klscale compare --precision` would take. Ideal: (kurtosis - 1) / p**2 of the true distribution, which nobody knows
+beforehand. Coverage: how often the 95 % interval holds the true KL; of a confidence sequence, of the usual interval at
+the number of texts at which one stopped, and of the usual interval at the ideal number, fixed beforehand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from klscale import divergence
+from klscale.divergence import KL, Floats
+from klscale.imports import read_log_likelihoods
+from klscale.precision import FEWEST, GAUSSIAN, TYPICAL_KURTOSIS, crowding_of, look_times, next_look, relative_error
+from klscale.texts import TextSet
+
+REPEATS = 1000
+EXAMPLE = Path(__file__).parent.parent / "examples" / "pile-trained-14.csv"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where differences come from: `draw` gives those of n texts, of this variance and kurtosis."""
+
+    draw: Callable[[np.random.Generator, int], Floats]
+    variance: float
+    kurtosis: float
+    document: tuple[str, ...] | None = None
+    """Of each text, where texts share them."""
+
+
+def contaminated(share: float, times: float) -> Source:
+    """A Gaussian; a share of the texts has a standard deviation so many times as large."""
+    variance = 1 - share + share * times**2
+
+    def draw(generator: np.random.Generator, n: int) -> Floats:
+        return np.where(generator.random(n) < share, times, 1.0) * generator.normal(size=n)
+
+    return Source(draw, variance, 3 * (1 - share + share * times**4) / variance**2)
+
+
+def of_documents(n_texts: int, size: int) -> Source:
+    """A gamma-distributed scale for each document of `size` texts."""
+    document = np.arange(n_texts) // size
+
+    def draw(generator: np.random.Generator, n: int) -> Floats:
+        return generator.gamma(1.5, size=n)[document] * generator.normal(size=n)
+
+    return Source(draw, 3.75, 3 * 1.5 * 2.5 * 3.5 * 4.5 / 3.75**2, tuple(map(str, document)))
+
+
+def of_example() -> Iterator[Source]:
+    """Each pair of 14 real models, its texts drawn with replacement."""
+    vectors = read_log_likelihoods(EXAMPLE, id_column="text_id")
+    for a, b in combinations(vectors.log_likelihood, 2):
+        d = (a - b)[~np.isnan(a - b)]
+        d -= d.mean()
+        m2, m4 = float((d**2).mean()), float((d**4).mean())
+        yield Source(lambda generator, n, d=d: generator.choice(d, size=n), m2, m4 / m2**2)
+
+
+SOURCES = {
+    "Gaussian": Source(lambda g, n: g.normal(size=n), 1.0, 3.0),
+    "Laplace": Source(lambda g, n: g.laplace(size=n), 2.0, 6.0),
+    "variance-gamma": Source(lambda g, n: np.sqrt(g.gamma(3 / 7, 7 / 3, size=n)) * g.normal(size=n), 1.0, 10.0),
+    "contaminated: 5 % of texts, 4 SD": contaminated(0.05, 4.0),
+    "contaminated: 1 % of texts, 4 SD": contaminated(0.01, 4.0),
+    "contaminated: 2 % of texts, 5 SD": contaminated(0.02, 5.0),
+    "Student's t, 5 degrees": Source(lambda g, n: g.standard_t(5, size=n), 5 / 3, 9.0),
+    "Student's t, 3 degrees": Source(lambda g, n: g.standard_t(3, size=n), 3.0, np.inf),
+}
+
+
+def simulate(source: Source, precision: float, n_texts: int, repeats: int = REPEATS) -> Floats:
+    """Of each repetition texts / ideal, looks, whether each of three intervals covers, whether all texts were used."""
+    generator = np.random.default_rng(1)
+    sizes = np.ones(n_texts, dtype=np.int64)
+    texts = TextSet("simulated", sizes, id="simulated", document=source.document)
+    times, crowding, order = look_times(n_texts), crowding_of(texts), texts.random_order
+    ideal = (source.kurtosis - 1) / precision**2
+    true = source.variance / divergence.nats2_per_bit_per_byte(1.0)
+    found = []
+    for _ in range(repeats):
+        d = source.draw(generator, n_texts)[order]
+
+        def first(n: int, d: Floats = d) -> KL:
+            return divergence.kl(d[:n], np.zeros(n), sizes[:n], documents=texts.documents_of(order[:n]))
+
+        n, looks = next(time for time in times if time >= min(max(FEWEST, GAUSSIAN / precision**2), n_texts)), 1
+        while relative_error(kl := first(n)) > precision and n < n_texts:
+            n, looks = next_look(kl, n, precision, times, crowding), looks + 1
+        sequence = divergence.at_any_time(kl, (TYPICAL_KURTOSIS - 1) / precision**2)
+        intervals = [(kl if n == n_texts else sequence).interval, kl.interval, first(int(min(ideal, n_texts))).interval]
+        found.append([n / ideal, looks, *(low <= true <= high for low, high in intervals), n == n_texts])
+    return np.array(found, dtype=np.float64)
+
+
+def row(name: str, kurtosis: float, found: Floats) -> str:
+    ratio, looks, printed, usual, fixed, whole = found.T
+    known = np.isfinite(kurtosis)
+    texts = f"{np.median(ratio):.2f} | {np.quantile(ratio, 0.9):.2f} | {np.mean(ratio <= 1.5):.1%}" if known else "| |"
+    return (
+        f"| {name} | {kurtosis:.1f} | {texts} | {looks.mean():.1f} | {printed.mean():.1%} | {usual.mean():.1%} | "
+        f"{fixed.mean():.1%} | {whole.mean():.0%} |"
+    )
+
+
+HEAD = """
+| differences | kurtosis | texts / ideal: median | 90 % | at most 1.5 | looks | covers: printed | usual, stopped | \
+usual, fixed | all texts used |
+|---|---|---|---|---|---|---|---|---|---|"""
+
+
+def main() -> None:
+    print(f"{REPEATS} simulated comparisons a row.")
+    for precision, n_texts in ((0.1, 10_000), (0.05, 10_000), (0.2, 10_000), (0.1, 500)):
+        print(f"\n{precision:.0%}, {n_texts:,} texts{HEAD}")
+        for name, source in SOURCES.items():
+            print(row(name, source.kurtosis, simulate(source, precision, n_texts)), flush=True)
+        shared = of_documents(n_texts, 5)
+        print(row("5 texts a document, alike", shared.kurtosis, simulate(shared, precision, n_texts)), flush=True)
+        real = [(source, simulate(source, precision, n_texts, REPEATS // 50)) for source in of_example()]
+        low, middle, high = np.quantile([source.kurtosis for source, _ in real], [0, 0.5, 1])
+        every = row("14 real models, all pairs", middle, np.concatenate([found for _, found in real]))
+        print(every.replace(f"{middle:.1f}", f"{low:.1f} to {high:.1f}", 1), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -15,18 +15,23 @@ from importlib.metadata import version
 from typing import Any
 
 _EXPORTS = {
+    "calibration": ("calibrate",),
     "callbacks": ("TrainingWatch", "TrajectoryCallback"),
     "divergence": ("KL", "Estimate", "KLMatrix", "kl", "kl_bootstrap", "kl_difference", "kl_matrix", "bits_per_byte"),
     "errors": ("InputError", "KlscaleError"),
     "imports": ("read_log_likelihoods",),
     "models": ("Model", "ModelRef"),
+    "noise": ("noise_study",),
+    "precision": ("compare_to_precision",),
     "progress": ("Progress",),
     "scales": ("measure", "published"),
     "store": ("Store",),
     "suites": ("read_suite",),
     "sweeps": ("score",),
+    "tails": ("examine_pair", "examine_tails"),
     "texts": ("TextSet", "build_texts", "load_texts"),
     "trajectories": ("analyse_runs", "find_runs", "over_seeds", "trajectory"),
+    "validity": ("compare_text_sets", "text_sensitivity"),
     "vectors": ("Scores", "Vectors"),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}

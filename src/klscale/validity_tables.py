@@ -94,8 +94,8 @@ def _units(found: TextSensitivity) -> str:
 
 def print_texts_needed(needed: Sequence[TextsNeeded]) -> None:
     """How many texts of this kind a relative standard error takes."""
-    title = "\nTexts that KL needs, by the standard error found here"
-    shown = table("relative SE of KL", "median pair", "worst pair", right=(0, 1, 2), title=title)
+    out.print("\nTexts that KL needs, by the standard error found here", style="bold")
+    shown = table("relative SE of KL", "median pair", "worst pair", right=(0, 1, 2))
     for row in needed:
         shown.add_row(f"{row.relative_error:.0%}", f"{row.median:,}", f"{row.worst:,}")
     out.print(shown)

@@ -51,13 +51,20 @@ def info(
     store: StoreOption = STORE,
     as_json: JsonOption = False,
 ) -> None:
-    """What a text set holds: size, lengths, domains, documents, clip."""
+    """What a text set holds: size, lengths, domains, documents, clip; how many texts a wanted error needs."""
+    from dataclasses import asdict
+
     import numpy as np
 
     from klscale.store import Store
+    from klscale.validity import texts_needed
+    from klscale.validity_tables import print_texts_needed
 
+    place = Store(store)
     with progress_bar() as progress:
-        found = Store(store).resolve_texts(texts, progress=progress)
+        found = place.resolve_texts(texts, progress=progress)
+    scored, _ = place.vectors(found).of_one_convention()
+    needed = texts_needed(scored) if len(scored) > 1 else ()
     low, middle, high = (int(q) for q in np.quantile(found.bytes, [0.0, 0.5, 1.0]))
     domains = {d: sum(x == d for x in found.domain) for d in sorted(set(found.domain))} if found.domain else {}
     documents = len(set(found.document)) if found.document else None
@@ -65,7 +72,8 @@ def info(
         print_json(
             {"name": found.name, "id": found.id, "n_texts": len(found), "mean_bytes": found.mean_bytes,
              "min_bytes": low, "median_bytes": middle, "max_bytes": high, "clip": found.clip,
-             "external": found.external, "domains": domains, "n_documents": documents}
+             "external": found.external, "domains": domains, "n_documents": documents,
+             "texts_needed": [asdict(row) for row in needed]}
         )  # fmt: skip
         return
     out.print(describe_texts(found))
@@ -80,6 +88,10 @@ def info(
         for domain, count in domains.items():
             shown.add_row(plain(domain), f"{count:,}")
         out.print(shown)
+    if needed:
+        print_texts_needed(needed)
+    else:
+        out.print("How many texts a KL needs: klscale compare REF REF --precision 10%  scores as many.", style="dim")
 
 
 def build(

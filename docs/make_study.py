@@ -1,33 +1,208 @@
-"""Makes the study behind docs/validity.md: what `klscale demo` left in DIR is measured (an hour on two cores; what was
-finished is kept in DIR), and tables and pictures are written beside this file. `--shared` names a directory with
-models/stories260K and texts/public-domain-short-3k.jsonl; without it that part is left out."""
+"""Makes the tables and pictures of docs/validity.md and docs/footguns.md, from what `klscale demo` left in a directory
+and the example in this repository; a real model too where `--shared` has one. `make study` does it.
+
+    klscale demo && python docs/make_study.py klscale-demo
+
+Tables stand in the documents between `<!-- begin NAME -->` and `<!-- end NAME -->`; what cannot be made here is left as
+it stands, and that is said.
+"""
 
 from __future__ import annotations
 
 import argparse
+import re
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from study.calibration import calibration_picture, calibration_study
+import numpy as np
+from study import calibration, footguns
 
-from klscale import pictures
+from klscale import noise, pictures, tails, validity
+from klscale.divergence import KL, Estimate, format_estimate
+from klscale.imports import read_log_likelihoods
+from klscale.models import ModelRef
+from klscale.store import Store
+from klscale.texts import load_texts
+from klscale.vectors import Vectors
 
 DOCS = Path(__file__).resolve().parent
+EXAMPLE = DOCS.parent / "examples" / "pile-trained-14.csv"
 
 
-def main(demo: Path, shared: Path | None = None, directory: Path = DOCS) -> list[Path]:
-    table = calibration_study(demo, shared)
-    files = directory / "study" / "calibration.csv", directory / "pictures" / "calibration.png"
-    for file in files:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    table.to_csv(files[0], index=False, float_format="%.6g")
-    pictures.save(calibration_picture(table), files[1])
-    return [*files]
+LAST = ("pocket-40k-seed1", "pocket-130k-seed1", "pocket-460k-seed1")
+"""Runs of the demo, a size each."""
+
+
+def main(demo: Path, shared: Path | None = None) -> None:
+    store = Store(demo / "store")
+    example, pocket = read_log_likelihoods(EXAMPLE, id_column="text_id"), store.vectors(store.resolve_texts(None))
+    sets = {"14 models trained on the Pile": example, "`klscale demo`": pocket}
+    made: dict[str, Callable[[], str]] = {
+        "texts": lambda: text_table(sets),
+        "tails": lambda: tail_table(sets),
+        "settings": lambda: setting_table(pocket),
+        "noise": lambda: noise_table(demo, shared),
+        "conventions": lambda: convention_table(shared),
+        "learned": lambda: learned_table(demo),
+        "calibration": lambda: calibration_table(demo, shared),
+    }
+    for name, make in made.items():
+        print(f"{name} ...", flush=True)
+        try:
+            insert(name, make())
+        except FileNotFoundError as missing:
+            print(f"  left as it is: {missing}")
+
+
+def insert(name: str, text: str) -> None:
+    """Put a table into the documents, where it has its place."""
+    place = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", flags=re.S)
+    for document in (DOCS / "validity.md", DOCS / "footguns.md"):
+        written = document.read_text(encoding="utf-8")
+        changed = place.sub(lambda found: f"{found[1]}{text}\n{found[2]}", written)
+        if changed != written:
+            document.write_text(changed, encoding="utf-8")
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def number(found: Estimate | KL) -> str:
+    return format_estimate(found.value, found.standard_error)
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.2g} %"
+
+
+def text_table(sets: dict[str, Vectors]) -> str:
+    """How far KL depends on the texts, a column a set of models; and the pictures of it."""
+    found = {name: validity.text_sensitivity(vectors) for name, vectors in sets.items()}
+    for file, (name, one) in zip(("texts-pile-trained-14.png", "texts-pocket.png"), found.items(), strict=True):
+        pictures.save(pictures.text_set_sensitivity(one, sets[name].texts), DOCS / "pictures" / file)
+
+    def correlation(one: validity.Correlation | None) -> str:
+        if one is None or one.interval is None:
+            return ""
+        return f"{one.value:.3f} ({one.interval[0]:.2f} to {one.interval[1]:.2f})"
+
+    def halves(read: Callable[[validity.SplitHalves], object]) -> list[object]:
+        return ["" if one.halves is None else read(one.halves) for one in found.values()]
+
+    def growth(one: validity.TextSensitivity) -> str:
+        slope = one.growth and one.growth.slope
+        return "" if slope is None else number(slope)
+
+    needed = {row.relative_error: n for n, row in enumerate(next(iter(found.values())).needed)}
+    rows: list[Sequence[object]] = [
+        ("models, pairs looked at", *(f"{one.n_models}, {len(one.pairs):,}" for one in found.values())),
+        ("texts, of documents", *(f"{one.n_texts:,}, {one.n_documents}" for one in found.values())),
+        *(
+            (f"texts for a relative error of {p:.0%}: median pair, worst", *(
+                f"{one.needed[n].median:,}, {one.needed[n].worst:,}" for one in found.values()
+            ))
+            for p, n in needed.items()
+        ),
+        ("KL on one half differs from that on the other, median pair, worst", *halves(
+            lambda h: f"{h.typical:.0%}, {h.largest:.0%}")),
+        ("ranking of pairs, halves (Spearman, 95 % over models)", *halves(lambda h: correlation(h.spearman))),
+        ("the same, of whole sets", *halves(lambda h: correlation(h.spearman_whole))),
+        ("power of the number of texts by which two parts differ (−0.5: no heavy tails)", *map(growth, found.values())),
+    ]  # fmt: skip
+    return table(("", *found), rows)
+
+
+def tail_table(sets: dict[str, Vectors]) -> str:
+    """The other estimates beside the headline, over all pairs."""
+    words = {
+        "clipped": "with a clip at the pooled 2 % quantile",
+        "trimmed": "trimmed, 1 %",
+        "huber": "Huber, Proposal 2",
+    }
+    rows = []
+    for name, vectors in sets.items():
+        found = tails.examine_tails(vectors)
+        for one in found.agreement:
+            if one.estimator not in words:
+                continue
+            elsewhere = "" if one.n_other_place is None else f"{one.n_other_place:,} of {one.n_pairs:,}"
+            rows.append(
+                (name, words[one.estimator], number(one.ratio), number(one.spearman), percent(one.swapped), elsewhere)
+            )
+        if name.startswith("14"):
+            pair = tails.examine_pair(vectors, "EleutherAI/pythia-410m", "EleutherAI/pythia-1.4b")
+            pictures.save(pictures.text_contributions(pair), DOCS / "pictures" / "texts-that-carry-a-kl.png")
+    return table(("models", "estimate", "over the headline, median", "Spearman", "swapped", "elsewhere"), rows)
+
+
+def setting_table(vectors: Vectors) -> str:
+    """The scale under each estimate."""
+    found = tails.examine_tails(vectors).settings
+    names = ("headline", "clipped", "trimmed", "huber")
+    rows = [(one.setting, *(number(one.medians[name]) for name in names)) for one in found]
+    return table(("setting", "headline", "with a clip", "trimmed, 1 %", "Huber"), rows)
+
+
+def noise_table(demo: Path, shared: Path | None) -> str:
+    """Readings of a model against each other."""
+    refs = [(demo / "models" / run / "checkpoint-800", load_texts("pocket")) for run in LAST]
+    stories = here(shared, "models/stories260K")
+    refs.append((stories, load_texts(here(shared, "texts/public-domain-short-3k.jsonl"))))
+    columns: dict[str, dict[str, str]] = {}
+    for path, texts in refs:
+        store = Store(demo / "noise-store")
+        (one,) = noise.noise_study([ModelRef(str(path))], texts, store)
+        name = path.name if path == stories else path.parent.name
+        columns[name] = {
+            f"{reading.reading} | {reading.against}": number(reading.kl) for reading in one.readings if reading.kl
+        }
+        if one.half_precision is not None:
+            columns[name]["sums in half precision | as they are"] = number(one.half_precision)
+    rows = dict.fromkeys(row for column in columns.values() for row in column)
+    return table(("reading", "against", *columns), [(row, *(c.get(row, "") for c in columns.values())) for row in rows])
+
+
+def here(shared: Path | None, name: str) -> Path:
+    if shared is None or not (shared / name).exists():
+        raise FileNotFoundError(f"{name} is not at hand (--shared).")
+    return shared / name
+
+
+def convention_table(shared: Path | None) -> str:
+    here(shared, "models/stories260K")
+    assert shared is not None
+    rows = [(name, number(kl)) for name, kl in footguns.conventions(shared).items()]
+    return table(("stories260K against itself", "KL, bits/byte"), rows)
+
+
+def learned_table(demo: Path) -> str:
+    texts = load_texts("pocket")
+    rows: list[Sequence[object]] = [
+        (name, number(kl), number(gain)) for name, (kl, gain) in footguns.seen(demo / "models", texts).items()
+    ]
+    rows += [(name, number(kl), "") for name, kl in footguns.chat(demo / "models", texts).items()]
+    return table(("a model and its fine-tune", "KL, bits/byte", "gain, bits/byte"), rows)
+
+
+def calibration_table(demo: Path, shared: Path | None) -> str:
+    """Estimate over exact KL in each setting, on the texts and on texts drawn from the models."""
+    frame = calibration.calibration_study(demo, shared)
+    frame.to_csv(DOCS / "study" / "calibration.csv", index=False, float_format="%.6g")
+    pictures.save(calibration.picture(frame), DOCS / "pictures" / "calibration.png")
+    rows = []
+    for (texts, setting), part in frame.groupby(["texts", "setting"], sort=False):
+        ratio, drawn = part["ratio"], np.concatenate([part["drawn_ratio_a"], part["drawn_ratio_b"]])
+        spread = f"{ratio.median():.2f} ({ratio.min():.2f} to {ratio.max():.2f})"
+        rows.append((texts, setting, len(part), f"{part['exact'].median():.3g}", spread, f"{np.nanmedian(drawn):.2f}"))
+    columns = ("texts", "setting", "pairs", "exact KL, median", "estimate / exact (range)", "on drawn texts")
+    return table(columns, rows)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--demo", type=Path, required=True, metavar="DIR", help="What `klscale demo` left.")
-    parser.add_argument("--shared", type=Path, metavar="DIR", help="Holds models/stories260K and texts.")
+    parser.add_argument("demo", type=Path, help="What `klscale demo` left.")
+    parser.add_argument("--shared", type=Path, help="Holds models/stories260K and texts/.")
     arguments = parser.parse_args()
-    for path in main(arguments.demo, arguments.shared):
-        print(path)
+    main(arguments.demo, arguments.shared)

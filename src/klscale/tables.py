@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from klscale.cautions import HEAVY, NOISY, OUT_OF_RANGE, UNCLIPPED
-from klscale.errors import InputError, KlscaleError, printable
+from klscale.errors import InputError, KlscaleError, nearest, printable
 from klscale.progress import Progress
 
 if TYPE_CHECKING:
@@ -420,8 +420,8 @@ def require_ending(file: Path, endings: Sequence[str] = (*DATA, *PICTURES)) -> N
     if file.suffix not in endings:
         raise InputError(
             f"{file}: unknown ending {file.suffix!r}.",
-            "It says what is written.",
-            f"Give a file that ends in {', '.join(endings)}.",
+            f"It says what is written: {', '.join(endings)}.",
+            nearest(file.suffix, endings),
         )
 
 

@@ -616,8 +616,7 @@ def print_scale(vectors: Vectors, measured: Sequence[Setting]) -> None:
         )
     out.print(shown)
     out.print(
-        "± is the standard error over texts; (range): over the pairs of fewer than five models. A run counts as one "
-        "model.",
+        "± is the standard error over texts; (range): over the pairs, for too few models. A run counts as one model.",
         style="dim",
     )
     print_notes(vectors.texts, (any(row.n_in_range < len(row.pairs) for row in measured), OUT_OF_RANGE))

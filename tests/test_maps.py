@@ -358,6 +358,16 @@ def test_the_nearest_is_told_with_its_kl(ground):
             assert part in off.sentence
 
 
+def test_many_models_for_few_texts_are_said_once(ground):
+    """Above one model for ten texts, what a fit to all of them leaves has an error that heavy tails make too small."""
+    vectors, _ = ground  # 40 models, 300 texts
+    for old, many in ((vectors, 1), (vectors.subset(vectors.names[:30]), 0)):
+        found = maps.model_map(old)
+        for name in "xy":
+            found = maps.place(found, old, made(families(1, seed=ord(name)), [name]))
+        assert sum("models are many for 300 texts" in note for note in found.notes) == many
+
+
 def test_a_new_model_that_lacks_texts_is_placed_by_those_it_has(ground):
     vectors, kept = ground
     row = vectors.log_likelihood[[4]].copy()

@@ -34,8 +34,9 @@ PILE_MEAN_BYTES = 972.3188
 IDENTITY = ("family", "type", "parameters", "seed", "step", "parent", "quantization", "dtype")
 EQUAL_SIZE = 1.3
 """Ratio of parameters up to which models of different architecture are of equal size."""
-FEWEST_UNITS = 5
-"""With fewer independent units the spread of a median is shown as the range of its pairs."""
+FEWEST_GROUPS, FEWEST_MODELS = 5, 6
+"""With fewer independent groups of pairs, or models in any pairs, the spread of a median is shown as the range of its
+pairs. Between all of five models even that range holds the median of the population in 85 % of simulations only."""
 FEWEST_RANDOM = 20
 MOST_PAIRS = 1000
 """A setting with more pairs is measured on this many, drawn at random."""
@@ -61,7 +62,7 @@ class Setting:
     `interval` is a 95 % interval of the median over models (`interval_kind` is `models`): what is independent of each
     other is resampled. Pairs that share a model, a run (its checkpoints), or a name (its layers and quantizations)
     depend on each other; pairs that are linked in this way form a group. With five groups or more, groups are drawn;
-    else models, where a pair counts as often as both its models were drawn; below five models the interval is the
+    else models, where a pair counts as often as both its models were drawn; below six models the interval is the
     range over pairs (`interval_kind` is `range`). Models, here and in `n_models`, are names: a run counts once.
     `in_range` says which pairs are KL rather than mere distances. `n_available` pairs exist, of which those measured
     were drawn at random where they are fewer.
@@ -536,22 +537,21 @@ def _measured(labels: Sequence[str], setting: str, pairs: _Pairs, kl: Mapping[st
 
 def interval_over_models(value: Floats, models: Integers, *, seed: int = 0) -> tuple[float, float] | None:
     """95 % interval of the median of `value` (P,), the KL of pairs of `models` (P, 2; the same number twice where a
-    pair is of one model); None for fewer than five models.
+    pair is of one model); None for too few models.
 
-    What is drawn with replacement are groups of pairs that no model links, where there are five; else models, and a
-    pair counts as often as its models were drawn together. The percentile interval is widened as Student's t is
-    against the normal (expanded percentiles: Hesterberg, The American Statistician 69:371, 2015). By simulation it
-    covers 86 % with five models, 92 to 97 % with more models or groups, and more than that where models are drawn and
-    few pairs share one.
+    What is drawn with replacement are groups of pairs that no model links, where there are five; else models, where
+    there are six, and a pair counts as often as its models were drawn together. The percentile interval is widened as
+    Student's t is against the normal (expanded percentiles: Hesterberg, The American Statistician 69:371, 2015). By
+    simulation it covers 91 to 98 %, and more than that where models are drawn and few pairs share one.
     """
     models = np.unique(models, return_inverse=True)[1].reshape(-1, 2)
     n = int(models.max()) + 1
     links = sparse.coo_array((np.ones(len(models)), (models[:, 0], models[:, 1])), shape=(n, n))
     n_groups, group_of = csgraph.connected_components(links, directed=False)
-    units = group_of[models] if n_groups >= FEWEST_UNITS else models
-    n = n_groups if n_groups >= FEWEST_UNITS else n
-    if n < FEWEST_UNITS:
+    if n_groups < FEWEST_GROUPS and n < FEWEST_MODELS:
         return None
+    units = group_of[models] if n_groups >= FEWEST_GROUPS else models
+    n = n_groups if n_groups >= FEWEST_GROUPS else n
     order = np.argsort(value)
     first, second = units[order].T
     drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=UNIT_RESAMPLES)

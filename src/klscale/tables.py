@@ -629,8 +629,7 @@ def print_scale(vectors: Vectors, measured: Sequence[Setting]) -> None:
         )
     out.print(shown)
     out.print(
-        "± is the standard error over texts; (range): over the pairs of fewer than five models. A run counts as one "
-        "model.",
+        "± is the standard error over texts; (range): over the pairs, for too few models. A run counts as one model.",
         style="dim",
     )
     if floor := scales.noise_floor(vectors):

@@ -83,7 +83,7 @@ const scale = (() => {
       x.push(...row.interval, null);
       y.push(at, at, null);
     });
-    const name = kind === "models" ? "95 % over models" : "range of pairs (fewer than five models)";
+    const name = kind === "models" ? "95 % over models" : "range of pairs (too few models)";
     return {
       x,
       y,
@@ -298,7 +298,7 @@ const scale = (() => {
   }
 
   function note() {
-    const sentences = ["± is the standard error over texts; (range): over the pairs of fewer than five models."];
+    const sentences = ["± is the standard error over texts; (range): over the pairs, for too few models."];
     if (rows.some(publishedOf) && !found.comparable)
       sentences.push("The published values are for other texts: beside, not comparable.");
     if (settings.some((row) => !(row.median > 0)))

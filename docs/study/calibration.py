@@ -17,17 +17,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from klscale import divergence
 from klscale.calibration import Calibration, Sums, calibrate, calibration, ratio
-from klscale.divergence import KL, Estimate, Floats
+from klscale.divergence import KL, Estimate, Floats, Integers
 from klscale.models import WEIGHTS_ONLY, ModelRef
-from klscale.pictures.style import DOUBLE, FAINT, GREY, MARKERS, looks, new_figure, plain_ticks, styled
+from klscale.pictures.style import DOUBLE, FAINT, GREY, MARKERS, headline, looks, new_figure, plain_ticks, styled
 from klscale.progress import Progress
 from klscale.scoring.engine import Engine, Packed
 from klscale.scoring.loading import LoadedModel, load, resolve
-from klscale.scoring.next_token import compare_next_tokens
+from klscale.scoring.next_token import NextTokens, compare_next_tokens
 from klscale.scoring.readout import find_readout
 from klscale.scoring.tokens import tokenize
 from klscale.store import Store
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 N_TEXTS = 200
+N_STORIES = 500
+"""Of the public-domain texts, which are in random order."""
 BEGINNINGS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
 """Shares of each text, to see what the length of texts does."""
 RUNS = ("130k-seed1", "460k-seed1", "llama-130k-seed1")
@@ -71,7 +74,7 @@ def calibration_study(demo: Path, shared: Path | None = None, progress: Progress
     stories = shared and shared / "models" / "stories260K"
     if stories and stories.is_dir():
         assert shared is not None
-        texts = load_texts(shared / "texts" / "public-domain-short-3k.jsonl")
+        texts = first(load_texts(shared / "texts" / "public-domain-short-3k.jsonl"), N_STORIES)
         pairs = list(story_pairs(ModelRef(str(stories))))
         rows += measured(pairs, texts, store, progress)
         rows += layer_rows([stories], texts)
@@ -112,6 +115,12 @@ def story_pairs(stories: ModelRef) -> Iterator[Pair]:
     yield "dtype", stories, replace(stories, dtype="bfloat16")
 
 
+def first(texts: TextSet, n: int) -> TextSet:
+    assert texts.texts is not None
+    assert texts.domain is not None
+    return TextSet.from_texts(f"{texts.name}, first {n}", texts.texts[:n], domain=texts.domain[:n])
+
+
 def measured(
     pairs: list[Pair], texts: TextSet, store: Store, progress: Progress, by_domain: bool = False
 ) -> Iterator[dict[str, object]]:
@@ -126,8 +135,10 @@ def measured(
     domains = sorted(set(texts.domain or ())) if by_domain else []
     for found in calibrate(setting_of, vectors.texts, store, n_texts=N_TEXTS, progress=progress):
         setting, pair = setting_of[found.a, found.b], vectors.subset([found.a, found.b])
-        parts = of_parts(found, texts)
-        yield {"setting": setting, "texts": texts.name, **row(found, pair), **flat(parts)}
+        a, b = engine(found.a), engine(found.b)
+        there = compare_next_tokens(a, b, tokenize(a.loaded.tokenizer, texts), found.sums.text)
+        parts = flat(of_parts(there, found.sums.text, texts))
+        yield {"setting": setting, "texts": texts.name, **row(found, pair), **parts}
         for domain in domains:
             there = np.array(texts.domain) == domain
             part = replace(pair, log_likelihood=np.where(there, pair.log_likelihood, np.nan))
@@ -137,7 +148,8 @@ def measured(
 
 def only(sums: Sums, kept: NDArray[np.bool_]) -> Sums:
     """The sums of some of the texts (n,); the quantiles of tokens stay as they are."""
-    by_text = (entry.name for entry in fields(Sums) if np.shape(getattr(sums, entry.name))[-1:] == kept.shape)
+    whole = ("quantiles", "resampled_quantiles", "maximum", "left_out", "n_available")
+    by_text = [entry.name for entry in fields(Sums) if entry.name not in whole]
     return replace(sums, **{entry: getattr(sums, entry)[..., kept] for entry in by_text})
 
 
@@ -194,16 +206,13 @@ def engine(ref: str) -> Engine:
     return Engine(load(resolve(ModelRef.parse(ref))))
 
 
-def of_parts(found: Calibration, texts: TextSet) -> dict[str, Estimate]:
-    """The ratio of variance / 2 to exact KL, on the texts of a calibration, for other variances than that over texts.
+def of_parts(there: NextTokens, chosen: Integers, texts: TextSet) -> dict[str, Estimate]:
+    """The ratio of variance / 2 to exact KL, on the `chosen` texts (n,), for other variances than that over texts.
 
     `ratio_tokens`: of the log-ratio of single tokens; `ratio_halves`: of the log-ratio of a text's first half less that
     of its second, where what a whole text favours one model by cancels; `ratio_0.25` and so on: of the beginnings.
     """
-    a, b = engine(found.a), engine(found.b)
-    tokens = tokenize(a.loaded.tokenizer, texts)
-    there = compare_next_tokens(a, b, tokens, found.sums.text)
-    which, documents = np.searchsorted(found.sums.text, there.text), texts.documents_of(found.sums.text)
+    which, documents = np.searchsorted(chosen, there.text), texts.documents_of(chosen)
     length = np.bincount(which)
     place = np.arange(len(which)) - np.repeat(np.cumsum(length) - length, length)
     share = (place + 0.5) / length[which]
@@ -259,7 +268,7 @@ def layer_rows(models: Sequence[Path], texts: TextSet) -> Iterator[dict[str, obj
                 for of, nats in (("_forward", forward), ("_backward", backward), ("", both))
             }
             estimates = {"estimate": divergence.kl(a, b, size, documents=documents), **exact}
-            estimates["ratio"] = ratio(a - b, both, documents)
+            estimates |= {"ratio": ratio(a - b, both, documents), **of_parts(there, chosen, texts)}
             yield {
                 "setting": "layer", "texts": texts.name, "a": f"{name(str(path))}#{layer}",
                 "b": f"{name(str(path))}#{layer + 1}", "n_texts": len(chosen), **flat(estimates),
@@ -272,32 +281,42 @@ def layer_rows(models: Sequence[Path], texts: TextSet) -> Iterator[dict[str, obj
 
 @styled
 def calibration_picture(table: pd.DataFrame) -> Figure:
-    """Estimate against exact KL of every pair, on a text set and on texts drawn from the model; hollow where the
-    estimate is out of range by the rule. On the line they are equal; within the band they are so to a factor of 2."""
-    figure = new_figure(DOUBLE, 3.4)
-    look = looks(table["setting"])
-    drawn = table.dropna(subset="drawn_exact_a")
+    """Estimate with its standard error against exact KL of every pair: on the text set, on texts drawn from the first
+    model, and on the text set from the halves of texts (see `of_parts`). Hollow where the estimate is out of range by
+    the rule. On the line they are equal, within the band to a factor of 2."""
+    table = table[~table["texts"].str.contains("documentation|source")]  # which are parts of others
+    halves = table["ratio_halves"] * table["exact"], table["ratio_halves_standard_error"] * table["exact"]
     panels = {
-        "on the text set": (table["exact"], table["estimate"], table),
-        "on texts drawn from the first model": (drawn["drawn_exact_a"], drawn["drawn_estimate_a"], drawn),
-    }
-    for axes, (title, (exact, estimate, rows)) in zip(figure.subplots(1, 2, sharey=True), panels.items(), strict=True):
-        ends = np.array([table["exact"].min() / 3, table["exact"].max() * 2])
+        "on the text set": (table["exact"], table["estimate"], table["estimate_standard_error"]),
+        "on texts drawn from one model": (
+            table["drawn_exact_a"], table["drawn_estimate_a"], table["drawn_estimate_a_standard_error"]
+        ),
+        "on the text set, from halves of texts": (table["exact"], *halves),
+    }  # fmt: skip
+    figure = new_figure(DOUBLE, 3.0)
+    headline(figure, "A mark is a pair of models, hollow where out of range; grey: within a factor of 2")
+    look = looks(table["setting"])
+    ends = np.array([table["exact"].min() / 3, table["exact"].max() * 2])
+    for axes, (title, panel) in zip(figure.subplots(1, 3, sharey=True), panels.items(), strict=True):
         axes.fill_between(ends, ends / 2, ends * 2, color=FAINT, linewidth=0, zorder=0)
         axes.plot(ends, ends, color=GREY, linewidth=0.6, zorder=1)
         for setting, (colour, symbol) in look.items():
             for inside in (True, False):
-                which = (rows["setting"] == setting) & (rows["in_range"] == inside)
-                axes.scatter(
-                    exact[which], estimate[which], s=11, marker=MARKERS[symbol], linewidths=0.7, edgecolors=colour,
-                    facecolors=colour if inside else "none", label=setting if not inside else None, zorder=2,
+                which = (table["setting"] == setting) & (table["in_range"] == inside)
+                exact, estimate, error = (values[which] for values in panel)
+                axes.errorbar(
+                    exact, estimate, np.minimum(error, 0.9 * estimate), fmt=MARKERS[symbol], color=colour, markersize=3,
+                    markerfacecolor=colour if inside else "white", markeredgewidth=0.7, elinewidth=0.5,
                 )  # fmt: skip
         axes.set(xscale="log", yscale="log", title=title, xlabel="exact KL, bits/byte", xlim=ends)
-        plain_ticks(axes.xaxis)
-    figure.axes[0].set_ylabel("estimate, bits/byte")
+        plain_ticks(axes.xaxis, 5)
+    figure.axes[0].set_ylabel("estimate ± SE, bits/byte")
     plain_ticks(figure.axes[0].yaxis)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower left", ncols=5)
+    handles = [
+        Line2D([], [], color=colour, marker=MARKERS[symbol], linestyle="none", label=setting)
+        for setting, (colour, symbol) in look.items()
+    ]
+    figure.legend(handles=handles, loc="outside lower left", ncols=5)
     return figure
 
 

@@ -161,9 +161,14 @@ def test_range_is_left_far_apart_and_far_from_the_texts(matrix):
     good = alike * (0.9 * size.sum() * math.log(2) / -alike.sum(axis=1))[:, None]  # 0.9 bits per byte each
     assert kl(good[0], good[1], size).in_range
     assert not kl(3 * good[0], 3 * good[1], size).in_range, "2.7 bits per byte"
-    far = good[1] + 60 * np.random.default_rng(0).normal(size=500)
-    assert kl(good[0], far, size).value > 1
-    assert not kl(good[0], far, size).in_range
+    near = np.random.default_rng(0).normal(size=500)
+    near /= near.std()
+    for deviation, in_range in ((14.0, True), (14.3, False)):  # half of the variance is KL in nats per text: 98, 102
+        apart = np.stack([good[1], good[1] + deviation * near])
+        assert kl(*apart, size).in_range is in_range
+        assert divergence.kl_pairs(apart, size, np.array([[0, 1]]))["in_range"][0] == in_range
+    # of texts twice as long half the bits per byte, but as many nats per text
+    assert not kl(*apart, 2 * size).in_range
 
 
 @pytest.mark.parametrize("n_groups", [30, 200])

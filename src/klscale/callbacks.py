@@ -373,7 +373,7 @@ class TrainingWatch:
         """Say where the numbers mean less than they seem to."""
         for name, estimate in found.items():
             if isinstance(estimate, KL) and not estimate.in_range:
-                why = "above 1 bit/byte, or of a model that is far from the texts"
+                why = "above 100 nats/text, or of a model that is far from the texts"
                 self._say_once(f"kl/{name} is out of range ({why}): read it as a distance, not as a KL divergence.")
             if isinstance(estimate, KL) and estimate.heavy_tails:
                 self._say_once(f"kl/{name} hangs on few texts (kurtosis above 10): its standard error is too small.")

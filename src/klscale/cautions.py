@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 CAUTIONS = {
-    1: "far apart (above 1 bit/byte), or far from the texts (above 2 bits/byte): the approximation is out of its "
+    1: "far apart (above 100 nats/text), or far from the texts (above 2 bits/byte): the approximation is out of its "
     "range, read the value as a distance that overstates KL",
     2: "not clipped: the clip would move more than 5 % of a vector",
     4: "heavy tails (kurtosis above 10): the interval covers less often than 95 %",

@@ -21,11 +21,13 @@ from klscale import divergence
 from klscale.divergence import RESAMPLES, Estimate, Floats, Integers
 from klscale.errors import InputError
 from klscale.maps import ROUNDING, pca
-from klscale.scales import FEWEST_UNITS, MOST_PAIRS, interval_over_models
+from klscale.scales import MOST_PAIRS, interval_over_models
 from klscale.vectors import Vectors
 
 FEWEST_TEXTS, FEWEST_DOCUMENTS = 20, 5
 """Of a block, or a domain, whose KL is looked at: the logarithm of an estimate from fewer is far from normal."""
+FEWEST_MODELS = 5
+"""Behind an interval over models of a correlation or a ratio, which covers 95 to 100 % even then."""
 BLOCKS = (2, 4, 8, 16, 32, 64)
 RELATIVE_ERRORS = (0.10, 0.05, 0.02)
 COMPARISONS = 200
@@ -542,7 +544,7 @@ def _draw_models(models: Integers) -> _ModelDraws | None:
     """Samples of the models that pairs (P, 2) are of, as in `scales.interval_over_models`; None below five models."""
     models = np.unique(models, return_inverse=True)[1].reshape(-1, 2)
     n = int(models.max()) + 1
-    if n < FEWEST_UNITS:
+    if n < FEWEST_MODELS:
         return None
     drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=MODEL_RESAMPLES).astype(np.float64)
     a, b = models.T

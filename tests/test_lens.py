@@ -192,7 +192,7 @@ def test_unfinished_layers_are_taken_up_again(make_model, texts, tmp_path, monke
 
     def interrupted(self, tokens, which, **options):
         for part in plain(self, tokens, which, **options):
-            scored.append(len(part))
+            scored.append(0 if self.shuffled else len(part))  # readings for the noise floor aside
             yield part
             if sum(scored) == len(part):
                 raise KeyboardInterrupt

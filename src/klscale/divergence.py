@@ -38,7 +38,7 @@ bit per byte of entropy, so two models that far apart cannot both be near it, as
 
 POOR_MODEL = 2.0
 """Bits per byte above which a model is far from the texts, being worse than a good general-purpose compressor; there
-the estimate overstates KL (5 times in the median for the models of `klscale demo`, see `benchmarks/exact_kl.py`)."""
+the estimate overstates KL (for trained small models 2.6 times in the median, see `docs/study/calibration.csv`)."""
 
 CLOSE = 1e-6
 """Pairs whose fourth moment is this small against that of the rows lose digits in products: recomputed directly."""

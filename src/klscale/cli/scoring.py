@@ -87,7 +87,7 @@ def demo(
     seeds = trajectories.over_seeds(runs)
     record = scale_record(vectors, measured)
     (directory / "scale.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    save_scale(measured, texts, directory / "scale.png")
+    save_scale(measured, texts, directory / "scale.png", scales.noise_floor(vectors))
     if runs:
         save_trajectories(runs, directory / "trajectory.png")
     print_failures(outcomes)

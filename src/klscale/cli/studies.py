@@ -237,7 +237,7 @@ def scale(
     vectors = stored_vectors(Store(store), texts, layers=True)
     measured = scales.measure(vectors)
     if file is not None:
-        save_scale(measured, vectors.texts, file)
+        save_scale(measured, vectors.texts, file, scales.noise_floor(vectors))
         err.print(f"Wrote {plain(file)}.")
     if as_json:
         print_json(scale_record(vectors, measured))

@@ -12,13 +12,16 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from study import calibration, footguns
 
 from klscale import noise, pictures, tails, validity
-from klscale.divergence import KL, Estimate, format_estimate
+from klscale.divergence import KL, RANGE_LIMIT, Estimate, format_estimate
 from klscale.imports import read_log_likelihoods
 from klscale.models import ModelRef
 from klscale.store import Store
@@ -37,6 +40,7 @@ def main(demo: Path, shared: Path | None = None) -> None:
     store = Store(demo / "store")
     example, pocket = read_log_likelihoods(EXAMPLE, id_column="text_id"), store.vectors(store.resolve_texts(None))
     sets = {"14 models trained on the Pile": example, "`klscale demo`": pocket}
+    study = cache(lambda: study_of_calibration(demo, shared))
     made: dict[str, Callable[[], str]] = {
         "texts": lambda: text_table(sets),
         "tails": lambda: tail_table(sets),
@@ -44,7 +48,8 @@ def main(demo: Path, shared: Path | None = None) -> None:
         "noise": lambda: noise_table(demo, shared),
         "conventions": lambda: convention_table(shared),
         "learned": lambda: learned_table(demo),
-        "calibration": lambda: calibration_table(demo, shared),
+        "calibration": lambda: calibration_table(study()),
+        "range": lambda: range_table(study()),
     }
     for name, make in made.items():
         print(f"{name} ...", flush=True)
@@ -186,18 +191,73 @@ def learned_table(demo: Path) -> str:
     return table(("a model and its fine-tune", "KL, bits/byte", "gain, bits/byte"), rows)
 
 
-def calibration_table(demo: Path, shared: Path | None) -> str:
-    """Estimate over exact KL in each setting, on the texts and on texts drawn from the models."""
+def study_of_calibration(demo: Path, shared: Path | None) -> pd.DataFrame:
+    """Pairs of every kind with estimated and exact KL, kept beside the picture of it."""
+    here(shared, "models/stories260K")
     frame = calibration.calibration_study(demo, shared)
     frame.to_csv(DOCS / "study" / "calibration.csv", index=False, float_format="%.6g")
-    pictures.save(calibration.picture(frame), DOCS / "pictures" / "calibration.png")
+    pictures.save(calibration.calibration_picture(frame), DOCS / "pictures" / "calibration.png")
+    return frame
+
+
+def drawn_from_each(frame: pd.DataFrame) -> pd.DataFrame:
+    """The estimate on texts drawn from either model of a pair: its size in nats per text, and over exact KL."""
+    parts = [
+        pd.DataFrame({
+            "setting": frame["setting"], "texts": frame["texts"], "ratio": frame[f"drawn_ratio_{model}"],
+            "nats": frame[f"drawn_estimate_{model}"] * frame["mean_bytes"] * np.log(2),
+        })
+        for model in "ab"
+    ]  # fmt: skip
+    return pd.concat(parts).dropna()
+
+
+def calibration_table(frame: pd.DataFrame) -> str:
+    """The estimate over exact KL in each setting: of whole texts and of parts, and on texts drawn from the models."""
+    whole = frame[~frame["texts"].str.contains(", documentation|, source")]
+    drawn = drawn_from_each(whole)
     rows = []
-    for (texts, setting), part in frame.groupby(["texts", "setting"], sort=False):
-        ratio, drawn = part["ratio"], np.concatenate([part["drawn_ratio_a"], part["drawn_ratio_b"]])
-        spread = f"{ratio.median():.2f} ({ratio.min():.2f} to {ratio.max():.2f})"
-        rows.append((texts, setting, len(part), f"{part['exact'].median():.3g}", spread, f"{np.nanmedian(drawn):.2f}"))
-    columns = ("texts", "setting", "pairs", "exact KL, median", "estimate / exact (range)", "on drawn texts")
+    for (texts, setting), part in whole.groupby(["texts", "setting"], sort=False):
+        ratio = part["ratio"]
+        some = drawn[(drawn["texts"] == texts) & (drawn["setting"] == setting)]
+        asymmetry = np.exp(np.abs(np.log(part["exact_forward"] / part["exact_backward"])))
+        rows.append((
+            f"{setting} ({'stories260K' if texts.startswith('public') else 'pocket'})", len(part),
+            two_digits(part["exact"].median()), spread(ratio),
+            *(median(part[name]) for name in ("ratio_halves", "ratio_tokens")), median(some["ratio"]),
+            median(asymmetry),
+        ))  # fmt: skip
+    columns = (
+        "setting", "pairs", "exact KL, bits/byte", "estimate / exact (range)", "halves", "tokens", "drawn texts",
+        "larger / smaller direction",
+    )  # fmt: skip
     return table(columns, rows)
+
+
+def two_digits(value: float) -> str:
+    return f"{float(f'{value:.2g}'):,g}"
+
+
+def spread(ratio: pd.Series) -> str:
+    if len(ratio) == 1:
+        return two_digits(ratio.iloc[0])
+    return f"{two_digits(ratio.median())} ({two_digits(ratio.min())} to {two_digits(ratio.max())})"
+
+
+def median(values: pd.Series) -> str:
+    return f"{values.median():.2f}" if values.notna().any() else ""
+
+
+def range_table(frame: pd.DataFrame) -> str:
+    """How far the estimate is exact KL on texts drawn from the models, by its size."""
+    drawn = drawn_from_each(frame[~frame["texts"].str.contains(", documentation|, source")])
+    edges, rows = (0, 10, 50, RANGE_LIMIT, 200, np.inf), []
+    for low, high in pairwise(edges):
+        part = drawn.loc[(drawn["nats"] > low) & (drawn["nats"] <= high), "ratio"]
+        within = (f"{(np.maximum(part, 1 / part) <= factor).mean():.0%}" for factor in (1.5, 2))
+        name = f"above {low:g}" if np.isinf(high) else f"{low:g} to {high:g}"
+        rows.append((name, len(part), spread(part), *within))
+    return table(("nats per text", "pairs", "estimate / exact (range)", "within 1.5", "within 2"), rows)
 
 
 if __name__ == "__main__":

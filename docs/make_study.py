@@ -48,6 +48,7 @@ def main(demo: Path, shared: Path | None = None) -> None:
         "noise": lambda: noise_table(demo, shared),
         "conventions": lambda: convention_table(shared),
         "learned": lambda: learned_table(demo),
+        "chat": lambda: chat_table(demo),
         "calibration": lambda: calibration_table(study()),
         "range": lambda: range_table(study()),
     }
@@ -183,12 +184,14 @@ def convention_table(shared: Path | None) -> str:
 
 
 def learned_table(demo: Path) -> str:
-    texts = load_texts("pocket")
-    rows: list[Sequence[object]] = [
-        (name, number(kl), number(gain)) for name, (kl, gain) in footguns.seen(demo / "models", texts).items()
-    ]
-    rows += [(name, number(kl), "") for name, kl in footguns.chat(demo / "models", texts).items()]
+    found = footguns.seen(demo / "models", load_texts("pocket"))
+    rows = [(name, number(kl), number(gain)) for name, (kl, gain) in found.items()]
     return table(("a model and its fine-tune", "KL, bits/byte", "gain, bits/byte"), rows)
+
+
+def chat_table(demo: Path) -> str:
+    rows = [(name, number(kl)) for name, kl in footguns.chat(demo / "models", load_texts("pocket")).items()]
+    return table(("a model and its fine-tune", "KL, bits/byte"), rows)
 
 
 def study_of_calibration(demo: Path, shared: Path | None) -> pd.DataFrame:

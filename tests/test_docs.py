@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 
 import pytest
 
@@ -14,6 +16,7 @@ from klscale import scales
 from klscale.divergence import format_estimate
 from klscale.imports import read_log_likelihoods
 
+SOURCE = ROOT / "src" / "klscale"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SCALE = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
 
@@ -56,6 +59,37 @@ def test_commands_and_their_output(place, make_model):
         assert not shown or output == shown
         ran.append(command)
     assert len(ran) == 4
+
+
+def test_imports_go_down_only():
+    """No module imports one that imports it, inside functions either; what is below knows nothing of what is above."""
+    files = {
+        ".".join(("klscale", *file.relative_to(SOURCE).with_suffix("").parts)): file for file in SOURCE.rglob("*.py")
+    }
+    files = {name.removesuffix(".__init__"): file for name, file in files.items()}
+    imports = {
+        name: {*imported(ast.parse(file.read_text(encoding="utf-8")), files)} - {name} for name, file in files.items()
+    }
+    every = {name: set() for name in imports}
+    for name in TopologicalSorter(imports).static_order():  # raises CycleError
+        every[name] = {below for one in imports[name] for below in {one, *every[one]}}
+    assert every["klscale.divergence"] <= {"klscale.errors"}
+    assert "klscale.sweeps" in every["klscale.precision"]
+    for low, high in (("store", "scoring"), ("vectors", "store"), ("scoring.engine", "store"), ("sweeps", "scales"),
+                      ("scales", "store"), ("precision", "tables"), ("validity", "tables"), ("findings", "tables"),
+                      ("reports", "cli"), ("tables", "cli")):  # fmt: skip
+        above = f"klscale.{high}"
+        assert not {name for name in every[f"klscale.{low}"] if name == above or name.startswith(f"{above}.")}, low
+
+
+def imported(tree, known):
+    """Modules of the package that a module imports, except for types alone."""
+    tests = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    skipped = {id(node) for test in tests for child in test.body for node in ast.walk(child)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and id(node) not in skipped and (node.module or "").startswith("klscale"):
+            for name in node.names:
+                yield f"{node.module}.{name.name}" if f"{node.module}.{name.name}" in known else node.module
 
 
 def test_the_scale_is_as_shown(place):

@@ -19,6 +19,7 @@ from klscale.models import ModelRef
 from klscale.noise import half_precision_floor, in_half_precision, noise_study
 from klscale.noise_tables import noise_record, print_noise
 from klscale.pictures.rulers import NOISE, scale_ruler
+from klscale.progress import Progress
 from klscale.scoring import engine as engine_module
 from klscale.scoring import loading
 from klscale.scoring.engine import Engine, Segment
@@ -169,6 +170,25 @@ def test_every_model_that_is_scored_has_its_noise_floor(make_model, texts, store
     assert store.vectors(texts).attributes["noise_floor"].tolist() == [kept.value]
 
 
+def test_a_model_that_cannot_be_read_again_is_scored_all_the_same(make_model, texts, store, monkeypatch):
+    whole, said = Engine._score_batch, []
+
+    def breaks(self, tokens, batch):
+        if self.shuffled:
+            raise RuntimeError("no kernel for this shape")
+        return whole(self, tokens, batch)
+
+    class Told(Progress):
+        def note(self, message):
+            said.append(message)
+
+    monkeypatch.setattr(Engine, "_score_batch", breaks)
+    (outcome,) = sweeps.score([str(make_model())], texts, store, progress=Told())
+    assert (outcome.status, len(store.scores(outcome.entry))) == ("scored", len(texts))
+    assert store.noise_floor(texts.id, outcome.entry.key) is None
+    assert [message for message in said if "noise floor is not known" in message and "forward pass failed" in message]
+
+
 def test_the_noise_floor_is_the_kl_of_both_readings(make_model, texts, store, monkeypatch):
     """Readings that really differ: each token of the second by a known amount."""
     whole = Engine._score_batch
@@ -281,11 +301,17 @@ def test_a_store_without_noise_and_one_with_damage(make_model, texts, store, tmp
     (outcome,) = sweeps.score([str(directory)], texts, store)
     (file,) = (tmp_path / "store" / "noise").rglob("*.json")
     whole = file.read_text()
-    wrong = [json.dumps({**json.loads(whole), "value": value}) for value in ("much", None, -1)]
-    for damage in ("", whole[: len(whole) // 2], "[]", whole.replace('"value":', '"worth":'), *wrong):
+    wrong = [
+        json.dumps({**json.loads(whole), "value": value}) for value in ("much", None, -1, math.inf, math.nan, 10**400)
+    ]
+    wrong += [json.dumps({**json.loads(whole), "standard_error": "small"})]
+    for damage in ("", whole[: len(whole) // 2], "[]", whole.replace('"value":', '"worth":'), *wrong, "[" * 100_000):
         file.write_text(damage)
         assert store.noise_floor(texts.id, outcome.entry.key) is None, damage
         assert store.vectors(texts).attributes["noise_floor"].tolist() == [None], damage
+        assert dict(store.check())[str(file)].startswith("does not read: "), damage
+    file.write_text(whole)
+    assert dict(store.check())[str(file)] == ""
     file.unlink()
     assert store.vectors(texts).attributes["noise_floor"].tolist() == [None]
     found = sweeps.noise_floor(outcome.entry, texts, store)

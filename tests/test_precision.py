@@ -158,9 +158,9 @@ def test_a_precision_is_a_percentage_or_a_fraction(given, value):
     assert parse_precision(given) == pytest.approx(value)
 
 
-@pytest.mark.parametrize("given", ["0", "0%", "200%", "10", "100%", "-5%", "nan", "inf", "ten", ""])
+@pytest.mark.parametrize("given", ["0", "0%", "200%", "10", "100%", "-5%", "nan", "inf", "ten", "1e-200", "1e-9", ""])
 def test_what_is_no_precision_is_refused(given):
-    with pytest.raises(InputError, match="not between 0 and 100 %"):
+    with pytest.raises(InputError, match=r"not between 0\.0001 and 100 %"):
         parse_precision(given)
 
 
@@ -353,6 +353,23 @@ def test_texts_that_are_skipped_count_as_looked_at(make_model, store):
     assert not [problem for _, problem in store.check() if problem]
 
 
+def test_some_texts_by_one_convention_do_not_take_all_of_another(make_model, store, forwards):
+    """All texts but the long ones were scored before; cut into windows is another vector, of as many as asked for."""
+    texts = TextSet.from_texts("mixed", [f"{s} " + "x" * (40 if s % 10 == 0 else 5) for s in range(300)])
+    model = str(make_model(max_position_embeddings=32))
+    sweeps.score([model], texts, store, long_texts="skip")
+    forwards.clear()
+    (outcome,) = sweeps.score([model], texts, store, first=100, long_texts="window")
+    first = np.sort(texts.random_order[:100])
+    assert (outcome.status, outcome.entry.first, sorted({*forwards})) == ("scored", 100, [*first])
+    assert len(store.entries(texts.id)) == 2
+    (outcome,) = sweeps.score([model], texts, store, first=150, long_texts="window")
+    assert len(store.scores(outcome.entry)) == 150
+    in_one = sweeps.score([model], texts, Store(store.location + "-2"), long_texts="window")[0].entry
+    whole = store.scores(in_one).at(store.scores(outcome.entry).text)
+    np.testing.assert_allclose(store.scores(outcome.entry).log_likelihood, whole.log_likelihood, rtol=1e-5)
+
+
 def test_a_vector_that_lost_texts_is_damaged(pair, many, store):
     sweeps.score(pair[:1], many, store, first=150)
     (entry,) = store.entries(many.id)
@@ -422,4 +439,4 @@ def test_compare_to_a_precision_and_then_to_all_texts(run, make_model, tmp_path)
 
 def test_a_precision_that_is_none_is_refused_before_anything_else(run):
     result = run("compare", "a", "b", "--precision", "200%", status=2)
-    assert "not between 0 and 100 %" in result.output
+    assert "not between 0.0001 and 100 %" in result.output

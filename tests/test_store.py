@@ -101,6 +101,28 @@ def test_check_finds_damage(store, texts):
     assert "not those that the id stands for" in dict(store.check())[str(jsonl.with_suffix(".json"))]
 
 
+def test_check_finds_damaged_records(store, texts):
+    """Exact KL and noise floors, of these texts and of texts that are not there; a link to nothing too."""
+    store.write_exact(texts.id, "pair", {"n_texts": 3, "value": 0.25})
+    store.write_exact("gone", "pair", {"n_texts": 3})
+    place = Path(store.location) / "exact" / texts.id
+    file = place / "pair.json"
+    whole = file.read_text()
+    told = dict(store.check())
+    assert told[str(file)] == ""
+    assert told[str(place.parent / "gone" / "pair.json")] == "its text set is not in the store"
+    for damage in ("", "{}", "3", '"checksum"', whole[:-2], whole.replace("0.25", "0.5"), "[" * 100_000):
+        file.write_text(damage)
+        assert dict(store.check())[str(file)].startswith("does not read: "), damage
+        assert store.exact(texts.id, "pair") is None
+    file.write_text(whole)
+    assert store.exact(texts.id, "pair") == {"n_texts": 3, "value": 0.25}
+    for link in (place / "other.json", Path(store.location) / "noise" / texts.id / "k.json"):
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(place / "nothing")
+        assert dict(store.check())[str(link)].startswith("does not read: ")
+
+
 def test_partial_work_is_kept_and_forgotten(store, texts):
     first, second = Scores(np.array([3, 1]), np.array([-3.0, -1.0]), np.array([2, 2])), scores_of(3, 2)
     store.write_partial(texts.id, "k", first)

@@ -38,6 +38,8 @@ START = 100
 """The smallest number of texts at which one may look."""
 LEAP = 2
 """How many times the texts of one look the next may take: a kurtosis from few texts is uncertain."""
+SMALLEST = 1e-6
+"""A precision that takes 2 * 10**12 texts even for a Gaussian difference; far below, its square is no number."""
 TYPICAL_KURTOSIS = 6.0
 """That of a Laplace difference: the interval is narrowest at the number of texts that it needs."""
 
@@ -71,7 +73,7 @@ class Comparison:
 
 
 def parse_precision(text: str) -> float:
-    """`10%`, `10 %` and `0.1` are a tenth. Raises InputError for what is not above 0 and below 100 %."""
+    """`10%`, `10 %` and `0.1` are a tenth. Raises InputError for what is not from 0.0001 to 100 %."""
     number = text.strip()
     try:
         value = float(number.removesuffix("%")) / (100 if number.endswith("%") else 1)
@@ -81,9 +83,9 @@ def parse_precision(text: str) -> float:
 
 
 def _valid(precision: float, given: object) -> float:
-    if not 0 < precision < 1:
+    if not SMALLEST <= precision < 1:
         raise InputError(
-            f"--precision {given}: not between 0 and 100 %.",
+            f"--precision {given}: not between 0.0001 and 100 %.",
             "It is the standard error that a KL may have, relative to its value.",
             "Give a percentage (10%) or a fraction (0.1).",
         )
@@ -107,7 +109,7 @@ def compare_to_precision(
     `precision` or `sweeps.score` adds to it. `how` goes to `sweeps.score`: `device`, `batch_tokens`, `long_texts`. On
     texts that nothing can be scored on, there is one look at what is there.
 
-    Raises InputError where `precision` is not above 0 and below 1.
+    Raises InputError where `precision` is not from 1e-6 to below 1.
     """
     _valid(precision, precision)
     N = len(texts)

@@ -19,12 +19,13 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import os
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -52,7 +53,7 @@ LAYERS = "layer_log_likelihood"
 WEIGHTS = pa.schema([("other", pa.string()), ("squared_distance", pa.float64())])
 CLAIM_BEAT_S, CLAIM_DEAD_S = 30.0, 150.0
 """How often a process says that it is still at work, and how long its silence means that it is not."""
-UNREADABLE = (pa.ArrowException, KeyError, TypeError, ValueError, OSError)
+UNREADABLE = (pa.ArrowException, KeyError, TypeError, ValueError, OSError, OverflowError, RecursionError)
 
 
 def to_parquet(scores: Scores, metadata: Mapping[str, Any]) -> bytes:
@@ -118,6 +119,23 @@ def _map_checksum(columns: Mapping[str, NDArray[Any]], metadata: Mapping[str, An
     numbers = [array.astype("<f8").tobytes() for array in columns.values() if array.dtype != object]
     words = json.dumps([[*array] for array in columns.values() if array.dtype == object])
     return content_id([told.encode(), words.encode(), json.dumps([*columns]).encode(), *numbers])
+
+
+def _noise_from_json(data: bytes) -> KL:
+    """KL between two readings of one model; raises one of UNREADABLE."""
+    found = json.loads(data)
+    kl = KL(**{**found, "interval": tuple(found["interval"])})
+    if not math.isfinite(kl.value) or any(number < 0 for number in (kl.value, kl.standard_error, *kl.interval)):
+        raise ValueError(f"a noise floor of {kl.value:.3g} ± {kl.standard_error:.3g} bits/byte")
+    return kl
+
+
+def _exact_from_json(data: bytes) -> dict[str, Any]:
+    """What was measured of the exact KL of two models; raises one of UNREADABLE."""
+    found = dict(json.loads(data))
+    if found.pop("checksum") != _record_checksum(found):
+        raise ValueError("the values are not those that were written")
+    return found
 
 
 def _record_checksum(record: Mapping[str, Any]) -> str:
@@ -543,11 +561,9 @@ class Store:
         self._write(self._path("noise", text_set, f"{key}.json"), json.dumps(asdict(kl)).encode())
 
     def noise_floor(self, text_set: str, key: str) -> KL | None:
-        """The KL between two readings of a model, where it was measured."""
+        """The KL between two readings of a model; None where it is not there or is damaged, which `check` tells of."""
         try:
-            found = json.loads(self._read(self._path("noise", text_set, f"{key}.json")))
-            kl = KL(**{**found, "interval": tuple(found["interval"])})
-            return kl if kl.value >= 0 else None
+            return _noise_from_json(self._read(self._path("noise", text_set, f"{key}.json")))
         except UNREADABLE:
             return None
 
@@ -567,11 +583,11 @@ class Store:
         self._write(self._path("exact", text_set, f"{key}.json"), json.dumps(whole).encode())
 
     def exact(self, text_set: str, key: str) -> dict[str, Any] | None:
-        """What was measured of the exact KL of two models; None where it is not there or is damaged."""
+        """What was measured of the exact KL of two models; None where it is not there or is damaged, which `check`
+        tells of."""
         try:
-            found: dict[str, Any] = json.loads(self._read(self._path("exact", text_set, f"{key}.json")))
-            return found if found.pop("checksum") == _record_checksum(found) else None
-        except (*UNREADABLE, AttributeError):
+            return _exact_from_json(self._read(self._path("exact", text_set, f"{key}.json")))
+        except UNREADABLE:
             return None
 
     # ----------------------------------------------------------------------------------------------------- partial
@@ -662,16 +678,22 @@ class Store:
                 yield path, "" if whole else "the texts are not those that the id stands for"
             except (OSError, ValueError, KeyError, IndexError) as error:
                 yield path, f"does not read: {error}"
-        for directory in self._list("vectors"):
-            text_set = directory.rstrip("/").rsplit("/", 1)[-1]
-            for path in self._list("vectors", text_set, suffix=".parquet"):
-                yield path, self._problem(path, text_set, sizes)
+        for path, text_set in self._by_text_set("vectors", ".parquet"):
+            yield path, self._problem(path, text_set, sizes)
         for path in self._list("weights", suffix=".parquet"):
             yield path, self._problem_of_weights(path)
-        for directory in self._list("maps"):
+        for path, text_set in self._by_text_set("maps", ".parquet"):
+            yield path, self._problem_of_map(path, text_set, sizes)
+        for kind, parse in (("noise", _noise_from_json), ("exact", _exact_from_json)):
+            for path, text_set in self._by_text_set(kind, ".json"):
+                yield path, self._problem_of_record(path, text_set, sizes, parse)
+
+    def _by_text_set(self, kind: str, suffix: str) -> Iterator[tuple[str, str]]:
+        """(file, text set) of each file of a kind."""
+        for directory in self._list(kind):
             text_set = directory.rstrip("/").rsplit("/", 1)[-1]
-            for path in self._list("maps", text_set, suffix=".parquet"):
-                yield path, self._problem_of_map(path, text_set, sizes)
+            for path in self._list(kind, text_set, suffix=suffix):
+                yield path, text_set
 
     def _problem(self, path: str, text_set: str, sizes: Mapping[str, int]) -> str:
         try:
@@ -715,6 +737,15 @@ class Store:
         if not all(np.isfinite(array).all() for array in columns.values() if array.dtype != object):
             return "it holds values that are not finite"
         return ""
+
+    def _problem_of_record(
+        self, path: str, text_set: str, sizes: Mapping[str, int], parse: Callable[[bytes], Any]
+    ) -> str:
+        try:
+            parse(self._read(path))
+        except UNREADABLE as error:
+            return f"does not read: {str(error).splitlines()[0]}"
+        return "" if text_set in sizes else "its text set is not in the store"
 
 
 class Claim:

@@ -434,16 +434,16 @@ class _Sweep:
         tokens = tokenized.get(loaded.tokenizer)
         engine = Engine(loaded, device=self.device, batch_tokens=self.batch_tokens, layers=job.layers)
         cut = loaded.window is not None and self.long_texts == "window" and (tokens.lengths > loaded.window).any()
-        convention = self.conventions[-1 if cut else 0]
-        there = self.store.entry(self.texts.id, job.keys)
+        which = -1 if cut else 0
+        convention, there = self.conventions[which], self.store.entry(self.texts.id, [job.keys[which]])
+        # A file is replaced only by one that holds as much.
         first = self.first if there is None else _larger(self.first, there.first)
         wanted = np.sort(self.texts.random_order[:first])
         if self.rescore:
             self.store.drop_partial(self.texts.id, job.partial)
         unfinished = self.store.read_partial(self.texts.id, job.partial)
         kept = [unfinished.at(wanted)]
-        alike = there is not None and there.metadata["convention"] == convention and bool(there.n_layers) == job.layers
-        if there is not None and alike and not self.rescore:
+        if there is not None and bool(there.n_layers) == job.layers and not self.rescore:
             kept.append(self.store.scores(there))
         parts, unsaved, saved_at = [Scores.concatenate(kept)], list[Scores](), time.monotonic()
         self.progress.advance(self._megabytes(parts[0].text))
@@ -493,7 +493,12 @@ class _Sweep:
         if np.isin(unfinished.text, scores.text).all():  # else it is of more texts than were asked for now
             self.store.drop_partial(self.texts.id, job.partial)
         if self.rescore or self.store.noise_floor(self.texts.id, entry.key) is None:
-            keep_noise_floor(entry.key, engine, tokens, self.texts, self.store, known=scores)
+            try:
+                keep_noise_floor(entry.key, engine, tokens, self.texts, self.store, known=scores)
+            except StorageError:
+                raise
+            except KlscaleError as error:  # its vector is whole all the same
+                self.progress.note(f"{job.ref}: its noise floor is not known. {error.what}")
         return entry
 
     def _keep(self, job: _Job, unsaved: Sequence[Scores]) -> Scores:

@@ -517,10 +517,8 @@ def print_matrix(vectors: Vectors) -> None:
         order = np.concatenate([order[:10], order[-10:]])
     names = vectors.names
     pairs = [(int(i[n]), int(j[n]), matrix[int(i[n]), int(j[n])]) for n in order]
-    shown, shown_marks = (
-        table("model", "model", "KL ± SE, bits/byte", "95 % interval", "kurtosis", right=(2, 3, 4), title="\nKL"),
-        "",
-    )
+    shown = table("model", "model", "KL ± SE, bits/byte", "95 % interval", "kurtosis", right=(2, 3, 4), title="\nKL")
+    shown_marks = ""
     for a, b, kl in pairs:
         low, high = kl.interval
         mark = marks(kl, noise[a, b])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -22,9 +22,6 @@ from klscale.tables import (
     progress_bar,
     table,
 )
-
-if TYPE_CHECKING:
-    pass
 
 
 def list_command(store: StoreOption = STORE, as_json: JsonOption = False) -> None:

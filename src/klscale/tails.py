@@ -19,6 +19,7 @@ from scipy import stats
 from klscale import divergence, scales
 from klscale.divergence import CLIP_LIMIT, KL, RESAMPLES, Estimate, Floats, Integers
 from klscale.errors import InputError
+from klscale.maps import ROUNDING
 from klscale.texts import TextSet
 from klscale.trajectories import Run, find_runs
 from klscale.vectors import Vectors
@@ -178,7 +179,7 @@ def estimate_pairs(vectors: Vectors, pairs: Integers, *, resamples: int = RESAMP
         drawn = draws[:, common].T / draws[:, common].sum(axis=1)
         cut = np.maximum(rows, clip)
         uses_clip[at] = frozen & ((rows < clip).mean(axis=2).max(axis=1) <= CLIP_LIMIT)
-        plain, clipped = rows[:, 0] - rows[:, 1], cut[:, 0] - cut[:, 1]
+        plain, clipped = (_differences(pair, scale) for pair in (rows, cut))
         headline = np.where(uses_clip[at, None], clipped, plain)
         found = [*map(divergence.variance, (headline, clipped, plain))]
         found += [divergence.trimmed_variance(plain), divergence.huber_variance(plain)]
@@ -225,6 +226,13 @@ def _blocks(L: Floats, pairs: Integers) -> Iterator[tuple[Integers, Integers]]:
         if len(common) > 1:
             for part in np.array_split(members, -(-len(members) * len(common) // BLOCK)):
                 yield part, common
+
+
+def _differences(rows: Floats, scale: float) -> Floats:
+    """Differences (P, N) of pairs of rows (P, 2, N), of which those that vary by rounding alone are 0: tails and length
+    would explain that."""
+    d = np.asarray(rows[:, 0] - rows[:, 1])
+    return np.where(d.var(axis=1, keepdims=True) > ROUNDING * scale, d, 0.0)
 
 
 def _per_byte(d: Floats, size: Floats) -> tuple[float, Floats]:
@@ -311,7 +319,7 @@ def examine_pair(vectors: Vectors, a: str, b: str) -> PairTails:
     common = np.flatnonzero(~np.isnan(two).any(axis=0))
     rows = np.maximum(two[:, common], clip) if found.uses_clip[0] else two[:, common]
     squares = (rows[0] - rows[1] - (rows[0] - rows[1]).mean()) ** 2
-    N, total = len(common), float(squares.sum())
+    N, total = len(common), float(squares.sum()) if found.value[0, 0] > 0 else 0.0
     share = squares / total if total > 0 else np.full(N, math.nan)
     order = np.argsort(-squares, kind="stable")
     change = _without_each(squares, vectors.texts.bytes[common]) - found.value[0, 0]
@@ -466,8 +474,8 @@ class Tails:
 
     `n_available` pairs exist, of which `n_pairs` are compared: drawn at random where they are fewer. `moved_by_clip` is
     the fraction of each model's values that the clip moves. `leverage` are the texts with the largest share of ‖Q‖²,
-    and `leverage_of_percent` the share of the largest 1 % of texts. `length_explains` and `length_alone` are None where
-    all texts are of one length.
+    of the `n_common` that all models have, and `leverage_of_percent` the share of the largest 1 % of them (of one text
+    at least). `length_explains` and `length_alone` are None where all texts are of one length, or no pair has a KL.
     """
 
     texts: TextSet
@@ -481,6 +489,7 @@ class Tails:
     settings: tuple[SettingTails, ...]
     moved_by_clip: Mapping[str, float]
     runs: tuple[FilteredRun, ...]
+    n_common: int
     leverage: tuple[Leverage, ...]
     leverage_of_percent: float
     length_explains: LengthOverPairs | None
@@ -530,6 +539,7 @@ def examine_tails(vectors: Vectors, *, resamples: int = RESAMPLES, seed: int = 0
             for name, row in zip(vectors.names, vectors.log_likelihood, strict=True)
         },
         runs=tuple(filtered for run in find_runs(vectors) if (filtered := filter_run(run, resamples=resamples))),
+        n_common=int((~np.isnan(vectors.log_likelihood).any(axis=0)).sum()),
         leverage=leverage,
         leverage_of_percent=of_percent,
         length_explains=explains,

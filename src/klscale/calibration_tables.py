@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from klscale.calibration import QUANTILES, Calibration
 from klscale.cautions import OUT_OF_RANGE
 from klscale.divergence import format_estimate
@@ -60,19 +62,22 @@ def print_calibration(found: Sequence[Calibration], texts: TextSet) -> None:
 
 def _print_answer(found: Sequence[Calibration]) -> None:
     """How far the estimate lies from exact KL; of several pairs, the range."""
-    if len(found) == 1:
+    on_texts = [one.ratio.value for one in found]
+    on_drawn = [drawn.ratio.value for one in found for drawn in (one.from_a, one.from_b)]
+    if np.isnan([*on_texts, *on_drawn]).all():
+        say("- There is no KL to compare: both models are the same on every text.")
+    elif len(found) == 1:
         one = found[0]
         say(
             f"- The estimate is {number(one.ratio)} times exact KL on the texts, {number(one.from_a.ratio)} and "
             f"{number(one.from_b.ratio)} times on texts drawn from the two models."
         )
-        return
-    on_texts = [one.ratio.value for one in found]
-    on_drawn = [drawn.ratio.value for one in found for drawn in (one.from_a, one.from_b)]
-    say(
-        f"- The estimate is {_range(on_texts)} times exact KL on the texts, {_range(on_drawn)} times on texts drawn "
-        f"from the models ({len(found):,} pairs; their standard errors below)."
-    )
+    else:
+        there, drawn = map(_range, (on_texts, on_drawn))
+        say(
+            f"- The estimate is {there} times exact KL on the texts, {drawn} times on texts drawn from the models "
+            f"({len(found):,} pairs; standard errors below)."
+        )
 
 
 def _range(values: Sequence[float]) -> str:

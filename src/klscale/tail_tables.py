@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from klscale.cautions import CAUTIONS, HEAVY, OUT_OF_RANGE, UNCLIPPED
-from klscale.divergence import CLIP_LIMIT, TRIMMED, Estimate, format_estimate, trimmed_consistency
+from klscale.divergence import CLIP_LIMIT, HEAVY_TAILS, TRIMMED, Estimate, format_estimate, trimmed_consistency
 from klscale.pictures.style import short_names, shortened
 from klscale.tables import describe_texts, number, out, plain, print_notes, table
 from klscale.tails import ALTERNATIVES, ESTIMATORS, FILTERED, PairTails, Tails, Text
@@ -97,6 +97,7 @@ def tails_record(found: Tails) -> dict[str, Any]:
                 "b": b,
                 "uses_clip": bool(pairs.uses_clip[n]),
                 "in_range": bool(found.in_range[n]),
+                "kurtosis": float(pairs.kurtosis[n]),
                 **{
                     name: {
                         "kl": float(pairs.value[e, n]),
@@ -131,10 +132,12 @@ def _cautions(found: PairTails | Tails) -> list[str]:
     if isinstance(found, PairTails):
         kl = found.kl
         unclipped = found.clip_is_frozen and not kl.uses_clip
-        marked = (OUT_OF_RANGE, not kl.in_range), (UNCLIPPED, unclipped), (HEAVY, kl.heavy_tails)
+        heavy = kl.heavy_tails and bool(found.largest)
+        marked = (OUT_OF_RANGE, not kl.in_range), (UNCLIPPED, unclipped), (HEAVY, heavy)
         return [caution for caution, there in marked if there]
-    n_far = int((~found.in_range[: found.n_pairs]).sum())
-    return [f"{n_far:,} of {found.n_pairs:,} pairs: {CAUTIONS[1]}"] if n_far else []
+    counted = {1: ~found.in_range, 4: found.pairs.kurtosis > HEAVY_TAILS}
+    counts = {bit: int(marked[: found.n_pairs].sum()) for bit, marked in counted.items()}
+    return [f"{n:,} of {found.n_pairs:,} pairs: {CAUTIONS[bit]}" for bit, n in counts.items() if n]
 
 
 def _summary_of_pair(found: PairTails) -> list[str]:

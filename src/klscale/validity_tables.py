@@ -99,8 +99,10 @@ def summary_of_texts(found: TextSensitivity) -> list[str]:
             f"{'This KL' if alone else 'A KL'} is known to {np.median(relative):.0%} (standard error{worst}); to 10% "
             f"with {found.needed[0].median:,} texts{over}."
         )
-    elif len(found.pairs):
-        said.append(f"How well a KL is known cannot be told from {units(found)}.")
+    elif found.pairs:
+        documents = "" if found.n_documents is None else f" of {found.n_documents:,} documents"
+        few = f"{found.n_texts:,} texts{documents} are too few to tell how well a KL is known"
+        said.append(f"{few}: trust no standard error below.")
     if alone and found.halves is not None:
         said.append(f"Random halves of the texts differ by {_factor(found.halves.typical)} in KL (median split).")
     elif found.halves is not None and (whole := found.halves.spearman_whole) is not None:
@@ -114,9 +116,8 @@ def summary_of_texts(found: TextSensitivity) -> list[str]:
         if alone:
             said.append(f"Whether it is the same in all domains: p = {test.p_value:.2g}.")
         else:
-            said.append(
-                f"Domains disagree on {test.n_different:,} of {len(test.pairs):,} pairs (5 % for all together)."
-            )
+            answer = f"{test.n_different:,} of {len(test.pairs):,} pairs"
+            said.append(f"Domains are seen to disagree on {answer} (5 % for all together).")
     return said
 
 

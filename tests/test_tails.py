@@ -455,6 +455,30 @@ def test_a_few_texts(n_texts):
     tail_tables.print_tails(examine_tails(vectors))
 
 
+def test_a_constant_difference_is_no_tail():
+    """What rounding leaves of it has no kurtosis, no length, and no text that carries it."""
+    L = heavy(17)
+    L[1] = L[0] - 1.1
+    vectors = made(L, np.random.default_rng(0).integers(50, 99, size=300))
+    found = examine_pair(vectors, "o/m0", "o/m1")
+    assert [found.estimates[name].value for name in ("headline", "unclipped", "trimmed", "huber")] == [0] * 4
+    assert found.largest == ()
+    assert math.isnan(found.length_alone.value)
+    pairs = estimate_pairs(vectors, np.array([[0, 1], [0, 2]]))
+    assert math.isnan(pairs.kurtosis[0])
+    assert pairs.kurtosis[1] == pytest.approx(stats.kurtosis(L[0] - L[2], fisher=False))
+
+
+def test_texts_that_some_model_lacks_are_no_equals():
+    L = heavy(18)
+    L[0, :40] = np.nan
+    found = examine_tails(made(L))
+    assert found.n_common == 260
+    Q = L[:, 40:] - L[:, 40:].mean(axis=1, keepdims=True)
+    shares = ((Q - Q.mean(axis=0)) ** 2).sum(axis=0)
+    assert found.leverage_of_percent == pytest.approx(np.sort(shares)[-3:].sum() / shares.sum())
+
+
 def test_models_without_common_texts():
     L = heavy(14, K=2)
     L[0, :200] = np.nan

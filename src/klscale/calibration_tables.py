@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
+
+import numpy as np
 
 from klscale.calibration import QUANTILES, Calibration
 from klscale.cautions import OUT_OF_RANGE
 from klscale.divergence import format_estimate
 from klscale.tables import describe_texts, marks, number, out, plain, print_notes, table
 from klscale.texts import TextSet
+from klscale.validity_tables import say
 
 BLOCKS = 3
 """Pairs beyond which there is one row a pair."""
@@ -40,19 +44,45 @@ def print_calibration(found: Sequence[Calibration], texts: TextSet) -> None:
     out.print(describe_texts(texts))
     some = " and ".join(sorted({f"{one.n_texts:,} of {one.n_available:,}" for one in found}))
     drawn_with = f", drawn with seed {found[0].seed}" if any(one.n_texts < one.n_available for one in found) else ""
-    out.print(f"Exact KL on {some} texts{drawn_with}, and on as many drawn from each model.")
+    out.print(f"Exact KL on {some} texts{drawn_with}, and on as many drawn from each model.\n")
+    _print_answer(found)
     if len(found) <= BLOCKS:
         for one in found:
             _print_block(one)
     else:
         _print_rows(found)
-    out.print(f"KL in bits/byte ± standard error. {DRAWN}", style="dim")
+    say(f"KL in bits/byte ± standard error. {DRAWN}", "dim")
     most = max(one.left_out for one in found)
     print_notes(
         texts,
         (any(not one.estimate.in_range for one in found), OUT_OF_RANGE),
         (most > 0, f"Vocabularies of different size: at most {most:.1g} of the probability is left out."),
     )
+
+
+def _print_answer(found: Sequence[Calibration]) -> None:
+    """How far the estimate lies from exact KL; of several pairs, the range."""
+    on_texts = [one.ratio.value for one in found]
+    on_drawn = [drawn.ratio.value for one in found for drawn in (one.from_a, one.from_b)]
+    if np.isnan([*on_texts, *on_drawn]).all():
+        say("- There is no KL to compare: both models are the same on every text.")
+    elif len(found) == 1:
+        one = found[0]
+        say(
+            f"- The estimate is {number(one.ratio)} times exact KL on the texts, {number(one.from_a.ratio)} and "
+            f"{number(one.from_b.ratio)} times on texts drawn from the two models."
+        )
+    else:
+        there, drawn = map(_range, (on_texts, on_drawn))
+        say(
+            f"- The estimate is {there} times exact KL on the texts, {drawn} times on texts drawn from the models "
+            f"({len(found):,} pairs; standard errors below)."
+        )
+
+
+def _range(values: Sequence[float]) -> str:
+    known = [value for value in values if not math.isnan(value)]
+    return f"{min(known):.2g} to {max(known):.2g}" if known else "n/a"
 
 
 def _print_block(one: Calibration) -> None:

@@ -10,6 +10,7 @@ from klscale.cautions import HEAVY
 from klscale.noise import NoiseStudy, Reading
 from klscale.tables import describe_texts, number, out, plain, print_error, print_notes, table
 from klscale.texts import TextSet
+from klscale.validity_tables import say
 
 
 def noise_record(found: Sequence[NoiseStudy], texts: TextSet) -> dict[str, Any]:
@@ -51,11 +52,11 @@ def print_noise(found: Sequence[NoiseStudy], texts: TextSet) -> None:
         if one.error is None:
             _print_study(one)
     if any(one.readings for one in found):
-        out.print(
+        say(
             "KL between two readings of one model. The largest is the difference of one text, without the clip. What "
-            "readings in one\ndtype differ by is noise: half of it is added to the KL of two models by each. What a "
-            "coarser dtype makes of the weights\nis a change of the model, which every reading repeats.",
-            style="dim",
+            "readings in one dtype differ by is noise: half of it is added to the KL of two models by each. What a "
+            "coarser dtype makes of the weights is a change of the model, which every reading repeats.",
+            "dim",
         )
     rows = [one for one in found if one.half_precision is not None]
     if rows:
@@ -95,4 +96,4 @@ def _print_study(one: NoiseStudy) -> None:
     out.print(shown)
     for reading in one.readings:
         if reading.error is not None:
-            out.print(f"{reading.reading}: {plain(reading.error.what)} {plain(reading.error.why)}", style="yellow")
+            say(f"{reading.reading}: {plain(reading.error.what)} {plain(reading.error.why)}", "yellow")

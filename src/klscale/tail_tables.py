@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from klscale.cautions import HEAVY
-from klscale.divergence import CLIP_LIMIT, TRIMMED, Estimate, format_estimate, trimmed_consistency
+from klscale.cautions import CAUTIONS, HEAVY, OUT_OF_RANGE, UNCLIPPED
+from klscale.divergence import CLIP_LIMIT, HEAVY_TAILS, TRIMMED, Estimate, format_estimate, trimmed_consistency
 from klscale.pictures.style import short_names, shortened
 from klscale.tables import describe_texts, number, out, plain, print_notes, table
-from klscale.tails import ALTERNATIVES, ESTIMATORS, FILTERED, LengthOverPairs, PairTails, Tails, Text
+from klscale.tails import ALTERNATIVES, ESTIMATORS, FILTERED, PairTails, Tails, Text
 from klscale.texts import TextSet
+from klscale.validity import TextSensitivity
+from klscale.validity_tables import of_what, say, summary_of_texts, units
 
 LABELS = {
     "headline": "headline",
@@ -28,14 +30,10 @@ SHOWN_MODELS = 5
 """Models that are named of those that the clip moves most."""
 NAME, DOMAIN, DOCUMENT, BEGINNING = 30, 10, 16, 22
 """Characters of a model's name, of labels, and of a text that fit a row of 100 columns."""
-ROOMY = 150
-"""Columns from which on the whole beginning of a text is shown."""
-
 ROBUST = (
     f"trimmed: without the {TRIMMED:.0%} of texts farthest from the median, divided by "
-    f"{trimmed_consistency(1 - TRIMMED):.3f}, what that leaves of a Gaussian's variance; Huber: his Proposal 2, "
-    "the bulk alone. Both equal KL where tails are a Gaussian's. KL is about the whole variance: where they are "
-    "smaller, the tails make the rest; they are no better KL."
+    f"{trimmed_consistency(1 - TRIMMED):.3f}, what is left of a Gaussian's variance; Huber: his Proposal 2, the bulk "
+    "alone. They diagnose a KL, which is about the whole variance, and are no better one."
 )
 
 
@@ -99,6 +97,7 @@ def tails_record(found: Tails) -> dict[str, Any]:
                 "b": b,
                 "uses_clip": bool(pairs.uses_clip[n]),
                 "in_range": bool(found.in_range[n]),
+                "kurtosis": float(pairs.kurtosis[n]),
                 **{
                     name: {
                         "kl": float(pairs.value[e, n]),
@@ -117,27 +116,88 @@ def tails_record(found: Tails) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------- for a person
 
 
+def print_summary(sensitivity: TextSensitivity, found: PairTails | Tails) -> None:
+    """The answer in five sentences or fewer, and what to be wary of; the tables that follow hold the rest."""
+    out.print(describe_texts(found.texts))
+    say(f"{of_what(sensitivity)}; {units(sensitivity)}.\n")
+    of_tails = _summary_of_pair(found) if isinstance(found, PairTails) else _summary_of_all(found)
+    for sentence in [*summary_of_texts(sensitivity), *of_tails]:
+        say(f"- {sentence}")
+    for caution in _cautions(found):
+        say(caution, "yellow")
+    print_notes(found.texts)
+
+
+def _cautions(found: PairTails | Tails) -> list[str]:
+    if isinstance(found, PairTails):
+        kl = found.kl
+        unclipped = found.clip_is_frozen and not kl.uses_clip
+        heavy = kl.heavy_tails and bool(found.largest)
+        marked = (OUT_OF_RANGE, not kl.in_range), (UNCLIPPED, unclipped), (HEAVY, heavy)
+        return [caution for caution, there in marked if there]
+    counted = {1: ~found.in_range, 4: found.pairs.kurtosis > HEAVY_TAILS}
+    counts = {bit: int(marked[: found.n_pairs].sum()) for bit, marked in counted.items()}
+    return [f"{n:,} of {found.n_pairs:,} pairs: {CAUTIONS[bit]}" for bit, n in counts.items() if n]
+
+
+def _summary_of_pair(found: PairTails) -> list[str]:
+    """What the tails and the length of the texts make of this KL."""
+    if not found.largest:
+        return ["The two models differ by the same on every text: their KL is 0."]
+    kl, without = found.kl, found.estimates
+    robust = f"; without the {found.n_left_out:,} most extreme texts {number(without['trimmed'])}"
+    clipped = "" if found.kl.uses_clip else f"; with the clip {number(without['clipped'])}"
+    return [
+        f"KL is {number(kl)} bits/byte{robust if found.n_left_out else ''}{clipped}. Ten of {kl.n_texts:,} texts carry "
+        f"{found.share_of_ten:.0%} of it.",
+        *(
+            []
+            if math.isnan(found.length_explains.value)
+            else [f"Text length explains {_share(found.length_explains)}."]
+        ),
+    ]
+
+
+def _summary_of_all(found: Tails) -> list[str]:
+    """What the tails, the clip and the length of the texts make of all these KLs."""
+    of = {row.estimator: row for row in found.agreement}
+    same = _as_the_headline(found)
+    ways = {
+        "trimmed": f"without {TRIMMED:.0%} of the texts",
+        "unclipped": "without the clip",
+        "clipped": "with a clip for all",
+    }
+    said = [f"{of[name].swapped:.1%} {way}" for name, way in ways.items() if name not in same]
+    sentences = [f"Comparisons of two pairs that turn round: {', '.join(said)}."] if said and found.n_pairs > 1 else []
+    if (length := found.length_explains) is not None:
+        most = f"{100 * length.largest.value:.2g} % at most"
+        sentences.append(f"Text length explains {_percent(length.median)} of a KL (median pair), {most}.")
+    return sentences
+
+
 def print_pair_tails(found: PairTails) -> None:
     """Each estimate of a pair's KL, the texts that carry it, and what their length explains."""
     kl = found.kl
     a, b = (plain(name) for name in short_names([found.a, found.b]))
-    out.print(describe_texts(found.texts))
     _print_clip(found)
     shown = table(
         "", "KL ± SE, bits/byte", "95 % interval", "less the headline ± SE", "95 % interval",
         right=(1, 2, 3, 4), title=f"\nKL of {a} and {b}",
     )  # fmt: skip
+    same = [name for name, difference in found.differences.items() if difference.value == 0]
     for name, estimate in found.estimates.items():
+        if name in same:
+            continue
         difference = found.differences.get(name)
         against = ("", "") if difference is None else (_signed(difference), _interval(difference))
         shown.add_row(LABELS[name], number(estimate), _interval(estimate), *against)
     out.print(shown)
-    out.print(ROBUST, style="dim")
+    say(_footnote(same, ROBUST), "dim")
     if found.n_left_out and math.isnan(found.differences["trimmed"].interval[0]):
-        out.print(
+        say(
             f"The trimmed value leaves out {found.n_left_out} texts, too few for an interval of the difference; its "
             "standard error is a lower bound.",
-            style="dim",
+            "dim",
         )
     if not found.largest:
         out.print("\nThe two models differ by the same on every text: no text carries more of a KL of 0.")
@@ -156,34 +216,33 @@ def print_pair_tails(found: PairTails) -> None:
             *_labels(row.text),
         )
     out.print(shown)
-    out.print(
+    say(
         "share: of the headline KL; change: of that KL without the text, bits/byte; log-likelihoods: of both models, "
         "nats, as they enter the headline; texts are counted from 0.",
-        style="dim",
+        "dim",
     )
-    out.print(
-        f"\nThe ten largest of {kl.n_texts:,} texts carry {found.share_of_ten:.1%} of the KL, the largest 1 % "
-        f"{found.share_of_percent:.1%}; as many texts of equal share as {found.effective_texts:,.0f} would know it "
-        f"equally well (N / kurtosis, kurtosis {kl.kurtosis:.1f})."
+    out.print()
+    say(
+        f"The ten largest of {kl.n_texts:,} texts carry {found.share_of_ten:.1%} of the KL, the largest "
+        f"{_largest(kl.n_texts)} {found.share_of_percent:.1%}. As many texts of equal share as "
+        f"{found.effective_texts:,.0f} would know it equally well (N / kurtosis, kurtosis {kl.kurtosis:.1f})."
     )
     if (document := found.largest_document) is not None:
-        out.print(
+        say(
             f"The largest of its documents, {plain(document.document)}, carries {document.share:.1%} of it with "
             f"{document.n_texts} of the texts."
         )
     if math.isnan(found.length_explains.value):
-        out.print("Text length explains nothing: all texts are of one length.")
+        say("Text length explains nothing: all texts are of one length.")
     else:
-        out.print(
+        say(
             f"Text length: a straight line in it explains {_share(found.length_explains)} of the KL; one difference "
             f"per byte alone would make {_share(found.length_alone)} of it."
         )
-    print_notes(found.texts, (kl.heavy_tails, HEAVY))
 
 
 def print_tails(found: Tails) -> None:
     """Every conclusion with and without the clip and the tails."""
-    out.print(describe_texts(found.texts))
     _print_clip(found)
     drawn = f" of {found.n_available:,}, drawn at random" if found.n_pairs < found.n_available else ""
     out.print(f"{found.n_pairs:,} pairs of models{drawn}; {int(found.in_range[: found.n_pairs].sum()):,} in range.")
@@ -193,20 +252,22 @@ def print_tails(found: Tails) -> None:
     _print_clip_of_models(found)
     _print_runs(found)
     _print_leverage(found)
-    _print_length(found.length_explains, "A straight line in the length of the texts explains")
-    _print_length(found.length_alone, "One difference per byte alone would make")
-    if found.length_explains is None:
-        out.print("\nText length explains nothing: all texts are of one length.")
-    print_notes(found.texts)
+    _print_length(found)
 
 
 def _print_clip(found: PairTails | Tails) -> None:
     if not found.clip_is_frozen:
-        out.print(
-            f"The text set has no clip: the headline is unclipped; 'with the clip' is with {found.clip:.1f} nats, the "
-            "pooled 2 % quantile, which `klscale texts clip` would freeze.",
-            style="dim",
+        out.print()
+        say(
+            "The text set has no clip, and the headline is unclipped; 'with clip' is with the pooled 2 % quantile of "
+            f"these models, {found.clip:.1f} nats.",
+            "dim",
         )
+
+
+def _footnote(same: list[str], text: str) -> str:
+    """With the estimators that are not shown, as they are the headline."""
+    return (f"{', '.join(LABELS[name] for name in same)}: the same as the headline. " if same else "") + text
 
 
 def _print_agreement(found: Tails) -> None:
@@ -227,15 +288,21 @@ def _print_agreement(found: Tails) -> None:
             f"{row.swapped:.2%}",
             elsewhere,
         )
+    same = _as_the_headline(found)
+    if len(same) == len(ALTERNATIVES):
+        out.print("\nNo clip and no tail changes any KL: every estimate is the headline.")
+        return
     out.print(shown)
-    same = " and ".join(LABELS[name] for name in _as_the_headline(found))
-    out.print(
-        "ratio: to the headline, median over pairs; Spearman: rank correlation over pairs; swapped: pairs of pairs in "
-        "the other order; elsewhere: pairs nearest to another setting of the scale, each scale by its own estimate. "
-        "± over texts." + (f" {same}: the same as the headline." if same else ""),
-        style="dim",
+    elsewhere = (
+        "; elsewhere: pairs nearest to another setting of the scale, each scale by its own estimate"
+        if found.settings
+        else ""
     )
-    out.print(ROBUST, style="dim")
+    text = (
+        "ratio: to the headline, median over pairs; Spearman: rank correlation over pairs; swapped: pairs of pairs in "
+        f"the other order{elsewhere}. ± over texts. {ROBUST}"
+    )
+    say(_footnote(same, text), "dim")
 
 
 def _as_the_headline(found: Tails) -> list[str]:
@@ -245,13 +312,16 @@ def _as_the_headline(found: Tails) -> list[str]:
 
 
 def _print_moved(found: Tails) -> None:
-    moved = [(LABELS[row.estimator], one) for row in found.agreement for one in row.most_moved[:1]]
-    for label, one in moved:
-        a, b = (plain(name) for name in short_names(one.pair))
-        out.print(
-            f"{label}: {a} and {b} change rank most, from {one.rank_headline:,} ({one.headline}) to {one.rank:,} "
-            f"({one.estimate})."
-        )
+    """The pair whose rank changes most, whatever the estimator."""
+    moved = [(row.estimator, one) for row in found.agreement for one in row.most_moved[:1]]
+    if not moved:
+        return
+    estimator, one = max(moved, key=lambda item: abs(item[1].rank - item[1].rank_headline))
+    a, b = (plain(name) for name in short_names(one.pair))
+    say(
+        f"Most moved: {a} and {b}, from rank {one.rank_headline:,} ({one.headline}) to {one.rank:,} ({one.estimate}), "
+        f"{LABELS[estimator]}."
+    )
 
 
 def _print_settings(found: Tails) -> None:
@@ -269,16 +339,19 @@ def _print_settings(found: Tails) -> None:
 def _print_clip_of_models(found: Tails) -> None:
     moved = sorted(found.moved_by_clip.items(), key=lambda item: -item[1])
     fractions = np.array([fraction for _, fraction in moved])
-    consequence = "whose headline is unclipped" if found.clip_is_frozen else "which it would not serve"
-    out.print(
-        f"\nThe clip moves {np.median(fractions):.1%} of the values of the median model, {fractions.max():.1%} at "
-        f"most; more than {CLIP_LIMIT:.0%} of {found.n_unserved:,} of {len(moved):,} models, {consequence}."
+    consequence = ""
+    if found.n_unserved:
+        consequence = ", whose headline is unclipped" if found.clip_is_frozen else ", which it would not serve"
+    out.print()
+    say(
+        f"The clip moves {np.median(fractions):.1%} of the values of the median model, {fractions.max():.1%} at most. "
+        f"It moves more than {CLIP_LIMIT:.0%} in {found.n_unserved:,} of {len(moved):,} models{consequence}."
     )
     listed = [(name, fraction) for name, fraction in moved[:SHOWN_MODELS] if fraction > 0]
     names = short_names([name for name, _ in listed], NAME)
     if listed:
         pairs = zip(names, listed, strict=True)
-        out.print("Most: " + "; ".join(f"{plain(name)} {fraction:.1%}" for name, (_, fraction) in pairs) + ".")
+        say("Most: " + "; ".join(f"{plain(name)} {fraction:.1%}" for name, (_, fraction) in pairs) + ".")
 
 
 def _print_runs(found: Tails) -> None:
@@ -295,10 +368,10 @@ def _print_runs(found: Tails) -> None:
             plain(name), steps, number(run.median), number(run.median_filtered), _signed(run.median_difference), size
         )
     out.print(shown)
-    out.print(
+    say(
         "steps: from one checkpoint past warm-up to the next; B: mean bytes of a text, of all and of those kept. The "
         "filter is the published one (Kishino et al., arXiv 2505.15353); it leaves out what moves most by design.",
-        style="dim",
+        "dim",
     )
     if found.clip_is_frozen and not all(run.uses_clip for run in found.runs):
         out.print("u not clipped: the clip would move more than 5 % of a checkpoint's values", style="yellow")
@@ -319,21 +392,39 @@ def _print_leverage(found: Tails) -> None:
             *_labels(row.text),
         )
     out.print(shown)
-    out.print(
+    n = found.n_common
+    say(
         f"share: of the sum of KL over all pairs, with the text set's clip, as in maps; of one text among equals "
-        f"{1 / len(found.texts):.2%}. The largest 1 % of texts carry {found.leverage_of_percent:.1%}.",
-        style="dim",
+        f"{1 / n:.2%}. Of {n:,} texts the largest {_largest(n)} {'carry' if n > 100 else 'carries'} "
+        f"{found.leverage_of_percent:.1%}.",
+        "dim",
     )
     model, times = Counter(row.model for row in found.leverage).most_common(1)[0]
-    out.print(f"On {times} of these {len(found.leverage)} texts {plain(model)} stands out most.", style="dim")
+    name = plain(short_names([model])[0])
+    say(f"On {times} of these {len(found.leverage)} texts {name} stands out most.", "dim")
 
 
-def _print_length(found: LengthOverPairs | None, what: str) -> None:
-    if found is None:
+def _largest(n_texts: int) -> str:
+    """How many texts the largest 1 % are: one at least."""
+    return "one" if n_texts <= 100 else f"{-(-n_texts // 100):,}"
+
+
+def _print_length(found: Tails) -> None:
+    out.print()
+    if found.length_explains is None:
+        one = len(set(found.texts.bytes.tolist())) == 1
+        say(f"Text length explains nothing: {'all texts are of one length' if one else 'there is no KL'}.")
         return
-    a, b = (plain(name) for name in short_names(found.pair))
-    median = f"{100 * found.median.value:.2g} ± {100 * found.median.standard_error:.2g} %"
-    out.print(f"\n{what} {median} of a pair's KL in the median; most, {_share(found.largest)}, of {a} and {b}.")
+    row = found.length_explains
+    a, b = (plain(name) for name in short_names(row.pair))
+    say(
+        f"A straight line in the length of the texts explains {_percent(row.median)} of a KL in the median; most, "
+        f"{_share(row.largest)}, of {a} and {b}."
+    )
+
+
+def _percent(share: Estimate) -> str:
+    return f"{format_estimate(100 * share.value, 100 * share.standard_error)} %"
 
 
 def _share(estimate: Estimate) -> str:
@@ -361,5 +452,5 @@ def _labels(text: Text) -> list[str]:
     shown = [shortened(label, longest) for label, longest in known if label is not None]
     if text.beginning is not None:
         beginning = " ".join(text.beginning.split())
-        shown.append(beginning if out.width >= ROOMY else beginning[:BEGINNING])
+        shown.append(beginning[:BEGINNING])
     return [plain(one) for one in shown]

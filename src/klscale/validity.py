@@ -74,7 +74,7 @@ class SplitHalves:
     splits of the correlation over pairs, for half of the texts; `pearson_whole` and `spearman_whole` step them up to
     the whole set by 2 r / (1 + r) (Spearman 1910, Brown 1910): how another set of as many texts of this kind would
     correlate with this one. They are high where pairs differ much, whatever the error. None where there are fewer than
-    three pairs.
+    three pairs; without an interval over models, the whole has none.
     """
 
     n_splits: int
@@ -183,7 +183,7 @@ class Domains:
 class TextSensitivity:
     """How far the KL of these `pairs` of models depends on the texts. `kl` and `standard_error` (P,) in bits per byte
     are on the `n_texts` that all models have. `n_available` pairs exist, of which those looked at were drawn at random
-    where they are fewer; `n_identical` more agree on every text, and have no relative error."""
+    where they are fewer; `n_identical` more differ by the same on every text, and have no relative error."""
 
     n_texts: int
     n_documents: int | None
@@ -385,7 +385,7 @@ def text_sensitivity(vectors: Vectors, *, seed: int = 0) -> TextSensitivity:
     halves = growth = None
     sizes = [B for B in BLOCKS if sample.splits_into(B)]
     if not sample.labels:
-        notes.append("All models agree on every text: there is no KL to be sensitive.")
+        notes.append("Every pair of models differs by the same on every text: there is no KL to be sensitive.")
     elif not sizes:
         notes.append(
             f"Too few texts to split: halves take {2 * FEWEST_TEXTS} texts of {2 * FEWEST_DOCUMENTS} documents."
@@ -518,8 +518,9 @@ def _stepped_up(half: Correlation | None) -> Correlation | None:
     def up(r: float) -> float:
         return 2 * r / (1 + r) if r > 0 else r
 
-    ends = None if half.interval is None else (up(half.interval[0]), up(half.interval[1]))
-    return Correlation(up(half.value), ends, half.interval_kind)
+    if half.interval is None or half.interval_kind != "models":  # how splits of halves vary says nothing of the whole
+        return Correlation(up(half.value), None, "none")
+    return Correlation(up(half.value), (up(half.interval[0]), up(half.interval[1])), half.interval_kind)
 
 
 # --------------------------------------------------------------------------------------------------- correlations

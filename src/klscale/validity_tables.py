@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from klscale.tables import describe_texts, number, out, plain, print_notes, table
+from klscale.pictures.style import short_names, shortened
+from klscale.tables import describe_texts, number, out, plain, table
 from klscale.texts import TextSet
 from klscale.validity import (
     Correlation,
@@ -62,69 +63,121 @@ def _plain_values(value: Any) -> Any:
 
 # ---------------------------------------------------------------------------------------------- one text set, printed
 
+PROSE = 100
+"""Columns that sentences fill at most."""
 
-def print_sensitivity(found: TextSensitivity, texts: TextSet) -> None:
-    """How far KL depends on the texts, for a person."""
-    out.print(describe_texts(texts))
-    out.print(f"{_of_what(found)}{_units(found)}.")
+
+def say(sentence: str, style: str | None = None) -> None:
+    """A sentence, wrapped where it is long."""
+    out.print(sentence, style=style, width=PROSE)
+
+
+def of_what(found: TextSensitivity | TextSetComparison) -> str:
+    """How many models and pairs were looked at."""
+    looked_at = len(found.pairs) + found.n_identical
+    drawn = "" if looked_at == found.n_available else f" of {found.n_available:,}, drawn at random"
+    identical = f", {found.n_identical:,} of them without a KL" if found.n_identical else ""
+    return f"{found.n_models:,} models, {looked_at:,} {'pair' if looked_at == 1 else 'pairs'}{drawn}{identical}"
+
+
+def units(found: TextSensitivity) -> str:
+    """How many texts, and what of them counts as independent."""
+    if found.n_documents is None:
+        return f"{found.n_texts:,} texts, taken as independent"
+    return f"{found.n_texts:,} texts of {found.n_documents:,} documents, which stay whole"
+
+
+def summary_of_texts(found: TextSensitivity) -> list[str]:
+    """The answer in three sentences or fewer: how well KL is known, whether other texts would rank pairs as these do,
+    whether domains disagree."""
+    said = []
+    alone = len(found.pairs) == 1
+    if found.needed:
+        relative = found.standard_error / found.kl
+        worst, over = ("", "") if alone else (f"; worst pair {relative.max():.0%}", " (median pair)")
+        said.append(
+            f"{'This KL' if alone else 'A KL'} is known to {np.median(relative):.0%} (standard error{worst}); to 10% "
+            f"with {found.needed[0].median:,} texts{over}."
+        )
+    elif found.pairs:
+        documents = "" if found.n_documents is None else f" of {found.n_documents:,} documents"
+        few = f"{found.n_texts:,} texts{documents} are too few to tell how well a KL is known"
+        said.append(f"{few}: trust no standard error below.")
+    if alone and found.halves is not None:
+        said.append(f"Random halves of the texts differ by {_factor(found.halves.typical)} in KL (median split).")
+    elif found.halves is not None and (whole := found.halves.spearman_whole) is not None:
+        interval = "too few models for an interval"
+        if whole.interval is not None:
+            interval = "95 % over models: {:.2f} to {:.2f}".format(*whole.interval)
+        said.append(
+            f"Ranks of pairs on {found.n_texts:,} other such texts: Spearman {whole.value:.2f} with these ({interval})."
+        )
+    if found.domains is not None and (test := found.domains.test) is not None:
+        if alone:
+            said.append(f"Whether it is the same in all domains: p = {test.p_value:.2g}.")
+        else:
+            answer = f"{test.n_different:,} of {len(test.pairs):,} pairs"
+            said.append(f"Domains are seen to disagree on {answer} (5 % for all together).")
+    return said
+
+
+def print_sensitivity(found: TextSensitivity) -> None:
+    """How far KL depends on the texts, for a person; of a single pair without what needs more."""
     if found.needed:
         print_texts_needed(found.needed)
     if found.halves is not None:
-        _print_halves(found.halves)
+        _print_halves(found.halves, found)
     if found.growth is not None:
         _print_growth(found.growth, found)
     if found.domains is not None:
         _print_domains(found.domains, found)
-    out.print()
-    print_notes(texts, *((True, plain(note)) for note in found.notes))
-
-
-def _of_what(found: TextSensitivity | TextSetComparison) -> str:
-    looked_at = len(found.pairs) + found.n_identical
-    drawn = "" if looked_at == found.n_available else f" of {found.n_available:,}, drawn at random"
-    identical = f", of which {found.n_identical:,} agree on every text" if found.n_identical else ""
-    return f"{found.n_models:,} models, {looked_at:,} {'pair' if looked_at == 1 else 'pairs'}{drawn}{identical}"
-
-
-def _units(found: TextSensitivity) -> str:
-    if found.n_documents is None:
-        return f"; {found.n_texts:,} texts, taken as independent"
-    return f"; {found.n_texts:,} texts of {found.n_documents:,} documents, which stay whole"
+    for note in found.notes:
+        say(plain(note), "yellow")
 
 
 def print_texts_needed(needed: Sequence[TextsNeeded]) -> None:
     """How many texts of this kind a relative standard error takes."""
+    alone = all(row.median == row.worst for row in needed)
+    columns = ("texts",) if alone else ("median pair", "worst pair")
     out.print("\nTexts that KL needs, by the standard error found here", style="bold")
-    shown = table("relative SE of KL", "median pair", "worst pair", right=(0, 1, 2))
+    shown = table("relative SE of KL", *columns, right=(0, 1, 2))
     for row in needed:
-        shown.add_row(f"{row.relative_error:.0%}", f"{row.median:,}", f"{row.worst:,}")
+        shown.add_row(f"{row.relative_error:.0%}", *(f"{n:,}" for n in ((row.median, row.worst)[: len(columns)])))
     out.print(shown)
-    a, b = needed[0].worst_pair
-    out.print(f"worst pair: {plain(a)} and {plain(b)}", style="dim", soft_wrap=True)
+    if not alone:
+        say(f"worst pair: {_both(needed[0].worst_pair)}", "dim")
 
 
-def _print_halves(halves: SplitHalves) -> None:
+def _both(pair: tuple[str, str]) -> str:
+    """Two models by names that tell them apart."""
+    return " and ".join(map(plain, short_names(pair, 44)))
+
+
+def _print_halves(halves: SplitHalves, found: TextSensitivity) -> None:
     out.print(f"\nOne half of the texts against the other, {halves.n_splits} random splits", style="bold")
-    a, b = halves.largest_pair
-    out.print(
+    if len(found.pairs) == 1:
+        say(f"KL differs by {_factor(halves.typical)} in the median split.")
+        return
+    say(
         f"KL differs by {_factor(halves.typical)} in the median pair (quartiles over pairs "
         f"{' to '.join(map(_factor, halves.quartiles))}), by {_factor(halves.largest)} in the worst "
-        f"({plain(a)} and {plain(b)}).",
-        soft_wrap=True,
+        f"({_both(halves.largest_pair)})."
     )
+    if halves.pearson is None:
+        say("Fewer than three pairs that differ: no correlation.", "dim")
+        return
     rows = [
         ("log KL (Pearson)", halves.pearson, halves.pearson_whole),
         ("ranking (Spearman)", halves.spearman, halves.spearman_whole),
     ]
-    if halves.pearson is None:
-        out.print("Fewer than three pairs that differ: no correlation.", style="dim")
-        return
     shown = table("correlation over pairs", "of halves", "of whole sets", right=(1, 2))
     for name, half, whole in rows:
         shown.add_row(name, _with_interval(half), _with_interval(whole))
     out.print(shown)
-    kind = "over models" if halves.pearson.interval_kind == "models" else "over splits: under five models, a run as one"
-    out.print(f"In brackets 95 % {kind}. Whole sets: 2 r / (1 + r). High where pairs differ much.", style="dim")
+    kind = "95 % over models"
+    if halves.pearson.interval_kind != "models":
+        kind = "what 95 % of the splits give, no interval: fewer than five models, a run as one"
+    say(f"In brackets {kind}. Whole sets: 2 r / (1 + r). High where pairs differ much.", "dim")
 
 
 def _factor(change: float) -> str:
@@ -147,33 +200,33 @@ def _with_interval(found: Correlation | None) -> str:
 
 
 def _print_growth(growth: ErrorGrowth, found: TextSensitivity) -> None:
+    over = "" if len(found.pairs) == 1 else ", median over pairs"
     shown = table(
-        "texts", "error among blocks", "quartiles over pairs", "as predicted from SE", "typical difference",
-        right=(0, 1, 2, 3, 4), title="\nRelative error of KL from fewer texts, median over pairs",
+        "texts", "as predicted from SE", "among blocks", "typical difference", right=(0, 1, 2, 3),
+        title=f"\nRelative error of KL from fewer texts{over}",
     )  # fmt: skip
     relative = float(np.median(found.standard_error / found.kl))
-    shown.add_row(f"{found.n_texts:,}", "", "", f"{relative:.1%}", "")
-    for n, deviation, (low, high), predicted, typical in zip(
-        growth.n_texts, growth.standard_deviation, growth.quartiles, growth.predicted, growth.typical, strict=True
+    shown.add_row(f"{found.n_texts:,}", f"{relative:.1%}", "", "")
+    for n, deviation, predicted, typical in zip(
+        growth.n_texts, growth.standard_deviation, growth.predicted, growth.typical, strict=True
     ):
-        spread = f"{low:.1%} to {high:.1%}"
-        shown.add_row(f"{n:,}", f"{deviation:.1%}", spread, f"{predicted:.1%}", _percent(typical))
+        shown.add_row(f"{n:,}", f"{predicted:.1%}", _percent(deviation), _percent(typical))
     out.print(shown)
     if growth.slope is not None:
         slope, (low, high) = growth.slope, growth.slope.interval
-        out.print(
+        say(
             f"The typical difference falls with the texts to the power {number(slope)} "
             f"(95 % {low:.2f} to {high:.2f}, jackknife); normal errors: {growth.slope_normal:.2f}. {_tails(growth)}"
         )
     if growth.document_effect is not None:
-        out.print(
-            f"By documents, the variance of KL is {growth.document_effect:.2g} times that of as many independent texts "
-            "(median over pairs)."
+        say(
+            f"By documents, the variance of KL is {growth.document_effect:.2g} times that of as many independent texts"
+            f"{over and ' (median over pairs)'}."
         )
-    out.print(
-        "Error: standard deviation among disjoint random blocks; it must fall as 1/√n. Typical difference: the median "
-        "one of two blocks, as the standard deviation that would give it if errors were normal.",
-        style="dim",
+    say(
+        "among blocks: standard deviation over disjoint random blocks of texts; typical difference: the median one of "
+        "two blocks, as the standard deviation that would give it if errors were normal",
+        "dim",
     )
 
 
@@ -188,56 +241,47 @@ def _tails(growth: ErrorGrowth) -> str:
 
 
 def _print_domains(found: Domains, whole: TextSensitivity) -> None:
-    documents = whole.n_documents is not None
+    alone, clustered = len(whole.pairs) == 1, whole.n_documents is not None
+    counts = ("texts", "documents") if clustered else ("texts",)
+    compared = ("KL / KL of all",) if alone else ("KL / KL of all", "ranking as the rest")
+    over = "" if alone else ", median over pairs"
     shown = table(
-        "domain", "texts", *(("documents",) if documents else ()), "bytes", "KL ± SE, bits/byte", "KL / KL of all",
-        "ranking as the rest", right=(1, 2, 3, 4, 5, 6), title="\nWithin each domain, median over pairs",
+        "domain", *counts, "bytes", "KL ± SE, bits/byte", *compared, right=range(1, 7),
+        title=f"\nWithin each domain{over}",
     )  # fmt: skip
     for row in found.domains:
         low, high = row.ratio_quartiles
-        shown.add_row(
-            plain(row.name), f"{row.n_texts:,}", *((f"{row.n_documents:,}",) if documents else ()),
-            f"{row.mean_bytes:.0f}", number(row.kl), f"{row.ratio:.2f} ({low:.2f} to {high:.2f})",
-            _rank(row.agreement),
-        )  # fmt: skip
+        ratio = (f"{row.ratio:.2f}",) if alone else (f"{row.ratio:.2f} ({low:.2f} to {high:.2f})", _rank(row.agreement))
+        texts = (f"{row.n_texts:,}", f"{row.n_documents:,}")[: len(counts)]
+        shown.add_row(plain(shortened(row.name, 24)), *texts, f"{row.mean_bytes:.0f}", number(row.kl), *ratio)
     out.print(shown)
+    most = () if alone else ("at most", "ranking as the whole")
     shown = table(
-        "without", "KL changes by", "by chance", "at most", "ranking as the whole",
-        right=(1, 2, 3, 4), title="\nLeaving one domain out, median over pairs",
+        "without", "KL changes by", "by chance", *most, right=range(1, 5),
+        title=f"\nLeaving one domain out{over}",
     )  # fmt: skip
     for row in found.domains:
-        shown.add_row(
-            plain(row.name), f"{row.change:+.1%}", f"± {row.by_chance:.1%}", f"{row.largest_change:+.0%}",
-            _rank(row.ranking),
-        )  # fmt: skip
+        more = () if alone else (f"{row.largest_change:+.0%}", _rank(row.ranking))
+        shown.add_row(plain(shortened(row.name, 24)), f"{row.change:+.1%}", f"± {row.by_chance:.1%}", *more)
     out.print(shown)
-    most = max(found.domains, key=lambda row: abs(row.largest_change))
-    a, b = most.largest_pair
-    out.print(
-        f"most: {most.largest_change:+.0%} without {plain(most.name)}, for {plain(a)} and {plain(b)}",
-        style="dim",
-        soft_wrap=True,
-    )
-    out.print(
-        f"Between the means of domains lies {found.between:.1%} of the variance ({found.between_by_chance:.1%} with "
-        "random labels; medians over pairs)."
-    )
-    if found.test is not None:
-        test = found.test
-        out.print(
-            f"KL differs between domains for {test.n_different:,} of {len(test.pairs):,} pairs tested at 5 % of all "
-            f"together (smallest p {test.p_value:.2g}): studentised permutation of the labels of "
-            f"{'documents' if documents else 'texts'}, {test.n_permutations} times, corrected by the largest statistic "
-            "(Westfall and Young)."
-        )
+    if not alone:
+        row = max(found.domains, key=lambda row: abs(row.largest_change))
+        name = plain(shortened(row.name, 24))
+        say(f"most: {row.largest_change:+.0%} without {name}, for {_both(row.largest_pair)}", "dim")
+    if (test := found.test) is not None:
+        what = "documents" if clustered else "texts"
+        answer = f"Whether all domains have one KL: p = {test.p_value:.2g}"
+        if not alone:
+            answer = (
+                f"KL differs between domains for {test.n_different:,} of {len(test.pairs):,} pairs tested, at 5 % for "
+                f"all together (smallest p {test.p_value:.2g})"
+            )
+        say(f"{answer}; {test.n_permutations} studentised permutations of the labels of {what}.")
     if found.small:
         listed = plain(", ".join(found.small[:8])) + (", ..." if len(found.small) > 8 else "")
-        out.print(f"Too few texts or documents to stand alone: {listed}.", style="dim")
-    out.print(
-        "± SE over texts (bootstrap); quartiles over pairs in brackets; ranking: Spearman over pairs; by chance: the "
-        "standard deviation if as many random texts were left out.",
-        style="dim",
-    )
+        say(f"Too few texts or documents to stand alone: {listed}.", "dim")
+    over_pairs = "" if alone else "; in brackets: quartiles over pairs; ranking: Spearman over pairs"
+    say(f"± SE over texts; by chance: the standard deviation if as many random texts were left out{over_pairs}", "dim")
 
 
 def _rank(value: float) -> str:
@@ -251,7 +295,7 @@ def print_text_set_comparison(found: TextSetComparison, first: TextSet, second: 
     """The same models on two text sets, for a person."""
     for texts in (first, second):
         out.print(describe_texts(texts))
-    out.print(f"{_of_what(found)}. Values of two text sets are not expected to be equal.\n")
+    say(f"{of_what(found)}. Values of two text sets are not expected to be equal.\n")
     shown = table("over pairs", "", "95 % over models" if found.ratio_interval else "", right=(1, 2))
     low, high = found.ratio_range
     interval = "{:.3g} to {:.3g}".format(*found.ratio_interval) if found.ratio_interval else ""
@@ -269,12 +313,12 @@ def print_text_set_comparison(found: TextSetComparison, first: TextSet, second: 
             shown.add_row(name, f"{correlation.value:.3f}", ends)
     out.print(shown)
     low, high = found.nearest_interval
-    out.print(
+    say(
         f"\n{found.nearest:,} of {found.n_models:,} models have the same nearest model on both ({low:.0%} to "
         f"{high:.0%}, models taken as independent; by chance {found.nearest_by_chance:.0%})."
     )
     if found.procrustes is not None:
-        out.print(
+        say(
             f"Maps (two principal components, rotated and scaled onto each other) differ by {found.procrustes:.3f}, "
             f"where 0 is the same shape; random matchings: {found.procrustes_by_chance:.3f} in the mean, "
             f"p = {found.procrustes_p_value:.2g}."
@@ -282,6 +326,6 @@ def print_text_set_comparison(found: TextSetComparison, first: TextSet, second: 
     for name, missing in zip(found.names, found.unmatched, strict=True):
         if missing:
             listed = plain(", ".join(missing[:5])) + (", ..." if len(missing) > 5 else "")
-            out.print(f"Only on {plain(name)}: {listed}", style="dim", soft_wrap=True)
+            say(f"Only on {plain(name)}: {listed}", "dim")
     for note in found.notes:
-        out.print(plain(note), style="yellow")
+        say(plain(note), "yellow")

@@ -12,7 +12,7 @@ import typer
 from klscale.cli.options import STORE, BatchOption, DeviceOption, JsonOption, LongOption, StoreOption
 from klscale.cli.steps import failure_status, score_missing, stored_vectors
 from klscale.errors import InputError
-from klscale.tables import PICTURES, err, out, plain, print_json, progress_bar, require_ending
+from klscale.tables import PICTURES, err, plain, print_json, progress_bar, require_ending
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,12 +24,14 @@ if TYPE_CHECKING:
 
 
 class _Study(NamedTuple):
-    """What was found: for a machine, for a person, as a picture; and what became of the models that it needed."""
+    """What was found: for a machine, for a person, as a picture; and what became of the models that it needed;
+    whether some of it failed though they were there."""
 
     record: dict[str, Any]
     show: Callable[[], None]
     picture: Callable[[], Figure] | None = None
     outcomes: Sequence[Outcome] = ()
+    some_failed: bool = False
 
 
 def validate(
@@ -69,8 +71,10 @@ def validate(
         if noise:
             raise InputError("--noise makes no picture.", "It is a table of a few numbers.", "Keep it with --json.")
     place, refs = Store(store), list(dict.fromkeys(map(ModelRef.parse, models or ())))
-    names: list[str | None] = [*dict.fromkeys(texts or ())] or [None]
-    if exact + noise + (len(names) > 1) > 1 or len(names) > 2:
+    names: list[str | None] = [*(texts or ())] or [None]
+    if len(names) > 2:
+        raise InputError(f"{len(names)} text sets are too many.", remedy="--texts takes one, or two to compare.")
+    if exact + noise + (len(names) > 1) > 1:
         raise InputError(
             "One study at a time: --exact, --noise, or two --texts.",
             "Each is a study of its own.",
@@ -90,9 +94,10 @@ def validate(
     else:
         study.show()
     if file is not None and study.picture is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
         save(study.picture(), file)
         err.print(f"Wrote {plain(file)}.")
-    raise typer.Exit(failure_status(study.outcomes))
+    raise typer.Exit(failure_status(study.outcomes) or int(study.some_failed))
 
 
 def wanted_vectors(
@@ -112,7 +117,7 @@ def wanted_vectors(
 def one_text_set(store: Store, refs: Sequence[ModelRef], texts: str | None, how: dict[str, Any]) -> _Study:
     """Other texts of the same kind, domains, clip, tails, length."""
     from klscale.pictures import text_contributions, text_set_sensitivity
-    from klscale.tail_tables import pair_tails_record, print_pair_tails, print_tails, tails_record
+    from klscale.tail_tables import pair_tails_record, print_pair_tails, print_summary, print_tails, tails_record
     from klscale.tails import examine_pair, examine_tails
     from klscale.validity import text_sensitivity
     from klscale.validity_tables import print_sensitivity, sensitivity_record
@@ -123,8 +128,8 @@ def one_text_set(store: Store, refs: Sequence[ModelRef], texts: str | None, how:
         pair = examine_pair(vectors, *vectors.names)
 
         def show_pair() -> None:
-            print_sensitivity(sensitivity, vectors.texts)
-            out.print()
+            print_summary(sensitivity, pair)
+            print_sensitivity(sensitivity)
             print_pair_tails(pair)
 
         record = {"texts": sensitivity_record(sensitivity, vectors.texts), "tails": pair_tails_record(pair)}
@@ -132,8 +137,8 @@ def one_text_set(store: Store, refs: Sequence[ModelRef], texts: str | None, how:
     tails = examine_tails(vectors)
 
     def show() -> None:
-        print_sensitivity(sensitivity, vectors.texts)
-        out.print()
+        print_summary(sensitivity, tails)
+        print_sensitivity(sensitivity)
         print_tails(tails)
 
     record = {"texts": sensitivity_record(sensitivity, vectors.texts), "tails": tails_record(tails)}
@@ -168,13 +173,14 @@ def calibration(store: Store, refs: Sequence[ModelRef], texts: str | None, n_tex
     reading = {key: value for key, value in how.items() if key != "long_texts"}
     with progress_bar() as progress:
         there = [str(entry.ref) for entry in (outcome.entry for outcome in outcomes) if entry is not None]
-        pairs = combinations(dict.fromkeys(there), 2)
+        pairs = [*combinations(dict.fromkeys(there), 2)]
         found = calibrate(pairs, vectors.texts, store, n_texts=n_texts, progress=progress, **reading)
     return _Study(
         calibration_record(found, vectors.texts),
         lambda: print_calibration(found, vectors.texts),
         lambda: estimate_against_exact(found),
         outcomes,
+        some_failed=len(found) < len(pairs),
     )
 
 
@@ -188,4 +194,8 @@ def noise_floors(store: Store, refs: Sequence[ModelRef], texts: str | None, n_te
     with progress_bar() as progress:
         text_set = store.resolve_texts(texts, progress=progress)
         found = noise_study(refs, text_set, store, n_texts=n_texts, device=device, progress=progress)
-    return _Study(noise_record(found, text_set), lambda: print_noise(found, text_set))
+    return _Study(
+        noise_record(found, text_set),
+        lambda: print_noise(found, text_set),
+        some_failed=any(one.error is not None for one in found),
+    )

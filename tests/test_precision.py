@@ -94,6 +94,8 @@ def test_ten_per_cent_is_reached_with_the_texts_it_needs_and_intervals_cover(nam
 def test_two_models_that_agree_are_as_precise_as_can_be():
     same = divergence.kl(np.ones(50), np.ones(50), np.ones(50, dtype=np.int64))
     assert relative_error(same) == 0
+    one = np.ones(1, dtype=np.int64)
+    assert relative_error(divergence.kl(one * 2.0, one * 3.0, one)) == math.inf, "one text tells nothing"
     assert divergence.at_any_time(same, 500).interval == (0.0, 0.0)
 
 

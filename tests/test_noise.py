@@ -168,6 +168,9 @@ def test_every_model_that_is_scored_has_its_noise_floor(make_model, texts, store
     sweeps.score([directory], texts, store)
     assert len(batches) == len(first) + len(again)
     assert store.vectors(texts).attributes["noise_floor"].tolist() == [kept.value]
+    other = Store(store.location + "-2")
+    (entry,) = other.import_vectors(store.vectors(texts), "another store")
+    assert "noise_floor" not in entry.metadata["attributes"], "it is of the machine that read it"
 
 
 def test_a_model_that_cannot_be_read_again_is_scored_all_the_same(make_model, texts, store, monkeypatch):

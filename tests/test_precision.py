@@ -309,6 +309,21 @@ def test_only_the_models_of_pairs_that_need_it_get_more_texts(make_model, many, 
     assert all(models == [names[0], names[2]] for models in asked[1:])
     assert found.pairs[names[0], names[1]].value == 0
     assert found.pairs[names[0], names[1]].n_texts == found.looks[0].n_texts
+    assert found.looks[-1].relative_error == relative_error(found.pairs[names[0], names[2]]) > 0
+
+
+def test_a_look_is_at_what_the_pair_that_needs_most_needs(make_model, many, store, monkeypatch):
+    needed, asked, score = iter([230, 400, 310, *[500] * 3]), [], sweeps.score
+
+    def watched(*arguments, first, **options):
+        asked.append(first)
+        return score(*arguments, first=first, **options)
+
+    monkeypatch.setattr(sweeps, "score", watched)
+    monkeypatch.setattr(precision, "GAUSSIAN", 0.0)  # a first look at few texts
+    monkeypatch.setattr(precision, "next_look", lambda *_: next(needed))
+    compare_to_precision([str(make_model(name, seed=seed)) for seed, name in enumerate("abc")], many, store, 0.01)
+    assert asked == [212, 400, 500]
 
 
 class _Interrupt(Progress):

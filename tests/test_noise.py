@@ -168,6 +168,9 @@ def test_every_model_that_is_scored_has_its_noise_floor(make_model, texts, store
     sweeps.score([directory], texts, store)
     assert len(batches) == len(first) + len(again)
     assert store.vectors(texts).attributes["noise_floor"].tolist() == [kept.value]
+    other = Store(store.location + "-2")
+    (entry,) = other.import_vectors(store.vectors(texts), "another store")
+    assert "noise_floor" not in entry.metadata["attributes"], "it is of the machine that read it"
 
 
 def test_a_model_that_cannot_be_read_again_is_scored_all_the_same(make_model, texts, store, monkeypatch):
@@ -202,6 +205,17 @@ def test_the_noise_floor_is_the_kl_of_both_readings(make_model, texts, store, mo
     chosen = sweeps.noise_texts(np.arange(40))
     expected = plain_kl(0.01 * (chosen % 7), np.zeros(20), texts.bytes[chosen].mean())
     assert store.noise_floor(texts.id, outcome.entry.key).value == pytest.approx(expected, rel=1e-3)
+    # with a clip above one of the texts, and texts that share documents
+    first = store.scores(outcome.entry).log_likelihood[chosen]
+    values = np.sort(first)
+    clipped = replace(texts, clip=float(values[:2].mean()), document=tuple(str(s // 4) for s in range(40)))
+    (outcome,) = sweeps.score([str(make_model())], clipped, store, rescore=True)
+    rows = [np.maximum(row, clipped.clip) for row in (first, first + 0.01 * (chosen % 7))]
+    expected_clipped = plain_kl(*rows, texts.bytes[chosen].mean())
+    assert abs(expected_clipped / expected - 1) > 0.01
+    found = store.noise_floor(texts.id, outcome.entry.key)
+    assert found.value == pytest.approx(expected_clipped, rel=1e-3), "and scored again it is read again"
+    assert found.n_documents == len({s // 4 for s in chosen})
 
 
 def test_a_model_that_reads_one_text_at_a_time_has_no_noise(make_model, texts, store, monkeypatch):

@@ -222,6 +222,22 @@ def kind(sentence):
     return next((start for start in starts if sentence.startswith(start)), "texts" if "texts" in sentence else sentence)
 
 
+def test_rounding_noise_is_said_of_its_pairs_and_on_the_scale(open_page):
+    page = open_page("mixed")
+    refs = page.evaluate("klscale.data.refs")
+    base = f"runs/seed1@step{STEPS[-1]}"
+    for kind, words in (("int8", "below the noise floor"), ("nf4", "rounding noise is more than 10 %"), ("fp4", "")):
+        flags = page.evaluate("([i, j]) => klscale.pair(i, j)", [refs.index(base), refs.index(f"{base}+{kind}")])[
+            "flags"
+        ]
+        assert [flag for flag in flags if "nois" in flag] == [
+            flag for flag in flags if words and flag.startswith(words)
+        ]
+        assert any("nois" in flag for flag in flags) == bool(words)
+    assert "Noise floor, KL between two readings of one model: median" in page.locator("#scale-note").inner_text()
+    assert "Noise floor" not in open_page("fourteen").locator("#scale-note").inner_text()
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_two_clicks_on_the_map_say_what_compare_says(open_page, stores, run, name):
     page = open_page(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -94,6 +95,8 @@ def test_ten_per_cent_is_reached_with_the_texts_it_needs_and_intervals_cover(nam
 def test_two_models_that_agree_are_as_precise_as_can_be():
     same = divergence.kl(np.ones(50), np.ones(50), np.ones(50, dtype=np.int64))
     assert relative_error(same) == 0
+    one = np.ones(1, dtype=np.int64)
+    assert relative_error(divergence.kl(one * 2.0, one * 3.0, one)) == math.inf, "one text tells nothing"
     assert divergence.at_any_time(same, 500).interval == (0.0, 0.0)
 
 
@@ -141,6 +144,37 @@ def test_texts_that_share_documents_need_more():
     assert alone < clustered
     assert relative_error(at(alone)) > 0.1
     assert relative_error(at(clustered)) == pytest.approx(0.1, rel=0.15)
+
+
+@pytest.mark.parametrize(("excess", "wanted", "texts"), [(0.5, 0.0115, 308), (-0.2, 0.007, 286)])
+def test_crowding_that_grows_is_foreseen_and_less_error_than_of_independent_texts_is_luck(excess, wanted, texts):
+    """Of kurtosis 3 at 200 texts: squared error (2 + 0.01 excess n) / n of n texts, and 2 / n where there is none."""
+    d = np.random.default_rng(0).normal(size=200)
+    kl = divergence.kl(d, np.zeros(200), np.ones(200, dtype=np.int64))
+    kl = replace(kl, kurtosis=3.0, standard_error=kl.value * math.sqrt(0.01 * (1 + excess)))
+    assert next_look(kl, 200, math.sqrt(wanted), range(100, 401), lambda n: n / 50) == texts
+
+
+def test_a_look_may_take_twice_the_texts_and_no_more():
+    d = np.random.default_rng(0).laplace(size=100)
+    kl = divergence.kl(d, np.zeros(100), np.ones(100, dtype=np.int64))
+    assert next_look(kl, 100, 0.001, [100, 150, 200, 300]) == 200
+
+
+def test_crowding_is_how_many_others_are_of_a_texts_document():
+    texts = TextSet(name="t", bytes=np.ones(5, dtype=np.int64), id="x", document=("a", "b", "a", "b", "c"))
+    assert precision.crowding_of(texts)(5) == pytest.approx(4 / 5)
+    assert precision.crowding_of(replace(texts, document=None))(5) == 0
+
+
+def test_an_interval_at_any_time_allows_for_few_documents():
+    d = np.random.default_rng(0).normal(size=60)
+    kl = divergence.kl(d, np.zeros(60), np.ones(60, dtype=np.int64), documents=np.repeat(np.arange(6), 10))
+    low, high = divergence.at_any_time(kl, 500).interval
+    critical = divergence.anytime_critical_value(60, 500, 6)
+    assert critical > 2 * divergence.anytime_critical_value(60, 500)
+    assert math.log(high / kl.value) == pytest.approx(critical * kl.standard_error / kl.value)
+    assert low * high == pytest.approx(kl.value**2)
 
 
 def test_a_random_order_is_the_sets_own_and_nested():
@@ -237,6 +271,11 @@ def test_only_what_a_precision_takes_is_scored_and_more_is_added_to_it(pair, man
     assert not [problem for _, problem in store.check() if problem]
 
 
+def test_the_first_look_is_at_what_a_gaussian_difference_needs(pair, many, store, forwards):
+    found = compare_to_precision(pair, many, store, 0.1)
+    assert found.looks[0].n_texts == min(time for time in look_times(500) if time >= 2.5 / 0.1**2)
+
+
 def test_what_cannot_be_reached_ends_with_all_texts_and_the_usual_interval(pair, many, store, forwards):
     found = compare_to_precision(pair, many, store, 0.001)
     assert (found.reached, found.looks[-1].n_texts, len(forwards)) == (False, 500, 1000)
@@ -270,6 +309,21 @@ def test_only_the_models_of_pairs_that_need_it_get_more_texts(make_model, many, 
     assert all(models == [names[0], names[2]] for models in asked[1:])
     assert found.pairs[names[0], names[1]].value == 0
     assert found.pairs[names[0], names[1]].n_texts == found.looks[0].n_texts
+    assert found.looks[-1].relative_error == relative_error(found.pairs[names[0], names[2]]) > 0
+
+
+def test_a_look_is_at_what_the_pair_that_needs_most_needs(make_model, many, store, monkeypatch):
+    needed, asked, score = iter([230, 400, 310, *[500] * 3]), [], sweeps.score
+
+    def watched(*arguments, first, **options):
+        asked.append(first)
+        return score(*arguments, first=first, **options)
+
+    monkeypatch.setattr(sweeps, "score", watched)
+    monkeypatch.setattr(precision, "GAUSSIAN", 0.0)  # a first look at few texts
+    monkeypatch.setattr(precision, "next_look", lambda *_: next(needed))
+    compare_to_precision([str(make_model(name, seed=seed)) for seed, name in enumerate("abc")], many, store, 0.01)
+    assert asked == [212, 400, 500]
 
 
 class _Interrupt(Progress):

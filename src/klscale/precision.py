@@ -147,10 +147,10 @@ def _pairs(names: Sequence[str], reference: ModelRef | None) -> list[tuple[str, 
 
 
 def relative_error(kl: KL) -> float:
-    """Standard error / KL; 0 for two models that agree on every text, infinite where it is not known."""
-    if kl.value == 0:
+    """Standard error / KL; 0 for two models that agree on every text, infinite where it is not known, as from one."""
+    if kl.value == 0 and kl.n_texts > 1:
         return 0.0
-    return kl.standard_error / kl.value if math.isfinite(kl.standard_error) else math.inf
+    return kl.standard_error / kl.value if kl.value > 0 and math.isfinite(kl.standard_error) else math.inf
 
 
 def look_times(n_texts: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,12 @@ def print_precision(found: Comparison) -> None:
     counts = sorted({kl.n_texts for kl in found.pairs.values()})
     used = " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
     n_texts = len(found.vectors.texts)
-    largest = f"the largest standard error is {100 * found.looks[-1].relative_error:.3g} % of its KL"
+    error = found.looks[-1].relative_error
+    largest = (
+        f"the largest standard error is {100 * error:.3g} % of its KL"
+        if math.isfinite(error)
+        else "a KL has no standard error"
+    )
     looks = ", ".join(f"{look.n_texts:,}" for look in found.looks)
     out.print(f"\n{used} of {n_texts:,} texts used (looks at {looks}): {largest}.")
     if not found.reached:

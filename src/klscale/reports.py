@@ -16,7 +16,7 @@ import shlex
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from importlib.resources import files
@@ -331,8 +331,10 @@ def _scale(contents: Contents) -> dict[str, Any] | None:
             "in_range": _column(np.array(row.in_range)),
             "published": known and asdict(known),
         })  # fmt: skip
+    floor = scales.noise_floor(contents.vectors)
     return {
         "settings": settings,
+        "noise_floor": floor and replace(floor, largest_of=contents.shown(floor.largest_of)).sentence,
         "comparable": scales.published_holds(texts),
         "not_measured": [asdict(row) for row in scales.not_measured(measured)],
     }

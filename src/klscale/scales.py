@@ -94,6 +94,14 @@ class NoiseFloor:
     largest_of: str
     n_models: int
 
+    @property
+    def sentence(self) -> str:
+        """The same in words."""
+        return (
+            f"Noise floor, KL between two readings of one model: median {self.median:.2g} bits/byte of "
+            f"{self.n_models:,} models (from {self.smallest:.2g} to {self.largest:.2g}, that of {self.largest_of})."
+        )
+
 
 @dataclass(frozen=True)
 class PublishedSetting:

@@ -631,11 +631,7 @@ def print_scale(vectors: Vectors, measured: Sequence[Setting]) -> None:
         style="dim",
     )
     if floor := scales.noise_floor(vectors):
-        out.print(
-            f"Noise floor, KL between two readings of one model: median {floor.median:.2g} bits/byte of "
-            f"{floor.n_models:,} models (from {floor.smallest:.2g} to {floor.largest:.2g}, that of "
-            f"{plain(floor.largest_of)})."
-        )
+        out.print(plain(floor.sentence))
     print_notes(
         vectors.texts,
         (any(row.n_in_range < len(row.pairs) for row in measured), OUT_OF_RANGE),

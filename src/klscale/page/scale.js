@@ -299,6 +299,7 @@ const scale = (() => {
 
   function note() {
     const sentences = ["± is the standard error over texts; (range): over the pairs, for too few models."];
+    if (found.noise_floor) sentences.push(found.noise_floor);
     if (rows.some(publishedOf) && !found.comparable)
       sentences.push("The published values are for other texts: beside, not comparable.");
     if (settings.some((row) => !(row.median > 0)))

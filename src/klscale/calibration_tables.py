@@ -12,6 +12,7 @@ import numpy as np
 from klscale.calibration import QUANTILES, Calibration
 from klscale.cautions import OUT_OF_RANGE
 from klscale.divergence import format_estimate
+from klscale.pictures.style import short_names
 from klscale.tables import describe_texts, marks, number, out, plain, print_notes, table
 from klscale.texts import TextSet
 from klscale.validity_tables import say
@@ -103,6 +104,8 @@ def _print_block(one: Calibration) -> None:
 
 
 def _print_rows(found: Sequence[Calibration]) -> None:
+    models = list(dict.fromkeys(name for one in found for name in (one.a, one.b)))
+    short = dict(zip(models, short_names(models, 40), strict=True))
     shown = table(
         "models A and B", "estimate", "exact, on the texts", "ratio", "exact, drawn", "ratio: A", "B",
         right=range(1, 7), title="\nEstimated and exact KL, symmetrised",
@@ -112,7 +115,8 @@ def _print_rows(found: Sequence[Calibration]) -> None:
         title="\nKL(A‖B) of single tokens on the texts, nats/token ± SE",
     )  # fmt: skip
     for one in found:
-        names, estimate = f"{plain(one.a)}\n{plain(one.b)}", number(one.estimate) + marks(one.estimate)
+        names = f"{plain(short[one.a])}\n{plain(short[one.b])}"
+        estimate = number(one.estimate) + marks(one.estimate)
         exact = (one.symmetrised, one.ratio, one.drawn, one.from_a.ratio, one.from_b.ratio)
         shown.add_row(names, estimate, *map(number, exact))
         tokens.add_row(names, *_of_tokens(one))

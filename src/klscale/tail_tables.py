@@ -162,11 +162,8 @@ def _summary_of_all(found: Tails) -> list[str]:
     """What the tails, the clip and the length of the texts make of all these KLs."""
     of = {row.estimator: row for row in found.agreement}
     same = _as_the_headline(found)
-    ways = {
-        "trimmed": f"without {TRIMMED:.0%} of the texts",
-        "unclipped": "without the clip",
-        "clipped": "with a clip for all",
-    }
+    ways = {"trimmed": f"without {TRIMMED:.0%} of the texts"}
+    ways |= {"unclipped": "without the clip"} if found.clip_is_frozen else {"clipped": "with a clip"}
     said = [f"{of[name].swapped:.1%} {way}" for name, way in ways.items() if name not in same]
     sentences = [f"Comparisons of two pairs that turn round: {', '.join(said)}."] if said and found.n_pairs > 1 else []
     if (length := found.length_explains) is not None:

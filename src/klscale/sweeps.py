@@ -486,7 +486,7 @@ class _Sweep:
         if first is not None:
             metadata |= {"first": first, "skipped": np.setdiff1d(wanted, scores.text).tolist()}
         there = None if self.rescore else self.store.entry(self.texts.id, [metadata["key"]])
-        if there is not None and self._will_do(there, job.layers) and _holds_more(there, job.layers, first):
+        if there is not None and self._will_do(there, job.layers):
             entry = self._labelled(job.model, there)  # written by another process meanwhile
         else:
             entry = self.store.write(self.texts, scores, metadata)
@@ -550,11 +550,6 @@ def _with_windows(jobs: Sequence[_Job], store: Store) -> list[_Job]:
 def _larger(first: int | None, other: int | None) -> int | None:
     """The larger of two numbers of texts of the random order, where None is all of them."""
     return None if first is None or other is None else max(first, other)
-
-
-def _holds_more(entry: Entry, layers: bool, first: int | None) -> bool:
-    """Whether an entry has more than a vector of these: the layers too, or more texts."""
-    return bool(entry.n_layers) > layers or (entry.first != first and _larger(entry.first, first) == entry.first)
 
 
 def _place(ref: ModelRef) -> ModelRef:

@@ -225,8 +225,7 @@ class Engine:
                 "A batch of one text is the smallest there is.",
                 "Use a smaller dtype (%bfloat16), another --device, or shorter texts.",
             )
-        longest = max(part.length for part in batch)
-        self.batch_tokens = max(longest, len(batch) * longest // 2)
+        self.batch_tokens = len(batch) * max(part.length for part in batch) // 2
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -542,7 +542,7 @@ class _ModelDraws:
 
 
 def _draw_models(models: Integers) -> _ModelDraws | None:
-    """Samples of the models that pairs (P, 2) are of, as in `scales.interval_over_models`; None below five models."""
+    """Samples of the models that pairs (P, 2) are of; None below five models."""
     models = np.unique(models, return_inverse=True)[1].reshape(-1, 2)
     n = int(models.max()) + 1
     if n < FEWEST_MODELS:

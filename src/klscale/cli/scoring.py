@@ -107,6 +107,7 @@ def demo(
             f"klscale serve {where}",
             f"klscale kl {where} --out {plain(directory)}/kl.png",
             f"klscale compare {where} {plain(plainly[0])} {last}",
+            f"klscale validate {where}",
             f"klscale layers {where} {last}",
             f"klscale trajectory {where} {plain(plainly[0].name.rpartition('/')[0])}",
         ):

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from conftest import write_texts
-from klscale import calibration, validity_tables
+from klscale import calibration, tables
 
 MARKUP = "[bold]m0"
 
@@ -192,7 +192,7 @@ def test_a_model_that_fails_does_not_hide_the_others(run, models):
 
 
 def test_sentences_are_wrapped_and_names_are_text(capsys):
-    validity_tables.say(validity_tables.plain("[red]" + "word " * 60))
+    tables.say(tables.plain("[red]" + "word " * 60))
     said = capsys.readouterr().out
     assert said.startswith("[red]word")
-    assert max(map(len, said.splitlines())) <= validity_tables.PROSE
+    assert max(map(len, said.splitlines())) <= tables.PROSE

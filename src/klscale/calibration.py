@@ -245,19 +245,14 @@ def ratio(difference: Floats, nats: Floats, documents: Any = None) -> Estimate:
     clusters = divergence.cluster_codes(documents)
     relative = divergence.standard_error_of_mean(squares / squares.mean() - nats / nats.mean(), clusters)
     error = float(value * relative)
-    return _positive(value, error, len(nats), documents, unit="")
+    return Estimate.positive(value, error, len(nats), n_documents=divergence.n_clusters(clusters), unit="")
 
 
 def _mean_of_both(a: Estimate, b: Estimate, documents: Any) -> Estimate:
     """Of two that were drawn independently."""
     error = math.hypot(a.standard_error, b.standard_error) / 2
-    return _positive((a.value + b.value) / 2, error, a.n_texts, documents)
-
-
-def _positive(value: float, error: float, n_texts: int, documents: Any, unit: str = "bits/byte") -> Estimate:
-    n = divergence.n_clusters(divergence.cluster_codes(documents))
-    low, high = divergence.log_interval(np.array(value), np.array(error), n)
-    return Estimate(value, error, (float(low), float(high)), n_texts, unit)
+    n_documents = divergence.n_clusters(divergence.cluster_codes(documents))
+    return Estimate.positive((a.value + b.value) / 2, error, a.n_texts, n_documents=n_documents)
 
 
 # ---------------------------------------------------------------------------------------------------------- measuring

@@ -13,9 +13,8 @@ from klscale.calibration import QUANTILES, Calibration
 from klscale.cautions import OUT_OF_RANGE
 from klscale.divergence import format_estimate
 from klscale.pictures.style import short_names
-from klscale.tables import describe_texts, marks, number, out, plain, print_notes, table
+from klscale.tables import describe_texts, marks, number, out, plain, print_notes, say, table
 from klscale.texts import TextSet
-from klscale.validity_tables import say
 
 BLOCKS = 3
 """Pairs beyond which there is one row a pair."""

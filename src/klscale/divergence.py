@@ -89,6 +89,22 @@ class Estimate:
     n_texts: int
     unit: str = "bits/byte"
 
+    @classmethod
+    def normal(
+        cls, value: float, standard_error: float, n_texts: int, *, n_documents: int = 0, unit: str = "bits/byte"
+    ) -> Estimate:
+        """With the interval value ± z SE, by Student's t for documents (0: texts are independent)."""
+        half = float(critical_value(n_documents)) * standard_error
+        return cls(value, standard_error, (value - half, value + half), n_texts, unit)
+
+    @classmethod
+    def positive(
+        cls, value: float, standard_error: float, n_texts: int, *, n_documents: int = 0, unit: str = "bits/byte"
+    ) -> Estimate:
+        """With an interval on the log scale: see `log_interval`."""
+        low, high = log_interval(np.array(value), np.array(standard_error), n_documents)
+        return cls(value, standard_error, (float(low), float(high)), n_texts, unit)
+
     def __str__(self) -> str:
         return f"{format_estimate(self.value, self.standard_error)} {self.unit}".rstrip()
 
@@ -292,11 +308,6 @@ def _small_sample(count: int) -> float:
     return count / (count - 1) if count > 1 else math.nan
 
 
-def _estimate(value: float, error: float, clusters: Integers | None, n_texts: int, unit: str = "bits/byte") -> Estimate:
-    half = float(critical_value(n_clusters(clusters))) * error
-    return Estimate(value, error, (value - half, value + half), n_texts, unit)
-
-
 def bootstrap_draws(codes: Integers, resamples: int, seed: int) -> Iterator[Integers]:
     """How often each cluster (G,) is drawn, in each of `resamples` bootstrap samples of G clusters."""
     generator, G = np.random.default_rng(seed), n_clusters(codes)
@@ -328,7 +339,7 @@ def bits_per_byte(
     clusters = cluster_codes(documents, both)
     value = float(bits.sum() / size.sum())
     error = float(standard_error_of_mean(bits - value * size, clusters) / size.mean())
-    return _estimate(value, error, clusters, int(both.sum()))
+    return Estimate.normal(value, error, int(both.sum()), n_documents=n_clusters(clusters))
 
 
 # ------------------------------------------------------------------------------------------------- KL of all pairs
@@ -407,7 +418,7 @@ def _complete_block(
         "n_documents": np.full((K, K), n_clusters(clusters)),
         "mean_bytes": np.full((K, K), mean_bytes),
     }
-    moved = _moved(L, clip)
+    moved = moved_by_clip(L, clip)
     fields["clipped"] = np.maximum(moved[:, None], moved[None, :])
     fields["uses_clip"] = (fields["clipped"] <= CLIP_LIMIT) & (clip is not None)
     if clip is not None and moved.any():
@@ -421,9 +432,11 @@ def _complete_block(
     return fields
 
 
-def _moved(L: Floats, clip: float | None) -> Floats:
-    """Fraction of each row of L (K, N) that the clip moves."""
-    return np.zeros(len(L)) if clip is None else np.asarray((L < clip).mean(axis=1))
+def moved_by_clip(L: Floats, clip: float | None) -> Floats:
+    """Fraction of each row of L (..., N) that the clip moves, of the values that are there."""
+    if clip is None:
+        return np.zeros(L.shape[:-1])
+    return np.asarray((L < clip).sum(axis=-1) / np.maximum((~np.isnan(L)).sum(axis=-1), 1))
 
 
 def _poor(L: Floats, mean_bytes: float) -> NDArray[np.bool_]:
@@ -462,22 +475,13 @@ def kl_pairs(
     P, draws = len(pairs), np.empty((0, L.shape[1])) if draws is None else draws
     found = {"value": np.full(P, np.nan), "standard_error": np.full(P, np.nan), "in_range": np.zeros(P, dtype=bool)}
     found["resampled"] = np.full((P, len(draws)), np.nan)
-    patterns, pattern_of = np.ones((1, L.shape[1]), dtype=bool), np.zeros(len(L), dtype=np.int64)
-    if not (present := ~np.isnan(L)).all():
-        patterns, pattern_of = np.unique(present, axis=0, return_inverse=True)
-    # Pairs with the same texts are computed together.
-    combinations, kind = np.unique(np.sort(pattern_of[pairs], axis=1), axis=0, return_inverse=True)
-    for number, (p, q) in enumerate(combinations):
-        texts = np.flatnonzero(patterns[p] & patterns[q])
-        if len(texts) < 2:
-            continue
-        members = np.flatnonzero(kind.ravel() == number)
+    for members, texts in pairs_by_texts(L, pairs):
         rows, places = np.unique(pairs[members], return_inverse=True)
         complete = len(texts) == L.shape[1]
         block = L[rows] if complete else L[np.ix_(rows, texts)]
         size, weights = text_bytes[texts].astype(np.float64), draws[:, texts].T
         clusters = cluster_codes(documents, texts)
-        moved, poor = _moved(block, clip), _poor(block, float(size.mean()))
+        moved, poor = moved_by_clip(block, clip), _poor(block, float(size.mean()))
         scale = nats2_per_bit_per_byte(float(size.mean()))
         drawn = weights.sum(axis=0)
         drawn_scale = nats2_per_bit_per_byte(size @ weights / drawn)
@@ -501,6 +505,19 @@ def kl_pairs(
             found["standard_error"][at] = np.sqrt(variance / len(texts)) / scale
             found["in_range"][at] = (m2 / 2 <= RANGE_LIMIT) & ~(poor[i] | poor[j])
     return found
+
+
+def pairs_by_texts(L: Floats, pairs: Integers) -> Iterator[tuple[Integers, Integers]]:
+    """Places in `pairs` (P, 2) of those that have the same texts in common, two at least, and these texts: such pairs
+    can be computed together."""
+    patterns, pattern_of = np.ones((1, L.shape[1]), dtype=bool), np.zeros(len(L), dtype=np.int64)
+    if not (present := ~np.isnan(L)).all():
+        patterns, pattern_of = np.unique(present, axis=0, return_inverse=True)
+    combinations, kind = np.unique(np.sort(pattern_of[pairs], axis=1), axis=0, return_inverse=True)
+    for number, (p, q) in enumerate(combinations):
+        texts = np.flatnonzero(patterns[p] & patterns[q])
+        if len(texts) > 1:
+            yield np.flatnonzero(kind.ravel() == number), texts
 
 
 def pairwise_moments(L: Floats, clusters: Integers | None = None) -> tuple[Floats, Floats, Floats]:
@@ -658,7 +675,7 @@ def huber_variance(d: Floats) -> tuple[Floats, Floats]:
 
 def clip_serves_all(rows: Floats, clip: float) -> bool:
     """Whether the clip moves no more than 5 % of any of these rows (K, N), which have no missing values."""
-    return not rows.size or bool(_moved(rows, clip).max() <= CLIP_LIMIT)
+    return not rows.size or bool(moved_by_clip(rows, clip).max() <= CLIP_LIMIT)
 
 
 def _on_one_footing(rows: Sequence[Floats], clip: float | None) -> tuple[Floats, Integers]:
@@ -688,7 +705,7 @@ def kl_difference(
     influence = (d[0] ** 2 - d[1] ** 2) / nats2_per_bit_per_byte(float(text_bytes[texts].mean()))
     clusters = cluster_codes(documents, texts)
     value, error = float(influence.mean()), float(standard_error_of_mean(influence, clusters))
-    return _estimate(value, error, clusters, len(texts))
+    return Estimate.normal(value, error, len(texts), n_documents=n_clusters(clusters))
 
 
 def shift_cosine(
@@ -803,4 +820,4 @@ def estimate_from_resamples(
     covers 95 to 97 %, the percentile interval 94 to 96 % (200 simulations a case).
     """
     error = float(np.std(resampled, ddof=1))
-    return _estimate(float(value), error, cluster_codes(documents), n_texts, unit)
+    return Estimate.normal(float(value), error, n_texts, n_documents=n_clusters(cluster_codes(documents)), unit=unit)

@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from klscale.cautions import HEAVY, OUT_OF_RANGE, UNCLIPPED
 from klscale.divergence import KL
 from klscale.errors import InputError
 from klscale.maps import AXES, Clustering, ModelMap, cluster, nearest
-from klscale.tables import describe_texts, marks, number, out, plain, print_notes, table
+from klscale.tables import describe_texts, marks, number, out, plain, print_marks, table
 from klscale.vectors import Vectors
 
 ROWS = 40
@@ -142,12 +141,7 @@ def print_map(found: ModelMap, vectors: Vectors) -> None:
         "those of the models." + (" t-SNE has no unit: it shows who is near whom." if places else ""),
         style="dim",
     )
-    print_notes(
-        vectors.texts,
-        ("*" in shown_marks, OUT_OF_RANGE),
-        ("u" in shown_marks, UNCLIPPED),
-        ("!" in shown_marks, HEAVY),
-    )
+    print_marks(vectors.texts, shown_marks)
     for note in (*found.notes, *notes):
         out.print(plain(note), style="yellow")
     for name, off_map in found.off_map.items():

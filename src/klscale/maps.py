@@ -388,9 +388,8 @@ def _unexplained(old: Floats, new: Floats, documents: Any = None) -> list[Estima
         left -= (left @ basis.T) @ basis
     influence = N * left * _left_out(left, basis, clusters)
     values, errors = influence.mean(axis=1), divergence.standard_error_of_mean(influence, clusters)
-    low, high = divergence.log_interval(values, errors, divergence.n_clusters(clusters))
-    ends = zip(values, errors, low, high, strict=True)
-    return [Estimate(float(v), float(e), (float(a), float(b)), N) for v, e, a, b in ends]
+    n_documents, both = divergence.n_clusters(clusters), zip(values.tolist(), errors.tolist(), strict=True)
+    return [Estimate.positive(value, error, N, n_documents=n_documents) for value, error in both]
 
 
 def _left_out(left: Floats, basis: Floats, clusters: Integers | None) -> Floats:

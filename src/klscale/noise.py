@@ -245,5 +245,4 @@ def half_precision_floor(
     variance = np.where(kept, 2 * unit**2 / 12, 0.0) / divergence.nats2_per_bit_per_byte(float(text_bytes.mean()))
     clusters = divergence.cluster_codes(documents)
     error = float(divergence.standard_error_of_mean(variance, clusters))
-    value, half = float(variance.mean()), float(divergence.critical_value(divergence.n_clusters(clusters))) * error
-    return Estimate(value, error, (value - half, value + half), len(variance))
+    return Estimate.normal(float(variance.mean()), error, len(variance), n_documents=divergence.n_clusters(clusters))

@@ -8,9 +8,8 @@ from typing import Any
 
 from klscale.cautions import HEAVY
 from klscale.noise import NoiseStudy, Reading
-from klscale.tables import describe_texts, number, out, plain, print_error, print_notes, table
+from klscale.tables import describe_texts, number, out, plain, print_error, print_notes, say, table
 from klscale.texts import TextSet
-from klscale.validity_tables import say
 
 
 def noise_record(found: Sequence[NoiseStudy], texts: TextSet) -> dict[str, Any]:

@@ -548,9 +548,8 @@ def interval_over_models(value: Floats, models: Integers, *, seed: int = 0) -> t
     pair is of one model); None for too few models.
 
     What is drawn with replacement are groups of pairs that no model links, where there are five; else models, where
-    there are six, and a pair counts as often as its models were drawn together. The percentile interval is widened as
-    Student's t is against the normal (expanded percentiles: Hesterberg, The American Statistician 69:371, 2015). By
-    simulation it covers 91 to 98 %, and more than that where models are drawn and few pairs share one.
+    there are six, and a pair counts as often as its models were drawn together (`expanded_percentiles`). By simulation
+    it covers 91 to 98 %, and more than that where models are drawn and few pairs share one.
     """
     models = np.unique(models, return_inverse=True)[1].reshape(-1, 2)
     n = int(models.max()) + 1
@@ -558,18 +557,30 @@ def interval_over_models(value: Floats, models: Integers, *, seed: int = 0) -> t
     n_groups, group_of = csgraph.connected_components(links, directed=False)
     if n_groups < FEWEST_GROUPS and n < FEWEST_MODELS:
         return None
-    units = group_of[models] if n_groups >= FEWEST_GROUPS else models
+    units = group_of[models].astype(np.int64) if n_groups >= FEWEST_GROUPS else models
     n = n_groups if n_groups >= FEWEST_GROUPS else n
     order = np.argsort(value)
-    first, second = units[order].T
-    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=UNIT_RESAMPLES)
-    weight = np.cumsum(np.where(first == second, drawn[:, first], drawn[:, first] * drawn[:, second]), axis=1)
+    weight = np.cumsum(pair_draws(units[order], n, UNIT_RESAMPLES, seed), axis=1)
     weight = weight[weight[:, -1] > 0]
     # The median of the drawn pairs: the mean of the two in the middle where they are even in number.
     middle = np.stack([(2 * weight < weight[:, -1:]).sum(axis=1), (2 * weight <= weight[:, -1:]).sum(axis=1)])
     medians = value[order][middle].mean(axis=0)
+    return expanded_percentiles(medians, n)
+
+
+def pair_draws(units: Integers, n: int, resamples: int, seed: int = 0) -> Integers:
+    """How often each pair of `units` (P, 2), numbers below n, counts in each of `resamples` samples (R, P) of n units,
+    drawn with replacement: as often as both were drawn; one that is of a single unit, as often as that."""
+    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
+    first, second = units.T
+    return np.where(first == second, drawn[:, first], drawn[:, first] * drawn[:, second])
+
+
+def expanded_percentiles(resampled: Floats, n: int) -> tuple[float, float]:
+    """95 % interval from what was found in samples (R,) of n units: percentiles, widened as Student's t is against the
+    normal (Hesterberg, The American Statistician 69:371, 2015)."""
     tail = special.ndtr(-math.sqrt(n / (n - 1)) * special.stdtrit(n - 1, (1 + divergence.CONFIDENCE) / 2))
-    low, high = np.quantile(medians, [tail, 1 - tail])
+    low, high = np.quantile(resampled, [tail, 1 - tail])
     return float(low), float(high)
 
 

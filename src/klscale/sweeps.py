@@ -438,7 +438,7 @@ class _Sweep:
         convention, there = self.conventions[which], self.store.entry(self.texts.id, [job.keys[which]])
         # A file is replaced only by one that holds as much.
         first = self.first if there is None else _larger(self.first, there.first)
-        wanted = np.sort(self.texts.random_order[:first])
+        wanted = self.texts.sample(first)
         if self.rescore:
             self.store.drop_partial(self.texts.id, job.partial)
         unfinished = self.store.read_partial(self.texts.id, job.partial)
@@ -509,7 +509,7 @@ class _Sweep:
 
     def _megabytes(self, texts: Integers | None = None) -> float:
         """Of these texts, or of all that are asked for."""
-        return float(self.texts.bytes[self.texts.random_order[: self.first] if texts is None else texts].sum()) / 1e6
+        return float(self.texts.bytes[self.texts.sample(self.first) if texts is None else texts].sum()) / 1e6
 
 
 def metadata_of(

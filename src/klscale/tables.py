@@ -21,7 +21,7 @@ from klscale.progress import Progress
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from klscale.divergence import KL, Estimate
+    from klscale.divergence import KL, Estimate, Floats
     from klscale.scales import NoiseFloor, Setting
     from klscale.store import Store
     from klscale.sweeps import Outcome
@@ -34,6 +34,8 @@ MANY = 8
 """Models beyond which not all pairs of shifts are listed."""
 DATA, PICTURES = (".csv", ".parquet"), (".png", ".svg", ".pdf")
 """Endings of files that a result is kept in."""
+PROSE = 100
+"""Columns that sentences fill at most."""
 WIDE = 200
 """Columns where the output is no terminal: a file or a pipe does not wrap."""
 
@@ -222,6 +224,11 @@ def print_failures(outcomes: Sequence[Outcome]) -> None:
             err.print(f"... and likewise {len(more):,} more: {plain(', '.join(more))}", style="red")
 
 
+def say(sentence: str, style: str | None = None) -> None:
+    """A sentence, wrapped where it is long."""
+    out.print(sentence, style=style, width=PROSE)
+
+
 def print_notes(texts: TextSet, *marked: tuple[bool, str]) -> None:
     """The notes below a table: those of its marks that are there, and those of the texts."""
     from klscale.findings import warnings_of_documents
@@ -229,6 +236,12 @@ def print_notes(texts: TextSet, *marked: tuple[bool, str]) -> None:
     notes = [note for there, note in marked if there]
     for note in [*notes, *(f"Note: {warning}." for warning in warnings_of_documents(texts))]:
         out.print(note, style="yellow")
+
+
+def print_marks(texts: TextSet, shown: str) -> None:
+    """The notes below a table that has shown these `marks`, and those of the texts."""
+    notes = {"*": OUT_OF_RANGE, "u": UNCLIPPED, "!": HEAVY, "~": NOISY}
+    print_notes(texts, *((mark in shown, note) for mark, note in notes.items()))
 
 
 def pair_record(vectors: Vectors, a: str, b: str, measured: Sequence[Setting]) -> dict[str, Any]:
@@ -484,12 +497,7 @@ def print_layers(vectors: Vectors) -> None:
     steps = [row.from_previous for rows in found.values() for row in rows if row.from_previous]
     shown_marks = "".join(map(marks, [*steps, *(row.to_output for rows in found.values() for row in rows[:-1])]))
     out.print("KL in bits/byte ± standard error over texts; the last layer is the model itself.", style="dim")
-    print_notes(
-        vectors.texts,
-        ("*" in shown_marks, OUT_OF_RANGE),
-        ("u" in shown_marks, UNCLIPPED),
-        ("!" in shown_marks, HEAVY),
-    )
+    print_marks(vectors.texts, shown_marks)
 
 
 def marks(kl: KL, noise: float = math.nan) -> str:
@@ -527,13 +535,7 @@ def print_matrix(vectors: Vectors) -> None:
         )
         shown_marks += mark
     out.print(shown)
-    print_notes(
-        vectors.texts,
-        ("*" in shown_marks, OUT_OF_RANGE),
-        ("u" in shown_marks, UNCLIPPED),
-        ("!" in shown_marks, HEAVY),
-        ("~" in shown_marks, NOISY),
-    )
+    print_marks(vectors.texts, shown_marks)
 
 
 def scale_record(vectors: Vectors, measured: Sequence[Setting]) -> dict[str, Any]:
@@ -609,7 +611,8 @@ def print_scale(vectors: Vectors, measured: Sequence[Setting]) -> None:
         "setting", "median ± SE, bits/byte", "quartiles", "95 % over models", "pairs", "models", "published",
         right=(1, 2, 3, 4, 5), title="\nThe scale",
     )  # fmt: skip
-    noisy_rows = [_is_noisy(vectors, row) for row in measured]
+    noise = vectors.noise()
+    noisy_rows = [_is_noisy(vectors, noise, row) for row in measured]
     for row, noisy in zip(measured, noisy_rows, strict=True):
         low, high = (f"{value:.3g}" for value in row.interval)
         spread = f"{low} to {high}" + (" (range)" if row.interval_kind == "range" else "")
@@ -647,14 +650,14 @@ def print_scale(vectors: Vectors, measured: Sequence[Setting]) -> None:
         out.print(f"No pair yet (what to score): {listed}.", style="dim")
 
 
-def _is_noisy(vectors: Vectors, row: Setting) -> bool:
-    """Whether rounding is more than 10 % of the KL of any pair of a setting."""
+def _is_noisy(vectors: Vectors, noise: Floats, row: Setting) -> bool:
+    """Whether rounding `noise` (K, K) is more than 10 % of the KL of any pair of a setting."""
     import numpy as np
 
     from klscale.findings import noisy
 
     a, b = ([vectors.position(name) for name in side] for side in zip(*row.pairs, strict=True))
-    return bool(noisy(np.array(row.values), vectors.noise()[a, b])[0].any())
+    return bool(noisy(np.array(row.values), noise[a, b])[0].any())
 
 
 def print_report(data: Mapping[str, Any], file: Path, size: int) -> None:

@@ -13,11 +13,11 @@ import numpy as np
 from klscale.cautions import CAUTIONS, HEAVY, OUT_OF_RANGE, UNCLIPPED
 from klscale.divergence import CLIP_LIMIT, HEAVY_TAILS, TRIMMED, Estimate, format_estimate, trimmed_consistency
 from klscale.pictures.style import short_names, shortened
-from klscale.tables import describe_texts, number, out, plain, print_notes, table
+from klscale.tables import describe_texts, number, out, plain, print_notes, say, table
 from klscale.tails import ALTERNATIVES, ESTIMATORS, FILTERED, PairTails, Tails, Text
 from klscale.texts import TextSet
 from klscale.validity import TextSensitivity
-from klscale.validity_tables import of_what, say, summary_of_texts, units
+from klscale.validity_tables import of_what, summary_of_texts, units
 
 LABELS = {
     "headline": "headline",

@@ -9,7 +9,7 @@ of a KL, not a better one.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -125,19 +125,16 @@ class PairEstimates:
     def estimate(self, estimator: str, pair: int) -> Estimate:
         """KL by an estimator, with its interval on the log scale."""
         at = list(ESTIMATORS).index(estimator), pair
-        value, error, documents = self.value[at], self.standard_error[at], int(self.n_documents[pair])
-        low, high = divergence.log_interval(value, error, documents)
-        return Estimate(float(value), float(error), (float(low), float(high)), int(self.n_texts[pair]))
+        value, error, documents = float(self.value[at]), float(self.standard_error[at]), int(self.n_documents[pair])
+        return Estimate.positive(value, error, int(self.n_texts[pair]), n_documents=documents)
 
     def against_headline(self, estimator: str, pair: int) -> Estimate:
         """By how much an estimator's KL exceeds the headline, with a paired standard error. Of a trimmed value that
         leaves out fewer than 30 texts the interval is NaN, and the standard error a lower bound."""
         at = list(ESTIMATORS).index(estimator), pair
         value, error = float(self.difference[at]), float(self.difference_standard_error[at])
-        half = float(divergence.critical_value(int(self.n_documents[pair]))) * error
-        if _rests_on_few(estimator, self.n_left_out[pair]):
-            half = math.nan
-        return Estimate(value, error, (value - half, value + half), int(self.n_texts[pair]))
+        found = Estimate.normal(value, error, int(self.n_texts[pair]), n_documents=int(self.n_documents[pair]))
+        return _without_interval(found) if _rests_on_few(estimator, self.n_left_out[pair]) else found
 
     def length_share(self, kind: int, pair: int) -> Estimate:
         """The square of a row of `length`, a share of a pair's KL: 0 what a straight line in the length of the texts
@@ -148,8 +145,7 @@ class PairEstimates:
         if kind == 0:
             ends = divergence.fisher_interval(root, error, documents)
         else:
-            half = float(divergence.critical_value(documents)) * error
-            ends = root - half, root + half
+            ends = Estimate.normal(root, error, 0, n_documents=documents).interval
         squares = sorted((ends[0] ** 2, ends[1] ** 2))
         low = 0.0 if ends[0] <= 0 <= ends[1] else squares[0]
         return Estimate(root**2, 2 * abs(root) * error, (low, squares[1]), int(self.n_texts[pair]), unit="")
@@ -158,6 +154,10 @@ class PairEstimates:
 def _rests_on_few(estimator: str, n_left_out: int) -> bool:
     """Whether an estimator differs from the headline by too few texts to say how well the difference is known."""
     return estimator == "trimmed" and n_left_out < FEWEST_LEFT_OUT
+
+
+def _without_interval(estimate: Estimate) -> Estimate:
+    return replace(estimate, interval=(math.nan, math.nan))
 
 
 def estimate_pairs(vectors: Vectors, pairs: Integers, *, resamples: int = RESAMPLES) -> PairEstimates:
@@ -179,7 +179,7 @@ def estimate_pairs(vectors: Vectors, pairs: Integers, *, resamples: int = RESAMP
         scale = divergence.nats2_per_bit_per_byte(float(size.mean()))
         drawn = draws[:, common].T / draws[:, common].sum(axis=1)
         cut = np.maximum(rows, clip)
-        uses_clip[at] = frozen & ((rows < clip).mean(axis=2).max(axis=1) <= CLIP_LIMIT)
+        uses_clip[at] = frozen & (divergence.moved_by_clip(rows, clip).max(axis=1) <= CLIP_LIMIT)
         plain, clipped = (_differences(pair, scale) for pair in (rows, cut))
         headline = np.where(uses_clip[at, None], clipped, plain)
         found = [*map(divergence.variance, (headline, clipped, plain))]
@@ -222,15 +222,10 @@ def estimate_pairs(vectors: Vectors, pairs: Integers, *, resamples: int = RESAMP
 
 
 def _blocks(L: Floats, pairs: Integers) -> Iterator[tuple[Integers, Integers]]:
-    """Places of pairs that have the same texts in common, and these texts: two at least, few pairs at a time."""
-    patterns, pattern_of = np.unique(~np.isnan(L), axis=0, return_inverse=True)
-    kinds, kind = np.unique(np.sort(pattern_of.ravel()[pairs], axis=1), axis=0, return_inverse=True)
-    for n, (p, q) in enumerate(kinds):
-        common = np.flatnonzero(patterns[p] & patterns[q])
-        members = np.flatnonzero(kind.ravel() == n)
-        if len(common) > 1:
-            for part in np.array_split(members, -(-len(members) * len(common) // BLOCK)):
-                yield part, common
+    """`divergence.pairs_by_texts`, few pairs at a time."""
+    for members, common in divergence.pairs_by_texts(L, pairs):
+        for part in np.array_split(members, -(-len(members) * len(common) // BLOCK)):
+            yield part, common
 
 
 def _differences(rows: Floats, scale: float) -> Floats:
@@ -539,10 +534,9 @@ def examine_tails(vectors: Vectors, *, resamples: int = RESAMPLES, seed: int = 0
         )["in_range"],
         agreement=tuple(_agreement(found, name, n_pairs, measured, settings, vectors.texts) for name in ALTERNATIVES),
         settings=settings,
-        moved_by_clip={
-            name: float((row < clip).sum() / max((~np.isnan(row)).sum(), 1))
-            for name, row in zip(vectors.names, vectors.log_likelihood, strict=True)
-        },
+        moved_by_clip=dict(
+            zip(vectors.names, divergence.moved_by_clip(vectors.log_likelihood, clip).tolist(), strict=True)
+        ),
         runs=tuple(filtered for run in find_runs(vectors) if (filtered := filter_run(run, resamples=resamples))),
         n_common=int((~np.isnan(vectors.log_likelihood).any(axis=0)).sum()),
         leverage=leverage,
@@ -565,8 +559,8 @@ def _some_pairs(n_models: int, seed: int) -> tuple[Integers, int]:
 def _have_texts(L: Floats, pairs: Integers) -> NDArray[np.bool_]:
     """Which pairs (P, 2) have two texts or more in common."""
     found = np.zeros(len(pairs), dtype=bool)
-    for at, _ in _blocks(L, pairs):
-        found[at] = True
+    for members, _ in divergence.pairs_by_texts(L, pairs):
+        found[members] = True
     return found
 
 
@@ -576,10 +570,9 @@ def _over_texts(
     """A number made of many pairs, with the standard deviation of its values (R,) in samples of the texts; its interval
     is value ± z SE. One that sets an estimator against the headline has none where that has none of a pair."""
     error = float(np.std(resampled, ddof=1)) if len(resampled) > 1 else math.nan
-    half = float(divergence.critical_value(int(found.n_documents.min()))) * error
-    if _rests_on_few(against, found.n_left_out.min()):
-        half = math.nan
-    return Estimate(float(value), error, (value - half, value + half), int(found.n_texts.min()), unit)
+    n_texts, n_documents = int(found.n_texts.min()), int(found.n_documents.min())
+    over = Estimate.normal(float(value), error, n_texts, n_documents=n_documents, unit=unit)
+    return _without_interval(over) if _rests_on_few(against, found.n_left_out.min()) else over
 
 
 def _settings(found: PairEstimates, measured: Sequence[scales.Setting]) -> tuple[SettingTails, ...]:
@@ -648,8 +641,7 @@ def _spearman(found: PairEstimates, e: int, known: Integers) -> Estimate:
     ranks -= ranks.mean(axis=1, keepdims=True)
     with np.errstate(invalid="ignore", divide="ignore"):
         rho = (ranks[0] * ranks[1]).sum(axis=0) / np.sqrt((ranks**2).sum(axis=1).prod(axis=0))
-    over = _over_texts(float(rho[0]), rho[1:], found, unit="")
-    return replace(over, interval=(math.nan, math.nan))
+    return _without_interval(_over_texts(float(rho[0]), rho[1:], found, unit=""))
 
 
 def _other_places(
@@ -730,14 +722,10 @@ def filter_run(run: Run, *, resamples: int = RESAMPLES) -> FilteredRun | None:
     drawn = draws.T / draws.sum(axis=1)
     n_documents = divergence.n_clusters(clusters)
 
-    def estimates(values: Floats, influences: Floats, *, positive: bool) -> tuple[Estimate, ...]:
+    def estimates(values: Floats, influences: Floats, make: Callable[..., Estimate]) -> tuple[Estimate, ...]:
         errors = divergence.standard_error_of_mean(influences, clusters)
-        half = divergence.critical_value(n_documents) * errors
-        low, high = divergence.log_interval(values, errors, n_documents) if positive else (values - half, values + half)
-        return tuple(
-            Estimate(float(v), float(e), (float(a), float(b)), len(common))
-            for v, e, a, b in zip(values, errors, low, high, strict=True)
-        )
+        both = zip(values.tolist(), errors.tolist(), strict=True)
+        return tuple(make(value, error, len(common), n_documents=n_documents) for value, error in both)
 
     medians = [float(np.median(values)) for values in (value, value_kept)]
     resampled = [
@@ -756,9 +744,9 @@ def filter_run(run: Run, *, resamples: int = RESAMPLES) -> FilteredRun | None:
         mean_bytes_kept=mean_kept,
         uses_clip=texts.clip is not None,
         steps=tuple(zip(run.steps[past][:-1].tolist(), run.steps[past][1:].tolist(), strict=True)),
-        all_texts=estimates(value, influence, positive=True),
-        filtered=estimates(value_kept, influence_kept, positive=True),
-        difference=estimates(value_kept - value, influence_kept - influence, positive=False),
+        all_texts=estimates(value, influence, Estimate.positive),
+        filtered=estimates(value_kept, influence_kept, Estimate.positive),
+        difference=estimates(value_kept - value, influence_kept - influence, Estimate.normal),
         median=median(medians[0], resampled[0]),
         median_filtered=median(medians[1], resampled[1]),
         median_difference=median(medians[1] - medians[0], resampled[1] - resampled[0]),

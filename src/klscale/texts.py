@@ -83,6 +83,10 @@ class TextSet:
         keys = [hashlib.sha256(f"{self.id} {s}".encode()).digest() for s in range(len(self))]
         return np.array(sorted(range(len(self)), key=keys.__getitem__), dtype=np.int64)
 
+    def sample(self, n: int | None) -> Integers:
+        """The first n texts of the random order, or all (None), in the order of the set."""
+        return np.arange(len(self)) if n is None else np.sort(self.random_order[:n])
+
     def __len__(self) -> int:
         return len(self.bytes)
 

@@ -642,5 +642,4 @@ def _over_units(values: Floats, centre: float | None = None) -> Estimate:
     S = len(values)
     value = float(values.mean()) if centre is None else centre
     error = float(values.std(ddof=1) / math.sqrt(S))
-    half = float(divergence.critical_value(S)) * error
-    return Estimate(value, error, (value - half, value + half), 0, unit="")
+    return Estimate.normal(value, error, 0, n_documents=S, unit="")

@@ -21,7 +21,7 @@ from klscale import divergence
 from klscale.divergence import RESAMPLES, Estimate, Floats, Integers
 from klscale.errors import InputError
 from klscale.maps import ROUNDING, pca
-from klscale.scales import MOST_PAIRS, interval_over_models
+from klscale.scales import MOST_PAIRS, expanded_percentiles, interval_over_models, pair_draws
 from klscale.vectors import Vectors
 
 FEWEST_TEXTS, FEWEST_DOCUMENTS = 20, 5
@@ -326,7 +326,7 @@ def _sample(vectors: Vectors, pairs: Integers, models: Integers) -> _Sample:
     rows, size, documents = L[:, common], texts.bytes[common], texts.documents_of(common)
     places = pairs
     if (clip := texts.clip) is not None:
-        serves = np.array([divergence.clip_serves_all(row[None], clip) for row in rows])
+        serves = divergence.moved_by_clip(rows, clip) <= divergence.CLIP_LIMIT
         rows = np.concatenate([rows, np.maximum(rows, clip)])
         places = pairs + len(L) * serves[pairs].all(axis=1, keepdims=True)
     found = divergence.kl_pairs(rows, size, places, documents=documents)
@@ -475,8 +475,7 @@ def _slope(n: Floats, typical: Floats, left_out: Floats, n_texts: int) -> Estima
         return None
     value, jackknife = float(_fit(n, np.log(typical))), _fit(n, np.log(left_out))
     error = math.sqrt((GROUPS - 1) * float(np.var(jackknife)))
-    half = float(divergence.critical_value(GROUPS)) * error
-    return Estimate(value, error, (value - half, value + half), n_texts, unit="")
+    return Estimate.normal(value, error, n_texts, n_documents=GROUPS, unit="")
 
 
 def _document_effect(sample: _Sample) -> float | None:
@@ -534,11 +533,8 @@ class _ModelDraws:
     n_models: int
 
     def interval(self, resampled: Floats) -> tuple[float, float]:
-        """Expanded percentiles of what was found in each sample (R,), as in `scales.interval_over_models`."""
-        n = self.n_models
-        z = special.stdtrit(n - 1, (1 + divergence.CONFIDENCE) / 2) * math.sqrt(n / (n - 1))
-        low, high = np.quantile(resampled[np.isfinite(resampled)], [special.ndtr(-z), special.ndtr(z)])
-        return float(low), float(high)
+        """Of what was found in each sample (R,)."""
+        return expanded_percentiles(resampled[np.isfinite(resampled)], self.n_models)
 
 
 def _draw_models(models: Integers) -> _ModelDraws | None:
@@ -547,9 +543,7 @@ def _draw_models(models: Integers) -> _ModelDraws | None:
     n = int(models.max()) + 1
     if n < FEWEST_MODELS:
         return None
-    drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=MODEL_RESAMPLES).astype(np.float64)
-    a, b = models.T
-    weights = np.where(a == b, drawn[:, a], drawn[:, a] * drawn[:, b])
+    weights = pair_draws(models, n, MODEL_RESAMPLES).astype(np.float64)
     return _ModelDraws(weights[(weights > 0).sum(axis=1) >= 3], n)
 
 

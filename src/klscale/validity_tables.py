@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from klscale.pictures.style import short_names, shortened
-from klscale.tables import describe_texts, number, out, plain, table
+from klscale.tables import describe_texts, number, out, plain, say, table
 from klscale.texts import TextSet
 from klscale.validity import (
     Correlation,
@@ -62,14 +62,6 @@ def _plain_values(value: Any) -> Any:
 
 
 # ---------------------------------------------------------------------------------------------- one text set, printed
-
-PROSE = 100
-"""Columns that sentences fill at most."""
-
-
-def say(sentence: str, style: str | None = None) -> None:
-    """A sentence, wrapped where it is long."""
-    out.print(sentence, style=style, width=PROSE)
 
 
 def of_what(found: TextSensitivity | TextSetComparison) -> str:

@@ -193,10 +193,7 @@ class Vectors:
 
     def n_moved_by_clip(self) -> int:
         """How many models have more than 5 % of their values moved by the text set's clip: there it does not serve."""
-        if (clip := self.texts.clip) is None:
-            return 0
-        rows = (row[~np.isnan(row)] for row in self.log_likelihood)
-        return sum(not divergence.clip_serves_all(row[None], clip) for row in rows)
+        return int((divergence.moved_by_clip(self.log_likelihood, self.texts.clip) > divergence.CLIP_LIMIT).sum())
 
     def kl_difference(self, first: tuple[str, str], second: tuple[str, str]) -> Estimate:
         """KL(first pair) - KL(second pair) with the standard error of the paired difference."""

@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from scoring import forget_peak, memory, sample, save_model, spread
 
-from klscale.models import ModelRef
-from klscale.scoring.engine import Engine
-from klscale.scoring.loading import load, quiet_transformers, resolve
-from klscale.scoring.tokens import tokenize
-from klscale.texts import TextSet
+from klscale.inputs.references import ModelRef
+from klscale.inputs.texts import TextSet
+from klscale.sources.transformers.engine import Engine
+from klscale.sources.transformers.loading import load, quiet_transformers, resolve
+from klscale.sources.transformers.tokens import tokenize
 
 SHAPE = "70M, 50k vocabulary"
 

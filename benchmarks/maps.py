@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from klscale import maps
-from klscale.models import ModelRef
-from klscale.texts import TextSet
-from klscale.vectors import ATTRIBUTES, CONVENTION, Vectors
+from klscale.inputs.references import ModelRef
+from klscale.inputs.texts import TextSet
+from klscale.studies import maps
+from klscale.vectors.vectors import ATTRIBUTES, CONVENTION, Vectors
 
 PUBLISHED, LARGE, QUICK = (1018, 10_000), (20_000, 10_000), (60, 300)
 ADDED = 5

@@ -17,11 +17,19 @@ from pathlib import Path
 
 import numpy as np
 
-from klscale import divergence
-from klscale.divergence import KL, Floats
-from klscale.imports import read_log_likelihoods
-from klscale.precision import FEWEST, GAUSSIAN, TYPICAL_KURTOSIS, crowding_of, look_times, next_look, relative_error
-from klscale.texts import TextSet
+from klscale.inputs.texts import TextSet
+from klscale.science import divergence
+from klscale.science.divergence import KL, Floats
+from klscale.studies.precision import (
+    FEWEST,
+    GAUSSIAN,
+    TYPICAL_KURTOSIS,
+    crowding_of,
+    look_times,
+    next_look,
+    relative_error,
+)
+from klscale.vectors.imports import read_log_likelihoods
 
 REPEATS = 1000
 EXAMPLE = Path(__file__).parent.parent / "examples" / "pile-trained-14.csv"

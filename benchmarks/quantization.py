@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from klscale import divergence
-from klscale.divergence import format_estimate
-from klscale.models import ModelRef
-from klscale.pictures import COLOURS, save
-from klscale.store import Store
-from klscale.sweeps import score
-from klscale.texts import TextSet, load_texts
+from klscale.inputs.references import ModelRef
+from klscale.inputs.texts import TextSet, load_texts
+from klscale.science import divergence
+from klscale.science.divergence import format_estimate
+from klscale.show.pictures import COLOURS, save
+from klscale.store.store import Store
+from klscale.sweep.sweeps import score
 
 KINDS = ("int8", "int8-kernel", "nf4", "fp4")
 WAYS = ("no clip", "joint", "one-sided")

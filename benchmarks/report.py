@@ -19,8 +19,8 @@ from typing import TypeVar
 
 from maps import PUBLISHED, QUICK, synthetic
 
-from klscale import reports
-from klscale.store import Store
+from klscale.show import reports
+from klscale.store.store import Store
 
 T = TypeVar("T")
 OPENED = 5

@@ -33,11 +33,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from klscale.models import ModelRef
-from klscale.scoring.engine import Engine
-from klscale.scoring.loading import load, quiet_transformers, resolve
-from klscale.scoring.tokens import tokenize
-from klscale.texts import TextSet, build_texts, pocket_corpus
+from klscale.inputs.references import ModelRef
+from klscale.inputs.texts import TextSet, build_texts, pocket_corpus
+from klscale.sources.transformers.engine import Engine
+from klscale.sources.transformers.loading import load, quiet_transformers, resolve
+from klscale.sources.transformers.tokens import tokenize
 
 Shape = namedtuple("Shape", "hidden_size num_hidden_layers num_attention_heads vocab_size")
 SHAPES = {

@@ -21,15 +21,15 @@ import torch
 from scoring import SHAPES, save_model, spread
 from transformers import AutoConfig, AutoModelForCausalLM, GPTNeoXConfig
 
-from klscale import sweeps
-from klscale.models import ModelRef
-from klscale.pocket import pocket_tokenizer
-from klscale.runs import checkpoints
-from klscale.scoring.engine import Engine
-from klscale.scoring.loading import load, quiet_transformers, resolve
-from klscale.scoring.tokens import tokenize
-from klscale.store import Store
-from klscale.texts import TextSet, build_texts, pocket_corpus
+from klscale.inputs.references import ModelRef
+from klscale.inputs.texts import TextSet, build_texts, pocket_corpus
+from klscale.sources.transformers.engine import Engine
+from klscale.sources.transformers.loading import load, quiet_transformers, resolve
+from klscale.sources.transformers.tokens import tokenize
+from klscale.store.store import Store
+from klscale.studies.pocket import pocket_tokenizer
+from klscale.sweep import sweeps
+from klscale.sweep.runs import checkpoints
 
 LARGE, TINY = "70M, 50k vocabulary", "130k, bytes"
 

@@ -31,9 +31,9 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 
 from klscale import read_log_likelihoods
-from klscale.divergence import Floats, Integers, double_centre, log_interval
-from klscale.store import Store
-from klscale.vectors import Vectors
+from klscale.science.divergence import Floats, Integers, double_centre, log_interval
+from klscale.store.store import Store
+from klscale.vectors.vectors import Vectors
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "pile-trained-14.csv"
 FRACTIONS = (0.05, 0.1, 0.2, 0.3, 0.5)

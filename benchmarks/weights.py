@@ -24,7 +24,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 from scoring import forget_peak, memory, spread
 
-from klscale.weights import CHUNK, distances_to, squared_distances
+from klscale.science.weights import CHUNK, distances_to, squared_distances
 
 Matrix = np.ndarray
 CHECKPOINTS, LAYERS, WIDTH, VOCABULARY = 20, 6, 512, 50304

@@ -12,10 +12,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from klscale import maps, pictures, reports, scales, trajectories
-from klscale.diffusion import WINDOW
-from klscale.imports import read_log_likelihoods
-from klscale.store import Store
+from klscale.science.diffusion import WINDOW
+from klscale.show import pictures, reports
+from klscale.store.store import Store
+from klscale.studies import maps, scales, trajectories
+from klscale.vectors.imports import read_log_likelihoods
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -20,13 +20,14 @@ import numpy as np
 import pandas as pd
 from study import calibration, footguns
 
-from klscale import noise, pictures, tails, validity
-from klscale.divergence import KL, RANGE_LIMIT, Estimate, format_estimate
-from klscale.imports import read_log_likelihoods
-from klscale.models import ModelRef
-from klscale.store import Store
-from klscale.texts import load_texts
-from klscale.vectors import Vectors
+from klscale.inputs.references import ModelRef
+from klscale.inputs.texts import load_texts
+from klscale.science.divergence import KL, RANGE_LIMIT, Estimate, format_estimate
+from klscale.show import pictures
+from klscale.store.store import Store
+from klscale.studies import noise, tails, validity
+from klscale.vectors.imports import read_log_likelihoods
+from klscale.vectors.vectors import Vectors
 
 DOCS = Path(__file__).resolve().parent
 EXAMPLE = DOCS.parent / "examples" / "pile-trained-14.csv"

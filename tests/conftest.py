@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from klscale.texts import TextSet
+from klscale.inputs.texts import TextSet
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("KLSCALE_SHARED") or ROOT.parent / "shared")

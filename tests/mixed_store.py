@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from klscale import divergence
-from klscale.models import ModelRef
-from klscale.store import Store, vector_key
-from klscale.texts import TextSet
-from klscale.vectors import CONVENTION, Scores
+from klscale.inputs.references import ModelRef
+from klscale.inputs.texts import TextSet
+from klscale.science import divergence
+from klscale.store.store import Store, vector_key
+from klscale.vectors.vectors import CONVENTION, Scores
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 STEPS = range(0, 320, 20)

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from klscale import diffusion, directional, divergence, maps, scales, trajectories
-from klscale.models import ModelRef
-from klscale.texts import TextSet
-from klscale.vectors import ATTRIBUTES, CONVENTION, Vectors
+from klscale.inputs.references import ModelRef
+from klscale.inputs.texts import TextSet
+from klscale.science import diffusion, divergence
+from klscale.studies import directional, maps, scales, trajectories
+from klscale.vectors.vectors import ATTRIBUTES, CONVENTION, Vectors
 
 TAILS: dict[str, Callable[[np.random.Generator, int], Any]] = {
     "Gaussian": lambda generator, n: np.ones(n),
@@ -171,7 +172,7 @@ def of_exponents(sample: Sample, exponent: float = 0.4) -> Found:
 
 def of_logged(sample: Sample, exponent: float = 0.4) -> Found:
     """What a training callback logs: values with standard errors."""
-    from klscale.callbacks import TrainingWatch
+    from klscale.training.callbacks import TrainingWatch
 
     rows = 3 * _walk(exponent, diffusion.WINDOW) @ sample.noise(diffusion.WINDOW)
     recent = [(0, np.zeros(sample.n)), *((1000 * (t + 1), row) for t, row in enumerate(rows))]

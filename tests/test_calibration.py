@@ -14,25 +14,25 @@ from scipy import stats
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, PhiConfig
 
 from conftest import byte_tokenizer
-from klscale import calibration
-from klscale.calibration import calibrate
-from klscale.calibration_tables import calibration_record, print_calibration
 from klscale.errors import InputError, KlscaleError
-from klscale.models import ModelRef
-from klscale.scoring import next_token
-from klscale.scoring.engine import Engine
-from klscale.scoring.loading import LoadedModel, load, resolve
-from klscale.scoring.next_token import (
+from klscale.inputs.references import ModelRef
+from klscale.inputs.texts import TextSet
+from klscale.show.calibration_tables import calibration_record, print_calibration
+from klscale.sources.transformers import next_token
+from klscale.sources.transformers.engine import Engine
+from klscale.sources.transformers.loading import LoadedModel, load, resolve
+from klscale.sources.transformers.next_token import (
     compare_next_tokens,
     decoded_bytes,
     require_one_tokenizer,
     sample_texts,
 )
-from klscale.scoring.tokens import Tokens, tokenize
-from klscale.store import Store
-from klscale.sweeps import score
-from klscale.texts import TextSet
-from klscale.vectors import Vectors
+from klscale.sources.transformers.tokens import Tokens, tokenize
+from klscale.store.store import Store
+from klscale.studies import calibration
+from klscale.studies.calibration import calibrate
+from klscale.sweep.sweeps import score
+from klscale.vectors.vectors import Vectors
 
 LETTERS, LENGTH = 5, 5
 """Of the toy models: every text is `a` and four more of five letters, 625 in all."""
@@ -142,7 +142,7 @@ def engines(make_model):
 def test_real_architectures_equal_a_plain_loop(architecture, other, readable, engines, texts, monkeypatch):
     """Padded batches, heads with caps, scales and biases, or the models' own logits: 1e-6 of the KL of each text."""
     if not readable:
-        monkeypatch.setattr("klscale.scoring.engine.candidate_heads", lambda _: iter(()))
+        monkeypatch.setattr("klscale.sources.transformers.engine.candidate_heads", lambda _: iter(()))
     a, b = engines({"architecture": architecture, "bos": True}, {"architecture": other, "bos": True})
     tokens = tokenize(a.loaded.tokenizer, texts)
     found = compare_next_tokens(a, b, tokens, range(12))
@@ -428,7 +428,7 @@ def test_what_is_finished_is_not_computed_again(scored, monkeypatch):
     assert (found.n_texts, found.n_available) == (20, 40)
     (file,) = Path(store.location, "exact", texts.id).iterdir()
     with monkeypatch.context() as context:
-        context.setattr("klscale.scoring.loading.load", lambda *_: pytest.fail("it is there already"))
+        context.setattr("klscale.sources.transformers.loading.load", lambda *_: pytest.fail("it is there already"))
         assert calibrate([(a, b)], texts, store, n_texts=20) == [found]
         (clipped,) = calibrate([(a, b)], texts.with_clip(-60.0), store, n_texts=20)
         assert clipped.forward == found.forward

@@ -24,14 +24,14 @@ from transformers import (
 
 import klscale
 from conftest import ROOT, SMALL, byte_tokenizer, plain_log_likelihoods, write_texts
-from klscale import callbacks
-from klscale.callbacks import TrainingWatch, TrajectoryCallback
-from klscale.divergence import bits_per_byte, kl
 from klscale.errors import InputError, KlscaleError
-from klscale.scoring.live import untouched
-from klscale.store import Store
-from klscale.texts import TextSet
-from klscale.vectors import CONVENTION
+from klscale.inputs.texts import TextSet
+from klscale.science.divergence import bits_per_byte, kl
+from klscale.store.store import Store
+from klscale.training import callbacks
+from klscale.training.callbacks import TrainingWatch, TrajectoryCallback
+from klscale.training.live import untouched
+from klscale.vectors.vectors import CONVENTION
 
 STEPS = 24
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from klscale import diffusion, divergence
-from klscale.divergence import kl_matrix, resampled_kl
 from klscale.errors import InputError
+from klscale.science import diffusion, divergence
+from klscale.science.divergence import kl_matrix, resampled_kl
 
 REGULAR = np.arange(1, 41) * 1000
 IRREGULAR = np.cumsum(np.random.default_rng(5).integers(1, 5, size=40)) * 500

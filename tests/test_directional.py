@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from conftest import plain_log_likelihoods
-from klscale.directional import directional_exponent
 from klscale.errors import InputError
-from klscale.models import ModelRef
-from klscale.texts import TextSet
+from klscale.inputs.references import ModelRef
+from klscale.inputs.texts import TextSet
+from klscale.studies.directional import directional_exponent
 
 
 def ref(directory, **changes):
@@ -90,7 +90,7 @@ def test_a_smooth_map_has_exponent_one(make_model, texts):
 
 
 def test_a_random_direction_has_one_percent_of_each_tensor():
-    from klscale.directional import _random_step
+    from klscale.studies.directional import _random_step
 
     start = {"wide": torch.randn(30, 40), "bias": torch.full((7,), 1e-3), "zero": torch.zeros(5)}
     for name, step in _random_step(start, seed=3).items():

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from conftest import EXAMPLE
-from klscale import divergence
-from klscale.divergence import kl, kl_bootstrap, kl_difference, kl_matrix
+from klscale.science import divergence
+from klscale.science.divergence import kl, kl_bootstrap, kl_difference, kl_matrix
 
 
 def naive_kl(a, b, mean_bytes):

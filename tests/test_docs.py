@@ -12,9 +12,9 @@ from graphlib import TopologicalSorter
 import pytest
 
 from conftest import EXAMPLE, ROOT, write_texts
-from klscale import scales
-from klscale.divergence import format_estimate
-from klscale.imports import read_log_likelihoods
+from klscale.science.divergence import format_estimate
+from klscale.studies import scales
+from klscale.vectors.imports import read_log_likelihoods
 
 SOURCE = ROOT / "src" / "klscale"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -61,35 +61,67 @@ def test_commands_and_their_output(place, make_model):
     assert len(ran) == 4
 
 
-def test_imports_go_down_only():
-    """No module imports one that imports it, inside functions either; what is below knows nothing of what is above."""
+ROOMS = {
+    "errors": "",
+    "progress": "",
+    "science": "errors progress",
+    "inputs": "science errors progress",
+    "vectors": "inputs science errors",
+    "sources": "vectors inputs science errors progress",
+    "store": "vectors inputs science errors progress",
+    "sweep": "store sources vectors inputs science errors progress",
+    "studies": "sweep store sources vectors inputs science errors progress",
+    "show": "studies sweep store vectors inputs science errors progress",
+    "training": "studies sweep store sources vectors inputs science errors progress",
+    "cli": "show studies sweep store sources vectors inputs science errors progress",
+}
+"""What each room may import, types and imports inside functions included."""
+
+
+def test_rooms_import_downwards_only():
+    allowed = {room: {room, *below.split()} for room, below in ROOMS.items()}
+    files = [file for file in SOURCE.rglob("*.py") if len(file.relative_to(SOURCE).parts) > 1]
+    assert {file.relative_to(SOURCE).parts[0] for file in files} == {*ROOMS} - {"errors", "progress"}
+    for file in files:
+        room = file.relative_to(SOURCE).parts[0]
+        used = {name.split(".")[1] for name in imported(ast.parse(file.read_text(encoding="utf-8")))}
+        assert used <= allowed[room], (file.relative_to(SOURCE), used - allowed[room])
+
+
+def test_the_rooms_are_as_documented():
+    """docs/how-it-works.md lists them in the order of their imports."""
+    shown = re.findall(
+        r"^\| `(\w+)/` \|", (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert {*shown} == {*ROOMS} - {"errors", "progress"}
+    for place, room in enumerate(shown):
+        assert not {*ROOMS[room].split()} & {*shown[:place]}, room
+
+
+def test_no_module_imports_one_that_imports_it():
     files = {
         ".".join(("klscale", *file.relative_to(SOURCE).with_suffix("").parts)): file for file in SOURCE.rglob("*.py")
     }
     files = {name.removesuffix(".__init__"): file for name, file in files.items()}
     imports = {
-        name: {*imported(ast.parse(file.read_text(encoding="utf-8")), files)} - {name} for name, file in files.items()
+        name: {*imported(ast.parse(file.read_text(encoding="utf-8")), known=files)} - {name}
+        for name, file in files.items()
     }
-    every = {name: set() for name in imports}
-    for name in TopologicalSorter(imports).static_order():  # raises CycleError
-        every[name] = {below for one in imports[name] for below in {one, *every[one]}}
-    assert every["klscale.divergence"] <= {"klscale.errors"}
-    assert "klscale.sweeps" in every["klscale.precision"]
-    for low, high in (("store", "scoring"), ("vectors", "store"), ("scoring.engine", "store"), ("sweeps", "scales"),
-                      ("scales", "store"), ("precision", "tables"), ("validity", "tables"), ("findings", "tables"),
-                      ("reports", "cli"), ("tables", "cli")):  # fmt: skip
-        above = f"klscale.{high}"
-        assert not {name for name in every[f"klscale.{low}"] if name == above or name.startswith(f"{above}.")}, low
+    TopologicalSorter(imports).prepare()  # raises CycleError
 
 
-def imported(tree, known):
-    """Modules of the package that a module imports, except for types alone."""
+def imported(tree, known=None):
+    """Modules of the package that a module imports; with those `known`, each in full, and not those of types alone."""
     tests = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
-    skipped = {id(node) for test in tests for child in test.body for node in ast.walk(child)}
+    skipped = {id(node) for test in tests for child in test.body for node in ast.walk(child)} if known else ()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and id(node) not in skipped and (node.module or "").startswith("klscale"):
             for name in node.names:
-                yield f"{node.module}.{name.name}" if f"{node.module}.{name.name}" in known else node.module
+                full = f"{node.module}.{name.name}"
+                if known:
+                    yield full if full in known else node.module
+                else:
+                    yield full
 
 
 def test_the_scale_is_as_shown(place):

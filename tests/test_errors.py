@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from conftest import byte_tokenizer, plain_log_likelihoods, write_texts
-from klscale.scoring.engine import Engine
-from klscale.store import Store
-from klscale.texts import load_texts
+from klscale.inputs.texts import load_texts
+from klscale.sources.transformers.engine import Engine
+from klscale.store.store import Store
 
 
 def spoil_weights(directory, change):

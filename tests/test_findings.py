@@ -11,12 +11,13 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from klscale import findings, lens, scales
-from klscale.divergence import Estimate, format_estimate
-from klscale.models import ModelRef
-from klscale.scales import Setting
-from klscale.texts import TextSet
-from klscale.vectors import ATTRIBUTES, CONVENTION, Vectors
+from klscale.inputs.references import ModelRef
+from klscale.inputs.texts import TextSet
+from klscale.science.divergence import Estimate, format_estimate
+from klscale.show import findings
+from klscale.studies import lens, scales
+from klscale.studies.scales import Setting
+from klscale.vectors.vectors import ATTRIBUTES, CONVENTION, Vectors
 
 BYTES, N = 100, 400
 SCALE = 2 * BYTES * math.log(2)

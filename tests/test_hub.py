@@ -19,13 +19,13 @@ import pytest
 import torch
 
 from conftest import plain_log_likelihoods, write_texts
-from klscale import sweeps
-from klscale.models import Model, ModelRef
+from klscale.inputs.references import Model, ModelRef
+from klscale.inputs.suites import read_suite
+from klscale.inputs.texts import load_texts
 from klscale.progress import Progress
-from klscale.scoring import loading
-from klscale.store import Store
-from klscale.suites import read_suite
-from klscale.texts import load_texts
+from klscale.sources.transformers import loading
+from klscale.store.store import Store
+from klscale.sweep import sweeps
 from test_loading import adapted_log_likelihoods, make_adapter
 
 NOON = "2026-01-01T12:00:00.000Z"
@@ -690,7 +690,7 @@ def test_a_sweep_that_was_killed_goes_on_and_drops_what_it_left(hub, here, make_
 
 
 def test_nothing_is_dropped_while_another_process_reads_there(hub, here, make_model, tmp_path):
-    from klscale.scoring.downloads import Downloads
+    from klscale.sources.transformers.downloads import Downloads
 
     hub.models["org/model"] = {f"step{n}": make_model(f"m{n}", seed=n) for n in range(2)}
     one, other = (loading.resolve(ModelRef("org/model", f"step{n}")) for n in range(2))
@@ -707,7 +707,7 @@ def test_nothing_is_dropped_while_another_process_reads_there(hub, here, make_mo
 
 def test_what_is_to_be_kept_is_kept_by_the_next_sweep_too(hub, here, make_model, tmp_path, monkeypatch):
     """A sweep that was cut short left a model; another that keeps its downloads scores it; a third would drop it."""
-    from klscale.scoring.downloads import Downloads
+    from klscale.sources.transformers.downloads import Downloads
 
     hub.models["org/model"] = {"main": make_model()}
     resolved = loading.resolve(ModelRef("org/model"))

@@ -19,11 +19,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from klscale import imports
 from klscale.errors import InputError
-from klscale.imports import IMPORTED, PUBLISHED, read_log_likelihoods
-from klscale.texts import TextSet
-from klscale.vectors import ATTRIBUTES
+from klscale.inputs.texts import TextSet
+from klscale.vectors.imports import IMPORTED, PUBLISHED, read_log_likelihoods
+from klscale.vectors.vectors import ATTRIBUTES, imports
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "pile-trained-14.csv"
 TEXTS = TextSet.from_texts("three", ["one text", "another text", "the third"])
@@ -423,7 +422,7 @@ def test_persistent_objects_are_refused(tmp_path: Path) -> None:
         (b"c__builtin__\neval\n(S'1'\ntR.", "__builtin__.eval"),
         (b"cnumpy.core.multiarray\nfromfile\n.", "numpy.core.multiarray.fromfile"),
         (b"cnumpy.testing._private.utils\nrunstring\n.", "runstring"),
-        (b"cklscale.imports\nos\n.", "klscale.imports.os"),
+        (b"cklscale.imports\nos\n.", "klscale.vectors.imports.os"),
         (b"ccopyreg\n__newobj__\n.", "copyreg.__newobj__"),
         (b"\x82\x01.", "code 1 of the extension registry"),
         (b"\x84\x01\x00\x00\x00.", "code 1 of the extension registry"),
@@ -483,7 +482,9 @@ def test_nested_lists_are_not_expanded(tmp_path: Path) -> None:
 
 
 def test_torch_is_not_imported() -> None:
-    subprocess.run([sys.executable, "-c", "import klscale.imports, sys; assert 'torch' not in sys.modules"], check=True)
+    subprocess.run(
+        [sys.executable, "-c", "import klscale.vectors.imports, sys; assert 'torch' not in sys.modules"], check=True
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ attributes

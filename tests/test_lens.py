@@ -10,15 +10,16 @@ import pytest
 import torch
 
 from conftest import ARCHITECTURES, plain_log_likelihoods, write_texts
-from klscale import lens, maps, pictures
 from klscale.errors import InputError, KlscaleError
-from klscale.models import ModelRef
-from klscale.scoring.engine import Engine
-from klscale.scoring.loading import load, resolve
-from klscale.scoring.readout import find_readout
-from klscale.scoring.tokens import tokenize
-from klscale.store import Store
-from klscale.sweeps import score
+from klscale.inputs.references import ModelRef
+from klscale.show import pictures
+from klscale.sources.transformers.engine import Engine
+from klscale.sources.transformers.loading import load, resolve
+from klscale.sources.transformers.readout import find_readout
+from klscale.sources.transformers.tokens import tokenize
+from klscale.store.store import Store
+from klscale.studies import lens, maps
+from klscale.sweep.sweeps import score
 
 CAUSAL = [name for name in ARCHITECTURES if "bidirectional" not in name]
 
@@ -139,7 +140,7 @@ def test_a_model_that_the_lens_does_not_fit_is_refused():
 
 def test_a_lens_that_is_wrong_is_found_out(make_model, texts, monkeypatch):
     """Were the readout not the way that the model goes, its last layer would not be the model."""
-    from klscale.scoring import engine
+    from klscale.sources.transformers import engine
 
     def without_norm(*arguments):
         found = find_readout(*arguments)
@@ -183,7 +184,7 @@ def test_layers_are_kept_with_the_vector(study, texts):
 
 
 def test_unfinished_layers_are_taken_up_again(make_model, texts, tmp_path, monkeypatch):
-    from klscale import sweeps
+    from klscale.sweep import sweeps
 
     directory, store = make_model(), Store(tmp_path / "store")
     monkeypatch.setattr(sweeps, "KEEP_EVERY_S", 0.0)
@@ -277,7 +278,7 @@ def test_pictures_of_one_model(study, texts):
 
 def test_layers_of_a_model_larger_than_memory(make_model, texts, monkeypatch):
     """Layers that are read from disk by the forward pass, the norm among them, give the same values."""
-    from klscale.scoring import loading
+    from klscale.sources.transformers import loading
 
     directory = make_model(num_hidden_layers=6)
     expected, _ = layers_of(directory, texts)

@@ -17,9 +17,9 @@ import torch
 
 from conftest import byte_tokenizer, plain_log_likelihoods
 from klscale.errors import InputError, KlscaleError, UnavailableError
-from klscale.models import ModelRef
-from klscale.scoring import loading
-from klscale.scoring.loading import load, resolve
+from klscale.inputs.references import ModelRef
+from klscale.sources.transformers import loading
+from klscale.sources.transformers.loading import load, resolve
 from test_scoring import score
 
 

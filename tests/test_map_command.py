@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 
 from conftest import plain_log_likelihoods, write_texts
-from klscale import reports
-from klscale.models import ModelRef
-from klscale.store import Store
-from klscale.texts import load_texts
-from klscale.vectors import ATTRIBUTES, CONVENTION, Vectors
+from klscale.inputs.references import ModelRef
+from klscale.inputs.texts import load_texts
+from klscale.show import reports
+from klscale.store.store import Store
+from klscale.vectors.vectors import ATTRIBUTES, CONVENTION, Vectors
 
 K = 8
 

@@ -18,14 +18,16 @@ from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 
 from conftest import EXAMPLE
-from klscale import divergence, map_tables, maps, tables
 from klscale.errors import InputError, StorageError
-from klscale.imports import read_log_likelihoods
-from klscale.models import ModelRef
+from klscale.inputs.references import ModelRef
+from klscale.inputs.texts import TextSet
 from klscale.progress import Progress
-from klscale.store import Store
-from klscale.texts import TextSet
-from klscale.vectors import ATTRIBUTES, CONVENTION, Vectors
+from klscale.science import divergence
+from klscale.show import map_tables, tables
+from klscale.store.store import Store
+from klscale.studies import maps
+from klscale.vectors.imports import read_log_likelihoods
+from klscale.vectors.vectors import ATTRIBUTES, CONVENTION, Vectors
 
 BYTES = 100
 SCALE = 2 * BYTES * math.log(2)
@@ -105,7 +107,7 @@ def test_a_map_is_the_same_again_in_another_process(tmp_path):
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 import numpy as np
 from test_maps import made
-from klscale.maps import model_map
+from klscale.studies.maps import model_map
 found = model_map(made(np.load({str(tmp_path / "L.npy")!r})))
 np.savez({str(tmp_path)!r} + "/" + sys.argv[1], pca=found.pca, tsne=found.tsne, tsne3=found.tsne3)
 """

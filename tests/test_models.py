@@ -7,7 +7,7 @@ import shlex
 import pytest
 
 from klscale.errors import InputError
-from klscale.models import ModelRef, attributes_of, parse_parameters
+from klscale.inputs.references import ModelRef, attributes_of, parse_parameters
 
 
 @pytest.mark.parametrize(

@@ -13,19 +13,22 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from klscale import divergence, findings, scales, sweeps, tables
 from klscale.errors import InputError, KlscaleError
-from klscale.models import ModelRef
-from klscale.noise import half_precision_floor, in_half_precision, noise_study
-from klscale.noise_tables import noise_record, print_noise
-from klscale.pictures.rulers import NOISE, scale_ruler
+from klscale.inputs.references import ModelRef
+from klscale.inputs.texts import TextSet
 from klscale.progress import Progress
-from klscale.scoring import engine as engine_module
-from klscale.scoring import loading
-from klscale.scoring.engine import Engine, Segment
-from klscale.store import Store
-from klscale.texts import TextSet
-from klscale.vectors import ATTRIBUTES, CONVENTION, Scores, Vectors
+from klscale.science import divergence
+from klscale.show import findings, tables
+from klscale.show.noise_tables import noise_record, print_noise
+from klscale.show.pictures.rulers import NOISE, scale_ruler
+from klscale.sources.transformers import engine as engine_module
+from klscale.sources.transformers import loading
+from klscale.sources.transformers.engine import Engine, Segment
+from klscale.store.store import Store
+from klscale.studies import scales
+from klscale.studies.noise import half_precision_floor, in_half_precision, noise_study
+from klscale.sweep import sweeps
+from klscale.vectors.vectors import ATTRIBUTES, CONVENTION, Scores, Vectors
 
 BYTES = 100
 SCALE = 2 * BYTES * math.log(2)

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 from conftest import EXAMPLE
-from klscale import reports, scales
-from klscale.divergence import format_estimate
-from klscale.imports import read_log_likelihoods
-from klscale.store import Store
+from klscale.science.divergence import format_estimate
+from klscale.show import reports
+from klscale.store.store import Store
+from klscale.studies import scales
+from klscale.vectors.imports import read_log_likelihoods
 from mixed_store import HOSTILE, STEPS, mixed_store
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

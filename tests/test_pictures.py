@@ -17,11 +17,11 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from conftest import EXAMPLE
-from klscale import lens, maps, pictures, scales
 from klscale.errors import InputError
-from klscale.imports import read_log_likelihoods
-from klscale.models import ModelRef
-from klscale.pictures import (
+from klscale.inputs.references import ModelRef
+from klscale.inputs.texts import TextSet
+from klscale.show import pictures
+from klscale.show.pictures import (
     Look,
     displacement,
     kl_along_training,
@@ -34,11 +34,12 @@ from klscale.pictures import (
     scale_ruler,
     training_trajectories,
 )
-from klscale.pictures.rulers import DOT
-from klscale.pictures.style import SMALL, plain_ticks, short_names, shortened
-from klscale.texts import TextSet
-from klscale.trajectories import find_runs, trajectory
-from klscale.vectors import ATTRIBUTES, CONVENTION, Vectors
+from klscale.show.pictures.rulers import DOT
+from klscale.show.pictures.style import SMALL, plain_ticks, short_names, shortened
+from klscale.studies import lens, maps, scales
+from klscale.studies.trajectories import find_runs, trajectory
+from klscale.vectors.imports import read_log_likelihoods
+from klscale.vectors.vectors import ATTRIBUTES, CONVENTION, Vectors
 
 HOSTILE = "a $x_1$ <b>set</b> \\frac{"
 
@@ -246,7 +247,7 @@ def test_looks_are_those_of_categories_wherever_they_are(figures):
 
 def test_the_package_is_light():
     """matplotlib is loaded when something is drawn."""
-    code = "import sys, klscale.pictures; sys.exit('matplotlib' in sys.modules or 'torch' in sys.modules)"
+    code = "import sys, klscale.show.pictures; sys.exit('matplotlib' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from klscale import pocket
 from klscale.errors import InputError, KlscaleError
-from klscale.pocket import FULL, QUICK, Recipe, pocket_tokenizer, train_pocket_suite, train_suite
 from klscale.progress import Progress
+from klscale.studies import pocket
+from klscale.studies.pocket import FULL, QUICK, Recipe, pocket_tokenizer, train_pocket_suite, train_suite
 
 TINY = Recipe(
     sizes=(("small", 16), ("middle", 32), ("large", 48)),
@@ -234,5 +234,5 @@ def test_errors_say_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_import_loads_no_torch() -> None:
-    code = "import klscale.pocket, sys; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    code = "import klscale.studies.pocket, sys; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -12,14 +12,16 @@ import pytest
 from scipy import optimize, stats
 
 from conftest import EXAMPLE, plain_log_likelihoods, write_texts
-from klscale import divergence, precision, sweeps
 from klscale.errors import InputError
-from klscale.imports import read_log_likelihoods
-from klscale.precision import compare_to_precision, look_times, next_look, parse_precision, relative_error
+from klscale.inputs.texts import TextSet
 from klscale.progress import Progress
-from klscale.scoring import engine as engine_module
-from klscale.store import Store
-from klscale.texts import TextSet
+from klscale.science import divergence
+from klscale.sources.transformers import engine as engine_module
+from klscale.store.store import Store
+from klscale.studies import precision
+from klscale.studies.precision import compare_to_precision, look_times, next_look, parse_precision, relative_error
+from klscale.sweep import sweeps
+from klscale.vectors.imports import read_log_likelihoods
 
 # ------------------------------------------------------------------------------------------------ confidence sequence
 
@@ -216,7 +218,7 @@ def store(tmp_path):
 @pytest.fixture
 def forwards(monkeypatch):
     """Counts the texts that really go through a model to be scored."""
-    monkeypatch.setattr("klscale.sweeps.keep_noise_floor", lambda *_, **__: None)
+    monkeypatch.setattr("klscale.sweep.sweeps.keep_noise_floor", lambda *_, **__: None)
     counted = []
     whole = engine_module.Engine._score_batch
 

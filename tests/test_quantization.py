@@ -10,14 +10,14 @@ import torch
 
 from conftest import plain_log_likelihoods
 from klscale.errors import InputError, KlscaleError
-from klscale.models import KERNELS, WEIGHTS_ONLY, ModelRef
-from klscale.scoring import quantization
-from klscale.scoring.engine import Engine
-from klscale.scoring.loading import load, resolve
-from klscale.scoring.tokens import tokenize
-from klscale.store import Store
-from klscale.sweeps import score
-from klscale.texts import TextSet, load_texts
+from klscale.inputs.references import KERNELS, WEIGHTS_ONLY, ModelRef
+from klscale.inputs.texts import TextSet, load_texts
+from klscale.sources.transformers import quantization
+from klscale.sources.transformers.engine import Engine
+from klscale.sources.transformers.loading import load, resolve
+from klscale.sources.transformers.tokens import tokenize
+from klscale.store.store import Store
+from klscale.sweep.sweeps import score
 
 for package in ("bitsandbytes", "torchao", "gguf"):
     pytest.importorskip(package, reason=f"needs the package {package}: pip install klscale[quant]")

@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 from plotly.offline import get_plotlyjs
 
-from klscale import maps, reports, scales
 from klscale.errors import InputError, StorageError
-from klscale.models import ModelRef
-from klscale.store import Store, vector_key
-from klscale.texts import TextSet
-from klscale.vectors import CONVENTION, Scores
+from klscale.inputs.references import ModelRef
+from klscale.inputs.texts import TextSet
+from klscale.show import reports
+from klscale.store.store import Store, vector_key
+from klscale.studies import maps, scales
+from klscale.vectors.vectors import CONVENTION, Scores
 from mixed_store import BYTES, HOSTILE, NOISE, STEPS, N, mixed_store
 
 
@@ -367,7 +368,7 @@ def test_the_commands_of_the_page_do_what_they_say(run, tmp_path):
 
 def test_sections_that_hold_nothing_are_left_out(tmp_path):
     from conftest import EXAMPLE
-    from klscale.imports import read_log_likelihoods
+    from klscale.vectors.imports import read_log_likelihoods
 
     store = Store(tmp_path / "store")
     store.import_vectors(read_log_likelihoods(EXAMPLE, id_column="text_id"), "example")

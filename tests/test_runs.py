@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from klscale import runs, sweeps
-from klscale.models import ModelRef
-from klscale.scoring import loading
-from klscale.store import Store
+from klscale.inputs.references import ModelRef
+from klscale.sources.transformers import loading
+from klscale.store.store import Store
+from klscale.sweep import runs, sweeps
 from test_hub import Hub, Notes, cached, here, hub  # noqa: F401 - fixtures
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from klscale import scales
-from klscale.models import QUANTIZATIONS, ModelRef
-from klscale.texts import PILE_CLIP, TextSet
-from klscale.vectors import ATTRIBUTES, CONVENTION, Vectors
+from klscale.inputs.references import QUANTIZATIONS, ModelRef
+from klscale.inputs.texts import PILE_CLIP, TextSet
+from klscale.studies import scales
+from klscale.vectors.vectors import ATTRIBUTES, CONVENTION, Vectors
 
 
 def vectors_of(rows, spread=None, n_texts=400, **texts):

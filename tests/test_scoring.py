@@ -8,13 +8,13 @@ import torch
 
 from conftest import ARCHITECTURES, byte_tokenizer, plain_log_likelihoods
 from klscale.errors import InputError, KlscaleError
-from klscale.models import ModelRef
-from klscale.scoring import engine as engine_module
-from klscale.scoring.engine import Engine, segments_of
-from klscale.scoring.head import OutputHead
-from klscale.scoring.loading import load, resolve
-from klscale.scoring.tokens import TokenCache, tokenize
-from klscale.texts import TextSet, load_texts
+from klscale.inputs.references import ModelRef
+from klscale.inputs.texts import TextSet, load_texts
+from klscale.sources.transformers import engine as engine_module
+from klscale.sources.transformers.engine import Engine, segments_of
+from klscale.sources.transformers.head import OutputHead
+from klscale.sources.transformers.loading import load, resolve
+from klscale.sources.transformers.tokens import TokenCache, tokenize
 
 
 def score(directory, texts, *, dtype="float32", batch_tokens=None, which=None, **options):

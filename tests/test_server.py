@@ -12,9 +12,10 @@ import time
 
 import pytest
 
-from klscale import maps, server
 from klscale.errors import InputError
-from klscale.store import Store
+from klscale.show import server
+from klscale.store.store import Store
+from klscale.studies import maps
 from mixed_store import mixed_store
 
 

@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from klscale import store as store_module
 from klscale.errors import InputError, KlscaleError
-from klscale.models import ModelRef
-from klscale.store import Store, vector_key
-from klscale.texts import TextSet
-from klscale.vectors import CONVENTION, Scores
+from klscale.inputs.references import ModelRef
+from klscale.inputs.texts import TextSet
+from klscale.store.store import Store, vector_key
+from klscale.store.store import store as store_module
+from klscale.vectors.vectors import CONVENTION, Scores
 
 
 def scores_of(seed: int, n: int = 40) -> Scores:
@@ -140,9 +140,9 @@ def test_a_killed_writer_leaves_no_half_file(tmp_path):
     """Kill a process that writes without pause, again and again: every file that is there reads."""
     program = f"""
 import numpy as np
-from klscale.store import Store
-from klscale.texts import TextSet
-from klscale.vectors import Scores
+from klscale.store.store import Store
+from klscale.inputs.texts import TextSet
+from klscale.vectors.vectors import Scores
 texts = TextSet.from_texts("t", [str(s) * 9 for s in range(20000)])
 store, n = Store({str(tmp_path / "s")!r}), 0
 store.put_texts(texts)

@@ -8,8 +8,8 @@ import pytest
 
 from conftest import ROOT
 from klscale.errors import InputError
-from klscale.models import WEIGHTS_ONLY, ModelRef
-from klscale.suites import read_suite, with_quantized
+from klscale.inputs.references import WEIGHTS_ONLY, ModelRef
+from klscale.inputs.suites import read_suite, with_quantized
 
 PYTHIA = """
 texts: pile-10k

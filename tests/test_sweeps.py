@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from conftest import plain_log_likelihoods
-from klscale import sweeps
 from klscale.errors import InputError, StorageError
-from klscale.models import Model, ModelRef
+from klscale.inputs.references import Model, ModelRef
+from klscale.inputs.texts import TextSet
 from klscale.progress import Progress
-from klscale.scoring import engine as engine_module
-from klscale.store import Store
-from klscale.texts import TextSet
+from klscale.sources.transformers import engine as engine_module
+from klscale.store.store import Store
+from klscale.sweep import sweeps
 
 
 @pytest.fixture
@@ -276,7 +276,7 @@ def test_what_was_resolved_is_recorded(make_model, texts, store):
 
 def test_no_thread_outlives_a_sweep(make_model, texts, store, monkeypatch):
     """A model read ahead that another process scores meanwhile: the thread that reads it is waited for."""
-    from klscale.scoring import loading
+    from klscale.sources.transformers import loading
 
     models = [str(make_model(name, seed=n)) for n, name in enumerate("ab")]
     whole, read = loading.load, []
@@ -301,7 +301,7 @@ def test_no_thread_outlives_a_sweep(make_model, texts, store, monkeypatch):
 
 
 def test_a_store_that_fails_between_two_models_leaves_no_thread_behind(make_model, texts, store, monkeypatch):
-    from klscale.scoring import loading
+    from klscale.sources.transformers import loading
 
     models = [str(make_model(name, seed=n)) for n, name in enumerate("ab")]
     whole, read = loading.load, []

@@ -12,15 +12,17 @@ import pytest
 from scipy import integrate, optimize, stats
 
 from conftest import EXAMPLE
-from klscale import divergence, pictures, scales, tail_tables, tails
 from klscale.errors import InputError
-from klscale.imports import read_log_likelihoods
-from klscale.models import ModelRef
-from klscale.tables import _without_nan
-from klscale.tails import ESTIMATORS, estimate_pairs, examine_pair, examine_tails, filter_run
-from klscale.texts import TextSet
-from klscale.trajectories import find_runs
-from klscale.vectors import ATTRIBUTES, CONVENTION, Vectors
+from klscale.inputs.references import ModelRef
+from klscale.inputs.texts import TextSet
+from klscale.science import divergence
+from klscale.show import pictures, tail_tables
+from klscale.show.tables import _without_nan
+from klscale.studies import scales, tails
+from klscale.studies.tails import ESTIMATORS, estimate_pairs, examine_pair, examine_tails, filter_run
+from klscale.studies.trajectories import find_runs
+from klscale.vectors.imports import read_log_likelihoods
+from klscale.vectors.vectors import ATTRIBUTES, CONVENTION, Vectors
 
 VARIANCES = {
     "headline": divergence.variance,

@@ -10,9 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from klscale import texts as texts_module
 from klscale.errors import InputError, KlscaleError
-from klscale.texts import TextSet, build_texts, chunk, download_pile, git_blob_id, load_texts, pocket_texts
+from klscale.inputs import texts as texts_module
+from klscale.inputs.texts import TextSet, build_texts, chunk, download_pile, git_blob_id, load_texts, pocket_texts
 
 
 def write(path, *lines):

@@ -16,20 +16,22 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from scipy import stats
 
 from conftest import plain_log_likelihoods
-from klscale import divergence, maps, pocket, tables, trajectories
-from klscale.divergence import format_estimate
 from klscale.errors import InputError
-from klscale.imports import read_log_likelihoods
-from klscale.models import ModelRef, attributes_of
-from klscale.pictures import training_trajectories
-from klscale.store import Store
-from klscale.suites import read_suite
-from klscale.sweeps import score
-from klscale.texts import TextSet
-from klscale.trajectories import find_runs, over_seeds, settled_from, trajectory
-from klscale.trajectory_tables import print_motion, print_trajectories, save_trajectories, trajectories_record
-from klscale.vectors import ATTRIBUTES, CONVENTION, Vectors
-from klscale.weights import squared_distances
+from klscale.inputs.references import ModelRef, attributes_of
+from klscale.inputs.suites import read_suite
+from klscale.inputs.texts import TextSet
+from klscale.science import divergence
+from klscale.science.divergence import format_estimate
+from klscale.science.weights import squared_distances
+from klscale.show import tables
+from klscale.show.pictures import training_trajectories
+from klscale.show.trajectory_tables import print_motion, print_trajectories, save_trajectories, trajectories_record
+from klscale.store.store import Store
+from klscale.studies import maps, pocket, trajectories
+from klscale.studies.trajectories import find_runs, over_seeds, settled_from, trajectory
+from klscale.sweep.sweeps import score
+from klscale.vectors.imports import read_log_likelihoods
+from klscale.vectors.vectors import ATTRIBUTES, CONVENTION, Vectors
 
 N_TEXTS, BYTES = 200, 100
 SCALE = 2 * BYTES * math.log(2)

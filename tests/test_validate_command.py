@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from conftest import write_texts
-from klscale import calibration, tables
+from klscale.show import tables
+from klscale.studies import calibration
 
 MARKUP = "[bold]m0"
 

@@ -12,14 +12,15 @@ import pytest
 from scipy import stats
 
 from conftest import EXAMPLE
-from klscale import pictures, validity, validity_tables
 from klscale.errors import InputError
-from klscale.imports import read_log_likelihoods
-from klscale.models import ModelRef
-from klscale.tables import _without_nan, out
-from klscale.texts import TextSet
-from klscale.validity import compare_text_sets, text_sensitivity, texts_needed
-from klscale.vectors import ATTRIBUTES, CONVENTION, Vectors
+from klscale.inputs.references import ModelRef
+from klscale.inputs.texts import TextSet
+from klscale.show import pictures, validity_tables
+from klscale.show.tables import _without_nan, out
+from klscale.studies import validity
+from klscale.studies.validity import compare_text_sets, text_sensitivity, texts_needed
+from klscale.vectors.imports import read_log_likelihoods
+from klscale.vectors.vectors import ATTRIBUTES, CONVENTION, Vectors
 
 LN2 = np.log(2)
 

@@ -15,9 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from klscale import weights
 from klscale.errors import InputError, KlscaleError
-from klscale.weights import CHUNK, count_parameters, distances_to, squared_distances
+from klscale.science import weights
+from klscale.science.weights import CHUNK, count_parameters, distances_to, squared_distances
 
 SHAPES = {"embed": (300, 128), "norm": (128,), "block.up": (512, 128), "block.bias": (512,), "block.down": (128, 512)}
 N_PARAMETERS = sum(int(np.prod(shape)) for shape in SHAPES.values())
@@ -226,7 +226,7 @@ def test_more_files_than_may_be_open(tmp_path):
     program = f"""
 import resource
 from pathlib import Path
-from klscale.weights import squared_distances
+from klscale.science.weights import squared_distances
 resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24))
 folder = Path({str(tmp_path)!r})
 found = squared_distances({{str(t): [folder / f"{{t}}{{part}}.safetensors" for part in "ab"] for t in range(40)}})
@@ -239,7 +239,7 @@ print(found.squared_distance[0, 39])
 
 
 def test_no_torch_is_imported():
-    program = "import klscale.weights, sys; assert not {'torch', 'transformers'} & sys.modules.keys()"
+    program = "import klscale.science.weights, sys; assert not {'torch', 'transformers'} & sys.modules.keys()"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 

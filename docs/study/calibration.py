@@ -20,21 +20,21 @@ import pandas as pd
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from klscale import divergence
-from klscale.calibration import Calibration, Sums, calibrate, calibration, ratio
-from klscale.divergence import KL, Estimate, Floats, Integers
-from klscale.models import WEIGHTS_ONLY, ModelRef
-from klscale.pictures.style import DOUBLE, FAINT, GREY, MARKERS, headline, looks, new_figure, plain_ticks, styled
+from klscale.inputs.references import WEIGHTS_ONLY, ModelRef
+from klscale.inputs.texts import TextSet, load_texts
 from klscale.progress import Progress
-from klscale.scoring.engine import Engine, Packed
-from klscale.scoring.loading import LoadedModel, load, resolve
-from klscale.scoring.next_token import NextTokens, compare_next_tokens
-from klscale.scoring.readout import find_readout
-from klscale.scoring.tokens import tokenize
-from klscale.store import Store
-from klscale.sweeps import score
-from klscale.texts import TextSet, load_texts
-from klscale.vectors import Vectors
+from klscale.science import divergence
+from klscale.science.divergence import KL, Estimate, Floats, Integers
+from klscale.show.pictures.style import DOUBLE, FAINT, GREY, MARKERS, headline, looks, new_figure, plain_ticks, styled
+from klscale.sources.transformers.engine import Engine, Packed
+from klscale.sources.transformers.loading import LoadedModel, load, resolve
+from klscale.sources.transformers.next_token import NextTokens, compare_next_tokens
+from klscale.sources.transformers.readout import find_readout
+from klscale.sources.transformers.tokens import tokenize
+from klscale.store.store import Store
+from klscale.studies.calibration import Calibration, Sums, calibrate, calibration, ratio
+from klscale.sweep.sweeps import score
+from klscale.vectors.vectors import Vectors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from klscale import divergence
-from klscale.divergence import KL, Estimate, Floats
-from klscale.models import ModelRef
-from klscale.scoring.engine import Engine
-from klscale.scoring.loading import LoadedModel, load, resolve
-from klscale.scoring.tokens import Tokens, tokenize
-from klscale.texts import TextSet, chunk, is_held_out, load_texts, pocket_corpus
-from klscale.vectors import Scores
+from klscale.inputs.references import ModelRef
+from klscale.inputs.texts import TextSet, chunk, is_held_out, load_texts, pocket_corpus
+from klscale.science import divergence
+from klscale.science.divergence import KL, Estimate, Floats
+from klscale.sources.transformers.engine import Engine
+from klscale.sources.transformers.loading import LoadedModel, load, resolve
+from klscale.sources.transformers.tokens import Tokens, tokenize
+from klscale.vectors.vectors import Scores
 
 CHAT = "<|user|>\nWrite a piece of text.\n<|assistant|>\n"
 STEPS = 80

@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from klscale.cli import pages, scoring, stores, studies, text_sets, validation
 from klscale.errors import KlscaleError
-from klscale.tables import err, print_error
+from klscale.show.tables import err, print_error
 
 
 class _Commands(TyperGroup):

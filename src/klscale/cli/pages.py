@@ -18,7 +18,7 @@ from klscale.cli.options import (
 )
 from klscale.cli.steps import failure_status, score_missing, stored_texts, stored_vectors
 from klscale.errors import InputError
-from klscale.tables import (
+from klscale.show.tables import (
     DATA,
     PICTURES,
     err,
@@ -61,11 +61,12 @@ def map_command(
     as_json: JsonOption = False,
 ) -> None:
     """All models as points: principal components and t-SNE, and who is near whom. The store keeps the map."""
-    from klscale import maps, reports
-    from klscale.map_tables import map_columns, map_record, print_map
-    from klscale.models import ModelRef
-    from klscale.pictures import model_map
-    from klscale.store import Store
+    from klscale.inputs.references import ModelRef
+    from klscale.show import reports
+    from klscale.show.map_tables import map_columns, map_record, print_map
+    from klscale.show.pictures import model_map
+    from klscale.store.store import Store
+    from klscale.studies import maps
 
     if file is not None:
         require_ending(file, (*PAGES, *PICTURES, *DATA))
@@ -110,8 +111,8 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """Everything that the store holds as one page: a single file that opens without a network and can be sent."""
-    from klscale import reports
-    from klscale.store import Store
+    from klscale.show import reports
+    from klscale.store.store import Store
 
     require_ending(file, PAGES)
     place = Store(store)
@@ -133,8 +134,8 @@ def serve(
     texts: TextsOption = None,
 ) -> None:
     """The same page on this machine, current at each load. Ctrl-C ends it."""
-    from klscale import server
-    from klscale.store import Store
+    from klscale.show import server
+    from klscale.store.store import Store
 
     place = Store(store)
     texts = stored_vectors(place, texts).texts.id  # two models, or nothing is to be shown

@@ -21,8 +21,8 @@ from klscale.cli.options import (
 )
 from klscale.cli.steps import failure_status, measured_scale, score_missing, vectors_of
 from klscale.errors import InputError, KlscaleError
-from klscale.precision_tables import precision_record, print_precision
-from klscale.tables import (
+from klscale.show.precision_tables import precision_record, print_precision
+from klscale.show.tables import (
     beside,
     err,
     layers_record,
@@ -60,12 +60,14 @@ def demo(
     download."""
     from importlib.util import find_spec
 
-    from klscale import reports, scales, sweeps, trajectories
-    from klscale.diffusion import WINDOW
-    from klscale.pocket import train_pocket_suite
-    from klscale.store import Store
-    from klscale.suites import read_suite
-    from klscale.trajectory_tables import print_motion, save_trajectories
+    from klscale.inputs.suites import read_suite
+    from klscale.science.diffusion import WINDOW
+    from klscale.show import reports
+    from klscale.show.trajectory_tables import print_motion, save_trajectories
+    from klscale.store.store import Store
+    from klscale.studies import scales, trajectories
+    from klscale.studies.pocket import train_pocket_suite
+    from klscale.sweep import sweeps
 
     with progress_bar() as progress:
         suite = read_suite(train_pocket_suite(directory / "models", quick=quick, progress=progress))
@@ -150,10 +152,10 @@ def score(
     as_json: JsonOption = False,
 ) -> None:
     """Score models on the texts: their log-likelihood vectors go into the store. Resumes what was interrupted."""
-    from klscale import sweeps
-    from klscale.models import Model, ModelRef
-    from klscale.store import Store
-    from klscale.suites import read_suite, with_quantized
+    from klscale.inputs.references import Model, ModelRef
+    from klscale.inputs.suites import read_suite, with_quantized
+    from klscale.store.store import Store
+    from klscale.sweep import sweeps
 
     if bool(models) == bool(suite):
         raise InputError("Give either models or a suite file.", remedy="klscale score REF...  or  --suite FILE")
@@ -209,9 +211,9 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """KL between models with standard errors, which is better and by how much. Scores what the store lacks."""
-    from klscale.models import ModelRef
-    from klscale.precision import compare_to_precision, parse_precision
-    from klscale.store import Store
+    from klscale.inputs.references import ModelRef
+    from klscale.store.store import Store
+    from klscale.studies.precision import compare_to_precision, parse_precision
 
     wanted = None if precision is None else parse_precision(precision)
     refs = list(dict.fromkeys(ModelRef.parse(model) for model in (*((reference,) if reference else ()), *models)))
@@ -267,9 +269,9 @@ def layers(
     as_json: JsonOption = False,
 ) -> None:
     """KL from each layer to the next and to the output, through the logit lens. Scores what the store lacks."""
-    from klscale.models import ModelRef
-    from klscale.pictures import layer_threads
-    from klscale.store import Store
+    from klscale.inputs.references import ModelRef
+    from klscale.show.pictures import layer_threads
+    from klscale.store.store import Store
 
     if file is not None:
         require_ending(file)  # before hours of scoring

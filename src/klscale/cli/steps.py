@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from klscale.errors import InputError, KlscaleError
-from klscale.tables import (
+from klscale.show.tables import (
     err,
     plain,
     print_failures,
@@ -14,12 +14,12 @@ from klscale.tables import (
 )
 
 if TYPE_CHECKING:
-    from klscale.models import ModelRef
-    from klscale.scales import Setting
-    from klscale.store import Store
-    from klscale.sweeps import Outcome
-    from klscale.texts import TextSet
-    from klscale.vectors import Vectors
+    from klscale.inputs.references import ModelRef
+    from klscale.inputs.texts import TextSet
+    from klscale.store.store import Store
+    from klscale.studies.scales import Setting
+    from klscale.sweep.sweeps import Outcome
+    from klscale.vectors.vectors import Vectors
 
 
 def failure_status(outcomes: Sequence[Outcome], problems: Sequence[KlscaleError] = ()) -> int:
@@ -35,7 +35,7 @@ def score_missing(
     refs: Sequence[ModelRef], store: Store, texts: str | None, *, layers: bool = False, **how: Any
 ) -> tuple[Vectors, list[Outcome]]:
     """Score what the store lacks of these models, and say what fails; the vectors of the others."""
-    from klscale import sweeps
+    from klscale.sweep import sweeps
 
     with progress_bar() as progress:
         text_set = store.resolve_texts(texts, progress=progress)
@@ -52,7 +52,7 @@ def vectors_of(store: Store, texts: TextSet, outcomes: Sequence[Outcome], *, lay
 
 def measured_scale(store: Store, texts: TextSet) -> list[Setting]:
     """The scale measured on these texts by what the store holds, medians only; empty where it holds no setting."""
-    from klscale import scales
+    from klscale.studies import scales
 
     try:
         vectors, _ = store.vectors(texts).of_one_convention()

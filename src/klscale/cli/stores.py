@@ -14,7 +14,7 @@ from klscale.cli.options import (
     TextsOption,
 )
 from klscale.errors import InputError, nearest
-from klscale.tables import (
+from klscale.show.tables import (
     describe_texts,
     out,
     plain,
@@ -24,7 +24,7 @@ from klscale.tables import (
 )
 
 if TYPE_CHECKING:
-    from klscale.store import Entry
+    from klscale.store.store import Entry
 
 
 def import_command(
@@ -40,8 +40,8 @@ def import_command(
     as_json: JsonOption = False,
 ) -> None:
     """Take in log-likelihoods from elsewhere: one row a text, one column of nats a model."""
-    from klscale.imports import read_log_likelihoods
-    from klscale.store import Store
+    from klscale.store.store import Store
+    from klscale.vectors.imports import read_log_likelihoods
 
     place = Store(store)
     with progress_bar() as progress:
@@ -61,7 +61,7 @@ def import_command(
 
 def ls(store: StoreOption = STORE, texts: TextsOption = None, as_json: JsonOption = False) -> None:
     """What the store holds."""
-    from klscale.store import Store
+    from klscale.store.store import Store
 
     place = Store(store)
     heads = [head for head in place.text_sets() if texts in (None, head["id"], head["name"])]
@@ -89,7 +89,7 @@ def rm(
     as_json: JsonOption = False,
 ) -> None:
     """Take models out of the store."""
-    from klscale.store import Store
+    from klscale.store.store import Store
 
     place = Store(store)
     heads = [head for head in place.text_sets() if texts in (None, head["id"], head["name"])]
@@ -114,7 +114,7 @@ def rm(
 
 def check(store: StoreOption = STORE, as_json: JsonOption = False) -> None:
     """Is every file of the store whole?"""
-    from klscale.store import Store
+    from klscale.store.store import Store
 
     found = list(Store(store).check())
     bad = [(path, problem) for path, problem in found if problem]

@@ -20,7 +20,7 @@ from klscale.cli.options import (
 )
 from klscale.cli.steps import failure_status, measured_scale, stored_vectors
 from klscale.errors import InputError, nearest
-from klscale.tables import (
+from klscale.show.tables import (
     err,
     plain,
     print_failures,
@@ -36,12 +36,12 @@ from klscale.tables import (
 )
 
 if TYPE_CHECKING:
-    from klscale.directional import Directional
-    from klscale.models import ModelRef
+    from klscale.inputs.references import ModelRef
+    from klscale.inputs.texts import TextSet
     from klscale.progress import Progress
-    from klscale.store import Entry, Store
-    from klscale.texts import TextSet
-    from klscale.trajectories import Trajectory
+    from klscale.store.store import Entry, Store
+    from klscale.studies.directional import Directional
+    from klscale.studies.trajectories import Trajectory
 
 
 # -------------------------------------------------------------------------------------------------------- trajectory
@@ -82,11 +82,12 @@ def trajectory(
     as_json: JsonOption = False,
 ) -> None:
     """How training runs move: KL along training, exponents c_q and c_w, stabilisation. Scores what the store lacks."""
-    from klscale import scales, sweeps, trajectories
-    from klscale.models import ModelRef
-    from klscale.runs import checkpoints, is_run
-    from klscale.store import Store
-    from klscale.trajectory_tables import print_trajectories, save_trajectories, trajectories_record
+    from klscale.inputs.references import ModelRef
+    from klscale.show.trajectory_tables import print_trajectories, save_trajectories, trajectories_record
+    from klscale.store.store import Store
+    from klscale.studies import scales, trajectories
+    from klscale.sweep import sweeps
+    from klscale.sweep.runs import checkpoints, is_run
 
     if file is not None:
         require_ending(file)
@@ -155,7 +156,7 @@ def directions(
 ) -> list[Directional]:
     """The directional exponents at a step of each run that has it: along the step to the next checkpoint, and a random
     direction."""
-    from klscale.directional import directional_exponent
+    from klscale.studies.directional import directional_exponent
 
     runs = [one.run for one in found if step in one.run.steps]
     if not runs:
@@ -192,8 +193,8 @@ def kl(
     """KL between all pairs of models in the store, with standard errors."""
     from dataclasses import asdict
 
-    from klscale.pictures import kl_heat_map
-    from klscale.store import Store
+    from klscale.show.pictures import kl_heat_map
+    from klscale.store.store import Store
 
     place = Store(store)
     vectors = stored_vectors(place, texts)
@@ -223,8 +224,8 @@ def scale(
     """KL of each setting (checkpoint, seed, size, quantization, ...) in the store, beside the published values."""
     from dataclasses import asdict
 
-    from klscale import scales
-    from klscale.store import Store
+    from klscale.store.store import Store
+    from klscale.studies import scales
 
     if published:
         if as_json:

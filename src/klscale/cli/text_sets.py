@@ -14,7 +14,7 @@ from klscale.cli.options import (
     StoreOption,
 )
 from klscale.errors import InputError
-from klscale.tables import (
+from klscale.show.tables import (
     describe_texts,
     out,
     plain,
@@ -26,8 +26,8 @@ from klscale.tables import (
 
 def list_command(store: StoreOption = STORE, as_json: JsonOption = False) -> None:
     """The named text sets, and those in the store."""
-    from klscale.store import Store
-    from klscale.texts import NAMED
+    from klscale.inputs.texts import NAMED
+    from klscale.store.store import Store
 
     heads = Store(store).text_sets()
     if as_json:
@@ -53,9 +53,9 @@ def info(
 
     import numpy as np
 
-    from klscale.store import Store
-    from klscale.validity import texts_needed
-    from klscale.validity_tables import print_texts_needed
+    from klscale.show.validity_tables import print_texts_needed
+    from klscale.store.store import Store
+    from klscale.studies.validity import texts_needed
 
     place = Store(store)
     with progress_bar() as progress:
@@ -103,7 +103,7 @@ def build(
     as_json: JsonOption = False,
 ) -> None:
     """Cut documents into chunks, as the published set was, and sample a text set from them."""
-    from klscale.texts import build_texts, read_documents
+    from klscale.inputs.texts import build_texts, read_documents
 
     if file.suffix != ".jsonl" or file.resolve() in [path.resolve() for path in files]:
         raise InputError(f"--out {file}: not a new .jsonl file.", remedy="A text set is written as JSON lines.")
@@ -126,8 +126,8 @@ def clip(
     as_json: JsonOption = False,
 ) -> None:
     """Freeze a lower limit for log-likelihoods, by default the pooled 2 % quantile of what the store holds now."""
-    from klscale.store import Store
-    from klscale.tails import pooled_clip
+    from klscale.store.store import Store
+    from klscale.studies.tails import pooled_clip
 
     place = Store(store)
     if texts is None and not place.text_sets():

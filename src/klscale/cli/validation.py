@@ -12,15 +12,15 @@ import typer
 from klscale.cli.options import STORE, BatchOption, DeviceOption, JsonOption, LongOption, StoreOption
 from klscale.cli.steps import failure_status, score_missing, stored_vectors
 from klscale.errors import InputError
-from klscale.tables import PICTURES, err, plain, print_json, progress_bar, require_ending
+from klscale.show.tables import PICTURES, err, plain, print_json, progress_bar, require_ending
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from klscale.models import ModelRef
-    from klscale.store import Store
-    from klscale.sweeps import Outcome
-    from klscale.vectors import Vectors
+    from klscale.inputs.references import ModelRef
+    from klscale.store.store import Store
+    from klscale.sweep.sweeps import Outcome
+    from klscale.vectors.vectors import Vectors
 
 
 class _Study(NamedTuple):
@@ -62,9 +62,9 @@ def validate(
     as_json: JsonOption = False,
 ) -> None:
     """How much the numbers depend on texts, domains, clip, tails and precision; the estimate against exact KL."""
-    from klscale.models import ModelRef
-    from klscale.pictures import save
-    from klscale.store import Store
+    from klscale.inputs.references import ModelRef
+    from klscale.show.pictures import save
+    from klscale.store.store import Store
 
     if file is not None:
         require_ending(file, PICTURES)
@@ -116,11 +116,11 @@ def wanted_vectors(
 
 def one_text_set(store: Store, refs: Sequence[ModelRef], texts: str | None, how: dict[str, Any]) -> _Study:
     """Other texts of the same kind, domains, clip, tails, length."""
-    from klscale.pictures import text_contributions, text_set_sensitivity
-    from klscale.tail_tables import pair_tails_record, print_pair_tails, print_summary, print_tails, tails_record
-    from klscale.tails import examine_pair, examine_tails
-    from klscale.validity import text_sensitivity
-    from klscale.validity_tables import print_sensitivity, sensitivity_record
+    from klscale.show.pictures import text_contributions, text_set_sensitivity
+    from klscale.show.tail_tables import pair_tails_record, print_pair_tails, print_summary, print_tails, tails_record
+    from klscale.show.validity_tables import print_sensitivity, sensitivity_record
+    from klscale.studies.tails import examine_pair, examine_tails
+    from klscale.studies.validity import text_sensitivity
 
     vectors, outcomes = wanted_vectors(store, refs, texts, how)
     sensitivity = text_sensitivity(vectors)
@@ -147,9 +147,9 @@ def one_text_set(store: Store, refs: Sequence[ModelRef], texts: str | None, how:
 
 def two_text_sets(store: Store, refs: Sequence[ModelRef], names: Sequence[str | None], how: dict[str, Any]) -> _Study:
     """The same models on two text sets."""
-    from klscale import pictures
-    from klscale.validity import compare_text_sets
-    from klscale.validity_tables import comparison_record, print_text_set_comparison
+    from klscale.show import pictures
+    from klscale.show.validity_tables import comparison_record, print_text_set_comparison
+    from klscale.studies.validity import compare_text_sets
 
     (first, some), (second, more) = (wanted_vectors(store, refs, name, how) for name in names)
     found = compare_text_sets(first, second)
@@ -163,9 +163,9 @@ def two_text_sets(store: Store, refs: Sequence[ModelRef], names: Sequence[str | 
 
 def calibration(store: Store, refs: Sequence[ModelRef], texts: str | None, n_texts: int, how: dict[str, Any]) -> _Study:
     """Exact KL of all pairs of these models."""
-    from klscale.calibration import calibrate
-    from klscale.calibration_tables import calibration_record, print_calibration
-    from klscale.pictures import estimate_against_exact
+    from klscale.show.calibration_tables import calibration_record, print_calibration
+    from klscale.show.pictures import estimate_against_exact
+    from klscale.studies.calibration import calibrate
 
     if len(refs) < 2:
         raise InputError("--exact needs two models.", "They are read again.", "klscale validate --exact REF REF...")
@@ -186,8 +186,8 @@ def calibration(store: Store, refs: Sequence[ModelRef], texts: str | None, n_tex
 
 def noise_floors(store: Store, refs: Sequence[ModelRef], texts: str | None, n_texts: int, device: str | None) -> _Study:
     """What rounding makes of each of these models."""
-    from klscale.noise import noise_study
-    from klscale.noise_tables import noise_record, print_noise
+    from klscale.show.noise_tables import noise_record, print_noise
+    from klscale.studies.noise import noise_study
 
     if not refs:
         raise InputError("--noise needs a model.", "It is read again.", "klscale validate --noise REF...")

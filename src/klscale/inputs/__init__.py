@@ -1,0 +1,1 @@
+"""What goes in: text sets, model references, suite files. No torch."""

@@ -1,0 +1,1 @@
+"""What people see: tables, sentences, pictures, the page and its server."""

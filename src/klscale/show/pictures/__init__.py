@@ -1,0 +1,37 @@
+"""Pictures: each function takes a result and returns a matplotlib figure at its final size, ready for a paper.
+
+A module for each subject; what all of them share, sizes, type, colours and how a figure is written, is `style.py`.
+"""
+
+from klscale.show.pictures.calibration import estimate_against_exact
+from klscale.show.pictures.layers import layer_threads
+from klscale.show.pictures.matrices import kl_heat_map
+from klscale.show.pictures.model_maps import model_map
+from klscale.show.pictures.quantization import quantization_ladder
+from klscale.show.pictures.rulers import scale_ruler
+from klscale.show.pictures.style import COLOURS, Look, common_prefix, looks, save, short_names
+from klscale.show.pictures.tails import tails_of_pairs, text_contributions
+from klscale.show.pictures.training import displacement, kl_along_training, training_trajectories
+from klscale.show.pictures.validity import text_set_sensitivity, two_text_sets
+
+__all__ = [
+    "COLOURS",
+    "Look",
+    "common_prefix",
+    "displacement",
+    "estimate_against_exact",
+    "kl_along_training",
+    "kl_heat_map",
+    "layer_threads",
+    "looks",
+    "model_map",
+    "quantization_ladder",
+    "save",
+    "scale_ruler",
+    "short_names",
+    "tails_of_pairs",
+    "text_contributions",
+    "text_set_sensitivity",
+    "training_trajectories",
+    "two_text_sets",
+]

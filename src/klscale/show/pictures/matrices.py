@@ -1,0 +1,161 @@
+"""The picture of all pairs: KL as colours and numbers, relatives beside each other, with their dendrogram."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from klscale.errors import InputError
+from klscale.science.divergence import Floats, Integers, format_estimate
+from klscale.show.pictures.style import (
+    DOUBLE,
+    FAINT,
+    GREY,
+    SINGLE,
+    SMALL,
+    describe,
+    headline,
+    new_figure,
+    plain_ticks,
+    short_names,
+    styled,
+)  # fmt: skip
+from klscale.studies import maps
+from klscale.vectors.vectors import Vectors
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAMED = 60
+"""Models beyond which a name has no room beside its row."""
+ALL_COLOURS = 20
+"""Models up to which the colours span all values; of more, the outermost 0.5 % of the pairs do not stretch them."""
+TREE, GAP = 0.55, 0.06
+"""Inches: of the dendrogram, and between it and the cells."""
+CHARACTER = 0.62 * SMALL / 72
+"""Inches that a character takes, about."""
+MARGIN = 0.08
+
+
+@styled
+def kl_heat_map(vectors: Vectors) -> Figure:
+    """KL between all pairs in bits per byte, nearest models beside each other: average linkage on sqrt(KL), whose
+    dendrogram stands at the left.
+
+    The colour is KL on a log scale; cells hold value and standard error where there is room for both. Each name stands
+    at the end of its model's row and on top of its column; beyond 60 models there are no names. Raises InputError
+    for fewer than two models, and where two models have no texts in common.
+    """
+    from matplotlib.colors import ListedColormap, LogNorm
+
+    matrix, K = vectors.kl(), len(vectors)
+    if K < 2:
+        raise InputError("There is no pair to draw.", "One model alone has no KL.", "Score another one.")
+    clusters = maps.cluster(matrix)
+    merges, order = clusters.merges, clusters.order
+    names = short_names([vectors.names[k] for k in order])
+    value, error = (part[np.ix_(order, order)] for part in (matrix.value, matrix.standard_error))
+    shown = np.where(np.tri(K, k=-1, dtype=bool), value, np.nan)
+    positive = shown[shown > 0]
+    low, high = np.quantile(positive, [0, 1] if K <= ALL_COLOURS else [0.005, 0.995]) if positive.size else (0.0, 0.0)
+
+    # The cells take what tree and names leave of the width; few models need no more than one column.
+    width = SINGLE if K <= 5 else DOUBLE
+    left = MARGIN + TREE + GAP if K > 2 else MARGIN
+    lengths = [len(name) * CHARACTER + 0.04 for name in names] if K <= NAMED else [0.0]
+    cell = min((width - left - MARGIN - length) / (n + 0.1) for n, length in enumerate(lengths, K - len(lengths)) if n)
+    cell = min(cell, (width - left - MARGIN) / K, 0.62)
+    below = 0.36 if K > 2 else 0.3
+    height = below + cell * K + 0.3
+    figure = new_figure(width, height)
+    figure.set_layout_engine("none")  # every part has its place in inches
+    headline(figure, f"{K:,} models, {describe(vectors.texts)}")
+
+    axes = figure.add_axes((left / width, below / height, cell * K / width, cell * K / height))
+    norm = LogNorm(low, high) if low < high else None
+    # one value alone has nothing to be darker than; a zero is as dark as can be
+    colours = ListedColormap(["#e6e6e6"]) if norm is None else "cividis"
+    image = axes.imshow(np.maximum(shown, low), cmap=colours, norm=norm, aspect="auto")
+    axes.set_axis_off()
+    if K <= NAMED:
+        for row, name in enumerate(names):
+            axes.annotate(name, (row - 0.5, row), (2, 0), textcoords="offset points", va="center", fontsize=SMALL)
+    if _write_values(axes, value, error, cell, float(np.sqrt(low * high))):
+        at = left + 0.5 if K > 2 else left
+        figure.text(at / width, 0.08 / height, "cells: KL ± standard error, bits/byte", fontsize=SMALL)
+    if K == 2:
+        return figure
+    tree = figure.add_axes((MARGIN / width, below / height, TREE / width, cell * K / height))
+    _draw_tree(tree, merges, order)
+    if norm is None:
+        return figure
+    tall = min(2.2, max(0.45 * cell * K, 0.7))
+    bar_left, bar_bottom = left + cell * K - 0.09, below + cell * K - tall
+    if K <= NAMED:  # names lie on the diagonal: the bar is beyond the longest of those beside it
+        beside = [n * cell + length for n, length in enumerate(lengths) if n * cell < tall + 0.1]
+        bar_left = max(width - 0.75, min(left + max(beside) + 0.15, width - 0.75))
+    bar = figure.add_axes((bar_left / width, bar_bottom / height, 0.09 / width, tall / height))
+    below_all, above_all = positive.min() < low, positive.max() > high
+    extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get((below_all, above_all), "neither")
+    figure.colorbar(image, cax=bar, extend=extend)
+    bar.yaxis.set_ticks_position("left")
+    bar.yaxis.set_label_position("left")
+    bar.set_ylabel("KL, bits/byte")
+    bar.tick_params(labelsize=SMALL, which="both")
+    plain_ticks(bar.yaxis, most=6)
+    return figure
+
+
+def _draw_tree(axes: Any, merges: Floats, order: Integers) -> None:
+    """The dendrogram, its leaves at the rows; heights are mean distances, √KL."""
+    from matplotlib.collections import LineCollection
+
+    K = len(order)
+    place = np.empty(2 * K - 1)
+    place[order] = np.arange(K)
+    height = np.concatenate([np.zeros(K), merges[:, 2]])
+    lines = []
+    for n, (a, b) in enumerate(merges[:, :2].astype(int), start=K):
+        place[n] = (place[a] + place[b]) / 2
+        lines.append([(height[a], place[a]), (height[n], place[a]), (height[n], place[b]), (height[b], place[b])])
+    axes.add_collection(LineCollection(lines, colors=GREY, linewidths=0.7 if K <= NAMED else 0.4))
+    top = height.max() or 1.0
+    axes.set_xlim(1.04 * top, 0)
+    axes.set_ylim(K - 0.5, -0.5)
+    axes.set_yticks([])
+    axes.spines[["left", "right"]].set_visible(False)
+    digits = 1 - math.floor(math.log10(top))
+    rounded = math.floor(top * 10 ** (digits - 1)) / 10 ** (digits - 1)
+    axes.set_xticks([0, rounded], ["0", f"{rounded:g}"])
+    axes.tick_params(labelsize=SMALL)
+    axes.set_xlabel("√KL, √(bits/byte)", loc="left")
+    axes.grid(axis="x", color=FAINT)
+
+
+def _write_values(axes: Any, value: Floats, error: Floats, cell: float, middle: float) -> bool:
+    """Value and standard error in each cell of the lower triangle, if all of them have room; whether they have."""
+    pairs = [(i, j) for i in range(len(value)) for j in range(i)]
+    room = int((cell - 0.01) / (0.64 * SMALL / 72))
+    texts = [_in_a_cell(value[pair], error[pair], room) for pair in pairs] if cell >= 0.28 else [None]
+    written = [text for text in texts if text is not None]
+    if len(written) < len(texts):
+        return False
+    for (i, j), (digits, plus_minus) in zip(pairs, written, strict=True):
+        colour = "black" if value[i, j] >= middle else "white"
+        look: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "center", "fontsize": SMALL}
+        axes.annotate(digits, (j, i), (0, 4), color=colour, **look)
+        axes.annotate(plus_minus, (j, i), (0, -4), color=colour, **look)
+    return True
+
+
+def _in_a_cell(value: float, error: float, room: int) -> tuple[str, str] | None:
+    """Value and standard error in so many characters each: with two digits of the error, else one, else as powers."""
+    digits, _, two = format_estimate(value, error).partition(" ± ")
+    candidates = [(digits, f"±{two}")] if two else [(digits, "")]
+    if two:
+        decimals = max(0, -math.floor(math.log10(error)))
+        candidates.append((f"{value:.{decimals}f}", f"±{error:.{decimals}f}"))
+        candidates.append((f"{value:.1e}".replace("e-0", "e-"), "±" + f"{error:.0e}".replace("e-0", "e-")))
+    return next(((a, b) for a, b in candidates if max(len(a), len(b)) <= room), None)

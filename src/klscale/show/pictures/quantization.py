@@ -1,0 +1,116 @@
+"""The picture of quantization: how far each variant of a model is from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from klscale.errors import InputError
+from klscale.show.pictures.style import (
+    DOUBLE,
+    GREY,
+    SMALL,
+    bars,
+    describe,
+    headline,
+    looks,
+    new_figure,
+    plain_ticks,
+    short_names,
+    shortened,
+    styled,
+)  # fmt: skip
+from klscale.studies import scales
+from klscale.studies.scales import Setting
+from klscale.vectors.vectors import Vectors
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LEVELS: dict[str, Any] = {"later training": "--", "seed": ":"}
+"""Settings whose median stands beside a ladder, from the finest, with the line of each."""
+
+
+@styled
+def quantization_ladder(vectors: Vectors, measured: Sequence[Setting] = ()) -> Figure:
+    """For each model its quantized variants, nearest first: KL from it in bits per byte on a log axis, and by how much
+    a variant's bits per byte exceed the model's, both with 95 % intervals over texts. Of the scale `measured` on these
+    texts, the medians between neighbouring checkpoints and between seeds stand beside. Raises InputError where
+    there is no model with a variant."""
+    from matplotlib.lines import Line2D
+
+    ladders = scales.ladders(vectors)
+    if not ladders:
+        raise InputError(
+            "There is no ladder to draw.", "No model has a quantized variant.", "klscale score NAME --quantize int8,nf4"
+        )
+    kind = {variant: _kind(vectors, variant) for rungs in ladders.values() for variant in rungs}
+    look = looks(kind.values())
+    short = dict(zip(ladders, short_names(list(ladders), 40), strict=True))
+    rows = sum(len(rungs) + 1 for rungs in ladders.values())
+    figure = new_figure(DOUBLE, 0.85 + 0.15 * rows)
+    headline(figure, describe(vectors.texts))
+    divergences, differences = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    place, labels, headings = 0, dict[int, str](), list[int]()
+    for base, rungs in ladders.items():
+        kl = vectors.subset([base, *rungs]).kl()
+        headings.append(place)
+        labels[place] = short[base]
+        for n, variant in enumerate(rungs, start=1):
+            place += 1
+            labels[place] = shortened(kind[variant], 24)
+            dot: dict[str, Any] = {"fmt": look[kind[variant]].marker, "color": look[kind[variant]].colour}
+            dot |= {"elinewidth": 0.8, "markersize": 3.5}
+            if (away := kl[0, n]).value > 0:  # a log axis has no zero
+                divergences.errorbar([away.value], [place], xerr=bars([away]), **dot)
+            else:
+                divergences.annotate("0", (0.01, place), xycoords=divergences.get_yaxis_transform(), va="center")
+            worse = vectors.bits_per_byte(variant, base)
+            differences.errorbar([worse.value], [place], xerr=bars([worse]), **dot)
+        place += 1
+    divergences.set_yticks(list(labels), list(labels.values()))
+    for tick in divergences.get_yticklabels():
+        tick.set_parse_math(False)
+    for tick, at in zip(divergences.get_yticklabels(), labels, strict=True):
+        if at in headings:
+            tick.set_weight("bold")
+    divergences.set_ylim(place - 0.3, -0.7)
+    levels = _levels(measured)
+    for label, value in levels.items():
+        divergences.axvline(value, color=GREY, linewidth=0.8, linestyle=LEVELS[label], zorder=0)
+    divergences.set_xscale("log")
+    plain_ticks(divergences.xaxis)
+    divergences.set_xlabel("KL to the model itself, bits/byte (95 % interval)")
+    differences.axvline(0, color=GREY, linewidth=0.6, zorder=0)
+    differences.set_xlabel("more bits/byte than the model\n(95 % interval)")
+    differences.xaxis.get_major_locator().set_params(nbins=5)
+    for axes in (divergences, differences):
+        axes.tick_params(labelsize=SMALL, which="both")
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="x")
+        for at in headings[1:]:
+            axes.axhline(at - 0.5, color=GREY, linewidth=0.3)
+    if levels:
+        lines = [
+            Line2D(
+                [],
+                [],
+                color=GREY,
+                linewidth=0.8,
+                linestyle=LEVELS[label],
+                label=f"median of '{label}': {value:.3g} bits/byte",
+            )
+            for label, value in levels.items()
+        ]
+        figure.legend(handles=lines, loc="outside lower left", ncols=len(lines))
+    return figure
+
+
+def _kind(vectors: Vectors, variant: str) -> str:
+    """How a variant is quantized."""
+    return str(vectors.attributes["quantization"].iloc[vectors.position(variant)])
+
+
+def _levels(measured: Sequence[Setting]) -> dict[str, float]:
+    known = {row.setting: row.median for row in measured if row.median > 0}
+    return {label: known[label] for label in LEVELS if label in known}

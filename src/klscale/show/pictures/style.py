@@ -1,0 +1,263 @@
+"""What all pictures share: sizes, type, colours and symbols, names as plain text, and how a figure is written."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import re
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
+
+import numpy as np
+
+from klscale.errors import printable
+from klscale.inputs.texts import TextSet
+from klscale.science.divergence import KL, Estimate, Floats
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SINGLE, DOUBLE = 3.35, 6.9
+"""Widths of one and of two columns of a journal, in inches. Figures are made at their final size."""
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Told apart by colour-blind readers too (Okabe and Ito)."""
+MARKERS = {"circle": "o", "square": "s", "diamond": "D", "cross": "P"}
+"""Symbols as plotly names them, and the marker that matplotlib has for each."""
+GREY, FAINT, UNKNOWN = "#555555", "#dddddd", "#999999"
+"""Of what belongs to no category; of lines behind the data; of a category that is not known."""
+
+TEXT, SMALL = 7.0, 6.5
+"""Points; nothing is smaller than `SMALL`."""
+STYLE: dict[str, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": TEXT,
+    "axes.titlesize": TEXT,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 4.0,
+    "axes.labelsize": TEXT,
+    "axes.labelpad": 2.5,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.unicode_minus": True,
+    "figure.titlesize": TEXT,
+    "figure.constrained_layout.w_pad": 0.03,
+    "figure.constrained_layout.h_pad": 0.03,
+    "xtick.labelsize": SMALL,
+    "ytick.labelsize": SMALL,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "xtick.minor.size": 1.5,
+    "ytick.minor.size": 1.5,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.minor.width": 0.4,
+    "ytick.minor.width": 0.4,
+    "xtick.major.pad": 2.0,
+    "ytick.major.pad": 2.0,
+    "legend.fontsize": SMALL,
+    "legend.title_fontsize": SMALL,
+    "legend.frameon": False,
+    "legend.handlelength": 1.6,
+    "legend.handletextpad": 0.5,
+    "legend.columnspacing": 1.2,
+    "legend.labelspacing": 0.3,
+    "legend.borderaxespad": 0.2,
+    "lines.linewidth": 0.9,
+    "lines.markersize": 3.0,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.5,
+    "text.parse_math": False,  # a $ in a name is a $
+    "text.hinting": "no_hinting",  # a text is as long in every format
+    "figure.dpi": 300,
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "klscale",
+}
+
+P = ParamSpec("P")
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """matplotlib as it comes with this style, whatever the user's settings are: the same result, the same bytes."""
+    import matplotlib
+
+    settings: Any = STYLE
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(settings)
+        yield
+
+
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """A function that draws, in the house style. Every part of its figure has its place for good: matplotlib's layout
+    would move by a little whenever the figure is written."""
+
+    @functools.wraps(draw)
+    def inside(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with house_style():
+            figure = draw(*args, **kwargs)
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
+            return figure
+
+    return inside
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of this size in inches, which finds room for all that is put into it."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save(figure: Figure, file: str | Path) -> None:
+    """Write a figure; the ending says how (.png, .svg, .pdf). The same figure gives the same bytes."""
+    path = Path(file)
+    metadata = {"Date": None} if path.suffix == ".svg" else {"CreationDate": None} if path.suffix == ".pdf" else None
+    with house_style():
+        figure.savefig(path, facecolor="white", metadata=metadata)
+
+
+# ------------------------------------------------------------------------------------------------ colours and symbols
+
+
+class Look(NamedTuple):
+    """A colour (`#rrggbb`) and a symbol (`circle`, `square`, `diamond`, `cross`)."""
+
+    colour: str
+    symbol: str
+
+    @property
+    def marker(self) -> str:
+        """The symbol as matplotlib has it."""
+        return MARKERS[self.symbol]
+
+
+_LOOKS = tuple(Look(colour, symbol) for symbol, colour in product(MARKERS, COLOURS))
+
+Value = TypeVar("Value", bound=Hashable)
+
+
+def looks(values: Iterable[Value]) -> dict[Value, Look]:
+    """The look of each category, wherever it is shown: sorted (numbers in names by their size), the categories take the
+    colours in turn, then the same colours with the next symbol. Beyond 28 categories looks repeat."""
+    ordered = sorted(set(values), key=_natural)
+    return {value: _LOOKS[n % len(_LOOKS)] for n, value in enumerate(ordered)}
+
+
+def _natural(value: Any) -> tuple[Any, ...]:
+    """`seed2` comes before `seed10`."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", str(value))
+    return tuple((float(part), "") if n % 2 else (math.inf, part) for n, part in enumerate(parts)), str(value)
+
+
+# ------------------------------------------------------------------------------------------------------ names and texts
+
+
+CHECKPOINT = re.compile(r"(?:checkpoint|step)[-_]\d")
+"""What the last part of a name begins with that says nothing without the part before."""
+
+
+def shortened(name: object, longest: int = 32) -> str:
+    """A name as plain text of at most so many characters, its middle left out: both ends tell models apart."""
+    text = printable(name)
+    if len(text) <= longest:
+        return text
+    tail = (longest - 1) // 2
+    return f"{text[: longest - 1 - tail]}…{text[len(text) - tail :]}"
+
+
+def short_names(names: Sequence[str], longest: int = 32) -> list[str]:
+    """Names without what every one of them begins with, a directory or an organisation; without any directory where
+    the last part alone tells them apart, and is no mere checkpoint of a run that the others would name."""
+    last = [name.rsplit("/", 1)[-1] for name in names]
+    if len(set(last)) == len(names) and not any(map(CHECKPOINT.match, last)):
+        return [shortened(name, longest) for name in last]
+    shared = len(common_prefix(names))
+    return [shortened(name[shared:], longest) for name in names]
+
+
+def common_prefix(names: Sequence[str]) -> str:
+    """The directories, or the organisation, that every name begins with, as `a/b/`; a checkpoint keeps its run."""
+    parts = [name.split("/") for name in names]
+    above = [part[: -2 if CHECKPOINT.match(part[-1]) else -1] for part in parts]
+    shared = itertools.takewhile(lambda level: len(set(level)) == 1, zip(*above, strict=False))
+    return "".join(f"{level[0]}/" for level in shared)
+
+
+def describe(texts: TextSet) -> str:
+    """How many texts of which set."""
+    return f"{len(texts):,} texts of {shortened(texts.name, 36)}"
+
+
+def headline(figure: Figure, line: str) -> None:
+    """What a figure is of, on top at the left."""
+    figure.suptitle(line, x=0.008, ha="left")
+
+
+# --------------------------------------------------------------------------------------------------------------- axes
+
+
+def plain_ticks(axis: Any, most: int = 7) -> None:
+    """Plain numbers on a log axis that has its limits: at 1, 2 and 5 of each decade, or at some decades only, so that
+    there are no more than `most`."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+
+    low, high = sorted(axis.get_view_interval())
+    decades = np.arange(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks: list[float] = []
+    within = (((1, 2, 3, 4, 6), 1), ((1, 2, 3, 5), 1)) if high < 10 * low else ()
+    for subs, apart in (*within, ((1, 2, 5), 1), ((1, 3), 1), ((1,), 1), ((1,), 2), ((1,), 3), ((1,), 6)):
+        ticks = [sub * 10.0**n for n in decades if n % apart == 0 for sub in subs]
+        ticks = [tick for tick in ticks if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
+        if len(ticks) <= most:
+            break
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_major_formatter(FuncFormatter(amount))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def amount(value: float, _: Any = None) -> str:
+    """A number on an axis: 0.05, 1,000, 410M."""
+    for size, unit in ((1e9, "B"), (1e6, "M")):
+        if abs(value) >= size:
+            return f"{value / size:g}{unit}"
+    return f"{value:,.12g}" if value == 0 or abs(value) >= 1e-4 else f"{value:.0e}".replace("e-0", "e-")
+
+
+def step_axis(axis: Any, steps: Iterable[int], most: int = 6) -> None:
+    """Training steps on a log scale that has a place for step 0."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    known = sorted({int(step) for step in steps})
+    first = next((step for step in known if step > 0), 1)
+    axis.axes.set_xscale("symlog", linthresh=first, linscale=0.4)
+    zero = [0] if known and known[0] == 0 else []
+    last = max(known[-1], first) if known else first
+    reach = math.log10(last / first) if last > first else 0.3
+    ticks: list[int] = []
+    for subs, apart in (((1, 2, 5), 1), ((1,), 1), ((1,), 2), ((1,), 3)):
+        decades = range(0, math.ceil(math.log10(last)) + 1, apart)
+        ticks = [sub * 10**n for n in decades for sub in subs if first <= sub * 10**n <= last]
+        if len(ticks) + len(zero) <= most:
+            break
+    axis.set_major_locator(FixedLocator(zero + (ticks or [first])))
+    axis.set_major_formatter(FuncFormatter(amount))
+    axis.set_minor_locator(NullLocator())
+    low = -0.08 * first if zero else first / 10 ** (0.05 * reach)
+    axis.axes.set_xlim(low, last * 10 ** (0.06 * reach))
+
+
+def bars(found: Sequence[KL | Estimate]) -> Floats:
+    """Lengths (2, n) of the error bars that reach the ends of 95 % intervals."""
+    value = np.array([one.value for one in found])
+    return np.asarray(np.abs(np.array([one.interval for one in found]).reshape(-1, 2).T - value))

@@ -1,0 +1,1 @@
+"""Where log-likelihoods come from."""

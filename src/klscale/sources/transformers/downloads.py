@@ -1,0 +1,116 @@
+"""What a sweep fetches from the hub, dropped from the local cache as soon as no model needs it any more."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from klscale.sources.transformers.loading import ResolvedModel, cache_folder
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_MARK = ".klscale"
+"""A file beside those of a commit that a sweep fetches, and is to drop. It goes with them."""
+
+
+class Commit(NamedTuple):
+    """One commit of a hub model."""
+
+    repository: str
+    sha: str
+
+    @property
+    def snapshot(self) -> Path:
+        """Where its files are in the local cache."""
+        return cache_folder(self.repository) / "snapshots" / self.sha
+
+
+class Downloads:
+    """The files of hub commits that a sweep reads, each by some `users`: a commit that the sweep has fetched is dropped
+    when the last that needs it is done. What the cache held before stays, and what other commits share.
+
+    A sweep that is cut short leaves what it was at, marked as its own, so that the next goes on with it and drops it.
+    Other processes may sweep over the same models: none drops files of a repository while another reads there.
+    """
+
+    def __init__(self, users: Iterable[Collection[ResolvedModel]]) -> None:
+        self._users = Counter(commit for models in users for commit in _commits(models))
+        self._idle: set[Commit] = set()
+
+    @contextlib.contextmanager
+    def reading(self, models: Collection[ResolvedModel]) -> Iterator[None]:
+        """While the files of these models are fetched and read."""
+        with contextlib.ExitStack() as locks:
+            for commit, model in _commits(models).items():
+                locks.enter_context(_lock(commit.repository, exclusive=False))
+                mark = commit.snapshot / _MARK
+                with contextlib.suppress(OSError):  # a cache that is not ours to write
+                    if commit not in self._users:
+                        mark.unlink(missing_ok=True)
+                    elif not (mark.is_file() or _held(commit, model)):
+                        commit.snapshot.mkdir(parents=True, exist_ok=True)
+                        mark.touch()
+            yield
+
+    def done(self, models: Collection[ResolvedModel]) -> None:
+        """One of the users needs the files of these models no more."""
+        for commit in self._users.keys() & _commits(models):
+            self._users[commit] -= 1
+            if not self._users[commit]:
+                self._idle.add(commit)
+
+    def drop(self) -> None:
+        """Drop what nothing needs any more. Not while this process downloads; what another reads now, a later time."""
+        for commit in list(self._idle):
+            if (commit.snapshot / _MARK).is_file():
+                with _lock(commit.repository, exclusive=True) as mine, contextlib.suppress(OSError):
+                    if mine:
+                        _delete(commit)
+            if not (commit.snapshot / _MARK).is_file():
+                self._idle.discard(commit)
+
+
+def _commits(models: Collection[ResolvedModel]) -> dict[Commit, ResolvedModel]:
+    """The commits that models are read from; none where the hub does not answer, since what is dropped could not be
+    fetched again."""
+    read = [one for model in models for one in (model, model.base) if one is not None]
+    return {Commit(one.ref.name, one.hub.commit): one for one in read if one.hub and not one.hub.offline}
+
+
+def _held(commit: Commit, model: ResolvedModel) -> bool:
+    """Whether the cache has what no sweep fetched: files since before this one began, or weights since."""
+    cached = model.hub is not None and model.hub.cached and commit.snapshot.is_dir()
+    return cached or any((commit.snapshot / name).exists() for name in model.weights)
+
+
+def _delete(commit: Commit) -> None:
+    from huggingface_hub import scan_cache_dir
+
+    cache = scan_cache_dir(cache_folder(commit.repository).parent)
+    # Of two repositories that share a history, the other may hold the same commit.
+    mine = frozenset(repo for repo in cache.repos if repo.repo_path == cache_folder(commit.repository).resolve())
+    replace(cache, repos=mine).delete_revisions(commit.sha).execute()
+
+
+@contextlib.contextmanager
+def _lock(repository: str, *, exclusive: bool) -> Iterator[bool]:
+    """Whether files of a repository may be dropped now: no process reads there. Else wait until they may be read."""
+    folder = cache_folder(repository)
+    path = folder.parent / ".locks" / folder.name / "klscale.lock"
+    with contextlib.ExitStack() as opened:
+        mine = True
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = opened.enter_context(path.open("a"))
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB if exclusive else fcntl.LOCK_SH)
+        except OSError:  # it is locked, or the file system knows no locks
+            mine = False
+        yield mine

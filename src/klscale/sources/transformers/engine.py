@@ -1,0 +1,429 @@
+"""The engine: batches of texts through a model, log-likelihoods out. The hot path of the whole package.
+
+Texts are sorted by length and packed into right-padded batches under a token budget. A causal model needs no attention
+mask for padding on the right. The forward pass is stopped where the hidden states enter the output embedding, and
+`head` reads the log-probabilities of the targets off them in tiles: full logits of a batch never exist.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from klscale.errors import InputError, KlscaleError
+from klscale.science.divergence import Floats, Integers
+from klscale.sources.transformers.head import OutputHead, candidate_heads, widened
+from klscale.sources.transformers.loading import LoadedModel, device_of
+from klscale.sources.transformers.readout import Readout, find_readout, no_lens
+from klscale.sources.transformers.tokens import Tokens
+from klscale.vectors.vectors import Scores
+
+T = TypeVar("T")
+
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
+"""Largest mean difference in nats a token from the model's own logits that rounding explains."""
+
+LENS_TOLERANCE = 1e-3
+"""Largest difference in nats a text between the last layer through the lens and the model itself, in float32."""
+
+FEWEST_PADDING = 16
+"""Columns that the batches of another reading are wider by: with fewer, kernels may sum in the same order. On a CPU in
+bfloat16, 1 changed nothing, 4 a thousandth of the noise in variance, 16 to 64 all of it."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Tokens `start` to `stop` of a text as one input; those from `first` on are scored. A text that fits the window
+    is one segment with first = start + 1: its first token has nothing before it."""
+
+    text: int
+    start: int
+    stop: int
+    first: int
+
+    @property
+    def length(self) -> int:
+        return self.stop - self.start
+
+
+def segments_of(text: int, length: int, window: int | None) -> list[Segment]:
+    """One segment, or half-overlapping windows in which each token is scored once, with the longest context."""
+    if window is None or length <= window:
+        return [Segment(text, 0, length, 1)]
+    found, scored = [Segment(text, 0, window, 1)], window
+    while scored < length:
+        stop = min(scored + window // 2, length)
+        found.append(Segment(text, stop - window, stop, scored))
+        scored = stop
+    return found
+
+
+class Engine:
+    """Scores texts with one model, with `layers` at every layer through the logit lens. `batch_tokens` is the budget of
+    a batch, padding included (None: found). For other readings, which differ by rounding alone: `shuffled`, the texts
+    come in random order instead of by length, so that each has other neighbours; `padded`, every batch is wider than
+    its texts need, by an eighth and at least 16 tokens, which the order of sums in a kernel depends on."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        *,
+        device: str | None = None,
+        batch_tokens: int | None = None,
+        layers: bool = False,
+        shuffled: bool = False,
+        padded: bool = False,
+    ) -> None:
+        self.loaded = loaded
+        self.layers = layers
+        self.shuffled, self.padded = shuffled, padded
+        self.readout: Readout | None = None
+        """Reads layers; None before the first batch."""
+        self.lens_error: float | None = None
+        """Largest difference in nats a text between the last layer, read through the lens, and the model itself, on the
+        first batch; later ones take the model's own values."""
+        self.device = device_of(device)
+        self.model = loaded.model
+        try:
+            if loaded.offload is None and self.model.device != self.device:
+                self.model.to(self.device)
+        except torch.OutOfMemoryError as error:
+            raise KlscaleError(
+                f"{loaded.ref} does not fit into the memory of {self.device}.",
+                str(error).split("\n")[0],
+                "Use --device cpu, or a smaller dtype: %bfloat16.",
+            ) from error
+        self.batch_tokens = batch_tokens or self._budget()
+        self.head: OutputHead | None = None
+        """Reads hidden states; None before the first batch, and for good where only the model's own logits will do."""
+        self.own_logits = False
+        self.kernel = None if loaded.quantization is None or loaded.quantization.weights_only else loaded.quantization
+        self.tolerance = 0.1 if self.kernel else TOLERANCE.get(self.model.dtype, 0.1)
+        config = self.model.config.get_text_config()
+        self.alone = self.kernel is not None and self.kernel.kind == "int8-kernel"
+        """Whether a text's value would depend on what is beside it: the kernel chooses outliers by the whole batch."""
+        rope = getattr(config, "rope_parameters", None) or {}
+        self.stretches_beyond: int | None = None
+        if rope.get("rope_type") in ("dynamic", "longrope"):
+            original = rope.get("original_max_position_embeddings")
+            self.stretches_beyond = int(original or getattr(config, "original_max_position_embeddings", None) or 0)
+
+    def _budget(self) -> int:
+        """Tokens a batch: what a CPU's cache holds; half of the free memory on a GPU, for some 40 live activations."""
+        hidden = getattr(self.model.config.get_text_config(), "hidden_size", 4096)
+        if self.device.type != "cuda":
+            return int(np.clip(2**20 // hidden, 2048, 8192))
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return int(np.clip(0.5 * free / (40 * hidden * self.model.dtype.itemsize), 2048, 131072))
+
+    def other_budget(self, tokens: Tokens, texts: Sequence[int] | Integers) -> int:
+        """A budget that puts these texts into batches of another shape, where none need be alone: to tell what rounding
+        makes of their values."""
+        lengths = tokens.lengths[texts]
+        return max(min(self.batch_tokens, int(lengths.sum())) // 2, 2 * int(lengths.max()))
+
+    @property
+    def longest_padded(self) -> int | None:
+        """Tokens of the longest text that leaves room for all of the padding of `padded`; None where any does."""
+        limit = self._widest
+        return None if limit is None else max(1, min(limit * 8 // 9, limit - FEWEST_PADDING))
+
+    @property
+    def _widest(self) -> int | None:
+        limits = [limit for limit in (self.loaded.window, self.stretches_beyond) if limit is not None]
+        return min(limits, default=None)
+
+    def _width(self, longest: int) -> int:
+        """Columns of a batch whose longest text has so many tokens."""
+        if not self.padded or self.alone:
+            return longest
+        wide = longest + max(longest // 8, FEWEST_PADDING)
+        return wide if self._widest is None else max(longest, min(wide, self._widest))
+
+    def score(self, tokens: Tokens, texts: Sequence[int] | Integers, *, long_texts: str = "error") -> Iterator[Scores]:
+        """Log-likelihoods of these texts, some at a time, longest first unless `shuffled`. Texts longer than the window
+        raise InputError, are left out (`skip`), or are scored in half-overlapping windows (`window`).
+
+        Raises KlscaleError for logits that are not finite, when one text alone exhausts the memory, and for layers of a
+        model that the logit lens does not fit.
+        """
+        lengths = tokens.lengths
+        window = self.loaded.window
+        long = [s for s in texts if window is not None and lengths[s] > window]
+        if long and long_texts == "error":
+            raise InputError(
+                f"{len(long):,} texts are longer than the window of {self.loaded.ref} ({window:,} tokens).",
+                f"The first is text {long[0]} with {lengths[long[0]]:,} tokens; cut short, it would not be comparable.",
+                "Use --long-texts window, or --long-texts skip.",
+            )
+        kept = np.setdiff1d(np.asarray(texts, dtype=np.int64), long) if long_texts == "skip" else texts
+        queue = [part for s in kept for part in segments_of(int(s), int(lengths[s]), window)]
+        waiting = Counter(part.text for part in queue)
+        total: dict[int, Any] = dict.fromkeys(waiting, 0.0)
+        for batch, values in in_batches((self,), queue, lambda batch: self._score_batch(tokens, batch)):
+            done = []
+            for part, value in zip(batch, values, strict=True):
+                if not np.isfinite(value).all():
+                    raise self._not_finite(value, part.text)
+                total[part.text] = total[part.text] + value
+                waiting[part.text] -= 1
+                if not waiting[part.text]:
+                    done.append(part.text)
+            if done:
+                found = np.stack([total.pop(s) for s in done])
+                yield Scores(np.array(done), found[:, -1], lengths[done], found if self.layers else None)
+
+    def _remedy(self) -> str:
+        if self.kernel is None:
+            return "Does the tokenizer belong to the model?"
+        if self.loaded.ref.quantization is None:
+            return "Its kernel may not run on this machine: score it on another, or the model that it was made from."
+        alone = self.kernel.kind.removesuffix("-kernel")
+        return f"A kernel may not know this shape on this machine: +{alone} scores the quantized weights without it."
+
+    def _rows(self, queue: Sequence[Segment]) -> int:
+        """How many of the first segments make a batch. Rotary embeddings that stretch with the input (`dynamic`,
+        `longrope`) would give a text its neighbours' length: beyond their original window, equal lengths only."""
+        if self.alone or self.own_logits:  # these are made for one text at a time
+            return 1
+        longest = 0
+        for rows, part in enumerate(queue):
+            longest = max(longest, part.length)
+            stretched = self.stretches_beyond is not None and longest > self.stretches_beyond
+            alike = part.length == queue[0].length or not stretched
+            if rows and not (alike and (rows + 1) * self._width(longest) <= self.batch_tokens):
+                return rows
+        return len(queue)
+
+    def _not_finite(self, values: Floats, text: int) -> KlscaleError:
+        layer = int(np.argmin(np.isfinite(values)))
+        at = f" at layer {layer}" if layer < len(values) - 1 else ""
+        ref, what = self.loaded.ref, f"{self.loaded.ref} gives a log-likelihood of {values[layer]} for text {text}{at}."
+        for name, parameter in self.model.named_parameters():
+            if not parameter.is_meta and not parameter.isfinite().all():
+                return KlscaleError(
+                    what,
+                    f"Its weights hold values that are not finite, first in {name}.",
+                    f"They are damaged, or too large for {ref.dtype}: fetch or save them again, or use %float32.",
+                )
+        remedy = "Score it as %bfloat16, which has the range of float32, or as %float32."
+        if ref.dtype != "float16":
+            remedy = "Check that the weights belong to this configuration."
+        return KlscaleError(what, f"Its weights are finite, its logits overflow in {ref.dtype}.", remedy)
+
+    def _halve(self, batch: Sequence[Segment]) -> None:
+        if len(batch) == 1:
+            raise KlscaleError(
+                f"{self.loaded.ref}: out of memory on {self.device} with one text of {batch[0].length:,} tokens.",
+                "A batch of one text is the smallest there is.",
+                "Use a smaller dtype (%bfloat16), another --device, or shorter texts.",
+            )
+        self.batch_tokens = len(batch) * max(part.length for part in batch) // 2
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    # ---------------------------------------------------------------------------------------------------- one batch
+
+    @torch.inference_mode()
+    def _score_batch(self, tokens: Tokens, batch: Sequence[Segment]) -> Floats:
+        """Log-likelihood in nats (rows, readouts) of each segment of a batch: at each layer where `layers` are asked
+        for, the last being the model itself."""
+        self.find_head(tokens, batch[-1])
+        width = self._width(max(part.length for part in batch))
+        packed = Packed.of(tokens, batch, width, self.device)
+        if self.layers and self.readout is None:
+            if self.head is None:
+                raise no_lens(self.loaded.ref, "Its output head is of an unknown kind.")
+            self.readout = find_readout(self.model, lambda: self._hidden_states(packed.inputs[-1:]), self.loaded.ref)
+        if not len(packed.owner):
+            return np.zeros((len(batch), 1 if self.readout is None else len(self.readout.blocks) + 1))
+        if self.head is None:
+            own = [self._from_own_logits(row[: part.length]) for row, part in zip(packed.inputs, batch, strict=True)]
+            scored = [row[part.first - part.start - 1 :] for row, part in zip(own, batch, strict=True)]
+            return packed.sums(torch.cat(scored))[:, None]
+        if self.readout is None:
+            return packed.read(self.head, self._hidden_states(packed.inputs))[:, None]
+        return self._read_layers(packed, self.head, self.readout)
+
+    def _read_layers(self, packed: Packed, head: OutputHead, readout: Readout) -> Floats:
+        """Log-likelihood (rows, L + 1) at each layer, read as the forward pass reaches it."""
+        last, found = len(readout.blocks), dict[int, Floats]()
+
+        def see(layer: int, hidden: Tensor) -> None:
+            if layer < last or self.lens_error is None:
+                found[layer] = packed.read(head, hidden, readout)
+
+        with readout.watching(see):
+            final = self._hidden_states(packed.inputs)
+        own = packed.read(head, final)
+        if self.lens_error is None:
+            self._check_lens(found[last] - own, np.bincount(packed.owner, minlength=len(own)))
+        found[last] = own
+        return np.stack([found[layer] for layer in range(last + 1)], axis=1)
+
+    def _check_lens(self, difference: Floats, n_tokens: Integers) -> None:
+        """The last layer through the lens is the model itself, or the lens is wrong for it."""
+        self.lens_error = float(np.abs(difference).max())
+        exact = self.model.dtype == torch.float32 and not self.kernel
+        if (np.abs(difference) > (LENS_TOLERANCE if exact else self.tolerance * n_tokens)).any():
+            why = f"Its last layer read so is off by {self.lens_error:.2g} nats a text from the model's own values."
+            raise no_lens(self.loaded.ref, why)
+
+    def _hidden_states(self, inputs: Tensor) -> Tensor:
+        """What enters the output embedding, (batch, tokens, H): the forward pass is stopped there."""
+
+        def stop(_module: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            raise _ReachedHeadError(arguments[0] if arguments else next(iter(keywords.values())))
+
+        handle = self.model.get_output_embeddings().register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            self.model(input_ids=inputs, use_cache=False)
+        except _ReachedHeadError as reached:
+            return reached.hidden
+        finally:
+            handle.remove()
+        raise KlscaleError(f"{self.loaded.ref} does not call its output embedding.")
+
+    def _from_own_logits(self, ids: Tensor) -> Tensor:
+        """Log-probabilities (n - 1,) of tokens 2 to n of one text `ids` (n,), from the model's own full logits."""
+        logits = self._own_logits(ids)
+        return logits.gather(1, ids[1:, None])[:, 0] - logits.logsumexp(dim=1)
+
+    def _own_logits(self, ids: Tensor) -> Tensor:
+        """The model's own full logits (n - 1, V) after tokens 1 to n - 1 of one text `ids` (n,)."""
+        return widened(self.model(input_ids=ids[None], use_cache=False).logits[0, :-1])
+
+    def next_token_logits(self, packed: Packed) -> Callable[[slice], Tensor]:
+        """Runs a batch; what is returned gives the logits (t, V) of any t of its scored tokens. The head is found."""
+        if self.head is None:
+            (row,) = packed.inputs  # in a batch of its own
+            own = self._own_logits(row)[packed.before.to(row.device)]
+            return lambda part: own[part]
+        head, hidden = self.head, self._hidden_states(packed.inputs).flatten(0, 1)
+        return lambda part: head.logits(
+            hidden[packed.before[part].to(hidden.device)].to(head.weight.device), 0, len(head.weight)
+        )
+
+    def find_head(self, tokens: Tokens, part: Segment) -> None:
+        """Once, keep the head that gives the model's own log-probabilities on one text; none does: use its own logits.
+
+        Raises KlscaleError for a model in which tokens see what follows them.
+        """
+        if self.head is not None or self.own_logits:
+            return
+        found = tokens.of(part.text)[part.start : part.stop][:64].astype(np.int64)  # their logits are few
+        ids = torch.from_numpy(np.resize(found, max(len(found), 8))).to(self.device)
+        own = self._from_own_logits(ids)
+        changed = ids.clone()
+        changed[-1] = (ids[-1] + 1) % 2
+        if (self._from_own_logits(changed)[:-1] - own[:-1]).abs().mean() > self.tolerance:
+            raise KlscaleError(
+                f"{self.loaded.ref} is not a causal language model.",
+                "The probability of a token changes with the tokens after it.",
+                "Only decoder models have log-likelihoods of texts.",
+            )
+        heads = self._candidate_heads()
+        if heads:
+            # Behind a neighbour and padding, as in a batch, so that the check covers those too.
+            padded = torch.nn.functional.pad(ids, (0, 3)).expand(2, -1)
+            hidden = self._hidden_states(padded)[1, : len(ids) - 1]
+            for head in heads:
+                if (head.log_likelihood(hidden, ids[1:]).to(own.device) - own).abs().mean() <= self.tolerance:
+                    self.head = head
+                    return
+        self.own_logits = True
+
+    def _candidate_heads(self) -> list[OutputHead]:
+        if self.loaded.offload is None:
+            return list(candidate_heads(self.model))
+        from accelerate.utils import align_module_device
+
+        with align_module_device(self.model.get_output_embeddings()):  # brought in once, and held by the head
+            return list(candidate_heads(self.model))
+
+
+def in_batches(
+    engines: Sequence[Engine], parts: Iterable[Segment], read: Callable[[Sequence[Segment]], T]
+) -> Iterator[tuple[Sequence[Segment], T]]:
+    """Batches of all parts that suit every one of these engines, longest first, and what `read` makes of each. Out of
+    memory halves the batches; nothing that is finished is lost.
+
+    Raises KlscaleError, which names the models, where `read` fails otherwise or with one text alone.
+    """
+    queue = sorted(parts, key=lambda part: (-part.length, part.text))
+    if engines[0].shuffled:
+        queue = [queue[place] for place in np.random.default_rng(0).permutation(len(queue))]
+    while queue:
+        batch = queue[: min(engine._rows(queue) for engine in engines)]
+        found: T | None = None
+        try:
+            found = read(batch)
+        except Exception as error:
+            if isinstance(error, KlscaleError):
+                raise
+            if not _out_of_memory(error):
+                raise KlscaleError(
+                    f"{' or '.join(str(engine.loaded.ref) for engine in engines)}: the forward pass failed.",
+                    f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+                    max(engines, key=lambda engine: engine.kernel is not None)._remedy(),
+                ) from error
+        if found is None:  # outside the handler, so that the traceback holds no tensors
+            for engine in engines:
+                engine._halve(batch)
+            continue
+        del queue[: len(batch)]
+        yield batch, found
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """A batch as the model takes it: `inputs` (rows, tokens) padded on the right; each scored token's row, `owner`; the
+    flat position `before` it, whose hidden state predicts it; and its id, `target`."""
+
+    inputs: Tensor
+    owner: Integers
+    before: Tensor
+    target: Tensor
+
+    @classmethod
+    def of(cls, tokens: Tokens, batch: Sequence[Segment], width: int, device: torch.device) -> Packed:
+        ids = np.zeros((len(batch), width), dtype=np.int64)
+        for row, part in zip(ids, batch, strict=True):
+            row[: part.length] = tokens.of(part.text)[part.start : part.stop]
+        owner = np.repeat(np.arange(len(batch)), [part.stop - part.first for part in batch])
+        places = [np.arange(part.first, part.stop) - part.start for part in batch]
+        before = owner * width + np.concatenate(places) - 1
+        inputs = torch.from_numpy(ids).to(device)
+        return cls(inputs, owner, torch.from_numpy(before), inputs.flatten()[torch.from_numpy(before + 1).to(device)])
+
+    def read(self, head: OutputHead, hidden: Tensor, readout: Readout | None = None) -> Floats:
+        """Log-likelihood (rows,) from hidden states (rows, tokens, H), of a layer where a readout is given."""
+        hidden = hidden.flatten(0, 1)[self.before.to(hidden.device)]
+        return self.sums(head.log_likelihood(hidden if readout is None else readout(hidden), self.target))
+
+    def sums(self, log_likelihood: Tensor) -> Floats:
+        """The values of the scored tokens, added up by row in float64."""
+        weights = log_likelihood.cpu().double().numpy()
+        return np.bincount(self.owner, weights=weights, minlength=len(self.inputs)).astype(np.float64)
+
+
+class _ReachedHeadError(Exception):
+    """Carries the hidden states out of a forward pass that need not go on."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        self.hidden = hidden
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        mark in text for mark in ("out of memory", "not enough memory", "allocate memory")
+    )

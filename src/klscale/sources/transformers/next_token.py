@@ -1,0 +1,222 @@
+"""Exact next-token KL between two models that share a tokenizer, and texts sampled from a model.
+
+After each token of a text both models give a distribution over the whole vocabulary. Their KL is computed there, and by
+the chain rule its sum along texts that are drawn from p_a has KL(p_a || p_b) over texts as its mean. Logits are made
+for as many tokens at a time as `TILE` allows: those of two models for a whole batch never exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from klscale.errors import InputError, KlscaleError
+from klscale.inputs.references import ModelRef
+from klscale.science.divergence import Floats, Integers
+from klscale.sources.transformers.engine import Engine, Packed, Segment, in_batches
+from klscale.sources.transformers.loading import LoadedModel, quiet_transformers
+from klscale.sources.transformers.tokens import Tokens, tokenizer_id
+
+TILE, PIECE = 2**22, 2**18
+"""Logits of one model that are held at a time (16 MB), and of these the ones that are worked on in float64, few enough
+for the cache of a CPU; on a GPU 16 times as many, all at once."""
+LEFT_OUT = 1e-3
+"""Largest probability that a padded vocabulary may give to ids that the other model does not have."""
+REPLACED = "\N{REPLACEMENT CHARACTER}"
+
+
+@dataclass(frozen=True, eq=False)
+class NextTokens:
+    """What two models a and b say of the T scored tokens of some texts, in the order of texts and positions.
+
+    `text` (T,) which text a token is of; `forward` and `backward` (T,) KL(p_a || p_b) and KL(p_b || p_a) in nats of the
+    distributions that predict it; `same_top` (T,) whether their most probable tokens are the same; `log_likelihood`
+    (2, T) in nats of the token itself under a and b. `left_out` is the largest probability that either model gives,
+    anywhere, to ids that the other does not have.
+    """
+
+    text: Integers
+    forward: Floats
+    backward: Floats
+    same_top: NDArray[np.bool_]
+    log_likelihood: Floats
+    left_out: float
+
+
+def require_one_tokenizer(a: LoadedModel, b: LoadedModel) -> None:
+    """Raises InputError for two models that read texts as different tokens: they have no next token in common."""
+    if tokenizer_id(a.tokenizer) != tokenizer_id(b.tokenizer):
+        raise InputError(
+            f"{a.ref} and {b.ref} have different tokenizers.",
+            "Exact KL compares distributions over the same next tokens.",
+            "Their KL can be estimated all the same: klscale compare.",
+        )
+
+
+@torch.inference_mode()
+def compare_next_tokens(
+    a: Engine,
+    b: Engine,
+    tokens: Tokens,
+    texts: Sequence[int] | Integers,
+    advance: Callable[[int], None] = lambda _: None,
+) -> NextTokens:
+    """Next-token KL between two models at each scored token of these texts, which fit the windows of both. `advance` is
+    told of texts that are done.
+
+    Where one has more ids than the other (vocabularies padded to different sizes), both are renormalised on those that
+    they share. Raises KlscaleError where that leaves out a probability above 1e-3, and for a KL that is not finite.
+    """
+    parts = [Segment(int(s), 0, int(tokens.lengths[s]), 1) for s in texts if tokens.lengths[s] > 1]
+    for engine in (a, b) if parts else ():
+        engine.find_head(tokens, parts[0])
+    found = [(np.empty(0, dtype=np.int64), np.empty((6, 0)))]
+    for batch, values in in_batches((a, b), parts, lambda batch: _read(a, b, tokens, batch)):
+        found.append(values)
+        advance(len(batch))
+    text, rows = (np.concatenate(values, axis=-1) for values in zip(*found, strict=True))
+    order = np.argsort(text, kind="stable")
+    text, rows = text[order], rows[:, order]
+    _require_sound(a.loaded.ref, b.loaded.ref, text, rows)
+    forward, backward, same_top, *log_likelihood, left_out = rows
+    return NextTokens(text, forward, backward, same_top > 0, np.stack(log_likelihood), float(left_out.max(initial=0.0)))
+
+
+def _read(a: Engine, b: Engine, tokens: Tokens, batch: Sequence[Segment]) -> tuple[Integers, Floats]:
+    """Which text each scored token of a batch is of, and the rows of `_compare`."""
+    packed = Packed.of(tokens, batch, max(part.length for part in batch), a.device)
+    # What has no float64 (Apple's GPUs) hands its logits to the CPU.
+    place = torch.device("cpu") if a.device.type == "mps" else a.device
+    readers = a.next_token_logits(packed), b.next_token_logits(packed)
+    on_gpu, width = place.type == "cuda", max(read(slice(1)).shape[1] for read in readers)
+    size = max(1, (16 * TILE if on_gpu else TILE) // width)
+    piece = size if on_gpu else max(1, PIECE // width)
+    found = []
+    for start in range(0, len(packed.target), size):
+        part = slice(start, start + size)
+        tile = (*(read(part).to(place) for read in readers), packed.target[part].to(place))
+        for p, q, target in zip(*(torch.split(whole, piece) for whole in tile), strict=True):
+            found.append(_compare(p.double(), q.double(), target).cpu())
+    text = np.array([part.text for part in batch], dtype=np.int64)[packed.owner]
+    return text, torch.cat(found, dim=1).numpy()
+
+
+def _compare(a: Tensor, b: Tensor, target: Tensor) -> Tensor:
+    """The rows (6, t) of a tile, from the logits (t, V) of both models in float64."""
+    common = min(a.shape[1], b.shape[1])
+    left_out = a.new_zeros(len(a))
+    for logits in (a, b):
+        if logits.shape[1] > common:
+            left_out = logits.softmax(dim=1)[:, common:].sum(dim=1)
+    log_p, log_q = (logits[:, :common].log_softmax(dim=1) for logits in (a, b))
+    same_top = log_p.argmax(dim=1) == log_q.argmax(dim=1)
+    own = [log.gather(1, target[:, None])[:, 0] for log in (log_p, log_q)]
+    return torch.stack([_kl(log_p, log_q), _kl(log_q, log_p), same_top.double(), *own, left_out])
+
+
+def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p || q) in nats (t,) of distributions (t, V), as sum p (e^d - 1 - d) with d = log q - log p.
+
+    The two terms that are added to -p d have the sum 0; with them no term is negative, and near models lose no digits
+    to those that would cancel.
+    """
+    p, d = log_p.exp(), log_q - log_p
+    near = p * (d.expm1() - d)
+    far = torch.where(p > 0, log_q.exp() - p - p * d, log_q.exp())  # e^d overflows where p is tiny
+    return torch.where(d.abs() < 1, near, far).sum(dim=1)
+
+
+def _require_sound(a: ModelRef, b: ModelRef, text: Integers, rows: Floats) -> None:
+    left_out = rows[-1]
+    if (left_out > LEFT_OUT).any():
+        raise KlscaleError(
+            f"{a} and {b} do not have the same vocabulary.",
+            f"Ids that only one of them has take up to {left_out.max():.2g} of its probability.",
+            "Exact KL is for models that predict the same tokens.",
+        )
+    if not np.isfinite(rows).all():
+        worst = int(np.argmin(np.isfinite(rows).all(axis=0)))
+        raise KlscaleError(
+            f"The next-token KL of {a} and {b} is not finite in text {text[worst]}.",
+            "One of them gives no probability at all to what the other may say, or its logits are not finite.",
+            "Score both first: that names a model whose weights are damaged.",
+        )
+
+
+# ----------------------------------------------------------------------------------------------------------- sampling
+
+
+def sample_texts(
+    engine: Engine,
+    tokens: Tokens,
+    texts: Sequence[int] | Integers,
+    seed: int,
+    n_ids: int,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Tokens:
+    """A text from the model for each of these texts, in their order: as many tokens, begun with the special tokens in
+    front and the first token of the text, the others drawn one after another from the whole distribution, renormalised
+    on the first `n_ids` ids where there are more. An end of text neither ends a sample nor is avoided. torch's global
+    random state is left as it was.
+    """
+    special = {*engine.loaded.tokenizer.all_special_ids}
+    drawn: dict[int, NDArray[np.int32]] = {}
+
+    def draw(batch: Sequence[Segment]) -> NDArray[np.int32]:
+        first = np.array([tokens.of(part.text)[: part.first] for part in batch], dtype=np.int64)
+        return _generate(engine, torch.from_numpy(first), batch[0].length - batch[0].first, n_ids)
+
+    by_start: dict[int, list[Segment]] = {}
+    for s in map(int, texts):
+        ids = tokens.of(s)
+        n_special = next((n for n, token in enumerate(ids) if int(token) not in special), len(ids))
+        part = Segment(s, 0, len(ids), n_special + 1)
+        if part.first < part.stop:
+            by_start.setdefault(part.first, []).append(part)
+        else:
+            drawn[s] = ids  # nothing is left to draw
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        for parts in by_start.values():
+            for batch, rows in in_batches((engine,), parts, draw):
+                drawn |= {part.text: row[: part.length] for part, row in zip(batch, rows, strict=True)}
+                advance(len(batch))
+    found = [drawn[int(s)] for s in texts]
+    return Tokens(np.concatenate(found), np.concatenate([[0], np.cumsum([len(ids) for ids in found])]), 0.0)
+
+
+def _generate(engine: Engine, first: Tensor, more: int, n_ids: int) -> NDArray[np.int32]:
+    """Token ids (rows, n + more) that go on from `first` (rows, n)."""
+    from transformers import GenerationConfig
+
+    model, first = engine.model, first.to(engine.device)
+    others = list(range(n_ids, n_vocabulary(engine)))
+    plain = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=more, suppress_tokens=others or None)
+    # What the configuration of a call leaves open is taken from the model's own: temperature, end of text and all.
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        with quiet_transformers():
+            found = model.generate(first, generation_config=plain, attention_mask=torch.ones_like(first))
+    finally:
+        model.generation_config = own
+    ids: NDArray[np.int32] = found.cpu().numpy().astype(np.int32)
+    return ids
+
+
+def n_vocabulary(engine: Engine) -> int:
+    """How many ids a model gives a probability to, padding included."""
+    return int(engine.model.config.get_text_config().vocab_size)
+
+
+def decoded_bytes(tokenizer: Any, tokens: Tokens) -> Integers:
+    """UTF-8 length (N,) of what the tokens of each text decode to, special tokens left out. Bytes that are no character
+    decode to a mark that is three bytes long; it counts as one."""
+    ids = [tokens.of(s).tolist() for s in range(len(tokens.lengths))]
+    decoded = tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return np.array([len(text.encode()) - 2 * text.count(REPLACED) for text in decoded], dtype=np.int64)

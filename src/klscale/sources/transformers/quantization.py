@@ -1,0 +1,236 @@
+"""Quantized variants: weights quantized by a library and dequantized again, so that the ordinary engine scores them.
+
+The number then measures the quantization and not a kernel. `int8`, `nf4`, `fp4` are those of bitsandbytes (LLM.int8:
+Dettmers et al., arXiv 2208.07339; NF4: Dettmers et al., arXiv 2305.14314), `int4` (groups of 32) and `int8-torchao`
+(a scale for each row) those of torchao. Each weight that comes back is held against the error that rounding to its
+code allows. The kinds that end in `-kernel` run what deployment runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from klscale.errors import KlscaleError
+from klscale.inputs.references import KERNELS, ModelRef
+
+BLOCK, GROUP = 64, 32
+"""Weights that share a scale: of bitsandbytes' 4-bit types (its default), and of torchao's int4."""
+FEWEST = 0.5
+"""Least fraction of the weights outside the embeddings that must be quantized for the variant to deserve its name."""
+SLACK = 0.01
+"""How far beyond its bound a rounding error may be, for the arithmetic of the library itself."""
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """What was done to a model, as it is recorded with its vector. `modules` counts the quantized weights by name,
+    layer numbers as `*`; `fraction` is their share of the parameters outside the embeddings, where that is known."""
+
+    kind: str
+    library: str
+    weights_only: bool
+    modules: dict[str, int]
+    fraction: float | None = None
+
+
+def require(ref: ModelRef) -> None:
+    """Raises KlscaleError where the library that a quantized model needs is not here."""
+    if ref.quantization:
+        _library(_package(ref.quantization), str(ref))
+    elif ref.file:
+        _library("gguf", str(ref))
+
+
+def _package(kind: str) -> str:
+    return "torchao" if kind in ("int4", "int8-torchao") else "bitsandbytes"
+
+
+def _library(package: str, what: str) -> Any:
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of every cast in every layer
+    try:
+        return import_module(package)
+    except Exception as error:  # whatever a library that does not fit this machine does
+        why = f"It is quantized by the package {package}, which cannot be imported ({type(error).__name__})."
+        raise KlscaleError(f"{what} cannot be read.", why, "pip install 'klscale[quant]'") from error
+
+
+# ------------------------------------------------------------------------------------------------- weights alone
+
+
+def quantize_weights(model: Any, ref: ModelRef, device: torch.device) -> Quantization:
+    """Replace the weights of all linear layers but the output embedding by their dequantized values, one by one, so
+    that no second copy of the model exists. The libraries work on `device` where that is CUDA, else on the CPU.
+
+    Raises KlscaleError where a weight does not come back within the rounding error of its code, and where less than
+    half of the weights can be quantized: mixture-of-experts layers, whose weights are held in one tensor, are not.
+    """
+    kind, done, left = str(ref.quantization), dict[str, nn.Parameter](), list[str]()
+    head = model.get_output_embeddings()
+    kept = {id(parameter) for module in _embeddings(model, head) for parameter in module.parameters(recurse=False)}
+    seen = set(kept)  # a weight that two layers share is quantized once
+    for name, module in model.named_modules():
+        if not _is_linear(module) or id(module.weight) in seen:
+            continue
+        seen.add(id(module.weight))
+        weight = _oriented(module, module.weight.data)
+        if kind == "int4" and weight.shape[1] % GROUP:
+            left.append(name)
+            continue
+        there = weight.to(device if device.type == "cuda" else "cpu", torch.float32)
+        back, bound = _WAYS[kind](there)
+        _verify(ref, name, there, back, bound)
+        module.weight.data.copy_(back if isinstance(module, nn.Linear) else back.T)
+        done[name] = module.weight
+    all_of_it = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in kept)
+    fraction = sum(parameter.numel() for parameter in done.values()) / max(1, all_of_it)
+    if fraction < FEWEST:
+        why = f"Only {fraction:.0%} of the weights outside the embeddings are those of linear layers."
+        if left:
+            why = f"The input width of {len(left)} layers, first of {left[0]}, is no multiple of {GROUP}."
+        remedy = "Such a variant would be the model itself in all but name; take another kind, or another model."
+        raise KlscaleError(f"{ref} cannot be quantized.", why, remedy)
+    package = _package(kind)
+    return Quantization(kind, f"{package} {version(package)}", True, _patterns(done), fraction)
+
+
+def _embeddings(model: Any, head: Any) -> Iterator[Any]:
+    """What no library quantizes: embeddings, and the output embedding."""
+    if head is not None:
+        yield head
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            yield module
+
+
+def _is_linear(module: Any) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def _oriented(module: Any, weight: Tensor) -> Tensor:
+    """(outputs, inputs): the linear layers of GPT-2 hold their weight the other way round."""
+    return weight if isinstance(module, nn.Linear) else weight.T.contiguous()
+
+
+def _verify(ref: ModelRef, name: str, weight: Tensor, back: Tensor, bound: Tensor) -> None:
+    excess = (back - weight).abs() - bound
+    if not back.isfinite().all():
+        why = "It holds values that are not finite, or beyond the range of half precision."
+        raise KlscaleError(f"{ref}: {name} cannot be quantized.", why, "Check the weights, or take another kind.")
+    if back.shape != weight.shape or not excess.max() <= 0:
+        raise KlscaleError(
+            f"{ref}: {name} was not quantized as it should be.",
+            f"A weight comes back farther away than rounding allows (by {excess.max():.2g}).",
+            f"This version of {_package(str(ref.quantization))} fails on this machine; try another.",
+        )
+
+
+def _patterns(names: Any) -> dict[str, int]:
+    return dict(Counter(re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name) for name in names))
+
+
+# Each way takes a weight (outputs, inputs) in float32 and returns it dequantized, with the largest error that rounding
+# explains.
+
+
+def _llm_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    from bitsandbytes import functional
+
+    codes, scale, _ = functional.int8_vectorwise_quant(weight.half())  # half: what LLM.int8 makes of any weight first
+    half = 2**-11 * scale[:, None] + 2**-25  # of a step of half precision, normal or not
+    return functional.int8_vectorwise_dequant(codes, scale), scale[:, None] * ((0.5 + SLACK) / 127) + half
+
+
+def _four_bit(weight: Tensor, code: str) -> tuple[Tensor, Tensor]:
+    from bitsandbytes import functional
+
+    # As one row: a matrix whose width is no multiple of the block does not come back right.
+    packed, state = functional.quantize_4bit(weight.reshape(-1), blocksize=BLOCK, quant_type=code)
+    back = functional.dequantize_4bit(packed, state).reshape(weight.shape)
+    largest = state.absmax.repeat_interleave(BLOCK)[: weight.numel()].reshape(weight.shape)
+    return back, largest * (state.code.sort().values.diff().max() / 2 + SLACK)
+
+
+def _torchao(weight: Tensor, bits: int, group: int | None) -> tuple[Tensor, Tensor]:
+    from torchao.quantization import IntxWeightOnlyConfig, PerAxis, PerGroup, quantize_
+
+    width = group or weight.shape[1]
+    config = IntxWeightOnlyConfig(getattr(torch, f"int{bits}"), PerGroup(group) if group else PerAxis(0))
+    holder: Any = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    holder.weight = nn.Parameter(weight.clone(), requires_grad=False)
+    quantize_(holder, config, lambda _module, _name: True)
+    largest = weight.reshape(weight.shape[0], -1, width).abs().amax(dim=2).repeat_interleave(width, dim=1)
+    return holder.weight.dequantize(), largest * ((0.5 + SLACK) / (2 ** (bits - 1) - 0.5))
+
+
+_WAYS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
+    "int8": _llm_int8,
+    "nf4": partial(_four_bit, code="nf4"),
+    "fp4": partial(_four_bit, code="fp4"),
+    "int4": partial(_torchao, bits=4, group=GROUP),
+    "int8-torchao": partial(_torchao, bits=8, group=None),
+}
+
+
+# ------------------------------------------------------------------------------------- kernels, and what is read so
+
+
+def kernel_options(ref: ModelRef, device: torch.device) -> dict[str, Any]:
+    """How transformers is asked to run a model through the kernels of bitsandbytes."""
+    from transformers import BitsAndBytesConfig
+
+    kind = str(ref.quantization).removesuffix("-kernel")
+    if kind == "int8":
+        config = BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        compute = getattr(torch, ref.dtype)
+        config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=kind, bnb_4bit_compute_dtype=compute)
+    return {"quantization_config": config, "device_map": {"": device}}
+
+
+def loaded_so(model: Any, ref: ModelRef) -> Quantization | None:
+    """What is known of a model that runs through its kernels: asked for, or saved so."""
+    config = getattr(model.config, "quantization_config", None)
+    if config is None:
+        return None
+    told = config if isinstance(config, dict) else config.to_dict()
+    done = [name for name, module in model.named_modules() if "4bit" in type(module).__name__.lower()
+            or "8bit" in type(module).__name__.lower()]  # fmt: skip
+    if ref.quantization in KERNELS and not done:
+        raise KlscaleError(f"{ref}: nothing was quantized.", "The model has no linear layers that bitsandbytes knows.")
+    method = str(getattr(told.get("quant_method"), "value", told.get("quant_method")))
+    library = f"{method} {version(method)}" if method == "bitsandbytes" else method
+    return Quantization(_kind_of(told, method), library, False, _patterns(done))
+
+
+def _kind_of(told: dict[str, Any], method: str) -> str:
+    """A short name for a quantization that a configuration tells of: `nf4-kernel`, `gptq-4bit`."""
+    if method == "bitsandbytes":
+        return "int8-kernel" if told.get("load_in_8bit") else f"{told.get('bnb_4bit_quant_type', 'fp4')}-kernel"
+    return f"{method}-{told['bits']}bit" if isinstance(told.get("bits"), int) else method
+
+
+def gguf(file: Path) -> Quantization | None:
+    """What a GGUF file says of itself, `gguf-q4_k_m`; None where it holds plain numbers. Its reader dequantizes."""
+    library = _library("gguf", str(file))
+    found = library.GGUFReader(file).get_field("general.file_type")
+    try:
+        name = library.LlamaFileType(found.contents()).name.removeprefix("MOSTLY_").lower() if found else "?"
+    except ValueError:
+        name = "?"
+    if name in ("all_f32", "f16", "bf16"):
+        return None
+    return Quantization("gguf" if name == "?" else f"gguf-{name}", f"gguf {version('gguf')}", True, {})

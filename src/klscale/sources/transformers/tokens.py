@@ -1,0 +1,93 @@
+"""Texts as one tokenizer sees them; prepared once and reused for every checkpoint that shares the tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from klscale.errors import KlscaleError
+from klscale.inputs.texts import TextSet
+from klscale.science.divergence import Integers
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """Token ids of N texts: those of text s are `ids[starts[s]:starts[s + 1]]`.
+
+    `not_round_trip` is the fraction of texts that do not come back from decoding: the tokenizer loses something, and
+    the model's distribution is over other strings.
+    """
+
+    ids: NDArray[np.int32]
+    starts: Integers
+    not_round_trip: float
+
+    @property
+    def lengths(self) -> Integers:
+        """(N,) tokens of each text, special tokens included."""
+        return np.diff(self.starts)
+
+    def cut(self, longest: int) -> Tokens:
+        """The same texts, each with its first `longest` tokens at most."""
+        kept = [self.of(s)[:longest] for s in range(len(self.lengths))]
+        starts = np.concatenate([[0], np.cumsum([len(ids) for ids in kept])])
+        return Tokens(np.concatenate(kept), starts, self.not_round_trip)
+
+    def of(self, text: int) -> NDArray[np.int32]:
+        return self.ids[self.starts[text] : self.starts[text + 1]]
+
+
+def tokenize(tokenizer: Any, texts: TextSet) -> Tokens:
+    """All texts with the tokenizer's own default special tokens, neither truncated nor padded.
+
+    Raises KlscaleError for a text that has no tokens.
+    """
+    assert texts.texts is not None
+    encoded = tokenizer(list(texts.texts), add_special_tokens=True, truncation=False, padding=False, verbose=False)[
+        "input_ids"
+    ]
+    lengths = np.array([len(ids) for ids in encoded], dtype=np.int64)
+    if (lengths == 0).any():
+        empty = int(np.argmin(lengths))
+        raise KlscaleError(
+            f"Text {empty} of {texts.name} has no tokens under this tokenizer.",
+            f"It reads {texts.texts[empty][:40]!r}.",
+            "Leave that text out of the set.",
+        )
+    decoded = tokenizer.batch_decode(encoded, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    # A leading space is a tokenizer's own mark of a word's beginning: adding or dropping one loses nothing else.
+    lost = sum(a != b and a.removeprefix(" ") != b.removeprefix(" ") for a, b in zip(decoded, texts.texts, strict=True))
+    flat = np.fromiter((i for ids in encoded for i in ids), dtype=np.int32, count=int(lengths.sum()))
+    return Tokens(flat, np.concatenate([[0], np.cumsum(lengths)]), lost / len(lengths))
+
+
+def tokenizer_id(tokenizer: Any) -> str:
+    """Equal for tokenizers that read every text alike."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    body = (
+        backend.to_str()
+        if backend is not None
+        else json.dumps([type(tokenizer).__name__, tokenizer.name_or_path, tokenizer.get_vocab()])
+    )
+    special = [getattr(tokenizer, name, None) for name in ("add_bos_token", "add_eos_token", "bos_token", "eos_token")]
+    return hashlib.sha256(f"{body}{special}".encode()).hexdigest()
+
+
+class TokenCache:
+    """Tokens of the last few tokenizers, so that the checkpoints of a run are prepared for once."""
+
+    def __init__(self, texts: TextSet, size: int = 4) -> None:
+        self._texts, self._size, self._kept = texts, size, dict[str, Tokens]()
+
+    def get(self, tokenizer: Any) -> Tokens:
+        key = tokenizer_id(tokenizer)
+        if key not in self._kept:
+            self._kept[key] = tokenize(tokenizer, self._texts)
+            if len(self._kept) > self._size:
+                del self._kept[next(iter(self._kept))]
+        return self._kept[key]

@@ -1,0 +1,1 @@
+"""The store: Parquet and JSON files that outlive a process. No torch."""

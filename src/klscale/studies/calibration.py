@@ -1,0 +1,390 @@
+"""Calibration: the estimate of KL from log-likelihoods, held against exact KL of models that share a tokenizer.
+
+Exact KL is the mean over texts of the sum over positions of KL(p_a(. | x_<t) || p_b(. | x_<t)) over the whole
+vocabulary, in bits per byte (divided by B ln 2, without the 2 of the estimate). Over texts drawn from p_a that is
+KL(p_a || p_b) itself, by the chain rule, of how a text goes on from its first token; over a text set it is what
+llama.cpp's KL statistics report per token. Three things stand between it and Var(l_a - l_b) / (2 B ln 2) (Oyama et al.,
+arXiv 2502.16173): the estimate is of second order, it is symmetric, and the texts are from neither model. On drawn
+texts the last is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from klscale.errors import InputError, KlscaleError, StorageError, nearest
+from klscale.inputs.references import ModelRef
+from klscale.inputs.texts import TextSet
+from klscale.progress import SILENT, Progress
+from klscale.science import divergence
+from klscale.science.divergence import KL, RESAMPLES, Estimate, Floats, Integers
+from klscale.store.store import Entry, Store
+from klscale.vectors.vectors import Vectors
+
+if TYPE_CHECKING:
+    from klscale.sources.transformers.engine import Engine
+    from klscale.sources.transformers.tokens import Tokens
+
+N_TEXTS = 500
+"""Texts that exact KL is computed on, where there are more."""
+QUANTILES = (0.5, 0.9, 0.95, 0.99)
+"""Of the KL of single tokens, that are told."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A pair of models on texts drawn from one of them: `exact` is KL from that model to the other, with its Monte
+    Carlo standard error; `estimate` is the variance estimate on the same texts, and `ratio` that over `exact`."""
+
+    exact: Estimate
+    estimate: KL
+    ratio: Estimate
+
+
+@dataclass(frozen=True)
+class PerToken:
+    """KL(p_a || p_b) of single next tokens in nats: `mean`, the quantiles of `QUANTILES`, `maximum`; and the fraction
+    of tokens where both models hold the same one for the most probable, `same_top`."""
+
+    mean: Estimate
+    quantiles: tuple[Estimate, ...]
+    maximum: float
+    same_top: Estimate
+    n_tokens: int
+
+
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """What is measured of a pair and kept: sums in nats over the scored tokens of n texts of the set, `text` (n,).
+
+    `forward`, `backward` (n,) are of the KL of next tokens, `same_top` (n,) counts tokens. Of the texts drawn from a
+    and from b, (2, n): `drawn_bytes`, `drawn_exact` (KL from the model they were drawn from to the other) and
+    `drawn_difference` (log-likelihood under a less that under b). `quantiles` (Q,) are those of the forward KL of
+    single tokens, `maximum` its largest value, `resampled_quantiles` (Q, R) those in R bootstrap samples of the texts.
+    """
+
+    text: Integers
+    n_tokens: Integers
+    forward: Floats
+    backward: Floats
+    same_top: Floats
+    drawn_bytes: Integers
+    drawn_exact: Floats
+    drawn_difference: Floats
+    quantiles: Floats
+    resampled_quantiles: Floats
+    maximum: float
+    left_out: float
+    n_available: int
+
+    def record(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {name: np.asarray(value).tolist() for name, value in vars(self).items()}
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Sums:
+        """From what `record` gave. Raises KeyError where it is something else."""
+        values: dict[str, Any] = {entry.name: record[entry.name] for entry in fields(cls)}
+        values |= {name: np.array(value) for name, value in values.items() if isinstance(value, list)}
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Estimated and exact KL of models `a` and `b`, in bits per byte.
+
+    `estimate` is made from the `n_texts` on which exact KL was computed, drawn with `seed` from the `n_available` that
+    both models have and that fit their windows; `estimate_all` from all. On them, `forward` is exact KL(a || b),
+    `backward` KL(b || a), `symmetrised` the mean of both, and `ratio` the unclipped estimate over that. `from_a` and
+    `from_b` are the same on as many texts drawn from each model, and `drawn` the mean of their exact values. `left_out`
+    is the largest probability that either model gives to ids that the other does not have. Standard errors are over
+    texts, clustered by document; of `ratio` by the delta method, paired.
+    """
+
+    a: str
+    b: str
+    n_texts: int
+    n_available: int
+    seed: int
+    estimate: KL
+    estimate_all: KL
+    forward: Estimate
+    backward: Estimate
+    symmetrised: Estimate
+    ratio: Estimate
+    from_a: Drawn
+    from_b: Drawn
+    drawn: Estimate
+    per_token: PerToken
+    left_out: float
+    sums: Sums = field(repr=False, compare=False)
+    """What all this comes from: a part of it gives the calibration on some of the texts."""
+
+
+def calibrate(
+    pairs: Iterable[tuple[str | ModelRef, str | ModelRef]],
+    texts: TextSet,
+    store: Store,
+    *,
+    n_texts: int = N_TEXTS,
+    seed: int = 0,
+    device: str | None = None,
+    batch_tokens: int | None = None,
+    progress: Progress = SILENT,
+) -> list[Calibration]:
+    """Exact KL of each pair of models beside its estimate, on at most `n_texts` of the texts and on as many drawn from
+    each model. The models are scored on `texts` in the store, and their files are at hand. No more than two are in
+    memory at a time; each is sampled once. A pair that is finished is kept in the store, and not computed again.
+
+    A pair that cannot be compared is told to `progress`, and raises its error where no other can be. Raises InputError
+    for a model without a vector, or of another convention than the others, and for texts that are not here.
+    """
+    names = [(str(a), str(b)) for a, b in pairs]
+    if texts.external:
+        what = f"The texts of {texts.name} are not here, only their log-likelihoods."
+        raise InputError(what, remedy="Exact KL needs the texts: score the models on a text set.")
+    if n_texts < 2:
+        raise InputError(
+            f"{n_texts} texts are too few.", remedy="A standard error takes two texts, a good one hundreds."
+        )
+    entries = {str(entry.ref): entry for entry in store.entries(texts.id)}
+    used = list(dict.fromkeys(sum(names, ())))
+    if missing := [name for name in used if name not in entries]:
+        raise InputError(
+            f"No vector of {missing[0]} on {texts.name}.", nearest(missing[0], entries), f"klscale score {missing[0]}"
+        )
+    vectors = store.vectors(texts, [entries[name] for name in used])
+    vectors.require_one_convention()
+    bench = _Bench(texts, store, n_texts, seed, device, batch_tokens, progress)
+    progress.begin("exact KL", len(names), "pairs")
+    found, problems = [], list[KlscaleError]()
+    for n, (a, b) in enumerate(names):
+        progress.now(f"exact KL of {a} and {b} ({n + 1} of {len(names)})")
+        pair = vectors.subset([a, b])
+        try:
+            sums = bench.sums(entries[a], entries[b], pair)
+        except StorageError:
+            raise
+        except KlscaleError as problem:
+            problems.append(problem)
+        else:
+            found.append(calibration(pair, sums, seed))
+        progress.advance(n + 1 - progress.done)
+    if problems and not found:
+        raise problems[0]
+    for left_out in problems:
+        progress.note(str(left_out))
+    return found
+
+
+def calibration(pair: Vectors, sums: Sums, seed: int = 0) -> Calibration:
+    """What the sums of a `pair` of models say of the estimate from their two vectors."""
+    texts = pair.texts
+    size, documents = texts.bytes[sums.text], texts.documents_of(sums.text)
+    rows, both = pair.log_likelihood[:, sums.text], (sums.forward + sums.backward) / 2
+
+    def exact(nats: Floats, over: Integers = size) -> Estimate:
+        return divergence.bits_per_byte(-nats, over, documents=documents)
+
+    def drawn(n: int) -> Drawn:
+        difference, nats, over = sums.drawn_difference[n], sums.drawn_exact[n], sums.drawn_bytes[n]
+        estimate = divergence.kl(difference, 0 * difference, over, documents=documents)
+        return Drawn(exact(nats, over), estimate, ratio(difference, nats, documents))
+
+    def per_token(counted: Any, unit: str) -> Estimate:
+        """A ratio of sums over texts too, of tokens where that of bits is of bytes."""
+        return replace(exact(counted * divergence.LOG_2, sums.n_tokens), unit=unit)
+
+    def quantile(value: float, resampled: Floats) -> Estimate:
+        return divergence.estimate_from_resamples(value, resampled, len(size), documents=documents, unit="nats/token")
+
+    from_a, from_b = drawn(0), drawn(1)
+    return Calibration(
+        a=pair.names[0],
+        b=pair.names[1],
+        n_texts=len(sums.text),
+        n_available=sums.n_available,
+        seed=seed,
+        estimate=divergence.kl(rows[0], rows[1], size, clip=texts.clip, documents=documents),
+        estimate_all=pair.kl()[0, 1],
+        forward=exact(sums.forward),
+        backward=exact(sums.backward),
+        symmetrised=exact(both),
+        ratio=ratio(rows[0] - rows[1], both, documents),
+        from_a=from_a,
+        from_b=from_b,
+        drawn=_mean_of_both(from_a.exact, from_b.exact, documents),
+        per_token=PerToken(
+            mean=per_token(sums.forward, "nats/token"),
+            quantiles=tuple(map(quantile, sums.quantiles, sums.resampled_quantiles)),
+            maximum=sums.maximum,
+            same_top=per_token(sums.same_top, ""),
+            n_tokens=int(sums.n_tokens.sum()),
+        ),
+        left_out=sums.left_out,
+        sums=sums,
+    )
+
+
+def ratio(difference: Floats, nats: Floats, documents: Any = None) -> Estimate:
+    """Estimate over exact KL, Var_s(d) / 2 over mean_s(k), of the same texts: `difference` d (n,) of log-likelihoods
+    and `nats` k (n,) of exact KL a text, both in nats. The standard error is by the delta method, paired over texts;
+    the interval is on the log scale. NaN for models that are the same."""
+    squares = (difference - difference.mean()) ** 2 / 2
+    if not (squares.any() and nats.any()):
+        return Estimate(math.nan, math.nan, (math.nan, math.nan), len(nats), unit="")
+    value = float(squares.mean() / nats.mean())
+    clusters = divergence.cluster_codes(documents)
+    relative = divergence.standard_error_of_mean(squares / squares.mean() - nats / nats.mean(), clusters)
+    error = float(value * relative)
+    return Estimate.positive(value, error, len(nats), n_documents=divergence.n_clusters(clusters), unit="")
+
+
+def _mean_of_both(a: Estimate, b: Estimate, documents: Any) -> Estimate:
+    """Of two that were drawn independently."""
+    error = math.hypot(a.standard_error, b.standard_error) / 2
+    n_documents = divergence.n_clusters(divergence.cluster_codes(documents))
+    return Estimate.positive((a.value + b.value) / 2, error, a.n_texts, n_documents=n_documents)
+
+
+# ---------------------------------------------------------------------------------------------------------- measuring
+
+
+class _Bench:
+    """Holds the two models that are compared, and what was drawn from each model so far."""
+
+    def __init__(
+        self, texts: TextSet, store: Store, n_texts: int, seed: int, device: str | None, batch_tokens: int | None,
+        progress: Progress,
+    ) -> None:  # fmt: skip
+        from klscale.sources.transformers.tokens import TokenCache
+
+        self.texts, self.store, self.n_texts, self.seed, self.progress = texts, store, n_texts, seed, progress
+        self.options: dict[str, Any] = {"device": device, "batch_tokens": batch_tokens}
+        self.tokenized = TokenCache(texts)
+        self.engines: dict[str, Engine] = {}
+        self.drawn: dict[tuple[str, bytes, int], Tokens] = {}
+
+    def sums(self, a: Entry, b: Entry, pair: Vectors) -> Sums:
+        """Of a pair: as the store has them, or measured and kept."""
+        what = json.dumps([a.key, b.key, self.n_texts, self.seed])
+        key = hashlib.sha256(what.encode()).hexdigest()[:12]
+        if (kept := self.store.exact(self.texts.id, key)) is not None:
+            with contextlib.suppress(KeyError):
+                return Sums.of(kept)
+        found = self._measure(a, b, pair)
+        self.store.write_exact(self.texts.id, key, {"a": str(a.ref), "b": str(b.ref), **found.record()})
+        return found
+
+    def _measure(self, a: Entry, b: Entry, pair: Vectors) -> Sums:
+        from klscale.sources.transformers.next_token import (
+            compare_next_tokens,
+            decoded_bytes,
+            n_vocabulary,
+            require_one_tokenizer,
+        )
+
+        first, second = engines = self._engines(a, b)
+        require_one_tokenizer(first.loaded, second.loaded)
+        tokens = self.tokenized.get(first.loaded.tokenizer)
+        text, n_available = self._chosen(tokens, pair)
+
+        def advance(done: int) -> None:
+            self.progress.advance(done / (5 * len(text)))  # three comparisons, two models to draw from
+
+        def per_text(which: Integers, values: Any) -> Floats:
+            return np.bincount(which, values, len(text)).astype(np.float64)
+
+        n_ids = min(map(n_vocabulary, engines))
+        there = compare_next_tokens(first, second, tokens, text, advance)
+        which = np.searchsorted(text, there.text)
+        drawn_bytes, drawn_exact, drawn_difference = [], list[Floats](), list[Floats]()
+        for n, (entry, engine) in enumerate(zip((a, b), engines, strict=True)):
+            drawn = self._draw(entry, engine, tokens, text, n_ids, advance)
+            along = compare_next_tokens(first, second, drawn, range(len(text)), advance)
+            drawn_bytes.append(decoded_bytes(engine.loaded.tokenizer, drawn))
+            drawn_exact.append(per_text(along.text, (along.forward, along.backward)[n]))
+            drawn_difference.append(per_text(along.text, np.subtract(*along.log_likelihood)))
+        draws = divergence.text_draws(len(text), self.texts.documents_of(text), resamples=RESAMPLES)
+        quantiles = _weighted_quantiles(there.forward, which, np.vstack([np.ones(len(text)), draws]))
+        return Sums(
+            text=text,
+            n_tokens=np.bincount(which),
+            forward=per_text(which, there.forward),
+            backward=per_text(which, there.backward),
+            same_top=per_text(which, there.same_top),
+            drawn_bytes=np.stack(drawn_bytes),
+            drawn_exact=np.stack(drawn_exact),
+            drawn_difference=np.stack(drawn_difference),
+            quantiles=quantiles[:, 0],
+            resampled_quantiles=quantiles[:, 1:],
+            maximum=float(there.forward.max()),
+            left_out=there.left_out,
+            n_available=n_available,
+        )
+
+    def _engines(self, a: Entry, b: Entry) -> tuple[Engine, Engine]:
+        """Both models, loaded where they are not yet; no third is kept."""
+        from klscale.sources.transformers.engine import Engine
+        from klscale.sources.transformers.loading import load, resolve
+
+        self.engines = {entry.key: self.engines[entry.key] for entry in (a, b) if entry.key in self.engines}
+        for entry in (a, b):
+            if entry.key in self.engines:
+                continue
+            resolved = resolve(entry.ref)
+            if resolved.identity != entry.metadata.get("identity"):
+                raise InputError(
+                    f"{entry.ref} is not the model whose vector the store has.",
+                    "Its files have changed since, or the vector came from elsewhere.",
+                    f"klscale score {entry.ref}",
+                )
+            loaded = load(resolved, self.options["device"])
+            self.engines[entry.key] = Engine(loaded, **self.options)
+        return self.engines[a.key], self.engines[b.key]
+
+    def _chosen(self, tokens: Tokens, pair: Vectors) -> tuple[Integers, int]:
+        """Texts that both vectors have and that fit both windows with two tokens or more, a random subset where there
+        are many; and how many there are."""
+        window = min(engine.loaded.window or np.inf for engine in self.engines.values())
+        fit = (tokens.lengths > 1) & (tokens.lengths <= window) & ~np.isnan(pair.log_likelihood).any(axis=0)
+        order = np.random.default_rng(self.seed).permutation(len(fit))
+        chosen = order[fit[order]][: self.n_texts]
+        if len(chosen) < 2:
+            raise InputError(
+                f"{' and '.join(pair.names)} have fewer than two texts in common that fit their windows.",
+                remedy="Use shorter texts, or score both on the same ones.",
+            )
+        return np.sort(chosen), int(fit.sum())
+
+    def _draw(
+        self, entry: Entry, engine: Engine, tokens: Tokens, text: Integers, n_ids: int, advance: Callable[[int], None]
+    ) -> Tokens:
+        """Texts drawn from a model, one for each of these; once."""
+        from klscale.sources.transformers.next_token import sample_texts
+
+        key = entry.key, text.tobytes(), n_ids
+        if key not in self.drawn:
+            # Another seed for every model, else what is drawn from two that are near is all but the same.
+            seed = int(hashlib.sha256(f"{entry.key} {self.seed}".encode()).hexdigest()[:12], 16)
+            self.drawn[key] = sample_texts(engine, tokens, text, seed, n_ids, advance)
+        return self.drawn[key]
+
+
+def _weighted_quantiles(values: Floats, text: Integers, draws: Floats) -> Floats:
+    """QUANTILES (Q, R) of T values, each counted as often as its `text` (T,) is drawn by a row of `draws` (R, n)."""
+    order = np.argsort(values)
+    values, text = values[order], text[order]
+    found = np.empty((len(QUANTILES), len(draws)))
+    for r, drawn in enumerate(draws):
+        total = np.cumsum(drawn[text])
+        found[:, r] = values[np.searchsorted(total, np.array(QUANTILES) * total[-1])]
+    return found

@@ -1,0 +1,218 @@
+"""The directional exponent of a checkpoint: how fast behaviour moves as its weights move along one direction.
+
+    ‖f(W + eps delta) - f(W)‖ ∝ |eps|**a          f(W): the log-likelihood vector; ‖.‖**2: KL in bits per byte
+
+An independent look at the map whose effective Hölder exponent along a training run is alpha = c_q / c_w (Kishino et
+al., arXiv 2505.15353, remark on alpha): where the map is smooth a is 1, however rough the run that led there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from klscale.errors import InputError, KlscaleError
+from klscale.inputs.references import ModelRef
+from klscale.inputs.texts import TextSet
+from klscale.progress import SILENT, Progress
+from klscale.science import diffusion, divergence
+from klscale.science.divergence import KL, Estimate, Floats
+from klscale.vectors.vectors import Scores
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from klscale.sources.transformers.loading import LoadedModel
+
+SCALES = tuple(2.0**k for k in range(-8, 1))
+
+RANDOM_STEP = 0.01
+"""Norm of a random direction in each tensor, as a fraction of the norm of the tensor's weights."""
+
+CLEAR = 10.0
+"""KL below this many times the noise floor is not fitted: noise would add more than 5 % to its root."""
+
+LOST = 0.1
+"""A scale at which float32 loses a larger part of the step than this is not fitted; what is lost is a random step of
+its own, whose KL is a hundredth where the map is smooth alike in all directions."""
+
+
+@dataclass(frozen=True, eq=False)
+class Directional:
+    """How KL from a checkpoint grows along a direction, at E `scales` of it.
+
+    `kl` is that between the checkpoint and itself moved by each scale; `noise_floor` that between two readings of it,
+    in batches of different shapes. `lost` (E,) is the part of each step's norm that rounding to float32 took.
+    `used` (E,) says which scales are fitted: those whose KL is at least 10 times the noise floor, and of whose step at
+    most a tenth is lost. `exponent` is the slope of ln sqrt(KL) on ln(scale) over them, NaN for fewer than three;
+    `local_slopes` those between neighbouring scales, E - 1, which say whether one exponent will do. Standard errors are
+    over texts.
+    """
+
+    ref: ModelRef
+    towards: ModelRef | None
+    scales: Floats
+    kl: tuple[KL, ...]
+    noise_floor: KL
+    lost: Floats
+    used: NDArray[np.bool_]
+    exponent: Estimate
+    r_squared: float
+    local_slopes: tuple[Estimate, ...]
+
+
+def directional_exponent(
+    ref: ModelRef,
+    texts: TextSet,
+    *,
+    towards: ModelRef | None = None,
+    seed: int = 0,
+    scales: Sequence[float] = SCALES,
+    device: str | None = None,
+    progress: Progress = SILENT,
+) -> Directional:
+    """Score a checkpoint on `texts` with its weights moved by each of `scales` times a direction, and fit the exponent.
+
+    The direction is the training step from `ref` to `towards`, another checkpoint of its run, which is reached at scale
+    1; without it, Gaussian from `seed`, in each tensor of 1 % of the norm of its weights. Weights and direction are
+    kept in the memory of the CPU beside the model. The text set's clip is used where it serves every reading.
+
+    Raises InputError for scales that do not ascend from above 0, a reference that is not a whole float32 model, a
+    `towards` of other parameters or of the same values, and texts that cannot be scored; KlscaleError as scoring does.
+    """
+    from klscale.sources.transformers.engine import Engine
+    from klscale.sources.transformers.tokens import tokenize
+
+    eps = np.array(scales, dtype=np.float64)
+    if not (eps.size and np.isfinite(eps).all() and eps[0] > 0 and (np.diff(eps) > 0).all()):
+        raise InputError(f"Scales {list(scales)} do not ascend from above 0.", remedy="Use 2**-8, ..., 1/2, 1, say.")
+    if texts.external:
+        raise InputError(f"{texts.name} has no texts to score on, only imported values.")
+    loaded = _load(ref, device)
+    start = _parameters(loaded)
+    direction = _random_step(start, seed) if towards is None else _step(ref, start, towards, device)
+    tokens, every = tokenize(loaded.tokenizer, texts), np.arange(len(texts))
+    progress.begin(f"moving {ref}", len(eps) + 2, "readings")
+
+    def read(engine: Engine) -> Floats:
+        scores = Scores.concatenate(list(engine.score(tokens, every)))
+        progress.advance()
+        return scores.log_likelihood
+
+    engine = Engine(loaded, device=device)
+    here = read(engine)
+    again = read(Engine(loaded, device=device, batch_tokens=engine.other_budget(tokens, every)))
+    lost, moved = [], []
+    for scale in eps:
+        lost.append(_move(loaded, start, direction, float(scale)))
+        moved.append(read(engine))
+    return _measured(ref, towards, texts, eps, np.stack([here, again, *moved]), np.array(lost))
+
+
+def _measured(
+    ref: ModelRef, towards: ModelRef | None, texts: TextSet, scales: Floats, readings: Floats, lost: Floats
+) -> Directional:
+    """From `readings` (E + 2, N): the checkpoint, again, and at each scale."""
+    clip = texts.clip if texts.clip is not None and divergence.clip_serves_all(readings, texts.clip) else None
+    noise_floor, *kl = (
+        divergence.kl(readings[0], row, texts.bytes, clip=clip, documents=texts.document) for row in readings[1:]
+    )
+    value = np.array([one.value for one in kl])
+    used = (value >= CLEAR * noise_floor.value) & (value > 0) & (lost <= LOST)
+    pairs = np.array([(0, place) for place in range(2, len(readings))])
+    draws = divergence.text_draws(len(texts), texts.document, resamples=divergence.RESAMPLES)
+    resampled = divergence.kl_pairs(readings, texts.bytes, pairs, clip=clip, draws=draws)["resampled"].T
+
+    x = np.log(scales)
+    y, resampled_y = (diffusion.log_distance(np.where(used, distance, np.nan)) / 2 for distance in (value, resampled))
+    slope, _, r_squared = diffusion.line(x, y)
+
+    def estimate(value: Floats, resampled: Floats) -> Estimate:
+        return divergence.estimate_from_resamples(
+            float(value), resampled, len(texts), documents=texts.document, unit=""
+        )
+
+    local, resampled_local = np.diff(y) / np.diff(x), np.diff(resampled_y) / np.diff(x)
+    return Directional(
+        ref=ref,
+        towards=towards,
+        scales=scales,
+        kl=tuple(kl),
+        noise_floor=noise_floor,
+        lost=lost,
+        used=used,
+        exponent=estimate(slope, diffusion.line(x, resampled_y)[0]),
+        r_squared=float(r_squared),
+        local_slopes=tuple(map(estimate, local, resampled_local.T)),
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- weights
+
+
+def _load(ref: ModelRef, device: str | None) -> LoadedModel:
+    """A model whose weights can be moved."""
+    from klscale.sources.transformers.loading import load, resolve
+
+    whole = replace(ref, dtype="float32", quantization=None, layer=None)
+    if ref != whole:
+        raise InputError(f"{ref} cannot be moved by small steps.", "They vanish in coarser weights.", f"Give {whole}.")
+    loaded = load(resolve(ref), device)
+    if loaded.quantization is not None:
+        raise InputError(f"{ref} cannot be moved by small steps.", "It was saved with quantized weights.")
+    if loaded.offload is not None:
+        raise KlscaleError(f"{ref} does not fit into memory, so that its weights cannot be moved.")
+    return loaded
+
+
+def _parameters(loaded: LoadedModel) -> dict[str, Tensor]:
+    """A copy of the weights on the CPU; tied ones once."""
+    return {name: weights.detach().cpu().clone() for name, weights in loaded.model.named_parameters()}
+
+
+def _random_step(start: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """Gaussian, with RANDOM_STEP of the norm of each tensor."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    step = {}
+    for name, weights in start.items():
+        drawn = torch.randn(weights.shape, generator=generator)
+        step[name] = drawn * (RANDOM_STEP * weights.norm() / drawn.norm())
+    return step
+
+
+def _step(ref: ModelRef, start: dict[str, Tensor], towards: ModelRef, device: str | None) -> dict[str, Tensor]:
+    """From the weights of `ref` to those of `towards`."""
+    end = _parameters(_load(towards, device))
+    for name in sorted(start.keys() | end.keys()):
+        here, there = (tuple(side[name].shape) if name in side else "missing" for side in (start, end))
+        if here != there:
+            why = f"{name} is {there} there, and {here} in {ref}."
+            raise InputError(f"{towards} has other parameters than {ref}.", why, "Give a checkpoint of the same run.")
+    step = {name: end[name] - weights for name, weights in start.items()}
+    if not any(part.any() for part in step.values()):
+        raise InputError(f"{towards} has the weights of {ref}.", "There is no direction from one to the other.")
+    return step
+
+
+def _move(loaded: LoadedModel, start: dict[str, Tensor], direction: dict[str, Tensor], scale: float) -> float:
+    """Set the weights to those at the start plus `scale` times the direction; returns the part of the step's norm that
+    rounding takes."""
+    import torch
+
+    squares = lost = 0.0
+    with torch.no_grad():
+        for name, weights in loaded.model.named_parameters():
+            step = scale * direction[name].double()
+            exact = start[name].double() + step
+            moved = exact.float()
+            weights.copy_(moved)
+            squares += float(step.square().sum())
+            lost += float((moved.double() - exact).square().sum())
+    return math.sqrt(lost / squares)

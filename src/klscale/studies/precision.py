@@ -1,0 +1,191 @@
+"""KL to a wanted precision: as few texts as that takes, in the fixed random order of the text set.
+
+The variance of a log-likelihood difference of kurtosis k has a relative standard error of sqrt((k - 1) / n) over n
+texts, so that a precision p needs n = (k - 1) / p**2 of them: 200 for a Gaussian difference and 10 %, 500 for a Laplace
+one. k is not known beforehand. So the models are scored on some texts, the standard errors are looked at, and the texts
+that they call for are added, at numbers that lie on a fixed grid; to stop by what one sees makes the usual interval too
+narrow, and the one given here is that of a confidence sequence. How well this works: benchmarks/precision.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import chain, combinations
+from typing import Any
+
+import numpy as np
+
+from klscale.errors import InputError
+from klscale.inputs.references import ModelRef
+from klscale.inputs.texts import TextSet
+from klscale.progress import SILENT, Progress
+from klscale.science.divergence import KL, at_any_time, cluster_codes
+from klscale.store.store import Store
+from klscale.sweep import sweeps
+from klscale.sweep.sweeps import Outcome
+from klscale.vectors.vectors import Vectors
+
+PRECISION = 0.1
+"""Standard error / KL."""
+FEWEST = 200
+"""Texts that tell a kurtosis at all: with 100, intervals cover less where a few texts in a hundred are far out."""
+GAUSSIAN = 2.5
+"""The first look is at this many texts / p**2: what a Gaussian difference needs, and a quarter more."""
+START = 100
+"""The smallest number of texts at which one may look."""
+LEAP = 2
+"""How many times the texts of one look the next may take: a kurtosis from few texts is uncertain."""
+SMALLEST = 1e-6
+"""A precision that takes 2 * 10**12 texts even for a Gaussian difference; far below, its square is no number."""
+TYPICAL_KURTOSIS = 6.0
+"""That of a Laplace difference: the interval is narrowest at the number of texts that it needs."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """The least precise pair at one look: `n_texts` scored with both models, those skipped included, and its
+    `relative_error`, standard error / KL."""
+
+    n_texts: int
+    relative_error: float
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """KL of each pair of models to a wanted precision. `vectors` are those of the models that could be scored; `pairs`
+    holds each KL, and `anytime` the pairs whose interval is that of a confidence sequence since not all texts were
+    scored; of all texts it is the usual one. `outcomes` tell what became of each model."""
+
+    vectors: Vectors
+    pairs: Mapping[tuple[str, str], KL]
+    anytime: frozenset[tuple[str, str]]
+    precision: float
+    looks: tuple[Look, ...]
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def reached(self) -> bool:
+        """Whether every pair is as precise as was wanted."""
+        return all(relative_error(kl) <= self.precision for kl in self.pairs.values())
+
+
+def parse_precision(text: str) -> float:
+    """`10%`, `10 %` and `0.1` are a tenth. Raises InputError for what is not from 0.0001 to 100 %."""
+    number = text.strip()
+    try:
+        value = float(number.removesuffix("%")) / (100 if number.endswith("%") else 1)
+    except ValueError:
+        value = math.nan
+    return _valid(value, text)
+
+
+def _valid(precision: float, given: object) -> float:
+    if not SMALLEST <= precision < 1:
+        raise InputError(
+            f"--precision {given}: not between 0.0001 and 100 %.",
+            "It is the standard error that a KL may have, relative to its value.",
+            "Give a percentage (10%) or a fraction (0.1).",
+        )
+    return precision
+
+
+def compare_to_precision(
+    models: Sequence[str | ModelRef],
+    texts: TextSet,
+    store: Store,
+    precision: float = PRECISION,
+    *,
+    reference: ModelRef | None = None,
+    progress: Progress = SILENT,
+    **how: Any,
+) -> Comparison:
+    """Score models on as many texts as the KL of every pair needs for a standard error of at most `precision` times its
+    value, or on all; with a `reference`, one of the models, only of the pairs that it is in.
+
+    What the store holds is not scored again, and is looked at first; what is scored is kept there, and a smaller
+    `precision` or `sweeps.score` adds to it. `how` goes to `sweeps.score`: `device`, `batch_tokens`, `long_texts`. On
+    texts that nothing can be scored on, there is one look at what is there.
+
+    Raises InputError where `precision` is not from 1e-6 to below 1.
+    """
+    _valid(precision, precision)
+    N = len(texts)
+    times, crowding = look_times(N), crowding_of(texts)
+    wanted = next(time for time in times if time >= min(max(FEWEST, GAUSSIAN / precision**2), N))
+    outcomes: dict[str, Outcome] = {}
+    looks: list[Look] = []
+    n_scored: dict[tuple[str, str], int] = {}
+    while True:
+        for outcome in sweeps.score(models, texts, store, first=wanted, progress=progress, **how):
+            outcomes[str(outcome.ref)] = outcome
+        entries = {name: outcome.entry for name, outcome in outcomes.items() if outcome.entry is not None}
+        vectors = store.vectors(texts, [*entries.values()], [outcomes[name].ref for name in entries])
+        pairs = {pair: vectors.kl()[pair] for pair in _pairs(vectors.names, reference)}
+        before, n_scored = n_scored, {pair: min(entries[name].first or N for name in pair) for pair in pairs}
+        if pairs:
+            worst = max(pairs, key=lambda pair: relative_error(pairs[pair]))
+            looks.append(Look(n_scored[worst], relative_error(pairs[worst])))
+        # A model that is gone keeps the texts that it has.
+        lacking = [pair for pair, kl in pairs.items() if relative_error(kl) > precision and n_scored[pair] < N]
+        if all(n_scored[pair] == before.get(pair) for pair in lacking):
+            break
+        wanted = max(next_look(pairs[pair], n_scored[pair], precision, times, crowding) for pair in lacking)
+        models = [vectors.models[vectors.position(name)] for name in dict.fromkeys(chain(*lacking))]
+    some = frozenset(pair for pair in pairs if n_scored[pair] < N)
+    planned = (TYPICAL_KURTOSIS - 1) / precision**2
+    shown = {pair: at_any_time(kl, planned) if pair in some else kl for pair, kl in pairs.items()}
+    return Comparison(vectors, shown, some, precision, tuple(looks), tuple(outcomes.values()))
+
+
+def _pairs(names: Sequence[str], reference: ModelRef | None) -> list[tuple[str, str]]:
+    if reference is None:
+        return [*combinations(names, 2)]
+    return [(str(reference), name) for name in names if name != str(reference) and str(reference) in names]
+
+
+def relative_error(kl: KL) -> float:
+    """Standard error / KL; 0 for two models that agree on every text, infinite where it is not known, as from one."""
+    if kl.value == 0 and kl.n_texts > 1:
+        return 0.0
+    return kl.standard_error / kl.value if kl.value > 0 and math.isfinite(kl.standard_error) else math.inf
+
+
+def look_times(n_texts: int) -> list[int]:
+    """The numbers of texts at which one may look: 100, each a tenth more than the one before, and all."""
+    times = [START]
+    while times[-1] < n_texts:
+        times.append(times[-1] + times[-1] // 10)
+    return [time for time in times if time < n_texts] + [n_texts]
+
+
+def next_look(
+    kl: KL, n_scored: int, precision: float, times: Sequence[int], crowding: Callable[[int], float] = lambda n: 0.0
+) -> int:
+    """The first of these numbers of texts that is expected to give a KL, now from `n_scored` texts, the precision; at
+    most one LEAP away.
+
+    With n texts the squared relative error is (kurtosis - 1) / n for independent texts, and 1 + r `crowding(n)` times
+    as large for texts that share documents, where r is the correlation of squared differences within a document.
+    """
+    independent = (kl.kurtosis - 1) / n_scored
+    excess, crowded = relative_error(kl) ** 2 / independent - 1, crowding(n_scored)
+    correlation = max(excess / crowded, 0.0) if crowded else 0.0
+    for time in times:
+        expected = independent * n_scored / time * (1 + correlation * crowding(time))
+        if time > n_scored and (expected <= precision**2 or time >= LEAP * n_scored):
+            return time
+    return times[-1]
+
+
+def crowding_of(texts: TextSet) -> Callable[[int], float]:
+    """How many others of the first n texts of the random order are of a text's own document, in the mean; by n."""
+
+    @cache
+    def crowding(n: int) -> float:
+        codes = cluster_codes(texts.document, texts.random_order[:n])
+        return 0.0 if codes is None else float((np.bincount(codes) ** 2).sum() / n - 1)
+
+    return crowding

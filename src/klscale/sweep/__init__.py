@@ -1,0 +1,1 @@
+"""Many models into one store: what is missing is scored, what was interrupted goes on."""

@@ -1,0 +1,170 @@
+"""Runs: the checkpoints that a training run left, here or on the hub, and the distances between their weights."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from klscale.errors import InputError, KlscaleError
+from klscale.inputs.references import ModelRef, attributes_of
+from klscale.progress import SILENT, Progress
+from klscale.science.diffusion import WINDOW
+from klscale.science.weights import count_parameters, distances_to, squared_distances, unusable
+from klscale.store.store import Store
+
+if TYPE_CHECKING:
+    from klscale.sources.transformers.loading import Hub, ResolvedModel
+
+_MODELS = ("config.json", "adapter_config.json")
+"""A directory with one of these is a model itself."""
+_PATTERN = re.compile(r"[*?[]")
+"""What no branch can contain, nor a hub id."""
+
+
+def checkpoints(ref: ModelRef, hub: Hub | None = None) -> list[ModelRef]:
+    """The checkpoints of a run, in the order of steps; after them those whose names tell no step.
+
+    A run is a directory with `checkpoint-*` (or `step-*`), whole or not; a hub model: those of its branches and tags
+    that tell a step; or a pattern with `*`, `?` or `[`: `NAME@step*` of branches and tags, `runs/a/checkpoint-*` of
+    directories. Any other revision is its own only checkpoint. Quantization and dtype are those of `ref`.
+    Raises InputError where there is none, UnavailableError where there is no such model or the hub does not answer.
+    """
+    folder, _, pattern = ref.name.rstrip("/").rpartition("/")
+    if ref.path is not None and ref.path.is_dir():
+        there = _directories(ref, ref.name.rstrip("/"))
+        found = [one for one in there if _step(one) is not None]
+        what = f"{ref.path} holds no checkpoints."
+        remedy = "A checkpoint is a directory such as checkpoint-500 or step-500."
+    elif _PATTERN.search(pattern):
+        there = _directories(ref, folder)
+        found = [one for one in there if fnmatchcase(one.name.rpartition("/")[2], pattern)]
+        what, remedy = f"No directory matches {ref.name!r}.", "Revisions of a hub model: NAME@PATTERN."
+    elif ref.path is None and (ref.revision is None or _PATTERN.search(ref.revision)):
+        from klscale.sources.transformers.loading import Hub
+
+        there = [replace(ref, revision=revision) for revision in (hub or Hub()).revisions(ref.name)]
+        found = [one for one in there if _step(one) is not None]
+        what, remedy = f"{ref.name} has no revisions that tell a step.", "Write NAME@PATTERN for others."
+        if ref.revision is not None:
+            found = [one for one in there if fnmatchcase(one.revision or "", ref.revision)]
+            what = f"{ref.name} has no revision that matches {ref.revision!r}."
+            remedy = f"See https://huggingface.co/{ref.name}/tree/main for its branches and tags."
+    else:
+        return [ref]
+    if not found:
+        names = [one.revision or one.name.rpartition("/")[2] for one in sorted(there, key=_order)]
+        more = ", ..." if len(names) > 8 else "."
+        raise InputError(what, f"There are: {', '.join(names[:8])}{more}" if names else "", remedy)
+    return sorted(found, key=_order)
+
+
+def _directories(ref: ModelRef, folder: str) -> list[ModelRef]:
+    """Those in a folder, each as a model with the quantization and dtype of `ref`."""
+    inside = Path(folder or ".").expanduser()
+    names = [path.name for path in inside.iterdir() if path.is_dir()] if inside.is_dir() else []
+    return [replace(ref, name=f"{folder}/{name}" if folder else name) for name in names]
+
+
+def _step(ref: ModelRef) -> int | None:
+    step: int | None = attributes_of(ref).get("step")
+    return step
+
+
+def _order(ref: ModelRef) -> tuple[bool, int, str, str]:
+    step = _step(ref)
+    return step is None, step or 0, ref.revision or "", ref.name
+
+
+def is_run(ref: ModelRef) -> bool:
+    """Whether a reference is to be taken for its checkpoints, since it is no model itself."""
+    if ref.path is None or not ref.path.is_dir():
+        return bool(_PATTERN.search(ref.name.rpartition("/")[2]) or _PATTERN.search(ref.revision or ""))
+    whole = ref.file or ref.revision or any((ref.path / name).is_file() for name in _MODELS)
+    return not whole and any(_step(one) is not None for one in _directories(ref, ref.name.rstrip("/")))
+
+
+# ----------------------------------------------------------------------------------------------------------- weights
+
+
+def weigh(refs: Sequence[ModelRef], store: Store, *, progress: Progress = SILENT) -> dict[ModelRef, KlscaleError]:
+    """Keep in the store the squared distances between the weights of all these local checkpoints; where it has them
+    all, nothing is read. Returns what is wrong with each that could not be compared, a quantized reference, an adapter
+    or a model of the hub (for which there is `score` with `weigh`) among them."""
+    from klscale.sources.transformers.loading import resolve, weight_files
+
+    found: dict[str, ResolvedModel] = {}
+    problems: dict[ModelRef, KlscaleError] = {}
+    for ref in refs:
+        try:
+            resolved = resolve(ref) if ref.path else None
+            if resolved is None or not has_weights(resolved):
+                why = "Weights are compared as they were trained, in safetensors files of this machine."
+                raise InputError(f"The weights of {ref} cannot be compared.", why, "Give a checkpoint's directory.")
+            found.setdefault(resolved.identity, resolved)
+        except KlscaleError as error:
+            problems[ref] = error
+    named = {str(resolved.ref): resolved for resolved in found.values()}
+    files = {name: weight_files(resolved) for name, resolved in named.items()}
+    odd = unusable(files)
+    problems |= {named[name].ref: error for name, error in odd.items()}
+    known, _ = store.weight_distances([named[name].identity for name in files if name not in odd])
+    if not np.isnan(known).any():
+        return problems
+    weighed = squared_distances({name: files[name] for name in files if name not in odd}, progress=progress)
+    identities = [named[name].identity for name in weighed.names]
+    for t, name in enumerate(weighed.names):
+        earlier = dict(zip(identities[:t], weighed.squared_distance[t, :t].tolist(), strict=True))
+        store.write_weight_distances(named[name].ref, identities[t], weighed.n_parameters, earlier)
+    return problems | {named[name].ref: error for name, error in weighed.problems.items()}
+
+
+def weigh_one(new: ResolvedModel, others: Sequence[ResolvedModel], store: Store) -> None:
+    """Keep in the store the squared distances between the weights of one checkpoint and those of some others; what is
+    not here is fetched. Raises KlscaleError where one cannot be compared; the distances to the others are kept."""
+    from klscale.sources.transformers.loading import weight_files
+
+    files = weight_files(new)
+    there = {str(other): weight_files(other) for other in others}
+    found, problem = dict[str, float](), None
+    try:
+        found = distances_to(files, there)
+    except KlscaleError as error:
+        problem = error
+        for name in there:  # all but those that are wrong
+            with contextlib.suppress(KlscaleError):
+                found |= distances_to(files, {name: there[name]})
+    known = {other.identity: found[str(other)] for other in others if str(other) in found}
+    store.write_weight_distances(new.ref, new.identity, count_parameters(files), known)
+    if problem is not None:
+        raise problem
+
+
+def has_weights(resolved: ResolvedModel) -> bool:
+    """Whether a reference means weights as they were trained: not quantized ones, an adapter, a GGUF file, a layer."""
+    ref = resolved.ref
+    return resolved.base is None and ref.quantization is None and ref.file is None and ref.layer is None
+
+
+def windows(models: Iterable[ResolvedModel], store: Store) -> list[tuple[ResolvedModel, list[ResolvedModel]]]:
+    """Each checkpoint of the hub runs among these models, in the order of steps, with those that its weights are to be
+    compared with: the first of its run and as many before it as a fit of an exponent takes, less those whose distances
+    the store has."""
+    runs: dict[str, dict[str, ResolvedModel]] = {}
+    for one in models:
+        if one.hub is not None and has_weights(one) and _step(one.ref) is not None:
+            runs.setdefault(one.ref.name, {}).setdefault(one.identity, one)
+    found = []
+    for run in runs.values():
+        ordered = sorted(run.values(), key=lambda one: _order(one.ref))
+        known, _ = store.weight_distances([one.identity for one in ordered])
+        for t, one in enumerate(ordered):
+            near = {0, *range(max(t - WINDOW, 0), t)} - {t}
+            found.append((one, [ordered[u] for u in sorted(near) if np.isnan(known[t, u])]))
+    return found

@@ -1,0 +1,682 @@
+"""Sweeps: score what a store lacks, resume what was interrupted, read the next model while one is scored."""
+
+from __future__ import annotations
+
+import platform
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache, cached_property
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from klscale.errors import InputError, KlscaleError, StorageError, UnavailableError, nearest
+from klscale.inputs.references import Model, ModelRef, attributes_of
+from klscale.inputs.texts import TextSet
+from klscale.progress import SILENT, Progress
+from klscale.science import divergence
+from klscale.science.divergence import KL, Integers
+from klscale.store.store import Claim, Entry, Store, now, vector_key
+from klscale.sweep.runs import checkpoints, is_run, weigh_one, windows
+from klscale.vectors.vectors import CONVENTION, Scores
+
+if TYPE_CHECKING:
+    from klscale.sources.transformers.downloads import Downloads
+    from klscale.sources.transformers.engine import Engine
+    from klscale.sources.transformers.loading import Hub, LoadedModel, ResolvedModel
+    from klscale.sources.transformers.tokens import TokenCache, Tokens
+
+T = TypeVar("T")
+SOURCE = "transformers"
+LONG_TEXTS = ("error", "skip", "window")
+WINDOWS = "; half-overlapping windows"
+KEEP_EVERY_S = 10.0
+"""Seconds of work that a killed command may lose."""
+IN_FILES = ("type", "parameters", "parent", "quantization")
+"""Attributes that a model's files tell, whatever its name."""
+NOISE_PART, NOISE_TEXTS = 0.02, (20, 100)
+"""Part of a model's texts that are read again to tell its noise floor, and how many at least and at most."""
+LOOK_AGAIN_S = 1.0
+"""How often a process looks whether another has finished the model that it waits for."""
+LOOK_UPS = 8
+"""Models that are looked up at a time: each is a round trip to the hub."""
+WHOLE = 0.95
+"""Fraction of a model's weights that a quantization may leave out before it is said."""
+NOT_ROUND_TRIP = 0.001
+"""Fraction of texts that a tokenizer may fail to give back before it is said."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one model: `scored`, `present` (nothing to do), `missing` (a dry run) or `failed`, with the
+    error; the store's entry where there is one. `download_bytes` is found by a dry run alone: what would be fetched,
+    less what the models before it fetch already; None where that is not known."""
+
+    ref: ModelRef
+    status: str
+    entry: Entry | None = None
+    error: KlscaleError | None = None
+    seconds: float = 0.0
+    download_bytes: int | None = None
+
+    @classmethod
+    def failed(cls, model: Model, error: KlscaleError, seconds: float = 0.0) -> Outcome:
+        """One that could not be scored; the error names the line of the suite that asks for it."""
+        return cls(model.ref, "failed", error=error.at(model.line) if model.line else error, seconds=seconds)
+
+
+def score(
+    models: Sequence[str | ModelRef | Model],
+    texts: TextSet,
+    store: Store,
+    *,
+    device: str | None = None,
+    batch_tokens: int | None = None,
+    long_texts: str = "error",
+    layers: bool = False,
+    first: int | None = None,
+    rescore: bool = False,
+    dry_run: bool = False,
+    keep_downloads: bool = True,
+    weigh: bool = False,
+    progress: Progress = SILENT,
+) -> list[Outcome]:
+    """Score each model on `texts` unless the store has its vector, and keep the vectors in the store.
+
+    A directory that is no model but holds `checkpoint-*`, and a pattern (`NAME@step*`), stand for their `checkpoints`,
+    each with an outcome of its own. A model that fails is reported in its outcome; the others are scored. What an
+    interrupted call had finished is kept and not done again, within a model too. Processes that score into one store at
+    the same time share the models between them. `device` and `batch_tokens` are chosen where None. `long_texts`:
+    `error`, `skip` or `window` for texts beyond a model's window; InputError for anything else. `layers`: every model
+    at each of its layers too, through the logit lens; else those that ask for it. `first`: the first so many texts of
+    the set's random order, instead of all; a vector that has more is left as it is, and a later call adds to one that
+    has fewer. `keep_downloads` False: what is fetched from the hub for this is dropped from the local cache as soon as
+    no further model needs it, so that about two checkpoints are on disk at a time; what the cache held before stays.
+    `weigh`: of hub runs the store keeps the squared distances between weights too, of each checkpoint to the first and
+    to the `runs.WINDOW` before it, which then are on disk at a time; for runs on this machine there is `runs.weigh`.
+    """
+    from klscale.sources.transformers.downloads import Downloads
+
+    if long_texts not in LONG_TEXTS:
+        raise InputError(f"--long-texts {long_texts!r} is not known.", remedy=nearest(long_texts, LONG_TEXTS))
+    if first is not None and first < 1:
+        raise InputError(f"first={first}: a vector is of one text at least.")
+    first = None if first is None or first >= len(texts) else first
+    sweep = _Sweep(texts, store, device, batch_tokens, long_texts, layers, first, rescore, progress)
+    outcomes: dict[int, Outcome] = {}
+    jobs: list[_Job] = []
+    for place, (model, found) in enumerate(sweep.look_up([_model(model) for model in models], sizes=dry_run)):
+        if isinstance(found, _Job):
+            jobs.append(found)
+        elif isinstance(found, Entry):
+            outcomes[place] = Outcome(model.ref, "present", found, download_bytes=0 if dry_run else None)
+        else:
+            outcomes[place] = Outcome.failed(model, found)
+    if weigh and not dry_run:
+        jobs = _with_windows(jobs, store)
+    downloads = Downloads(() if keep_downloads or dry_run else (job.reads for job in jobs))
+    for job in jobs:
+        if job.entry is not None:
+            outcomes[job.place] = Outcome(job.ref, "present", job.entry, download_bytes=0 if dry_run else None)
+        if job.done:  # a sweep that was cut short may have left its files
+            downloads.done(job.reads)
+    jobs = [job for job in jobs if not job.done]
+    if jobs:
+        outcomes.update(sweep.plan(jobs) if dry_run else sweep.run(jobs, downloads))
+    downloads.drop()
+    return [outcomes[place] for place in sorted(outcomes)]
+
+
+def _model(model: str | ModelRef | Model) -> Model:
+    if isinstance(model, Model):
+        return model
+    return Model(model if isinstance(model, ModelRef) else ModelRef.parse(model))
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A model, pinned, with the keys that its vector may have, and the store's entry where that has it; and `others`,
+    whose weights are to be compared with its own."""
+
+    place: int
+    model: Model
+    resolved: ResolvedModel
+    keys: tuple[str, ...]
+    layers: bool = False
+    entry: Entry | None = None
+    others: tuple[ResolvedModel, ...] = ()
+
+    @property
+    def ref(self) -> ModelRef:
+        return self.model.ref
+
+    @property
+    def key(self) -> str:
+        """Under which the work on it is claimed."""
+        return self.keys[-1]
+
+    @property
+    def partial(self) -> str:
+        """Under which unfinished work is kept: with layers and without are not mixed."""
+        return self.key + ("-layers" if self.layers else "")
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.entry is not None and not self.others
+
+    @property
+    def reads(self) -> tuple[ResolvedModel, ...]:
+        """Whose files it needs."""
+        return (self.resolved, *self.others)
+
+
+@dataclass(frozen=True, eq=False)
+class _Sweep:
+    """What all models of one call of `score` share."""
+
+    texts: TextSet
+    store: Store
+    device: str | None
+    batch_tokens: int | None
+    long_texts: str
+    layers: bool
+    first: int | None
+    rescore: bool
+    progress: Progress
+    started: str = field(default_factory=now)
+
+    @property
+    def conventions(self) -> tuple[str, ...]:
+        """What a vector may have been scored by to be the one asked for; the last is that of a text cut in windows."""
+        return (CONVENTION, CONVENTION + WINDOWS) if self.long_texts == "window" else (CONVENTION,)
+
+    @cached_property
+    def entries(self) -> list[Entry]:
+        return self.store.entries(self.texts.id)
+
+    @cached_property
+    def by_ref(self) -> dict[ModelRef, list[Entry]]:
+        found: dict[ModelRef, list[Entry]] = {}
+        for entry in self.entries:
+            found.setdefault(entry.ref, []).append(entry)
+        return found
+
+    # -------------------------------------------------------------------------------------------- what is there
+
+    def look_up(self, models: Sequence[Model], *, sizes: bool) -> Iterator[tuple[Model, Entry | _Job | KlscaleError]]:
+        """Each model, and each checkpoint of a run, as a job, as an entry of the store, or with what is wrong. The hub
+        is asked by several threads, for the `sizes` of files too."""
+        from klscale.sources.transformers.loading import Hub
+
+        hub = Hub(self.progress, sizes=sizes)
+        self.progress.begin("looking up", len(models), "models")
+        wanted = [one for model in models for one in self._checkpoints(model, hub)]
+        known = self.by_ref.keys() | {model.ref for model, _ in wanted}
+        self.progress.begin("looking up", len(wanted), "models")
+        threads = ThreadPoolExecutor(LOOK_UPS)
+        try:
+            resolved = [threads.submit(self._resolve, model, known, hub) for model, error in wanted if error is None]
+            for place, (model, error) in enumerate(wanted):
+                found: Entry | _Job | KlscaleError
+                try:
+                    found = error or self._find(place, model, resolved.pop(0))
+                except KlscaleError as problem:
+                    found = problem
+                self.progress.advance()
+                yield model, found
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C nobody waits for the hub
+
+    def _checkpoints(self, model: Model, hub: Hub) -> list[tuple[Model, KlscaleError | None]]:
+        """The model itself, or the checkpoints that it stands for; with what is wrong, where it has none."""
+        if self.texts.external or not is_run(model.ref):
+            return [(model, None)]
+        try:
+            return [(replace(model, ref=ref), None) for ref in checkpoints(model.ref, hub)]
+        except KlscaleError as error:
+            return [(model, error)]
+
+    def _resolve(self, model: Model, known: Set[ModelRef], hub: Hub) -> ResolvedModel | None:
+        """What a reference means now; None on texts that nothing can be scored on."""
+        from klscale.sources.transformers.loading import resolve
+
+        if self.texts.external:
+            return None
+        resolved = resolve(model.ref, hub)
+        if model.line and "parent" in model.attributes:
+            parent = ModelRef.parse(model.attributes["parent"])
+            if parent not in known and not hub.may_have(parent):
+                raise InputError(
+                    f"{model.ref} has the parent {parent}, which is not there.",
+                    "It is no model of the suite or the store, no directory here, and none that the hub shows.",
+                    "Check its spelling, or take `parent` out.",
+                )
+        return resolved
+
+    def _find(self, place: int, model: Model, resolving: Future[ResolvedModel | None]) -> Entry | _Job:
+        """A model as a job, with the store's entry if it has one; the entry alone where the model is out of reach."""
+        layers = self.layers or model.layers
+        named = self.by_ref.get(model.ref, [])
+        if self.texts.external:
+            if named:
+                return named[-1]
+            names = set(map(str, self.by_ref))
+            raise InputError(
+                f"{self.texts.name} holds no {model.ref}, and has no texts to score it on: only imported values.",
+                nearest(str(model.ref), names) if len(names) < 20 else "See `klscale ls`.",
+                "Choose a model of that set, or other texts with --texts.",
+            )
+        if model.ref.layer is not None:
+            what = f"{model.ref} is a layer: a model is scored at all of its layers at once."
+            why = "A # that belongs to the name itself is written %23."
+            raise InputError(what, why, f"klscale layers {replace(model.ref, layer=None)}")
+        try:
+            resolved = resolving.result()
+            assert resolved is not None
+        except UnavailableError as error:
+            alike = [entry for entry in named if entry.metadata["convention"] in self.conventions]
+            alike = [entry for entry in alike if entry.n_layers or not layers]
+            if not alike or self.rescore:
+                raise
+            self.progress.note(f"{error.what} Its vector of {alike[-1].metadata.get('date', '')[:10]} is used.")
+            return alike[-1]
+        keys = tuple(vector_key(resolved.identity, model.ref, convention, SOURCE) for convention in self.conventions)
+        same = [entry for entry in self.entries if entry.key in keys]
+        fit = [entry for entry in same if self._will_do(entry, layers)]
+        mine = [entry for entry in fit if entry.ref == model.ref]
+        there = self._labelled(model, (mine or fit)[-1]) if fit else None
+        # A file is replaced only by one that holds as much.
+        return _Job(place, model, resolved, keys, layers or any(entry.n_layers for entry in same), there)
+
+    def _will_do(self, entry: Entry, layers: bool) -> bool:
+        """Whether an entry with the right key makes scoring needless."""
+        fresh = not self.rescore or entry.metadata["date"] >= self.started
+        return (
+            fresh
+            and bool(entry.n_layers or not layers)
+            and _larger(entry.first, self.first) == entry.first
+            and (self.long_texts == "skip" or not entry.metadata.get("skipped"))
+        )
+
+    def _labelled(self, model: Model, entry: Entry) -> Entry:
+        """The entry under this name and with these attributes: rewritten where it has others."""
+        known, same = entry.metadata.get("attributes", {}), _place(entry.ref) == _place(model.ref)
+        if same and all(known.get(name) == value for name, value in model.attributes.items()):
+            return entry
+        if not same:  # the same files: of their attributes only those that are in them
+            known = attributes_of(model.ref, {name: known.get(name) for name in IN_FILES})
+        metadata = {**entry.metadata, "attributes": {**known, **model.attributes}}
+        if not same:
+            metadata |= {"ref": str(model.ref), "date": now()}
+        return self.store.write(self.texts, self.store.scores(entry), metadata)
+
+    def plan(self, jobs: Sequence[_Job]) -> Iterator[tuple[int, Outcome]]:
+        """(place, outcome) of each job as a dry run tells it; what several models share is fetched by the first."""
+        from klscale.sources.transformers.loading import downloads
+
+        fetched: set[tuple[str, str]] = set()
+        for job in jobs:
+            files = downloads(job.resolved)
+            size = None if files is None else sum(size for key, size in files.items() if key not in fetched)
+            fetched.update(files or ())
+            yield job.place, Outcome(job.ref, "missing", download_bytes=size)
+
+    # ------------------------------------------------------------------------------------------------- scoring
+
+    def run(self, jobs: Sequence[_Job], downloads: Downloads) -> Iterator[tuple[int, Outcome]]:
+        """(place, outcome) of each job. One thread reads the next model while this one is scored."""
+        from klscale.sources.transformers.loading import device_of, load
+        from klscale.sources.transformers.tokens import TokenCache
+
+        device_of(self.device)  # wrong for one, wrong for all
+        self.store.keep_texts(self.texts)
+        tokenized = TokenCache(self.texts)
+        what = f"scoring {len(jobs)} models" if len(jobs) > 1 else f"scoring {jobs[0].ref}"
+        self.progress.begin(what, self._megabytes() * len(jobs), "MB of text")
+        queue, in_order = list(jobs), any(job.others for job in jobs)
+        if not (in_order or self.store.claims(self.texts.id).keys().isdisjoint(job.key for job in jobs)):
+            random.shuffle(queue)  # another process is at work: in the same order both would want the same model
+        queue = _by_files(queue)
+        unweighed: list[KlscaleError] = []
+
+        def read(job: _Job, **options: Any) -> LoadedModel | None:
+            downloads.drop()
+            with downloads.reading(job.reads):
+                if job.others:
+                    try:
+                        weigh_one(job.resolved, job.others, self.store)
+                    except StorageError:
+                        raise
+                    except KlscaleError as error:  # it can be scored all the same
+                        unweighed.append(error)
+                return None if job.entry else load(job.resolved, self.device, **options)
+
+        ahead: tuple[_Job, Future[LoadedModel | None]] | None = None
+        with _Reader() as reader:
+            while queue:
+                job, found = self._take(queue)
+                started, n = time.monotonic(), len(jobs) - len(queue)
+                if isinstance(found, Entry):
+                    downloads.done(job.reads)
+                    self.progress.advance(self._megabytes() * n - self.progress.done)
+                    yield job.place, Outcome(job.ref, "present", found)
+                    continue
+                if len(jobs) > 1:
+                    self.progress.now(f"scoring {job.ref} ({n} of {len(jobs)})")
+                if ahead and ahead[0].place != job.place:  # another process has taken that one
+                    ahead = None
+                loading = ahead[1] if ahead else reader.submit(read, job)
+                ahead, alone = None, threading.Event()
+                entry = error = loaded = None
+                try:
+                    loaded = loading.result()
+                    if queue:
+                        ahead = queue[0], reader.submit(read, queue[0], alone=alone)
+                    entry = job.entry
+                    if entry is None:
+                        assert loaded is not None
+                        entry = self._score(job, loaded, tokenized)
+                except StorageError:
+                    raise
+                except KlscaleError as problem:
+                    error = _without_frames(problem)
+                finally:
+                    del loading
+                    loaded = None
+                    alone.set()
+                    found.release()
+                downloads.done(job.reads)
+                self.progress.advance(self._megabytes() * n - self.progress.done)
+                seconds = time.monotonic() - started
+                if error is not None:
+                    yield job.place, Outcome.failed(job.model, error, seconds)
+                else:
+                    yield job.place, Outcome(job.ref, "present" if job.entry else "scored", entry, seconds=seconds)
+        if unweighed:
+            first, more = unweighed[0], f" So for {len(unweighed):,} checkpoints." if len(unweighed) > 1 else ""
+            self.progress.note(f"{first}{more}\nTheir weights are not compared.")
+
+    def _take(self, queue: list[_Job]) -> tuple[_Job, Claim | Entry]:
+        """The first job that no other process works on, off the queue and claimed; or one that another process has
+        finished, with its entry. Waits while others work on all that are left."""
+        waiting = False
+        while True:
+            claims = self.store.claims(self.texts.id)
+            for job in queue:
+                claim = None if job.key in claims else self.store.claim(self.texts.id, job.key)
+                if claim is None:
+                    continue
+                queue.remove(job)
+                entry = self.store.entry(self.texts.id, job.keys)
+                if entry is not None and self._will_do(entry, job.layers):
+                    entry = self._labelled(job.model, entry)
+                    job = replace(job, entry=entry)
+                    if job.done:
+                        claim.release()
+                        return job, entry
+                return job, claim
+            if not waiting:
+                by = ", ".join(sorted(set(claims.values())))
+                self.progress.note(f"{queue[0].ref} is being scored by {by}: waiting for its vector.")
+                waiting = True
+            time.sleep(random.uniform(0.5, 1.5) * LOOK_AGAIN_S)
+
+    def _score(self, job: _Job, loaded: LoadedModel, tokenized: TokenCache) -> Entry:
+        """Score what the partial work of one model lacks, and write its vector."""
+        from klscale.sources.transformers.engine import Engine
+
+        tokens = tokenized.get(loaded.tokenizer)
+        engine = Engine(loaded, device=self.device, batch_tokens=self.batch_tokens, layers=job.layers)
+        cut = loaded.window is not None and self.long_texts == "window" and (tokens.lengths > loaded.window).any()
+        which = -1 if cut else 0
+        convention, there = self.conventions[which], self.store.entry(self.texts.id, [job.keys[which]])
+        # A file is replaced only by one that holds as much.
+        first = self.first if there is None else _larger(self.first, there.first)
+        wanted = self.texts.sample(first)
+        if self.rescore:
+            self.store.drop_partial(self.texts.id, job.partial)
+        unfinished = self.store.read_partial(self.texts.id, job.partial)
+        kept = [unfinished.at(wanted)]
+        if there is not None and bool(there.n_layers) == job.layers and not self.rescore:
+            kept.append(self.store.scores(there))
+        parts, unsaved, saved_at = [Scores.concatenate(kept)], list[Scores](), time.monotonic()
+        self.progress.advance(self._megabytes(parts[0].text))
+        todo = np.setdiff1d(wanted, parts[0].text)
+        try:
+            for scores in engine.score(tokens, todo, long_texts=self.long_texts):
+                unsaved.append(scores)
+                self.progress.advance(self._megabytes(scores.text))
+                if time.monotonic() - saved_at > KEEP_EVERY_S:
+                    parts.append(self._keep(job, unsaved))
+                    unsaved, saved_at = [], time.monotonic()
+        except BaseException:  # Ctrl-C too: nothing that is computed is lost
+            self._keep(job, unsaved)
+            raise
+        scores = Scores.concatenate([*parts, *unsaved])
+        if not len(scores):
+            what = (
+                f"Every text is longer than the window of {job.ref} ({loaded.window:,} tokens): none is left to score."
+            )
+            raise InputError(what, remedy="Use --long-texts window, or shorter texts.")
+        if tokens.not_round_trip > NOT_ROUND_TRIP:
+            self.progress.note(
+                f"{job.ref}: its tokenizer does not give back {tokens.not_round_trip:.1%} of the texts.\n"
+                "It models other strings: its KL to a model with another tokenizer measures that too.\n"
+                "Compare it with models of its own tokenizer, or leave such texts out of the set."
+            )
+        if loaded.offload is not None:
+            self.progress.note(f"{job.ref} is larger than the free memory: its layers are read again for every batch.")
+        quantized = loaded.quantization
+        if quantized and quantized.fraction is not None and quantized.fraction < WHOLE:
+            left = "are left as they are: this kind cannot hold their shape"
+            self.progress.note(f"{job.ref}: {1 - quantized.fraction:.0%} of the weights outside the embeddings {left}.")
+        if engine.own_logits:
+            self.progress.note(f"{job.ref}: its output head is of an unknown kind; scored by its own logits, slower.")
+        identity, attributes = job.resolved.identity, {**loaded.attributes, **job.model.attributes}
+        metadata = {
+            **metadata_of(engine, tokens, scores, identity=identity, attributes=attributes, convention=convention),
+            "weights": job.resolved.weights,
+        }
+        if first is not None:
+            metadata |= {"first": first, "skipped": np.setdiff1d(wanted, scores.text).tolist()}
+        there = None if self.rescore else self.store.entry(self.texts.id, [metadata["key"]])
+        if there is not None and self._will_do(there, job.layers):
+            entry = self._labelled(job.model, there)  # written by another process meanwhile
+        else:
+            entry = self.store.write(self.texts, scores, metadata)
+        if np.isin(unfinished.text, scores.text).all():  # else it is of more texts than were asked for now
+            self.store.drop_partial(self.texts.id, job.partial)
+        if self.rescore or self.store.noise_floor(self.texts.id, entry.key) is None:
+            try:
+                keep_noise_floor(entry.key, engine, tokens, self.texts, self.store, known=scores)
+            except StorageError:
+                raise
+            except KlscaleError as error:  # its vector is whole all the same
+                self.progress.note(f"{job.ref}: its noise floor is not known. {error.what}")
+        return entry
+
+    def _keep(self, job: _Job, unsaved: Sequence[Scores]) -> Scores:
+        part = Scores.concatenate(unsaved)
+        if len(part):
+            self.store.write_partial(self.texts.id, job.partial, part)
+        return part
+
+    def _megabytes(self, texts: Integers | None = None) -> float:
+        """Of these texts, or of all that are asked for."""
+        return float(self.texts.bytes[self.texts.sample(self.first) if texts is None else texts].sum()) / 1e6
+
+
+def metadata_of(
+    engine: Engine, tokens: Tokens, scores: Scores, *, identity: str, attributes: Mapping[str, Any], convention: str
+) -> dict[str, Any]:
+    """What the store keeps beside the vector that an engine has scored: what it is of, and how it was made. `identity`
+    says which weights."""
+    loaded = engine.loaded
+    return {
+        "ref": str(loaded.ref),
+        "key": vector_key(identity, loaded.ref, convention, SOURCE),
+        "identity": identity,
+        "attributes": dict(attributes),
+        "convention": convention,
+        "source": SOURCE,
+        "dtype": loaded.ref.dtype,
+        "device": str(engine.device),
+        "batch_tokens": engine.batch_tokens,
+        "head": "own logits" if engine.own_logits else "tiles",
+        "quantized": asdict(loaded.quantization) if loaded.quantization else None,
+        "window": loaded.window,
+        "not_round_trip": tokens.not_round_trip,
+        "skipped": np.setdiff1d(np.arange(len(tokens.lengths)), scores.text).tolist(),
+        "versions": _versions(),
+        "date": now(),
+    }
+
+
+def _with_windows(jobs: Sequence[_Job], store: Store) -> list[_Job]:
+    """The jobs in the order of their runs, each with the checkpoints whose weights its own are to be compared with."""
+    found = windows((job.resolved for job in jobs), store)
+    order = {one.identity: n for n, (one, _) in enumerate(found)}
+    others = {one.ref: tuple(near) for one, near in found}
+    ordered = sorted(jobs, key=lambda job: order.get(job.resolved.identity, len(order)))
+    return [replace(job, others=others.pop(job.ref, ())) for job in ordered]
+
+
+def _larger(first: int | None, other: int | None) -> int | None:
+    """The larger of two numbers of texts of the random order, where None is all of them."""
+    return None if first is None or other is None else max(first, other)
+
+
+def _place(ref: ModelRef) -> ModelRef:
+    """Equal for `runs/a` and `./runs/a`, which are one model."""
+    return ref if ref.path is None else replace(ref, name=str(ref.path.resolve()))
+
+
+def _by_files(jobs: Sequence[_Job]) -> list[_Job]:
+    """Those that read the same files (quantized variants, adapters of one model) follow the first of them."""
+    first: dict[str, int] = {}
+    for n, job in enumerate(jobs):
+        first.setdefault((job.resolved.base or job.resolved).identity, n)
+    return sorted(jobs, key=lambda job: first[(job.resolved.base or job.resolved).identity])
+
+
+# ------------------------------------------------------------------------------------------------------- noise floor
+
+
+def noise_floor(
+    entry: Entry, texts: TextSet, store: Store, *, device: str | None = None, progress: Progress = SILENT
+) -> KL | None:
+    """KL in bits per byte between two readings of one scored model, in batches of different shape and order: what
+    rounding alone makes of a squared distance. Kept in the store when a model is scored; where it is not there it is
+    read now. None for a model that is not here, and on texts that are not."""
+    from klscale.sources.transformers.engine import Engine
+    from klscale.sources.transformers.loading import load, resolve
+    from klscale.sources.transformers.tokens import tokenize
+
+    if (kept := store.noise_floor(texts.id, entry.key)) is not None:
+        return kept
+    if texts.external or entry.ref.path is None or not entry.ref.path.is_dir():
+        return None
+    loaded = load(resolve(entry.ref), device)
+    progress.begin(f"reading {entry.ref} twice")
+    engine = Engine(loaded, device=device)
+    return keep_noise_floor(entry.key, engine, tokenize(loaded.tokenizer, texts), texts, store)
+
+
+def noise_texts(texts: Integers) -> Integers:
+    """The random texts among these that tell the noise floor, in order: 2 %, at least 20 and at most 100."""
+    n = int(np.clip(NOISE_PART * len(texts), *NOISE_TEXTS))
+    return np.sort(np.random.default_rng(0).permutation(texts)[:n])
+
+
+def keep_noise_floor(
+    key: str, engine: Engine, tokens: Tokens, texts: TextSet, store: Store, *, known: Scores | None = None
+) -> KL | None:
+    """Read the model of an engine again, in batches of another shape and in another order, and keep the noise floor of
+    the vector `key`; None for fewer than two texts. `known`, of which the texts are taken, are its values already: they
+    are the first reading. Texts that leave no room for padding are cut short, and then read twice."""
+    chosen = noise_texts(np.arange(len(texts)) if known is None else known.text)
+    if len(chosen) < 2:
+        return None
+    short, text_bytes = shortened(engine, tokens, texts, chosen)
+    if known is not None and short is tokens:
+        first = known.at(chosen)
+    else:
+        first = Scores.concatenate([*engine.score(short, chosen)])
+    again = Scores.concatenate([*other_engine(engine, short, chosen).score(short, chosen)])
+    found = divergence.kl(
+        first.log_likelihood, again.log_likelihood, text_bytes, clip=texts.clip, documents=texts.documents_of(chosen)
+    )
+    store.write_noise_floor(texts.id, key, found)
+    return found
+
+
+def other_engine(engine: Engine, tokens: Tokens, texts: Integers) -> Engine:
+    """The same model, reading these texts in batches of another shape and in another order."""
+    from klscale.sources.transformers.engine import Engine
+
+    budget = engine.other_budget(tokens, texts)
+    return Engine(engine.loaded, device=str(engine.device), batch_tokens=budget, shuffled=True, padded=True)
+
+
+def shortened(engine: Engine, tokens: Tokens, texts: TextSet, chosen: Integers) -> tuple[Tokens, Integers]:
+    """Tokens of the chosen texts, cut so that they can be padded, and the bytes of each in proportion (n,)."""
+    lengths, longest = tokens.lengths[chosen], engine.longest_padded
+    if longest is None or (lengths <= longest).all():
+        return tokens, texts.bytes[chosen]
+    kept = texts.bytes[chosen] * np.minimum(lengths, longest) / lengths
+    return tokens.cut(longest), np.rint(kept).astype(np.int64)
+
+
+class _Reader:
+    """Does one thing at a time in a thread. Leaving waits for it, since a thread that is cut off while it builds a
+    model takes the process down with it; but not after Ctrl-C, when a download may have long to go."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+
+    def submit(self, function: Callable[..., T], *arguments: Any, **options: Any) -> Future[T]:
+        """Begin, as soon as what was submitted before has ended."""
+        self._wait()
+        future: Future[T] = Future()
+
+        def work() -> None:
+            try:
+                future.set_result(function(*arguments, **options))
+            except BaseException as error:
+                future.set_exception(error)
+
+        self._thread = threading.Thread(target=work, daemon=True)
+        self._thread.start()
+        return future
+
+    def _wait(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+
+    def __enter__(self) -> _Reader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not KeyboardInterrupt:
+            self._wait()
+
+
+@cache
+def _versions() -> dict[str, str]:
+    packages = ("klscale", "torch", "transformers", "tokenizers")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def _without_frames(error: KlscaleError) -> KlscaleError:
+    """The frames of a failed forward pass hold the model in memory."""
+    cause: BaseException | None = error
+    while cause is not None:
+        cause.__traceback__ = None
+        cause = cause.__cause__ or cause.__context__
+    return error

@@ -1,0 +1,1 @@
+"""Inside a training loop: callbacks that follow the model."""

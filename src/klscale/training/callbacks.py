@@ -1,0 +1,460 @@
+"""KL inside training: the live model is scored on a few texts every so often, and the run does not notice.
+
+trainer = Trainer(..., callbacks=[TrajectoryCallback("pile-10k", budget_seconds=10)])
+
+watch = TrainingWatch("pile-10k", tokenizer, every=500)     # for any other loop
+for step, batch in enumerate(batches):
+    values = watch(model, step)                             # None at a step that is not measured
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+import math
+import os
+import time
+import uuid
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate.utils import extract_model_from_parallel
+from numpy.typing import NDArray
+from transformers.trainer_callback import CallbackHandler, TrainerCallback
+
+from klscale.errors import InputError, KlscaleError
+from klscale.inputs.references import ModelRef, attributes_of
+from klscale.inputs.texts import TextSet, load_texts
+from klscale.science import diffusion, divergence
+from klscale.science.diffusion import WINDOW
+from klscale.science.divergence import KL, RESAMPLES, Estimate, Floats, Integers
+from klscale.sources.transformers.engine import Engine
+from klscale.sources.transformers.loading import LoadedModel, load, resolve, window_of
+from klscale.sources.transformers.quantization import loaded_so
+from klscale.sources.transformers.tokens import Tokens, tokenize
+from klscale.store.store import Entry, Store
+from klscale.sweep import sweeps
+from klscale.training.live import require_scorable, untouched
+from klscale.vectors.vectors import CONVENTION, Scores
+
+logger = logging.getLogger(__name__)
+
+FEWEST_TEXTS = 64
+"""A budget that is too small for this many texts is exceeded: fewer say too little."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Sample:
+    """What is scored at every measurement: a `subset` (n,) of N texts."""
+
+    texts: TextSet
+    tokens: Tokens
+    subset: Integers
+
+    @cached_property
+    def bytes(self) -> Integers:
+        return self.texts.bytes[self.subset]
+
+    @cached_property
+    def documents(self) -> NDArray[Any] | None:
+        return self.texts.documents_of(self.subset)
+
+    def row(self, scores: Scores) -> Floats:
+        """Log-likelihoods (n,), NaN where a text was not scored."""
+        row = np.full(len(self.texts), np.nan)
+        row[scores.text] = scores.log_likelihood
+        return row[self.subset]
+
+    def kl(self, a: Floats, b: Floats) -> KL:
+        return divergence.kl(a, b, self.bytes, clip=self.texts.clip, documents=self.documents)
+
+
+class TrainingWatch:
+    """Measures how far a model has moved, while it trains. Call it with the live model after every step.
+
+    `texts`: a `TextSet`, or what `load_texts` takes. Of those that fit the model's window a random subset is scored,
+    fixed at the start: as many as one measurement in `budget_seconds` allows, at least 64. Subsets of different size
+    are nested. Give a small `TextSet` and a large budget to have the same texts on every machine.
+
+    `every`: so many steps, or `log`: at each step up to 9, then each time a fifth later (10, 12, 14, 16, 19, ...).
+    The first call is the start of the run, and always measured.
+
+    `reference`: a model to measure the distance to, scored once at the start unless the store has its vector.
+    `store`: where vectors go, under the names `NAME/checkpoint-STEP`, with these `attributes` (`family`, `seed`, ...).
+    A run that goes on after an interruption takes up its subset, its start and its last vectors from there.
+
+    `settled` becomes true when the last `patience` measurements all lie within `threshold` bits per byte of the newest
+    one and the start does not: a run that has not moved yet, as in its warm-up, has not settled.
+
+    In a data-parallel run every process calls it, and the first one measures. The run goes on as without it, to the
+    bit: weights, gradients, modes, buffers and random states are as they were after each call.
+
+    Raises InputError and KlscaleError at the start: for arguments that cannot be used, a name that the store has
+    already, a model that is sharded or not a causal language model of transformers. Later failures are logged once,
+    and training goes on.
+    """
+
+    def __init__(
+        self,
+        texts: TextSet | str | os.PathLike[str],
+        tokenizer: Any = None,
+        *,
+        every: int | Literal["log"] = "log",
+        budget_seconds: float = 10.0,
+        reference: str | ModelRef | None = None,
+        store: Store | str | os.PathLike[str] | None = None,
+        name: str | None = None,
+        attributes: Mapping[str, Any] | None = None,
+        patience: int | None = None,
+        threshold: float | None = None,
+    ) -> None:
+        if every != "log" and not (isinstance(every, int) and every > 0):
+            raise InputError(f"every={every!r} is no schedule.", remedy="Give a number of steps, or 'log'.")
+        if (patience is None) != (threshold is None):
+            raise InputError(
+                f"patience={patience!r} with threshold={threshold!r} is no rule to stop by.",
+                "It takes a number of measurements and a KL in bits per byte.",
+                "Give both, or neither.",
+            )
+        for argument, value in (("budget_seconds", budget_seconds), ("patience", patience), ("threshold", threshold)):
+            if value is not None and not value > 0:
+                raise InputError(f"{argument}={value!r} is not above 0.")
+        self.tokenizer, self.name, self.attributes = tokenizer, name, dict(attributes or {})
+        self.settled = False
+        self._texts, self._every, self._budget = texts, every, budget_seconds
+        self._reference = None if reference is None else ModelRef.parse(str(reference))
+        self._store = store if store is None or isinstance(store, Store) else Store(store)
+        self._patience, self._threshold = patience, threshold
+        self._run = uuid.uuid4().hex[:12]
+        self._asked: int | None = None
+        """The last step that was to be measured; None before the start."""
+        self._sample: _Sample | None = None
+        self._reference_row: Floats | None = None
+        self._start_row: Floats | None = None
+        self._recent: deque[tuple[int, Floats]] = deque(maxlen=max(WINDOW, patience or 0) + 1)
+        """Step and vector of the last measurements."""
+        self._batch_tokens: int | None = None
+        self._said: set[str] = set()
+
+    # ---------------------------------------------------------------------------------------------------------- when
+
+    def __call__(self, model: Any, step: int) -> dict[str, float] | None:
+        """What `measure` gives, at the first step and those of the schedule; None at others."""
+        return self.measure(model, step) if self._is_due(step) else None
+
+    def _is_due(self, step: int) -> bool:
+        if self._asked is None:
+            return True
+        if step <= self._asked:
+            return False
+        if self._every != "log":
+            return step % self._every == 0
+        due = 1
+        while due < step:
+            due += max(1, due // 5)
+        return due == step
+
+    def measure(self, model: Any, step: int) -> dict[str, float] | None:
+        """Score the model now, whatever the schedule; None where this step was measured already, where that failed,
+        and in all processes but the first.
+
+        Of `kl/from_previous`, `kl/from_start`, `kl/to_reference` and `kl/bits_per_byte` in bits per byte, and of the
+        diffusion exponent `kl/exponent`, a pure number, those that can be computed yet; each with its
+        `..._standard_error` over texts.
+        """
+        if step == self._asked:
+            return None
+        starts, self._asked = self._asked is None, step
+        model = extract_model_from_parallel(model, keep_torch_compile=False)
+        if starts:
+            require_scorable(model)
+        values = None
+        if not _is_distributed() or torch.distributed.get_rank() == 0:
+            try:
+                with untouched(model):
+                    if starts:
+                        self._begin(model, step)
+                    values = self._measure(model, step)
+            except Exception as error:
+                if starts:
+                    raise
+                self._say_once(f"The measurement at step {step} failed; training goes on.\n{_told(error)}", "failed")
+        self._agree()
+        return values
+
+    def _agree(self) -> None:
+        """All processes stop or none: the others learn from the first whether the run has settled."""
+        if self._patience is not None and _is_distributed():
+            flag = [self.settled]
+            torch.distributed.broadcast_object_list(flag, src=0)
+            self.settled = flag[0]
+
+    # --------------------------------------------------------------------------------------------------------- start
+
+    def _begin(self, model: Any, step: int) -> None:
+        """Fix the texts, and take up what the store has of this run."""
+        if self.tokenizer is None:
+            raise InputError(
+                "There is no tokenizer.", remedy="Give tokenizer=, the one that the model is trained with."
+            )
+        if self._store is not None and not self.name:
+            raise InputError("The run has no name.", "The store keeps vectors by name.", "Give name=.")
+        texts = self._find_texts() if self._sample is None else self._sample.texts
+        earlier = self._earlier(texts, step)
+        if self._sample is None:
+            # A copy: a call leaves its marks on the truncation and padding of a fast tokenizer.
+            tokens = tokenize(copy.deepcopy(self.tokenizer), texts)
+            subset = self._taken_up(texts, earlier[0]) if earlier else self._choose(model, texts, tokens)
+            self._sample = _Sample(texts, tokens, subset)
+            if self._reference is not None:
+                scores = self._score_reference(self._reference, self._sample, str(model.device))
+                self._reference_row = self._sample.row(scores)
+        self._start_row, self.settled = None, False
+        self._recent.clear()
+        for entry in earlier:
+            assert self._store is not None
+            self._remember(_live(entry)[1], self._sample.row(self._store.scores(entry)))
+
+    def _find_texts(self) -> TextSet:
+        if self._store is None:
+            texts = load_texts(self._texts)
+        elif isinstance(self._texts, TextSet):
+            texts = self._store.keep_texts(self._texts)
+        else:
+            texts = self._store.resolve_texts(os.fspath(self._texts))
+        if texts.external:
+            raise InputError(f"{texts.name} holds no texts, only imported values.", remedy="Choose other texts.")
+        return texts
+
+    def _earlier(self, texts: TextSet, step: int) -> list[Entry]:
+        """What the store has of this run before a step, in order of steps."""
+        if self._store is None:
+            return []
+        of_run = f"{self.name}/checkpoint-"
+        named = [e for e in self._store.entries(texts.id) if _live(e)[0] and e.ref.name.startswith(of_run)]
+        before = [entry for entry in named if _live(entry)[1] < step]
+        if not before:
+            if any(_live(entry)[0] != self._run for entry in named):
+                raise InputError(
+                    f"{self._store.location} holds a run named {self.name!r} already.",
+                    f"This one begins at step {step}, so that it is not that run going on.",
+                    f"Give another name=, another store, or take it out: klscale rm {named[0].ref} ...",
+                )
+            return []
+        self._run = _live(before[-1])[0]
+        return sorted((entry for entry in before if _live(entry)[0] == self._run), key=lambda entry: _live(entry)[1])
+
+    def _taken_up(self, texts: TextSet, entry: Entry) -> Integers:
+        """The subset that a vector of this run was scored on."""
+        subset = np.setdiff1d(np.arange(len(texts)), entry.metadata["skipped"])
+        self._say_once(f"{self.name} goes on with its {len(subset):,} texts of {texts.name}.")
+        return subset
+
+    def _choose(self, model: Any, texts: TextSet, tokens: Tokens) -> Integers:
+        """As many random texts as can be scored in time: a part of them is timed."""
+        engine = self._engine(model, 0)
+        lengths, window = tokens.lengths, engine.loaded.window
+        fit = np.flatnonzero(lengths <= (window or np.inf))
+        if not len(fit):
+            raise InputError(
+                f"Every text of {texts.name} is longer than the window of the model ({window:,} tokens).",
+                remedy="Give shorter texts: `klscale texts build --max-bytes`.",
+            )
+
+        def seconds(chosen: Integers) -> float:
+            started = time.perf_counter()
+            for _ in engine.score(tokens, chosen):
+                pass
+            return time.perf_counter() - started
+
+        order = np.random.default_rng(0).permutation(fit)
+        seconds(order[:8])  # finds the output head
+        n = fewest = min(FEWEST_TEXTS, len(order))
+        while (taken := seconds(order[:n])) < self._budget / 4 and n < len(order):
+            n = min(2 * n, len(order))
+        cost = taken / lengths[order[:n]].sum() * np.cumsum(lengths[order])
+        n = max(int(np.searchsorted(cost, self._budget, side="right")), fewest)
+        long = len(texts) - len(fit)
+        beyond = f" ({long:,} are longer than its window of {window:,} tokens)" if long else ""
+        self._say_once(
+            f"{n:,} of {len(texts):,} texts of {texts.name}{beyond} are scored at each measurement, in about"
+            f" {cost[n - 1]:.2g} s on {engine.device}; the budget is {self._budget:g} s."
+        )
+        return np.sort(order[:n])
+
+    def _score_reference(self, ref: ModelRef, sample: _Sample, device: str) -> Scores:
+        if self._store is not None:
+            (known,) = sweeps.score([ref], sample.texts, self._store, long_texts="skip", dry_run=True)
+            if known.error is not None:
+                raise known.error
+            if known.entry is not None:
+                return self._store.scores(known.entry)
+        loaded = load(resolve(ref), device)
+        tokens = tokenize(loaded.tokenizer, sample.texts)
+        return Scores.concatenate([*Engine(loaded, device=device).score(tokens, sample.subset, long_texts="skip")])
+
+    # ------------------------------------------------------------------------------------------------- a measurement
+
+    def _engine(self, model: Any, step: int) -> Engine:
+        """A new one for each measurement, as it checks its output head against the model as that is now."""
+        ref = ModelRef(f"{self.name or 'live'}/checkpoint-{step}", dtype=str(model.dtype).removeprefix("torch."))
+        window = window_of(model.config.get_text_config())
+        loaded = LoadedModel(ref, model, self.tokenizer, window, quantization=loaded_so(model, ref))
+        engine = Engine(loaded, device=str(model.device), batch_tokens=self._batch_tokens)
+        # The weight of an adapter's layer is not all that it computes.
+        engine.own_logits = not isinstance(model.get_output_embeddings(), torch.nn.Linear)
+        return engine
+
+    def _measure(self, model: Any, step: int) -> dict[str, float]:
+        sample, engine = self._sample, self._engine(model, step)
+        assert sample is not None
+        scores = Scores.concatenate([*engine.score(sample.tokens, sample.subset)])
+        self._batch_tokens = engine.batch_tokens  # the same batches, and so the same rounding, from now on
+        row = sample.row(scores)
+        found: dict[str, KL | Estimate] = {}
+        if self._start_row is not None:
+            found["from_previous"] = sample.kl(self._recent[-1][1], row)
+            found["from_start"] = sample.kl(self._start_row, row)
+        if self._reference_row is not None:
+            found["to_reference"] = sample.kl(self._reference_row, row)
+        found["bits_per_byte"] = divergence.bits_per_byte(row, sample.bytes, documents=sample.documents)
+        self._remember(step, row)
+        self.settled = self._has_settled(sample)
+        if len(self._recent) > WINDOW:
+            found["exponent"] = self._exponent(sample)
+        self._look_out(found)
+        try:
+            self._keep(engine, sample, scores, step)
+        except Exception as error:
+            if len(self._recent) == 1:
+                raise
+            self._say_once(f"The vector of step {step} is not kept; training goes on.\n{_told(error)}", "not kept")
+        return {
+            f"kl/{name}{suffix}": number
+            for name, estimate in found.items()
+            for suffix, number in (("", estimate.value), ("_standard_error", estimate.standard_error))
+            if math.isfinite(number)
+        }
+
+    def _remember(self, step: int, row: Floats) -> None:
+        if self._start_row is None:
+            self._start_row = row
+        self._recent.append((step, row))
+
+    def _has_settled(self, sample: _Sample) -> bool:
+        if self._patience is None or self._threshold is None or len(self._recent) <= self._patience:
+            return False
+        assert self._start_row is not None
+        *last, newest = [row for _, row in self._recent][-1 - self._patience :]
+        moved, *moves = (sample.kl(row, newest).value > self._threshold for row in (self._start_row, *last))
+        return moved and not any(moves)
+
+    def _exponent(self, sample: _Sample) -> Estimate:
+        """Diffusion exponent: slope of ln KL(t0, t) on ln(t - t0) over the last 10 measurements, from the one before
+        them (Kishino et al., arXiv 2505.15353); standard error by bootstrap of the texts."""
+        steps, rows = zip(*list(self._recent)[-1 - WINDOW :], strict=True)
+        n, documents = len(sample.bytes), sample.documents
+        draws = divergence.text_draws(n, documents, resamples=RESAMPLES, seed=0)
+        from_first = np.array([(0, later) for later in range(1, len(rows))])
+        kl = divergence.kl_pairs(
+            np.stack(rows), sample.bytes, from_first, clip=sample.texts.clip, documents=documents, draws=draws
+        )
+        squared = np.zeros((1 + RESAMPLES, len(rows), len(rows)))
+        squared[:, 0, 1:] = np.concatenate([kl["value"][None], kl["resampled"].T])
+        slope = diffusion.fits(steps, squared, after=steps[0], window=WINDOW).slope[:, 0]
+        return divergence.estimate_from_resamples(slope[0], slope[1:], n, documents=documents, unit="")
+
+    def _look_out(self, found: Mapping[str, KL | Estimate]) -> None:
+        """Say where the numbers mean less than they seem to."""
+        for name, estimate in found.items():
+            if isinstance(estimate, KL) and not estimate.in_range:
+                why = "above 100 nats/text, or of a model that is far from the texts"
+                self._say_once(f"kl/{name} is out of range ({why}): read it as a distance, not as a KL divergence.")
+            if isinstance(estimate, KL) and estimate.heavy_tails:
+                self._say_once(f"kl/{name} hangs on few texts (kurtosis above 10): its standard error is too small.")
+
+    def _keep(self, engine: Engine, sample: _Sample, scores: Scores, step: int) -> None:
+        if self._store is None:
+            return
+        model = engine.model
+        known = {"type": model.config.get_text_config().model_type, "parameters": model.num_parameters(), "step": step}
+        metadata = sweeps.metadata_of(
+            engine, sample.tokens, scores, identity=f"live:{self._run}:{step}", convention=CONVENTION,
+            attributes=attributes_of(engine.loaded.ref, {**known, **self.attributes}),
+        )  # fmt: skip
+        self._store.write(sample.texts, scores, metadata)
+
+    def _say_once(self, message: str, kind: str = "") -> None:
+        """At a level that is shown unless somebody has turned it off: what numbers mean depends on it."""
+        if (kind or message) not in self._said:
+            self._said.add(kind or message)
+            logger.warning(message)
+
+
+def _is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _live(entry: Entry) -> tuple[str, int]:
+    """Run and step of a vector that a watch has written; no run for any other."""
+    kind, run, step = (*str(entry.metadata.get("identity", "")).split(":"), "", "")[:3]
+    return (run, int(step)) if kind == "live" else ("", -1)
+
+
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, KlscaleError) else f"{type(error).__name__}: {error}"
+
+
+class TrajectoryCallback(TrainingWatch, TrainerCallback):  # type: ignore[misc]
+    """A `TrainingWatch` for the Trainer of transformers: `Trainer(..., callbacks=[TrajectoryCallback(texts)])`.
+
+    Its arguments are those of `TrainingWatch`. Where they are not given, the tokenizer is the Trainer's
+    `processing_class`, the name its `output_dir`, so that a vector is named after the checkpoint that is saved at its
+    step, and `seed` and `warmup` are among the attributes. The start and the last step are always measured. Values are
+    logged as the Trainer's own are, at the steps of the schedule; its own are logged as without them. Training stops
+    when the run has settled.
+    """
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, processing_class: Any, **_: Any) -> Any:
+        self._asked = None
+        if self.tokenizer is None:
+            self.tokenizer = getattr(processing_class, "tokenizer", processing_class)
+        self.name = self.name or os.path.normpath(args.output_dir)
+        known = {"seed": args.seed, "warmup": args.get_warmup_steps(state.max_steps)}
+        self.attributes = {**known, **self.attributes}
+        return _report(self(model, state.global_step), args, state, control)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> Any:
+        ends = control.should_training_stop
+        values = self.measure(model, state.global_step) if ends else self(model, state.global_step)
+        control.should_training_stop = ends or self.settled
+        return _report(values, args, state, control)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> Any:
+        """Another callback may have ended the training after the step."""
+        values = self.measure(model, state.global_step) if control.should_training_stop else None
+        return _report(values, args, state, control)
+
+
+def _report(values: dict[str, float] | None, args: Any, state: Any, control: Any) -> Any:
+    """Log values as the Trainer logs its own: in `state.log_history`, and to every callback, the reporting ones among
+    them. Its `log` may do more, as in subclasses that average over the steps since it was called last."""
+    if values is None:
+        return control
+    logs = values if state.epoch is None else {**values, "epoch": state.epoch}
+    state.log_history.append({**logs, "step": state.global_step})
+    # Callbacks are told everything but who calls them.
+    frame = inspect.currentframe()
+    while frame is not None and not isinstance(frame.f_locals.get("self"), CallbackHandler):
+        frame = frame.f_back
+    if frame is not None:
+        should_log = control.should_log
+        control = frame.f_locals["self"].on_log(args, state, control, logs)
+        control.should_log = should_log  # the loss is still to come
+    return control

@@ -1,0 +1,1 @@
+"""Log-likelihood vectors with their labels, scored here or imported."""

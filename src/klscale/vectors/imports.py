@@ -1,0 +1,363 @@
+"""Log-likelihoods that were computed elsewhere: CSV and Parquet tables, and the published pickles, read without ever
+running what a pickle asks for.
+
+    vectors = read_log_likelihoods("examples/pile-trained-14.csv", id_column="text_id")
+    vectors = read_log_likelihoods("raw_log-likelihood_1018.pkl", texts=load_texts("pile-10k"))
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import zlib
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import fsspec
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from pyarrow import csv, parquet
+
+from klscale.errors import InputError, nearest
+from klscale.inputs.references import NUMBERS, ModelRef, attributes_of, number_of
+from klscale.inputs.texts import TextSet, content_id
+from klscale.science.divergence import Floats, Integers
+from klscale.vectors.pickles import SAVE_AS, load_pickle
+from klscale.vectors.vectors import ATTRIBUTES, Vectors
+
+IMPORTED = "imported"
+"""The convention of a table: how its values were scored is not known."""
+
+PUBLISHED = "published: default special tokens; tokens 2 to n; fp16"
+"""The convention of the published pickles, whose sums were taken in fp16 (arXiv 2502.16173)."""
+
+LIMIT = 2 << 30
+"""Bytes that a file, decompressed, or the matrix of a pickle may have. The largest published file has 81 MB."""
+
+FORMATS = (".csv", ".csv.gz", ".parquet", ".pkl", ".pickle")
+_FORMAT = re.compile(r"([^/\\]*)\.(csv|parquet|pkl|pickle)(\.gz)?(?:\?.*)?$", re.IGNORECASE)
+
+
+def read_log_likelihoods(
+    path: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    id_column: str | None = None,
+    texts: TextSet | None = None,
+    attributes: str | os.PathLike[str] | None = None,
+) -> Vectors:
+    """Vectors from a file or fsspec URL that holds log-likelihoods in nats.
+
+    `.csv` (also `.gz`) and `.parquet`: one row a text. A model column holds floats, none of them positive; its name
+    is the model. `bytes` are the texts' UTF-8 lengths (not needed where the file has the texts, under `text`),
+    `document` and `domain` label them. Other columns are kept as labels of the text set, `id_column` as `id`.
+    With `texts` the rows are those texts, in that order; else `name` (the file's own by default) names a new set.
+
+    `.pkl`: the published pickles, a dictionary from model to array, or a list of dictionaries with `model_name` and
+    `log-likelihood-10k`. They need `texts`. Nothing in them is run: what is not plain data is refused.
+
+    `attributes`: a CSV file with a row a model, named under `model`, and columns `family`, `type`, `parameters`,
+    `seed`, `step`, `warmup`, `parent`, `quantization` for what names do not tell, or tell wrongly; an empty cell says
+    nothing.
+
+    Raises InputError for a file that cannot be used as it is; rows are counted from 1, without the header.
+    """
+    source = os.fspath(path)
+    given = {} if attributes is None else read_attributes(attributes)
+    try:
+        if not (match := _FORMAT.search(source)):
+            extension = source[source.rfind(".") :] if "." in source else ""
+            raise InputError("this format cannot be imported.", nearest(extension, FORMATS), SAVE_AS)
+        stem, kind, gz = match[1], match[2].lower(), match[3]
+        if kind in ("csv", "parquet"):
+            return _from_table(_table(kind, _read(source, gz), id_column), name or stem, id_column, texts, given)
+        if texts is None:
+            why = "A pickle carries neither the texts nor their lengths in bytes."
+            raise InputError("which texts?", why, "Name them: --texts pile-10k for the published files.")
+        return _from_pickle(load_pickle(_read(source, gz)), texts, given)
+    except InputError as error:
+        raise error.at(source) from error
+
+
+def _read(source: str, gz: str | None) -> bytearray:
+    data = bytearray()
+    try:
+        with fsspec.open(source, "rb", compression="gzip" if gz else None) as file:
+            while len(data) <= LIMIT and (block := file.read(1 << 24)):
+                data += block
+    except (OSError, EOFError, ValueError, ImportError, zlib.error) as error:
+        raise InputError("cannot be read.", f"{type(error).__name__}: {error}", "Check the path.") from error
+    if not data:
+        raise InputError("the file is empty.", remedy="Was it downloaded, or written, to its end?")
+    if len(data) > LIMIT:
+        raise InputError(f"more than {LIMIT >> 30} GiB.", remedy="Import the models from several files.")
+    return data
+
+
+# ---------------------------------------------------------------------------------------------------------- tables
+
+
+def _table(kind: str, data: bytearray, id_column: str | None) -> Any:
+    try:
+        if kind == "parquet":
+            return parquet.read_table(pa.BufferReader(data))
+        str(data, "utf-8")
+        strings = [column for column in ("document", "domain", "text", id_column) if column]
+        return csv.read_csv(
+            pa.BufferReader(data),
+            # one thread and one block: errors know their row, and a column's type is decided by all its cells
+            csv.ReadOptions(use_threads=False, block_size=min(len(data) + 1, 2**31 - 1)),
+            csv.ParseOptions(newlines_in_values=True),
+            csv.ConvertOptions(column_types=dict.fromkeys(strings, pa.string())),
+        )
+    except (pa.ArrowException, OSError, ValueError) as error:  # UnicodeDecodeError is a ValueError
+        why = " ".join(str(error).split())[:200].replace("Row #", "line ")
+        raise InputError(f"not a readable {kind} file.", why, "Mend it, or write it again (CSV: as UTF-8).") from error
+
+
+def _from_table(
+    table: Any, name: str, id_column: str | None, texts: TextSet | None, given: Mapping[str, dict[str, Any]]
+) -> Vectors:
+    names: list[str] = table.column_names
+    if twice := [column for column, count in Counter(names).items() if count > 1]:
+        raise InputError(f"two columns are called {twice[0]!r}.", "Which is meant?", "Rename or drop one.")
+    if id_column is not None and id_column not in names:
+        raise InputError(f"no column {id_column!r}.", nearest(id_column, names)[:200], "Choose another with --id.")
+    if table.num_rows < 2:
+        why = "One row is one text, and KL is estimated from differences between texts."
+        raise InputError(f"{table.num_rows} rows; at least 2 are needed.", why, "Import more texts.")
+    if texts is not None and table.num_rows != len(texts):
+        what = f"{table.num_rows:,} rows; the text set {texts.name} has {len(texts):,} texts."
+        raise InputError(what, "One row is one text, in the text set's order.", "Give the texts that were scored.")
+
+    models: dict[str, Floats] = {}
+    labels: dict[str, tuple[Any, ...]] = {}
+    for column in names:
+        if column not in ("bytes", "text", "document", "domain", id_column):
+            if (values := _model_values(column, table[column])) is not None:
+                models[column] = values
+            else:  # as what JSON can write
+                cells = table[column].to_pylist()
+                labels[column] = tuple(c if c is None or isinstance(c, str | int | float) else str(c) for c in cells)
+    if not models:
+        why = f"It is a column of floats without a positive value. Columns: {', '.join(map(repr, names))[:300]}."
+        raise InputError("no model column.", why, "Commas between columns, decimal points, nats (at most 0).")
+    if id_column is not None:
+        labels["id"] = _strings(id_column, table)
+        if repeated := [value for value, count in Counter(labels["id"]).items() if count > 1]:
+            rows = [str(row) for row, value in enumerate(labels["id"], 1) if value == repeated[0]]
+            why = f"{repeated[0]!r} is in rows {', '.join(rows)[:200]}."
+            raise InputError(f"column {id_column!r} does not identify the rows.", why, "Choose another with --id.")
+    lengths = _byte_counts(table["bytes"]) if "bytes" in names else None
+    strings = _strings("text", table) if "text" in names else None
+    if texts is None:
+        known: dict[str, Any] = {label: _strings(label, table) for label in ("document", "domain") if label in names}
+        if strings is not None:
+            texts = TextSet.from_texts(name, strings, **known, labels=labels)
+        elif lengths is not None:
+            values = np.stack(list(models.values()))
+            parts = [lengths.astype("<i8").tobytes(), values.astype("<f8").tobytes(), *map(str.encode, models)]
+            texts = TextSet(name=name, bytes=lengths, id=content_id(parts), labels=labels, **known)
+        else:
+            why = f"KL is in bits per byte: each text's UTF-8 length is needed. {nearest('bytes', names)[:200]}"
+            raise InputError("no column 'bytes'.", why, "Add it, or the texts as 'text', or give --texts.")
+    _require_same(texts, lengths, strings)
+    return _vectors(models, texts, IMPORTED, given)
+
+
+def _require_same(texts: TextSet, lengths: Integers | None, strings: tuple[str, ...] | None) -> None:
+    """Raise InputError where `bytes` or `text` of the file contradict the texts: most often, rows in another order."""
+    differs = np.zeros(len(texts), dtype=bool) if lengths is None else lengths != texts.bytes
+    if strings is not None and texts.texts is not None:
+        differs |= np.array([a != b for a, b in zip(strings, texts.texts, strict=True)])
+    if differs.any():
+        row = int(differs.argmax())
+        what = f"row {row + 1} is not text {row + 1} of {texts.name}, which has {texts.bytes[row]} bytes."
+        raise InputError(what, "'bytes' or 'text' differ.", "Order the rows as the texts, or drop that column.")
+
+
+def _model_values(column: str, cells: Any) -> Floats | None:
+    """The log-likelihoods of a model column, None for a column that is a label.
+
+    Floats that are never positive, or mostly negative, are meant as log-likelihoods; integers (positions, codes, -1
+    for unknown) only if they are all negative and not all the same.
+    """
+    values = _numbers(cells)
+    negative, known = int((values < 0).sum()), int((~np.isnan(values)).sum())
+    if pa.types.is_integer(cells.type):
+        meant = negative == len(values) and bool((values != values[0]).any())
+    elif pa.types.is_floating(cells.type):
+        meant = negative > 0 and (2 * negative > known or not (values > 0).any())
+    else:
+        meant = 2 * negative > len(values)
+    if not meant:
+        return None
+    for row in np.flatnonzero(np.isnan(values)):
+        if isinstance(cell := cells[int(row)].as_py(), str) and cell.strip():
+            what = f"column {column!r}, row {row + 1}: {cell[:40]!r} is not a number."
+            raise InputError(what, "The other cells are log-likelihoods.", "Mend the cell, or drop the column.")
+    _require_log_likelihoods(f"column {column!r}", "row", values)
+    return values
+
+
+def _require_log_likelihoods(place: str, unit: str, values: Floats) -> None:
+    remedy = f"Mend that {unit}, or drop the model."
+    if (missing := np.isnan(values)).any():
+        what = f"{place}: {missing.sum():,} missing values, the first in {unit} {missing.argmax() + 1}."
+        raise InputError(what, "Every model needs a value for every text.", "Score those texts, or drop them.")
+    if (infinite := np.isinf(values)).any():
+        what = f"{place}, {unit} {infinite.argmax() + 1}: {values[infinite][0]} is infinite."
+        raise InputError(what, "A text of probability zero has no finite distance.", remedy)
+    if (positive := values > 0).any():
+        what = f"{place}, {unit} {positive.argmax() + 1}: {values[positive][0]:g} is positive."
+        raise InputError(what, "Log-likelihoods are in nats and at most 0.", remedy)
+
+
+def _numbers(cells: Any) -> Floats:
+    """A column as float64, NaN where a cell holds no number."""
+    if pa.types.is_temporal(cells.type) or pa.types.is_nested(cells.type):
+        return np.full(len(cells), np.nan)
+    if pa.types.is_floating(cells.type):
+        return np.asarray(cells.to_numpy(), dtype=np.float64)
+    numbers = pd.to_numeric(cells.to_pandas().astype(object), errors="coerce")
+    return np.asarray(numbers, dtype=np.float64)
+
+
+def _byte_counts(cells: Any) -> Integers:
+    values = _numbers(cells)
+    good = (values > 0) & (values < 2**53) & (values == np.floor(values))
+    if not good.all():
+        row = int(good.argmin())
+        what = f"column 'bytes', row {row + 1}: {cells[row].as_py()!r} is not a positive whole number."
+        raise InputError(what, "It is the length of the text in UTF-8 bytes.", "Mend or drop that row.")
+    return values.astype(np.int64)
+
+
+def _strings(column: str, table: Any) -> tuple[str, ...]:
+    cells = table[column].to_pylist()
+    for row, cell in enumerate(cells, 1):
+        if cell is None or cell == "" or cell != cell:
+            why = f"Where there is a {column!r}, every text needs its own."
+            raise InputError(f"column {column!r}, row {row}: empty.", why, "Fill it in, or drop the column.")
+    return tuple(map(str, cells))
+
+
+# --------------------------------------------------------------------------------------------------------- pickles
+
+
+def _from_pickle(loaded: Any, texts: TextSet, given: Mapping[str, dict[str, Any]]) -> Vectors:
+    rows, known = loaded, dict[str, dict[str, Any]]()
+    if isinstance(loaded, list) and all(isinstance(r, dict) and isinstance(r.get("model_name"), str) for r in loaded):
+        rows = {r["model_name"]: r.get("raw_log-likelihood-10k", r.get("log-likelihood-10k")) for r in loaded}
+        known = {r["model_name"]: _metadata(r) for r in loaded}
+    if not isinstance(rows, dict) or not rows or not all(isinstance(model, str) for model in rows):
+        why = "Expected: a dictionary from model name to array, or a list of dictionaries with 'model_name'."
+        raise InputError("no log-likelihoods by model.", why, SAVE_AS)
+    if len(rows) < len(loaded):
+        raise InputError(f"{len(loaded)} entries, {len(rows)} models.", "Models repeat.", "Drop all but one of each.")
+    if len(rows) * len(texts) * 8 > LIMIT:
+        raise InputError(f"{len(rows):,} models are more than fit.", remedy="Import them from several files.")
+    models = {model: _row(f"model {model!r}", values, texts) for model, values in rows.items()}
+    lowest = min(values.min() for values in models.values())
+    clipped = texts.clip is not None and math.isclose(lowest, texts.clip, rel_tol=1e-9)  # two published files are
+    known |= {model: {**known.get(model, {}), **more} for model, more in given.items()}
+    return _vectors(models, texts, f"{PUBLISHED}; clipped" if clipped else PUBLISHED, known)
+
+
+def _row(place: str, values: Any, texts: TextSet) -> Floats:
+    if isinstance(values, list) and all(isinstance(value, float | int) for value in values):
+        values = np.array(values, dtype=np.float64)
+    shape = getattr(values := getattr(values, "values", values), "shape", "no array of numbers")
+    if shape != (len(texts),):
+        what = f"{place}: {shape}; the text set {texts.name} has {len(texts):,} texts."
+        raise InputError(what, "One value is one text, in the text set's order.", "Give the texts that were scored.")
+    row: Floats = values.astype(np.float64)
+    _require_log_likelihoods(place, "text", row)
+    return row
+
+
+def _metadata(record: Mapping[Any, Any]) -> dict[str, Any]:
+    """Attributes from the published metadata: `model_size` is in units of 1e9; the hub's tags name the parent."""
+    kind, tags = record.get("model_type"), record.get("tags")
+    size: Any = record.get("model_size")
+    known: dict[str, Any] = {"type": kind if isinstance(kind, str) else None}
+    if isinstance(size, float | int) and 0 < size < math.inf:
+        known["parameters"] = round(size * 1e9)
+    for tag in tags if isinstance(tags, list) else ():
+        if isinstance(tag, str) and tag.startswith("base_model:finetune:"):
+            known["parent"] = tag.removeprefix("base_model:finetune:")
+    return known
+
+
+# ------------------------------------------------------------------------------------------------------ attributes
+
+
+def read_attributes(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
+    """What a CSV file says of models, by name; see `read_log_likelihoods`. Raises InputError that names the row."""
+    source = os.fspath(path)
+    try:
+        table = _table("csv", _read(source, gz=None), "model")
+        columns = [name for name in ATTRIBUTES if name != "layer"]  # part of a name: `gpt2#3`
+        if wrong := [name for name in table.column_names if name not in ("model", *columns)]:
+            raise InputError(f"unknown column {wrong[0]!r}.", nearest(wrong[0], columns), "Rename or drop it.")
+        if "model" not in table.column_names:
+            raise InputError("no column 'model'.", "It names the model that a row is about.", "Add it.")
+        found: dict[str, dict[str, Any]] = {}
+        for row, record in enumerate(table.to_pylist(), 1):
+            cells = {name: str(cell).strip() for name, cell in record.items() if cell is not None}
+            cells = {name: cell for name, cell in cells.items() if cell}
+            if (model := cells.pop("model", "")) in found or not model:
+                what = f"row {row}: {f'{model!r} again' if model else 'no model'}."
+                raise InputError(what, "A model has one row.", "Mend or drop that row.")
+            found[model] = {name: _typed(name, cell, row) for name, cell in cells.items()}
+        return found
+    except InputError as error:
+        raise error.at(source) from error
+
+
+def _typed(name: str, cell: str, row: int) -> Any:
+    try:
+        if name == "parent":
+            return str(ModelRef.parse(cell))
+        return number_of(name, cell) if name in NUMBERS else cell
+    except InputError as error:
+        raise error.at(f"row {row}") from error
+
+
+# --------------------------------------------------------------------------------------------------------- vectors
+
+
+def _vectors(
+    models: Mapping[str, Floats], texts: TextSet, convention: str, known: Mapping[str, dict[str, Any]]
+) -> Vectors:
+    if unknown := [name for name in known if name not in models]:
+        raise InputError(f"no model {unknown[0]!r}, whose attributes are given.", nearest(unknown[0], list(models)))
+    refs = [_reference(name) for name in models]
+    index = list(map(str, refs))
+    if len(set(index)) < len(index):
+        twice = Counter(index).most_common(1)[0][0]
+        names = " and ".join(repr(name) for name, ref in zip(models, index, strict=True) if ref == twice)
+        raise InputError(f"{names} are one model, {twice}.", remedy="Rename or drop one.")
+    columns = [*ATTRIBUTES, "dtype", "convention"]
+    rows = []
+    for name, ref in zip(models, refs, strict=True):
+        record = attributes_of(ref, known.get(name))
+        # a reference without a dtype means float32 where klscale scores; elsewhere it is not known
+        record |= {"dtype": None if ref.dtype == "float32" else ref.dtype, "convention": convention}
+        rows.append([record.get(column) for column in columns])
+    attributes = pd.DataFrame(rows, index=index, columns=columns, dtype=object)
+    return Vectors(np.stack(list(models.values())), tuple(refs), attributes, texts)
+
+
+def _reference(name: str) -> ModelRef:
+    """A name as the reference it writes (`gpt2+nf4`), else as the literal name of a model."""
+    if not name.strip():
+        raise InputError("a model has no name.", "Its column or key is blank.", "Name it.")
+    try:
+        ref = ModelRef.parse(name)
+    except InputError:
+        return ModelRef(name)
+    return ref if str(ref) == name else ModelRef(name)

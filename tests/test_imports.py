@@ -21,8 +21,9 @@ import pytest
 
 from klscale.errors import InputError
 from klscale.inputs.texts import TextSet
+from klscale.vectors import imports
 from klscale.vectors.imports import IMPORTED, PUBLISHED, read_log_likelihoods
-from klscale.vectors.vectors import ATTRIBUTES, imports
+from klscale.vectors.vectors import ATTRIBUTES
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "pile-trained-14.csv"
 TEXTS = TextSet.from_texts("three", ["one text", "another text", "the third"])

@@ -19,8 +19,8 @@ import pytest
 from klscale.errors import InputError, KlscaleError
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
+from klscale.store import store as store_module
 from klscale.store.store import Store, vector_key
-from klscale.store.store import store as store_module
 from klscale.vectors.vectors import CONVENTION, Scores
 
 

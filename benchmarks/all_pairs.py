@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 
-from klscale.science.divergence import kl_matrix
+from klscale.science.kl import kl_matrix
 
 MODELS, TEXTS, ROUNDS = 1018, 10_000, 5
 

@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from klscale.inputs.texts import TextSet
-from klscale.science import divergence
-from klscale.science.divergence import KL, Floats
+from klscale.science.arrays import Floats
+from klscale.science.kl import KL, kl, nats2_per_bit_per_byte
+from klscale.science.sequential import at_any_time
 from klscale.studies.precision import (
     FEWEST,
     GAUSSIAN,
@@ -95,21 +96,25 @@ def simulate(source: Source, precision: float, n_texts: int, repeats: int = REPE
     texts = TextSet("simulated", sizes, id="simulated", document=source.document)
     times, crowding, order = look_times(n_texts), crowding_of(texts), texts.random_order
     ideal = (source.kurtosis - 1) / precision**2
-    true = source.variance / divergence.nats2_per_bit_per_byte(1.0)
-    found = []
+    true = source.variance / nats2_per_bit_per_byte(1.0)
+    drawn = []
     for _ in range(repeats):
         d = source.draw(generator, n_texts)[order]
 
         def first(n: int, d: Floats = d) -> KL:
-            return divergence.kl(d[:n], np.zeros(n), sizes[:n], documents=texts.documents_of(order[:n]))
+            return kl(d[:n], np.zeros(n), sizes[:n], documents=texts.documents_of(order[:n]))
 
         n, looks = next(time for time in times if time >= min(max(FEWEST, GAUSSIAN / precision**2), n_texts)), 1
-        while relative_error(kl := first(n)) > precision and n < n_texts:
-            n, looks = next_look(kl, n, precision, times, crowding), looks + 1
-        sequence = divergence.at_any_time(kl, (TYPICAL_KURTOSIS - 1) / precision**2)
-        intervals = [(kl if n == n_texts else sequence).interval, kl.interval, first(int(min(ideal, n_texts))).interval]
-        found.append([n / ideal, looks, *(low <= true <= high for low, high in intervals), n == n_texts])
-    return np.array(found, dtype=np.float64)
+        while relative_error(found := first(n)) > precision and n < n_texts:
+            n, looks = next_look(found, n, precision, times, crowding), looks + 1
+        sequence = at_any_time(found, (TYPICAL_KURTOSIS - 1) / precision**2)
+        intervals = [
+            (found if n == n_texts else sequence).interval,
+            found.interval,
+            first(int(min(ideal, n_texts))).interval,
+        ]
+        drawn.append([n / ideal, looks, *(low <= true <= high for low, high in intervals), n == n_texts])
+    return np.array(drawn, dtype=np.float64)
 
 
 def row(name: str, kurtosis: float, found: Floats) -> str:

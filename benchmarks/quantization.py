@@ -21,8 +21,8 @@ import numpy as np
 
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet, load_texts
-from klscale.science import divergence
-from klscale.science.divergence import format_estimate
+from klscale.science.estimates import Estimate, format_estimate
+from klscale.science.kl import KL, kl, shift_cosine
 from klscale.show.pictures import COLOURS, save
 from klscale.store.store import Store
 from klscale.sweep.sweeps import score
@@ -43,31 +43,31 @@ def measure(base: ModelRef, texts: TextSet, store: Store, quantile: float = 0.02
     clip = float(np.quantile(L, quantile))
     own, clipped = L[0], np.maximum(L, clip)
 
-    def kl(a: Any, b: Any) -> divergence.KL:
-        return divergence.kl(a, b, texts.bytes, documents=texts.document)
+    def apart(a: Any, b: Any) -> KL:
+        return kl(a, b, texts.bytes, documents=texts.document)
 
     return {
         "model": base.name,
         "texts": texts.name,
         "n_texts": len(texts),
         "clip": clip,
-        "clip alone": kl(clipped[0], own),
+        "clip alone": apart(clipped[0], own),
         "set": texts,
         "shifts": dict(zip(WAYS, (L[1:] - own, clipped[1:] - clipped[0], L[1:] - clipped[0]), strict=True)),
         **{
-            kind: dict(zip(WAYS, (kl(own, row), kl(clipped[0], limited), kl(clipped[0], row)), strict=True))
+            kind: dict(zip(WAYS, (apart(own, row), apart(clipped[0], limited), apart(clipped[0], row)), strict=True))
             for kind, row, limited in zip(KINDS, L[1:], clipped[1:], strict=True)
         },
     }
 
 
-def cosines(studies: list[dict[str, Any]], way: str) -> dict[str, list[divergence.Estimate]]:
+def cosines(studies: list[dict[str, Any]], way: str) -> dict[str, list[Estimate]]:
     """Do quantizations shift a model the same way? Cosines between the shifts to the kinds of one model, and to one
     kind of different models on the same texts."""
 
-    def cosine(texts: TextSet, first: Any, second: Any) -> divergence.Estimate:
+    def cosine(texts: TextSet, first: Any, second: Any) -> Estimate:
         nothing = np.zeros(len(texts))
-        return divergence.shift_cosine(nothing, first, second, texts.bytes, documents=texts.document)
+        return shift_cosine(nothing, first, second, texts.bytes, documents=texts.document)
 
     return {
         "kinds of one model": [

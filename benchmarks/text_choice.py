@@ -31,7 +31,9 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 
 from klscale import read_log_likelihoods
-from klscale.science.divergence import Floats, Integers, double_centre, log_interval
+from klscale.science.arrays import Floats, Integers
+from klscale.science.estimates import log_interval
+from klscale.science.moments import double_centre
 from klscale.store.store import Store
 from klscale.vectors.vectors import Vectors
 

@@ -22,7 +22,8 @@ from study import calibration, footguns
 
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import load_texts
-from klscale.science.divergence import KL, RANGE_LIMIT, Estimate, format_estimate
+from klscale.science.estimates import Estimate, format_estimate
+from klscale.science.kl import KL, RANGE_LIMIT
 from klscale.show import pictures
 from klscale.store.store import Store
 from klscale.studies import noise, tails, validity

@@ -6,7 +6,7 @@ import numpy as np
 
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
-from klscale.science import divergence
+from klscale.science.kl import kl
 from klscale.store.store import Store, vector_key
 from klscale.vectors.vectors import CONVENTION, Scores
 
@@ -46,7 +46,7 @@ def mixed_store(location: object) -> Store:
         )  # fmt: skip
         if (ref.name, ref.revision) == ("runs/seed1", f"step{STEPS[-1]}"):
             again = values + NOISE**0.5 * np.tile([-1.0, 1.0], N // 2)
-            store.write_noise_floor(texts.id, entry.key, divergence.kl(values, again, texts.bytes))
+            store.write_noise_floor(texts.id, entry.key, kl(values, again, texts.bytes))
         return identity
 
     for seed in (1, 2):

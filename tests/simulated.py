@@ -15,7 +15,18 @@ import pandas as pd
 
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
-from klscale.science import diffusion, divergence
+from klscale.science import diffusion
+from klscale.science.bootstrap import RESAMPLES, estimate_from_resamples, resampled_kl
+from klscale.science.estimates import Estimate
+from klscale.science.kl import (
+    bits_per_byte,
+    coordinates,
+    kl,
+    kl_difference,
+    kl_matrix,
+    nats2_per_bit_per_byte,
+    shift_cosine,
+)
 from klscale.studies import directional, maps, scales, trajectories
 from klscale.vectors.vectors import ATTRIBUTES, CONVENTION, Vectors
 
@@ -28,7 +39,7 @@ TAILS: dict[str, Callable[[np.random.Generator, int], Any]] = {
 PER_DOCUMENT, SHARED = 5, 0.3
 """Texts of a document, which have their variance, and this part of their differences, in common."""
 BYTES = 300
-UNIT = divergence.nats2_per_bit_per_byte(BYTES)
+UNIT = nats2_per_bit_per_byte(BYTES)
 """nats² of variance in 1 bit/byte."""
 
 Found = Iterator[tuple[str, tuple[float, float], float]]
@@ -77,12 +88,12 @@ def bars(estimate: Any) -> tuple[float, float]:
 
 def of_a_pair(sample: Sample) -> Found:
     base, d = sample.noise(2) * [[40.0], [8.0]]
-    found = divergence.kl(base, base + d, sample.bytes, clip=CLIP, documents=sample.documents)
+    found = kl(base, base + d, sample.bytes, clip=CLIP, documents=sample.documents)
     if found.uses_clip:
         yield "KL, clipped", found.interval, _clipped(sample.tails)
     unclipped = SimpleNamespace(value=found.value_unclipped, standard_error=found.standard_error_unclipped)
     yield "KL beside it, value ± SE", bars(unclipped), 64 / UNIT
-    found = divergence.kl(base, base + d, sample.bytes, documents=sample.documents)
+    found = kl(base, base + d, sample.bytes, documents=sample.documents)
     yield "KL", found.interval, 64 / UNIT
 
 
@@ -102,7 +113,7 @@ def of_differences(sample: Sample) -> Found:
     for further in (1.0, 1.1):
         other = further * (0.8 * x + 0.6 * y)
         pairs = (base, base + other), (base, base + x)
-        found = divergence.kl_difference(*pairs, sample.bytes, documents=sample.documents)
+        found = kl_difference(*pairs, sample.bytes, documents=sample.documents)
         yield f"KL difference, {'equal' if further == 1 else '21 % more'}", found.interval, (further**2 - 1) / UNIT
 
 
@@ -110,7 +121,7 @@ def of_shifts(sample: Sample) -> Found:
     base, x, y = sample.noise(3)
     for cosine in (0.0, 0.5, 0.95, 0.999, -0.95):
         second = cosine * x + math.sqrt(1 - cosine**2) * y
-        found = divergence.shift_cosine(base, base + x, base + second, sample.bytes, documents=sample.documents)
+        found = shift_cosine(base, base + x, base + second, sample.bytes, documents=sample.documents)
         yield f"cosine of shifts, {cosine:g}", found.interval, cosine
 
 
@@ -120,8 +131,8 @@ def of_bits_per_byte(sample: Sample) -> Found:
     noise, other = sample.noise(2) * np.sqrt(size)
     L = -math.log(2) * 0.9 * size + 3 * noise
     M = L - math.log(2) * 0.01 * size + 0.4 * other
-    yield "bits/byte", divergence.bits_per_byte(L, size, documents=sample.documents).interval, 0.9
-    yield "bits/byte, difference", divergence.bits_per_byte(M - L, size, documents=sample.documents).interval, 0.01
+    yield "bits/byte", bits_per_byte(L, size, documents=sample.documents).interval, 0.9
+    yield "bits/byte, difference", bits_per_byte(M - L, size, documents=sample.documents).interval, 0.01
 
 
 def of_settings(sample: Sample) -> Found:
@@ -156,11 +167,11 @@ def _walk(exponent: float, T: int = len(STEPS)) -> np.ndarray:
 def of_exponents(sample: Sample, exponent: float = 0.4) -> Found:
     """Fractional Brownian motion, a text each coordinate."""
     L = 3 * _walk(exponent) @ sample.noise(len(STEPS))
-    kl = divergence.kl_matrix(L, sample.bytes).value
-    resampled = divergence.resampled_kl(L, sample.bytes, documents=sample.documents)
+    kl = kl_matrix(L, sample.bytes).value
+    resampled = resampled_kl(L, sample.bytes, documents=sample.documents)
 
-    def estimate(value: Any, again: Any) -> divergence.Estimate:
-        return divergence.estimate_from_resamples(float(value), again, sample.n, documents=sample.documents, unit="")
+    def estimate(value: Any, again: Any) -> Estimate:
+        return estimate_from_resamples(float(value), again, sample.n, documents=sample.documents, unit="")
 
     found, again = (diffusion.fits(STEPS, D, after=1000).exponent for D in (kl, resampled))
     yield "exponent c_q", estimate(found, again).interval, exponent
@@ -192,7 +203,7 @@ def of_stabilisation(sample: Sample) -> Found:
     vectors = sample.vectors(rows, L)
     run = trajectories.Run("r", vectors, steps, 0, True)
     threshold = float(np.exp(sample.generator.uniform(*np.log(exact[[T - 2, 1]]))))
-    settled = trajectories._behaviour(run, np.empty(0, np.int64), threshold, 0.0, divergence.RESAMPLES).stabilisation
+    settled = trajectories._behaviour(run, np.empty(0, np.int64), threshold, 0.0, RESAMPLES).stabilisation
     assert settled is not None
     assert settled.interval is not None
     truth = float(trajectories.settled_from(steps, exact, np.array([threshold]))[0])
@@ -208,12 +219,12 @@ def of_winding(sample: Sample) -> Found:
     directions = np.hstack([turning, walk])
     L = directions @ sample.noise(directions.shape[1])
     exact = ((directions[:, None] - directions[None]) ** 2).sum(axis=2)
-    kl = divergence.kl_matrix(L, sample.bytes).value
-    resampled = divergence.resampled_kl(L, sample.bytes, documents=sample.documents)
+    kl = kl_matrix(L, sample.bytes).value
+    resampled = resampled_kl(L, sample.bytes, documents=sample.documents)
     found, again, truth = (
         trajectories._winding(maps.principal_components(maps.gram_matrix(D), 2).points) for D in (kl, resampled, exact)
     )
-    estimate = divergence.estimate_from_resamples(float(found), again, sample.n, documents=sample.documents, unit="")
+    estimate = estimate_from_resamples(float(found), again, sample.n, documents=sample.documents, unit="")
     yield "winding", estimate.interval, float(truth)
 
 
@@ -236,7 +247,7 @@ def of_placing(sample: Sample, K: int = 10) -> Found:
     noise = sample.noise(K + 2)
     L = 6 * noise[: K + 1]
     L[K] = L[:K].mean(axis=0) + 8 * noise[K + 1]
-    points = divergence.coordinates(L + 40 * noise[K], BYTES)
+    points = coordinates(L + 40 * noise[K], BYTES)
     points -= points[:K].mean(axis=0)
     (found,) = maps._unexplained(points[:K], points[K:], sample.documents)
     yield f"off the map of {K} models", found.interval, 64 / UNIT
@@ -249,11 +260,11 @@ def of_seeds(generator: np.random.Generator, S: int) -> Found:
     """S runs with exponents of their own, correlated as c_q = alpha c_w + rest would be."""
     c_w = 0.9 + 0.08 * generator.normal(size=S)
     c_q = 0.25 * c_w + 0.03 * generator.normal(size=S)
-    over_texts = 0.002 * generator.normal(size=divergence.RESAMPLES)
+    over_texts = 0.002 * generator.normal(size=RESAMPLES)
     half = 1.96 * 0.002
 
     def one(q: float, w: float) -> Any:
-        value = divergence.Estimate(q, 0.002, (q - half, q + half), 500, unit="")
+        value = Estimate(q, 0.002, (q - half, q + half), 500, unit="")
         exponent = SimpleNamespace(value=value, resampled=q + over_texts)
         return SimpleNamespace(
             run=SimpleNamespace(name="r"),

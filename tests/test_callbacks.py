@@ -26,7 +26,7 @@ import klscale
 from conftest import ROOT, SMALL, byte_tokenizer, plain_log_likelihoods, write_texts
 from klscale.errors import InputError, KlscaleError
 from klscale.inputs.texts import TextSet
-from klscale.science.divergence import bits_per_byte, kl
+from klscale.science.kl import bits_per_byte, kl
 from klscale.store.store import Store
 from klscale.training import callbacks
 from klscale.training.callbacks import TrainingWatch, TrajectoryCallback

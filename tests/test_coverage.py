@@ -1,7 +1,7 @@
 """Every interval that is printed, and every ± where no interval is, on texts from a population that is known.
 
 Small and with fixed seeds; `benchmarks/coverage.md` has the large table. Beside these: KL of other tails
-(`test_divergence.py`), exponents of other runs (`test_diffusion.py`), and intervals over models (`test_scales.py`).
+(`test_kl.py`), exponents of other runs (`test_diffusion.py`), and intervals over models (`test_scales.py`).
 The bands: the nominal 95 %, with three standard errors of the simulation to either side.
 """
 

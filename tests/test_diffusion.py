@@ -10,8 +10,9 @@ import pytest
 from scipy import optimize, stats
 
 from klscale.errors import InputError
-from klscale.science import diffusion, divergence
-from klscale.science.divergence import kl_matrix, resampled_kl
+from klscale.science import diffusion
+from klscale.science.bootstrap import estimate_from_resamples, resampled_kl
+from klscale.science.kl import kl_matrix
 
 REGULAR = np.arange(1, 41) * 1000
 IRREGULAR = np.cumsum(np.random.default_rng(5).integers(1, 5, size=40)) * 500
@@ -190,7 +191,7 @@ def test_intervals_over_texts_cover_the_exponent(steps, exponent):
         value, resampled = kl_matrix(L, size).value, resampled_kl(L, size, resamples=100, seed=n)
         for rule, found in estimates.items():
             at, spread = (rule(steps, D, after=int(steps[0])).exponent for D in (value, resampled))
-            found.append(divergence.estimate_from_resamples(float(at), spread, 1000, unit=""))
+            found.append(estimate_from_resamples(float(at), spread, 1000, unit=""))
     for found in estimates.values():
         covered = sum(one.interval[0] <= exponent <= one.interval[1] for one in found)
         assert stats.binomtest(covered, n_simulations, 0.9, alternative="less").pvalue > 0.02

@@ -12,7 +12,7 @@ from graphlib import TopologicalSorter
 import pytest
 
 from conftest import EXAMPLE, ROOT, write_texts
-from klscale.science.divergence import format_estimate
+from klscale.science.estimates import format_estimate
 from klscale.studies import scales
 from klscale.vectors.imports import read_log_likelihoods
 

@@ -13,7 +13,7 @@ from scipy import stats
 
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
-from klscale.science.divergence import Estimate, format_estimate
+from klscale.science.estimates import Estimate, format_estimate
 from klscale.show import findings
 from klscale.studies import lens, scales
 from klscale.studies.scales import Setting

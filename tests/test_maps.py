@@ -22,7 +22,7 @@ from klscale.errors import InputError, StorageError
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.progress import Progress
-from klscale.science import divergence
+from klscale.science.estimates import format_estimate
 from klscale.show import map_tables, tables
 from klscale.store.store import Store
 from klscale.studies import maps
@@ -713,7 +713,7 @@ def test_the_example_is_mapped(printed):
     (near, kl), *_ = maps.nearest(vectors.kl(), 1)["EleutherAI/pythia-410m"]
     (line,) = [line for line in text.splitlines() if line.startswith("EleutherAI/pythia-410m ")]
     assert near in line
-    assert divergence.format_estimate(kl.value, kl.standard_error) in line
+    assert format_estimate(kl.value, kl.standard_error) in line
     assert f"{found.pca[vectors.position('EleutherAI/pythia-410m'), 0]:.3f}" in line
     assert "perplexity 4.33, not the 30" in text
     record = map_tables.map_record(found, vectors)

@@ -17,7 +17,7 @@ from klscale.errors import InputError, KlscaleError
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.progress import Progress
-from klscale.science import divergence
+from klscale.science.kl import kl
 from klscale.show import findings, tables
 from klscale.show.noise_tables import noise_record, print_noise
 from klscale.show.pictures.rulers import NOISE, scale_ruler
@@ -84,12 +84,10 @@ def test_rounding_adds_half_the_sum_of_both_floors():
     spread = np.array([0.5, 2.0])
     noisy = models[:, None] + spread[:, None, None] * generator.standard_normal((2, readings, n))
     floor = [
-        np.mean(
-            [divergence.kl(one, other, np.full(n, BYTES)).value for one, other in zip(row[::2], row[1::2], strict=True)]
-        )
+        np.mean([kl(one, other, np.full(n, BYTES)).value for one, other in zip(row[::2], row[1::2], strict=True)])
         for row in noisy
     ]
-    measured = np.array([divergence.kl(a, b, np.full(n, BYTES)).value for a, b in zip(*noisy, strict=True)])
+    measured = np.array([kl(a, b, np.full(n, BYTES)).value for a, b in zip(*noisy, strict=True)])
     added = made({"a": models[0], "b": models[1]}, floor).noise()[0, 1]
     assert measured.mean() - plain_kl(*models, BYTES) == pytest.approx(added, rel=0.04)
     assert added == pytest.approx((0.5**2 + 2.0**2) / SCALE, rel=0.03)

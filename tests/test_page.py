@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from conftest import EXAMPLE
-from klscale.science.divergence import format_estimate
+from klscale.science.estimates import format_estimate
 from klscale.show import reports
 from klscale.store.store import Store
 from klscale.studies import scales

@@ -15,7 +15,8 @@ from conftest import EXAMPLE, plain_log_likelihoods, write_texts
 from klscale.errors import InputError
 from klscale.inputs.texts import TextSet
 from klscale.progress import Progress
-from klscale.science import divergence
+from klscale.science.kl import kl, nats2_per_bit_per_byte
+from klscale.science.sequential import anytime_critical_value, at_any_time
 from klscale.sources.transformers import engine as engine_module
 from klscale.store.store import Store
 from klscale.studies import precision
@@ -40,7 +41,7 @@ def test_the_boundary_is_where_the_mixture_martingale_reaches_twenty(ratio):
         return over / math.sqrt(n)
 
     width = optimize.minimize_scalar(lambda w: boundary(planned, w), bounds=(0.05, 3), method="bounded").x
-    found = divergence.anytime_critical_value(ratio * planned, planned)
+    found = anytime_critical_value(ratio * planned, planned)
     assert found == pytest.approx(boundary(ratio * planned, width), rel=1e-4)
 
 
@@ -48,15 +49,15 @@ def test_a_random_walk_stays_within_the_sequence_and_leaves_the_usual_interval()
     walks = np.random.default_rng(0).normal(size=(1000, 3000)).cumsum(axis=1)
     n = np.arange(1, 3001)
     standardised = np.abs(walks) / np.sqrt(n)
-    bounds = np.array([divergence.anytime_critical_value(k, 100) for k in n])
+    bounds = np.array([anytime_critical_value(k, 100) for k in n])
     left = (standardised > bounds).any(axis=1).mean()
     assert 0.01 < left < 0.05
     assert (standardised > 1.96).any(axis=1).mean() > 0.5
 
 
 def test_few_documents_widen_the_interval_by_the_quantile_of_students_t():
-    normal = divergence.anytime_critical_value(100, 100)
-    few, many = (divergence.anytime_critical_value(100, 100, G) for G in (10, 10**6))
+    normal = anytime_critical_value(100, 100)
+    few, many = (anytime_critical_value(100, 100, G) for G in (10, 10**6))
     assert stats.t.sf(few, df=9) == pytest.approx(stats.norm.sf(normal), rel=1e-6)
     assert many == pytest.approx(normal, rel=1e-4)
 
@@ -82,11 +83,11 @@ def test_ten_per_cent_is_reached_with_the_texts_it_needs_and_intervals_cover(nam
     for _ in range(250):
         d, variance, kurtosis = draws(name, generator, N)
         n, looks = next(time for time in times if time >= precision.GAUSSIAN / p**2), 1
-        while relative_error(kl := divergence.kl(d[:n], np.zeros(n), sizes[:n])) > p and n < N:
-            n, looks = next_look(kl, n, p, times), looks + 1
-        low, high = divergence.at_any_time(kl, (precision.TYPICAL_KURTOSIS - 1) / p**2).interval
+        while relative_error(found := kl(d[:n], np.zeros(n), sizes[:n])) > p and n < N:
+            n, looks = next_look(found, n, p, times), looks + 1
+        low, high = at_any_time(found, (precision.TYPICAL_KURTOSIS - 1) / p**2).interval
         used.append(n / ((kurtosis - 1) / p**2))
-        covered.append(low <= variance / divergence.nats2_per_bit_per_byte(1.0) <= high)
+        covered.append(low <= variance / nats2_per_bit_per_byte(1.0) <= high)
         n_looks.append(looks)
     assert 0.8 < np.median(used) < 1.5
     assert np.mean(np.array(used) <= 1.5) >= 0.9
@@ -95,11 +96,11 @@ def test_ten_per_cent_is_reached_with_the_texts_it_needs_and_intervals_cover(nam
 
 
 def test_two_models_that_agree_are_as_precise_as_can_be():
-    same = divergence.kl(np.ones(50), np.ones(50), np.ones(50, dtype=np.int64))
+    same = kl(np.ones(50), np.ones(50), np.ones(50, dtype=np.int64))
     assert relative_error(same) == 0
     one = np.ones(1, dtype=np.int64)
-    assert relative_error(divergence.kl(one * 2.0, one * 3.0, one)) == math.inf, "one text tells nothing"
-    assert divergence.at_any_time(same, 500).interval == (0.0, 0.0)
+    assert relative_error(kl(one * 2.0, one * 3.0, one)) == math.inf, "one text tells nothing"
+    assert at_any_time(same, 500).interval == (0.0, 0.0)
 
 
 # ----------------------------------------------------------------------------------------------------------- looking
@@ -117,14 +118,14 @@ def test_looks_lie_on_one_fixed_grid():
 
 def test_the_next_look_is_where_the_precision_is_expected():
     d = np.random.default_rng(0).laplace(size=500)
-    kl = divergence.kl(d, np.zeros(500), np.ones(500, dtype=np.int64))
+    found = kl(d, np.zeros(500), np.ones(500, dtype=np.int64))
     centred = d - d.mean()
     needed = ((centred**4).mean() / (centred**2).mean() ** 2 - 1) / 0.08**2
     times = look_times(10_000)
     assert 500 < needed < 1000
-    assert next_look(kl, 500, 0.08, times) == min(time for time in times if time >= needed)
-    assert next_look(kl, 500, 0.001, times) == min(time for time in times if time >= 1000)
-    assert next_look(kl, 500, 0.001, look_times(600)) == 600
+    assert next_look(found, 500, 0.08, times) == min(time for time in times if time >= needed)
+    assert next_look(found, 500, 0.001, times) == min(time for time in times if time >= 1000)
+    assert next_look(found, 500, 0.001, look_times(600)) == 600
 
 
 def test_texts_that_share_documents_need_more():
@@ -137,7 +138,7 @@ def test_texts_that_share_documents_need_more():
     order = texts.random_order
 
     def at(n):
-        return divergence.kl(d[order[:n]], np.zeros(n), texts.bytes[:n], documents=document[order[:n]])
+        return kl(d[order[:n]], np.zeros(n), texts.bytes[:n], documents=document[order[:n]])
 
     times = look_times(G * size)
     first = at(700)
@@ -152,15 +153,15 @@ def test_texts_that_share_documents_need_more():
 def test_crowding_that_grows_is_foreseen_and_less_error_than_of_independent_texts_is_luck(excess, wanted, texts):
     """Of kurtosis 3 at 200 texts: squared error (2 + 0.01 excess n) / n of n texts, and 2 / n where there is none."""
     d = np.random.default_rng(0).normal(size=200)
-    kl = divergence.kl(d, np.zeros(200), np.ones(200, dtype=np.int64))
-    kl = replace(kl, kurtosis=3.0, standard_error=kl.value * math.sqrt(0.01 * (1 + excess)))
-    assert next_look(kl, 200, math.sqrt(wanted), range(100, 401), lambda n: n / 50) == texts
+    found = kl(d, np.zeros(200), np.ones(200, dtype=np.int64))
+    found = replace(found, kurtosis=3.0, standard_error=found.value * math.sqrt(0.01 * (1 + excess)))
+    assert next_look(found, 200, math.sqrt(wanted), range(100, 401), lambda n: n / 50) == texts
 
 
 def test_a_look_may_take_twice_the_texts_and_no_more():
     d = np.random.default_rng(0).laplace(size=100)
-    kl = divergence.kl(d, np.zeros(100), np.ones(100, dtype=np.int64))
-    assert next_look(kl, 100, 0.001, [100, 150, 200, 300]) == 200
+    found = kl(d, np.zeros(100), np.ones(100, dtype=np.int64))
+    assert next_look(found, 100, 0.001, [100, 150, 200, 300]) == 200
 
 
 def test_crowding_is_how_many_others_are_of_a_texts_document():
@@ -171,12 +172,12 @@ def test_crowding_is_how_many_others_are_of_a_texts_document():
 
 def test_an_interval_at_any_time_allows_for_few_documents():
     d = np.random.default_rng(0).normal(size=60)
-    kl = divergence.kl(d, np.zeros(60), np.ones(60, dtype=np.int64), documents=np.repeat(np.arange(6), 10))
-    low, high = divergence.at_any_time(kl, 500).interval
-    critical = divergence.anytime_critical_value(60, 500, 6)
-    assert critical > 2 * divergence.anytime_critical_value(60, 500)
-    assert math.log(high / kl.value) == pytest.approx(critical * kl.standard_error / kl.value)
-    assert low * high == pytest.approx(kl.value**2)
+    found = kl(d, np.zeros(60), np.ones(60, dtype=np.int64), documents=np.repeat(np.arange(6), 10))
+    low, high = at_any_time(found, 500).interval
+    critical = anytime_critical_value(60, 500, 6)
+    assert critical > 2 * anytime_critical_value(60, 500)
+    assert math.log(high / found.value) == pytest.approx(critical * found.standard_error / found.value)
+    assert low * high == pytest.approx(found.value**2)
 
 
 def test_a_random_order_is_the_sets_own_and_nested():

@@ -15,7 +15,9 @@ from conftest import EXAMPLE
 from klscale.errors import InputError
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
-from klscale.science import divergence
+from klscale.science.estimates import log_interval, standard_error_of_mean
+from klscale.science.kl import kl, nats2_per_bit_per_byte
+from klscale.science.robust import huber_variance, trimmed_consistency, trimmed_variance, variance
 from klscale.show import pictures, tail_tables
 from klscale.show.tables import _without_nan
 from klscale.studies import scales, tails
@@ -25,9 +27,9 @@ from klscale.vectors.imports import read_log_likelihoods
 from klscale.vectors.vectors import ATTRIBUTES, CONVENTION, Vectors
 
 VARIANCES = {
-    "headline": divergence.variance,
-    "trimmed": divergence.trimmed_variance,
-    "huber": divergence.huber_variance,
+    "headline": variance,
+    "trimmed": trimmed_variance,
+    "huber": huber_variance,
 }
 
 
@@ -78,12 +80,12 @@ def test_huber_is_the_published_value_of_known_data():
     chem = [2.2, 2.2, 2.4, 2.4, 2.5, 2.7, 2.8, 2.9, 3.03, 3.03, 3.1, 3.37, 3.4, 3.4, 3.4, 3.5, 3.6, 3.7, 3.7, 3.7, 3.7,
             3.77, 5.28, 28.95]  # fmt: skip
     assert naive_huber(chem, divisor=23) == pytest.approx((3.2055, 0.6737), abs=1e-4)
-    assert divergence.huber_variance(np.array(chem))[0] == pytest.approx(naive_huber(chem)[1] ** 2, rel=1e-8)
+    assert huber_variance(np.array(chem))[0] == pytest.approx(naive_huber(chem)[1] ** 2, rel=1e-8)
 
 
 def test_huber_equals_a_naive_iteration_for_many_rows_at_once():
     d = np.random.default_rng(1).standard_t(2, size=(2, 3, 101)) * 7 + 50
-    found = divergence.huber_variance(d)[0]
+    found = huber_variance(d)[0]
     assert found.shape == (2, 3)
     for place in np.ndindex(2, 3):
         assert found[place] == pytest.approx(naive_huber(d[place].tolist())[1] ** 2, rel=1e-7)
@@ -96,9 +98,9 @@ def test_trimmed_variance_is_that_of_the_values_kept():
     kept = sorted(d, key=lambda x: abs(x - median))[:297]
     q = stats.norm.ppf(0.995)
     left = 1 - 2 * q * stats.norm.pdf(q) / 0.99
-    assert divergence.trimmed_consistency(0.99) == pytest.approx(left, rel=1e-9)
-    assert divergence.trimmed_variance(d)[0] == pytest.approx(np.var(kept) / left, rel=1e-9)
-    assert divergence.trimmed_variance(d[:99])[0] == pytest.approx(np.var(d[:99]), rel=1e-12), "of 99 none is left out"
+    assert trimmed_consistency(0.99) == pytest.approx(left, rel=1e-9)
+    assert trimmed_variance(d)[0] == pytest.approx(np.var(kept) / left, rel=1e-9)
+    assert trimmed_variance(d[:99])[0] == pytest.approx(np.var(d[:99]), rel=1e-12), "of 99 none is left out"
 
 
 def contaminated(share=0.03, spread=5.0):
@@ -133,7 +135,7 @@ def test_each_estimator_is_consistent(law):
         assert truth["huber"] < truth["trimmed"] < truth["headline"]
     for name, estimator in VARIANCES.items():
         value, influence = estimator(d)
-        error = divergence.standard_error_of_mean(influence) / 2
+        error = standard_error_of_mean(influence) / 2
         assert value.mean() == pytest.approx(truth[name], abs=4 * error.mean())
         np.testing.assert_allclose(influence.mean(axis=1), 0, atol=1e-9)
 
@@ -155,27 +157,27 @@ def test_intervals_cover(law):
     for name, estimator in VARIANCES.items():
         truth = float(estimator(big)[0][0])
         value[name], influence[name] = estimator(d)
-        low, high = divergence.log_interval(value[name], divergence.standard_error_of_mean(influence[name]))
+        low, high = log_interval(value[name], standard_error_of_mean(influence[name]))
         assert 0.91 < np.mean((low < truth) & (truth < high)) < 0.975, name
         if name == "headline":
             continue
         truth -= float(np.var(big))
-        error = divergence.standard_error_of_mean(influence[name] - influence["headline"])
+        error = standard_error_of_mean(influence[name] - influence["headline"])
         covered = np.mean(np.abs(value[name] - value["headline"] - truth) < 1.96 * error)
         assert 0.89 < covered < 0.97 if name == "huber" else covered < 0.85
     if law == "skewed":
         return
     spread = {name: found.std() for name, found in value.items()}
     for name, found in influence.items():  # the standard error is the standard deviation over samples
-        assert divergence.standard_error_of_mean(found).mean() == pytest.approx(spread[name], rel=0.06)
+        assert standard_error_of_mean(found).mean() == pytest.approx(spread[name], rel=0.06)
 
 
 def test_the_trimmed_difference_is_covered_where_it_has_an_interval():
     """30 texts left out of 3,000 and more: value ± z SE covers about as often as that of the variance itself."""
     generator = np.random.default_rng(5)
     d = generator.normal(size=(400, 10_000))
-    (plain, of_plain), (value, influence) = divergence.variance(d), divergence.trimmed_variance(d)
-    error = divergence.standard_error_of_mean(influence - of_plain)
+    (plain, of_plain), (value, influence) = variance(d), trimmed_variance(d)
+    error = standard_error_of_mean(influence - of_plain)
     assert 0.92 < np.mean(np.abs(value - plain) < 1.96 * error) < 0.975
 
 
@@ -183,12 +185,12 @@ def test_equal_values_and_values_mostly_equal():
     d = np.zeros((3, 200))
     d[1] = np.random.default_rng(6).normal(size=200)
     d[2, :3] = 5.0, -7.0, 100.0
-    value, influence = divergence.huber_variance(d)
+    value, influence = huber_variance(d)
     assert value[0] == 0
     assert (influence[0] == 0).all()
     assert value[1] > 0.5
     assert math.isnan(value[2]), "there is no such scale"
-    assert divergence.trimmed_variance(d)[0][[0, 2]] == pytest.approx([0, 37 / 198 * 2 - (2 / 198) ** 2], rel=0.7)
+    assert trimmed_variance(d)[0][[0, 2]] == pytest.approx([0, 37 / 198 * 2 - (2 / 198) ** 2], rel=0.7)
 
 
 # ------------------------------------------------------------------------------------------------- pairs of a store
@@ -253,14 +255,14 @@ def test_texts_left_out_one_by_one(clip):
     rows = L[:2] if clip is None else np.maximum(L[:2], clip)
     assert found.kl.uses_clip == (clip is not None)
     both = [s for s in range(300) if s != 7]
-    whole = divergence.kl(rows[0], rows[1], size)
+    whole = kl(rows[0], rows[1], size)
     d = rows[0] - rows[1] - np.mean((rows[0] - rows[1])[both])
     total = sum(d[s] ** 2 for s in both)
     largest = sorted(both, key=lambda s: -(d[s] ** 2))
     assert [row.text.position for row in found.largest] == largest[:10]
     for row, s in zip(found.largest, largest, strict=False):
         others = [t for t in both if t != s]
-        without = divergence.kl(rows[0, others], rows[1, others], size[others])
+        without = kl(rows[0, others], rows[1, others], size[others])
         assert row.share == pytest.approx(d[s] ** 2 / total, rel=1e-10)
         assert row.change_without == pytest.approx(without.value - whole.value, rel=1e-7)
         assert (row.log_likelihood_a, row.log_likelihood_b) == tuple(rows[:, s])
@@ -344,7 +346,7 @@ def test_agreement_on_real_models(example):
     assert found.clip == np.quantile(example.log_likelihood, 0.02)
     L = example.log_likelihood
     huber = np.array([naive_huber((L[a] - L[b]).tolist())[1] ** 2 for a, b in zip(i[:8], j[:8], strict=True)])
-    assert found.pairs.value[4, :8] * divergence.nats2_per_bit_per_byte(280) == pytest.approx(huber, rel=1e-7)
+    assert found.pairs.value[4, :8] * nats2_per_bit_per_byte(280) == pytest.approx(huber, rel=1e-7)
     for row in found.agreement:
         other = found.pairs.value[list(ESTIMATORS).index(row.estimator)]
         assert row.spearman.value == pytest.approx(stats.spearmanr(headline, other).statistic, abs=1e-12)
@@ -395,8 +397,8 @@ def test_the_published_filter_of_runs():
     assert (found.n_texts, found.n_dropped, found.steps) == (200, 6, ((10, 20), (20, 30)))
     assert found.mean_bytes_kept == pytest.approx(size[kept].mean(), rel=1e-12)
     for n, t in enumerate((1, 2)):
-        whole = divergence.kl(L[t], L[t + 1], size)
-        part = divergence.kl(L[t, kept], L[t + 1, kept], size[kept])
+        whole = kl(L[t], L[t + 1], size)
+        part = kl(L[t, kept], L[t + 1, kept], size[kept])
         assert found.all_texts[n].value == pytest.approx(whole.value, rel=1e-10)
         assert found.all_texts[n].standard_error == pytest.approx(whole.standard_error, rel=1e-10)
         assert found.filtered[n].value == pytest.approx(part.value, rel=1e-10)

@@ -20,8 +20,8 @@ from klscale.errors import InputError
 from klscale.inputs.references import ModelRef, attributes_of
 from klscale.inputs.suites import read_suite
 from klscale.inputs.texts import TextSet
-from klscale.science import divergence
-from klscale.science.divergence import format_estimate
+from klscale.science.estimates import format_estimate
+from klscale.science.kl import kl
 from klscale.science.weights import squared_distances
 from klscale.show import tables
 from klscale.show.pictures import training_trajectories
@@ -392,7 +392,7 @@ def test_the_noise_floor_is_taken_off_every_distance_when_asked(no_tsne):
     noisy = points + np.random.default_rng(7).normal(size=points.shape)
     run = run_of(noisy)
     again = noisy[-1] + np.random.default_rng(8).normal(scale=math.sqrt(2), size=N_TEXTS)
-    floor = divergence.kl(noisy[-1], again, run.vectors.texts.bytes)
+    floor = kl(noisy[-1], again, run.vectors.texts.bytes)
     left, taken = (trajectory(run, noise_floor=floor, subtract_noise=flag, threshold=0.01) for flag in (False, True))
     D = plain_kl(noisy, BYTES)
     less = np.maximum(D - floor.value, 0)
@@ -424,7 +424,7 @@ def test_the_noise_floor_is_taken_off_samples_of_the_texts_too(no_tsne):
 
 def test_noise_above_every_distance_leaves_no_exponent(no_tsne):
     run = run_of(walk())
-    floor = divergence.kl(*(1e3 * walk(2)), run.vectors.texts.bytes)
+    floor = kl(*(1e3 * walk(2)), run.vectors.texts.bytes)
     found = trajectory(run, noise_floor=floor, subtract_noise=True, threshold=0.01).behaviour
     assert found.exponent is found.shape is None
     assert found.stabilisation.step == STEPS[0]

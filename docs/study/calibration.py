@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from klscale.inputs.references import WEIGHTS_ONLY, ModelRef
 from klscale.inputs.texts import TextSet, load_texts
 from klscale.progress import Progress
-from klscale.science import divergence
-from klscale.science.divergence import KL, Estimate, Floats, Integers
+from klscale.science.arrays import Floats, Integers
+from klscale.science.estimates import Estimate
+from klscale.science.kl import KL, LOG_2, bits_per_byte, kl
 from klscale.show.pictures.style import DOUBLE, FAINT, GREY, MARKERS, headline, looks, new_figure, plain_ticks, styled
 from klscale.sources.transformers.engine import Engine, Packed
 from klscale.sources.transformers.loading import LoadedModel, load, resolve
@@ -179,10 +180,10 @@ def of_vectors(rows: Floats, texts: TextSet) -> dict[str, object]:
     """What two log-likelihood vectors (2, N) tell by themselves of a pair."""
     there = ~np.isnan(rows).any(axis=0)
     rows, size, documents = rows[:, there], texts.bytes[there], texts.documents_of(there)
-    found = divergence.kl(*rows, size, documents=documents)
+    found = kl(*rows, size, documents=documents)
     difference = rows[1] - rows[0]
     told: dict[str, Estimate | KL] = {
-        f"bits_per_byte_{which}": divergence.bits_per_byte(values, size, documents=documents)
+        f"bits_per_byte_{which}": bits_per_byte(values, size, documents=documents)
         for which, values in (("a", rows[0]), ("b", rows[1]), ("difference", difference))
     }
     by_length = np.corrcoef(difference, size)[0, 1] ** 2 if np.ptp(size) else 0.0
@@ -224,7 +225,7 @@ def of_parts(there: NextTokens, chosen: Integers, texts: TextSet) -> dict[str, E
         beginnings = (np.bincount(which[some], values[some], len(whole)) for values in (log_ratio, nats))
         parts[f"ratio_{end:g}"] = ratio(*beginnings, documents)
     squares = np.bincount(which, (log_ratio - log_ratio.mean()) ** 2 / 2)
-    of_tokens = divergence.bits_per_byte(-squares * divergence.LOG_2, whole, documents=documents)
+    of_tokens = bits_per_byte(-squares * LOG_2, whole, documents=documents)
     return {"ratio_tokens": of_tokens, **parts}
 
 
@@ -264,10 +265,10 @@ def layer_rows(models: Sequence[Path], texts: TextSet) -> Iterator[dict[str, obj
             )
             both = (forward + backward) / 2
             exact = {
-                f"exact{of}": divergence.bits_per_byte(-nats, size, documents=documents)
+                f"exact{of}": bits_per_byte(-nats, size, documents=documents)
                 for of, nats in (("_forward", forward), ("_backward", backward), ("", both))
             }
-            estimates = {"estimate": divergence.kl(a, b, size, documents=documents), **exact}
+            estimates = {"estimate": kl(a, b, size, documents=documents), **exact}
             estimates |= {"ratio": ratio(a - b, both, documents), **of_parts(there, chosen, texts)}
             yield {
                 "setting": "layer", "texts": texts.name, "a": f"{name(str(path))}#{layer}",

@@ -17,8 +17,9 @@ from torch.nn.functional import cross_entropy
 
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet, chunk, is_held_out, load_texts, pocket_corpus
-from klscale.science import divergence
-from klscale.science.divergence import KL, Estimate, Floats
+from klscale.science.arrays import Floats
+from klscale.science.estimates import Estimate
+from klscale.science.kl import KL, bits_per_byte, kl
 from klscale.sources.transformers.engine import Engine
 from klscale.sources.transformers.loading import LoadedModel, load, resolve
 from klscale.sources.transformers.tokens import Tokens, tokenize
@@ -50,10 +51,10 @@ def conventions(shared: Path, n_texts: int = 500) -> dict[str, KL]:
     assert texts.texts is not None
     lower = tokenize(loaded.tokenizer, replace(texts, texts=tuple(text.lower() for text in texts.texts)))
     return {
-        "the special token at the beginning left out": kl(
+        "the special token at the beginning left out": kl_of(
             usual, log_likelihood(loaded, without_first_token(tokens)), texts
         ),
-        "the text in lower case": kl(usual, log_likelihood(loaded, lower), texts),
+        "the text in lower case": kl_of(usual, log_likelihood(loaded, lower), texts),
     }
 
 
@@ -63,15 +64,15 @@ def first(texts: TextSet, n: int) -> TextSet:
     return TextSet.from_texts(texts.name, texts.texts[:n], document=documents)
 
 
-def kl(a: Floats, b: Floats, texts: TextSet, rows: Any = slice(None)) -> KL:
+def kl_of(a: Floats, b: Floats, texts: TextSet, rows: Any = slice(None)) -> KL:
     documents = None if texts.document is None else np.asarray(texts.document)[rows]
-    return divergence.kl(a[rows], b[rows], texts.bytes[rows], documents=documents)
+    return kl(a[rows], b[rows], texts.bytes[rows], documents=documents)
 
 
 def gain(a: Floats, b: Floats, texts: TextSet, rows: Any = slice(None)) -> Estimate:
     """By how many bits per byte b is better than a."""
     documents = None if texts.document is None else np.asarray(texts.document)[rows]
-    return divergence.bits_per_byte((a - b)[rows], texts.bytes[rows], documents=documents)
+    return bits_per_byte((a - b)[rows], texts.bytes[rows], documents=documents)
 
 
 def seen(models: Path, texts: TextSet) -> dict[str, tuple[KL, Estimate]]:
@@ -87,7 +88,7 @@ def seen(models: Path, texts: TextSet) -> dict[str, tuple[KL, Estimate]]:
     fine_tune(parent, [texts.texts[s] for s in np.flatnonzero(read)])
     after = log_likelihood(parent, tokens)
     return {
-        name: (kl(before, after, texts, rows), gain(before, after, texts, rows))
+        name: (kl_of(before, after, texts, rows), gain(before, after, texts, rows))
         for name, rows in (("texts that it has read", read), ("texts that it has not read", ~read))
     }
 
@@ -108,7 +109,7 @@ def chat(models: Path, texts: TextSet) -> dict[str, KL]:
     source = [piece for text, domain in known if domain == "source" for piece in chunk(text, fits, 64)]
     both = np.random.default_rng(0)
     fine_tune(parent, [*written, *(source[s] for s in both.integers(len(source), size=len(written)))])
-    return {name: kl(before[name], log_likelihood(parent, read), short) for name, read in tokens.items()}
+    return {name: kl_of(before[name], log_likelihood(parent, read), short) for name, read in tokens.items()}
 
 
 def cut(text: str, size: int) -> str:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from klscale.errors import InputError, KlscaleError, nearest
 from klscale.progress import SILENT, Progress
-from klscale.science.divergence import Integers
+from klscale.science.arrays import Integers
 
 NAMED = {
     "pile-10k": "10,000 chunks of the Pile, the published set (downloaded once, 10 MB)",

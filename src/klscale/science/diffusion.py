@@ -5,7 +5,7 @@
 Plain NumPy. `steps` (T,) are those of the checkpoints, ascending. `squared_distance` (..., T, T) holds D between them:
 KL in bits per byte for log-likelihoods, the sum over parameters of (W_t - W_t0)**2 for weights; of its rows only
 entries to the right of the diagonal are read. All functions work over leading axes, so that one call evaluates a stack
-of bootstrap resamples (`divergence.resampled_kl`); `divergence.estimate_from_resamples` makes intervals of them.
+of bootstrap resamples (`bootstrap.resampled_kl`); `bootstrap.estimate_from_resamples` makes intervals of them.
 
 An exponent describes growth over the lags that it was fitted to; it is no proof of a power law. `laws` tells what
 other laws predict as well. Windows of neighbouring starts overlap, so that the spread of slopes over starts is no
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from klscale.errors import InputError
-from klscale.science.divergence import Floats, Integers
+from klscale.science.arrays import Floats, Integers
 
 WINDOW = 10
 """Later checkpoints that each fit uses (Kishino et al.)."""

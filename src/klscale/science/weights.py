@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 
 from klscale.errors import InputError, KlscaleError
 from klscale.progress import SILENT, Progress
-from klscale.science.divergence import Floats, Integers
+from klscale.science.arrays import Floats, Integers
 
 CHUNK = 2**15
 """Parameters of each checkpoint that are in memory at a time: T checkpoints take 16 x T x CHUNK bytes."""

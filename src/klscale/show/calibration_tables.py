@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from klscale.inputs.texts import TextSet
-from klscale.science.divergence import format_estimate
+from klscale.science.estimates import format_estimate
 from klscale.show.cautions import OUT_OF_RANGE
 from klscale.show.pictures.style import short_names
 from klscale.show.tables import describe_texts, marks, number, out, plain, print_notes, say, table

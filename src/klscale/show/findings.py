@@ -10,7 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from klscale.inputs.texts import TextSet
-from klscale.science.divergence import CLIP_LIMIT, HEAVY_TAILS, KL, Floats, KLMatrix, format_estimate
+from klscale.science.arrays import Floats
+from klscale.science.clip import CLIP_LIMIT
+from klscale.science.estimates import format_estimate
+from klscale.science.kl import HEAVY_TAILS, KL, KLMatrix
 from klscale.show.cautions import CAUTIONS
 from klscale.studies import scales
 from klscale.studies.lens import Layer

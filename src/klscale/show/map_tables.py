@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from klscale.errors import InputError
-from klscale.science.divergence import KL
+from klscale.science.kl import KL
 from klscale.show.tables import describe_texts, marks, number, out, plain, print_marks, table
 from klscale.studies.maps import AXES, Clustering, ModelMap, cluster, nearest
 from klscale.vectors.vectors import Vectors

@@ -32,7 +32,9 @@ from numpy.typing import NDArray
 from klscale.errors import InputError, StorageError, printable
 from klscale.inputs.texts import TextSet
 from klscale.progress import SILENT, Progress
-from klscale.science.divergence import KL, RESAMPLES, Estimate, critical_value
+from klscale.science.bootstrap import RESAMPLES
+from klscale.science.estimates import Estimate, critical_value
+from klscale.science.kl import KL
 from klscale.show import findings
 from klscale.show.cautions import CAUTIONS
 from klscale.show.pictures import COLOURS, common_prefix, looks, short_names

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from klscale.inputs.texts import TextSet
-    from klscale.science.divergence import KL, Estimate, Floats
+    from klscale.science.arrays import Floats
+    from klscale.science.estimates import Estimate
+    from klscale.science.kl import KL
     from klscale.store.store import Store
     from klscale.studies.scales import NoiseFloor, Setting
     from klscale.sweep.sweeps import Outcome
@@ -79,7 +81,7 @@ def plain(text: object) -> str:
 
 def number(result: KL | Estimate) -> str:
     """Value ± standard error, where the column names the unit."""
-    from klscale.science.divergence import format_estimate
+    from klscale.science.estimates import format_estimate
 
     return format_estimate(result.value, result.standard_error)
 
@@ -297,7 +299,7 @@ def describe_texts(texts: TextSet) -> str:
 def print_comparison(vectors: Vectors, records: Sequence[dict[str, Any]]) -> None:
     """KL of each pair, one record each; bits per byte of each model; what that amounts to; what to be wary of."""
     from klscale.inputs.references import WEIGHTS_ONLY
-    from klscale.science.divergence import format_estimate
+    from klscale.science.estimates import format_estimate
 
     out.print(describe_texts(vectors.texts))
     shown = table("model", "model", "KL ± SE, bits/byte", "95 % interval", "unclipped", right=(2, 3, 4), title="\nKL")
@@ -367,7 +369,7 @@ def beside(vectors: Vectors, a: str, b: str) -> list[dict[str, Any]]:
 
 def verdict(record: dict[str, Any]) -> str:
     """Which of the two is better on these texts, by how much, or that this cannot be told."""
-    from klscale.science.divergence import format_estimate
+    from klscale.science.estimates import format_estimate
 
     difference = record["bits_per_byte_difference"]
     value, error = difference["value"], difference["standard_error"]
@@ -503,7 +505,7 @@ def print_layers(vectors: Vectors) -> None:
 def marks(kl: KL, noise: float = math.nan) -> str:
     """`*` for a value out of range, `u` for one that could not be clipped, `!` for heavy tails, `~` for one of which
     rounding `noise` (`Vectors.noise`) is more than 10 %, `~~` for one that it does not exceed."""
-    from klscale.science.divergence import CLIP_LIMIT
+    from klscale.science.clip import CLIP_LIMIT
     from klscale.show.findings import noisy
 
     unclipped = not kl.uses_clip and kl.clipped > CLIP_LIMIT
@@ -602,7 +604,7 @@ def require_settings(measured: Sequence[Setting]) -> None:
 
 
 def print_scale(vectors: Vectors, measured: Sequence[Setting]) -> None:
-    from klscale.science.divergence import format_estimate
+    from klscale.science.estimates import format_estimate
     from klscale.studies import scales
 
     require_settings(measured)

@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 
 from klscale.inputs.texts import TextSet
-from klscale.science.divergence import CLIP_LIMIT, HEAVY_TAILS, TRIMMED, Estimate, format_estimate, trimmed_consistency
+from klscale.science.clip import CLIP_LIMIT
+from klscale.science.estimates import Estimate, format_estimate
+from klscale.science.kl import HEAVY_TAILS
+from klscale.science.robust import TRIMMED, trimmed_consistency
 from klscale.show.cautions import CAUTIONS, HEAVY, OUT_OF_RANGE, UNCLIPPED
 from klscale.show.pictures.style import short_names, shortened
 from klscale.show.tables import describe_texts, number, out, plain, print_notes, say, table

@@ -13,7 +13,8 @@ import numpy as np
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.science import diffusion
-from klscale.science.divergence import KL, Estimate, format_estimate
+from klscale.science.estimates import Estimate, format_estimate
+from klscale.science.kl import KL
 from klscale.show.cautions import HEAVY, OUT_OF_RANGE, UNCLIPPED
 from klscale.show.tables import (
     describe_texts,

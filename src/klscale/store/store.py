@@ -44,7 +44,8 @@ from klscale.errors import InputError, KlscaleError, StorageError, nearest
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import NAMED, TextSet, content_id, load_texts
 from klscale.progress import SILENT, Progress
-from klscale.science.divergence import KL, Floats
+from klscale.science.arrays import Floats
+from klscale.science.kl import KL
 from klscale.vectors.vectors import ATTRIBUTES, Scores, Vectors
 
 SCHEMA = pa.schema([("text", pa.int32()), ("log_likelihood", pa.float64()), ("n_tokens", pa.int32())])

@@ -24,8 +24,10 @@ from klscale.errors import InputError, KlscaleError, StorageError, nearest
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.progress import SILENT, Progress
-from klscale.science import divergence
-from klscale.science.divergence import KL, RESAMPLES, Estimate, Floats, Integers
+from klscale.science.arrays import Floats, Integers
+from klscale.science.bootstrap import RESAMPLES, estimate_from_resamples, text_draws
+from klscale.science.estimates import Estimate, cluster_codes, n_clusters, standard_error_of_mean
+from klscale.science.kl import KL, LOG_2, bits_per_byte, kl
 from klscale.store.store import Entry, Store
 from klscale.vectors.vectors import Vectors
 
@@ -192,19 +194,19 @@ def calibration(pair: Vectors, sums: Sums, seed: int = 0) -> Calibration:
     rows, both = pair.log_likelihood[:, sums.text], (sums.forward + sums.backward) / 2
 
     def exact(nats: Floats, over: Integers = size) -> Estimate:
-        return divergence.bits_per_byte(-nats, over, documents=documents)
+        return bits_per_byte(-nats, over, documents=documents)
 
     def drawn(n: int) -> Drawn:
         difference, nats, over = sums.drawn_difference[n], sums.drawn_exact[n], sums.drawn_bytes[n]
-        estimate = divergence.kl(difference, 0 * difference, over, documents=documents)
+        estimate = kl(difference, 0 * difference, over, documents=documents)
         return Drawn(exact(nats, over), estimate, ratio(difference, nats, documents))
 
     def per_token(counted: Any, unit: str) -> Estimate:
         """A ratio of sums over texts too, of tokens where that of bits is of bytes."""
-        return replace(exact(counted * divergence.LOG_2, sums.n_tokens), unit=unit)
+        return replace(exact(counted * LOG_2, sums.n_tokens), unit=unit)
 
     def quantile(value: float, resampled: Floats) -> Estimate:
-        return divergence.estimate_from_resamples(value, resampled, len(size), documents=documents, unit="nats/token")
+        return estimate_from_resamples(value, resampled, len(size), documents=documents, unit="nats/token")
 
     from_a, from_b = drawn(0), drawn(1)
     return Calibration(
@@ -213,7 +215,7 @@ def calibration(pair: Vectors, sums: Sums, seed: int = 0) -> Calibration:
         n_texts=len(sums.text),
         n_available=sums.n_available,
         seed=seed,
-        estimate=divergence.kl(rows[0], rows[1], size, clip=texts.clip, documents=documents),
+        estimate=kl(rows[0], rows[1], size, clip=texts.clip, documents=documents),
         estimate_all=pair.kl()[0, 1],
         forward=exact(sums.forward),
         backward=exact(sums.backward),
@@ -242,16 +244,16 @@ def ratio(difference: Floats, nats: Floats, documents: Any = None) -> Estimate:
     if not (squares.any() and nats.any()):
         return Estimate(math.nan, math.nan, (math.nan, math.nan), len(nats), unit="")
     value = float(squares.mean() / nats.mean())
-    clusters = divergence.cluster_codes(documents)
-    relative = divergence.standard_error_of_mean(squares / squares.mean() - nats / nats.mean(), clusters)
+    clusters = cluster_codes(documents)
+    relative = standard_error_of_mean(squares / squares.mean() - nats / nats.mean(), clusters)
     error = float(value * relative)
-    return Estimate.positive(value, error, len(nats), n_documents=divergence.n_clusters(clusters), unit="")
+    return Estimate.positive(value, error, len(nats), n_documents=n_clusters(clusters), unit="")
 
 
 def _mean_of_both(a: Estimate, b: Estimate, documents: Any) -> Estimate:
     """Of two that were drawn independently."""
     error = math.hypot(a.standard_error, b.standard_error) / 2
-    n_documents = divergence.n_clusters(divergence.cluster_codes(documents))
+    n_documents = n_clusters(cluster_codes(documents))
     return Estimate.positive((a.value + b.value) / 2, error, a.n_texts, n_documents=n_documents)
 
 
@@ -313,7 +315,7 @@ class _Bench:
             drawn_bytes.append(decoded_bytes(engine.loaded.tokenizer, drawn))
             drawn_exact.append(per_text(along.text, (along.forward, along.backward)[n]))
             drawn_difference.append(per_text(along.text, np.subtract(*along.log_likelihood)))
-        draws = divergence.text_draws(len(text), self.texts.documents_of(text), resamples=RESAMPLES)
+        draws = text_draws(len(text), self.texts.documents_of(text), resamples=RESAMPLES)
         quantiles = _weighted_quantiles(there.forward, which, np.vstack([np.ones(len(text)), draws]))
         return Sums(
             text=text,

@@ -20,8 +20,12 @@ from klscale.errors import InputError, KlscaleError
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.progress import SILENT, Progress
-from klscale.science import diffusion, divergence
-from klscale.science.divergence import KL, Estimate, Floats
+from klscale.science import diffusion
+from klscale.science.arrays import Floats
+from klscale.science.bootstrap import RESAMPLES, estimate_from_resamples, text_draws
+from klscale.science.clip import clip_serves_all
+from klscale.science.estimates import Estimate
+from klscale.science.kl import KL, kl, kl_pairs
 from klscale.vectors.vectors import Scores
 
 if TYPE_CHECKING:
@@ -118,31 +122,29 @@ def _measured(
     ref: ModelRef, towards: ModelRef | None, texts: TextSet, scales: Floats, readings: Floats, lost: Floats
 ) -> Directional:
     """From `readings` (E + 2, N): the checkpoint, again, and at each scale."""
-    clip = texts.clip if texts.clip is not None and divergence.clip_serves_all(readings, texts.clip) else None
-    noise_floor, *kl = (
-        divergence.kl(readings[0], row, texts.bytes, clip=clip, documents=texts.document) for row in readings[1:]
+    clip = texts.clip if texts.clip is not None and clip_serves_all(readings, texts.clip) else None
+    noise_floor, *moved = (
+        kl(readings[0], row, texts.bytes, clip=clip, documents=texts.document) for row in readings[1:]
     )
-    value = np.array([one.value for one in kl])
+    value = np.array([one.value for one in moved])
     used = (value >= CLEAR * noise_floor.value) & (value > 0) & (lost <= LOST)
     pairs = np.array([(0, place) for place in range(2, len(readings))])
-    draws = divergence.text_draws(len(texts), texts.document, resamples=divergence.RESAMPLES)
-    resampled = divergence.kl_pairs(readings, texts.bytes, pairs, clip=clip, draws=draws)["resampled"].T
+    draws = text_draws(len(texts), texts.document, resamples=RESAMPLES)
+    resampled = kl_pairs(readings, texts.bytes, pairs, clip=clip, draws=draws)["resampled"].T
 
     x = np.log(scales)
     y, resampled_y = (diffusion.log_distance(np.where(used, distance, np.nan)) / 2 for distance in (value, resampled))
     slope, _, r_squared = diffusion.line(x, y)
 
     def estimate(value: Floats, resampled: Floats) -> Estimate:
-        return divergence.estimate_from_resamples(
-            float(value), resampled, len(texts), documents=texts.document, unit=""
-        )
+        return estimate_from_resamples(float(value), resampled, len(texts), documents=texts.document, unit="")
 
     local, resampled_local = np.diff(y) / np.diff(x), np.diff(resampled_y) / np.diff(x)
     return Directional(
         ref=ref,
         towards=towards,
         scales=scales,
-        kl=tuple(kl),
+        kl=tuple(moved),
         noise_floor=noise_floor,
         lost=lost,
         used=used,

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from klscale.errors import InputError
 from klscale.inputs.references import ModelRef
-from klscale.science.divergence import KL, Estimate
+from klscale.science.estimates import Estimate
+from klscale.science.kl import KL
 from klscale.vectors.vectors import Vectors
 
 

@@ -22,8 +22,10 @@ from scipy.spatial.distance import squareform
 from klscale.errors import InputError, StorageError
 from klscale.inputs.texts import TextSet, content_id
 from klscale.progress import SILENT, Progress
-from klscale.science import divergence
-from klscale.science.divergence import KL, Estimate, Floats, Integers, KLMatrix
+from klscale.science.arrays import Floats, Integers
+from klscale.science.clip import CLIP_LIMIT
+from klscale.science.estimates import Estimate, cluster_codes, n_clusters, standard_error_of_mean
+from klscale.science.kl import KL, KLMatrix
 from klscale.store.store import Store
 from klscale.vectors.vectors import Vectors
 
@@ -304,7 +306,7 @@ def _notes(vectors: Vectors, n_texts: int) -> list[str]:
         notes.append(f"On the {n_texts:,} of {len(texts):,} texts that all of these models have.")
     if heavily := vectors.n_moved_by_clip():
         notes.append(
-            f"The clip moves more than {divergence.CLIP_LIMIT:.0%} of the values of {heavily:,} of these models: "
+            f"The clip moves more than {CLIP_LIMIT:.0%} of the values of {heavily:,} of these models: "
             "they seem nearer to others than they are."
         )
     return notes
@@ -381,14 +383,14 @@ def _unexplained(old: Floats, new: Floats, documents: Any = None) -> list[Estima
     interval then covers 89 % where that of the plain residual covers 9 %; but 62 % where the same texts set all models
     apart with a kurtosis of 10.
     """
-    N, clusters = old.shape[1], divergence.cluster_codes(documents)
+    N, clusters = old.shape[1], cluster_codes(documents)
     basis = _orthonormal(old)
     left = new.copy() if len(basis) < N - 1 else np.zeros_like(new)
     for _ in range(2):
         left -= (left @ basis.T) @ basis
     influence = N * left * _left_out(left, basis, clusters)
-    values, errors = influence.mean(axis=1), divergence.standard_error_of_mean(influence, clusters)
-    n_documents, both = divergence.n_clusters(clusters), zip(values.tolist(), errors.tolist(), strict=True)
+    values, errors = influence.mean(axis=1), standard_error_of_mean(influence, clusters)
+    n_documents, both = n_clusters(clusters), zip(values.tolist(), errors.tolist(), strict=True)
     return [Estimate.positive(value, error, N, n_documents=n_documents) for value, error in both]
 
 

@@ -16,8 +16,9 @@ from klscale.errors import InputError, KlscaleError, StorageError
 from klscale.inputs.references import DTYPES, ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.progress import SILENT, Progress
-from klscale.science import divergence
-from klscale.science.divergence import KL, Estimate, Floats, Integers
+from klscale.science.arrays import Floats, Integers
+from klscale.science.estimates import Estimate, cluster_codes, n_clusters, standard_error_of_mean
+from klscale.science.kl import KL, kl, nats2_per_bit_per_byte
 from klscale.store.store import Store, vector_key
 from klscale.sweep import sweeps
 from klscale.vectors.vectors import CONVENTION, Scores
@@ -204,11 +205,11 @@ class _Study:
     ) -> Reading:
         """Two readings of the same texts, of which so many bytes were read (None: all)."""
         size = self.texts.bytes[first.text] if text_bytes is None else text_bytes
-        kl = divergence.kl(
+        found = kl(
             first.log_likelihood, again.log_likelihood, size, clip=self.texts.clip,
             documents=self.texts.documents_of(first.text),
         )  # fmt: skip
-        return Reading(reading, against, kl, float(np.abs(again.log_likelihood - first.log_likelihood).max()))
+        return Reading(reading, against, found, float(np.abs(again.log_likelihood - first.log_likelihood).max()))
 
 
 # ----------------------------------------------------------------------------------------------------- half precision
@@ -243,7 +244,7 @@ def half_precision_floor(
     _, exponent = np.frexp(log_likelihood)  # one above floor(log2 |x|)
     unit = np.ldexp(1.0, np.maximum(exponent - 11, -24))
     kept = np.ones(len(unit), dtype=bool) if clip is None else log_likelihood >= clip
-    variance = np.where(kept, 2 * unit**2 / 12, 0.0) / divergence.nats2_per_bit_per_byte(float(text_bytes.mean()))
-    clusters = divergence.cluster_codes(documents)
-    error = float(divergence.standard_error_of_mean(variance, clusters))
-    return Estimate.normal(float(variance.mean()), error, len(variance), n_documents=divergence.n_clusters(clusters))
+    variance = np.where(kept, 2 * unit**2 / 12, 0.0) / nats2_per_bit_per_byte(float(text_bytes.mean()))
+    clusters = cluster_codes(documents)
+    error = float(standard_error_of_mean(variance, clusters))
+    return Estimate.normal(float(variance.mean()), error, len(variance), n_documents=n_clusters(clusters))

@@ -22,7 +22,9 @@ from klscale.errors import InputError
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.progress import SILENT, Progress
-from klscale.science.divergence import KL, at_any_time, cluster_codes
+from klscale.science.estimates import cluster_codes
+from klscale.science.kl import KL
+from klscale.science.sequential import at_any_time
 from klscale.store.store import Store
 from klscale.sweep import sweeps
 from klscale.sweep.sweeps import Outcome

@@ -26,8 +26,10 @@ from scipy.sparse import csgraph
 from klscale.errors import InputError
 from klscale.inputs.references import ModelRef, run_key
 from klscale.inputs.texts import PILE_CLIP, TextSet
-from klscale.science import divergence
-from klscale.science.divergence import RESAMPLES, Floats, Integers
+from klscale.science.arrays import Floats, Integers
+from klscale.science.bootstrap import RESAMPLES, text_draws
+from klscale.science.estimates import CONFIDENCE
+from klscale.science.kl import kl_pairs
 from klscale.vectors.vectors import Vectors
 
 PILE_MEAN_BYTES = 972.3188
@@ -306,7 +308,7 @@ def ladders(vectors: Vectors) -> dict[str, list[str]]:
         return {}
     texts = vectors.texts
     pairs = np.array(sorted(found))
-    kl = divergence.kl_pairs(
+    kl = kl_pairs(
         vectors.log_likelihood, texts.bytes, pairs, clip=texts.clip, documents=texts.document
     )["value"]  # fmt: skip
     rungs: dict[str, list[str]] = {}
@@ -487,13 +489,13 @@ def measure(vectors: Vectors, *, resamples: int = RESAMPLES) -> list[Setting]:
     if not found:
         return []
     texts = vectors.texts
-    kl = divergence.kl_pairs(
+    kl = kl_pairs(
         vectors.log_likelihood,
         texts.bytes,
         np.concatenate([pairs.places for pairs in found.values()]),
         clip=texts.clip,
         documents=texts.document,
-        draws=divergence.text_draws(len(texts), texts.document, resamples=resamples),
+        draws=text_draws(len(texts), texts.document, resamples=resamples),
     )
     ends = np.cumsum([len(pairs.places) for pairs in found.values()])
     settings = []
@@ -579,7 +581,7 @@ def pair_draws(units: Integers, n: int, resamples: int, seed: int = 0) -> Intege
 def expanded_percentiles(resampled: Floats, n: int) -> tuple[float, float]:
     """95 % interval from what was found in samples (R,) of n units: percentiles, widened as Student's t is against the
     normal (Hesterberg, The American Statistician 69:371, 2015)."""
-    tail = special.ndtr(-math.sqrt(n / (n - 1)) * special.stdtrit(n - 1, (1 + divergence.CONFIDENCE) / 2))
+    tail = special.ndtr(-math.sqrt(n / (n - 1)) * special.stdtrit(n - 1, (1 + CONFIDENCE) / 2))
     low, high = np.quantile(resampled, [tail, 1 - tail])
     return float(low), float(high)
 

@@ -18,8 +18,19 @@ from scipy import stats
 
 from klscale.errors import InputError
 from klscale.inputs.texts import TextSet
-from klscale.science import divergence
-from klscale.science.divergence import CLIP_LIMIT, KL, RESAMPLES, Estimate, Floats, Integers
+from klscale.science.arrays import Floats, Integers
+from klscale.science.bootstrap import RESAMPLES, estimate_from_resamples, text_draws
+from klscale.science.clip import CLIP_LIMIT, moved_by_clip, pairs_by_texts
+from klscale.science.estimates import (
+    Estimate,
+    cluster_codes,
+    correlation,
+    fisher_interval,
+    n_clusters,
+    standard_error_of_mean,
+)
+from klscale.science.kl import KL, kl, kl_pairs, nats2_per_bit_per_byte
+from klscale.science.robust import TRIMMED, huber_variance, trimmed_variance, variance
 from klscale.studies import scales
 from klscale.studies.maps import ROUNDING
 from klscale.studies.trajectories import Run, find_runs
@@ -144,7 +155,7 @@ class PairEstimates:
         root, error = float(self.length[kind, pair]), float(self.length_standard_error[kind, pair])
         documents = int(self.n_documents[pair])
         if kind == 0:
-            ends = divergence.fisher_interval(root, error, documents)
+            ends = fisher_interval(root, error, documents)
         else:
             ends = Estimate.normal(root, error, 0, n_documents=documents).interval
         squares = sorted((ends[0] ** 2, ends[1] ** 2))
@@ -172,35 +183,35 @@ def estimate_pairs(vectors: Vectors, pairs: Integers, *, resamples: int = RESAMP
     resampled, length_resampled = np.full((E, P, R), np.nan), np.full((2, P, R), np.nan)
     counts = np.zeros((3, P), dtype=np.int64)
     uses_clip, kurtosis = np.zeros(P, dtype=bool), np.full(P, np.nan)
-    draws = divergence.text_draws(len(texts), texts.document, resamples=R)
+    draws = text_draws(len(texts), texts.document, resamples=R)
     for at, common in _blocks(vectors.log_likelihood, pairs):
         rows = vectors.log_likelihood[np.ix_(pairs[at].ravel(), common)].reshape(len(at), 2, len(common))
-        clusters = divergence.cluster_codes(texts.document, common)
+        clusters = cluster_codes(texts.document, common)
         size = texts.bytes[common].astype(np.float64)
-        scale = divergence.nats2_per_bit_per_byte(float(size.mean()))
+        scale = nats2_per_bit_per_byte(float(size.mean()))
         drawn = draws[:, common].T / draws[:, common].sum(axis=1)
         cut = np.maximum(rows, clip)
-        uses_clip[at] = frozen & (divergence.moved_by_clip(rows, clip).max(axis=1) <= CLIP_LIMIT)
+        uses_clip[at] = frozen & (moved_by_clip(rows, clip).max(axis=1) <= CLIP_LIMIT)
         plain, clipped = (_differences(pair, scale) for pair in (rows, cut))
         headline = np.where(uses_clip[at, None], clipped, plain)
-        found = [*map(divergence.variance, (headline, clipped, plain))]
-        found += [divergence.trimmed_variance(plain), divergence.huber_variance(plain)]
-        for e, (variance, influence) in enumerate(found):
-            value[e, at] = variance / scale
-            error[e, at] = divergence.standard_error_of_mean(influence / scale, clusters)
-            resampled[e, at] = (variance[:, None] + influence @ drawn) / scale
-            difference[e, at] = (variance - found[0][0]) / scale
+        found = [*map(variance, (headline, clipped, plain))]
+        found += [trimmed_variance(plain), huber_variance(plain)]
+        for e, (squared, influence) in enumerate(found):
+            value[e, at] = squared / scale
+            error[e, at] = standard_error_of_mean(influence / scale, clusters)
+            resampled[e, at] = (squared[:, None] + influence @ drawn) / scale
+            difference[e, at] = (squared - found[0][0]) / scale
             beyond = (influence - found[0][1]) / scale
-            difference_error[e, at] = divergence.standard_error_of_mean(beyond, clusters)
+            difference_error[e, at] = standard_error_of_mean(beyond, clusters)
         centred = headline - headline.mean(axis=1, keepdims=True)
         with np.errstate(invalid="ignore"):
             kurtosis[at] = (centred**4).mean(axis=1) / found[0][0] ** 2
-        left_out = int(divergence.TRIMMED * len(common))
-        counts[:, at] = np.reshape([len(common), divergence.n_clusters(clusters), left_out], (3, 1))
-        for kind, of_length in enumerate((divergence.correlation, _per_byte)):
+        left_out = int(TRIMMED * len(common))
+        counts[:, at] = np.reshape([len(common), n_clusters(clusters), left_out], (3, 1))
+        for kind, of_length in enumerate((correlation, _per_byte)):
             roots, influences = zip(*(of_length(d, size) for d in headline), strict=True)
             length[kind, at] = roots
-            length_error[kind, at] = divergence.standard_error_of_mean(np.stack(influences), clusters)
+            length_error[kind, at] = standard_error_of_mean(np.stack(influences), clusters)
             length_resampled[kind, at] = length[kind, at, None] + np.stack(influences) @ drawn
     n_texts, n_documents, n_left_out = counts
     names = vectors.names
@@ -223,8 +234,8 @@ def estimate_pairs(vectors: Vectors, pairs: Integers, *, resamples: int = RESAMP
 
 
 def _blocks(L: Floats, pairs: Integers) -> Iterator[tuple[Integers, Integers]]:
-    """`divergence.pairs_by_texts`, few pairs at a time."""
-    for members, common in divergence.pairs_by_texts(L, pairs):
+    """`clip.pairs_by_texts`, few pairs at a time."""
+    for members, common in pairs_by_texts(L, pairs):
         for part in np.array_split(members, -(-len(members) * len(common) // BLOCK)):
             yield part, common
 
@@ -240,7 +251,7 @@ def _per_byte(d: Floats, size: Floats) -> tuple[float, Floats]:
     """r = (sum d / sum bytes) SD(bytes) / SD(d) and its influence function (N,). r**2 is the share of Var(d) that texts
     of these lengths would have if d were one number of nats per byte; it may exceed 1, where the rest of d works
     against it."""
-    (spread, of_spread), (own, of_own) = divergence.variance(size), divergence.variance(d)
+    (spread, of_spread), (own, of_own) = variance(size), variance(d)
     if spread == 0 or own == 0:
         return math.nan, np.full(len(d), math.nan)
     slope = d.sum() / size.sum()
@@ -329,9 +340,7 @@ def examine_pair(vectors: Vectors, a: str, b: str) -> PairTails:
         a=a,
         b=b,
         texts=vectors.texts,
-        kl=divergence.kl(
-            two[0], two[1], vectors.texts.bytes, clip=vectors.texts.clip, documents=vectors.texts.document
-        ),
+        kl=kl(two[0], two[1], vectors.texts.bytes, clip=vectors.texts.clip, documents=vectors.texts.document),
         clip=clip,
         clip_is_frozen=frozen,
         n_left_out=int(found.n_left_out[0]),
@@ -359,7 +368,7 @@ def examine_pair(vectors: Vectors, a: str, b: str) -> PairTails:
 
 def _largest_document(share: Floats, texts: TextSet, common: Integers) -> CarriedDocument | None:
     documents = texts.documents_of(common)
-    if documents is None or (codes := divergence.cluster_codes(documents)) is None:
+    if documents is None or (codes := cluster_codes(documents)) is None:
         return None
     shares = np.bincount(codes, weights=share)
     largest = int(np.argmax(shares))
@@ -375,7 +384,7 @@ def _without_each(squares: Floats, text_bytes: Integers) -> Floats:
         return np.full(N, math.nan)
     variance = (squares.sum() - squares * N / (N - 1)) / (N - 1)
     mean_bytes = (text_bytes.sum() - text_bytes) / (N - 1)
-    return np.asarray(np.maximum(variance, 0.0) / divergence.nats2_per_bit_per_byte(mean_bytes))
+    return np.asarray(np.maximum(variance, 0.0) / nats2_per_bit_per_byte(mean_bytes))
 
 
 # ----------------------------------------------------------------------------------- every conclusion, with and without
@@ -530,13 +539,13 @@ def examine_tails(vectors: Vectors, *, resamples: int = RESAMPLES, seed: int = 0
         n_pairs=n_pairs,
         n_available=n_available,
         pairs=found,
-        in_range=divergence.kl_pairs(
+        in_range=kl_pairs(
             vectors.log_likelihood, vectors.texts.bytes, places, clip=vectors.texts.clip
         )["in_range"],
         agreement=tuple(_agreement(found, name, n_pairs, measured, settings, vectors.texts) for name in ALTERNATIVES),
         settings=settings,
         moved_by_clip=dict(
-            zip(vectors.names, divergence.moved_by_clip(vectors.log_likelihood, clip).tolist(), strict=True)
+            zip(vectors.names, moved_by_clip(vectors.log_likelihood, clip).tolist(), strict=True)
         ),
         runs=tuple(filtered for run in find_runs(vectors) if (filtered := filter_run(run, resamples=resamples))),
         n_common=int((~np.isnan(vectors.log_likelihood).any(axis=0)).sum()),
@@ -560,7 +569,7 @@ def _some_pairs(n_models: int, seed: int) -> tuple[Integers, int]:
 def _have_texts(L: Floats, pairs: Integers) -> NDArray[np.bool_]:
     """Which pairs (P, 2) have two texts or more in common."""
     found = np.zeros(len(pairs), dtype=bool)
-    for members, _ in divergence.pairs_by_texts(L, pairs):
+    for members, _ in pairs_by_texts(L, pairs):
         found[members] = True
     return found
 
@@ -712,19 +721,19 @@ def filter_run(run: Run, *, resamples: int = RESAMPLES) -> FilteredRun | None:
     d = np.diff(L if texts.clip is None else np.maximum(L, texts.clip), axis=0)
     kept = np.ones(len(common), dtype=bool)
     kept[np.argsort(-np.abs(d).max(axis=0), kind="stable")[:n_dropped]] = False
-    size, clusters = texts.bytes[common], divergence.cluster_codes(texts.document, common)
+    size, clusters = texts.bytes[common], cluster_codes(texts.document, common)
     mean_bytes, mean_kept = float(size.mean()), float(size[kept].mean())
-    scale, scale_kept = map(divergence.nats2_per_bit_per_byte, (mean_bytes, mean_kept))
-    (value, influence), (value_kept, of_kept) = divergence.variance(d), divergence.variance(d[:, kept])
+    scale, scale_kept = map(nats2_per_bit_per_byte, (mean_bytes, mean_kept))
+    (value, influence), (value_kept, of_kept) = variance(d), variance(d[:, kept])
     value, influence, value_kept = value / scale, influence / scale, value_kept / scale_kept
     influence_kept = np.zeros_like(influence)
     influence_kept[:, kept] = of_kept / scale_kept / kept.mean()
-    draws = divergence.text_draws(len(common), texts.documents_of(common), resamples=resamples)
+    draws = text_draws(len(common), texts.documents_of(common), resamples=resamples)
     drawn = draws.T / draws.sum(axis=1)
-    n_documents = divergence.n_clusters(clusters)
+    n_documents = n_clusters(clusters)
 
     def estimates(values: Floats, influences: Floats, make: Callable[..., Estimate]) -> tuple[Estimate, ...]:
-        errors = divergence.standard_error_of_mean(influences, clusters)
+        errors = standard_error_of_mean(influences, clusters)
         both = zip(values.tolist(), errors.tolist(), strict=True)
         return tuple(make(value, error, len(common), n_documents=n_documents) for value, error in both)
 
@@ -735,7 +744,7 @@ def filter_run(run: Run, *, resamples: int = RESAMPLES) -> FilteredRun | None:
     ]
 
     def median(number: float, samples: Floats) -> Estimate:
-        return divergence.estimate_from_resamples(number, samples, len(common), documents=texts.documents_of(common))
+        return estimate_from_resamples(number, samples, len(common), documents=texts.documents_of(common))
 
     return FilteredRun(
         run=run.name,

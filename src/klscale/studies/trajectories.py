@@ -23,8 +23,11 @@ from scipy import stats
 from klscale.inputs.references import run_key
 from klscale.inputs.texts import TextSet
 from klscale.progress import SILENT, Progress
-from klscale.science import diffusion, divergence
-from klscale.science.divergence import KL, RESAMPLES, Estimate, Floats, Integers
+from klscale.science import diffusion
+from klscale.science.arrays import Floats, Integers
+from klscale.science.bootstrap import RESAMPLES, estimate_from_resamples, text_draws
+from klscale.science.estimates import Estimate
+from klscale.science.kl import HEAVY_TAILS, KL, kl_pairs
 from klscale.store.store import Entry, Store
 from klscale.studies import maps
 from klscale.sweep.runs import weigh
@@ -195,7 +198,7 @@ class Exponent:
 
     @property
     def heavy_tails(self) -> bool:
-        return self.kurtosis > divergence.HEAVY_TAILS
+        return self.kurtosis > HEAVY_TAILS
 
 
 @dataclass(frozen=True, eq=False)
@@ -410,8 +413,8 @@ def _checkpoints(run: Run, weights: Floats | None) -> tuple[Checkpoint, ...]:
 def _behaviour(run: Run, past: Integers, threshold: float | None, floor: float, resamples: int) -> Motion:
     texts, last = run.vectors.texts, len(run) - 1
     to_last = np.stack([np.arange(len(run)), np.full(len(run), last)], axis=1)
-    draws = divergence.text_draws(len(texts), texts.document, resamples=resamples)
-    pairs = divergence.kl_pairs(
+    draws = text_draws(len(texts), texts.document, resamples=resamples)
+    pairs = kl_pairs(
         run.vectors.log_likelihood, texts.bytes, to_last, clip=texts.clip, documents=texts.document, draws=draws
     )
     whole = diffusion.subtract_noise(run.vectors.kl().value, floor)
@@ -427,9 +430,7 @@ def _behaviour(run: Run, past: Integers, threshold: float | None, floor: float, 
     kurtosis = float(np.median(kl.kurtosis[np.triu_indices(len(past), k=1)]))
     distance = diffusion.subtract_noise(kl.value, floor)
     resampled = diffusion.subtract_noise(footing.resampled_kl(resamples), floor)
-    estimate = partial(
-        divergence.estimate_from_resamples, n_texts=n_texts, documents=texts.documents_of(common), unit=""
-    )
+    estimate = partial(estimate_from_resamples, n_texts=n_texts, documents=texts.documents_of(common), unit="")
     exponent = _exponent(run.steps[past], distance, resampled, run.warmup, kurtosis, estimate)
     shape = _shape(run.steps[past], distance, resampled, n_texts - 1, estimate)
     return Motion(LOG_LIKELIHOOD, "bits/byte", whole, exponent, settled, shape)

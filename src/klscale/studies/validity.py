@@ -18,8 +18,11 @@ import numpy as np
 from scipy import sparse, spatial, special, stats
 
 from klscale.errors import InputError
-from klscale.science import divergence
-from klscale.science.divergence import RESAMPLES, Estimate, Floats, Integers
+from klscale.science.arrays import Floats, Integers
+from klscale.science.bootstrap import RESAMPLES, estimate_from_resamples, text_draws
+from klscale.science.clip import CLIP_LIMIT, moved_by_clip
+from klscale.science.estimates import CONFIDENCE, Estimate, cluster_codes
+from klscale.science.kl import kl_pairs
 from klscale.studies.maps import ROUNDING, pca
 from klscale.studies.scales import MOST_PAIRS, expanded_percentiles, interval_over_models, pair_draws
 from klscale.vectors.vectors import Vectors
@@ -303,7 +306,7 @@ class _Sample:
     def kl_of(self, draws: Floats, which: Any = slice(None)) -> Floats:
         """KL (P, R) of each pair, or of `which`, on the texts that `draws` (R, N) take, as often as they take them."""
         with np.errstate(invalid="ignore", divide="ignore"):
-            found = divergence.kl_pairs(self.rows, self.bytes, self.places[which], draws=draws)
+            found = kl_pairs(self.rows, self.bytes, self.places[which], draws=draws)
         return np.asarray(found["resampled"], dtype=np.float64)
 
     def some(self, most: int) -> Integers:
@@ -326,12 +329,12 @@ def _sample(vectors: Vectors, pairs: Integers, models: Integers) -> _Sample:
     rows, size, documents = L[:, common], texts.bytes[common], texts.documents_of(common)
     places = pairs
     if (clip := texts.clip) is not None:
-        serves = divergence.moved_by_clip(rows, clip) <= divergence.CLIP_LIMIT
+        serves = moved_by_clip(rows, clip) <= CLIP_LIMIT
         rows = np.concatenate([rows, np.maximum(rows, clip)])
         places = pairs + len(L) * serves[pairs].all(axis=1, keepdims=True)
-    found = divergence.kl_pairs(rows, size, places, documents=documents)
+    found = kl_pairs(rows, size, places, documents=documents)
     differ = found["value"] > ROUNDING
-    clusters = divergence.cluster_codes(documents)
+    clusters = cluster_codes(documents)
     names = vectors.names
     return _Sample(
         rows=rows,
@@ -481,7 +484,7 @@ def _slope(n: Floats, typical: Floats, left_out: Floats, n_texts: int) -> Estima
 def _document_effect(sample: _Sample) -> float | None:
     if not sample.clustered:
         return None
-    alone = divergence.kl_pairs(sample.rows, sample.bytes, sample.places)["standard_error"]
+    alone = kl_pairs(sample.rows, sample.bytes, sample.places)["standard_error"]
     known = alone > 0
     return float(np.median((sample.standard_error[known] / alone[known]) ** 2)) if known.any() else None
 
@@ -649,10 +652,8 @@ def _domain(sample: _Sample, name: str, inside: Any, within: Floats, without: Fl
     """One domain, and the standard error (P,) of the KL of each pair in it."""
     documents = None if sample.documents is None else sample.documents[inside]
     n = int(inside.sum())
-    draws = divergence.text_draws(n, documents, resamples=RESAMPLES)
-    found = divergence.kl_pairs(
-        sample.rows[:, inside], sample.bytes[inside], sample.places, documents=documents, draws=draws
-    )
+    draws = text_draws(n, documents, resamples=RESAMPLES)
+    found = kl_pairs(sample.rows[:, inside], sample.bytes[inside], sample.places, documents=documents, draws=draws)
     ratio = within / sample.kl
     low, high = np.quantile(ratio, [0.25, 0.75])
     change = without / sample.kl - 1
@@ -664,7 +665,7 @@ def _domain(sample: _Sample, name: str, inside: Any, within: Floats, without: Fl
         n_texts=n,
         n_documents=len(np.unique(sample.units[inside])),
         mean_bytes=float(sample.bytes[inside].mean()),
-        kl=divergence.estimate_from_resamples(
+        kl=estimate_from_resamples(
             float(np.median(within)), np.median(found["resampled"], axis=0), n, documents=documents
         ),
         ratio=float(np.median(ratio)),
@@ -717,7 +718,7 @@ def _test_domains(
         p_values=tuple(alone.tolist()),
         adjusted=tuple(together.tolist()),
         p_value=float(together.min()),
-        n_different=int((together <= 1 - divergence.CONFIDENCE + 1e-12).sum()),
+        n_different=int((together <= 1 - CONFIDENCE + 1e-12).sum()),
         n_permutations=PERMUTATIONS,
     ), []
 

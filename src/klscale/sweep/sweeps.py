@@ -19,8 +19,8 @@ from klscale.errors import InputError, KlscaleError, StorageError, UnavailableEr
 from klscale.inputs.references import Model, ModelRef, attributes_of
 from klscale.inputs.texts import TextSet
 from klscale.progress import SILENT, Progress
-from klscale.science import divergence
-from klscale.science.divergence import KL, Integers
+from klscale.science.arrays import Integers
+from klscale.science.kl import KL, kl
 from klscale.store.store import Claim, Entry, Store, now, vector_key
 from klscale.sweep.runs import checkpoints, is_run, weigh_one, windows
 from klscale.vectors.vectors import CONVENTION, Scores
@@ -609,7 +609,7 @@ def keep_noise_floor(
     else:
         first = Scores.concatenate([*engine.score(short, chosen)])
     again = Scores.concatenate([*other_engine(engine, short, chosen).score(short, chosen)])
-    found = divergence.kl(
+    found = kl(
         first.log_likelihood, again.log_likelihood, text_bytes, clip=texts.clip, documents=texts.documents_of(chosen)
     )
     store.write_noise_floor(texts.id, key, found)

@@ -31,9 +31,12 @@ from transformers.trainer_callback import CallbackHandler, TrainerCallback
 from klscale.errors import InputError, KlscaleError
 from klscale.inputs.references import ModelRef, attributes_of
 from klscale.inputs.texts import TextSet, load_texts
-from klscale.science import diffusion, divergence
+from klscale.science import diffusion
+from klscale.science.arrays import Floats, Integers
+from klscale.science.bootstrap import RESAMPLES, estimate_from_resamples, text_draws
 from klscale.science.diffusion import WINDOW
-from klscale.science.divergence import KL, RESAMPLES, Estimate, Floats, Integers
+from klscale.science.estimates import Estimate
+from klscale.science.kl import KL, bits_per_byte, kl, kl_pairs
 from klscale.sources.transformers.engine import Engine
 from klscale.sources.transformers.loading import LoadedModel, load, resolve, window_of
 from klscale.sources.transformers.quantization import loaded_so
@@ -72,7 +75,7 @@ class _Sample:
         return row[self.subset]
 
     def kl(self, a: Floats, b: Floats) -> KL:
-        return divergence.kl(a, b, self.bytes, clip=self.texts.clip, documents=self.documents)
+        return kl(a, b, self.bytes, clip=self.texts.clip, documents=self.documents)
 
 
 class TrainingWatch:
@@ -323,7 +326,7 @@ class TrainingWatch:
             found["from_start"] = sample.kl(self._start_row, row)
         if self._reference_row is not None:
             found["to_reference"] = sample.kl(self._reference_row, row)
-        found["bits_per_byte"] = divergence.bits_per_byte(row, sample.bytes, documents=sample.documents)
+        found["bits_per_byte"] = bits_per_byte(row, sample.bytes, documents=sample.documents)
         self._remember(step, row)
         self.settled = self._has_settled(sample)
         if len(self._recent) > WINDOW:
@@ -360,15 +363,15 @@ class TrainingWatch:
         them (Kishino et al., arXiv 2505.15353); standard error by bootstrap of the texts."""
         steps, rows = zip(*list(self._recent)[-1 - WINDOW :], strict=True)
         n, documents = len(sample.bytes), sample.documents
-        draws = divergence.text_draws(n, documents, resamples=RESAMPLES, seed=0)
+        draws = text_draws(n, documents, resamples=RESAMPLES, seed=0)
         from_first = np.array([(0, later) for later in range(1, len(rows))])
-        kl = divergence.kl_pairs(
+        kl = kl_pairs(
             np.stack(rows), sample.bytes, from_first, clip=sample.texts.clip, documents=documents, draws=draws
         )
         squared = np.zeros((1 + RESAMPLES, len(rows), len(rows)))
         squared[:, 0, 1:] = np.concatenate([kl["value"][None], kl["resampled"].T])
         slope = diffusion.fits(steps, squared, after=steps[0], window=WINDOW).slope[:, 0]
-        return divergence.estimate_from_resamples(slope[0], slope[1:], n, documents=documents, unit="")
+        return estimate_from_resamples(slope[0], slope[1:], n, documents=documents, unit="")
 
     def _look_out(self, found: Mapping[str, KL | Estimate]) -> None:
         """Say where the numbers mean less than they seem to."""

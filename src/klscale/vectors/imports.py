@@ -24,7 +24,7 @@ from pyarrow import csv, parquet
 from klscale.errors import InputError, nearest
 from klscale.inputs.references import NUMBERS, ModelRef, attributes_of, number_of
 from klscale.inputs.texts import TextSet, content_id
-from klscale.science.divergence import Floats, Integers
+from klscale.science.arrays import Floats, Integers
 from klscale.vectors.pickles import SAVE_AS, load_pickle
 from klscale.vectors.vectors import ATTRIBUTES, Vectors
 

@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 from klscale.errors import InputError, nearest
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet, content_id
-from klscale.science import divergence
-from klscale.science.divergence import Estimate, Floats, Integers, KLMatrix
+from klscale.science.arrays import Floats, Integers
+from klscale.science.bootstrap import RESAMPLES, resampled_kl
+from klscale.science.clip import CLIP_LIMIT, clip_serves_all, moved_by_clip
+from klscale.science.estimates import Estimate
+from klscale.science.kl import KLMatrix, bits_per_byte, coordinates, kl_difference, kl_matrix, shift_cosine
 
 CONVENTION = "default special tokens; tokens 2 to n; float64 sum of float32 token log-probabilities"
 """How klscale scores a text. Vectors of different conventions are never compared."""
@@ -155,7 +158,7 @@ class Vectors:
     @cached_property
     def _kl(self) -> KLMatrix:
         self.require_one_convention()
-        return divergence.kl_matrix(
+        return kl_matrix(
             self.log_likelihood,
             self.texts.bytes,
             clip=self.texts.clip,
@@ -187,27 +190,25 @@ class Vectors:
         5 % of any vector, for none: so that the KLs of two pairs differ by their `kl_difference`."""
         common = ~np.isnan(self.log_likelihood).any(axis=0)
         texts = self.texts
-        if texts.clip is not None and not divergence.clip_serves_all(self.log_likelihood[:, common], texts.clip):
+        if texts.clip is not None and not clip_serves_all(self.log_likelihood[:, common], texts.clip):
             texts = texts.with_clip(None)
         return replace(self, log_likelihood=np.where(common, self.log_likelihood, np.nan), texts=texts)
 
     def n_moved_by_clip(self) -> int:
         """How many models have more than 5 % of their values moved by the text set's clip: there it does not serve."""
-        return int((divergence.moved_by_clip(self.log_likelihood, self.texts.clip) > divergence.CLIP_LIMIT).sum())
+        return int((moved_by_clip(self.log_likelihood, self.texts.clip) > CLIP_LIMIT).sum())
 
     def kl_difference(self, first: tuple[str, str], second: tuple[str, str]) -> Estimate:
         """KL(first pair) - KL(second pair) with the standard error of the paired difference."""
         self.require_one_convention()
         a, b, c, d = (self.log_likelihood[self.position(model)] for model in (*first, *second))
-        return divergence.kl_difference(
-            (a, b), (c, d), self.texts.bytes, clip=self.texts.clip, documents=self.texts.document
-        )
+        return kl_difference((a, b), (c, d), self.texts.bytes, clip=self.texts.clip, documents=self.texts.document)
 
     def shift_cosine(self, base: str, first: str, second: str) -> Estimate:
         """Cosine between the shifts of two models from a third: do they differ from it in the same way?"""
         self.require_one_convention()
         x, y, z = (self.log_likelihood[self.position(model)] for model in (base, first, second))
-        return divergence.shift_cosine(x, y, z, self.texts.bytes, clip=self.texts.clip, documents=self.texts.document)
+        return shift_cosine(x, y, z, self.texts.bytes, clip=self.texts.clip, documents=self.texts.document)
 
     def bits_per_byte(self, model: str | ModelRef, other: str | ModelRef | None = None) -> Estimate:
         """Bits per byte of a model; with `other`, by how much it exceeds that of `other` (paired standard error)."""
@@ -215,20 +216,20 @@ class Vectors:
         if other is not None:
             self.require_one_convention()
             row = row - self.log_likelihood[self.position(other)]
-        return divergence.bits_per_byte(row, self.texts.bytes, documents=self.texts.document)
+        return bits_per_byte(row, self.texts.bytes, documents=self.texts.document)
 
     def coordinates(self) -> Floats:
         """Points (K, n) whose squared distances are KL in bits per byte, on the n texts that all models have, with
         the text set's clip."""
         rows, texts = self._complete()
-        return divergence.coordinates(rows, float(self.texts.bytes[texts].mean()))
+        return coordinates(rows, float(self.texts.bytes[texts].mean()))
 
-    def resampled_kl(self, resamples: int = divergence.RESAMPLES) -> Floats:
+    def resampled_kl(self, resamples: int = RESAMPLES) -> Floats:
         """KL between all pairs (resamples, K, K) in bits per byte in each bootstrap sample of the texts that all models
         have (of whole documents, where texts share them), with the text set's clip."""
         rows, texts = self._complete()
         documents = self.texts.documents_of(texts)
-        return divergence.resampled_kl(rows, self.texts.bytes[texts], documents=documents, resamples=resamples)
+        return resampled_kl(rows, self.texts.bytes[texts], documents=documents, resamples=resamples)
 
     def _complete(self) -> tuple[Floats, NDArray[np.bool_]]:
         """Rows (K, n) on the texts that all models have, with the clip, and which texts (N,) these are."""

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from klscale.science.divergence import Floats
+from klscale.science.arrays import Floats
 from klscale.show.pictures.style import GREY, SINGLE, looks, new_figure, plain_ticks, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from klscale.science.divergence import KL, Estimate
+    from klscale.science.estimates import Estimate
+    from klscale.science.kl import KL
     from klscale.studies.calibration import Calibration
 
 

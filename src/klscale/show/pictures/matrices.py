@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from klscale.errors import InputError
-from klscale.science.divergence import Floats, Integers, format_estimate
+from klscale.science.arrays import Floats, Integers
+from klscale.science.estimates import format_estimate
 from klscale.show.pictures.style import (
     DOUBLE,
     FAINT,

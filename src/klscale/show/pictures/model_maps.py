@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from klscale.errors import InputError, nearest
-from klscale.science.divergence import Floats
+from klscale.science.arrays import Floats
 from klscale.show.pictures.style import (
     DOUBLE,
     GREY,

@@ -9,7 +9,7 @@ import numpy as np
 
 from klscale.errors import InputError
 from klscale.inputs.texts import TextSet
-from klscale.science.divergence import format_estimate
+from klscale.science.estimates import format_estimate
 from klscale.show.pictures.style import (
     COLOURS,
     GREY,

@@ -16,7 +16,9 @@ import numpy as np
 
 from klscale.errors import printable
 from klscale.inputs.texts import TextSet
-from klscale.science.divergence import KL, Estimate, Floats
+from klscale.science.arrays import Floats
+from klscale.science.estimates import Estimate
+from klscale.science.kl import KL
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

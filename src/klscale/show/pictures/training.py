@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from klscale.errors import InputError
-from klscale.science.divergence import KL, Estimate, format_estimate
+from klscale.science.estimates import Estimate, format_estimate
+from klscale.science.kl import KL
 from klscale.show.pictures.style import (
     DOUBLE,
     FAINT,

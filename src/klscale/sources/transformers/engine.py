@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from klscale.errors import InputError, KlscaleError
-from klscale.science.divergence import Floats, Integers
+from klscale.science.arrays import Floats, Integers
 from klscale.sources.transformers.head import OutputHead, candidate_heads, widened
 from klscale.sources.transformers.loading import LoadedModel, device_of
 from klscale.sources.transformers.readout import Readout, find_readout, no_lens

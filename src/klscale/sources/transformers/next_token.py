@@ -18,7 +18,7 @@ from torch import Tensor
 
 from klscale.errors import InputError, KlscaleError
 from klscale.inputs.references import ModelRef
-from klscale.science.divergence import Floats, Integers
+from klscale.science.arrays import Floats, Integers
 from klscale.sources.transformers.engine import Engine, Packed, Segment, in_batches
 from klscale.sources.transformers.loading import LoadedModel, quiet_transformers
 from klscale.sources.transformers.tokens import Tokens, tokenizer_id

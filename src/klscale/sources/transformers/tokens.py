@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from klscale.errors import KlscaleError
 from klscale.inputs.texts import TextSet
-from klscale.science.divergence import Integers
+from klscale.science.arrays import Integers
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,8 +10,19 @@ import numpy as np
 import pytest
 
 from conftest import EXAMPLE
-from klscale.science import divergence
-from klscale.science.divergence import kl, kl_bootstrap, kl_difference, kl_matrix
+from klscale.science.bootstrap import estimate_from_resamples, kl_bootstrap, resampled_kl
+from klscale.science.estimates import format_estimate
+from klscale.science.kl import (
+    bits_per_byte,
+    coordinates,
+    kl,
+    kl_difference,
+    kl_matrix,
+    kl_pairs,
+    nats2_per_bit_per_byte,
+    shift_cosine,
+)
+from klscale.science.moments import double_centre
 
 
 def naive_kl(a, b, mean_bytes):
@@ -44,7 +55,7 @@ def test_all_pairs_equal_a_naive_loop(matrix):
 
 
 def test_one_bit_per_byte_is_the_published_number_of_nats2():
-    assert divergence.nats2_per_bit_per_byte(972.3188) == pytest.approx(1347.92, abs=0.005)
+    assert nats2_per_bit_per_byte(972.3188) == pytest.approx(1347.92, abs=0.005)
 
 
 def test_gaussian_tilt_gives_the_exact_kl():
@@ -61,7 +72,7 @@ def test_gaussian_tilt_gives_the_exact_kl():
 
 def test_coordinates_reproduce_kl_as_squared_distances(matrix):
     L, size = matrix
-    points = divergence.coordinates(L, float(size.mean()))
+    points = coordinates(L, float(size.mean()))
     distances = ((points[:, None] - points[None]) ** 2).sum(axis=2)
     np.testing.assert_allclose(distances, kl_matrix(L, size).value, rtol=1e-10, atol=1e-14)
 
@@ -77,7 +88,7 @@ def test_close_pairs_keep_their_digits():
     assert pair.value == pytest.approx(value, rel=1e-9)
     assert pair.standard_error == pytest.approx(error, rel=1e-9)
     # The product form alone would not: this is what the recomputation is for.
-    Q = divergence.double_centre(L)
+    Q = double_centre(L)
     products = Q @ Q.T
     assert abs((products[0, 0] + products[1, 1] - 2 * products[0, 1]) / 2000 / (value * 1800 * math.log(2)) - 1) > 1e-9
 
@@ -166,7 +177,7 @@ def test_range_is_left_far_apart_and_far_from_the_texts(matrix):
     for deviation, in_range in ((14.0, True), (14.3, False)):  # half of the variance is KL in nats per text: 98, 102
         apart = np.stack([good[1], good[1] + deviation * near])
         assert kl(*apart, size).in_range is in_range
-        assert divergence.kl_pairs(apart, size, np.array([[0, 1]]))["in_range"][0] == in_range
+        assert kl_pairs(apart, size, np.array([[0, 1]]))["in_range"][0] == in_range
     # of texts twice as long half the bits per byte, but as many nats per text
     assert not kl(*apart, 2 * size).in_range
 
@@ -228,7 +239,7 @@ def test_difference_of_two_kls_is_paired(matrix):
 
 def test_bits_per_byte_is_a_ratio_of_sums(matrix):
     L, size = matrix
-    found = divergence.bits_per_byte(L[0], size)
+    found = bits_per_byte(L[0], size)
     assert found.value == pytest.approx(-L[0].sum() / math.log(2) / size.sum())
     generator, draws = np.random.default_rng(7), []
     for _ in range(2000):
@@ -238,12 +249,12 @@ def test_bits_per_byte_is_a_ratio_of_sums(matrix):
 
 
 def test_estimates_are_printed_to_the_digits_of_their_error():
-    assert divergence.format_estimate(0.023114, 0.000421) == "0.02311 ± 0.00042"
-    assert divergence.format_estimate(1.70492, 0.0604) == "1.705 ± 0.060"
-    assert divergence.format_estimate(123.4, 17.0) == "123 ± 17"
-    assert divergence.format_estimate(-0.5, 0.011, sign=True) == "-0.500 ± 0.011"
-    assert divergence.format_estimate(3e-12, 2e-13) == "3e-12 ± 2.0e-13"
-    assert divergence.format_estimate(0.0, 0.0) == "0"
+    assert format_estimate(0.023114, 0.000421) == "0.02311 ± 0.00042"
+    assert format_estimate(1.70492, 0.0604) == "1.705 ± 0.060"
+    assert format_estimate(123.4, 17.0) == "123 ± 17"
+    assert format_estimate(-0.5, 0.011, sign=True) == "-0.500 ± 0.011"
+    assert format_estimate(3e-12, 2e-13) == "3e-12 ± 2.0e-13"
+    assert format_estimate(0.0, 0.0) == "0"
 
 
 # --------------------------------------------------------------------------------------------- coverage by simulation
@@ -271,7 +282,7 @@ def test_coverage_of_the_printed_interval(family):
     """At N = 2,000 texts: nominal for light and moderate tails, short for heavy ones, where the warning fires."""
     draw, variance, least, most, warned = FAMILIES[family]
     generator = np.random.default_rng(2026)
-    exact = variance / divergence.nats2_per_bit_per_byte(1.0)
+    exact = variance / nats2_per_bit_per_byte(1.0)
     covered, heavy, n_samples = 0, 0, 2000
     for _ in range(n_samples // 250):
         for row in draw(generator, (250, 2000)):
@@ -286,7 +297,7 @@ def test_coverage_with_texts_of_shared_documents():
     """40 documents of 25 correlated texts: clustered intervals cover, intervals that ignore documents do not."""
     generator = np.random.default_rng(2027)
     documents = np.repeat(np.arange(40), 25)
-    exact = 1.0 / divergence.nats2_per_bit_per_byte(1.0)
+    exact = 1.0 / nats2_per_bit_per_byte(1.0)
     covered = {"clustered": 0, "ignored": 0}
     for _ in range(1000):
         spread = np.sqrt(generator.gamma(4, 1 / 4, size=40))  # each document has a spread of its own
@@ -309,17 +320,17 @@ def test_the_cosine_of_shifts_and_its_error():
 
     base, first, second = draw()
     u, v = first - base - (first - base).mean(), second - base - (second - base).mean()
-    found = divergence.shift_cosine(base, first, second, size)
+    found = shift_cosine(base, first, second, size)
     assert found.value == pytest.approx(u @ v / np.sqrt((u @ u) * (v @ v)), rel=1e-12)
     assert found.unit == ""
-    drawn = [divergence.shift_cosine(*draw(), size) for _ in range(400)]
+    drawn = [shift_cosine(*draw(), size) for _ in range(400)]
     assert np.mean([e.standard_error for e in drawn]) == pytest.approx(np.std([e.value for e in drawn]), rel=0.15)
-    truth = divergence.shift_cosine(*(np.concatenate(rows) for rows in zip(*(draw() for _ in range(500)), strict=True)),
+    truth = shift_cosine(*(np.concatenate(rows) for rows in zip(*(draw() for _ in range(500)), strict=True)),
                                     np.full(200_000, 100)).value  # fmt: skip
     assert 0.91 < np.mean([e.interval[0] <= truth <= e.interval[1] for e in drawn]) < 0.98
-    same = divergence.shift_cosine(base, first, first, size)
+    same = shift_cosine(base, first, first, size)
     assert same.value == pytest.approx(1)
-    assert np.isnan(divergence.shift_cosine(base, base, first, size).value)
+    assert np.isnan(shift_cosine(base, base, first, size).value)
 
 
 @pytest.mark.parametrize("documents", [False, True])
@@ -339,8 +350,8 @@ def test_some_pairs_are_as_in_the_matrix(documents, missing):
         generator.poisson(1.0, size=(6, 150)).astype(float),
     )
     clip = float(np.nanquantile(L[:6], 0.02))
-    found = divergence.kl_pairs(L, size, pairs, clip=clip, documents=labels, draws=draws)
-    matrix = divergence.kl_matrix(L, size, clip=clip, documents=labels)
+    found = kl_pairs(L, size, pairs, clip=clip, documents=labels, draws=draws)
+    matrix = kl_matrix(L, size, clip=clip, documents=labels)
     for field in ("value", "standard_error", "in_range"):
         np.testing.assert_allclose(found[field], getattr(matrix, field)[tuple(pairs.T)], rtol=1e-12)
     for n, (i, j) in enumerate(pairs):
@@ -365,7 +376,7 @@ def test_resampled_pairs_equal_a_loop_over_samples(documents):
     L[3] = L[1] + 1e-3 * generator.normal(size=120)
     size = generator.integers(257, 1025, size=120)
     labels = generator.integers(30, size=120) if documents else None
-    found = divergence.resampled_kl(L, size, documents=labels, resamples=4, seed=7)
+    found = resampled_kl(L, size, documents=labels, resamples=4, seed=7)
     assert found.shape == (4, 5, 5)
     codes = np.unique(labels.astype(str), return_inverse=True)[1] if documents else np.arange(120)
     drawing = np.random.default_rng(7)
@@ -383,8 +394,8 @@ def test_estimates_from_resamples_have_their_spread(matrix):
     documents = np.arange(500) // 50
     for labels, quantile in ((None, 1.959964), (documents, 2.262157)):
         pair = kl_matrix(L, size, documents=labels)[0, 1]
-        resampled = divergence.resampled_kl(L[:2], size, documents=labels, resamples=2000)[:, 0, 1]
-        found = divergence.estimate_from_resamples(pair.value, resampled, 500, documents=labels)
+        resampled = resampled_kl(L[:2], size, documents=labels, resamples=2000)[:, 0, 1]
+        found = estimate_from_resamples(pair.value, resampled, 500, documents=labels)
         assert found.standard_error == pytest.approx(pair.standard_error, rel=0.1)
         assert found.interval[1] - found.value == pytest.approx(quantile * found.standard_error, rel=1e-6)
         assert (found.value, found.n_texts, found.unit) == (pair.value, 500, "bits/byte")

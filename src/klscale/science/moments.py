@@ -1,0 +1,86 @@
+"""Second and fourth moments of the differences of all pairs of rows, by matrix products."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from klscale.science.arrays import Floats, Integers
+from klscale.science.estimates import cluster_variance, small_sample_factor
+
+CLOSE = 1e-6
+"""Pairs whose fourth moment is this small against that of the rows lose digits in products: recomputed directly."""
+
+
+def double_centre(log_likelihood: Floats) -> Floats:
+    """Q: each row of L (K, N) less its mean, then each column less its mean. Row differences keep their variance."""
+    centred: Floats = log_likelihood - log_likelihood.mean(axis=1, keepdims=True)
+    centred -= centred.mean(axis=0, keepdims=True)
+    return centred
+
+
+def pairwise_moments(L: Floats, clusters: Integers | None = None) -> tuple[Floats, Floats, Floats]:
+    """m2, m4 and the spread of d**2 for d = l_i - l_j centred, for all pairs of rows of L (K, N), complete.
+
+    The spread is sqrt(N) times the standard error of m2: sqrt(m4 - m2**2) for independent texts, clustered where
+    clusters are given. Computed by matrix products on double-centred rows (exact for differences), streamed over
+    texts; pairs too close for that are recomputed from L by direct difference.
+    """
+    K, N = L.shape
+    Q = double_centre(L)
+    s11, s22, s31 = np.zeros((K, K)), np.zeros((K, K)), np.zeros((K, K))
+    fourth = np.zeros(K)
+    for start in range(0, N, 2048):
+        a = Q[:, start : start + 2048]
+        a2 = a * a
+        s11 += a @ a.T
+        s22 += a2 @ a2.T
+        s31 += (a2 * a) @ a.T
+        fourth += (a2 * a2).sum(axis=1)
+    second = np.diagonal(s11)
+    m2 = (second[:, None] + second[None, :] - 2 * s11) / N
+    m4 = (fourth[:, None] + fourth[None, :] - 4 * (s31 + s31.T) + 6 * s22) / N
+    variance = m4 - m2**2 if clusters is None else _pairwise_cluster_variance(Q, m2, clusters)
+
+    close = np.triu(m4 < CLOSE * (fourth[:, None] + fourth[None, :]) / N, k=1)
+    for i in np.flatnonzero(close.any(axis=1)):
+        for js in np.array_split(np.flatnonzero(close[i]), -(-int(close[i].sum()) // 64)):
+            d = L[i] - L[js]
+            d -= d.mean(axis=1, keepdims=True)
+            d2 = d * d
+            direct = d2.mean(axis=1)
+            m2[i, js] = m2[js, i] = direct
+            m4[i, js] = m4[js, i] = (d2 * d2).mean(axis=1)
+            d2 -= direct[:, None]
+            variance[i, js] = variance[js, i] = (
+                (d2 * d2).mean(axis=1) if clusters is None else cluster_variance(d2, clusters)
+            )
+    for matrix in (m2, m4, variance):
+        np.fill_diagonal(matrix, 0.0)
+        np.maximum(matrix, 0.0, out=matrix)
+    return m2, m4, np.sqrt(variance)
+
+
+def _pairwise_cluster_variance(Q: Floats, m2: Floats, clusters: Integers) -> Floats:
+    """`cluster_variance` of d**2 - m2 for all pairs: sum_g (q_g - n_g m2)**2 / N with q_g = sum over g of d**2.
+
+    With A_g = sum a**2 and C_g = sum a b over cluster g, q_g = A_g(i) + A_g(j) - 2 C_g(i, j); all but the sum of
+    C_g**2 are plain matrix products, and that one is too for the texts that are alone in their cluster.
+    """
+    order = np.argsort(clusters, kind="stable")
+    Q = Q[:, order]
+    starts = np.flatnonzero(np.diff(clusters[order], prepend=-1))
+    counts = np.diff(starts, append=Q.shape[1]).astype(np.float64)
+    N, weight = Q.shape[1], np.repeat(counts, counts.astype(np.int64))
+    squares = Q * Q
+    A = np.add.reduceat(squares, starts, axis=1)
+    diagonal = (A * A).sum(axis=1)
+    cross = (np.repeat(A, counts.astype(np.int64), axis=1) * Q) @ Q.T
+    sum_c2 = squares[:, weight == 1] @ squares[:, weight == 1].T
+    for start, count in zip(starts[counts > 1], counts[counts > 1].astype(np.int64), strict=True):
+        member = Q[:, start : start + count]
+        sum_c2 += (member @ member.T) ** 2
+    q2 = diagonal[:, None] + diagonal[None, :] + 2 * (A @ A.T) - 4 * (cross + cross.T) + 4 * sum_c2
+    weighted = (weight * Q) @ Q.T
+    n_q = np.diagonal(weighted)[:, None] + np.diagonal(weighted)[None, :] - 2 * weighted
+    total = q2 - 2 * m2 * n_q + m2**2 * (counts**2).sum()
+    return np.asarray(total / N * small_sample_factor(len(starts)))

@@ -7,7 +7,8 @@ import shlex
 import pytest
 
 from klscale.errors import InputError
-from klscale.inputs.references import ModelRef, attributes_of, parse_parameters
+from klscale.inputs.attributes import attributes_of, parse_parameters, run_key
+from klscale.inputs.references import ModelRef
 
 
 @pytest.mark.parametrize(
@@ -124,3 +125,62 @@ def test_slugs_are_file_names():
         assert len(slug) <= 80
         assert not set(slug) & set('/\\<>:"|?* ')
         assert not slug.startswith(".")
+
+
+LABORATORIES = {
+    "allenai/OLMo-7B@step1000-tokens4B": {"step": 1000, "tokens": 4 * 10**9, "parameters": 7 * 10**9},
+    "allenai/OLMo-2-1124-7B@stage1-step150-tokens1B": {"stage": 1, "step": 150, "tokens": 10**9},
+    "allenai/OLMo-2-1124-7B@stage2-ingredient1-step1000-tokens5B": {
+        "stage": 2, "ingredient": 1, "step": 1000, "tokens": 5 * 10**9,
+    },
+    "HuggingFaceTB/SmolLM3-3B-checkpoints@stage1-step-40000": {"stage": 1, "step": 40_000},
+    "o/model@step-001000-2BT": {"step": 1000, "tokens": 2 * 10**9},
+    "LLM360/Amber@ckpt_358": {"step": 358},
+    "o/model@checkpoint-1000": {"step": 1000},
+    "o/model@iter_0001000": {"step": 1000},
+    "o/model@iter-100": {"step": 100},
+    "o/model@epoch-3": {"step": 3},
+    "runs/a/global_step500": {"step": 500},
+    "TinyLlama/TinyLlama-1.1B-intermediate-step-50K-105b": {
+        "step": 50_000, "tokens": 105 * 10**9, "parameters": 1_100_000_000, "family": "TinyLlama", "type": "tinyllama",
+    },
+    "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T": {"step": 1_431_000, "tokens": 3 * 10**12},
+    "google/multiberts-seed_0-step_20k": {"seed": 0, "step": 20_000, "family": "multiberts"},
+    "allenai/OLMoE-1B-7B-0924": {"parameters": 7 * 10**9, "step": None},
+    "allenai/OLMoE-1B-7B-0924@step5000-tokens20B": {"parameters": 7 * 10**9, "step": 5000},
+    "Qwen/Qwen3-30B-A3B": {"parameters": 30 * 10**9},
+    # Names of models, not of checkpoints.
+    "stepfun-ai/Step-3.5-Flash": {"step": None},
+    "stepfun-ai/step3": {"step": None},
+    "o/Llama-3-8B-SPPO-Iter3": {"step": None},
+    "o/zephyr-7b-sft-full-SPIN-iter3": {"step": None},
+    "o/model@main": {"step": None},
+    "o/stepwise-7b": {"step": None},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LABORATORIES)
+def test_checkpoint_names_of_laboratories(name):
+    known = attributes_of(ModelRef.parse(name))
+    assert {key: known.get(key) for key in LABORATORIES[name]} == LABORATORIES[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "run"),
+    [
+        ("runs/a/checkpoint-500", "runs/a"),
+        ("runs/a/global_step500/", "runs/a"),
+        ("iter_0001000", "."),
+        ("TinyLlama/TinyLlama-1.1B-intermediate-step-50K-105b", "TinyLlama/TinyLlama-1.1B"),
+        ("google/multiberts-seed_0-step_20k", "google/multiberts-seed_0"),
+        ("EleutherAI/pythia-410m", "EleutherAI/pythia-410m"),
+    ],
+)
+def test_the_run_of_a_name(name, run):
+    assert ModelRef(name).run == run
+
+
+def test_stages_are_runs_of_their_own():
+    refs = [ModelRef("o/m", revision) for revision in ("stage1-step10", "stage1-step20", "stage2-step10")]
+    first, second, other = (run_key(ref, attributes_of(ref)) for ref in refs)
+    assert first == second != other

@@ -17,7 +17,8 @@ from scipy import stats
 
 from conftest import plain_log_likelihoods
 from klscale.errors import InputError
-from klscale.inputs.references import ModelRef, attributes_of
+from klscale.inputs.attributes import attributes_of
+from klscale.inputs.references import ModelRef
 from klscale.inputs.suites import read_suite
 from klscale.inputs.texts import TextSet
 from klscale.science.estimates import format_estimate

@@ -7,16 +7,12 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-import yaml
-
 from klscale.errors import InputError, nearest
+from klscale.inputs.checkpoint_names import without_checkpoint
 
 DTYPES = ("float32", "bfloat16", "float16")
 WEIGHTS_ONLY = ("int8", "nf4", "fp4", "int4", "int8-torchao")
@@ -24,13 +20,9 @@ WEIGHTS_ONLY = ("int8", "nf4", "fp4", "int4", "int8-torchao")
 KERNELS = ("int8-kernel", "nf4-kernel", "fp4-kernel")
 """What deployment computes: the kernels of bitsandbytes; that of int8 quantizes activations too."""
 QUANTIZATIONS = (*WEIGHTS_ONLY, *KERNELS)
-NUMBERS = ("parameters", "seed", "step", "warmup")
-"""Attributes that are numbers."""
 _ENCODED = re.compile(r"[^\w./~=,-]", re.ASCII)
 _DTYPE = re.compile(r"%([A-Za-z][\w]*)$")
 _LAYER = re.compile(r"#(\d+)$")
-_SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)([mMbB])(\d*)(?![a-zA-Z0-9])")
-_TYPE = re.compile(r"(?:meta[-_])?((?:(?:gpt|open)[-_])?[a-z]+(?:[-_]?\d+(?:\.\d+)?)?)(?![a-z0-9])")
 
 
 @dataclass(frozen=True)
@@ -118,9 +110,9 @@ class ModelRef:
 
     @property
     def run(self) -> str:
-        """The name without its checkpoint: the checkpoints of a training run lie in one directory, or are revisions of
-        one name."""
-        return os.path.normpath(re.sub(r"/(?:checkpoint|step)[-_]\d+/?$", "", self.name))
+        """The name without its checkpoint: the checkpoints of a training run lie in one directory, are revisions of one
+        name, or tell their step in names that are otherwise equal."""
+        return os.path.normpath(without_checkpoint(self.name))
 
     @property
     def slug(self) -> str:
@@ -148,58 +140,3 @@ def _encode(part: str) -> str:
 def _decodes(text: str) -> bool:
     """Whether every % begins an encoded character."""
     return not re.search(r"%(?![0-9A-Fa-f]{2})", text)
-
-
-def parse_parameters(text: str) -> int | None:
-    """`410M`, `6.9B`, `125000` as a number of parameters."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKmMbB]?)", text.strip())
-    return round(float(match[1]) * {"": 1, "k": 1e3, "m": 1e6, "b": 1e9}[match[2].lower()]) if match else None
-
-
-def number_of(attribute: str, value: str | int) -> int:
-    """An attribute among `NUMBERS`, as a file gives it. Raises InputError for what is no number, or below 0."""
-    number = parse_parameters(value) if isinstance(value, str) else value
-    if number is None or number < 0:
-        raise InputError(f"{attribute} {value!r} is not a number.", remedy="Write 410M, 6.9B or 410000000.")
-    return number
-
-
-def attributes_of(ref: ModelRef, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What is known of a model beside its vector: `family`, `type`, `parameters`, `seed`, `step`, `warmup`, `parent`,
-    `quantization`. Read from the reference itself; `known` (from a config, a suite file) wins.
-
-    `type` is the first word of the family with its generation: `pythia`, `rwkv-4`, `llama-3`, `qwen2.5`, `gpt-neo`.
-    """
-    last = ref.name.rstrip("/").rsplit("/", 1)[-1]
-    attributes: dict[str, Any] = {}
-    if step := re.fullmatch(r"(?:global_?)?step[-_]?(\d+)", ref.revision or "") or re.fullmatch(
-        r"(?:checkpoint|step)[-_](\d+)", last
-    ):
-        attributes["step"] = int(step[1])
-        attributes["warmup"] = next((run["warmup"] for run in _runs() if fnmatchcase(ref.name, run["names"])), None)
-    if seed := re.search(r"seed[-_]?(\d+)", ref.name):
-        attributes["seed"] = int(seed[1])
-    if size := _SIZE.search(last):
-        # 1b5 is 1.5b
-        attributes["parameters"] = parse_parameters(size[1] + (f".{size[3]}" if size[3] else "") + size[2])
-        # pythia-410m-deduped-seed3 is of the family pythia-deduped
-        rest = last[: size.start()] + re.sub(r"[-_.]?seed[-_]?\d+", "", last[size.end() :])
-        attributes["family"] = re.sub(r"[-_]{2,}", "-", rest).strip("-_. ") or None
-        lineage = _TYPE.match((attributes["family"] or "").lower())
-        attributes["type"] = lineage[1] if lineage else None
-    if ref.quantization:
-        attributes["quantization"] = ref.quantization
-    attributes.update({key: value for key, value in (known or {}).items() if value is not None})
-    return {key: value for key, value in attributes.items() if value is not None}
-
-
-def run_key(ref: ModelRef, attributes: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Equal for the checkpoints of one training run."""
-    return (ref.run, *(attributes.get(name) for name in ("seed", "family", "dtype", "parent")))
-
-
-@cache
-def _runs() -> list[dict[str, Any]]:
-    """Published training runs, of which more is known than their files say."""
-    runs: list[dict[str, Any]] = yaml.safe_load(files("klscale").joinpath("data/runs.yaml").read_text(encoding="utf-8"))
-    return runs

@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 
 from klscale.errors import InputError, KlscaleError, nearest
-from klscale.inputs.references import NUMBERS, QUANTIZATIONS, Model, ModelRef, number_of
+from klscale.inputs.attributes import NUMBERS, number_of
+from klscale.inputs.references import QUANTIZATIONS, Model, ModelRef
 
 ATTRIBUTE_KEYS = ("family", "type", *NUMBERS, "parent", "quantization")
 MODEL_KEYS = ("name", "revision", "revisions", "quantize", "dtype", "layers", *ATTRIBUTE_KEYS)

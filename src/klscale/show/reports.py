@@ -259,7 +259,8 @@ def _models(contents: Contents) -> dict[str, Any]:
     attributes = vectors.attributes.assign(run=runs)
     kinds = {
         "family": "category", "type": "category", "run": "category", "parameters": "log", "seed": "category",
-        "step": "steps", "quantization": "category", "parent": "text", "dtype": "category",
+        "step": "steps", "tokens": "log", "stage": "category", "ingredient": "category",
+        "quantization": "category", "parent": "text", "dtype": "category",
     }  # fmt: skip
     columns: list[dict[str, Any]] = []
     for key, kind in kinds.items():

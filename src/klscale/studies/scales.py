@@ -24,7 +24,8 @@ from scipy import sparse, special
 from scipy.sparse import csgraph
 
 from klscale.errors import InputError
-from klscale.inputs.references import ModelRef, run_key
+from klscale.inputs.attributes import run_key
+from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import PILE_CLIP, TextSet
 from klscale.science.arrays import Floats, Integers
 from klscale.science.bootstrap import RESAMPLES, text_draws

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from klscale.inputs.references import run_key
+from klscale.inputs.attributes import run_key
 from klscale.inputs.texts import TextSet
 from klscale.progress import SILENT, Progress
 from klscale.science import diffusion

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from klscale.errors import InputError, KlscaleError
-from klscale.inputs.references import ModelRef, attributes_of
+from klscale.inputs.attributes import attributes_of
+from klscale.inputs.references import ModelRef
 from klscale.progress import SILENT, Progress
 from klscale.science.diffusion import WINDOW
 from klscale.science.weights import count_parameters, distances_to, squared_distances, unusable
@@ -77,9 +78,11 @@ def _step(ref: ModelRef) -> int | None:
     return step
 
 
-def _order(ref: ModelRef) -> tuple[bool, int, str, str]:
-    step = _step(ref)
-    return step is None, step or 0, ref.revision or "", ref.name
+def _order(ref: ModelRef) -> tuple[bool, int, int, int, str, str]:
+    """Stage by stage, in the order of steps; what tells no step comes last."""
+    known = attributes_of(ref)
+    places = (int(known.get(name, 0)) for name in ("stage", "ingredient", "step"))
+    return "step" not in known, *places, ref.revision or "", ref.name
 
 
 def is_run(ref: ModelRef) -> bool:

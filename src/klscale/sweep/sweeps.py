@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from klscale.errors import InputError, KlscaleError, StorageError, UnavailableError, nearest
-from klscale.inputs.references import Model, ModelRef, attributes_of
+from klscale.inputs.attributes import attributes_of
+from klscale.inputs.references import Model, ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.progress import SILENT, Progress
 from klscale.science.arrays import Integers

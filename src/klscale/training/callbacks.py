@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 from transformers.trainer_callback import CallbackHandler, TrainerCallback
 
 from klscale.errors import InputError, KlscaleError
-from klscale.inputs.references import ModelRef, attributes_of
+from klscale.inputs.attributes import attributes_of
+from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet, load_texts
 from klscale.science import diffusion
 from klscale.science.arrays import Floats, Integers

@@ -22,7 +22,8 @@ import pyarrow as pa
 from pyarrow import csv, parquet
 
 from klscale.errors import InputError, nearest
-from klscale.inputs.references import NUMBERS, ModelRef, attributes_of, number_of
+from klscale.inputs.attributes import NUMBERS, attributes_of, number_of
+from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet, content_id
 from klscale.science.arrays import Floats, Integers
 from klscale.vectors.pickles import SAVE_AS, load_pickle

@@ -22,7 +22,10 @@ from klscale.science.kl import KLMatrix, bits_per_byte, coordinates, kl_differen
 CONVENTION = "default special tokens; tokens 2 to n; float64 sum of float32 token log-probabilities"
 """How klscale scores a text. Vectors of different conventions are never compared."""
 
-ATTRIBUTES = ("family", "type", "parameters", "seed", "step", "warmup", "parent", "quantization", "layer")
+ATTRIBUTES = (
+    "family", "type", "parameters", "seed", "step", "warmup", "tokens", "stage", "ingredient", "parent", "quantization",
+    "layer",
+)  # fmt: skip
 
 NOISE_LIMIT = 0.1
 """Part of a KL from which on it is said that rounding has added it."""

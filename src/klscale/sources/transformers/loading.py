@@ -25,7 +25,8 @@ import psutil
 import torch
 
 from klscale.errors import InputError, KlscaleError, UnavailableError
-from klscale.inputs.references import KERNELS, WEIGHTS_ONLY, ModelRef, attributes_of
+from klscale.inputs.attributes import attributes_of
+from klscale.inputs.references import KERNELS, WEIGHTS_ONLY, ModelRef
 from klscale.inputs.texts import cache_directory
 from klscale.progress import SILENT, Progress
 from klscale.sources.transformers import quantization

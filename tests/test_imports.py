@@ -9,6 +9,7 @@ import gzip
 import io
 import os
 import pickle
+import re
 import struct
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import pytest
 
 from klscale.errors import InputError
 from klscale.inputs.texts import TextSet
+from klscale.progress import Progress
 from klscale.vectors import imports
 from klscale.vectors.imports import IMPORTED, PUBLISHED, read_log_likelihoods
 from klscale.vectors.vectors import ATTRIBUTES
@@ -185,7 +187,7 @@ def test_which_columns_are_models(tmp_path: Path, column: str, is_model: bool) -
     ("text", "options", "said"),
     [
         ("", {}, "empty"),
-        ("\n\n", {}, "not a readable csv file"),
+        ("\n\n", {}, "the file has no header"),
         ("bytes,m\n", {}, "0 rows; at least 2"),
         ("bytes,m\n5,-1.5\n", {}, "1 rows; at least 2"),
         ("bytes,m,m\n5,-1.5,-2\n6,-1,-2\n", {}, "two columns are called 'm'"),
@@ -195,7 +197,6 @@ def test_which_columns_are_models(tmp_path: Path, column: str, is_model: bool) -
         ("bytes,m\n5,-1.5\n6,-2\n7,inf\n", {}, "column 'm', row 3: inf is infinite"),
         ("bytes,m\n5,-1.5\n6,abc\n7,-3\n", {}, "column 'm', row 2: 'abc' is not a number"),
         ("bytes,m\n5,1.5\n6,2.5\n", {}, "no model column"),
-        ("bytes;m\n5;-1.5\n6;-2.5\n", {}, "no model column"),
         ("byte,m\n5,-1.5\n6,-2\n", {}, "no column 'bytes'"),
         ("bytes,m\n5,-1.5\n0,-2\n", {}, "column 'bytes', row 2: 0 is not a positive whole number"),
         ("bytes,m\n5,-1.5\n-3,-2\n", {}, "column 'bytes', row 2: -3 "),
@@ -209,7 +210,7 @@ def test_which_columns_are_models(tmp_path: Path, column: str, is_model: bool) -
         ("bytes,text,m\n5,hello,-1.5\n5,four,-2\n", {}, "row 2 is not text 2"),
         ("bytes,key,m\n5,a,-1.5\n6,a,-2\n", {"id_column": "key"}, "'key' does not identify"),
         ("bytes,key,m\n5,a,-1.5\n6,b,-2\n", {"id_column": "kay"}, "no column 'kay'"),
-        ("bytes,\n5,-1.5\n6,-2.5\n", {}, "a model has no name"),
+        ("bytes,\n5,-1.5\n6,-2.5\n", {}, "column 2 has no name"),
     ],
 )
 def test_what_is_wrong_with_a_table(tmp_path: Path, text: str | bytes, options: dict[str, str], said: str) -> None:
@@ -237,6 +238,193 @@ def test_a_file_that_expands_beyond_the_limit(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(imports, "LIMIT", 1000)
     path = write(tmp_path, gzip.compress(EXAMPLE.read_bytes()), "x.csv.gz")
     assert "more than" in refusal(path).what
+
+
+VALUES = np.round(-50 - 1000 * np.random.default_rng(5).random((30, 2)), 3)
+"""Thirty texts of 100 to 400 bytes, two models, in nats: 0.6 to 12 bits per byte."""
+LENGTHS = np.random.default_rng(6).integers(200, 400, 30)
+
+
+def as_table(separator: str = ",", decimal: str = ".", thousands: str = "", header: str = "") -> str:
+    def cell(value: float) -> str:
+        text = f"{value:,.3f}".replace(",", "T").replace(".", decimal).replace("T", thousands)
+        return f'"{text}"' if separator in text else text
+
+    rows = [
+        separator.join([str(length), *map(cell, row)]) for length, row in zip(LENGTHS, VALUES.tolist(), strict=True)
+    ]
+    return "\n".join([header or separator.join(["bytes", "a", "b"]), *rows]) + "\n"
+
+
+def check_read(path: Path, *said: str, **options: object) -> None:
+    """That the values are read as they are, and how is told."""
+    notes: list[str] = []
+
+    class Notes(Progress):
+        def note(self, message: str) -> None:
+            notes.append(message)
+
+    vectors = read_log_likelihoods(path, progress=Notes(), **options)  # type: ignore[arg-type]
+    assert vectors.names[:2] == ("a", "b")
+    np.testing.assert_allclose(vectors.log_likelihood[:2].T, VALUES, rtol=1e-12)
+    assert vectors.texts.bytes.tolist() == LENGTHS.tolist()
+    for words in said:
+        assert any(words in note for note in notes), (words, notes)
+    assert said or not notes
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (as_table(), ()),
+        (as_table(";"), ("semicolons",)),
+        (as_table("\t"), ("tabs",)),
+        (as_table(";", ","), ("semicolons", "decimal commas")),
+        (as_table(",", ","), ("decimal commas",)),
+        (as_table(";", ",", "."), ("semicolons", "decimal commas")),
+        (as_table(",", ".", ","), ("thousands separators",)),
+        (as_table(";", ".", " "), ("thousands separators",)),
+        ("\ufeff" + as_table(), ()),
+        (as_table().encode("utf-16"), ("UTF-16",)),
+        (as_table().encode("utf-16-le"), ("UTF-16",)),
+        ("sep=;\n" + as_table(";"), ("semicolons",)),
+        ("# made by a script\n#\n" + as_table(), ("2 lines of comments",)),
+        (as_table().replace("\n", ",\n"), ("neither a name nor values",)),
+        (as_table() + "Total,-30000.0,-31000.0\n", ("The last row left out",)),
+        (as_table() + ",,\n", ("The last row left out",)),
+        (as_table() + "\n\n", ()),
+        (as_table().replace("\n", "\r\n"), ()),
+    ],
+)
+def test_tables_as_people_have_them(tmp_path: Path, text: str | bytes, said: tuple[str, ...]) -> None:
+    check_read(write(tmp_path, text), *said)
+
+
+def test_a_nameless_first_column_numbers_the_rows(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"bytes": LENGTHS, "a": VALUES[:, 0], "b": VALUES[:, 1]})
+    frame.to_csv(tmp_path / "x.csv")
+    check_read(tmp_path / "x.csv", "taken for the row's number")
+
+
+def test_numbers_that_read_in_two_ways_are_refused_until_said(tmp_path: Path) -> None:
+    path = write(tmp_path, "bytes,a\n" + "".join(f'900,"-1,{n}"\n' for n in (234, 567, 891)))
+    error = refusal(path)
+    assert "column 'a': '-1,234' can be read in two ways" in error.what
+    assert "--decimal" in error.remedy
+    assert read_log_likelihoods(path, decimal=",").log_likelihood[0].tolist() == [-1.234, -1.567, -1.891]
+    assert read_log_likelihoods(path, decimal=".").log_likelihood[0].tolist() == [-1234, -1567, -1891]
+
+
+def test_columns_of_one_name(tmp_path: Path) -> None:
+    path = write(tmp_path, "bytes,m,n,m\n500,-1,-2,-3\n600,-1.5,-2.5,-3.5\n")
+    error = refusal(path)
+    assert "'m'" in error.what
+    assert "columns 2 and 4" in error.why
+    assert read_log_likelihoods(path, duplicates="first").names == ("m", "n")
+    numbered = read_log_likelihoods(path, duplicates="number")
+    assert numbered.names == ("m", "n", "m.2")
+    assert numbered.log_likelihood[2].tolist() == [-3, -3.5]
+
+
+@pytest.mark.parametrize("missing", ["NA", "#N/A", "#NV", "", "nan", "NULL"])
+def test_missing_values_in_the_spellings_of_programs(tmp_path: Path, missing: str) -> None:
+    error = refusal(write(tmp_path, f"bytes,m\n5,-1.5\n6,{missing}\n7,-2.5\n"))
+    assert "column 'm': 1 missing values, the first in row 2" in error.what
+
+
+@pytest.mark.parametrize(
+    ("factor", "options"),
+    [
+        (1 / np.log(2), {"unit": "bits"}),
+        (-1.0, {"negate": True}),
+        (-1 / np.log(2) / LENGTHS[:, None], {"unit": "bits", "per": "byte", "negate": True}),
+        (1 / LENGTHS[:, None], {"per": "byte"}),
+        (1 / (LENGTHS[:, None] // 4), {"per": "token"}),
+    ],
+)
+def test_units(tmp_path: Path, factor: float, options: dict[str, object]) -> None:
+    frame = pd.DataFrame(VALUES * factor, columns=["a", "b"])
+    frame.insert(0, "bytes", LENGTHS)
+    if options.get("per") == "token":
+        frame["n_tokens"] = LENGTHS // 4
+    frame.to_csv(tmp_path / "x.csv", index=False)
+    check_read(tmp_path / "x.csv", **options)
+    error = (
+        refusal(tmp_path / "x.csv") if (factor is not None and np.size(factor) > 1) or options.get("negate") else None
+    )
+    if error and not options.get("negate"):
+        assert "bits/byte" in error.what
+        assert "--force" in error.remedy
+        read_log_likelihoods(tmp_path / "x.csv", force=True)
+    elif error:
+        assert "--negate" in error.remedy
+
+
+def test_values_per_token_need_counts(tmp_path: Path) -> None:
+    assert "no token counts for 'a'" in refusal(write(tmp_path, as_table()), per="token").what
+    assert "--per 'word'" in refusal(write(tmp_path, as_table()), per="word").what
+
+
+def test_long_tables(tmp_path: Path) -> None:
+    rows = [
+        {"model": model, "text_id": f"t{n}", "bytes": LENGTHS[n], "value": VALUES[n, m], "seed": m + 1}
+        for m, model in enumerate("ab")
+        for n in range(30)
+    ]
+    generator = np.random.default_rng(0)
+    shuffled = [rows[n] for n in generator.permutation(len(rows))]
+    path = tmp_path / "x.csv"
+    pd.DataFrame(shuffled).to_csv(path, index=False)
+    vectors = read_log_likelihoods(path)
+    order = [int(name[1:]) for name in vectors.texts.labels["id"]]
+    for m, model in enumerate("ab"):
+        np.testing.assert_array_equal(vectors.log_likelihood[vectors.position(model)], VALUES[order, m])
+        assert vectors.attributes.loc[model, "seed"] == m + 1
+    assert vectors.texts.bytes.tolist() == LENGTHS[order].tolist()
+    pd.DataFrame(rows[:-1]).to_csv(path, index=False)
+    assert "'b' has no value for the text 't29'" in refusal(path).what
+    pd.DataFrame([*rows, rows[3]]).to_csv(path, index=False)
+    assert "rows 4 and 61: 'a' has the text 't3' twice" in refusal(path).what
+    pd.DataFrame([{**row, "step": 100 * row["seed"]} for row in rows]).to_csv(path, index=False)
+    assert read_log_likelihoods(path).names == ("a@step100", "b@step200")
+
+
+def test_types_of_parquet(tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    decimals = pa.array([f"{value:.3f}" for value in VALUES[:, 0]]).cast(pa.decimal128(12, 3))
+    strings = pa.array(["x", "y"] * 15, pa.string_view() if hasattr(pa, "string_view") else pa.large_string())
+    columns = {
+        "bytes": pa.array(LENGTHS), "a": decimals, "b": pa.array(VALUES[:, 1]), "domain": strings,
+        "document": pa.array(["p", "q", "r"] * 10).dictionary_encode(),
+    }  # fmt: skip
+    parquet.write_table(pa.table(columns), tmp_path / "x.parquet")
+    check_read(tmp_path / "x.parquet")
+    texts = read_log_likelihoods(tmp_path / "x.parquet").texts
+    assert texts.domain == ("x", "y") * 15
+    assert texts.document == ("p", "q", "r") * 10
+
+
+def test_numbers_that_no_model_has_are_refused(tmp_path: Path) -> None:
+    assert "-1e+13 is below -1e+12" in refusal(write(tmp_path, "bytes,m\n5,-1.5\n6,-1e13\n7,-2\n")).what
+    assert "a number of 20 digits" in refusal(write(tmp_path, f"bytes,m@step{10**19}\n5,-1.5\n6,-2.5\n")).what
+
+
+def test_the_numerical_cases_are_read_or_refused_with_the_cell(shared: Path) -> None:
+    """Identical models and constant columns are fine; what would overflow is named."""
+    for path in sorted((shared / "cases" / "numerical").glob("*.csv")):
+        if re.search("1e1|1e308|huge", path.name):
+            assert re.search(r"column .*row \d+|a number of \d+ digits", refusal(path, force=True).what), path.name
+        else:
+            assert np.isfinite(read_log_likelihoods(path, force=True).kl().value).all(), path.name
+
+
+@pytest.mark.parametrize("name", ["parameters", "seed", "step", "warmup"])
+def test_attributes_beyond_all_numbers(shared: Path, name: str) -> None:
+    path = shared / "cases" / "attributes" / f"1e400B-{name}.csv"
+    with pytest.raises(InputError, match=f"{name} .* is not a number"):
+        imports.read_attributes(path)
 
 
 # --------------------------------------------------------------------------------------------------------- pickles
@@ -423,7 +611,7 @@ def test_persistent_objects_are_refused(tmp_path: Path) -> None:
         (b"c__builtin__\neval\n(S'1'\ntR.", "__builtin__.eval"),
         (b"cnumpy.core.multiarray\nfromfile\n.", "numpy.core.multiarray.fromfile"),
         (b"cnumpy.testing._private.utils\nrunstring\n.", "runstring"),
-        (b"cklscale.imports\nos\n.", "klscale.vectors.imports.os"),
+        (b"cklscale.vectors.imports\nos\n.", "klscale.vectors.imports.os"),
         (b"ccopyreg\n__newobj__\n.", "copyreg.__newobj__"),
         (b"\x82\x01.", "code 1 of the extension registry"),
         (b"\x84\x01\x00\x00\x00.", "code 1 of the extension registry"),

@@ -35,18 +35,33 @@ def import_command(
         Path | None,
         typer.Option(metavar="FILE", help="CSV: 'model', and 'type', 'family', 'seed', ... where names do not tell."),
     ] = None,
+    unit: Annotated[str, typer.Option(metavar="nats|bits", help="What the values are in.")] = "nats",
+    per: Annotated[
+        str, typer.Option(metavar="text|byte|token", help="What the values are of; tokens are counted in n_tokens.")
+    ] = "text",
+    negate: Annotated[bool, typer.Option("--negate", help="The values are losses: negative log-likelihoods.")] = False,
+    decimal: Annotated[
+        str | None, typer.Option(metavar=".|,", help="Mark before decimals in a CSV file. Default: found.")
+    ] = None,
+    duplicates: Annotated[
+        str | None, typer.Option(metavar="first|number", help="Of columns of one name: keep the first, or number them.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Take values that give implausible bits per byte.")] = False,
     store: StoreOption = STORE,
     texts: TextsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Take in log-likelihoods from elsewhere: one row a text, one column of nats a model."""
+    """Take in log-likelihoods from elsewhere: one row a text and one column a model, or one row a model and text."""
     from klscale.store.store import Store
     from klscale.vectors.imports import read_log_likelihoods
 
     place = Store(store)
     with progress_bar() as progress:
         known = place.resolve_texts(texts, progress=progress) if texts is not None else None
-        vectors = read_log_likelihoods(file, name=name, id_column=id_column, texts=known, attributes=attributes)
+        vectors = read_log_likelihoods(
+            file, name=name, id_column=id_column, texts=known, attributes=attributes, unit=unit, per=per, negate=negate,
+            decimal=decimal, duplicates=duplicates, force=force, progress=progress,
+        )  # fmt: skip
         entries = place.import_vectors(vectors, source=file, progress=progress)
     if as_json:
         print_json({"text_set": vectors.texts.id, "texts": vectors.texts.name, "models": [str(e.ref) for e in entries]})

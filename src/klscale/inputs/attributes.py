@@ -12,12 +12,12 @@ from typing import Any
 import yaml
 
 from klscale.errors import InputError
-from klscale.inputs.checkpoint_names import read_checkpoint, without_step
+from klscale.inputs.checkpoint_names import MOST_DIGITS, read_checkpoint, without_step
 from klscale.inputs.references import ModelRef
 
 NUMBERS = ("parameters", "seed", "step", "warmup", "tokens", "stage", "ingredient")
 """Attributes that are numbers."""
-_SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)([mMbB])(\d*)(?![a-zA-Z0-9])")
+_SIZE = re.compile(r"(?<![\w.])(\d{1,15}(?:\.\d{1,15})?)([mMbB])(\d{0,15})(?![a-zA-Z0-9])")
 _ACTIVE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?[mMbB])-(?=\d+(?:\.\d+)?[mMbB](?![a-zA-Z0-9]))")
 """Active parameters in front of all of them: `OLMoE-1B-7B`."""
 _TYPE = re.compile(r"(?:meta[-_])?((?:(?:gpt|open)[-_])?[a-z]+(?:[-_]?\d+(?:\.\d+)?)?)(?![a-z0-9])")
@@ -25,15 +25,16 @@ _TYPE = re.compile(r"(?:meta[-_])?((?:(?:gpt|open)[-_])?[a-z]+(?:[-_]?\d+(?:\.\d
 
 def parse_parameters(text: str) -> int | None:
     """`410M`, `6.9B`, `125000` as a number of parameters."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKmMbB]?)", text.strip())
+    match = re.fullmatch(rf"(\d{{1,{MOST_DIGITS}}}(?:\.\d{{1,{MOST_DIGITS}}})?)\s*([kKmMbB]?)", text.strip())
     return round(float(match[1]) * {"": 1, "k": 1e3, "m": 1e6, "b": 1e9}[match[2].lower()]) if match else None
 
 
 def number_of(attribute: str, value: str | int) -> int:
     """An attribute among `NUMBERS`, as a file gives it. Raises InputError for what is no number, or below 0."""
     number = parse_parameters(value) if isinstance(value, str) else value
-    if number is None or number < 0:
-        raise InputError(f"{attribute} {value!r} is not a number.", remedy="Write 410M, 6.9B or 410000000.")
+    if number is None or not 0 <= number < 10**MOST_DIGITS:
+        why = f"It has a limit of {MOST_DIGITS} digits."
+        raise InputError(f"{attribute} {str(value)[:40]!r} is not a number.", why, "Write 410M, 6.9B or 410000000.")
     return number
 
 
@@ -49,7 +50,7 @@ def attributes_of(ref: ModelRef, known: Mapping[str, Any] | None = None) -> dict
     attributes: dict[str, Any] = dict(read_checkpoint(ref.name, ref.revision))
     if "step" in attributes:
         attributes["warmup"] = next((run["warmup"] for run in _runs() if fnmatchcase(ref.name, run["names"])), None)
-    if seed := re.search(r"seed[-_]?(\d+)", ref.name):
+    if seed := re.search(rf"seed[-_]?(\d{{1,{MOST_DIGITS}}})(?!\d)", ref.name):
         attributes["seed"] = int(seed[1])
     bare = without_step(last)
     named = _ACTIVE.sub("", bare)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
-_NUMBER = r"(\d+(?:\.\d+)?)"
+MOST_DIGITS = 15
+"""Of a step, a seed or a size: what has more is no number that a run tells."""
+_NUMBER = rf"(\d{{1,{MOST_DIGITS}}}(?:\.\d{{1,{MOST_DIGITS}}})?)"
 _COUNT = rf"{_NUMBER}([kKmM]?)"
 _TOKENS = rf"(?:[-_](?:tokens?[-_]?)?{_NUMBER}([mMbBtT])T?)?"
-_STAGE, _INGREDIENT = r"stage[-_]?(\d+)", r"ingredient[-_]?(\d+)"
+_STAGE, _INGREDIENT = r"stage[-_]?(\d{1,6})", r"ingredient[-_]?(\d{1,6})"
 
 _WHOLE = re.compile(
     rf"(?:{_STAGE}[-_])?(?:{_INGREDIENT}[-_])?"

@@ -81,8 +81,8 @@ def _step(ref: ModelRef) -> int | None:
 def _order(ref: ModelRef) -> tuple[bool, int, int, int, str, str]:
     """Stage by stage, in the order of steps; what tells no step comes last."""
     known = attributes_of(ref)
-    places = (int(known.get(name, 0)) for name in ("stage", "ingredient", "step"))
-    return "step" not in known, *places, ref.revision or "", ref.name
+    stage, ingredient, step = (int(known.get(name, 0)) for name in ("stage", "ingredient", "step"))
+    return "step" not in known, stage, ingredient, step, ref.revision or "", ref.name
 
 
 def is_run(ref: ModelRef) -> bool:

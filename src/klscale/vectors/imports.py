@@ -12,20 +12,25 @@ import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import fsspec
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from pyarrow import csv, parquet
+from pyarrow import parquet
 
 from klscale.errors import InputError, nearest
 from klscale.inputs.attributes import NUMBERS, attributes_of, number_of
+from klscale.inputs.checkpoint_names import MOST_DIGITS
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet, content_id
+from klscale.progress import SILENT, Progress
 from klscale.science.arrays import Floats, Integers
+from klscale.vectors.dialects import Table, read_csv, read_parquet
+from klscale.vectors.long_tables import is_long, to_wide
 from klscale.vectors.pickles import SAVE_AS, load_pickle
 from klscale.vectors.vectors import ATTRIBUTES, Vectors
 
@@ -35,10 +40,23 @@ IMPORTED = "imported"
 PUBLISHED = "published: default special tokens; tokens 2 to n; fp16"
 """The convention of the published pickles, whose sums were taken in fp16 (arXiv 2502.16173)."""
 
+UNITS, PER = ("nats", "bits"), ("text", "byte", "token")
+"""What values may be in, and what they may be of."""
+
+PLAUSIBLE = (0.2, 12.0)
+"""Bits per byte that language models have on nearly all texts, from the best on code to one before training."""
+
+FEWEST_TO_JUDGE = 20
+"""Texts below which nothing is concluded from bits per byte."""
+
+LOWEST = -1e12
+"""Nats that no text has less of."""
+
 LIMIT = 2 << 30
 """Bytes that a file, decompressed, or the matrix of a pickle may have. The largest published file has 81 MB."""
 
 FORMATS = (".csv", ".csv.gz", ".parquet", ".pkl", ".pickle")
+_COUNTS = re.compile(r"n_tokens(?: (.+))?")
 _FORMAT = re.compile(r"([^/\\]*)\.(csv|parquet|pkl|pickle)(\.gz)?(?:\?.*)?$", re.IGNORECASE)
 
 
@@ -49,13 +67,29 @@ def read_log_likelihoods(
     id_column: str | None = None,
     texts: TextSet | None = None,
     attributes: str | os.PathLike[str] | None = None,
+    unit: str = "nats",
+    per: str = "text",
+    negate: bool = False,
+    decimal: str | None = None,
+    duplicates: str | None = None,
+    force: bool = False,
+    progress: Progress = SILENT,
 ) -> Vectors:
-    """Vectors from a file or fsspec URL that holds log-likelihoods in nats.
+    """Vectors (K, N) from a file or fsspec URL that holds log-likelihoods.
 
-    `.csv` (also `.gz`) and `.parquet`: one row a text. A model column holds floats, none of them positive; its name
-    is the model. `bytes` are the texts' UTF-8 lengths (not needed where the file has the texts, under `text`),
+    `.csv` (also `.gz`) and `.parquet`, wide: one row a text. A model column holds floats, none of them positive; its
+    name is the model. `bytes` are the texts' UTF-8 lengths (not needed where the file has the texts, under `text`),
     `document` and `domain` label them. Other columns are kept as labels of the text set, `id_column` as `id`.
     With `texts` the rows are those texts, in that order; else `name` (the file's own by default) names a new set.
+
+    Long: one row a model and text, with the columns `model` and `log_likelihood` (or `value`), a column that names the
+    text (`id_column`, or `text`, `id`, `text_id`, `document_id`), and perhaps `step` and `seed` of the model.
+
+    `unit` (`nats` or `bits`), `per` (`text`, `byte` or `token`, with token counts in a column `n_tokens`) and `negate`
+    (the file holds losses) say what the values are; they become nats per text. A file whose values are implausible, by
+    bits per byte of most texts, is refused unless `force`. `decimal` is the decimal mark of a CSV file, found where
+    None; `duplicates` (`first`, `number`) says what to do with columns of one name. How a file was understood is told
+    to `progress`.
 
     `.pkl`: the published pickles, a dictionary from model to array, or a list of dictionaries with `model_name` and
     `log-likelihood-10k`. They need `texts`. Nothing in them is run: what is not plain data is refused.
@@ -68,19 +102,32 @@ def read_log_likelihoods(
     """
     source = os.fspath(path)
     given = {} if attributes is None else read_attributes(attributes)
+    measure = _Measure(unit, per, negate, force)
     try:
+        _require_known(unit, per, decimal, duplicates)
         if not (match := _FORMAT.search(source)):
             extension = source[source.rfind(".") :] if "." in source else ""
             raise InputError("this format cannot be imported.", nearest(extension, FORMATS), SAVE_AS)
         stem, kind, gz = match[1], match[2].lower(), match[3]
         if kind in ("csv", "parquet"):
-            return _from_table(_table(kind, _read(source, gz), id_column), name or stem, id_column, texts, given)
+            table = _table(kind, _read(source, gz), id_column, decimal=decimal, duplicates=duplicates)
+            vectors = _from_table(table, name or stem, id_column, texts, given, measure)
+            for note in table.notes:
+                progress.note(note)
+            return vectors
         if texts is None:
             why = "A pickle carries neither the texts nor their lengths in bytes."
             raise InputError("which texts?", why, "Name them: --texts pile-10k for the published files.")
         return _from_pickle(load_pickle(_read(source, gz)), texts, given)
     except InputError as error:
         raise error.at(source) from error
+
+
+def _require_known(unit: str, per: str, decimal: str | None, duplicates: str | None) -> None:
+    allowed = {"--unit": UNITS, "--per": PER, "--decimal": (".", ","), "--duplicates": ("first", "number")}
+    for (option, known), value in zip(allowed.items(), (unit, per, decimal, duplicates), strict=True):
+        if value is not None and value not in known:
+            raise InputError(f"{option} {value!r} is not known.", remedy=nearest(value, known))
 
 
 def _read(source: str, gz: str | None) -> bytearray:
@@ -101,72 +148,142 @@ def _read(source: str, gz: str | None) -> bytearray:
 # ---------------------------------------------------------------------------------------------------------- tables
 
 
-def _table(kind: str, data: bytearray, id_column: str | None) -> Any:
+def _table(
+    kind: str, data: bytearray, id_column: str | None, *, decimal: str | None = None, duplicates: str | None = None
+) -> Table:
+    if kind == "csv":
+        strings = [column for column in ("document", "domain", "text", "model", id_column) if column]
+        return read_csv(data, strings, decimal=decimal, duplicates=duplicates)
     try:
-        if kind == "parquet":
-            return parquet.read_table(pa.BufferReader(data))
-        str(data, "utf-8")
-        strings = [column for column in ("document", "domain", "text", id_column) if column]
-        return csv.read_csv(
-            pa.BufferReader(data),
-            # one thread and one block: errors know their row, and a column's type is decided by all its cells
-            csv.ReadOptions(use_threads=False, block_size=min(len(data) + 1, 2**31 - 1)),
-            csv.ParseOptions(newlines_in_values=True),
-            csv.ConvertOptions(column_types=dict.fromkeys(strings, pa.string())),
+        return read_parquet(parquet.read_table(pa.BufferReader(data)))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise InputError("not a readable parquet file.", why, "Mend it, or write it again.") from error
+
+
+@dataclass(frozen=True)
+class _Measure:
+    """What the values of a file are: see `read_log_likelihoods`."""
+
+    unit: str = "nats"
+    per: str = "text"
+    negate: bool = False
+    force: bool = False
+
+    def nats_per_text(self, values: Floats, text_bytes: Integers, n_tokens: Floats | None) -> Floats:
+        """Log-likelihoods (N,) in nats per text from the values (N,) of a file."""
+        factor = (-1 if self.negate else 1) * (math.log(2) if self.unit == "bits" else 1.0)
+        count: Any = {"text": 1, "byte": text_bytes, "token": n_tokens}[self.per]
+        return values * factor * count if self != _Measure(force=self.force) else values
+
+    def require_plausible(self, place: str, values: Floats, text_bytes: Integers) -> None:
+        """Raise InputError where most texts have a number of bits per byte that no language model has."""
+        bits = -values / text_bytes / math.log(2)
+        middle = float(np.median(bits))
+        if self.force or len(values) < FEWEST_TO_JUDGE or PLAUSIBLE[0] <= middle <= PLAUSIBLE[1]:
+            return
+        low, high = PLAUSIBLE
+        raise InputError(
+            f"{place}: {middle:.4g} bits/byte, median over texts.",
+            f"Language models have {low:g} to {high:g} on nearly all texts. Are the values nats per text?",
+            "Say what they are: --unit bits, --per byte|token, --negate; or take them as they are: --force.",
         )
-    except (pa.ArrowException, OSError, ValueError) as error:  # UnicodeDecodeError is a ValueError
-        why = " ".join(str(error).split())[:200].replace("Row #", "line ")
-        raise InputError(f"not a readable {kind} file.", why, "Mend it, or write it again (CSV: as UTF-8).") from error
 
 
 def _from_table(
-    table: Any, name: str, id_column: str | None, texts: TextSet | None, given: Mapping[str, dict[str, Any]]
+    table: Table,
+    name: str,
+    id_column: str | None,
+    texts: TextSet | None,
+    given: Mapping[str, dict[str, Any]],
+    measure: _Measure,
 ) -> Vectors:
-    names: list[str] = table.column_names
-    if twice := [column for column, count in Counter(names).items() if count > 1]:
-        raise InputError(f"two columns are called {twice[0]!r}.", "Which is meant?", "Rename or drop one.")
+    columns, names = table.columns, list(table.columns)
     if id_column is not None and id_column not in names:
         raise InputError(f"no column {id_column!r}.", nearest(id_column, names)[:200], "Choose another with --id.")
-    if table.num_rows < 2:
+    if is_long(columns):
+        columns, id_column, more = to_wide(columns, id_column)
+        given = {model: {**more.get(model, {}), **given.get(model, {})} for model in {**more, **given}}
+        table.notes.append(f"Read as a long table: a row is one model and one text; {len(more):,} models.")
+        names = list(columns)
+    n_rows = len(next(iter(columns.values()))) if columns else 0
+    if n_rows < 2:
         why = "One row is one text, and KL is estimated from differences between texts."
-        raise InputError(f"{table.num_rows} rows; at least 2 are needed.", why, "Import more texts.")
-    if texts is not None and table.num_rows != len(texts):
-        what = f"{table.num_rows:,} rows; the text set {texts.name} has {len(texts):,} texts."
+        raise InputError(f"{n_rows} rows; at least 2 are needed.", why, "Import more texts.")
+    if texts is not None and n_rows != len(texts):
+        what = f"{n_rows:,} rows; the text set {texts.name} has {len(texts):,} texts."
         raise InputError(what, "One row is one text, in the text set's order.", "Give the texts that were scored.")
 
-    models: dict[str, Floats] = {}
+    found: dict[str, Floats] = {}
+    counts: dict[str, Floats] = {}
     labels: dict[str, tuple[Any, ...]] = {}
     for column in names:
-        if column not in ("bytes", "text", "document", "domain", id_column):
-            if (values := _model_values(column, table[column])) is not None:
-                models[column] = values
-            else:  # as what JSON can write
-                cells = table[column].to_pylist()
-                labels[column] = tuple(c if c is None or isinstance(c, str | int | float) else str(c) for c in cells)
-    if not models:
-        why = f"It is a column of floats without a positive value. Columns: {', '.join(map(repr, names))[:300]}."
-        raise InputError("no model column.", why, "Commas between columns, decimal points, nats (at most 0).")
+        if column in ("bytes", "text", "document", "domain", id_column):
+            continue
+        if measure.per == "token" and (match := _COUNTS.fullmatch(column)):
+            counts[match[1] or ""] = _token_counts(column, columns[column])
+        elif (values := _model_values(column, columns[column], measure.negate)) is not None:
+            found[column] = values
+        else:  # as what JSON can write
+            cells = columns[column].to_pylist()
+            labels[column] = tuple(c if c is None or isinstance(c, str | int | float) else str(c) for c in cells)
+    if not found:
+        raise _no_model(columns, names)
     if id_column is not None:
-        labels["id"] = _strings(id_column, table)
+        labels["id"] = _strings(id_column, columns)
         if repeated := [value for value, count in Counter(labels["id"]).items() if count > 1]:
             rows = [str(row) for row, value in enumerate(labels["id"], 1) if value == repeated[0]]
             why = f"{repeated[0]!r} is in rows {', '.join(rows)[:200]}."
             raise InputError(f"column {id_column!r} does not identify the rows.", why, "Choose another with --id.")
-    lengths = _byte_counts(table["bytes"]) if "bytes" in names else None
-    strings = _strings("text", table) if "text" in names else None
+    lengths = _byte_counts(columns["bytes"]) if "bytes" in names else None
+    strings = _strings("text", columns) if "text" in names and id_column != "text" else None
+    if texts is not None:
+        text_bytes = texts.bytes
+    elif strings is not None:
+        text_bytes = np.array([len(string.encode()) for string in strings])
+    elif lengths is not None:
+        text_bytes = lengths
+    else:
+        why = f"KL is in bits per byte: each text's UTF-8 length is needed. {nearest('bytes', names)[:200]}"
+        raise InputError("no column 'bytes'.", why, "Add it, or the texts as 'text', or give --texts.")
+    models = {}
+    for column, values in found.items():
+        n_tokens = counts.get(column, counts.get(""))
+        if measure.per == "token" and n_tokens is None:
+            why = "Values per token need the number of tokens of each text."
+            raise InputError(f"no token counts for {column!r}.", why, f"Add a column n_tokens, or 'n_tokens {column}'.")
+        models[column] = measure.nats_per_text(values, text_bytes, n_tokens)
+        measure.require_plausible(f"column {column!r}", models[column], text_bytes)
     if texts is None:
-        known: dict[str, Any] = {label: _strings(label, table) for label in ("document", "domain") if label in names}
+        known: dict[str, Any] = {label: _strings(label, columns) for label in ("document", "domain") if label in names}
         if strings is not None:
             texts = TextSet.from_texts(name, strings, **known, labels=labels)
-        elif lengths is not None:
-            values = np.stack(list(models.values()))
-            parts = [lengths.astype("<i8").tobytes(), values.astype("<f8").tobytes(), *map(str.encode, models)]
-            texts = TextSet(name=name, bytes=lengths, id=content_id(parts), labels=labels, **known)
         else:
-            why = f"KL is in bits per byte: each text's UTF-8 length is needed. {nearest('bytes', names)[:200]}"
-            raise InputError("no column 'bytes'.", why, "Add it, or the texts as 'text', or give --texts.")
+            matrix = np.stack(list(models.values()))
+            parts = [text_bytes.astype("<i8").tobytes(), matrix.astype("<f8").tobytes(), *map(str.encode, models)]
+            texts = TextSet(name=name, bytes=text_bytes, id=content_id(parts), labels=labels, **known)
     _require_same(texts, lengths, strings)
     return _vectors(models, texts, IMPORTED, given)
+
+
+def _no_model(columns: Mapping[str, Any], names: Sequence[str]) -> InputError:
+    """That no column holds log-likelihoods, and what to do where they hold losses."""
+    for column in names:
+        values = _numbers(columns[column]) if column != "bytes" else np.zeros(1)
+        if pa.types.is_floating(columns[column].type) and (values > 0).all():
+            what = f"no model column: every value of {column!r} is positive."
+            return InputError(what, "Log-likelihoods are at most 0. Are these losses?", "If they are: --negate")
+    why = f"It is a column of floats without a positive value. Columns: {', '.join(map(repr, names))[:300]}."
+    return InputError("no model column.", why, "Commas between columns, decimal points, nats (at most 0).")
+
+
+def _token_counts(column: str, cells: Any) -> Floats:
+    values = _numbers(cells)
+    if not (values > 0).all():
+        row = int((values > 0).argmin())
+        what = f"column {column!r}, row {row + 1}: {cells[row].as_py()!r} is not a number of tokens."
+        raise InputError(what, remedy="Mend or drop that row.")
+    return values
 
 
 def _require_same(texts: TextSet, lengths: Integers | None, strings: tuple[str, ...] | None) -> None:
@@ -180,13 +297,14 @@ def _require_same(texts: TextSet, lengths: Integers | None, strings: tuple[str, 
         raise InputError(what, "'bytes' or 'text' differ.", "Order the rows as the texts, or drop that column.")
 
 
-def _model_values(column: str, cells: Any) -> Floats | None:
-    """The log-likelihoods of a model column, None for a column that is a label.
+def _model_values(column: str, cells: Any, negate: bool = False) -> Floats | None:
+    """The values of a model column (N,) as they are, None for a column that is a label.
 
     Floats that are never positive, or mostly negative, are meant as log-likelihoods; integers (positions, codes, -1
-    for unknown) only if they are all negative and not all the same.
+    for unknown) only if they are all negative and not all the same. `negate`: all of that for the opposite sign.
     """
-    values = _numbers(cells)
+    as_written = _numbers(cells)
+    values = -as_written if negate else as_written
     negative, known = int((values < 0).sum()), int((~np.isnan(values)).sum())
     if pa.types.is_integer(cells.type):
         meant = negative == len(values) and bool((values != values[0]).any())
@@ -201,7 +319,7 @@ def _model_values(column: str, cells: Any) -> Floats | None:
             what = f"column {column!r}, row {row + 1}: {cell[:40]!r} is not a number."
             raise InputError(what, "The other cells are log-likelihoods.", "Mend the cell, or drop the column.")
     _require_log_likelihoods(f"column {column!r}", "row", values)
-    return values
+    return as_written
 
 
 def _require_log_likelihoods(place: str, unit: str, values: Floats) -> None:
@@ -215,6 +333,9 @@ def _require_log_likelihoods(place: str, unit: str, values: Floats) -> None:
     if (positive := values > 0).any():
         what = f"{place}, {unit} {positive.argmax() + 1}: {values[positive][0]:g} is positive."
         raise InputError(what, "Log-likelihoods are in nats and at most 0.", remedy)
+    if (beyond := values < LOWEST).any():
+        what = f"{place}, {unit} {beyond.argmax() + 1}: {values[beyond][0]:g} is below {LOWEST:g}."
+        raise InputError(what, "No text has so small a likelihood: squares of it would overflow.", remedy)
 
 
 def _numbers(cells: Any) -> Floats:
@@ -237,7 +358,7 @@ def _byte_counts(cells: Any) -> Integers:
     return values.astype(np.int64)
 
 
-def _strings(column: str, table: Any) -> tuple[str, ...]:
+def _strings(column: str, table: Mapping[str, Any]) -> tuple[str, ...]:
     cells = table[column].to_pylist()
     for row, cell in enumerate(cells, 1):
         if cell is None or cell == "" or cell != cell:
@@ -302,12 +423,12 @@ def read_attributes(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
     try:
         table = _table("csv", _read(source, gz=None), "model")
         columns = [name for name in ATTRIBUTES if name != "layer"]  # part of a name: `gpt2#3`
-        if wrong := [name for name in table.column_names if name not in ("model", *columns)]:
+        if wrong := [name for name in table.columns if name not in ("model", *columns)]:
             raise InputError(f"unknown column {wrong[0]!r}.", nearest(wrong[0], columns), "Rename or drop it.")
-        if "model" not in table.column_names:
+        if "model" not in table.columns:
             raise InputError("no column 'model'.", "It names the model that a row is about.", "Add it.")
         found: dict[str, dict[str, Any]] = {}
-        for row, record in enumerate(table.to_pylist(), 1):
+        for row, record in enumerate(pa.table(table.columns).to_pylist(), 1):
             cells = {name: str(cell).strip() for name, cell in record.items() if cell is not None}
             cells = {name: cell for name, cell in cells.items() if cell}
             if (model := cells.pop("model", "")) in found or not model:
@@ -357,6 +478,9 @@ def _reference(name: str) -> ModelRef:
     """A name as the reference it writes (`gpt2+nf4`), else as the literal name of a model."""
     if not name.strip():
         raise InputError("a model has no name.", "Its column or key is blank.", "Name it.")
+    if number := re.search(rf"\d{{{MOST_DIGITS + 1},}}", name):
+        what = f"model {name[:60]!r}: a number of {len(number[0])} digits."
+        raise InputError(what, f"Steps, seeds and sizes have at most {MOST_DIGITS}.", "Rename the model.")
     try:
         ref = ModelRef.parse(name)
     except InputError:

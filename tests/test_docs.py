@@ -66,7 +66,7 @@ ROOMS = {
     "progress": "",
     "science": "errors progress",
     "inputs": "science errors progress",
-    "vectors": "inputs science errors",
+    "vectors": "inputs science errors progress",
     "sources": "vectors inputs science errors progress",
     "store": "vectors inputs science errors progress",
     "sweep": "store sources vectors inputs science errors progress",

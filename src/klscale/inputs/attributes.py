@@ -34,7 +34,7 @@ def number_of(attribute: str, value: str | int) -> int:
     number = parse_parameters(value) if isinstance(value, str) else value
     if number is None or not 0 <= number < 10**MOST_DIGITS:
         why = f"It has a limit of {MOST_DIGITS} digits."
-        raise InputError(f"{attribute} {str(value)[:40]!r} is not a number.", why, "Write 410M, 6.9B or 410000000.")
+        raise InputError(f"{attribute} {value!r:.40} is not a number.", why, "Write 410M, 6.9B or 410000000.")
     return number
 
 

@@ -235,9 +235,11 @@ def test_unreadable_files(tmp_path: Path) -> None:
 
 
 def test_a_file_that_expands_beyond_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(imports, "LIMIT", 1000)
+    monkeypatch.setenv("KLSCALE_LIMIT_TABLE_BYTES", "1000")
     path = write(tmp_path, gzip.compress(EXAMPLE.read_bytes()), "x.csv.gz")
-    assert "more than" in refusal(path).what
+    error = refusal(path)
+    assert "bytes, decompressed" in error.what
+    assert "KLSCALE_LIMIT_TABLE_BYTES" in error.remedy
 
 
 VALUES = np.round(-50 - 1000 * np.random.default_rng(5).random((30, 2)), 3)
@@ -531,8 +533,8 @@ def test_pickles_need_texts(tmp_path: Path) -> None:
 def test_more_models_than_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = ROWS["b"]
     path = pickled(tmp_path, {f"{k}": row for k in range(400)})  # one array, named 400 times
-    monkeypatch.setattr(imports, "LIMIT", 9_000)
-    assert "400 models are more than fit" in refusal(path, texts=TEXTS).what
+    monkeypatch.setenv("KLSCALE_LIMIT_TABLE_BYTES", "9000")
+    assert "400 models: 9,600 bytes" in refusal(path, texts=TEXTS).what
 
 
 class Reduced:

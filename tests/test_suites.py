@@ -246,3 +246,42 @@ def test_entries_may_be_merged_from_others(tmp_path):
     suite = read_suite(path)
     assert not suite.problems
     assert [(str(model.ref), model.attributes["family"]) for model in suite.models] == [("one", "f"), ("two", "f")]
+
+
+HOSTILE = {
+    "deep.yaml": "line 1: 21 levels of nesting",
+    "deep_map.yaml": "line 1: 21 levels of nesting",
+    "huge_int.yaml": "line 3: ",
+    "merge_bomb.yaml": "merged keys",
+    "pad.yaml": "line 2: {...:>9999999999} is no format",
+    "product.yaml": "line 2: 1,000,000,000 models",
+    "range_1e6.yaml": "line 2: 'seed': 1,000,001 models",
+    "range_huge.yaml": "line 2: 'seed': 100,000,000,000 models",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_files_that_ask_for_too_much_are_refused_at_once(shared, name):
+    with pytest.raises(InputError) as caught:
+        read_suite(shared / "cases" / "suites" / name)
+    assert name in caught.value.what
+    assert HOSTILE[name] in str(caught.value)
+
+
+def test_a_limit_is_raised_by_its_variable(tmp_path, monkeypatch):
+    path = tmp_path / "suite.yaml"
+    path.write_text('models:\n - name: "x{seed}"\n   seed: "1..30"\n')
+    monkeypatch.setenv("KLSCALE_LIMIT_SUITE_MODELS", "29")
+    with pytest.raises(InputError, match="KLSCALE_LIMIT_SUITE_MODELS=NUMBER"):
+        read_suite(path)
+    monkeypatch.setenv("KLSCALE_LIMIT_SUITE_MODELS", "30")
+    assert len(read_suite(path).models) == 30
+    monkeypatch.setenv("KLSCALE_LIMIT_SUITE_MODELS", "many")
+    with pytest.raises(InputError, match="is not a whole number"):
+        read_suite(path)
+
+
+def test_a_width_in_a_pattern_is_kept(tmp_path):
+    path = tmp_path / "suite.yaml"
+    path.write_text('models:\n - name: o/m\n   revisions: {pattern: "step{step:06}", step: [10, 200]}\n')
+    assert [model.ref.revision for model in read_suite(path).models] == ["step000010", "step000200"]

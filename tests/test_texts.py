@@ -251,3 +251,33 @@ def test_the_mirror_of_the_environment_and_the_clip(server, blob_id, monkeypatch
     found = load_texts("pile-10k")
     assert (found.name, len(found), found.clip) == ("pile-10k", 500, texts_module.PILE_CLIP)
     assert found.document == tuple(map(str, np.arange(500)))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("deep.jsonl", "line 1: nested too deeply"),
+        ("deep2.jsonl.gz", "line 1: nested too deeply"),
+        ("empty.jsonl.zip", "cannot be read"),
+        ("nl.jsonl.zip", "cannot be read"),
+        ("bom.jsonl.zip", "cannot be read"),
+    ],
+)
+def test_hostile_and_damaged_files_have_clear_errors(shared, name, said):
+    with pytest.raises(InputError, match=said) as caught:
+        load_texts(shared / "cases" / "texts" / name)
+    assert name in caught.value.what
+
+
+def test_a_file_that_expands_beyond_the_limit(tmp_path, monkeypatch):
+    with gzip.open(tmp_path / "x.jsonl.gz", "wt") as file:
+        file.write('{"text": "' + "a" * 5000 + '"}\n')
+    assert len(load_texts(tmp_path / "x.jsonl.gz")) == 1
+    monkeypatch.setenv("KLSCALE_LIMIT_TEXT_FILE_BYTES", "5000")
+    with pytest.raises(InputError, match="bytes, decompressed"):
+        load_texts(tmp_path / "x.jsonl.gz")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path):
+    (tmp_path / "x.jsonl").write_bytes(b"\xef\xbb\xbf" + b'{"text": "one"}\n{"text": "two"}\n')
+    assert load_texts(tmp_path / "x.jsonl").texts == ("one", "two")

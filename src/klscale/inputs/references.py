@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -105,7 +106,9 @@ class ModelRef:
     @property
     def path(self) -> Path | None:
         """The local directory, or None for a hub id."""
-        path = Path(self.name).expanduser()
+        path = Path(self.name)
+        with contextlib.suppress(RuntimeError):  # the home of a user that is not there
+            path = path.expanduser()
         return path if path.is_dir() or self.name.startswith((".", "/", "~")) else None
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import string
 from collections.abc import Mapping, Sequence
@@ -15,10 +16,12 @@ import yaml
 from klscale.errors import InputError, KlscaleError, nearest
 from klscale.inputs.attributes import NUMBERS, number_of
 from klscale.inputs.references import QUANTIZATIONS, Model, ModelRef
+from klscale.limits import SUITE_BYTES, SUITE_DEPTH, SUITE_MERGED, SUITE_MODELS
 
 ATTRIBUTE_KEYS = ("family", "type", *NUMBERS, "parent", "quantization")
 MODEL_KEYS = ("name", "revision", "revisions", "quantize", "dtype", "layers", *ATTRIBUTE_KEYS)
-_RANGE = re.compile(r"(\d+)\.\.(\d+)(?:/(\d+))?")
+_RANGE = re.compile(r"(\d{1,15})\.\.(\d{1,15})(?:/(\d{1,15}))?")
+_FORMAT = re.compile(r"0?\d{0,3}d?")
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,17 @@ def read_suite(path: str | Path) -> Suite:
     """
     path = Path(path)
     try:
+        SUITE_BYTES.require(path.stat().st_size, str(path))
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except (OSError, UnicodeDecodeError) as error:
+    except InputError as error:
+        raise error if error.what.startswith(str(path)) else error.at(str(path)) from error
+    except RecursionError as error:
+        raise InputError(f"{path}: nested too deeply.", remedy="A suite file has a few levels.") from error
+    except ValueError as error:
+        if isinstance(error, UnicodeDecodeError):
+            raise InputError(f"The suite file {path} cannot be read.", f"{error}.", "Give a file in UTF-8.") from error
+        raise InputError(f"{path}: a value cannot be read.", f"{error}."[:200], "Mend that value.") from error
+    except OSError as error:
         raise InputError(f"The suite file {path} cannot be read.", f"{error}.", "Give a file in UTF-8.") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -73,6 +85,7 @@ def read_suite(path: str | Path) -> Suite:
         for model in expanded:
             base = "quantize" in item and model.ref.quantization is None
             if model.ref not in models or model.ref in bases:
+                SUITE_MODELS.require(len(models) + 1, place)
                 models[model.ref] = model
                 bases = bases | {model.ref} if base else bases - {model.ref}
             elif not base:
@@ -116,7 +129,23 @@ class _List(list[Any]):
 
 
 class _Loader(yaml.SafeLoader):
-    """A safe loader whose mappings and lists know their lines, and whose mappings have no key twice."""
+    """A safe loader whose mappings and lists know their lines, and whose mappings have no key twice; bounded in depth
+    and in what merges (<<) multiply."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """One level deeper."""
+        self.depth += 1
+        SUITE_DEPTH.require(self.depth, f"line {self.peek_event().start_mark.line + 1}")  # type: ignore[no-untyped-call]
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def flatten_mapping(self, node: Any) -> None:
+        """Merge what `<<` names into a mapping."""
+        super().flatten_mapping(node)
+        SUITE_MERGED.require(len(node.value), f"line {node.start_mark.line + 1}")
 
     def mapping(self, node: Any) -> _Mapping:
         own = [str(key.value) for key, _ in node.value]
@@ -131,7 +160,16 @@ class _Loader(yaml.SafeLoader):
         made.lines = [item.start_mark.line + 1 for item in node.value]
         return made
 
+    def integer(self, node: Any) -> int:
+        """A whole number; Python refuses to read one of thousands of digits."""
+        try:
+            return int(self.construct_yaml_int(node))
+        except ValueError as error:
+            what = f"a number of {len(node.value):,} characters"
+            raise yaml.constructor.ConstructorError(None, None, what, node.start_mark) from error
 
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.integer)
 _Loader.add_constructor("tag:yaml.org,2002:map", _Loader.mapping)
 _Loader.add_constructor("tag:yaml.org,2002:seq", _Loader.sequence)
 
@@ -164,11 +202,13 @@ def _expand(path: Path, place: str, item: Any) -> list[Model]:
         raise InputError(f"{place}: 'quantize' and 'quantization' exclude each other.", why, "Keep one of them.")
     lists = {key: _values(place, key, value) for key, value in given.items()}
     try:
-        holes = {field for text in (name, pattern) if text for _, field, _, _ in string.Formatter().parse(text)} - {
-            None
-        }
+        parsed = [part for text in (name, pattern) if text for part in string.Formatter().parse(text)]
+        holes = {field for _, field, _, _ in parsed} - {None}
     except ValueError as error:
         raise InputError(f"{place}: a brace too many or too few in {name!r}.", f"{error}.") from error
+    if wide := [spec for _, _, spec, _ in parsed if spec and not _FORMAT.fullmatch(spec)]:
+        why = "What stands after a colon is a width of at most three digits, such as {step:06}."
+        raise InputError(f"{place}: {{...:{wide[0][:20]}}} is no format.", why, "Shorten it.")
     if unfilled := holes - set(lists):
         raise InputError(
             f"{place}: nothing fills {{{sorted(map(str, unfilled))[0]}}}.", remedy="Give a list under that key."
@@ -176,6 +216,7 @@ def _expand(path: Path, place: str, item: Any) -> list[Model]:
     if loose := [key for key, values in lists.items() if len(values) > 1 and key not in holes]:
         raise InputError(f"{place}: {loose[0]!r} has several values, but the name has no {{{loose[0]}}}.")
     variants = [None, *_values(place, "quantize", item["quantize"])] if "quantize" in item else [None]
+    SUITE_MODELS.require(math.prod(map(len, lists.values())) * len(variants), place)
     models = []
     for values in itertools.product(*lists.values()):
         attributes = dict(zip(lists, values, strict=True))
@@ -213,6 +254,7 @@ def _values(place: str, key: str, value: Any) -> list[Any]:
     for part in value if isinstance(value, list) else [value]:
         if isinstance(part, str) and (match := _RANGE.fullmatch(part)):
             numbers = range(int(match[1]), int(match[2]) + 1, max(1, int(match[3] or 1)))
+            SUITE_MODELS.require(len(numbers), f"{place}: {key!r}")
             if not numbers or match[3] == "0":
                 raise InputError(f"{place}: {key!r} has the empty range {part!r}.", remedy="Write first..last/step.")
             flat += numbers

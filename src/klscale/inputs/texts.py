@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import hashlib
 import json
+import lzma
 import os
 import platform
 import random
@@ -12,18 +14,20 @@ import re
 import sysconfig
 import urllib.error
 import urllib.request
+import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import fsspec
 import numpy as np
 from numpy.typing import NDArray
 
 from klscale.errors import InputError, KlscaleError, nearest
+from klscale.limits import TEXT_FILE_BYTES
 from klscale.progress import SILENT, Progress
 from klscale.science.arrays import Integers
 
@@ -195,11 +199,14 @@ def _records(spec: str) -> list[dict[str, Any]]:
             found = [(f"row {n}", record) for n, record in enumerate(pd.read_parquet(spec).to_dict("records"), 1)]
         else:
             with fsspec.open(spec, "rb", compression="infer") as file:
-                lines = [(f"line {n}", line) for n, line in enumerate(file.read().split(b"\n"), 1) if line.strip()]
+                lines = [
+                    (f"line {n}", line) for n, line in enumerate(_bounded(file, spec).split(b"\n"), 1) if line.strip()
+                ]
             found = [(place, _parse_line(spec, place, line)) for place, line in lines]
     except InputError:
         raise
-    except (OSError, EOFError, ValueError, zlib.error) as error:  # damaged Parquet and gzip
+    except (OSError, EOFError, ValueError, RuntimeError, zlib.error, zipfile.BadZipFile, lzma.LZMAError) as error:
+        # damaged Parquet and compressed files
         raise InputError(f"{spec} cannot be read.", str(error).split("\n")[0][:200], "Is the file whole?") from error
     for place, record in found:
         if not isinstance(record, dict) or not isinstance(record.get("text"), str) or not record["text"]:
@@ -211,6 +218,15 @@ def _records(spec: str) -> list[dict[str, Any]]:
     return [record for _, record in found]
 
 
+def _bounded(file: IO[bytes], spec: str) -> bytes:
+    """All of a file, at most as much as the limit."""
+    data = bytearray()
+    while block := file.read(1 << 24):
+        data += block
+        TEXT_FILE_BYTES.require(len(data), spec)
+    return bytes(data.removeprefix(codecs.BOM_UTF8))
+
+
 def _parse_line(spec: str, place: str, line: bytes) -> Any:
     try:
         if re.search(r"\.txt(\.(gz|zst|bz2|xz|zip))?$", spec):
@@ -220,6 +236,8 @@ def _parse_line(spec: str, place: str, line: bytes) -> Any:
         raise InputError(
             f"{spec}, {place}: not UTF-8 ({error.reason} at byte {error.start}).", remedy="Convert the file to UTF-8."
         ) from error
+    except RecursionError as error:
+        raise InputError(f"{spec}, {place}: nested too deeply.", remedy="Mend or delete that line.") from error
     except json.JSONDecodeError as error:
         why = f"{error.msg} at column {error.colno}."
         raise InputError(f"{spec}, {place}: not JSON.", why, "Mend or delete that line.") from error

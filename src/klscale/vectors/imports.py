@@ -27,6 +27,7 @@ from klscale.inputs.attributes import NUMBERS, attributes_of, number_of
 from klscale.inputs.checkpoint_names import MOST_DIGITS
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet, content_id
+from klscale.limits import TABLE_BYTES
 from klscale.progress import SILENT, Progress
 from klscale.science.arrays import Floats, Integers
 from klscale.vectors.dialects import Table, read_csv, read_parquet
@@ -51,9 +52,6 @@ FEWEST_TO_JUDGE = 20
 
 LOWEST = -1e12
 """Nats that no text has less of."""
-
-LIMIT = 2 << 30
-"""Bytes that a file, decompressed, or the matrix of a pickle may have. The largest published file has 81 MB."""
 
 FORMATS = (".csv", ".csv.gz", ".parquet", ".pkl", ".pickle")
 _COUNTS = re.compile(r"n_tokens(?: (.+))?")
@@ -134,14 +132,13 @@ def _read(source: str, gz: str | None) -> bytearray:
     data = bytearray()
     try:
         with fsspec.open(source, "rb", compression="gzip" if gz else None) as file:
-            while len(data) <= LIMIT and (block := file.read(1 << 24)):
+            while block := file.read(1 << 24):
                 data += block
+                TABLE_BYTES.require(len(data), "the file")
     except (OSError, EOFError, ValueError, ImportError, zlib.error) as error:
         raise InputError("cannot be read.", f"{type(error).__name__}: {error}", "Check the path.") from error
     if not data:
         raise InputError("the file is empty.", remedy="Was it downloaded, or written, to its end?")
-    if len(data) > LIMIT:
-        raise InputError(f"more than {LIMIT >> 30} GiB.", remedy="Import the models from several files.")
     return data
 
 
@@ -380,8 +377,7 @@ def _from_pickle(loaded: Any, texts: TextSet, given: Mapping[str, dict[str, Any]
         raise InputError("no log-likelihoods by model.", why, SAVE_AS)
     if len(rows) < len(loaded):
         raise InputError(f"{len(loaded)} entries, {len(rows)} models.", "Models repeat.", "Drop all but one of each.")
-    if len(rows) * len(texts) * 8 > LIMIT:
-        raise InputError(f"{len(rows):,} models are more than fit.", remedy="Import them from several files.")
+    TABLE_BYTES.require(len(rows) * len(texts) * 8, f"{len(rows):,} models")
     models = {model: _row(f"model {model!r}", values, texts) for model, values in rows.items()}
     lowest = min(values.min() for values in models.values())
     clipped = texts.clip is not None and math.isclose(lowest, texts.clip, rel_tol=1e-9)  # two published files are

@@ -1,0 +1,56 @@
+"""Limits on what a file may ask for: each one number, with an error at once instead of memory and time.
+
+A limit is raised by an environment variable of its name: `KLSCALE_LIMIT_SUITE_MODELS=1000000`.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from klscale.errors import InputError
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The largest number of `unit` that is taken."""
+
+    name: str
+    default: int
+    unit: str
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that raises it."""
+        return f"KLSCALE_LIMIT_{self.name}"
+
+    @property
+    def value(self) -> int:
+        """The number in force. Raises InputError where the variable holds no whole number."""
+        given = os.environ.get(self.variable, "")
+        if not given:
+            return self.default
+        if not (given.isascii() and given.isdigit() and len(given) < 19):
+            raise InputError(f"{self.variable}={given[:40]!r} is not a whole number.", remedy="Unset it, or give one.")
+        return int(given)
+
+    def require(self, amount: int, place: str) -> None:
+        """Raise InputError where `amount` is beyond the limit; `place` names the file, and the line where there is
+        one."""
+        if amount > self.value:
+            raise InputError(
+                f"{place}: {amount:,} {self.unit}.",
+                f"The limit is {self.value:,}, against files that ask for more than a machine has.",
+                f"If it is meant, raise the limit: {self.variable}=NUMBER",
+            )
+
+
+SUITE_MODELS = Limit("SUITE_MODELS", 100_000, "models")
+SUITE_DEPTH = Limit("SUITE_DEPTH", 20, "levels of nesting")
+SUITE_MERGED = Limit("SUITE_MERGED", 10_000, "merged keys")
+SUITE_BYTES = Limit("SUITE_BYTES", 10_000_000, "bytes")
+TEXT_FILE_BYTES = Limit("TEXT_FILE_BYTES", 4 << 30, "bytes, decompressed")
+TABLE_BYTES = Limit("TABLE_BYTES", 2 << 30, "bytes, decompressed")
+"""The largest published file has 81 MB."""
+
+LIMITS = (SUITE_MODELS, SUITE_DEPTH, SUITE_MERGED, SUITE_BYTES, TEXT_FILE_BYTES, TABLE_BYTES)

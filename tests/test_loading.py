@@ -284,3 +284,59 @@ def test_a_pickle_that_runs_code_is_refused(save, make_model, tmp_path):
     with contextlib.suppress(RuntimeError):  # after it has run
         torch.load(directory / "pytorch_model.bin", weights_only=False)
     assert (tmp_path / "ran").exists(), "else this test would prove nothing"
+
+
+# --------------------------------------------------------------------------------- every tensor of the files is used
+
+
+@pytest.fixture
+def rewritten(make_model):
+    """A model whose tensors were changed by a function; returns its directory."""
+    from safetensors.torch import load_file, save_file
+
+    def rewrite(change, **settings):
+        directory = make_model(architecture="llama, grouped queries", **settings)
+        tensors = load_file(directory / "model.safetensors")
+        change(tensors)
+        save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+        return directory
+
+    return rewrite
+
+
+@pytest.mark.parametrize("kind", ["biases", "qnorm"])
+def test_tensors_that_the_model_has_no_place_for_are_refused(shared, kind):
+    said = refuse(shared / "cases" / "unused-tensors" / kind, "weights that the model does not use")
+    assert "self_attn" in said
+    assert {"biases": "_proj.bias", "qnorm": "_norm.weight"}[kind] in said
+
+
+def test_a_layer_more_than_the_configuration_has_is_refused(make_model):
+    directory = make_model(architecture="llama, grouped queries")
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    assert "model.layers.1" in refuse(directory, "weights that the model does not use")
+
+
+def test_a_tied_configuration_with_another_head_is_refused(rewritten):
+    def untie(tensors):
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] * 0.5
+
+    said = refuse(rewritten(untie, tie_word_embeddings=True), "the weights do not fit the model")
+    assert "ties the output head" in said
+    assert "tie_word_embeddings" in said
+
+
+def test_a_tied_head_that_is_written_twice_is_fine(rewritten):
+    def copy(tensors):
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+
+    assert load(resolve(ModelRef(str(rewritten(copy, tie_word_embeddings=True))))).unused_tensors == ()
+
+
+def test_buffers_that_a_model_computes_itself_are_no_weights(rewritten):
+    def add(tensors):
+        tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+
+    unused = load(resolve(ModelRef(str(rewritten(add))))).unused_tensors
+    assert set(unused) <= {"model.layers.0.self_attn.rotary_emb.inv_freq"}

@@ -531,6 +531,7 @@ def metadata_of(
         "batch_tokens": engine.batch_tokens,
         "head": "own logits" if engine.own_logits else "tiles",
         "quantized": asdict(loaded.quantization) if loaded.quantization else None,
+        "unused_tensors": list(loaded.unused_tensors),
         "window": loaded.window,
         "not_round_trip": tokens.not_round_trip,
         "skipped": np.setdiff1d(np.arange(len(tokens.lengths)), scores.text).tolist(),

@@ -35,6 +35,10 @@ from klscale.sources.transformers.quantization import Quantization
 # A conversion to safetensors that a bot proposed is another commit than the one asked for.
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 
+_BUFFER = re.compile(r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$|(^|\.)(position_ids|masked_bias|attn_mask)$")
+"""Names of tensors that a model computes itself, whatever the file holds."""
+_MODALITY = re.compile(r"(^|[._])(vision|visual|audio|image|img|mm|multi_modal|multimodal)[._]")
+"""Names of tensors that read images or sound."""
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _ADAPTER, _ADAPTER_WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
 _ADAPTER_FILES = (
@@ -125,6 +129,8 @@ class LoadedModel:
     attributes: dict[str, Any] = field(default_factory=dict)
     quantization: Quantization | None = None
     """What was quantized, here or before the model was saved."""
+    unused_tensors: tuple[str, ...] = ()
+    """Of its files: buffers that the model computes itself, and what reads images or sound."""
     offload: tempfile.TemporaryDirectory[str] | None = None
     """Of a model larger than memory, whose layers are brought in by each forward pass: a folder with those that are
     not in its own files. It goes with the model."""
@@ -559,7 +565,7 @@ def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading
         raise
     except Exception as error:  # damaged files fail in any way
         raise _failure(ref, what, error) from error
-    _refuse_incomplete(info, ref)
+    unused = _refuse_incomplete(model, info, resolved)
     if resolved.base is not None:
         model = _with_adapter(model, resolved)
     model.eval()
@@ -579,7 +585,7 @@ def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading
     if quantized is not None:
         known["quantization"] = quantized.kind
     attributes = attributes_of(ref, known)
-    return LoadedModel(ref, model, tokenizer, window_of(config), attributes, quantized, folder)
+    return LoadedModel(ref, model, tokenizer, window_of(config), attributes, quantized, unused, folder)
 
 
 def _file_of(resolved: ResolvedModel) -> Path:
@@ -589,9 +595,10 @@ def _file_of(resolved: ResolvedModel) -> Path:
     return ref.path / ref.file if ref.path else _fetch(ref, resolved.hub, ref.file)  # type: ignore[arg-type]
 
 
-def _refuse_incomplete(info: Any, ref: ModelRef) -> None:
-    """What transformers did not find in the files it has made up at random."""
-    remedy = "Check that the files are whole and that config.json belongs to them."
+def _refuse_incomplete(model: Any, info: Any, resolved: ResolvedModel) -> tuple[str, ...]:
+    """Tensors of the files that the model rightly does not take, by name. Raises KlscaleError for any other that it
+    does not take, and for one that the files lack: transformers makes that up at random."""
+    ref, remedy = resolved.ref, "Check that the files are whole and that config.json belongs to them."
     if missing := sorted(info["missing_keys"]):
         why = f"{len(missing)} tensors are missing ({', '.join(missing[:3])}...) and would be random."
         raise KlscaleError(f"{ref}: the weights do not fit the model.", why, remedy)
@@ -599,6 +606,20 @@ def _refuse_incomplete(info: Any, ref: ModelRef) -> None:
         name, there, expected = differing[0]
         why = f"{name} is {tuple(there)} in the files and {tuple(expected)} in the model ({len(differing)} such)."
         raise KlscaleError(f"{ref}: the weights do not fit the model.", why, remedy)
+    other = model.config.to_dict().keys() & {"vision_config", "audio_config"}
+    unused = sorted(info["unexpected_keys"])
+    if wrong := [name for name in unused if not (_BUFFER.search(name) or (other and _MODALITY.search(name)))]:
+        why = f"The model has no place for {len(wrong)} tensors ({', '.join(wrong[:3])}{', ...' * (len(wrong) > 3)})."
+        what = f"{ref}: the files hold weights that the model does not use."
+        raise KlscaleError(what, f"{why} Its values would be another model's.", remedy)
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False)
+    if tied and head is not None and head.weight.shape == embedding.weight.shape:
+        same = head.weight is embedding.weight or torch.equal(head.weight, embedding.weight)
+        if not same and head.weight.device.type != "meta":
+            why = "config.json ties the output head to the embeddings; the files hold a head with other values."
+            raise KlscaleError(f"{ref}: the weights do not fit the model.", why, "Set tie_word_embeddings to false.")
+    return tuple(unused)
 
 
 # --------------------------------------------------------------------------------------------------------- adapters

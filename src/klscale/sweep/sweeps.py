@@ -532,6 +532,7 @@ def metadata_of(
         "head": "own logits" if engine.own_logits else "tiles",
         "quantized": asdict(loaded.quantization) if loaded.quantization else None,
         "unused_tensors": list(loaded.unused_tensors),
+        "applied": list(loaded.applied),
         "window": loaded.window,
         "not_round_trip": tokens.not_round_trip,
         "skipped": np.setdiff1d(np.arange(len(tokens.lengths)), scores.text).tolist(),

@@ -30,6 +30,7 @@ from klscale.inputs.references import KERNELS, WEIGHTS_ONLY, ModelRef
 from klscale.inputs.texts import cache_directory
 from klscale.progress import SILENT, Progress
 from klscale.sources.transformers import quantization
+from klscale.sources.transformers.gguf_files import READING, GgufFile, complete, configure, set_tokenizer
 from klscale.sources.transformers.quantization import Quantization
 
 # A conversion to safetensors that a bot proposed is another commit than the one asked for.
@@ -131,6 +132,8 @@ class LoadedModel:
     """What was quantized, here or before the model was saved."""
     unused_tensors: tuple[str, ...] = ()
     """Of its files: buffers that the model computes itself, and what reads images or sound."""
+    applied: tuple[str, ...] = ()
+    """Keys and tensors of a GGUF file that transformers leaves out."""
     offload: tempfile.TemporaryDirectory[str] | None = None
     """Of a model larger than memory, whose layers are brought in by each forward pass: a folder with those that are
     not in its own files. It goes with the model."""
@@ -228,12 +231,13 @@ def resolve(ref: ModelRef, hub: Hub | None = None) -> ResolvedModel:
 
 def _resolve(ref: ModelRef, asked: Hub, base_of: ModelRef | None) -> ResolvedModel:
     """`base_of`: the adapter that names this model, which then is no adapter itself."""
+    reading = f" {READING}" if ref.file else ""
     if ref.path is not None:
-        identity = f"files:{_fingerprint(ref)}"
+        identity = f"files:{_fingerprint(ref)}{reading}"
         adapter = ref.path / _ADAPTER
         return _on_base(ref, asked, base_of, identity, adapter) if adapter.is_file() else ResolvedModel(ref, identity)
     hub = asked.commit(ref)
-    identity = f"commit:{ref.name}@{hub.commit}"
+    identity = f"commit:{ref.name}@{hub.commit}{reading}"
     if _ADAPTER not in hub.files:
         return ResolvedModel(ref, identity, hub)
     if _weights(hub.files):
@@ -533,11 +537,15 @@ def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading
                 _fetch(base.ref, base.hub, base.ref.file or "config.json")
             what = f"The configuration of {base.ref} cannot be loaded."
             config = AutoConfig.from_pretrained(base.location, trust_remote_code=False, **options)
+            file = GgufFile.read(_file_of(base), str(base.ref)) if base.ref.file else None
+            applied = configure(config, file) if file is not None else []
             _refuse_kernels(config, base.ref)
             _refuse_others(config, base.ref)
             _refuse_quantized(config, resolved)
             what = f"The tokenizer of {ref} cannot be loaded."
             tokenizer = AutoTokenizer.from_pretrained(_tokenizer_of(resolved), trust_remote_code=False, **options)
+            if file is not None:
+                applied += set_tokenizer(tokenizer, file)
             what = f"{base.ref} cannot be loaded as a causal language model."
             placement, folder = _placement(config, ref, device, alone)
             if placement and (resolved.base or ref.quantization):
@@ -554,6 +562,7 @@ def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading
                 alone.wait()
             model, info = AutoModelForCausalLM.from_pretrained(
                 base.location,
+                config=config,
                 dtype=getattr(torch, ref.dtype),
                 trust_remote_code=False,
                 output_loading_info=True,
@@ -561,6 +570,8 @@ def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading
                 **options,
                 **placement,
             )
+            if file is not None:
+                applied += complete(model, info, file, _file_of(base))
     except KlscaleError:
         raise
     except Exception as error:  # damaged files fail in any way
@@ -585,7 +596,7 @@ def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading
     if quantized is not None:
         known["quantization"] = quantized.kind
     attributes = attributes_of(ref, known)
-    return LoadedModel(ref, model, tokenizer, window_of(config), attributes, quantized, unused, folder)
+    return LoadedModel(ref, model, tokenizer, window_of(config), attributes, quantized, unused, tuple(applied), folder)
 
 
 def _file_of(resolved: ResolvedModel) -> Path:

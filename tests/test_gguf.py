@@ -1,0 +1,174 @@
+"""GGUF files: each is scored as what it means to llama.cpp, or refused with the key or tensor that is not known."""
+
+from __future__ import annotations
+
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from klscale.errors import KlscaleError
+from klscale.inputs.references import ModelRef
+from klscale.sources.transformers.gguf_files import PRE_TOKENIZERS
+from klscale.sources.transformers.loading import load, resolve
+
+pytest.importorskip("gguf")
+
+TEXT = "Once upon a time, there was a little girl. She had 1234 trees\nand a dog."
+
+
+def logits(directory, file=None):
+    """Of `TEXT`, in the tokens of the model."""
+    loaded = load(resolve(ModelRef(str(directory), file=file)))
+    with torch.no_grad():
+        return loaded.model(torch.tensor([loaded.tokenizer(TEXT)["input_ids"]])).logits
+
+
+@pytest.mark.parametrize(
+    ("case", "file", "same"),
+    [("gguf-rope-scaling", "linear4.gguf", "hf-linear4"), ("gguf-dropped-tensors", "biases.gguf", "hf-biases")],
+)
+def test_what_transformers_drops_is_applied(shared, case, file, same):
+    """Held against the Hugging Face directory of the same model."""
+    there = shared / "cases" / case
+    torch.testing.assert_close(logits(there, file), logits(there / same), rtol=0, atol=1e-5)
+
+
+@pytest.fixture
+def rewritten(shared, tmp_path):
+    """The file of the linear case with other keys and more tensors; returns its directory, where it is `model.gguf`."""
+    import gguf
+
+    def rewrite(keys=None, tensors=None, without=()):
+        source = gguf.GGUFReader(shared / "cases" / "gguf-rope-scaling" / "linear4.gguf")
+        writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+        given = keys or {}
+        for name, field in source.fields.items():
+            skipped = name.startswith(("GGUF.", "llama.rope.scaling")) or name == "general.architecture"
+            if not skipped and name not in given and name not in without:
+                kind = field.types[0]
+                inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+                writer.add_key_value(name, field.contents(), kind, inner)
+        for name, value in given.items():
+            add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+            add[type(value)](name, value)
+        for tensor in source.tensors:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+        for name, values in (tensors or {}).items():
+            writer.add_tensor(name, values.astype(np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return tmp_path
+
+    return rewrite
+
+
+@pytest.fixture
+def with_rope(stories, tmp_path):
+    """The model as a Hugging Face directory with other rotary parameters."""
+    import json
+
+    def write(**rope):
+        directory = tmp_path / "plain"
+        shutil.copytree(stories, directory, copy_function=shutil.copyfile)
+        config = json.loads((directory / "config.json").read_text())
+        config["rope_parameters"] = {"rope_theta": 10000.0, **rope}
+        config.pop("rope_scaling", None)
+        (directory / "config.json").chmod(0o644)
+        (directory / "config.json").write_text(json.dumps(config))
+        return directory
+
+    return write
+
+
+def test_yarn(rewritten, with_rope):
+    file = rewritten({
+        "llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0,
+        "llama.rope.scaling.original_context_length": 128,
+    })  # fmt: skip
+    plain = with_rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=128)
+    torch.testing.assert_close(logits(file, "model.gguf"), logits(plain), rtol=0, atol=1e-5)
+
+
+def test_the_factors_of_llama_3(rewritten, with_rope):
+    """llama.cpp keeps them as a tensor that divides each frequency."""
+    frequencies = 10000.0 ** (-np.arange(0, 8, 2) / 8)
+    factor, low, high, original = 8.0, 1.0, 4.0, 64
+    wavelengths = 2 * math.pi / frequencies
+    smooth = np.clip((original / wavelengths - low) / (high - low), 0, 1)
+    divisors = 1 / ((1 - smooth) / factor + smooth)
+    assert len(set(divisors)) > 2
+    file = rewritten(tensors={"rope_freqs.weight": divisors})
+    plain = with_rope(
+        rope_type="llama3", factor=factor, low_freq_factor=low, high_freq_factor=high,
+        original_max_position_embeddings=original,
+    )  # fmt: skip
+    torch.testing.assert_close(logits(file, "model.gguf"), logits(plain), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("keys", "tensors", "said"),
+    [
+        ({"llama.attention.sliding_window": 64}, {}, "llama.attention.sliding_window = 64"),
+        ({"llama.new_kind_of_norm": 2.0}, {}, "llama.new_kind_of_norm = 2.0"),
+        ({"llama.rope.scaling.type": "longrope", "llama.rope.scaling.factor": 4.0}, {}, "llama.rope.scaling.type"),
+        ({"llama.rope.dimension_count": 4}, {}, "llama.rope.dimension_count = 4"),
+        ({"llama.attention.causal": False}, {}, "llama.attention.causal"),
+        ({"split.count": 2}, {}, "one part of a model"),
+        ({}, {"blk.0.attn_q_norm.weight": np.ones(8)}, "blk.0.attn_q_norm.weight"),
+        ({}, {"blk.0.ffn_up.bias": np.ones(172)}, "does not use all weights"),
+        ({}, {"rope_freqs.weight": np.ones(3)}, "rope_freqs.weight"),
+        ({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "new-kind"}, {}, "tokenizer.ggml.pre = 'new-kind'"),
+    ],
+)
+def test_what_is_not_known_is_refused_by_name(rewritten, keys, tensors, said):
+    directory = rewritten(keys, tensors)
+    with pytest.raises(KlscaleError) as caught:
+        load(resolve(ModelRef(str(directory), file="model.gguf")))
+    assert said in str(caught.value)
+    assert len(str(caught.value).splitlines()) <= 3
+    assert "model.gguf" in caught.value.what
+
+
+@pytest.mark.parametrize(
+    ("keys", "without", "bos"),
+    [
+        ({"tokenizer.ggml.add_bos_token": True}, (), True),
+        ({"tokenizer.ggml.add_bos_token": False}, (), False),
+        ({}, ("tokenizer.ggml.add_bos_token",), True),
+    ],
+)
+def test_the_first_token_is_as_the_file_says(rewritten, keys, without, bos):
+    tokenizer = load(resolve(ModelRef(str(rewritten(keys, without=without)), file="model.gguf"))).tokenizer
+    assert (tokenizer(TEXT)["input_ids"][0] == 1) == bos
+
+
+def test_the_space_in_front_is_as_the_file_says(rewritten):
+    with_space = load(resolve(ModelRef(str(rewritten()), file="model.gguf"))).tokenizer
+    assert with_space.convert_ids_to_tokens(with_space("the")["input_ids"])[1] == "▁the"
+    keys = {"tokenizer.ggml.add_space_prefix": False}
+    without = load(resolve(ModelRef(str(rewritten(keys)), file="model.gguf"))).tokenizer
+    assert "".join(without.convert_ids_to_tokens(without("the")["input_ids"])[1:]) == "the"
+
+
+@pytest.mark.parametrize(
+    ("pre", "pieces"),
+    [
+        ("smollm", ["Hello", "Ġ", "1", "2", "3", "4", "Ġworld", "'s", "ĊĊ"]),
+        ("gpt-2", ["Hello", "Ġ1234", "Ġworld", "'s", "ĊĊ"]),
+        ("llama-bpe", ["Hello", "Ġ", "123", "4", "Ġworld", "'s", "ĊĊ"]),
+        ("qwen2", ["Hello", "Ġ", "1", "2", "3", "4", "Ġworld", "'s", "ĊĊ"]),
+        ("default", ["Hello", "Ġ", "123", "4", "Ġworld", "'", "s", "ĊĊ"]),
+    ],
+)
+def test_how_pre_tokenizers_cut(pre, pieces):
+    """Cuts as llama.cpp makes them, by hand."""
+    from tokenizers import Regex, pre_tokenizers
+
+    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PRE_TOKENIZERS[pre]]
+    whole = pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    assert [piece for piece, _ in whole.pre_tokenize_str("Hello 1234 world's\n\n")] == pieces

@@ -129,9 +129,9 @@ def configure(config: Any, file: GgufFile) -> list[str]:
     byte_pairs = file.fields.get("tokenizer.ggml.model") == "gpt2"
     if byte_pairs and (file.fields.get("tokenizer.ggml.pre") or "default") not in PRE_TOKENIZERS:
         raise file.refuse("tokenizer.ggml.pre", "How it cuts texts before merges are applied is not known here.")
-    width, heads = file.of_model.get("embedding_length"), file.of_model.get("attention.head_count")
+    width, heads = file.of_model.get("embedding_length", 0), file.of_model.get("attention.head_count")
     if "attention.key_length" not in file.of_model and isinstance(heads, int) and getattr(text, "head_dim", None):
-        text.head_dim = width // heads  # transformers takes the rotary dimensions for it
+        text.head_dim = int(width) // heads  # transformers takes the rotary dimensions for it
     for key, value in file.of_model.items():
         if key in SHAPES or key.startswith("rope."):
             continue

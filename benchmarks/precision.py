@@ -20,7 +20,7 @@ import numpy as np
 from klscale.inputs.texts import TextSet
 from klscale.science.arrays import Floats
 from klscale.science.kl import KL, kl, nats2_per_bit_per_byte
-from klscale.science.sequential import at_any_time
+from klscale.science.sequential import with_anytime_interval
 from klscale.studies.precision import (
     FEWEST,
     GAUSSIAN,
@@ -107,7 +107,7 @@ def simulate(source: Source, precision: float, n_texts: int, repeats: int = REPE
         n, looks = next(time for time in times if time >= min(max(FEWEST, GAUSSIAN / precision**2), n_texts)), 1
         while relative_error(found := first(n)) > precision and n < n_texts:
             n, looks = next_look(found, n, precision, times, crowding), looks + 1
-        sequence = at_any_time(found, (TYPICAL_KURTOSIS - 1) / precision**2)
+        sequence = with_anytime_interval(found, (TYPICAL_KURTOSIS - 1) / precision**2)
         intervals = [
             (found if n == n_texts else sequence).interval,
             found.interval,

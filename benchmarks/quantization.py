@@ -67,7 +67,7 @@ def cosines(studies: list[dict[str, Any]], way: str) -> dict[str, list[Estimate]
 
     def cosine(texts: TextSet, first: Any, second: Any) -> Estimate:
         nothing = np.zeros(len(texts))
-        return shift_cosine(nothing, first, second, texts.bytes, documents=texts.document)
+        return shift_cosine(nothing, first, second, documents=texts.document)
 
     return {
         "kinds of one model": [

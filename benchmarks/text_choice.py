@@ -32,7 +32,7 @@ from scipy.optimize import brentq
 
 from klscale import read_log_likelihoods
 from klscale.science.arrays import Floats, Integers
-from klscale.science.estimates import log_interval
+from klscale.science.estimates import critical_value, log_interval
 from klscale.science.moments import double_centre
 from klscale.store.store import Store
 from klscale.vectors.vectors import Vectors
@@ -172,7 +172,7 @@ def measured(matrix: Matrix, way: str, n: int, hold_outs: Sequence[HoldOut], dra
             value, product = y @ drawn.weight, y @ drawn.products
             y *= y
             variance = drawn.factor * (y @ drawn.squares - product**2 / drawn.size)
-            low, high = log_interval(value, np.sqrt(variance))
+            low, high = log_interval(value, np.sqrt(variance), critical_value())
             error = value / exact - 1
             found[:, batch % BATCHES] += [error, error**2, (low <= exact) & (exact <= high)]
         for pair, values in zip(pairs, (found / (draws / BATCHES)).transpose(2, 0, 1), strict=True):

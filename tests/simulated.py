@@ -121,7 +121,7 @@ def of_shifts(sample: Sample) -> Found:
     base, x, y = sample.noise(3)
     for cosine in (0.0, 0.5, 0.95, 0.999, -0.95):
         second = cosine * x + math.sqrt(1 - cosine**2) * y
-        found = shift_cosine(base, base + x, base + second, sample.bytes, documents=sample.documents)
+        found = shift_cosine(base, base + x, base + second, documents=sample.documents)
         yield f"cosine of shifts, {cosine:g}", found.interval, cosine
 
 

@@ -64,7 +64,7 @@ def test_fits_equal_polyfit_start_by_start(steps):
             assert found.intercept[place][n] == pytest.approx(intercept, rel=1e-12, abs=1e-11)
             assert found.r_squared[place][n] == pytest.approx(stats.pearsonr(x, y)[0] ** 2, abs=1e-12)
         assert found.exponent[place] == pytest.approx(np.mean(slopes), rel=1e-12)
-        assert found.n_fits[place] == 29
+        assert np.isfinite(found.slope[place]).sum() == 29
 
 
 @pytest.mark.parametrize("steps", [REGULAR, IRREGULAR])
@@ -110,7 +110,7 @@ def test_distances_of_zero_are_left_out():
     D[2, 4] = np.nan
     found = diffusion.fits(REGULAR, D, after=0)
     assert np.flatnonzero(np.isnan(found.slope)).tolist() == [1]
-    assert found.n_fits == 29
+    assert np.isfinite(found.slope).sum() == 29
     assert found.exponent == pytest.approx(0.7, abs=1e-12)
     D[np.arange(38), np.arange(2, 40)] = 0.0
     averaged = diffusion.time_averaged(REGULAR, D, after=3000)
@@ -128,14 +128,14 @@ def test_too_few_checkpoints_have_no_exponent():
         for exponent in (found.exponent, averaged.exponent, *diffusion.laws(steps, D, after=0).values()):
             assert exponent.shape == (2,)
             assert np.isnan(exponent).all()
-        assert found.n_fits.tolist() == [0, 0]
+        assert np.isnan(found.slope).all()
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_run_that_stands_still_has_exponent_zero_or_none():
     steps = np.arange(20)
     still = diffusion.fits(steps, np.ones((20, 20)), after=0)
-    assert (still.exponent, still.n_fits) == (0.0, 10)
+    assert (still.exponent, np.isfinite(still.slope).sum()) == (0.0, 10)
     assert np.isnan(still.r_squared).all()
     assert np.isnan(diffusion.fits(steps, np.zeros((20, 20)), after=0).exponent)
     assert np.isnan(diffusion.time_averaged(steps, np.zeros((20, 20)), after=0).exponent)

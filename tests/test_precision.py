@@ -16,7 +16,7 @@ from klscale.errors import InputError
 from klscale.inputs.texts import TextSet
 from klscale.progress import Progress
 from klscale.science.kl import kl, nats2_per_bit_per_byte
-from klscale.science.sequential import anytime_critical_value, at_any_time
+from klscale.science.sequential import anytime_critical_value, with_anytime_interval
 from klscale.sources.transformers import engine as engine_module
 from klscale.store.store import Store
 from klscale.studies import precision
@@ -85,7 +85,7 @@ def test_ten_per_cent_is_reached_with_the_texts_it_needs_and_intervals_cover(nam
         n, looks = next(time for time in times if time >= precision.GAUSSIAN / p**2), 1
         while relative_error(found := kl(d[:n], np.zeros(n), sizes[:n])) > p and n < N:
             n, looks = next_look(found, n, p, times), looks + 1
-        low, high = at_any_time(found, (precision.TYPICAL_KURTOSIS - 1) / p**2).interval
+        low, high = with_anytime_interval(found, (precision.TYPICAL_KURTOSIS - 1) / p**2).interval
         used.append(n / ((kurtosis - 1) / p**2))
         covered.append(low <= variance / nats2_per_bit_per_byte(1.0) <= high)
         n_looks.append(looks)
@@ -100,7 +100,7 @@ def test_two_models_that_agree_are_as_precise_as_can_be():
     assert relative_error(same) == 0
     one = np.ones(1, dtype=np.int64)
     assert relative_error(kl(one * 2.0, one * 3.0, one)) == math.inf, "one text tells nothing"
-    assert at_any_time(same, 500).interval == (0.0, 0.0)
+    assert with_anytime_interval(same, 500).interval == (0.0, 0.0)
 
 
 # ----------------------------------------------------------------------------------------------------------- looking
@@ -173,7 +173,7 @@ def test_crowding_is_how_many_others_are_of_a_texts_document():
 def test_an_interval_at_any_time_allows_for_few_documents():
     d = np.random.default_rng(0).normal(size=60)
     found = kl(d, np.zeros(60), np.ones(60, dtype=np.int64), documents=np.repeat(np.arange(6), 10))
-    low, high = at_any_time(found, 500).interval
+    low, high = with_anytime_interval(found, 500).interval
     critical = anytime_critical_value(60, 500, 6)
     assert critical > 2 * anytime_critical_value(60, 500)
     assert math.log(high / found.value) == pytest.approx(critical * found.standard_error / found.value)

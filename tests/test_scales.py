@@ -37,9 +37,13 @@ LAST = "p/s1/checkpoint-40"
 OF_LAST = {"family": "p", "type": "t", "parameters": 10, "seed": 1, "step": 40}
 
 
+def setting_pairs(vectors):
+    return {row.setting: list(row.pairs) for row in scales.measure(vectors)}
+
+
 def pairs_of(rows, *without):
     """The pairs of each setting but the random ones, and those named."""
-    pairs = scales.setting_pairs(vectors_of(rows))
+    pairs = setting_pairs(vectors_of(rows))
     return {setting: found for setting, found in pairs.items() if setting not in ("random", "same type", *without)}
 
 
@@ -82,7 +86,7 @@ def test_pairs_do_not_depend_on_the_order_of_models():
     rows = {**RUN, **{f"q/{n}b": {"family": "q", "type": "u", "parameters": 8 + 3 * n} for n in range(12)}}
     shuffled = dict(np.random.default_rng(1).permutation(list(rows.items())).tolist())
     assert list(shuffled) != list(rows)
-    assert scales.setting_pairs(vectors_of(shuffled)) == scales.setting_pairs(vectors_of(rows))
+    assert setting_pairs(vectors_of(shuffled)) == setting_pairs(vectors_of(rows))
 
 
 def test_halves_are_those_after_warm_up():
@@ -218,9 +222,9 @@ def test_random_pairs():
     assert measured["same type"].n_available == 2 * 20 * 19 // 2
 
     tuned = {f"o/a-{n}b-tuned-{k}": {"parent": f"o/a-{n}b"} for n in range(10) for k in range(3)}
-    assert len(scales.setting_pairs(vectors_of({**rows, **tuned}))["random"]) == 30
+    assert len(setting_pairs(vectors_of({**rows, **tuned}))["random"]) == 30
     few = {f"o/a-{n}b": {"type": "a"} for n in range(6)}
-    assert len(set(scales.setting_pairs(vectors_of(few))["random"])) == 15
+    assert len(set(setting_pairs(vectors_of(few))["random"])) == 15
 
 
 def test_a_large_setting_is_drawn_from(monkeypatch):
@@ -434,7 +438,7 @@ def test_the_yardstick_is_the_nearest_median():
 
 def test_layers_of_quantized_models_are_in_no_setting():
     rows = {f"m+int8#{n}": {"layer": n, "quantization": "int8"} for n in range(3)}
-    assert "layer" not in scales.setting_pairs(vectors_of({"n": {}, **rows}))
+    assert "layer" not in setting_pairs(vectors_of({"n": {}, **rows}))
 
 
 def test_ladders_are_of_each_model_its_variants_nearest_first():

@@ -15,7 +15,7 @@ from conftest import EXAMPLE
 from klscale.errors import InputError
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
-from klscale.science.estimates import log_interval, standard_error_of_mean
+from klscale.science.estimates import critical_value, log_interval, standard_error_of_mean
 from klscale.science.kl import kl, nats2_per_bit_per_byte
 from klscale.science.robust import huber_variance, trimmed_consistency, trimmed_variance, variance
 from klscale.show import pictures, tail_tables
@@ -157,7 +157,7 @@ def test_intervals_cover(law):
     for name, estimator in VARIANCES.items():
         truth = float(estimator(big)[0][0])
         value[name], influence[name] = estimator(d)
-        low, high = log_interval(value[name], standard_error_of_mean(influence[name]))
+        low, high = log_interval(value[name], standard_error_of_mean(influence[name]), critical_value())
         assert 0.91 < np.mean((low < truth) & (truth < high)) < 0.975, name
         if name == "headline":
             continue

@@ -24,6 +24,7 @@ from klscale.inputs.references import WEIGHTS_ONLY, ModelRef
 from klscale.inputs.texts import TextSet, load_texts
 from klscale.progress import Progress
 from klscale.science.arrays import Floats, Integers
+from klscale.science.clip import common_texts
 from klscale.science.estimates import Estimate
 from klscale.science.kl import KL, LOG_2, bits_per_byte, kl
 from klscale.show.pictures.style import DOUBLE, FAINT, GREY, MARKERS, headline, looks, new_figure, plain_ticks, styled
@@ -178,7 +179,7 @@ def row(found: Calibration, pair: Vectors) -> dict[str, object]:
 
 def of_vectors(rows: Floats, texts: TextSet) -> dict[str, object]:
     """What two log-likelihood vectors (2, N) tell by themselves of a pair."""
-    there = ~np.isnan(rows).any(axis=0)
+    there = common_texts(rows)
     rows, size, documents = rows[:, there], texts.bytes[there], texts.documents_of(there)
     found = kl(*rows, size, documents=documents)
     difference = rows[1] - rows[0]

@@ -20,7 +20,6 @@ _EXPORTS = {
     "inputs.suites": ("read_suite",),
     "inputs.texts": ("TextSet", "build_texts", "load_texts"),
     "progress": ("Progress",),
-    "science.bootstrap": ("kl_bootstrap",),
     "science.estimates": ("Estimate",),
     "science.kl": ("KL", "KLMatrix", "bits_per_byte", "kl", "kl_difference", "kl_matrix"),
     "store.store": ("Store",),

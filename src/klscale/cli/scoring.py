@@ -238,7 +238,7 @@ def compare(
     if found is not None:
         records = [{**record, **precision_record(found, record["a"], record["b"])} for record in records]
     if as_json:
-        alike = vectors.on_one_footing()
+        alike = vectors.on_common_texts()
         print_json([{**record, "beside": beside(alike, record["a"], record["b"])} for record in records])
     else:
         print_comparison(vectors, records)

@@ -49,11 +49,6 @@ class Fits:
         """c (...,): the mean slope over the starts that have one; NaN where none has."""
         return _mean_of_known(self.slope)
 
-    @property
-    def n_fits(self) -> Integers:
-        """How many starts (...,) have a slope."""
-        return np.asarray(np.isfinite(self.slope).sum(axis=-1))
-
 
 @dataclass(frozen=True, eq=False)
 class TimeAveraged:

@@ -1,9 +1,8 @@
-"""A number with its standard error: intervals, errors over clusters of texts, and how both are printed."""
+"""Estimates with standard errors: intervals, errors for texts in clusters, and how an estimate is printed."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,15 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from klscale.science.arrays import Floats, Integers
+from klscale.science.arrays import Documents, Floats, Integers
 
 CONFIDENCE = 0.95
+"""Of every interval."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its standard error, both in `unit`, which is empty for a pure number. `interval` covers with 95 %
-    confidence."""
+    """A number with its standard error and 95 % interval, all in `unit`, which is empty for a pure number."""
 
     value: float
     standard_error: float
@@ -31,7 +30,7 @@ class Estimate:
     def normal(
         cls, value: float, standard_error: float, n_texts: int, *, n_documents: int = 0, unit: str = "bits/byte"
     ) -> Estimate:
-        """With the interval value ± z SE, by Student's t for documents (0: texts are independent)."""
+        """With the interval value ± z SE; by Student's t where texts share documents (0: they share none)."""
         half = float(critical_value(n_documents)) * standard_error
         return cls(value, standard_error, (value - half, value + half), n_texts, unit)
 
@@ -40,7 +39,7 @@ class Estimate:
         cls, value: float, standard_error: float, n_texts: int, *, n_documents: int = 0, unit: str = "bits/byte"
     ) -> Estimate:
         """With an interval on the log scale: see `log_interval`."""
-        low, high = log_interval(np.array(value), np.array(standard_error), n_documents)
+        low, high = log_interval(value, standard_error, critical_value(n_documents))
         return cls(value, standard_error, (float(low), float(high)), n_texts, unit)
 
     def __str__(self) -> str:
@@ -60,30 +59,42 @@ def format_estimate(value: float, standard_error: float, *, sign: bool = False) 
     return f"{value:{plus}.{decimals}f} ± {standard_error:.{decimals}f}"
 
 
+# ------------------------------------------------------------------------------------------------------- intervals
+
+
 def critical_value(n_documents: int | Integers = 0) -> Any:
     """Two-sided 95 % quantile: normal, or Student's t with G - 1 degrees of freedom for G > 0 clusters of texts."""
     freedom = np.where(np.asarray(n_documents) > 0, np.asarray(n_documents) - 1.0, np.inf)
     return special.stdtrit(freedom, (1 + CONFIDENCE) / 2)
 
 
-def log_interval(value: Floats, standard_error: Floats, n_documents: int | Integers = 0) -> tuple[Floats, Floats]:
-    """95 % interval on the log scale: value x exp(± z SE / value). Covers better than value ± z SE; never negative.
-    A value of 0, two models that agree on every text, has no width."""
-    return log_interval_by(value, standard_error, critical_value(n_documents))
-
-
-def log_interval_by(value: Any, standard_error: Any, critical: Any) -> tuple[Any, Any]:
+def log_interval(value: float | Floats, standard_error: float | Floats, critical: Any) -> tuple[Any, Any]:
+    """Ends of an interval on the log scale: value x exp(± critical x SE / value). It is never negative, and covers
+    more often than value ± z SE. It has no width where the value is 0, for models that agree on every text."""
     positive = np.where(value > 0, value, 1.0)
     exponent = np.where(value > 0, critical * standard_error / positive, 0.0)
     factor = np.exp(np.minimum(exponent, 700.0))
     return value / factor, value * factor
 
 
-def cluster_codes(
-    documents: Sequence[Any] | NDArray[Any] | None, texts: NDArray[Any] | slice = slice(None)
-) -> Integers | None:
-    """Cluster number of each of these texts (a mask or positions); None where no two share a document, or all are of
-    one: then they are taken as independent."""
+def fisher_interval(value: float, standard_error: float, n_documents: int = 0) -> tuple[float, float]:
+    """Ends of the 95 % interval of a correlation on Fisher's scale, within -1 and 1."""
+    inside = 1 - value**2
+    half = float(critical_value(n_documents)) * standard_error / inside if inside > 1e-12 else 0.0
+    if half == 0:
+        return value, value
+    low, high = np.tanh(np.arctanh(value) + np.array([-half, half]))
+    return float(low), float(high)
+
+
+# --------------------------------------------------------------------------------- errors of means and correlations
+
+
+def cluster_codes(documents: Documents, texts: NDArray[Any] | slice = slice(None)) -> Integers | None:
+    """Cluster number (n,) of each of these texts (a mask or positions), from document labels (N,).
+
+    None where texts count as independent: no two share a document, or all are from one.
+    """
     if documents is None:
         return None
     unique, codes = np.unique(np.asarray(documents, dtype=str)[texts], return_inverse=True)
@@ -91,12 +102,13 @@ def cluster_codes(
 
 
 def n_clusters(clusters: Integers | None) -> int:
-    """Number of clusters; 0 for texts that are independent."""
+    """Number of clusters; 0 for independent texts."""
     return 0 if clusters is None else int(clusters.max()) + 1
 
 
 def standard_error_of_mean(values: Floats, clusters: Integers | None = None) -> Floats:
-    """Standard error of the mean over the last axis; with clusters, texts of one cluster may be correlated."""
+    """Standard error (...) of the mean of `values` (..., N) over texts; texts of one cluster may be correlated. NaN for
+    fewer than two texts."""
     deviation = values - values.mean(axis=-1, keepdims=True)
     n = values.shape[-1]
     if n < 2:
@@ -107,20 +119,26 @@ def standard_error_of_mean(values: Floats, clusters: Integers | None = None) -> 
 
 
 def cluster_variance(deviation: Floats, clusters: Integers) -> Floats:
-    """Variance of the mean times N, from sums of deviations over clusters (the linearised cluster bootstrap)."""
+    """N times the variance (...) of a mean, from the sums of deviations (..., N) over clusters.
+
+    This is the linearised cluster bootstrap, with the factor G / (G - 1) for G clusters.
+    """
     order = np.argsort(clusters, kind="stable")
     starts = np.flatnonzero(np.diff(clusters[order], prepend=-1))
     sums = np.add.reduceat(deviation[..., order], starts, axis=-1)
     return np.asarray((sums**2).sum(axis=-1) / deviation.shape[-1] * small_sample_factor(len(starts)))
 
 
-def small_sample_factor(count: int) -> float:
-    return count / (count - 1) if count > 1 else math.nan
+def small_sample_factor(n_clusters: int) -> float:
+    """G / (G - 1), which makes a variance over G clusters unbiased."""
+    return n_clusters / (n_clusters - 1) if n_clusters > 1 else math.nan
 
 
 def correlation(x: Floats, y: Floats) -> tuple[float, Floats]:
-    """Pearson's correlation of x and y (N,), and its influence function at each of them (N,): the standard error of
-    the mean of the influences is that of the correlation. NaN where x or y does not vary."""
+    """Pearson's correlation of x and y (N,), and its influence function at each text (N,).
+
+    The standard error of the mean of the influences is that of the correlation. NaN where x or y is constant.
+    """
     d = np.stack([x, y])
     d -= d.mean(axis=1, keepdims=True)
     spread = np.sqrt((d**2).mean(axis=1, keepdims=True))
@@ -129,13 +147,3 @@ def correlation(x: Floats, y: Floats) -> tuple[float, Floats]:
     a, b = d / spread
     value = float((a * b).mean())
     return value, a * b - value / 2 * (a**2 + b**2)
-
-
-def fisher_interval(value: float, standard_error: float, n_documents: int = 0) -> tuple[float, float]:
-    """95 % interval of a correlation on Fisher's scale, never beyond -1 and 1."""
-    inside = 1 - value**2
-    half = float(critical_value(n_documents)) * standard_error / inside if inside > 1e-12 else 0.0
-    if half == 0:
-        return value, value
-    low, high = np.tanh(np.arctanh(value) + np.array([-half, half]))
-    return float(low), float(high)

@@ -8,22 +8,23 @@ from klscale.science.arrays import Floats, Integers
 from klscale.science.estimates import cluster_variance, small_sample_factor
 
 CLOSE = 1e-6
-"""Pairs whose fourth moment is this small against that of the rows lose digits in products: recomputed directly."""
+"""Ratio of a pair's fourth moment to that of its rows below which products lose digits: such pairs are recomputed by
+direct difference."""
 
 
 def double_centre(log_likelihood: Floats) -> Floats:
-    """Q: each row of L (K, N) less its mean, then each column less its mean. Row differences keep their variance."""
+    """Q (K, N): L with the mean of each row and then of each column subtracted. Row differences keep their variance."""
     centred: Floats = log_likelihood - log_likelihood.mean(axis=1, keepdims=True)
     centred -= centred.mean(axis=0, keepdims=True)
     return centred
 
 
 def pairwise_moments(L: Floats, clusters: Integers | None = None) -> tuple[Floats, Floats, Floats]:
-    """m2, m4 and the spread of d**2 for d = l_i - l_j centred, for all pairs of rows of L (K, N), complete.
+    """m2 (nats**2), m4 (nats**4) and spread (nats**2), each (K, K), of d = l_i - l_j for all pairs of rows of L (K, N).
 
-    The spread is sqrt(N) times the standard error of m2: sqrt(m4 - m2**2) for independent texts, clustered where
-    clusters are given. Computed by matrix products on double-centred rows (exact for differences), streamed over
-    texts; pairs too close for that are recomputed from L by direct difference.
+    d is centred; L has no missing values. The spread is sqrt(N) times the standard error of m2: sqrt(m4 - m2**2) for
+    independent texts, else over `clusters` (N,). The moments are matrix products of double-centred rows, which is exact
+    for differences, in blocks of texts. Pairs that are too close for products are recomputed from L.
     """
     K, N = L.shape
     Q = double_centre(L)
@@ -61,10 +62,10 @@ def pairwise_moments(L: Floats, clusters: Integers | None = None) -> tuple[Float
 
 
 def _pairwise_cluster_variance(Q: Floats, m2: Floats, clusters: Integers) -> Floats:
-    """`cluster_variance` of d**2 - m2 for all pairs: sum_g (q_g - n_g m2)**2 / N with q_g = sum over g of d**2.
+    """`cluster_variance` (K, K) of d**2 - m2: sum_g (q_g - n_g m2)**2 / N, where q_g is the sum of d**2 over cluster g.
 
-    With A_g = sum a**2 and C_g = sum a b over cluster g, q_g = A_g(i) + A_g(j) - 2 C_g(i, j); all but the sum of
-    C_g**2 are plain matrix products, and that one is too for the texts that are alone in their cluster.
+    With A_g = sum a**2 and C_g = sum a b over cluster g, q_g = A_g(i) + A_g(j) - 2 C_g(i, j). Only the sum of C_g**2
+    is no matrix product, and even that is one over the texts that are alone in their cluster.
     """
     order = np.argsort(clusters, kind="stable")
     Q = Q[:, order]

@@ -1,9 +1,11 @@
-"""Variances that heavy tails move less.
+"""Robust variances: estimates that heavy tails move less.
 
-Each takes d (..., N) and gives the estimate (...) and its influence function at each value (..., N), whose mean is 0:
-the standard error of the mean of the influences is that of the estimate, and of a difference of two estimates that of
-the difference of their influences. KL is about the whole variance, tails included. Where tails are heavier than a
-Gaussian's, these estimate something smaller: they diagnose a KL, they are no better estimate of it.
+Each function takes d (..., N) and returns the estimate (...) and its influence function (..., N), whose mean is 0. The
+standard error of the mean of the influences is that of the estimate. For the difference of two estimates, take the
+difference of their influences.
+
+KL is half of the whole variance, tails included. Where tails are heavier than a Gaussian's, robust variances estimate a
+smaller quantity: they diagnose a KL and do not replace it.
 """
 
 from __future__ import annotations
@@ -17,32 +19,34 @@ from scipy import special
 from klscale.science.arrays import Floats
 
 TRIMMED = 0.01
-"""Share of texts that the trimmed variance leaves out."""
+"""Fraction of the texts that the trimmed variance leaves out."""
 
 HUBER, HUBER_STEPS = 1.5, 500
-"""Where Huber's estimate of scale cuts off, in units of that scale, and how many steps it may take to settle."""
+"""Cut-off of Huber's estimate of scale, in units of that scale, and the most steps of its iteration."""
 
 
 def variance(d: Floats) -> tuple[Floats, Floats]:
-    """The population variance, which KL is made of. Influence: (d - mean)**2 less the variance."""
+    """The population variance, from which KL is computed. Its influence is (d - mean)**2 less the variance."""
     squares = (d - d.mean(axis=-1, keepdims=True)) ** 2
     value = squares.mean(axis=-1)
     return value, squares - value[..., None]
 
 
 def trimmed_consistency(kept: Floats | float) -> Any:
-    """What is left of a Gaussian's variance when the fraction `kept` of values nearest to its middle is kept: 0.925 for
-    99 %. With q their largest square, E[z**2; z**2 < q] / P(z**2 < q) for z**2 of chi-squared law."""
+    """Fraction of a Gaussian's variance that the middle `kept` of its values have: 0.925 for 99 %.
+
+    It is E[z**2; z**2 < q] / P(z**2 < q), where z**2 is chi-squared and q its quantile at `kept`.
+    """
     half_square: Any = special.gammaincinv(0.5, kept)
     return special.gammainc(1.5, half_square) / kept
 
 
 def trimmed_variance(d: Floats, share: float = TRIMMED) -> tuple[Floats, Floats]:
-    """Variance of what remains when the `share` of values farthest from the median is left out, divided by what the
-    same leaves of a Gaussian's (`trimmed_consistency`): equal to the variance for Gaussian values.
+    """Variance without the fraction `share` of values farthest from the median, divided by `trimmed_consistency`: equal
+    to the variance for Gaussian values.
 
-    With heavy tails it is the variance of a Gaussian that is as wide in its middle 99 %. Of fewer than 1 / share values
-    none is left out. Influence: that of a symmetric law, in which what is left out counts with the square of the cut.
+    With heavy tails it is the variance of the Gaussian that has the same middle 99 %. Among fewer than 1 / share values
+    none is left out. The influence is that for a symmetric distribution: a value left out counts as the squared cut.
     """
     N = d.shape[-1]
     median = np.median(d, axis=-1, keepdims=True)
@@ -62,13 +66,14 @@ def trimmed_variance(d: Floats, share: float = TRIMMED) -> tuple[Floats, Floats]
 
 
 def huber_variance(d: Floats) -> tuple[Floats, Floats]:
-    """Square of Huber's M-estimate of scale, his "Proposal 2": location m and scale s such that u = (d - m) / s, cut
-    off at ± 1.5, has mean 0 and the mean square that a Gaussian's has. Equal to the variance for Gaussian values
-    (Huber, Annals of Mathematical Statistics 35:73, 1964; Robust Statistics, 1981, chapter 6).
+    """Square of Huber's M-estimate of scale ("Proposal 2"): equal to the variance for Gaussian values.
 
-    With heavy tails it is about the variance of the bulk, however large the rest. Influence: that of the two equations
-    together, so that values may be skewed. 0 for values that are all equal; NaN where more than about two thirds of
-    them are, but not all: there is no such scale.
+    Location m and scale s solve two equations: u = (d - m) / s, cut off at ± 1.5, has mean 0 and the mean square of a
+    Gaussian that is cut off likewise (Huber, Annals of Mathematical Statistics 35:73, 1964; Robust Statistics, 1981,
+    chapter 6). With heavy tails it is about the variance of the bulk, however large the other values are.
+
+    The influence is that of both equations together, so values may be skewed. The estimate is 0 if all values are
+    equal. It is NaN if about two thirds of them are equal but not all: then the equations have no solution.
     """
     rows = d.reshape(-1, d.shape[-1])
     k, inside = HUBER, math.erf(HUBER / math.sqrt(2))

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from klscale.inputs.texts import TextSet
 from klscale.science.arrays import Floats
-from klscale.science.clip import CLIP_LIMIT
 from klscale.science.estimates import format_estimate
-from klscale.science.kl import HEAVY_TAILS, KL, KLMatrix
+from klscale.science.kl import KL, KLMatrix
 from klscale.show.cautions import CAUTIONS
 from klscale.studies import scales
 from klscale.studies.lens import Layer
@@ -29,8 +28,8 @@ def cautions(matrix: KLMatrix, texts: TextSet, dtypes: Sequence[Any], noise: Flo
     with np.errstate(invalid="ignore"):
         holds = {
             1: ~matrix.in_range & ~np.isnan(matrix.value),
-            2: ~matrix.uses_clip & (matrix.clipped > CLIP_LIMIT),
-            4: matrix.kurtosis > HEAVY_TAILS,
+            2: matrix.left_unclipped,
+            4: matrix.heavy_tails,
             8: matrix.n_texts < len(texts),
             16: (known[:, None] != known) & (known[:, None] != "") & (known != ""),
             32: some & ~most,
@@ -55,7 +54,7 @@ def warnings_of(kl: KL, texts: TextSet, a_dtype: Any, b_dtype: Any, noise: float
     found = []
     if not kl.in_range and not math.isnan(kl.value):
         found.append(CAUTIONS[1])
-    if not kl.uses_clip and kl.clipped > CLIP_LIMIT:
+    if kl.left_unclipped:
         found.append(f"not clipped: the clip would move {kl.clipped:.0%} of a vector")
     if kl.heavy_tails:
         found.append(f"heavy tails (kurtosis {kl.kurtosis:.0f}): the interval covers less often than 95 %")

@@ -483,7 +483,7 @@ def _quantization(contents: Contents) -> dict[str, Any] | None:
     vectors, matrix, noise = contents.vectors, contents.vectors.kl(), contents.vectors.noise()
     ladders = []
     for base, variants in contents.ladders.items():
-        alike = vectors.subset([base, *variants]).on_one_footing()
+        alike = vectors.subset([base, *variants]).on_common_texts()
         rows = []
         for n, name in enumerate(variants):
             pair = vectors.position(base), vectors.position(name)

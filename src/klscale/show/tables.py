@@ -350,7 +350,7 @@ def has_ladder(vectors: Vectors, pairs: Sequence[tuple[str, str]]) -> bool:
 
 def beside(vectors: Vectors, a: str, b: str) -> list[dict[str, Any]]:
     """A pair of the first model and another beside its pairs with every third: by how much KL is more there (paired
-    standard error), and the cosine between the two shifts from the first. `vectors` are on one footing."""
+    standard error), and the cosine between the two shifts from the first. `vectors` have common texts and one clip."""
     from dataclasses import asdict
 
     if a != vectors.names[0]:
@@ -387,7 +387,7 @@ def verdict(record: dict[str, Any]) -> str:
 def print_ladder(vectors: Vectors) -> None:
     """The models from the nearest to the first to the farthest, each step with its paired standard error, and whether
     they differ from the first in the same way."""
-    clip, vectors = vectors.texts.clip, vectors.on_one_footing()
+    clip, vectors = vectors.texts.clip, vectors.on_common_texts()
     first, matrix = vectors.names[0], vectors.kl()
     order = sorted(vectors.names[1:], key=lambda name: matrix[first, name].value)
     shown = table("model", "KL, bits/byte", "more than the one above", right=(1, 2), title=f"\nFrom {plain(first)}")
@@ -505,12 +505,11 @@ def print_layers(vectors: Vectors) -> None:
 def marks(kl: KL, noise: float = math.nan) -> str:
     """`*` for a value out of range, `u` for one that could not be clipped, `!` for heavy tails, `~` for one of which
     rounding `noise` (`Vectors.noise`) is more than 10 %, `~~` for one that it does not exceed."""
-    from klscale.science.clip import CLIP_LIMIT
     from klscale.show.findings import noisy
 
-    unclipped = not kl.uses_clip and kl.clipped > CLIP_LIMIT
     some, most = noisy(kl.value, noise)
-    found = "*" * (not kl.in_range) + "u" * unclipped + "!" * kl.heavy_tails + "~" * bool(some) + "~" * bool(most)
+    found = "*" * (not kl.in_range) + "u" * kl.left_unclipped + "!" * kl.heavy_tails
+    found += "~" * bool(some) + "~" * bool(most)
     return f" {found}" if found else ""
 
 

@@ -134,9 +134,8 @@ def print_summary(sensitivity: TextSensitivity, found: PairTails | Tails) -> Non
 def _cautions(found: PairTails | Tails) -> list[str]:
     if isinstance(found, PairTails):
         kl = found.kl
-        unclipped = found.clip_is_frozen and not kl.uses_clip
         heavy = kl.heavy_tails and bool(found.largest)
-        marked = (OUT_OF_RANGE, not kl.in_range), (UNCLIPPED, unclipped), (HEAVY, heavy)
+        marked = (OUT_OF_RANGE, not kl.in_range), (UNCLIPPED, kl.left_unclipped), (HEAVY, heavy)
         return [caution for caution, there in marked if there]
     counted = {1: ~found.in_range, 4: found.pairs.kurtosis > HEAVY_TAILS}
     counts = {bit: int(marked[: found.n_pairs].sum()) for bit, marked in counted.items()}

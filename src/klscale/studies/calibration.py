@@ -26,6 +26,7 @@ from klscale.inputs.texts import TextSet
 from klscale.progress import SILENT, Progress
 from klscale.science.arrays import Floats, Integers
 from klscale.science.bootstrap import RESAMPLES, estimate_from_resamples, text_draws
+from klscale.science.clip import common_texts
 from klscale.science.estimates import Estimate, cluster_codes, n_clusters, standard_error_of_mean
 from klscale.science.kl import KL, LOG_2, bits_per_byte, kl
 from klscale.store.store import Entry, Store
@@ -357,7 +358,7 @@ class _Bench:
         """Texts that both vectors have and that fit both windows with two tokens or more, a random subset where there
         are many; and how many there are."""
         window = min(engine.loaded.window or np.inf for engine in self.engines.values())
-        fit = (tokens.lengths > 1) & (tokens.lengths <= window) & ~np.isnan(pair.log_likelihood).any(axis=0)
+        fit = (tokens.lengths > 1) & (tokens.lengths <= window) & common_texts(pair.log_likelihood)
         order = np.random.default_rng(self.seed).permutation(len(fit))
         chosen = order[fit[order]][: self.n_texts]
         if len(chosen) < 2:

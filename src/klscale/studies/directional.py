@@ -23,7 +23,7 @@ from klscale.progress import SILENT, Progress
 from klscale.science import diffusion
 from klscale.science.arrays import Floats
 from klscale.science.bootstrap import RESAMPLES, estimate_from_resamples, text_draws
-from klscale.science.clip import clip_serves_all
+from klscale.science.clip import clip_for_all
 from klscale.science.estimates import Estimate
 from klscale.science.kl import KL, kl, kl_pairs
 from klscale.vectors.vectors import Scores
@@ -122,7 +122,7 @@ def _measured(
     ref: ModelRef, towards: ModelRef | None, texts: TextSet, scales: Floats, readings: Floats, lost: Floats
 ) -> Directional:
     """From `readings` (E + 2, N): the checkpoint, again, and at each scale."""
-    clip = texts.clip if texts.clip is not None and clip_serves_all(readings, texts.clip) else None
+    clip = clip_for_all(readings, texts.clip)
     noise_floor, *moved = (
         kl(readings[0], row, texts.bytes, clip=clip, documents=texts.document) for row in readings[1:]
     )

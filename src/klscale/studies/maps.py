@@ -23,7 +23,7 @@ from klscale.errors import InputError, StorageError
 from klscale.inputs.texts import TextSet, content_id
 from klscale.progress import SILENT, Progress
 from klscale.science.arrays import Floats, Integers
-from klscale.science.clip import CLIP_LIMIT
+from klscale.science.clip import CLIP_LIMIT, common_texts
 from klscale.science.estimates import Estimate, cluster_codes, n_clusters, standard_error_of_mean
 from klscale.science.kl import KL, KLMatrix
 from klscale.store.store import Store
@@ -345,8 +345,8 @@ def place(kept: ModelMap, old: Vectors, new: Vectors) -> ModelMap:
             return None
         return np.concatenate([points, _placed(points[ground], distance, min(PLACING, kept.perplexity))])
 
-    missing = np.isnan(old.log_likelihood).any(axis=0) | np.isnan(new.log_likelihood).any(axis=0)
-    unexplained = _unexplained(near, far, old.texts.documents_of(np.flatnonzero(~missing)))
+    common = common_texts(old.log_likelihood) & common_texts(new.log_likelihood)
+    unexplained = _unexplained(near, far, old.texts.documents_of(np.flatnonzero(common)))
     off_map = {}
     for name, row, estimate in zip(new.names, distance, unexplained, strict=True):
         pair = old.subset([old.names[int(row.argmin())]]).joined(new.subset([name]))

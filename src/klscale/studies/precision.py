@@ -24,7 +24,7 @@ from klscale.inputs.texts import TextSet
 from klscale.progress import SILENT, Progress
 from klscale.science.estimates import cluster_codes
 from klscale.science.kl import KL
-from klscale.science.sequential import at_any_time
+from klscale.science.sequential import with_anytime_interval
 from klscale.store.store import Store
 from klscale.sweep import sweeps
 from klscale.sweep.sweeps import Outcome
@@ -138,7 +138,7 @@ def compare_to_precision(
         models = [vectors.models[vectors.position(name)] for name in dict.fromkeys(chain(*lacking))]
     some = frozenset(pair for pair in pairs if n_scored[pair] < N)
     planned = (TYPICAL_KURTOSIS - 1) / precision**2
-    shown = {pair: at_any_time(kl, planned) if pair in some else kl for pair, kl in pairs.items()}
+    shown = {pair: with_anytime_interval(kl, planned) if pair in some else kl for pair, kl in pairs.items()}
     return Comparison(vectors, shown, some, precision, tuple(looks), tuple(outcomes.values()))
 
 

@@ -277,19 +277,6 @@ def _same_origin(a: Mapping[str, Any], b: Mapping[str, Any], a_ref: ModelRef, b_
 # -------------------------------------------------------------------------------------------- the pairs of a store
 
 
-def setting_pairs(vectors: Vectors) -> dict[str, list[tuple[str, str]]]:
-    """The pairs of each setting among these models; those of `random` and `same type` are drawn.
-
-    Checkpoint pairs are consecutive at the run's most common spacing, in the first (`early training`) or the second
-    half (`later training`) of what follows warm-up, which ends at the attribute `warmup`, else one spacing after the
-    start. Seed, size and architecture pairs, and children, are last checkpoints only. Random pairs are of distinct
-    models, as many as there are fine-tuning pairs, at least 20; no model is drawn again before all others were. The
-    same models give the same pairs, whatever their order.
-    """
-    names = vectors.names
-    return {setting: [(names[a], names[b]) for a, b in found.places] for setting, found in _find_pairs(vectors).items()}
-
-
 def ladders(vectors: Vectors) -> dict[str, list[str]]:
     """Each model of which there are quantized variants, and these from the nearest to the farthest, by their KL from it
     (the headline value). A variant that has no texts in common with it is left out.
@@ -330,6 +317,14 @@ class _Pairs:
 
 
 def _find_pairs(vectors: Vectors) -> dict[str, _Pairs]:
+    """The pairs of each setting among these models; those of `random` and `same type` are drawn.
+
+    Checkpoint pairs are consecutive at the run's most common spacing, in the first (`early training`) or the second
+    half (`later training`) of what follows warm-up, which ends at the attribute `warmup`, else one spacing after the
+    start. Seed, size and architecture pairs, and children, are last checkpoints only. Random pairs are of distinct
+    models, as many as there are fine-tuning pairs, at least 20; no model is drawn again before all others were. The
+    same models give the same pairs, whatever their order.
+    """
     order = np.argsort(np.array(vectors.names, dtype=object), kind="stable")
     models = _Models([vectors.models[place] for place in order], vectors.attributes.iloc[order].to_dict("records"))
     named = {name: n for n, name in enumerate(dict.fromkeys(models.names))}

@@ -20,7 +20,7 @@ from klscale.errors import InputError
 from klscale.inputs.texts import TextSet
 from klscale.science.arrays import Floats, Integers
 from klscale.science.bootstrap import RESAMPLES, estimate_from_resamples, text_draws
-from klscale.science.clip import CLIP_LIMIT, moved_by_clip, pairs_by_texts
+from klscale.science.clip import beyond_clip_limit, common_texts, moved_by_clip, pairs_by_texts
 from klscale.science.estimates import (
     Estimate,
     cluster_codes,
@@ -191,7 +191,7 @@ def estimate_pairs(vectors: Vectors, pairs: Integers, *, resamples: int = RESAMP
         scale = nats2_per_bit_per_byte(float(size.mean()))
         drawn = draws[:, common].T / draws[:, common].sum(axis=1)
         cut = np.maximum(rows, clip)
-        uses_clip[at] = frozen & (moved_by_clip(rows, clip).max(axis=1) <= CLIP_LIMIT)
+        uses_clip[at] = frozen & ~beyond_clip_limit(moved_by_clip(rows, clip)).any(axis=1)
         plain, clipped = (_differences(pair, scale) for pair in (rows, cut))
         headline = np.where(uses_clip[at, None], clipped, plain)
         found = [*map(variance, (headline, clipped, plain))]
@@ -328,7 +328,7 @@ def examine_pair(vectors: Vectors, a: str, b: str) -> PairTails:
     if not found.n_texts[0]:
         raise InputError(f"{a} and {b} have fewer than two texts in common.", remedy="Score both on all texts.")
     two = vectors.subset([a, b]).log_likelihood
-    common = np.flatnonzero(~np.isnan(two).any(axis=0))
+    common = np.flatnonzero(common_texts(two))
     rows = np.maximum(two[:, common], clip) if found.uses_clip[0] else two[:, common]
     squares = (rows[0] - rows[1] - (rows[0] - rows[1]).mean()) ** 2
     N, total = len(common), float(squares.sum()) if found.value[0, 0] > 0 else 0.0
@@ -508,7 +508,7 @@ class Tails:
     @property
     def n_unserved(self) -> int:
         """Models of which the clip would move more than 5 % of the values."""
-        return sum(moved > CLIP_LIMIT for moved in self.moved_by_clip.values())
+        return sum(map(beyond_clip_limit, self.moved_by_clip.values()))
 
 
 def examine_tails(vectors: Vectors, *, resamples: int = RESAMPLES, seed: int = 0) -> Tails:
@@ -548,7 +548,7 @@ def examine_tails(vectors: Vectors, *, resamples: int = RESAMPLES, seed: int = 0
             zip(vectors.names, moved_by_clip(vectors.log_likelihood, clip).tolist(), strict=True)
         ),
         runs=tuple(filtered for run in find_runs(vectors) if (filtered := filter_run(run, resamples=resamples))),
-        n_common=int((~np.isnan(vectors.log_likelihood).any(axis=0)).sum()),
+        n_common=int(common_texts(vectors.log_likelihood).sum()),
         leverage=leverage,
         leverage_of_percent=of_percent,
         length_explains=explains,
@@ -689,7 +689,7 @@ def _length(found: PairEstimates, kind: int, n_pairs: int) -> LengthOverPairs | 
 def _leverage(vectors: Vectors) -> tuple[tuple[Leverage, ...], float]:
     """Texts with the largest share of ‖Q‖², which is that of the sum of KL over all pairs: of the texts that all models
     have, with the text set's clip, as in maps."""
-    common = np.flatnonzero(~np.isnan(vectors.log_likelihood).any(axis=0))
+    common = np.flatnonzero(common_texts(vectors.log_likelihood))
     if len(common) < 2:
         return (), math.nan
     squares = vectors.coordinates() ** 2
@@ -712,12 +712,12 @@ def filter_run(run: Run, *, resamples: int = RESAMPLES) -> FilteredRun | None:
     log-likelihood| between any two consecutive checkpoints past warm-up, as is published for Pythia past step 2,000
     (Kishino et al., arXiv 2505.15353). None where there are no two such checkpoints, or where 3 % is no text."""
     past = np.flatnonzero(run.steps >= run.warmup)
-    footing = run.vectors.subset([run.vectors.models[t] for t in past]).on_one_footing()
-    common = np.flatnonzero(~np.isnan(footing.log_likelihood).any(axis=0))
+    alike = run.vectors.subset([run.vectors.models[t] for t in past]).on_common_texts()
+    common = np.flatnonzero(common_texts(alike.log_likelihood))
     n_dropped = int(FILTERED * len(common))
     if len(past) < 2 or not n_dropped:
         return None
-    texts, L = footing.texts, footing.log_likelihood[:, common]
+    texts, L = alike.texts, alike.log_likelihood[:, common]
     d = np.diff(L if texts.clip is None else np.maximum(L, texts.clip), axis=0)
     kept = np.ones(len(common), dtype=bool)
     kept[np.argsort(-np.abs(d).max(axis=0), kind="stable")[:n_dropped]] = False

@@ -333,7 +333,7 @@ def trajectory(
     compared), say of its motion. `threshold` in bits per byte is that of stabilisation.
 
     Exponents and shapes are of the checkpoints past warm-up, on the texts that all of these have and with the clip for
-    all or none (`Vectors.on_one_footing`). Raises InputError where the vectors were made by different conventions.
+    all or none (`Vectors.on_common_texts`). Raises InputError where the vectors were made by different conventions.
     """
     floor = noise_floor.value if noise_floor is not None and subtract_noise else 0.0
     past = np.flatnonzero(run.steps >= run.warmup)
@@ -422,14 +422,14 @@ def _behaviour(run: Run, past: Integers, threshold: float | None, floor: float, 
     unmoved = Motion(LOG_LIKELIHOOD, "bits/byte", whole, None, settled, None)
     if len(past) < 2:
         return unmoved
-    footing = run.vectors.subset([run.vectors.models[t] for t in past]).on_one_footing()
-    common = ~np.isnan(footing.log_likelihood[0])
+    alike = run.vectors.subset([run.vectors.models[t] for t in past]).on_common_texts()
+    common = ~np.isnan(alike.log_likelihood[0])
     if (n_texts := int(common.sum())) < 2:
         return unmoved
-    kl = footing.kl()
+    kl = alike.kl()
     kurtosis = float(np.median(kl.kurtosis[np.triu_indices(len(past), k=1)]))
     distance = diffusion.subtract_noise(kl.value, floor)
-    resampled = diffusion.subtract_noise(footing.resampled_kl(resamples), floor)
+    resampled = diffusion.subtract_noise(alike.resampled_kl(resamples), floor)
     estimate = partial(estimate_from_resamples, n_texts=n_texts, documents=texts.documents_of(common), unit="")
     exponent = _exponent(run.steps[past], distance, resampled, run.warmup, kurtosis, estimate)
     shape = _shape(run.steps[past], distance, resampled, n_texts - 1, estimate)

@@ -20,7 +20,7 @@ from scipy import sparse, spatial, special, stats
 from klscale.errors import InputError
 from klscale.science.arrays import Floats, Integers
 from klscale.science.bootstrap import RESAMPLES, estimate_from_resamples, text_draws
-from klscale.science.clip import CLIP_LIMIT, moved_by_clip
+from klscale.science.clip import beyond_clip_limit, common_texts, moved_by_clip
 from klscale.science.estimates import CONFIDENCE, Estimate, cluster_codes
 from klscale.science.kl import kl_pairs
 from klscale.studies.maps import ROUNDING, pca
@@ -318,7 +318,7 @@ class _Sample:
 def _sample(vectors: Vectors, pairs: Integers, models: Integers) -> _Sample:
     """`pairs` (P, 2) of these vectors that differ; `models` (K,) number the names."""
     L, texts = vectors.log_likelihood, vectors.texts
-    common = np.asarray(~np.isnan(L).any(axis=0))
+    common = common_texts(L)
     if common.sum() < 2:
         least = vectors.names[int((~np.isnan(L)).sum(axis=1).argmin())]
         raise InputError(
@@ -329,7 +329,7 @@ def _sample(vectors: Vectors, pairs: Integers, models: Integers) -> _Sample:
     rows, size, documents = L[:, common], texts.bytes[common], texts.documents_of(common)
     places = pairs
     if (clip := texts.clip) is not None:
-        serves = moved_by_clip(rows, clip) <= CLIP_LIMIT
+        serves = ~beyond_clip_limit(moved_by_clip(rows, clip))
         rows = np.concatenate([rows, np.maximum(rows, clip)])
         places = pairs + len(L) * serves[pairs].all(axis=1, keepdims=True)
     found = kl_pairs(rows, size, places, documents=documents)

@@ -15,7 +15,7 @@ from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet, content_id
 from klscale.science.arrays import Floats, Integers
 from klscale.science.bootstrap import RESAMPLES, resampled_kl
-from klscale.science.clip import CLIP_LIMIT, clip_serves_all, moved_by_clip
+from klscale.science.clip import beyond_clip_limit, clip_for_all, common_texts, moved_by_clip
 from klscale.science.estimates import Estimate
 from klscale.science.kl import KLMatrix, bits_per_byte, coordinates, kl_difference, kl_matrix, shift_cosine
 
@@ -188,18 +188,17 @@ class Vectors:
         floor = self.noise_floor
         return (floor[:, None] + floor) / 2
 
-    def on_one_footing(self) -> Vectors:
-        """These models on the texts that all have, and with the clip for all of them or, where it would move more than
-        5 % of any vector, for none: so that the KLs of two pairs differ by their `kl_difference`."""
-        common = ~np.isnan(self.log_likelihood).any(axis=0)
-        texts = self.texts
-        if texts.clip is not None and not clip_serves_all(self.log_likelihood[:, common], texts.clip):
-            texts = texts.with_clip(None)
-        return replace(self, log_likelihood=np.where(common, self.log_likelihood, np.nan), texts=texts)
+    def on_common_texts(self) -> Vectors:
+        """These models on the texts that all have, with the clip where it serves all, else without a clip: then the
+        KLs of two pairs differ by their `kl_difference`."""
+        common = common_texts(self.log_likelihood)
+        clip = clip_for_all(self.log_likelihood[:, common], self.texts.clip)
+        rows = np.where(common, self.log_likelihood, np.nan)
+        return replace(self, log_likelihood=rows, texts=self.texts.with_clip(clip))
 
     def n_moved_by_clip(self) -> int:
-        """How many models have more than 5 % of their values moved by the text set's clip: there it does not serve."""
-        return int((moved_by_clip(self.log_likelihood, self.texts.clip) > CLIP_LIMIT).sum())
+        """How many models the text set's clip does not serve, because it moves more than 5 % of their values."""
+        return int(beyond_clip_limit(moved_by_clip(self.log_likelihood, self.texts.clip)).sum())
 
     def kl_difference(self, first: tuple[str, str], second: tuple[str, str]) -> Estimate:
         """KL(first pair) - KL(second pair) with the standard error of the paired difference."""
@@ -211,7 +210,7 @@ class Vectors:
         """Cosine between the shifts of two models from a third: do they differ from it in the same way?"""
         self.require_one_convention()
         x, y, z = (self.log_likelihood[self.position(model)] for model in (base, first, second))
-        return shift_cosine(x, y, z, self.texts.bytes, clip=self.texts.clip, documents=self.texts.document)
+        return shift_cosine(x, y, z, clip=self.texts.clip, documents=self.texts.document)
 
     def bits_per_byte(self, model: str | ModelRef, other: str | ModelRef | None = None) -> Estimate:
         """Bits per byte of a model; with `other`, by how much it exceeds that of `other` (paired standard error)."""
@@ -237,7 +236,7 @@ class Vectors:
     def _complete(self) -> tuple[Floats, NDArray[np.bool_]]:
         """Rows (K, n) on the texts that all models have, with the clip, and which texts (N,) these are."""
         self.require_one_convention()
-        texts = np.asarray(~np.isnan(self.log_likelihood).any(axis=0))
+        texts = common_texts(self.log_likelihood)
         rows: Floats = self.log_likelihood if texts.all() else self.log_likelihood[:, texts]
         return (rows if self.texts.clip is None else np.maximum(rows, self.texts.clip)), texts
 

@@ -19,12 +19,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.studies import maps
-from klscale.vectors.vectors import ATTRIBUTES, CONVENTION, Vectors
+from klscale.vectors.vectors import Vectors
 
 PUBLISHED, LARGE, QUICK = (1018, 10_000), (20_000, 10_000), (60, 300)
 ADDED = 5
@@ -45,11 +43,8 @@ def synthetic(K: int, N: int, n_families: int = 20, n_directions: int = 30) -> V
         block += generator.normal(size=(len(block), n_directions)) @ directions
         block += 5 * generator.normal(size=block.shape)
     names = [f"family-{k % n_families}/m{k}" for k in range(K)]
-    columns = [*ATTRIBUTES, "dtype", "convention"]
-    frame = pd.DataFrame(index=pd.Index(names, dtype=object), columns=columns, dtype=object)
-    frame["convention"] = CONVENTION
     texts = TextSet("benchmark", generator.integers(257, 1025, size=N), id="benchmark")
-    return Vectors(L, tuple(map(ModelRef, names)), frame, texts)
+    return Vectors.from_arrays(L, names, texts)
 
 
 def measure(K: int, N: int) -> None:

@@ -11,7 +11,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
@@ -28,7 +27,7 @@ from klscale.science.kl import (
     shift_cosine,
 )
 from klscale.studies import directional, maps, scales, trajectories
-from klscale.vectors.vectors import ATTRIBUTES, CONVENTION, Vectors
+from klscale.vectors.vectors import CONVENTION, Vectors
 
 TAILS: dict[str, Callable[[np.random.Generator, int], Any]] = {
     "Gaussian": lambda generator, n: np.ones(n),
@@ -73,12 +72,10 @@ class Sample:
         return np.sqrt(TAILS[self.tails](g, self.n))[of] * (SHARED**0.5 * common + (1 - SHARED) ** 0.5 * drawn)
 
     def vectors(self, rows: dict[str, dict[str, Any]], L: np.ndarray, clip: float | None = None) -> Vectors:
-        columns = [*ATTRIBUTES, "dtype", "convention"]
-        known = [{"dtype": "float32", "convention": CONVENTION, **row} for row in rows.values()]
-        frame = pd.DataFrame([[row.get(c) for c in columns] for row in known], list(rows), columns, dtype=object)
+        known = {name: {"dtype": "float32", "convention": CONVENTION, **row} for name, row in rows.items()}
         documents = None if self.documents is None else tuple(self.documents)
         texts = TextSet("simulated", self.bytes, id="simulated", clip=clip, document=documents)
-        return Vectors(L - 1000, tuple(map(ModelRef.parse, rows)), frame, texts)
+        return Vectors.from_arrays(L - 1000, [*rows], texts, known)
 
 
 def bars(estimate: Any) -> tuple[float, float]:

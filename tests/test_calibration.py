@@ -329,11 +329,8 @@ def test_bytes_of_decoded_tokens():
 
 def toy_vectors(engines, log_likelihood, names=("a", "b")):
     """Vectors of all texts of the toy models."""
-    import pandas as pd
-
     texts = TextSet.from_texts("letters", ["".join("abcde"[n] for n in row) for row in EVERY_TEXT])
-    frame = pd.DataFrame({"convention": ["", ""]}, index=list(names))
-    return Vectors(np.stack(log_likelihood), tuple(map(ModelRef, names)), frame, texts)
+    return Vectors.from_arrays(np.stack(log_likelihood), names, texts)
 
 
 def test_monte_carlo_intervals_cover_the_enumerated_values(pair):

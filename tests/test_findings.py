@@ -7,17 +7,15 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 from scipy import stats
 
-from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.science.estimates import Estimate, format_estimate
 from klscale.show import findings
 from klscale.studies import lens, scales
 from klscale.studies.scales import Setting
-from klscale.vectors.vectors import ATTRIBUTES, CONVENTION, Vectors
+from klscale.vectors.vectors import CONVENTION, Vectors
 
 BYTES, N = 100, 400
 SCALE = 2 * BYTES * math.log(2)
@@ -28,17 +26,10 @@ ACROSS = np.tile([-1.0, -1.0, 1.0, 1.0], N // 4)
 
 def made(rows, dtypes=None, clip=None):
     """Vectors of models {name: values (N,)}; what is quantized is told by the name."""
-    refs = tuple(map(ModelRef.parse, rows))
-    kinds = [ref.quantization for ref in refs]
-    frame = pd.DataFrame(None, index=pd.Index([*rows], dtype=object), columns=[*ATTRIBUTES], dtype=object)
-    frame = frame.where(frame.notna(), None).assign(
-        quantization=pd.Series(kinds, frame.index, dtype=object),
-        layer=pd.Series([ref.layer for ref in refs], frame.index, dtype=object),
-        dtype=dtypes or "float32",
-        convention=CONVENTION,
-    )
+    each = dtypes or ["float32"] * len(rows)
+    known = {name: {"dtype": dtype, "convention": CONVENTION} for name, dtype in zip(rows, each, strict=True)}
     texts = TextSet(name="made", id="0123456789ab", bytes=np.full(N, BYTES), clip=clip)
-    return Vectors(np.array([*rows.values()], dtype=np.float64), refs, frame, texts)
+    return Vectors.from_arrays([*rows.values()], [*rows], texts, known)
 
 
 def shown(name):
@@ -180,7 +171,7 @@ def setting(name, median, in_range):
 
 def test_the_scale_is_told_and_what_of_it_is_no_kl():
     """Half of the pairs in range is enough; layers are not in the sentence."""
-    texts = made({"a": WAVE}).texts
+    texts = made({"a": WAVE - 50}).texts
     rows = [
         setting("seed", 0.05, (True, True, False)), setting("size", 0.5, (True, False)),
         setting("family", 2.0, (True, False, False)), setting("layer", 9.0, (False,)),

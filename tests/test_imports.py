@@ -25,7 +25,7 @@ from klscale.inputs.texts import TextSet
 from klscale.progress import Progress
 from klscale.vectors import imports
 from klscale.vectors.imports import IMPORTED, PUBLISHED, read_log_likelihoods
-from klscale.vectors.vectors import ATTRIBUTES
+from klscale.vectors.vectors import COLUMNS
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "pile-trained-14.csv"
 TEXTS = TextSet.from_texts("three", ["one text", "another text", "the third"])
@@ -67,7 +67,7 @@ def test_the_example_is_read_as_the_csv_module_reads_it() -> None:
     assert set(texts.labels) == {"id", "corpus", "window", "words"}
     assert texts.labels["id"] == tuple(str(n) for n in range(336))
     assert texts.labels["window"][:3] == (0, 1, 2)
-    assert tuple(vectors.attributes.columns) == (*ATTRIBUTES, "dtype", "convention")
+    assert tuple(vectors.attributes.columns) == COLUMNS
     assert set(vectors.attributes["convention"]) == {IMPORTED}
     assert vectors.attributes.loc["EleutherAI/pythia-2.8b", "family"] == "pythia"
     assert vectors.attributes.loc["EleutherAI/pythia-2.8b", "parameters"] == 2_800_000_000

@@ -10,11 +10,10 @@ import pandas as pd
 import pytest
 
 from conftest import plain_log_likelihoods, write_texts
-from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import load_texts
 from klscale.show import reports
 from klscale.store.store import Store
-from klscale.vectors.vectors import ATTRIBUTES, CONVENTION, Vectors
+from klscale.vectors.vectors import CONVENTION, Vectors
 
 K = 8
 
@@ -27,9 +26,9 @@ def vectors(tmp_path, run):
     centres = 9 * generator.standard_normal((2, len(texts)))
     values = -150 + centres[np.arange(K) % 2] + 3 * generator.standard_normal((K, len(texts)))
     names = [f"org/m{k}" for k in range(K)]
-    rows = [[f"family{k % 2}", *[None] * (len(ATTRIBUTES) - 1), "float32", CONVENTION] for k in range(K)]
-    frame = pd.DataFrame(rows, pd.Index(names, dtype=object), [*ATTRIBUTES, "dtype", "convention"], dtype=object)
-    made = Vectors(values, tuple(map(ModelRef.parse, names)), frame, texts)
+    plain = {"dtype": "float32", "convention": CONVENTION}
+    known = {name: {"family": f"family{k % 2}", **plain} for k, name in enumerate(names)}
+    made = Vectors.from_arrays(values, names, texts, known)
     Store(tmp_path / "klscale-store").import_vectors(made, "made")
     return made
 

@@ -27,21 +27,20 @@ from klscale.show import map_tables, tables
 from klscale.store.store import Store
 from klscale.studies import maps
 from klscale.vectors.imports import read_log_likelihoods
-from klscale.vectors.vectors import ATTRIBUTES, CONVENTION, Vectors
+from klscale.vectors.vectors import CONVENTION, Vectors
 
 BYTES = 100
 SCALE = 2 * BYTES * math.log(2)
 
 
 def made(L, names=None, convention=CONVENTION, clip=None, **labels):
-    """Vectors (K, N) of models with these names, texts of one length."""
+    """Vectors (K, N) of models with these names, texts of one length; below 0, which changes no KL."""
     L = np.asarray(L, dtype=np.float64)
+    L = L - max(0.0, np.nanmax(L))
     names = names or [f"m{k}" for k in range(len(L))]
-    columns = [*ATTRIBUTES, "dtype", "convention"]
-    rows = [[None] * len(ATTRIBUTES) + ["float32", convention] for _ in names]
-    frame = pd.DataFrame(rows, index=pd.Index(names, dtype=object), columns=columns, dtype=object)
+    known = {name: {"dtype": "float32", "convention": convention} for name in names}
     texts = TextSet.from_texts("made", [f"{n:0{BYTES}}" for n in range(L.shape[1])], clip=clip, **labels)
-    return Vectors(L, tuple(ModelRef.parse(name) for name in names), frame, texts)
+    return Vectors.from_arrays(L, names, texts, known)
 
 
 def families(K, N=300, n_families=4, seed=0):

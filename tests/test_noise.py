@@ -10,11 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from klscale.errors import InputError, KlscaleError
-from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.progress import Progress
 from klscale.science.kl import kl
@@ -28,23 +26,20 @@ from klscale.store.store import Store
 from klscale.studies import scales
 from klscale.studies.noise import half_precision_floor, in_half_precision, noise_study
 from klscale.sweep import sweeps
-from klscale.vectors.vectors import ATTRIBUTES, CONVENTION, Scores, Vectors
+from klscale.vectors.vectors import CONVENTION, Scores, Vectors
 
 BYTES = 100
 SCALE = 2 * BYTES * math.log(2)
 
 
-def made(rows, floors=None, **attributes):
+def made(rows, floors=None):
     """Vectors of models {name: values (N,)}, with noise floors where given."""
-    frame = pd.DataFrame(
-        [[None] * len(ATTRIBUTES) + ["float32", CONVENTION] for _ in rows],
-        index=pd.Index([*rows], dtype=object), columns=[*ATTRIBUTES, "dtype", "convention"], dtype=object,
-    ).assign(**attributes)  # fmt: skip
-    if floors is not None:
-        frame["noise_floor"] = pd.Series(floors, frame.index, dtype=object)
     n_texts = len(next(iter(rows.values())))
     texts = TextSet(name="made", id="0123456789ab", bytes=np.full(n_texts, BYTES))
-    return Vectors(np.array([*rows.values()], dtype=np.float64), tuple(map(ModelRef.parse, rows)), frame, texts)
+    plain = {"dtype": "float32", "convention": CONVENTION}
+    floors = [None] * len(rows) if floors is None else floors
+    known = {name: {**plain, "noise_floor": floor} for name, floor in zip(rows, floors, strict=True)}
+    return Vectors.from_arrays([*rows.values()], [*rows], texts, known)
 
 
 def plain_kl(a, b, mean_bytes):
@@ -95,7 +90,7 @@ def test_rounding_adds_half_the_sum_of_both_floors():
 
 
 def test_unknown_floors_are_unknown_noise():
-    rows = {name: np.arange(4.0) for name in "abc"}
+    rows = {name: -np.arange(4.0) for name in "abc"}
     assert np.isnan(made(rows).noise()).all()
     noise = made(rows, [0.1, None, 0.3]).noise()
     np.testing.assert_allclose(noise[[0, 2], [2, 2]], [0.2, 0.3])
@@ -388,7 +383,7 @@ def test_the_scale_shows_its_lowest_rung():
     rows = {f"f-10m-seed{n}": -50 + generator.standard_normal(400) for n in range(4)}
     for floors, line, marked in (([1e-4, 2e-4, 3e-4, 9e-3], False, " ~"), ([0.01, 0.011, 0.012, 0.5], True, " ~"),
                                  ([1e-5] * 4, False, ""), (None, False, "")):  # fmt: skip
-        vectors = made(rows, floors, family="f", parameters=10_000_000, seed=[0, 1, 2, 3])
+        vectors = made(rows, floors)
         measured = scales.measure(vectors)
         assert "seed" in {row.setting for row in measured}
         with tables.out.capture() as captured:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection, PathCollection
@@ -18,7 +17,6 @@ from matplotlib.figure import Figure
 
 from conftest import EXAMPLE
 from klscale.errors import InputError
-from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.show import pictures
 from klscale.show.pictures import (
@@ -39,7 +37,7 @@ from klscale.show.pictures.style import SMALL, plain_ticks, short_names, shorten
 from klscale.studies import lens, maps, scales
 from klscale.studies.trajectories import find_runs, trajectory
 from klscale.vectors.imports import read_log_likelihoods
-from klscale.vectors.vectors import ATTRIBUTES, CONVENTION, Vectors
+from klscale.vectors.vectors import CONVENTION, Vectors
 
 HOSTILE = "a $x_1$ <b>set</b> \\frac{"
 
@@ -68,10 +66,9 @@ def made(names, attributes=None, n_texts=80, seed=0, walk=False, name="made"):
     """Vectors of random models; `walk`: each a step from the one before."""
     moves = np.random.default_rng(seed).normal(size=(len(names), n_texts)) * 3
     texts = TextSet.from_texts(name, [f"{n:0100d}" for n in range(n_texts)])
-    refs = tuple(map(ModelRef.parse, names))
-    rows = [{"convention": CONVENTION, "dtype": "float32", **row} for row in attributes or [{}] * len(names)]
-    frame = pd.DataFrame(rows, index=list(map(str, refs)), columns=[*ATTRIBUTES, "dtype", "convention"])
-    return Vectors(-100 + (moves.cumsum(axis=0) if walk else moves), refs, frame, texts)
+    plain = {"convention": CONVENTION, "dtype": "float32"}
+    known = {name: {**plain, **row} for name, row in zip(names, attributes or [{}] * len(names), strict=True)}
+    return Vectors.from_arrays(-100 + (moves.cumsum(axis=0) if walk else moves), names, texts, known)
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,12 @@ from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from klscale.inputs.references import QUANTIZATIONS, ModelRef
 from klscale.inputs.texts import PILE_CLIP, TextSet
 from klscale.studies import scales
-from klscale.vectors.vectors import ATTRIBUTES, CONVENTION, Vectors
+from klscale.vectors.vectors import CONVENTION, Vectors
 
 
 def vectors_of(rows, spread=None, n_texts=400, **texts):
@@ -22,13 +21,9 @@ def vectors_of(rows, spread=None, n_texts=400, **texts):
     common = -100 + 20 * generator.normal(size=n_texts)
     spread = spread or [5.0] * len(rows)
     L = common + np.array(spread)[:, None] * generator.normal(size=(len(rows), n_texts))
-    columns = [*ATTRIBUTES, "dtype", "convention"]
-    frame = pd.DataFrame(
-        [[{"dtype": "float32", "convention": CONVENTION, **row}.get(c) for c in columns] for row in rows.values()],
-        index=list(rows), columns=columns, dtype=object,
-    )  # fmt: skip
+    known = {name: {"dtype": "float32", "convention": CONVENTION, **row} for name, row in rows.items()}
     text_set = TextSet.from_texts("t", ["x" * 100] * n_texts, **texts)
-    return Vectors(np.minimum(L, -1.0), tuple(map(ModelRef.parse, rows)), frame, text_set)
+    return Vectors.from_arrays(np.minimum(L, -1.0), [*rows], text_set, known)
 
 
 RUN = {f"p/s{seed}/checkpoint-{step}": {"family": "p", "type": "t", "parameters": 10, "seed": seed, "step": step}

@@ -7,13 +7,11 @@ import json
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
 from scipy import integrate, optimize, stats
 
 from conftest import EXAMPLE
 from klscale.errors import InputError
-from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.science.estimates import critical_value, log_interval, standard_error_of_mean
 from klscale.science.kl import kl, nats2_per_bit_per_byte
@@ -24,7 +22,7 @@ from klscale.studies import scales, tails
 from klscale.studies.tails import ESTIMATORS, estimate_pairs, examine_pair, examine_tails, filter_run
 from klscale.studies.trajectories import find_runs
 from klscale.vectors.imports import read_log_likelihoods
-from klscale.vectors.vectors import ATTRIBUTES, CONVENTION, Vectors
+from klscale.vectors.vectors import CONVENTION, Vectors
 
 VARIANCES = {
     "headline": variance,
@@ -37,15 +35,12 @@ def made(L, size=None, rows=None, **texts):
     """Vectors of models m0, m1, ... with log-likelihoods L."""
     K, N = L.shape
     names = [f"o/m{k}" for k in range(K)] if rows is None else list(rows)
-    known = [{}] * K if rows is None else list(rows.values())
-    frame = pd.DataFrame(
-        [{"dtype": "float32", "convention": CONVENTION, **row} for row in known],
-        index=names, columns=[*ATTRIBUTES, "dtype", "convention"], dtype=object,
-    )  # fmt: skip
+    plain = {"dtype": "float32", "convention": CONVENTION}
+    known = {name: {**plain, **(rows[name] if rows else {})} for name in names}
     size = np.full(N, 100) if size is None else size
     if "texts" not in texts:
         texts["id"] = "made"
-    return Vectors(L, tuple(map(ModelRef.parse, names)), frame, TextSet("made", bytes=size, **texts))
+    return Vectors.from_arrays(L, names, TextSet("made", bytes=size, **texts), known)
 
 
 def heavy(seed=0, K=4, N=300):

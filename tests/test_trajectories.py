@@ -17,8 +17,6 @@ from scipy import stats
 
 from conftest import plain_log_likelihoods
 from klscale.errors import InputError
-from klscale.inputs.attributes import attributes_of
-from klscale.inputs.references import ModelRef
 from klscale.inputs.suites import read_suite
 from klscale.inputs.texts import TextSet
 from klscale.science.estimates import format_estimate
@@ -32,7 +30,7 @@ from klscale.studies import maps, pocket, trajectories
 from klscale.studies.trajectories import find_runs, over_seeds, settled_from, trajectory
 from klscale.sweep.sweeps import score
 from klscale.vectors.imports import read_log_likelihoods
-from klscale.vectors.vectors import ATTRIBUTES, CONVENTION, Vectors
+from klscale.vectors.vectors import CONVENTION, Vectors
 
 N_TEXTS, BYTES = 200, 100
 SCALE = 2 * BYTES * math.log(2)
@@ -60,15 +58,10 @@ def relaxing(T=len(STEPS), n=N_TEXTS, seed=0):
 
 def made(names, L, known=None, **labels):
     """Vectors (K, N) of models with these names and, beside what the names say, `known` attributes."""
-    refs = [ModelRef.parse(name) for name in names]
-    rows = [
-        {"dtype": "float32", "convention": CONVENTION} | attributes_of(ref, {**(known or {}), "layer": ref.layer})
-        for ref in refs
-    ]
-    columns = [*ATTRIBUTES, "dtype", "convention"]
-    frame = pd.DataFrame([[row.get(c) for c in columns] for row in rows], index=names, columns=columns, dtype=object)
+    rows = {name: {"dtype": "float32", "convention": CONVENTION, **(known or {})} for name in names}
     texts = TextSet.from_texts("made", [f"{n:0{BYTES}}" for n in range(np.shape(L)[1])], **labels)
-    return Vectors(np.asarray(L, dtype=np.float64), tuple(refs), frame, texts)
+    below = L - max(0.0, np.nanmax(L))  # no KL changes
+    return Vectors.from_arrays(below, names, texts, rows)
 
 
 def run_of(points, steps=STEPS, name="org/toy", warmup=None, known=None, **labels):

@@ -7,20 +7,18 @@ import json
 from itertools import combinations
 
 import numpy as np
-import pandas as pd
 import pytest
 from scipy import stats
 
 from conftest import EXAMPLE
 from klscale.errors import InputError
-from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.show import pictures, validity_tables
 from klscale.show.tables import _without_nan, out
 from klscale.studies import validity
 from klscale.studies.validity import compare_text_sets, text_sensitivity, texts_needed
 from klscale.vectors.imports import read_log_likelihoods
-from klscale.vectors.vectors import ATTRIBUTES, CONVENTION, Vectors
+from klscale.vectors.vectors import CONVENTION, Vectors
 
 LN2 = np.log(2)
 
@@ -29,12 +27,10 @@ def vectors_of(L, sizes=100, names=None, convention=CONVENTION, name="made", **t
     """Vectors of these log-likelihoods (K, N) less 500 nats, on texts of these bytes."""
     K, N = L.shape
     names = names or [f"org/m{k:03d}" for k in range(K)]
-    columns = [*ATTRIBUTES, "dtype", "convention"]
-    row = [{"dtype": "float32", "convention": convention}.get(column) for column in columns]
-    frame = pd.DataFrame([row] * K, index=names, columns=columns, dtype=object)
+    known = {name: {"dtype": "float32", "convention": convention} for name in names}
     lengths = np.broadcast_to(np.asarray(sizes), N).astype(np.int64)
     text_set = TextSet(name=name, bytes=lengths, id=f"{name}-{N}", **texts)
-    return Vectors(L - 500.0, tuple(map(ModelRef.parse, names)), frame, text_set)
+    return Vectors.from_arrays(L - 500.0, names, text_set, known)
 
 
 def labels(numbers):

@@ -34,7 +34,6 @@ from typing import Any
 
 import fsspec
 import numpy as np
-import pandas as pd
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -46,7 +45,7 @@ from klscale.inputs.texts import NAMED, TextSet, content_id, load_texts
 from klscale.progress import SILENT, Progress
 from klscale.science.arrays import Floats
 from klscale.science.kl import KL
-from klscale.vectors.vectors import ATTRIBUTES, Scores, Vectors
+from klscale.vectors.vectors import Scores, Vectors, attribute_table
 
 SCHEMA = pa.schema([("text", pa.int32()), ("log_likelihood", pa.float64()), ("n_tokens", pa.int32())])
 LAYERS = "layer_log_likelihood"
@@ -456,7 +455,6 @@ class Store:
                 if layers and scores.layers is not None:
                     matrix[place + 1 : place + 1 + entry.n_layers, scores.text] = scores.layers.T
                 place += 1 + entry.n_layers * layers
-        columns = (*ATTRIBUTES, "dtype", "convention", "noise_floor")
         floors = self.noise_floors(texts.id, [entry.key for entry in entries])
         known = [
             {
@@ -467,11 +465,8 @@ class Store:
             }
             for ref, entry in rows
         ]
-        frame = pd.DataFrame(
-            [[row.get(column) for column in columns] for row in known],
-            columns=pd.Index(columns), index=pd.Index([str(ref) for ref, _ in rows], dtype=object), dtype=object,
-        )  # fmt: skip
-        return Vectors(matrix, tuple(ref for ref, _ in rows), frame, texts)
+        models = tuple(ref for ref, _ in rows)
+        return Vectors(matrix, models, attribute_table(models, known), texts)
 
     def remove(self, entry: Entry) -> None:
         """Take one model's vector out of the store."""

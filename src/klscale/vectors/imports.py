@@ -23,20 +23,16 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from klscale.errors import InputError, nearest
-from klscale.inputs.attributes import NUMBERS, attributes_of, number_of
-from klscale.inputs.checkpoint_names import MOST_DIGITS
+from klscale.inputs.attributes import NUMBERS, number_of
 from klscale.inputs.references import ModelRef
-from klscale.inputs.texts import TextSet, content_id
+from klscale.inputs.texts import TextSet
 from klscale.limits import TABLE_BYTES
 from klscale.progress import SILENT, Progress
 from klscale.science.arrays import Floats, Integers
 from klscale.vectors.dialects import Table, read_csv, read_parquet
 from klscale.vectors.long_tables import is_long, to_wide
 from klscale.vectors.pickles import SAVE_AS, load_pickle
-from klscale.vectors.vectors import ATTRIBUTES, Vectors
-
-IMPORTED = "imported"
-"""The convention of a table: how its values were scored is not known."""
+from klscale.vectors.vectors import ATTRIBUTES, IMPORTED, Vectors, external_id, require_log_likelihoods
 
 PUBLISHED = "published: default special tokens; tokens 2 to n; fp16"
 """The convention of the published pickles, whose sums were taken in fp16 (arXiv 2502.16173)."""
@@ -49,9 +45,6 @@ PLAUSIBLE = (0.2, 12.0)
 
 FEWEST_TO_JUDGE = 20
 """Texts below which nothing is concluded from bits per byte."""
-
-LOWEST = -1e12
-"""Nats that no text has less of."""
 
 FORMATS = (".csv", ".csv.gz", ".parquet", ".pkl", ".pickle")
 _COUNTS = re.compile(r"n_tokens(?: (.+))?")
@@ -257,8 +250,8 @@ def _from_table(
             texts = TextSet.from_texts(name, strings, **known, labels=labels)
         else:
             matrix = np.stack(list(models.values()))
-            parts = [text_bytes.astype("<i8").tobytes(), matrix.astype("<f8").tobytes(), *map(str.encode, models)]
-            texts = TextSet(name=name, bytes=text_bytes, id=content_id(parts), labels=labels, **known)
+            text_set = external_id(text_bytes, matrix, list(models))
+            texts = TextSet(name=name, bytes=text_bytes, id=text_set, labels=labels, **known)
     _require_same(texts, lengths, strings)
     return _vectors(models, texts, IMPORTED, given)
 
@@ -320,19 +313,10 @@ def _model_values(column: str, cells: Any, negate: bool = False) -> Floats | Non
 
 
 def _require_log_likelihoods(place: str, unit: str, values: Floats) -> None:
-    remedy = f"Mend that {unit}, or drop the model."
     if (missing := np.isnan(values)).any():
         what = f"{place}: {missing.sum():,} missing values, the first in {unit} {missing.argmax() + 1}."
         raise InputError(what, "Every model needs a value for every text.", "Score those texts, or drop them.")
-    if (infinite := np.isinf(values)).any():
-        what = f"{place}, {unit} {infinite.argmax() + 1}: {values[infinite][0]} is infinite."
-        raise InputError(what, "A text of probability zero has no finite distance.", remedy)
-    if (positive := values > 0).any():
-        what = f"{place}, {unit} {positive.argmax() + 1}: {values[positive][0]:g} is positive."
-        raise InputError(what, "Log-likelihoods are in nats and at most 0.", remedy)
-    if (beyond := values < LOWEST).any():
-        what = f"{place}, {unit} {beyond.argmax() + 1}: {values[beyond][0]:g} is below {LOWEST:g}."
-        raise InputError(what, "No text has so small a likelihood: squares of it would overflow.", remedy)
+    require_log_likelihoods(place, unit, values)
 
 
 def _numbers(cells: Any) -> Floats:
@@ -451,34 +435,5 @@ def _typed(name: str, cell: str, row: int) -> Any:
 def _vectors(
     models: Mapping[str, Floats], texts: TextSet, convention: str, known: Mapping[str, dict[str, Any]]
 ) -> Vectors:
-    if unknown := [name for name in known if name not in models]:
-        raise InputError(f"no model {unknown[0]!r}, whose attributes are given.", nearest(unknown[0], list(models)))
-    refs = [_reference(name) for name in models]
-    index = list(map(str, refs))
-    if len(set(index)) < len(index):
-        twice = Counter(index).most_common(1)[0][0]
-        names = " and ".join(repr(name) for name, ref in zip(models, index, strict=True) if ref == twice)
-        raise InputError(f"{names} are one model, {twice}.", remedy="Rename or drop one.")
-    columns = [*ATTRIBUTES, "dtype", "convention"]
-    rows = []
-    for name, ref in zip(models, refs, strict=True):
-        record = attributes_of(ref, known.get(name))
-        # a reference without a dtype means float32 where klscale scores; elsewhere it is not known
-        record |= {"dtype": None if ref.dtype == "float32" else ref.dtype, "convention": convention}
-        rows.append([record.get(column) for column in columns])
-    attributes = pd.DataFrame(rows, index=index, columns=columns, dtype=object)
-    return Vectors(np.stack(list(models.values())), tuple(refs), attributes, texts)
-
-
-def _reference(name: str) -> ModelRef:
-    """A name as the reference it writes (`gpt2+nf4`), else as the literal name of a model."""
-    if not name.strip():
-        raise InputError("a model has no name.", "Its column or key is blank.", "Name it.")
-    if number := re.search(rf"\d{{{MOST_DIGITS + 1},}}", name):
-        what = f"model {name[:60]!r}: a number of {len(number[0])} digits."
-        raise InputError(what, f"Steps, seeds and sizes have at most {MOST_DIGITS}.", "Rename the model.")
-    try:
-        ref = ModelRef.parse(name)
-    except InputError:
-        return ModelRef(name)
-    return ref if str(ref) == name else ModelRef(name)
+    attributes = {**known, **{name: {**known.get(name, {}), "convention": convention} for name in models}}
+    return Vectors.from_arrays(np.stack(list(models.values())), list(models), texts, attributes)

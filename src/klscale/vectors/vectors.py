@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from klscale.errors import InputError, nearest
+from klscale.inputs.attributes import attributes_of
+from klscale.inputs.checkpoint_names import MOST_DIGITS
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet, content_id
 from klscale.science.arrays import Floats, Integers
@@ -22,13 +27,22 @@ from klscale.science.kl import KLMatrix, bits_per_byte, coordinates, kl_differen
 CONVENTION = "default special tokens; tokens 2 to n; float64 sum of float32 token log-probabilities"
 """How klscale scores a text. Vectors of different conventions are never compared."""
 
+IMPORTED = "imported"
+"""The convention of log-likelihoods from elsewhere: how they were scored is not known."""
+
+LOWEST = -1e12
+"""Nats below which no text's log-likelihood can be: squares of smaller values would overflow."""
+
 ATTRIBUTES = (
     "family", "type", "parameters", "seed", "step", "warmup", "tokens", "stage", "ingredient", "parent", "quantization",
     "layer",
 )  # fmt: skip
 
+COLUMNS = (*ATTRIBUTES, "dtype", "convention", "noise_floor")
+"""Columns of `Vectors.attributes`."""
+
 NOISE_LIMIT = 0.1
-"""Part of a KL from which on it is said that rounding has added it."""
+"""Fraction of a KL above which run-to-run noise is reported with it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,11 +92,10 @@ class Scores:
 
 @dataclass(frozen=True, eq=False)
 class Vectors:
-    """`log_likelihood` (K, N) in nats, NaN where a text was not scored; K `models`; N `texts`.
+    """Log-likelihoods (K, N) in nats of N `texts` under K `models`, NaN where a text was not scored.
 
-    `attributes` has one row a model (index: the reference as a string) and the columns `family`, `type`,
-    `parameters`, `seed`, `step`, `warmup`, `parent`, `quantization`, `layer`, `dtype`, `convention`, and from a store
-    `noise_floor`: KL in bits per byte between two readings of the model.
+    `attributes` has a row for each model (index: the reference as a string) and the columns `COLUMNS`; `noise_floor` is
+    the KL in bits per byte between two runs of the model. `Vectors.from_arrays` makes one from arrays.
     """
 
     log_likelihood: Floats
@@ -94,6 +107,51 @@ class Vectors:
         shape = (len(self.models), len(self.texts))
         if self.log_likelihood.shape != shape or len(self.attributes) != shape[0]:
             raise ValueError(f"log_likelihood has shape {self.log_likelihood.shape}, models x texts is {shape}")
+
+    @classmethod
+    def from_arrays(
+        cls,
+        log_likelihood: ArrayLike,
+        names: Sequence[str],
+        bytes: ArrayLike | TextSet,
+        attributes: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> Vectors:
+        """Vectors from log-likelihoods (K, N) in nats of K models `names` on N texts, NaN where a text was not scored.
+
+            vectors = Vectors.from_arrays(L, ["gpt2", "gpt2-medium"], [len(text.encode()) for text in texts])
+            print(vectors.kl()["gpt2", "gpt2-medium"])
+
+        `bytes` (N,) are the UTF-8 lengths of the texts; give a `TextSet` instead for texts with documents, domains or a
+        clip. `attributes` of some models, by name, add to what the names tell or correct it. Their keys are `COLUMNS`:
+        `{"gpt2": {"family": "gpt2", "seed": 1}}`. The convention is `imported` unless given.
+
+        Raises InputError for shapes that do not agree, values that are no log-likelihoods, byte counts that are not
+        positive whole numbers, a model that is named twice, and unknown attributes.
+        """
+        L, known = np.asarray(log_likelihood, dtype=np.float64), attributes or {}
+        n_texts = len(bytes) if isinstance(bytes, TextSet) else np.size(bytes)
+        if L.shape != (len(names), n_texts):
+            what = f"log_likelihood has shape {L.shape}; {len(names):,} names and {n_texts:,} texts are given."
+            raise InputError(what, "One row is one model, one column is one text.", "Make them agree.")
+        if unknown := sorted(known.keys() - {*names}):
+            raise InputError(f"no model {unknown[0]!r}, whose attributes are given.", nearest(unknown[0], names))
+        if wrong := [key for row in known.values() for key in row if key not in COLUMNS]:
+            raise InputError(f"unknown attribute {wrong[0]!r}.", nearest(wrong[0], COLUMNS), "Rename or drop it.")
+        models = [_reference(name) for name in names]
+        same, count = Counter(models).most_common(1)[0] if models else (None, 0)
+        if count > 1:
+            twice = " and ".join(repr(name) for name, model in zip(names, models, strict=True) if model == same)
+            raise InputError(f"{twice} are one model, {same}.", remedy="Rename or drop one.")
+        for name, row in zip(names, L, strict=True):
+            require_log_likelihoods(f"model {name!r}", "text", row)
+        rows = []
+        for name, model in zip(names, models, strict=True):
+            # a reference without a dtype means float32 where klscale scores; elsewhere it is not known
+            dtype = None if model.dtype == "float32" else model.dtype
+            given = {"dtype": dtype, "convention": IMPORTED, **known.get(name, {})}
+            rows.append({**attributes_of(model, given), "layer": model.layer})
+        texts = bytes if isinstance(bytes, TextSet) else _external_texts(bytes, L, names)
+        return cls(L, tuple(models), attribute_table(models, rows), texts)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -109,7 +167,7 @@ class Vectors:
 
     @cached_property
     def n_scored(self) -> Integers:
-        """How many texts (K,) each model was scored on."""
+        """Number of texts (K,) on which each model was scored."""
         return np.asarray((~np.isnan(self.log_likelihood)).sum(axis=1))
 
     def subset(self, models: Sequence[str | ModelRef]) -> Vectors:
@@ -141,7 +199,7 @@ class Vectors:
         return self._positions[str(model)]
 
     def of_one_convention(self) -> tuple[Vectors, list[str]]:
-        """The models of the convention that most have, and the names of the others: the two are never compared."""
+        """The models with the most frequent convention, and the names of the others: they are never compared."""
         conventions = self.attributes["convention"]
         if len(set(conventions)) < 2:
             return self, []
@@ -171,19 +229,18 @@ class Vectors:
 
     @property
     def noise_floor(self) -> Floats:
-        """KL (K,) in bits per byte between two readings of each model, which differ by rounding; NaN where unknown."""
-        floor = self.attributes.get("noise_floor", pd.Series(None, self.attributes.index, dtype=object))
-        return np.asarray(pd.to_numeric(floor), dtype=np.float64)
+        """KL (K,) in bits per byte between two runs of each model, which differ by rounding; NaN where unknown."""
+        return np.asarray(pd.to_numeric(self.attributes["noise_floor"]), dtype=np.float64)
 
     def noise(self) -> Floats:
-        """What rounding adds to the KL of each pair (K, K) in expectation, in bits per byte; NaN where not known.
+        """Expected KL (K, K) in bits per byte that run-to-run noise adds to each pair; NaN where not known.
 
-        Let a reading of model i be l_i + e_i, with rounding errors e_i of variance s_i**2 over texts. Two readings of
-        one model differ by e_i - e_i', of variance 2 s_i**2: that is its noise floor. Those of two models differ by
-        l_i - l_j + e_i - e_j; if the errors are independent of each other and of the models, the variance is that of
-        l_i - l_j plus s_i**2 + s_j**2: half the sum of both floors. Errors that two models share, as those of one
-        model quantized in two ways may be, add less. What a coarser dtype makes of the weights is no such noise: it is
-        the same at every reading, and part of the KL. So is what rounding does alike at every reading.
+        A run of model i gives l_i + e_i, where rounding errors e_i have variance s_i**2 over texts. Two runs of one
+        model differ by e_i - e_i', with variance 2 s_i**2: its noise floor. Runs of two models differ by
+        l_i - l_j + e_i - e_j. If the errors are independent of each other and of the models, they add s_i**2 + s_j**2
+        to the variance: half the sum of both floors. Errors that two models share add less; two quantizations of one
+        model may share some. Errors that every run repeats are no noise but part of the KL: a coarser dtype rounds the
+        weights in the same way each time.
         """
         floor = self.noise_floor
         return (floor[:, None] + floor) / 2
@@ -207,13 +264,13 @@ class Vectors:
         return kl_difference((a, b), (c, d), self.texts.bytes, clip=self.texts.clip, documents=self.texts.document)
 
     def shift_cosine(self, base: str, first: str, second: str) -> Estimate:
-        """Cosine between the shifts of two models from a third: do they differ from it in the same way?"""
+        """Cosine between the shifts of two models from `base`, a pure number: 1 if they differ from it alike."""
         self.require_one_convention()
         x, y, z = (self.log_likelihood[self.position(model)] for model in (base, first, second))
         return shift_cosine(x, y, z, clip=self.texts.clip, documents=self.texts.document)
 
     def bits_per_byte(self, model: str | ModelRef, other: str | ModelRef | None = None) -> Estimate:
-        """Bits per byte of a model; with `other`, by how much it exceeds that of `other` (paired standard error)."""
+        """Bits per byte of a model, or with `other` the difference model - other with a paired standard error."""
         row = self.log_likelihood[self.position(model)]
         if other is not None:
             self.require_one_convention()
@@ -221,20 +278,25 @@ class Vectors:
         return bits_per_byte(row, self.texts.bytes, documents=self.texts.document)
 
     def coordinates(self) -> Floats:
-        """Points (K, n) whose squared distances are KL in bits per byte, on the n texts that all models have, with
-        the text set's clip."""
+        """Points (K, n) in log-likelihood space whose squared distances are KL in bits per byte.
+
+        They use the n texts that all models have, and the text set's clip for all models.
+        """
         rows, texts = self._complete()
         return coordinates(rows, float(self.texts.bytes[texts].mean()))
 
     def resampled_kl(self, resamples: int = RESAMPLES) -> Floats:
-        """KL between all pairs (resamples, K, K) in bits per byte in each bootstrap sample of the texts that all models
-        have (of whole documents, where texts share them), with the text set's clip."""
+        """KL between all pairs (resamples, K, K) in bits per byte, in each bootstrap sample of the texts.
+
+        It uses the texts that all models have, and the text set's clip for all models. Where texts share documents,
+        whole documents are drawn.
+        """
         rows, texts = self._complete()
         documents = self.texts.documents_of(texts)
         return resampled_kl(rows, self.texts.bytes[texts], documents=documents, resamples=resamples)
 
     def _complete(self) -> tuple[Floats, NDArray[np.bool_]]:
-        """Rows (K, n) on the texts that all models have, with the clip, and which texts (N,) these are."""
+        """Rows (K, n) in nats on the texts that all models have, clipped; and which texts (N,) these are."""
         self.require_one_convention()
         texts = common_texts(self.log_likelihood)
         rows: Floats = self.log_likelihood if texts.all() else self.log_likelihood[:, texts]
@@ -250,3 +312,58 @@ class Vectors:
                 f"{conventions.iloc[0]!r} against {conventions[odd]!r}: their difference is not that of the models.",
                 "Score both the same way.",
             )
+
+
+def attribute_table(models: Sequence[ModelRef], rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """The `attributes` of `Vectors`: a row for each model with the `COLUMNS` of its `rows` entry, None where not known;
+    other keys are left out."""
+    return pd.DataFrame(
+        [[row.get(column) for column in COLUMNS] for row in rows],
+        index=pd.Index(list(map(str, models)), dtype=object),
+        columns=pd.Index(COLUMNS),
+        dtype=object,
+    )
+
+
+def require_log_likelihoods(place: str, unit: str, values: Floats) -> None:
+    """Raise InputError for the first of `values` (n,) that is no log-likelihood of a text in nats; NaN passes. The
+    error names `place`, and counts the `unit` (`text`, `row`) from 1."""
+    for wrong, problem, why in (
+        (np.isinf(values), "is infinite", "A text of probability zero has no finite distance."),
+        (values > 0, "is positive", "Log-likelihoods are in nats and at most 0."),
+        (values < LOWEST, f"is below {LOWEST:g}", "No text has so small a likelihood: squares of it would overflow."),
+    ):
+        if wrong.any():
+            what = f"{place}, {unit} {wrong.argmax() + 1}: {values[wrong][0]:g} {problem}."
+            raise InputError(what, why, f"Mend that {unit}, or drop the model.")
+
+
+def external_id(text_bytes: Integers, log_likelihood: Floats, names: Sequence[str]) -> str:
+    """Id of a text set of which only byte counts (N,) and log-likelihoods (K, N) are known."""
+    return content_id(
+        [text_bytes.astype("<i8").tobytes(), log_likelihood.astype("<f8").tobytes(), *map(str.encode, names)]
+    )
+
+
+def _external_texts(text_bytes: ArrayLike, log_likelihood: Floats, names: Sequence[str]) -> TextSet:
+    lengths = np.asarray(text_bytes, dtype=np.float64).ravel()
+    good = (lengths > 0) & (lengths < 2**53) & (lengths == np.floor(lengths))
+    if not good.all():
+        what = f"bytes, text {good.argmin() + 1}: {lengths[good.argmin()]:g} is not a positive whole number."
+        raise InputError(what, "It is the length of the text in UTF-8 bytes.", "Count bytes: len(text.encode()).")
+    whole = lengths.astype(np.int64)
+    return TextSet(name="given", bytes=whole, id=external_id(whole, log_likelihood, names))
+
+
+def _reference(name: str) -> ModelRef:
+    """A name as the reference it writes (`gpt2+nf4`), else as the literal name of a model."""
+    if not name.strip():
+        raise InputError("a model has no name.", "Its column or key is blank.", "Name it.")
+    if number := re.search(rf"\d{{{MOST_DIGITS + 1},}}", name):
+        what = f"model {name[:60]!r}: a number of {len(number[0])} digits."
+        raise InputError(what, f"Steps, seeds and sizes have at most {MOST_DIGITS}.", "Rename the model.")
+    try:
+        ref = ModelRef.parse(name)
+    except InputError:
+        return ModelRef(name)
+    return ref if str(ref) == name else ModelRef(name)

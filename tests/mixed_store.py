@@ -8,7 +8,8 @@ from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.science.kl import kl
 from klscale.store.store import Store, vector_key
-from klscale.vectors.vectors import CONVENTION, Scores
+from klscale.vectors.scores import Scores
+from klscale.vectors.vectors import CONVENTION
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 STEPS = range(0, 320, 20)
@@ -35,7 +36,7 @@ def mixed_store(location: object) -> Store:
         identity = f"files:{name}"
         entry = store.write(
             texts,
-            Scores(here, values[here], np.full(len(here), 30), layers),
+            Scores(here, values[here], np.full(len(here), 30), {} if layers is None else {"layers": layers}),
             {
                 "ref": str(ref), "key": vector_key(identity, ref, CONVENTION, "transformers"), "identity": identity,
                 "attributes": {key: value for key, value in attributes.items() if key != "dtype"},

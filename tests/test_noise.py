@@ -26,7 +26,8 @@ from klscale.store.store import Store
 from klscale.studies import scales
 from klscale.studies.noise import half_precision_floor, in_half_precision, noise_study
 from klscale.sweep import sweeps
-from klscale.vectors.vectors import CONVENTION, Scores, Vectors
+from klscale.vectors.scores import Scores
+from klscale.vectors.vectors import CONVENTION, Vectors
 
 BYTES = 100
 SCALE = 2 * BYTES * math.log(2)
@@ -486,7 +487,9 @@ def test_imported_values_are_judged_by_their_spacing(store):
 
 
 def test_scores_of_some_texts_are_theirs():
-    scores = Scores(np.array([1, 4, 6]), np.array([0.1, 0.4, 0.6]), np.array([2, 3, 4]), np.arange(6.0).reshape(3, 2))
+    scores = Scores(
+        np.array([1, 4, 6]), np.array([0.1, 0.4, 0.6]), np.array([2, 3, 4]), {"layers": np.arange(6.0).reshape(3, 2)}
+    )
     some = scores.at(np.array([1, 6]))
     assert (some.text.tolist(), some.log_likelihood.tolist(), some.n_tokens.tolist()) == ([1, 6], [0.1, 0.6], [2, 4])
     assert some.layers.tolist() == [[0, 1], [4, 5]]

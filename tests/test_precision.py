@@ -355,7 +355,7 @@ def test_an_interrupted_look_resumes(pair, many, store, forwards):
     assert 150 < done < 400
     sweeps.score(pair[:1], many, store, first=400)
     assert (len(forwards), held(store, many)) == (400, [(400, 400)])
-    assert store._list("partial", many.id) == []
+    assert store.files.list("partial", many.id) == []
 
 
 def test_work_on_all_texts_that_was_cut_short_is_not_lost_to_a_look_at_some(pair, many, store, forwards):

@@ -21,7 +21,8 @@ from klscale.inputs.texts import TextSet
 from klscale.show import reports
 from klscale.store.store import Store, vector_key
 from klscale.studies import maps, scales
-from klscale.vectors.vectors import CONVENTION, Scores
+from klscale.vectors.scores import Scores
+from klscale.vectors.vectors import CONVENTION
 from mixed_store import BYTES, HOSTILE, NOISE, STEPS, N, mixed_store
 
 

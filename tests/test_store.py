@@ -19,9 +19,10 @@ import pytest
 from klscale.errors import InputError, KlscaleError
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
-from klscale.store import store as store_module
+from klscale.store import claims
 from klscale.store.store import Store, vector_key
-from klscale.vectors.vectors import CONVENTION, Scores
+from klscale.vectors.scores import Scores
+from klscale.vectors.vectors import CONVENTION
 
 
 def scores_of(seed: int, n: int = 40) -> Scores:
@@ -92,35 +93,37 @@ def test_check_finds_damage(store, texts):
     table = pq.read_table(two)
     spoilt = table.set_column(1, "log_likelihood", [table["log_likelihood"].to_numpy() - 1])
     pq.write_table(spoilt, two)
-    assert dict(store.check())[str(two)] == "the values are not those that were written"
-    with pytest.raises(KlscaleError, match="does not hold the values"):
-        store.vectors(texts)
+    assert dict(store.check())[str(two)] == "is not as it was written: its seal is broken"
+    assert store.vectors(texts).names == ()
+    assert store.left_out == {path: problem for path, problem in store.check() if problem}
     jsonl = Path(store.location) / "texts" / f"{texts.id}.jsonl"
     lines = jsonl.read_text().splitlines()
     jsonl.write_text("\n".join([lines[1], lines[0], *lines[2:]]))
-    assert "not those that the id stands for" in dict(store.check())[str(jsonl.with_suffix(".json"))]
+    assert dict(store.check())[str(jsonl)] == "does not hold the lines that it was written with"
+    with pytest.raises(KlscaleError, match="jsonl does not hold the lines"):
+        store.resolve_texts(None)
 
 
 def test_check_finds_damaged_records(store, texts):
     """Exact KL and noise floors, of these texts and of texts that are not there; a link to nothing too."""
     store.write_exact(texts.id, "pair", {"n_texts": 3, "value": 0.25})
-    store.write_exact("gone", "pair", {"n_texts": 3})
+    store.write_exact("0" * 12, "pair", {"n_texts": 3})
     place = Path(store.location) / "exact" / texts.id
     file = place / "pair.json"
     whole = file.read_text()
     told = dict(store.check())
     assert told[str(file)] == ""
-    assert told[str(place.parent / "gone" / "pair.json")] == "its text set is not in the store"
+    assert told[str(place.parent / ("0" * 12) / "pair.json")] == "has a text set that is not in the store"
     for damage in ("", "{}", "3", '"checksum"', whole[:-2], whole.replace("0.25", "0.5"), "[" * 100_000):
         file.write_text(damage)
-        assert dict(store.check())[str(file)].startswith("does not read: "), damage
+        assert dict(store.check())[str(file)], damage
         assert store.exact(texts.id, "pair") is None
     file.write_text(whole)
     assert store.exact(texts.id, "pair") == {"n_texts": 3, "value": 0.25}
     for link in (place / "other.json", Path(store.location) / "noise" / texts.id / "k.json"):
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(place / "nothing")
-        assert dict(store.check())[str(link)].startswith("does not read: ")
+        assert dict(store.check())[str(link)]
 
 
 def test_partial_work_is_kept_and_forgotten(store, texts):
@@ -142,14 +145,15 @@ def test_a_killed_writer_leaves_no_half_file(tmp_path):
 import numpy as np
 from klscale.store.store import Store
 from klscale.inputs.texts import TextSet
-from klscale.vectors.vectors import Scores
+from klscale.vectors.scores import Scores
 texts = TextSet.from_texts("t", [str(s) * 9 for s in range(20000)])
 store, n = Store({str(tmp_path / "s")!r}), 0
 store.put_texts(texts)
+known = {{"attributes": {{}}, "convention": "any"}}
 print("ready", flush=True)
 while True:
     scores = Scores(np.arange(20000), -np.random.rand(20000) - n, np.ones(20000, dtype=int))
-    store.write(texts, scores, {{"ref": f"m{{n % 3}}", "key": f"k{{n % 3}}", "date": str(n)}})
+    store.write(texts, scores, known | {{"ref": f"m{{n % 3}}", "key": f"{{n % 3:012x}}", "date": str(n)}})
     n += 1
 """
     for _ in range(3):
@@ -263,7 +267,7 @@ def test_a_claim_is_exclusive_until_released(store, texts):
 
 
 def test_a_claim_is_renewed_even_where_unfinished_work_is_dropped(store, texts, monkeypatch):
-    monkeypatch.setattr(store_module, "CLAIM_BEAT_S", 0.02)
+    monkeypatch.setattr(claims, "CLAIM_BEAT_S", 0.02)
     claim = store.claim(texts.id, "k")
     (path,) = Path(store.location).rglob("*.claim")
     first = json.loads(path.read_text())
@@ -374,7 +378,7 @@ def test_other_tools_read_weight_distances(tmp_path):
     assert rows == [("commit:run@1", 1.0), ("commit:run@2", 2.0)]
     (path,) = Path(store.location).glob("weights/run-step0-*.parquet")
     metadata = json.loads(pq.read_schema(path).metadata[b"klscale"])
-    assert metadata.keys() == {"ref", "identity", "n_parameters", "date", "checksum"}
+    assert metadata.keys() == {"ref", "identity", "n_parameters", "date", "checksum", "record"}
     assert (metadata["ref"], metadata["identity"], metadata["n_parameters"]) == ("run@step0", "commit:run@0", 70)
 
 
@@ -392,9 +396,9 @@ def test_damaged_weight_distances_are_found_left_out_and_replaced(tmp_path):
     put_weights(store, 3, {9: float("nan")})
     problems = {Path(path).name: problem for path, problem in store.check()}
     assert problems[cut.name].startswith("does not read")
-    assert problems[spoilt.name] == "does not read: the values are not those that were written"
-    assert problems["run-step2-0123456789ab.parquet"] == "its name is that of another checkpoint"
-    assert problems[bad.name] == "it holds distances that are negative or not finite"
+    assert problems[spoilt.name] == "is not as it was written: its seal is broken"
+    assert problems["run-step2-0123456789ab.parquet"] == "has the name of another checkpoint"
+    assert problems[bad.name] == "has distances that are negative or not finite"
     assert of_weights(store, 0, 1, 2, 9)[0][3] == [-1, -1, -1, 0]
     put_weights(store, 0, {9: 1.0})
     assert of_weights(store, 0, 9)[0] == [[0, 1.0], [1.0, 0]]

@@ -207,7 +207,7 @@ def test_an_interrupted_model_resumes(make_model, texts, store, forwards):
 
 
 def _partial_keys(store, texts):
-    return [path.rsplit("/", 1)[-1] for path in store._list("partial", texts.id)]
+    return [path.rsplit("/", 1)[-1] for path in store.files.list("partial", texts.id)]
 
 
 def test_one_model_that_fails_does_not_stop_the_others(make_model, texts, store, tmp_path):

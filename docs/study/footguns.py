@@ -23,7 +23,7 @@ from klscale.science.kl import KL, bits_per_byte, kl
 from klscale.sources.transformers.engine import Engine
 from klscale.sources.transformers.loading import LoadedModel, load, resolve
 from klscale.sources.transformers.tokens import Tokens, tokenize
-from klscale.vectors.vectors import Scores
+from klscale.vectors.scores import Scores
 
 CHAT = "<|user|>\nWrite a piece of text.\n<|assistant|>\n"
 STEPS = 80

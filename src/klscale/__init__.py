@@ -33,7 +33,8 @@ _EXPORTS = {
     "sweep.sweeps": ("score",),
     "training.callbacks": ("TrainingWatch", "TrajectoryCallback"),
     "vectors.imports": ("read_log_likelihoods",),
-    "vectors.vectors": ("Scores", "Vectors"),
+    "vectors.scores": ("Scores",),
+    "vectors.vectors": ("Vectors",),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 

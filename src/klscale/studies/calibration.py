@@ -94,9 +94,11 @@ class Sums:
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Sums:
-        """From what `record` gave. Raises KeyError where it is something else."""
+        """From what `record` gave. Raises KeyError, TypeError or ValueError where it is something else."""
         values: dict[str, Any] = {entry.name: record[entry.name] for entry in fields(cls)}
         values |= {name: np.array(value) for name, value in values.items() if isinstance(value, list)}
+        if any(np.asarray(value).dtype.kind not in "if" for value in values.values()):
+            raise TypeError("not numbers")
         return cls(**values)
 
 
@@ -281,7 +283,7 @@ class _Bench:
         what = json.dumps([a.key, b.key, self.n_texts, self.seed])
         key = hashlib.sha256(what.encode()).hexdigest()[:12]
         if (kept := self.store.exact(self.texts.id, key)) is not None:
-            with contextlib.suppress(KeyError):
+            with contextlib.suppress(KeyError, TypeError, ValueError):
                 return Sums.of(kept)
         found = self._measure(a, b, pair)
         self.store.write_exact(self.texts.id, key, {"a": str(a.ref), "b": str(b.ref), **found.record()})

@@ -26,7 +26,7 @@ from klscale.science.bootstrap import RESAMPLES, estimate_from_resamples, text_d
 from klscale.science.clip import clip_for_all
 from klscale.science.estimates import Estimate
 from klscale.science.kl import KL, kl, kl_pairs
-from klscale.vectors.vectors import Scores
+from klscale.vectors.scores import Scores
 
 if TYPE_CHECKING:
     from torch import Tensor

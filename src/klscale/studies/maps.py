@@ -26,6 +26,8 @@ from klscale.science.arrays import Floats, Integers
 from klscale.science.clip import CLIP_LIMIT, common_texts
 from klscale.science.estimates import Estimate, cluster_codes, n_clusters, standard_error_of_mean
 from klscale.science.kl import KL, KLMatrix
+from klscale.store.files import UnreadableError
+from klscale.store.records import UNREADABLE, Columns, from_record
 from klscale.store.store import Store
 from klscale.vectors.vectors import Vectors
 
@@ -583,30 +585,44 @@ def _read(store: Store, texts: TextSet, key: str) -> ModelMap | None:
     if (kept := store.read_map(texts.id, key)) is None:
         return None
     columns, metadata = kept
-    if metadata.get("format") != FORMAT or metadata["clip"] != texts.clip:
+    if metadata.get("format") != FORMAT or metadata.get("clip") != texts.clip:
         return None
+    try:
+        return _from_record(columns, metadata)
+    except UNREADABLE as error:
+        store.leave_out(store.map_file(texts.id, key), error)
+        return None
+
+
+def _from_record(columns: Columns, metadata: Mapping[str, Any]) -> ModelMap:
+    """A map from what `_keep` kept of it; raises one of UNREADABLE where it is something else."""
 
     def points(name: str, n: int) -> Floats | None:
         axes = [columns[f"{name}_{axis}"] for axis in range(1, n + 1) if f"{name}_{axis}" in columns]
-        return np.stack(axes, axis=1) if axes else None
+        return np.stack(axes, axis=1).astype(np.float64) if axes else None
 
     pca = points("pca", AXES)
-    assert pca is not None
+    if pca is None:
+        raise UnreadableError("has no points")
     return ModelMap(
-        models=tuple(columns["model"]),
+        models=tuple(map(str, columns["model"])),
         pca=pca,
-        share=np.array(metadata["share"]),
+        share=np.array(metadata["share"], dtype=np.float64),
         tsne=points("tsne", 2),
         tsne3=points("tsne3", 3),
-        perplexity=metadata["perplexity"],
-        typical=metadata["typical"],
-        n_texts=metadata["n_texts"],
+        perplexity=None if metadata["perplexity"] is None else float(metadata["perplexity"]),
+        typical=float(metadata["typical"]),
+        n_texts=int(metadata["n_texts"]),
         added=columns["added"].astype(bool),
-        off_map={name: _off_map(record) for name, record in metadata["off_map"].items()},
-        notes=tuple(metadata["notes"]),
+        off_map={str(name): _off_map(record) for name, record in metadata.get("off_map", {}).items()},
+        notes=tuple(map(str, metadata.get("notes", ()))),
     )
 
 
 def _off_map(record: Mapping[str, Any]) -> OffMap:
-    unexplained, kl = ({**record[name], "interval": tuple(record[name]["interval"])} for name in ("unexplained", "kl"))
-    return OffMap(Estimate(**unexplained), record["nearest"], KL(**kl), record["typical"])
+    return OffMap(
+        unexplained=from_record(Estimate, record["unexplained"]),
+        nearest=str(record["nearest"]),
+        kl=from_record(KL, record["kl"]),
+        typical=float(record["typical"]),
+    )

@@ -21,7 +21,8 @@ from klscale.science.estimates import Estimate, cluster_codes, n_clusters, stand
 from klscale.science.kl import KL, kl, nats2_per_bit_per_byte
 from klscale.store.store import Store, vector_key
 from klscale.sweep import sweeps
-from klscale.vectors.vectors import CONVENTION, Scores
+from klscale.vectors.scores import Scores
+from klscale.vectors.vectors import CONVENTION
 
 if TYPE_CHECKING:
     from klscale.sources.transformers.engine import Engine

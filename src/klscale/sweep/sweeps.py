@@ -22,9 +22,11 @@ from klscale.inputs.texts import TextSet
 from klscale.progress import SILENT, Progress
 from klscale.science.arrays import Integers
 from klscale.science.kl import KL, kl
-from klscale.store.store import Claim, Entry, Store, now, vector_key
+from klscale.store.claims import Claim
+from klscale.store.store import Entry, Store, now, vector_key
 from klscale.sweep.runs import checkpoints, is_run, weigh_one, windows
-from klscale.vectors.vectors import CONVENTION, Scores
+from klscale.vectors.scores import Scores
+from klscale.vectors.vectors import CONVENTION
 
 if TYPE_CHECKING:
     from klscale.sources.transformers.downloads import Downloads

@@ -45,7 +45,8 @@ from klscale.sources.transformers.tokens import Tokens, tokenize
 from klscale.store.store import Entry, Store
 from klscale.sweep import sweeps
 from klscale.training.live import require_scorable, untouched
-from klscale.vectors.vectors import CONVENTION, Scores
+from klscale.vectors.scores import Scores
+from klscale.vectors.vectors import CONVENTION
 
 logger = logging.getLogger(__name__)
 

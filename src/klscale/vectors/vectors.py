@@ -17,21 +17,19 @@ from klscale.errors import InputError, nearest
 from klscale.inputs.attributes import attributes_of
 from klscale.inputs.checkpoint_names import MOST_DIGITS
 from klscale.inputs.references import ModelRef
-from klscale.inputs.texts import TextSet, content_id
+from klscale.inputs.texts import TextSet
 from klscale.science.arrays import Floats, Integers
 from klscale.science.bootstrap import RESAMPLES, resampled_kl
 from klscale.science.clip import beyond_clip_limit, clip_for_all, common_texts, moved_by_clip
 from klscale.science.estimates import Estimate
 from klscale.science.kl import KLMatrix, bits_per_byte, coordinates, kl_difference, kl_matrix, shift_cosine
+from klscale.vectors.scores import LOWEST
 
 CONVENTION = "default special tokens; tokens 2 to n; float64 sum of float32 token log-probabilities"
 """How klscale scores a text. Vectors of different conventions are never compared."""
 
 IMPORTED = "imported"
 """The convention of log-likelihoods from elsewhere: how they were scored is not known."""
-
-LOWEST = -1e12
-"""Nats below which no text's log-likelihood can be: squares of smaller values would overflow."""
 
 ATTRIBUTES = (
     "family", "type", "parameters", "seed", "step", "warmup", "tokens", "stage", "ingredient", "parent", "quantization",
@@ -43,51 +41,6 @@ COLUMNS = (*ATTRIBUTES, "dtype", "convention", "noise_floor")
 
 NOISE_LIMIT = 0.1
 """Fraction of a KL above which run-to-run noise is reported with it."""
-
-
-@dataclass(frozen=True, eq=False)
-class Scores:
-    """Log-likelihoods of some texts under one model: `text` (n,) positions in the text set, `log_likelihood` (n,) in
-    nats, `n_tokens` (n,) tokens of each text as the model reads it (0 where unknown); `layers` (n, L + 1) the same in
-    nats after the embedding and each block, through the logit lens, where they were asked for."""
-
-    text: Integers
-    log_likelihood: Floats
-    n_tokens: Integers
-    layers: Floats | None = None
-
-    @classmethod
-    def concatenate(cls, parts: Sequence[Scores]) -> Scores:
-        """All parts as one, in order of texts, each text once (the first part that has it wins); with layers where
-        every part that is not empty has them."""
-        if not parts:
-            return cls(np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64))
-        text, first = np.unique(np.concatenate([part.text for part in parts]), return_index=True)
-        layers = [part.layers for part in parts if len(part)]
-        return cls(
-            text,
-            np.concatenate([part.log_likelihood for part in parts])[first],
-            np.concatenate([part.n_tokens for part in parts])[first],
-            np.concatenate([part for part in layers if part is not None])[first]
-            if layers and all(part is not None for part in layers)
-            else None,
-        )
-
-    def __len__(self) -> int:
-        return len(self.text)
-
-    def at(self, texts: Integers) -> Scores:
-        """Those of these texts that are there."""
-        kept = np.isin(self.text, texts)
-        layers = None if self.layers is None else self.layers[kept]
-        return Scores(self.text[kept], self.log_likelihood[kept], self.n_tokens[kept], layers)
-
-    @property
-    def checksum(self) -> str:
-        """Changes with any value or its place."""
-        arrays = [self.text.astype("<i8"), self.log_likelihood.astype("<f8")]
-        arrays += [] if self.layers is None else [self.layers.astype("<f8")]
-        return content_id(array.tobytes() for array in arrays)
 
 
 @dataclass(frozen=True, eq=False)

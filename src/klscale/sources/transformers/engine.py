@@ -23,7 +23,7 @@ from klscale.sources.transformers.head import OutputHead, candidate_heads, widen
 from klscale.sources.transformers.loading import LoadedModel, device_of
 from klscale.sources.transformers.readout import Readout, find_readout, no_lens
 from klscale.sources.transformers.tokens import Tokens
-from klscale.vectors.vectors import Scores
+from klscale.vectors.scores import Scores
 
 T = TypeVar("T")
 
@@ -178,7 +178,8 @@ class Engine:
                     done.append(part.text)
             if done:
                 found = np.stack([total.pop(s) for s in done])
-                yield Scores(np.array(done), found[:, -1], lengths[done], found if self.layers else None)
+                parts = {"layers": found} if self.layers else {}
+                yield Scores(np.array(done), found[:, -1], lengths[done], parts)
 
     def _remedy(self) -> str:
         if self.kernel is None:

@@ -1,0 +1,120 @@
+"""Is every file of a store whole? Every kind of file is read as the commands read it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from klscale.inputs.texts import TextSet
+from klscale.store import records
+from klscale.store.files import UnreadableError
+from klscale.vectors.scores import Scores
+
+if TYPE_CHECKING:
+    from klscale.store.store import Store
+
+KINDS = ("vectors", "maps", "noise", "exact")
+"""Directories of files that belong to a text set."""
+
+
+def problems(store: Store) -> Iterator[tuple[str, str]]:
+    """(file, problem or '') for every file of the store: does it read, and is it what its name and seal say?"""
+    sizes: dict[str, int] = {}
+    for path, problem, found in _read(store):
+        if isinstance(found, TextSet):
+            sizes[found.id] = len(found)
+        kind, text_set, *_ = path.removeprefix(store.files.root.rstrip("/") + "/").split("/")
+        if not problem and kind in KINDS and text_set not in sizes:
+            problem = "has a text set that is not in the store"
+        if not problem and kind == "vectors":
+            scores, metadata = found
+            problem = _missing(scores, metadata, sizes[text_set])
+        yield path, problem
+
+
+def _missing(scores: Scores, metadata: dict[str, Any], n_texts: int) -> str:
+    """What a vector lacks of a set of so many texts."""
+    missing = (metadata.get("first") or n_texts) - len(scores) - len(metadata.get("skipped") or ())
+    return f"lacks {missing:,} texts" if missing > 0 else ""
+
+
+def seal(store: Store) -> Iterator[str]:
+    """Write every file that klscale 0.1.0 wrote, and that reads, anew with a seal; the files."""
+    for path, problem, found in _read(store):
+        if problem or path not in store.unsealed:
+            continue
+        kind, *names = path.removeprefix(store.files.root.rstrip("/") + "/").split("/")
+        key = names[-1].rpartition(".")[0]
+        if kind == "texts":
+            store.put_texts(found)
+        elif kind == "vectors":
+            scores, metadata = found
+            whole = {**metadata, "text_set": names[0], "parts": [*scores.parts]}
+            store.files.write(path, records.vector_to_parquet(scores, whole))
+        elif kind == "weights":
+            store.files.write(path, records.weights_to_parquet(*found))
+        elif kind == "maps":
+            store.files.write(path, records.map_to_parquet(*found))
+        elif kind == "noise":
+            store.write_noise_floor(names[0], key, found)
+        elif kind == "exact":
+            store.write_exact(names[0], key, found)
+        store.unsealed.discard(path)
+        yield path
+
+
+def _read(store: Store) -> Iterator[tuple[str, str, Any]]:
+    """(file, problem or '', what it holds) for every file of the store, text sets first."""
+    for path in store.files.list("texts", suffix=".json"):
+        yield from _read_texts(store, path, path.rsplit("/", 1)[-1].removesuffix(".json"))
+    for path, text_set in _by_text_set(store, "vectors", ".parquet"):
+        yield path, *_tried(partial(store.read_vector, path, text_set))
+    read: Callable[..., Any]
+    for path in store.files.list("weights", suffix=".parquet"):
+        read = partial(records.weights_from_parquet, file=path.rsplit("/", 1)[-1])
+        yield path, *_tried(partial(store.read, path, read))
+    readers: dict[tuple[str, str], Callable[..., Any]] = {
+        ("maps", ".parquet"): records.map_from_parquet,
+        ("noise", ".json"): records.noise_from_json,
+        ("exact", ".json"): records.exact_from_json,
+    }
+    for (kind, suffix), read in readers.items():
+        for path, text_set in _by_text_set(store, kind, suffix):
+            key = path.rsplit("/", 1)[-1].removesuffix(suffix)
+            yield path, *_tried(partial(store.read, path, partial(read, text_set=text_set, key=key)))
+    for directory in store.files.list("partial"):
+        text_set = directory.rsplit("/", 1)[-1]
+        for work in store.files.list("partial", text_set):
+            key = work.rsplit("/", 1)[-1]
+            for path in store.files.list("partial", text_set, key, suffix=".parquet"):
+                read = partial(records.partial_from_parquet, key=key, n_texts=None)
+                yield path, *_tried(partial(store.read, path, read))
+
+
+def _read_texts(store: Store, path: str, text_set: str) -> Iterator[tuple[str, str, Any]]:
+    """A text set's head, and its lines where the head can be read."""
+    problem, head = _tried(partial(store.read, path, partial(records.head_from_json, text_set=text_set)))
+    if problem:
+        yield path, problem, None
+        return
+    lines = path.removesuffix(".json") + ".jsonl"
+    problem, texts = _tried(partial(store.read, lines, partial(records.texts_from_lines, head=head)))
+    yield lines, problem, None
+    yield path, "" if texts is not None else "has lines that cannot be used", texts
+
+
+def _by_text_set(store: Store, kind: str, suffix: str) -> Iterator[tuple[str, str]]:
+    """(file, text set) of each file of a kind."""
+    for directory in store.files.list(kind):
+        text_set = directory.rsplit("/", 1)[-1]
+        for path in store.files.list(kind, text_set, suffix=suffix):
+            yield path, text_set
+
+
+def _tried(read: Callable[[], Any]) -> tuple[str, Any]:
+    """(problem or '', what was read)."""
+    try:
+        return "", read()
+    except (FileNotFoundError, UnreadableError) as error:
+        return records.problem(error), None

@@ -1,0 +1,556 @@
+"""The records of a store: what each kind of file holds, how it is written, and the one function that reads it.
+
+A record names its kind and version (`record`: `vector/2`) and is sealed: any changed bit is found. Files of klscale
+0.1.0 (version 1) do neither; they are read as they are, and `klscale check --seal` writes them anew. A reader ignores
+unknown fields, takes missing ones at their defaults, and raises one of UNREADABLE for whatever else is not right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import re
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from klscale.errors import InputError
+from klscale.inputs.attributes import NUMBERS
+from klscale.inputs.references import ModelRef
+from klscale.inputs.texts import TextSet, content_id
+from klscale.science.kl import KL
+from klscale.store.files import SEAL, UnreadableError, require_seal, sealed
+from klscale.vectors.scores import LOWEST, PARTS, Part, Ragged, Scores, Values
+
+T = TypeVar("T")
+UNREADABLE = (pa.ArrowException, KeyError, TypeError, ValueError, OSError, OverflowError, RecursionError)
+VERSION = 2
+VECTOR = pa.schema([("text", pa.int32()), ("log_likelihood", pa.float64()), ("n_tokens", pa.int32())])
+WEIGHTS = pa.schema([("other", pa.string()), ("squared_distance", pa.float64())])
+ROUNDING = 1e-3
+"""Nats by which rounding may lift a log-likelihood above 0."""
+CHANGED = "does not hold the values that it was written with"
+
+
+def problem(error: Exception) -> str:
+    """What is wrong with a file, in words that follow its name."""
+    if isinstance(error, UnreadableError):
+        return str(error)
+    if isinstance(error, FileNotFoundError):
+        return "is not there"
+    known = error.strerror if isinstance(error, OSError) else None
+    return f"does not read: {known or str(error).splitlines()[0] if str(error) else type(error).__name__}"
+
+
+# ------------------------------------------------------------------------------------------------- versions and seals
+
+
+def is_sealed(data: bytes) -> bool:
+    """Whether a file that reads holds a seal: one of klscale 0.1.0 does not."""
+    return SEAL.encode() in data
+
+
+def _require_record(kind: str, version: Any, seal: Any, data: bytes) -> None:
+    """Raise UnreadableError for a broken or missing seal, and for a record of another kind or a later version."""
+    if version is None and seal is None:  # klscale 0.1.0
+        return
+    require_seal(data, seal)
+    if version != f"{kind}/{VERSION}":
+        raise UnreadableError(f"holds a record {version!r}, and this version of klscale reads {kind}/{VERSION}")
+
+
+def to_json(kind: str, record: Mapping[str, Any]) -> bytes:
+    """A record as sealed JSON."""
+    named = {"record": f"{kind}/{VERSION}", **record}
+    return sealed(lambda seal: json.dumps({**named, SEAL: seal}, indent=1).encode())
+
+
+def from_json(kind: str, data: bytes) -> dict[str, Any]:
+    """What `to_json` was given; raises one of UNREADABLE."""
+    found = json.loads(data)
+    if not isinstance(found, dict):
+        raise UnreadableError("holds no record")
+    _require_record(kind, found.pop("record", None), found.pop(SEAL, None), data)
+    return found
+
+
+def to_parquet(kind: str, table: Any, metadata: Mapping[str, Any]) -> bytes:
+    """A table as sealed Parquet, with metadata (JSON) under the key `klscale`."""
+    named = json.dumps({"record": f"{kind}/{VERSION}", **metadata}, ensure_ascii=False)
+    table = table.replace_schema_metadata({"klscale": named})
+
+    def write(seal: str) -> bytes:
+        buffer = io.BytesIO()
+        with pq.ParquetWriter(buffer, table.schema, compression="zstd") as writer:
+            writer.write_table(table)
+            writer.add_key_value_metadata({SEAL: seal})
+        return buffer.getvalue()
+
+    return sealed(write)
+
+
+def from_parquet(kind: str, data: bytes, *, most_rows: int | None = None) -> tuple[Any, dict[str, Any]]:
+    """The table and metadata that `to_parquet` was given; raises one of UNREADABLE, also above so many rows."""
+    file = pq.ParquetFile(pa.BufferReader(data))
+    stored = file.metadata.metadata or {}
+    metadata = json.loads(stored[b"klscale"])
+    if not isinstance(metadata, dict):
+        raise UnreadableError("holds no record")
+    seal = stored.get(SEAL.encode())
+    _require_record(kind, metadata.pop("record", None), None if seal is None else seal.decode(), data)
+    if most_rows is not None and file.metadata.num_rows > most_rows:
+        raise UnreadableError(f"has {file.metadata.num_rows:,} rows where there can be {most_rows:,}")
+    return file.read(use_threads=False), metadata  # threads of the reader may outlive the interpreter
+
+
+# -------------------------------------------------------------------------------------------------------------- fields
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of a record: what its value is, in words, and whether a value is that. It may be absent or null unless it
+    is `required`."""
+
+    what: str
+    holds: Callable[[Any], bool]
+    required: bool = False
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+
+
+def _is_finite(value: Any) -> bool:
+    return _is_number(value) and abs(value) < math.inf
+
+
+def _is_count(value: Any) -> bool:
+    return _is_whole(value) and value >= 0
+
+
+def is_key(value: Any) -> bool:
+    """Whether a value is twelve hexadecimal digits, as the ids of text sets and the keys of vectors are."""
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{12}", value) is not None
+
+
+def _is_reference(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and bool(ModelRef.parse(value))
+    except InputError:
+        return False
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value.encode("utf-8", "replace").decode() == value  # no lone surrogate
+
+
+TEXT, KEY = Field("a string", _is_text), Field("twelve hexadecimal digits", is_key)
+COUNT, NUMBER = Field("a whole number of at least 0", _is_count), Field("a finite number", _is_finite)
+MAPPING = Field("an object", lambda value: isinstance(value, dict) and all(map(_is_text, value)))
+LIST = Field("a list", lambda value: isinstance(value, list))
+
+
+def required(field: Field) -> Field:
+    """The same field, where a record must have it."""
+    return Field(field.what, field.holds, required=True)
+
+
+def require_fields(record: Mapping[str, Any], known: Mapping[str, Field]) -> None:
+    """Raise UnreadableError for a required field that is missing and for a value that is not what its field says."""
+    for name, field in known.items():
+        value = record.get(name)
+        if value is None and field.required:
+            raise UnreadableError(f"has no {name!r}")
+        if value is not None and not field.holds(value):
+            raise UnreadableError(f"has {name!r} {str(value)[:40]!r}, which is not {field.what}")
+
+
+def _require_own(record: Mapping[str, Any], **own: str) -> None:
+    """Raise UnreadableError where a record names another text set, key or checkpoint than the name of its file."""
+    for name, value in own.items():
+        if record.get(name, value) != value:
+            raise UnreadableError(f"is the record of another {name.replace('_', ' ')}, {str(record[name])[:40]!r}")
+
+
+def to_record(result: Any) -> dict[str, Any]:
+    """A frozen result (`KL`, `Estimate`) as JSON holds it."""
+    return asdict(result)
+
+
+def from_record(kind: type[T], record: Any) -> T:
+    """A frozen result from what `to_record` gave. Fields that `kind` does not have are ignored, missing ones take its
+    defaults. Raises UnreadableError where that cannot be."""
+    if not isinstance(record, dict):
+        raise UnreadableError(f"holds no {kind.__name__}")
+    hints, values = get_type_hints(kind), dict[str, Any]()
+    for field in fields(kind):  # type: ignore[arg-type]
+        if field.name in record:
+            values[field.name] = _as_typed(record[field.name], hints[field.name], field.name)
+        elif field.default is MISSING and field.default_factory is MISSING:
+            raise UnreadableError(f"has no {field.name!r}")
+    return kind(**values)
+
+
+def _as_typed(value: Any, hint: Any, name: str) -> Any:
+    if get_origin(hint) is tuple and isinstance(value, list) and len(value) == len(get_args(hint)):
+        return tuple(_as_typed(one, of, name) for one, of in zip(value, get_args(hint), strict=True))
+    if get_origin(hint) in (Union, types.UnionType):
+        if value is None and type(None) in get_args(hint):
+            return None
+        (hint,) = (of for of in get_args(hint) if of is not type(None))
+        return _as_typed(value, hint, name)
+    if hint is float and _is_number(value):
+        return float(value)
+    if (hint is int and _is_whole(value)) or (hint in (bool, str) and isinstance(value, hint)):
+        return value
+    raise UnreadableError(f"has {name!r} {str(value)[:40]!r}, which is of another type")
+
+
+# ----------------------------------------------------------------------------------------------------------- text sets
+
+HEAD = {
+    "id": required(KEY),
+    "name": required(TEXT),
+    "n_texts": required(Field("a whole number of at least 1", lambda value: _is_count(value) and value > 0)),
+    "mean_bytes": required(NUMBER),
+    "clip": Field("a finite number below 0", lambda value: _is_finite(value) and value < 0),
+    "external": required(Field("true or false", lambda value: isinstance(value, bool))),
+}
+"""What a store says of a text set beside its texts."""
+
+
+def head_of(texts: TextSet) -> dict[str, Any]:
+    """The fields of HEAD."""
+    return {
+        "id": texts.id,
+        "name": texts.name,
+        "n_texts": len(texts),
+        "mean_bytes": texts.mean_bytes,
+        "clip": texts.clip,
+        "external": texts.external,
+    }
+
+
+def head_to_json(head: Mapping[str, Any]) -> bytes:
+    """The head of a text set: the fields of HEAD, and `lines`: the SHA-256 of the file with its lines; two while that
+    is being replaced."""
+    return to_json("texts", head)
+
+
+def head_from_json(data: bytes, text_set: str) -> dict[str, Any]:
+    """The fields of HEAD, and `lines`: the SHA-256 that its lines may have (empty: not known)."""
+    found = from_json("texts", data)
+    require_fields(found, HEAD)
+    _require_own(found, id=text_set)
+    lines = found.get("lines", [])
+    if not isinstance(lines, list):
+        raise UnreadableError("has 'lines' that are no list")
+    return {**{name: found.get(name) for name in HEAD}, "lines": lines}
+
+
+def lines_of(texts: TextSet) -> bytes:
+    """The lines of a text set: one JSON object a text."""
+    return "".join(json.dumps(record) + "\n" for record in texts.records()).encode()
+
+
+def digest(data: bytes) -> str:
+    """The SHA-256 of a file's content, as hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def texts_from_lines(data: bytes, head: Mapping[str, Any]) -> TextSet:
+    """A text set from its head and lines; raises one of UNREADABLE."""
+    if head["lines"] and digest(data) not in head["lines"]:
+        raise UnreadableError("does not hold the lines that it was written with")
+    records = [json.loads(line) for line in data.split(b"\n") if line]
+    if len(records) != head["n_texts"]:
+        raise UnreadableError(f"has {len(records):,} lines where {head['n_texts']:,} texts belong")
+    names = _require_lines(records, external=head["external"])
+    columns = {name: tuple(record[name] for record in records) for name in names}
+    sizes, texts = columns.pop("bytes"), columns.pop("text", None)
+    if texts is not None and content_id(text.encode() for text in texts) != head["id"]:
+        raise UnreadableError("does not hold the texts that its id stands for")
+    if texts is not None and (wrong := [s for s, text in enumerate(texts) if len(text.encode()) != sizes[s]]):
+        raise UnreadableError(f"gives text {wrong[0] + 1} a length that is not its own")
+    return TextSet(
+        name=head["name"],
+        id=head["id"],
+        clip=head["clip"],
+        bytes=np.array(sizes, dtype=np.int64),
+        texts=texts,
+        domain=columns.pop("domain", None),
+        document=columns.pop("document", None),
+        labels=columns,
+    )
+
+
+def _require_lines(records: list[Any], *, external: bool) -> list[str]:
+    """The names that each line has. Raises UnreadableError for a line that is no text, or not like the first."""
+    names = [*records[0]] if isinstance(records[0], dict) else []
+    labels = {label: type(records[0][label]) for label in ("domain", "document") if label in names}
+    for n, record in enumerate(records, 1):
+        if not isinstance(record, dict) or record.keys() != {*names} or ("text" in record) == external:
+            raise UnreadableError(f"has a line {n} that is not like the others")
+        if not (_is_count(record.get("bytes")) and 0 < record["bytes"] < 2**53):
+            raise UnreadableError(f"has no length of text {n} in 'bytes'")
+        if not external and not isinstance(record["text"], str):
+            raise UnreadableError(f"has no text in line {n}")
+        if any(type(record[label]) is not kind or kind not in (str, int) for label, kind in labels.items()):
+            raise UnreadableError(f"has a label in line {n} that is no string")
+        if any(isinstance(value, dict | list) for value in record.values()):
+            raise UnreadableError(f"has a label in line {n} that is no single value")
+    return names
+
+
+# ------------------------------------------------------------------------------------------------------------- vectors
+
+ENTRY = {
+    "ref": required(Field("a reference to a model", _is_reference)),
+    "key": required(KEY),
+    "attributes": required(MAPPING),
+    "convention": required(TEXT),
+    "checksum": required(TEXT),
+    "text_set": KEY,
+    "source": TEXT,
+    "dtype": TEXT,
+    "device": TEXT,
+    "identity": TEXT,
+    "date": TEXT,
+    "first": Field("a whole number of at least 1", lambda value: _is_count(value) and value > 0),
+    "skipped": Field("a list of texts", lambda value: isinstance(value, list) and all(map(_is_count, value))),
+    "n_layers": COUNT,
+    "not_round_trip": NUMBER,
+    "versions": MAPPING,
+    "weights": LIST,
+}
+"""What is kept beside a vector; `ATTRIBUTE` says what its attributes are. Other fields are kept as they are."""
+ATTRIBUTE = {
+    **dict.fromkeys(("family", "type", "parent", "quantization", "dtype"), TEXT),
+    **dict.fromkeys(NUMBERS, Field("a number from 0 to 2**63", lambda value: _is_finite(value) and 0 <= value < 2**63)),
+}
+
+
+def require_entry(metadata: Mapping[str, Any]) -> None:
+    """Raise UnreadableError for metadata that no vector can have."""
+    require_fields(metadata, ENTRY)
+    require_fields(metadata["attributes"], ATTRIBUTE)
+
+
+def vector_to_parquet(scores: Scores, metadata: Mapping[str, Any]) -> bytes:
+    """A vector with its metadata; the checksum of its values is added to that."""
+    return _scores_to_parquet("vector", scores, metadata)
+
+
+def vector_from_parquet(data: bytes, text_set: str, file: str, n_texts: int | None) -> tuple[Scores, dict[str, Any]]:
+    """A vector and its metadata, from a file of this name under this text set; raises one of UNREADABLE."""
+    scores, metadata = _scores_from_parquet("vector", data, n_texts)
+    require_entry(metadata)
+    _require_own(metadata, text_set=text_set)
+    if not file.endswith(f"-{metadata['key']}.parquet"):
+        raise UnreadableError(f"is the vector {metadata['key']} under another name")
+    layers = scores.layers
+    if metadata.get("n_layers", 0) != (0 if layers is None else layers.shape[1]):
+        raise UnreadableError("does not hold the layers that it names")
+    return scores, metadata
+
+
+def partial_to_parquet(scores: Scores, key: str) -> bytes:
+    """A piece of unfinished work on a vector."""
+    return _scores_to_parquet("partial", scores, {"key": key})
+
+
+def partial_from_parquet(data: bytes, key: str, n_texts: int | None) -> Scores:
+    """A piece of unfinished work on the vector `key`; raises one of UNREADABLE."""
+    scores, metadata = _scores_from_parquet("partial", data, n_texts)
+    _require_own(metadata, key=key)
+    return scores
+
+
+def _scores_to_parquet(kind: str, scores: Scores, metadata: Mapping[str, Any]) -> bytes:
+    table = pa.table([scores.text, scores.log_likelihood, scores.n_tokens], schema=VECTOR)
+    for name, part in PARTS.items():
+        if name in scores.parts:
+            table = table.append_column(part.column, _part_to_arrow(part, scores.parts[name]))
+    return to_parquet(kind, table, {**metadata, "checksum": scores.checksum})
+
+
+def _scores_from_parquet(kind: str, data: bytes, n_texts: int | None) -> tuple[Scores, dict[str, Any]]:
+    table, metadata = from_parquet(kind, data, most_rows=n_texts)
+    for name, column_type in zip(VECTOR.names, VECTOR.types, strict=True):
+        column = table.column(name)
+        if column.type != column_type or column.null_count:
+            raise UnreadableError(f"has a column {name!r} that is not {column_type} throughout")
+    text, log_likelihood, n_tokens = (table.column(name).to_numpy() for name in VECTOR.names)
+    parts = {
+        name: _part_from_arrow(part, table.column(part.column).combine_chunks())
+        for name, part in PARTS.items()
+        if part.column in table.column_names
+    }
+    scores = Scores(text.astype(np.int64), log_likelihood, n_tokens.astype(np.int64), parts)
+    if scores.checksum != metadata.get("checksum"):
+        raise UnreadableError(CHANGED)
+    require_scores(scores, n_texts)
+    return scores, metadata
+
+
+def require_scores(scores: Scores, n_texts: int | None = None) -> None:
+    """Raise UnreadableError for values that no model can have given to a set of so many texts."""
+    if len(np.unique(scores.text)) < len(scores) or (len(scores) and scores.text.min() < 0):
+        raise UnreadableError("has texts twice, or before the first")
+    if n_texts is not None and len(scores) and scores.text.max() >= n_texts:
+        raise UnreadableError("has texts that its text set does not have")
+    if not np.isfinite(scores.log_likelihood).all() or (scores.log_likelihood < LOWEST).any():
+        raise UnreadableError(f"has log-likelihoods that are not finite, or below {LOWEST:g} nats")
+    if (scores.log_likelihood > ROUNDING).any():
+        raise UnreadableError("has log-likelihoods above 0")
+    if (scores.n_tokens < 0).any():
+        raise UnreadableError("has negative numbers of tokens")
+    for name, values in scores.parts.items():
+        numbers = values.values if isinstance(values, Ragged) else values
+        if len(values) != len(scores) or not np.isfinite(numbers).all():
+            raise UnreadableError(f"has {name} that are not finite")
+
+
+def _part_to_arrow(part: Part, values: Values) -> Any:
+    kind = pa.from_numpy_dtype(np.dtype(part.dtype))
+    if isinstance(values, Ragged):
+        offsets = np.concatenate([[0], np.cumsum(values.lengths)]).astype(np.int64)
+        return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values.values.astype(part.dtype), kind))
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.astype(part.dtype).ravel(), kind), values.shape[1])
+
+
+def _part_from_arrow(part: Part, lists: Any) -> Values:
+    kind = pa.from_numpy_dtype(np.dtype(part.dtype))
+    wanted = pa.types.is_large_list(lists.type) if part.ragged else pa.types.is_fixed_size_list(lists.type)
+    if not wanted or lists.type.value_type != kind or lists.null_count or lists.flatten().null_count:
+        raise UnreadableError(f"has a column {part.column!r} that is not lists of {kind} throughout")
+    values = lists.flatten().to_numpy()
+    if not part.ragged:
+        return np.asarray(values.reshape(len(lists), lists.type.list_size))
+    return Ragged(values, np.diff(lists.offsets.to_numpy()).astype(np.int64))
+
+
+# ------------------------------------------------------------------------------------------------------------- weights
+
+
+def weights_to_parquet(squared_distances: Mapping[str, float], metadata: Mapping[str, Any]) -> bytes:
+    """Squared distances of a checkpoint's weights to those of others, by identity."""
+    table = pa.table([[*squared_distances], [*squared_distances.values()]], schema=WEIGHTS)
+    return to_parquet("weights", table, {**metadata, "checksum": _weights_checksum(squared_distances)})
+
+
+def weights_from_parquet(data: bytes, file: str) -> tuple[dict[str, float], dict[str, Any]]:
+    """Squared distances to other checkpoints, by identity, and metadata; raises one of UNREADABLE."""
+    table, metadata = from_parquet("weights", data)
+    found = dict(zip(*(table.column(name).to_pylist() for name in WEIGHTS.names), strict=True))
+    if _weights_checksum(found) != metadata["checksum"]:
+        raise UnreadableError(CHANGED)
+    wanted = {"ref": required(TEXT), "identity": required(TEXT), "n_parameters": required(COUNT), "date": TEXT}
+    require_fields(metadata, wanted)
+    if not file.endswith(weights_name(metadata["identity"])):
+        raise UnreadableError("has the name of another checkpoint")
+    if not all(0 <= value < math.inf for value in found.values()):
+        raise UnreadableError("has distances that are negative or not finite")
+    return found, metadata
+
+
+def weights_name(identity: str) -> str:
+    """How the name of the file of a checkpoint's weights ends."""
+    return f"-{hashlib.sha256(identity.encode()).hexdigest()[:12]}.parquet"
+
+
+def _weights_checksum(squared_distances: Mapping[str, float]) -> str:
+    values = np.array([*squared_distances.values()], dtype="<f8")
+    return content_id([*(other.encode() for other in squared_distances), values.tobytes()])
+
+
+# ---------------------------------------------------------------------------------------------------------------- maps
+
+Columns = dict[str, NDArray[Any]]
+
+
+def map_to_parquet(columns: Mapping[str, Any], metadata: Mapping[str, Any]) -> bytes:
+    """A kept map: `columns` of strings and numbers, one row a model."""
+    table = pa.table(dict(columns))
+    arrays = {name: table.column(name).to_numpy() for name in table.column_names}
+    return to_parquet("map", table, {**metadata, "checksum": _map_checksum(arrays, metadata)})
+
+
+def map_from_parquet(data: bytes, text_set: str, key: str) -> tuple[Columns, dict[str, Any]]:
+    """Columns and metadata of a kept map; raises one of UNREADABLE."""
+    table, metadata = from_parquet("map", data)
+    columns = {name: table.column(name).to_numpy() for name in table.column_names}
+    if _map_checksum(columns, metadata) != metadata["checksum"]:
+        raise UnreadableError(CHANGED)
+    require_fields(
+        metadata,
+        {
+            "text_set": required(KEY),
+            "key": required(KEY),
+            "date": TEXT,
+            "vectors": MAPPING,
+            "off_map": MAPPING,
+            "notes": LIST,
+        },
+    )
+    _require_own(metadata, text_set=text_set, key=key)
+    if not all(np.isfinite(array).all() for array in columns.values() if array.dtype != object):
+        raise UnreadableError("has values that are not finite")
+    return columns, metadata
+
+
+def _map_checksum(columns: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any]) -> str:
+    about = json.dumps({name: value for name, value in metadata.items() if name != "checksum"}, sort_keys=True)
+    numbers = [array.astype("<f8").tobytes() for array in columns.values() if array.dtype != object]
+    words = json.dumps([[*array] for array in columns.values() if array.dtype == object])
+    return content_id([about.encode(), words.encode(), json.dumps([*columns]).encode(), *numbers])
+
+
+# ---------------------------------------------------------------------------------------------------- noise, exact KL
+
+
+def noise_to_json(kl: KL, text_set: str, key: str) -> bytes:
+    """The KL between two readings of the model that has the vector `key`."""
+    return to_json("noise", {"text_set": text_set, "key": key, **to_record(kl)})
+
+
+def noise_from_json(data: bytes, text_set: str, key: str) -> KL:
+    """What `noise_to_json` was given; raises one of UNREADABLE."""
+    found = from_json("noise", data)
+    _require_own(found, text_set=text_set, key=key)
+    kl = from_record(KL, found)
+    if not all(0 <= number < math.inf for number in (kl.value, kl.standard_error, *kl.interval)):
+        raise UnreadableError(f"has a noise floor of {kl.value:.3g} ± {kl.standard_error:.3g} bits/byte")
+    return kl
+
+
+def exact_to_json(record: Mapping[str, Any], text_set: str, key: str) -> bytes:
+    """What was measured of the exact KL of two models."""
+    checksum = {"checksum": _record_checksum(record)}
+    return to_json("exact", {"text_set": text_set, "key": key, **record, **checksum})
+
+
+def exact_from_json(data: bytes, text_set: str, key: str) -> dict[str, Any]:
+    """What `exact_to_json` was given; raises one of UNREADABLE."""
+    found = from_json("exact", data)
+    _require_own(found, text_set=text_set, key=key)
+    own = {name: value for name, value in found.items() if name not in ("text_set", "key", "checksum")}
+    if found.get("checksum") != _record_checksum(own):
+        raise UnreadableError(CHANGED)
+    return own
+
+
+def _record_checksum(record: Mapping[str, Any]) -> str:
+    return content_id([json.dumps(record, sort_keys=True).encode()])

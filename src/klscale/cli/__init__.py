@@ -5,6 +5,7 @@ Heavy modules are imported inside the commands, so that `klscale --help` answers
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from typer.core import TyperGroup
 
 from klscale.cli import pages, scoring, stores, studies, text_sets, validation
 from klscale.errors import KlscaleError
-from klscale.show.tables import err, print_error
+from klscale.show.tables import err, plain, print_error
 
 
 class _Commands(TyperGroup):
@@ -36,6 +37,15 @@ class _Commands(TyperGroup):
             err.print("\nInterrupted. What was finished is kept; the same command goes on from there.", style="yellow")
             raise typer.Exit(130) from error
 
+
+class _Notes(logging.Handler):
+    """What the store leaves out is said on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        err.print(plain(record.getMessage()), style="yellow", soft_wrap=True)
+
+
+logging.getLogger("klscale.store").addHandler(_Notes())
 
 app = typer.Typer(
     cls=_Commands,

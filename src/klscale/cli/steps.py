@@ -64,7 +64,7 @@ def measured_scale(store: Store, texts: TextSet) -> list[Setting]:
 
 def stored_texts(store: Store, texts: str | None) -> TextSet:
     """The text set that is meant. Raises InputError for an empty store."""
-    if texts is None and not store.text_sets():
+    if texts is None and store.is_empty:
         raise InputError(f"{store.location} is empty.", remedy="klscale score REF...  or  klscale import FILE")
     return store.resolve_texts(texts)
 

@@ -127,16 +127,35 @@ def rm(
         out.print(f"Removed {plain(entry.ref)} ({entry.key}).")
 
 
-def check(store: StoreOption = STORE, as_json: JsonOption = False) -> None:
-    """Is every file of the store whole?"""
+def check(
+    store: StoreOption = STORE,
+    seal: Annotated[bool, typer.Option("--seal", help="First seal the files that klscale 0.1.0 wrote.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Is every file of the store whole, and what its name and its seal say?"""
     from klscale.store.store import Store
 
-    found = list(Store(store).check())
+    place = Store(store)
+    sealed = list(place.seal()) if seal else []
+    found = list(place.check())
     bad = [(path, problem) for path, problem in found if problem]
     if as_json:
-        print_json([{"file": path, "problem": problem or None} for path, problem in found])
+        print_json(
+            [
+                {"file": path, "problem": problem or None, "sealed": path not in place.unsealed}
+                for path, problem in found
+            ]
+        )
     else:
         for path, problem in bad:
             out.print(f"{plain(path)}: {plain(problem)}", style="red")
+        if seal:
+            out.print(f"{len(sealed)} files sealed as they were.")
         out.print(f"{len(found)} files checked, {len(bad)} with a problem.")
+        if place.unsealed:
+            out.print(
+                f"{len(place.unsealed)} of them have no seal: klscale 0.1.0 wrote them. A changed clip, length, label"
+                " or attribute cannot be seen in them. `klscale check --seal` seals them as they are.",
+                style="yellow",
+            )
     raise typer.Exit(1 if bad else 0)

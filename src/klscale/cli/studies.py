@@ -92,7 +92,7 @@ def trajectory(
     if file is not None:
         require_ending(file)
     place, named = Store(store), [ModelRef.parse(run) for run in runs or ()]
-    if not named and texts is None and not place.text_sets():
+    if not named and texts is None and place.is_empty:
         raise InputError(
             f"{place.location} is empty.", remedy="klscale trajectory RUN  scores the checkpoints of a run."
         )

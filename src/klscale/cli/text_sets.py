@@ -130,7 +130,7 @@ def clip(
     from klscale.studies.tails import pooled_clip
 
     place = Store(store)
-    if texts is None and not place.text_sets():
+    if texts is None and place.is_empty:
         raise InputError(f"{store} is empty.", "A clip comes from scored models.", "klscale score REF...")
     found = place.resolve_texts(texts)
     if value is None:

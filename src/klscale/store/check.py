@@ -22,9 +22,9 @@ def problems(store: Store) -> Iterator[tuple[str, str]]:
     """(file, problem or '') for every file of the store: does it read, and is it what its name and seal say?"""
     sizes: dict[str, int] = {}
     for path, problem, found in _read(store):
-        if isinstance(found, TextSet):
-            sizes[found.id] = len(found)
-        kind, text_set, *_ = path.removeprefix(store.files.root.rstrip("/") + "/").split("/")
+        kind, text_set, *_ = _names(store, path)
+        if kind == "texts" and isinstance(found, dict):
+            sizes[found["id"]] = found["n_texts"]
         if not problem and kind in KINDS and text_set not in sizes:
             problem = "has a text set that is not in the store"
         if not problem and kind == "vectors":
@@ -41,10 +41,13 @@ def _missing(scores: Scores, metadata: dict[str, Any], n_texts: int) -> str:
 
 def seal(store: Store) -> Iterator[str]:
     """Write every file that klscale 0.1.0 wrote, and that reads, anew with a seal; the files."""
-    for path, problem, found in _read(store):
+    for file, problem, found in _read(store):
+        kind, *names = _names(store, file)
+        if kind == "texts" and not isinstance(found, TextSet):
+            continue  # the head of a set is sealed with its lines
+        path = store.text_files(found.id)[0] if kind == "texts" else file
         if problem or path not in store.unsealed:
             continue
-        kind, *names = path.removeprefix(store.files.root.rstrip("/") + "/").split("/")
         key = names[-1].rpartition(".")[0]
         if kind == "texts":
             store.put_texts(found)
@@ -60,8 +63,15 @@ def seal(store: Store) -> Iterator[str]:
             store.write_noise_floor(names[0], key, found)
         elif kind == "exact":
             store.write_exact(names[0], key, found)
+        else:
+            store.files.write(path, records.partial_to_parquet(found, names[1]))
         store.unsealed.discard(path)
         yield path
+
+
+def _names(store: Store, path: str) -> list[str]:
+    """The directories of the store that a file lies in, and its own name."""
+    return path.removeprefix(store.files.root.rstrip("/") + "/").split("/")
 
 
 def _read(store: Store) -> Iterator[tuple[str, str, Any]]:
@@ -99,9 +109,8 @@ def _read_texts(store: Store, path: str, text_set: str) -> Iterator[tuple[str, s
         yield path, problem, None
         return
     lines = path.removesuffix(".json") + ".jsonl"
-    problem, texts = _tried(partial(store.read, lines, partial(records.texts_from_lines, head=head)))
-    yield lines, problem, None
-    yield path, "" if texts is not None else "has lines that cannot be used", texts
+    yield path, "", head
+    yield lines, *_tried(partial(store.read, lines, partial(records.texts_from_lines, head=head)))
 
 
 def _by_text_set(store: Store, kind: str, suffix: str) -> Iterator[tuple[str, str]]:

@@ -141,6 +141,11 @@ class Store:
 
     # ------------------------------------------------------------------------------------------------------- texts
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it holds no text set, nor the file of one that cannot be read."""
+        return not self.files.list("texts", suffix=".json")
+
     def text_sets(self) -> list[dict[str, Any]]:
         """What is known of each text set in the store: `id`, `name`, `n_texts`, `mean_bytes`, `clip`, `external`."""
         paths = self.files.list("texts", suffix=".json")

@@ -27,6 +27,7 @@ from conftest import ROOT, SMALL, byte_tokenizer, plain_log_likelihoods, write_t
 from klscale.errors import InputError, KlscaleError
 from klscale.inputs.texts import TextSet
 from klscale.science.kl import bits_per_byte, kl
+from klscale.store.files import Files
 from klscale.store.store import Store
 from klscale.training import callbacks
 from klscale.training.callbacks import TrainingWatch, TrajectoryCallback
@@ -532,7 +533,7 @@ def test_a_store_that_cannot_be_written_costs_the_vectors_only(tmp_path, texts, 
     store = Store(tmp_path / "store")
     watch = TrainingWatch(texts, byte_tokenizer(), every=1, store=store, name="run")
     watch(new_model(), 0)
-    monkeypatch.setattr(Store, "_write", lambda self, path, data: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(Files, "write", lambda self, path, data: (_ for _ in ()).throw(OSError("disk full")))
     assert "kl/from_start" in watch(new_model(1), 1)
     assert "kl/from_start" in watch(new_model(2), 2)
     assert caplog.text.count("disk full") == 1

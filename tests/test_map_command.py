@@ -12,6 +12,7 @@ import pytest
 from conftest import plain_log_likelihoods, write_texts
 from klscale.inputs.texts import load_texts
 from klscale.show import reports
+from klscale.store.files import Files
 from klscale.store.store import Store
 from klscale.vectors.vectors import CONVENTION, Vectors
 
@@ -131,7 +132,7 @@ def test_a_map_that_cannot_be_kept_is_drawn_and_said(run, vectors, tmp_path, mon
     def full(self, path, data):
         raise StorageError(f"{path} could not be written.", "No space left on device.")
 
-    monkeypatch.setattr(Store, "_write", full)
+    monkeypatch.setattr(Files, "write", full)
     result = run("map", "--out", "map.html")
     assert "The map is not kept" in " ".join(result.output.split())
     assert data_of(tmp_path / "map.html")["refs"] == list(vectors.names)

@@ -24,6 +24,7 @@ from klscale.inputs.texts import TextSet
 from klscale.progress import Progress
 from klscale.science.estimates import format_estimate
 from klscale.show import map_tables, tables
+from klscale.store.files import Files
 from klscale.store.store import Store
 from klscale.studies import maps
 from klscale.vectors.imports import read_log_likelihoods
@@ -562,7 +563,7 @@ def test_a_map_that_cannot_be_kept_is_made_and_said(store, monkeypatch):
     before = sorted(Path(store.location).rglob("*"))
     same(maps.kept_map(store, vectors_of(store), keep=False), maps.model_map(vectors_of(store)))
     told = Notes()
-    monkeypatch.setattr(Store, "_write", full)
+    monkeypatch.setattr(Files, "write", full)
     same(maps.kept_map(store, vectors_of(store), progress=told), maps.model_map(vectors_of(store)))
     (note,) = told.notes
     assert note.startswith("The map is not kept: ")
@@ -637,7 +638,8 @@ def test_a_damaged_map_is_found_and_made_anew(store, damage):
         file.rename(file.with_name("0123456789ab.parquet"))
     ((path, problem),) = [(path, problem) for path, problem in store.check() if problem]
     assert "/maps/" in path
-    assert problem.startswith("does not read" if damage != "name" else "its name is that of another map")
+    said = {"cut": "does not read", "name": f"is the record of another key, {file.stem!r}"}
+    assert problem.startswith(said.get(damage, "is not as it was written: its seal is broken"))
     again = maps.kept_map(store, vectors_of(store))
     np.testing.assert_array_equal(again.tsne, first.tsne)
     assert again.notes == first.notes

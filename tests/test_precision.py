@@ -422,8 +422,9 @@ def test_some_texts_by_one_convention_do_not_take_all_of_another(make_model, sto
     assert len(store.entries(texts.id)) == 2
     (outcome,) = sweeps.score([model], texts, store, first=150, long_texts="window")
     assert len(store.scores(outcome.entry)) == 150
-    in_one = sweeps.score([model], texts, Store(store.location + "-2"), long_texts="window")[0].entry
-    whole = store.scores(in_one).at(store.scores(outcome.entry).text)
+    other = Store(store.location + "-2")
+    in_one = sweeps.score([model], texts, other, long_texts="window")[0].entry
+    whole = other.scores(in_one).at(store.scores(outcome.entry).text)
     np.testing.assert_allclose(store.scores(outcome.entry).log_likelihood, whole.log_likelihood, rtol=1e-5)
 
 
@@ -431,7 +432,7 @@ def test_a_vector_that_lost_texts_is_damaged(pair, many, store):
     sweeps.score(pair[:1], many, store, first=150)
     (entry,) = store.entries(many.id)
     store.write(many, store.scores(entry).at(many.random_order[:140]), entry.metadata)
-    assert [problem for _, problem in store.check() if problem] == ["10 texts are missing"]
+    assert [problem for _, problem in store.check() if problem] == ["lacks 10 texts"]
 
 
 def test_a_model_that_is_gone_keeps_what_it_has(pair, many, store):

@@ -19,6 +19,7 @@ from klscale.errors import InputError, StorageError
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.show import reports
+from klscale.store.files import Files
 from klscale.store.store import Store, vector_key
 from klscale.studies import maps, scales
 from klscale.vectors.scores import Scores
@@ -198,6 +199,7 @@ def small(location, L, names=None, clip=None, **metadata):
         known = {
             "ref": name, "key": vector_key(identity, ref, CONVENTION, "transformers"), "identity": identity,
             "convention": CONVENTION, "source": "transformers", "dtype": "float32", "date": f"2026-01-01T00:{k:02d}:00",
+            "attributes": {},
         }  # fmt: skip
         more = metadata if k == len(L) - 1 else {}
         store.write(texts, Scores(there, row[there], np.full(len(there), 30)), {**known, **more})
@@ -264,7 +266,7 @@ def test_a_report_writes_nothing_and_needs_no_writable_store(tmp_path, monkeypat
     before = files_of(store)
     shown = plain(reports.read(store, texts))
     assert files_of(store) == before
-    monkeypatch.setattr(Store, "_write", full)
+    monkeypatch.setattr(Files, "write", full)
     again = plain(reports.read(store, texts))
     assert {**again, "date": ""} == {**shown, "date": ""}
     assert "map" in shown["sections"]

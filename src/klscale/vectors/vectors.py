@@ -17,7 +17,7 @@ from klscale.errors import InputError, nearest
 from klscale.inputs.attributes import attributes_of
 from klscale.inputs.checkpoint_names import MOST_DIGITS
 from klscale.inputs.references import ModelRef
-from klscale.inputs.texts import TextSet
+from klscale.inputs.texts import TextSet, content_id
 from klscale.science.arrays import Floats, Integers
 from klscale.science.bootstrap import RESAMPLES, resampled_kl
 from klscale.science.clip import beyond_clip_limit, clip_for_all, common_texts, moved_by_clip

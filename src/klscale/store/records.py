@@ -194,13 +194,24 @@ def from_record(kind: type[T], record: Any) -> T:
     defaults. Raises UnreadableError where that cannot be."""
     if not isinstance(record, dict):
         raise UnreadableError(f"holds no {kind.__name__}")
-    hints, values = get_type_hints(kind), dict[str, Any]()
+    hints, values = _hints(kind), dict[str, Any]()
     for field in fields(kind):  # type: ignore[arg-type]
         if field.name in record:
             values[field.name] = _as_typed(record[field.name], hints[field.name], field.name)
+        elif type(None) in get_args(hints[field.name]):
+            values[field.name] = None
         elif field.default is MISSING and field.default_factory is MISSING:
             raise UnreadableError(f"has no {field.name!r}")
     return kind(**values)
+
+
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    """The type of each field; of a generic class that `kind` fills in, what it fills in."""
+    filled: dict[Any, Any] = {}
+    for base in getattr(kind, "__orig_bases__", ()):
+        if (generic := get_origin(base)) is not None:
+            filled |= dict(zip(generic.__parameters__, get_args(base), strict=True))
+    return {name: filled.get(hint, hint) for name, hint in get_type_hints(kind).items()}
 
 
 def _as_typed(value: Any, hint: Any, name: str) -> Any:

@@ -94,7 +94,7 @@ def cut_texts(texts: Sequence[str]) -> Cuts:
     for block in _blocks(texts):
         size, found = _cut(block)
         lengths.append(size)
-        cuts.append(found + [done, 0])
+        cuts.append(found + np.array([done, 0]))
         done += len(block)
     (owner, offsets), size = np.concatenate(cuts).T, np.concatenate(lengths)
     first = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(size)))])
@@ -280,8 +280,11 @@ def pack(values: Floats, log_likelihood: Floats, starts: Integers) -> NDArray[np
 
 
 def unpack(packed: NDArray[np.float32], log_likelihood: Floats, starts: Integers) -> Floats:
-    """Span log-likelihoods (S,) in nats from what `pack` made; those of a text sum to its `log_likelihood` (N,) exactly,
-    in float64 and any order: the last span of each is what the others leave of it."""
+    """Span log-likelihoods (S,) in nats from what `pack` made, NaN where a cut is lost.
+
+    Those of a text sum to its `log_likelihood` (N,) exactly, in float64 and any order: the last span of a text is what
+    the others leave of it.
+    """
     values = packed.astype(np.float64)
     stands = ~np.isnan(values)
     if len(log_likelihood):

@@ -37,7 +37,12 @@ class PairSums:
 
     @classmethod
     def over(
-        cls, n_models: int, work: Sequence[Integers], read: Callable[[Integers], tuple[Floats, Floats, Floats]], *, symmetric: bool
+        cls,
+        n_models: int,
+        work: Sequence[Integers],
+        read: Callable[[Integers], tuple[Floats, Floats, Floats]],
+        *,
+        symmetric: bool,
     ) -> PairSums:
         """Over all units: `read` gives `left`, `right` (U, n, K) and `size` (U,) of those in one piece of `work`."""
 

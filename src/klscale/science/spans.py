@@ -1,4 +1,4 @@
-"""KL divergence from spans: the variance of log-ratios inside each text, which is nearer to KL than that of whole texts.
+"""KL divergence from spans: the variance of log-ratios inside texts, nearer to KL than that of whole texts.
 
 A text of B bytes is cut into spans c of b_c bytes. With d_c the log-ratio l_i - l_j of a span given all before it:
 
@@ -37,7 +37,7 @@ BATCH = 512
 
 @dataclass(frozen=True, eq=False)
 class Spans:
-    """How N texts are cut: `bytes` (S,) of each span, text after text; those of text s are `starts[s]:starts[s + 1]`."""
+    """How N texts are cut: `bytes` (S,) of all spans in order; those of text s are `starts[s]:starts[s + 1]`."""
 
     bytes: Integers
     starts: Integers
@@ -118,8 +118,8 @@ class CommonSpans:
         owner = np.repeat(np.arange(len(first)), np.diff(spans.starts))
         starts = np.flatnonzero(kept & (scored & usable)[owner])
         begins = np.isin(starts, first[texts], assume_unique=True)
-        stops = np.append(starts[1:], 0)
-        stops[np.append(begins[1:], True)] = spans.starts[texts + 1]
+        stops = np.roll(starts, -1)
+        stops[np.roll(begins, -1)] = spans.starts[texts + 1]  # at the last span of each text
         edges = np.concatenate([[0], np.cumsum(spans.bytes)])
         size = (edges[stops] - edges[starts]).astype(np.float64)
         begins = np.append(np.flatnonzero(begins), len(starts))

@@ -204,7 +204,7 @@ def test_intervals_cover_exact_kl():
     cumulative = np.cumsum(np.exp(log_r), axis=1)
     truth = (exact_kl(log_p, log_q) + exact_kl(log_q, log_p)).mean() / 2 * n / 40 / math.log(2)
     held, ratios = [], []
-    for _ in range(400):
+    for _ in range(250):
         at = generator.integers(population, size=N * n)
         ids = (generator.random((N * n, 2))[:, :, None] > cumulative[at][:, None, :-1]).sum(axis=2)
         rows = at[:, None]
@@ -212,7 +212,7 @@ def test_intervals_cover_exact_kl():
         found = sampled_kl(log_p[rows, ids], log_q[rows, ids], draws).symmetric
         held.append(found.interval[0] <= truth <= found.interval[1])
         ratios.append(found.value / truth)
-    assert np.mean(ratios) == pytest.approx(1, abs=4 * np.std(ratios) / 20)
+    assert np.mean(ratios) == pytest.approx(1, abs=4 * np.std(ratios) / 250**0.5)
     assert 0.91 <= np.mean(held) <= 0.985
 
 
@@ -222,7 +222,7 @@ def test_intervals_cover_exact_kl():
 @pytest.mark.parametrize("tile", [7, 16, 100])
 def test_draws_follow_the_proposal(tile):
     generator = np.random.default_rng(7)
-    V, n = 40, 40_000
+    V, n = 40, 20_000
     logits = np.array([3 * generator.normal(size=V), generator.normal(size=V)])
     logits[0, 5] = logits[1, :7] = -np.inf  # one id, and at first a whole tile, ruled out
     seen = unigram(generator.integers(V, size=500), V)

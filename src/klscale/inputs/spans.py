@@ -203,14 +203,13 @@ class TokenSpans:
         (..., s) and (len(texts) + 1,). A text without a scored token has 0 for its span.
         """
         chosen = np.asarray(texts, dtype=np.int64)
-        tokens = _ranges(np.minimum(self.token_starts[chosen] + 1, self.token_starts[chosen + 1]),
-                         self.token_starts[chosen + 1])  # fmt: skip
+        stops = self.token_starts[chosen + 1]
+        token, token_begin = _ranges(np.minimum(self.token_starts[chosen] + 1, stops), stops)
         spans, begin = _ranges(self.starts[chosen], self.starts[chosen + 1])
-        token, token_begin = tokens
         moved = begin[:-1] - self.starts[chosen]
         place = self.span[token] + np.repeat(moved, np.diff(token_begin))
         rows = log_probability.reshape(-1, len(token))
-        summed = np.stack([np.bincount(place, row, minlength=len(spans)) for row in rows])
+        summed: Floats = np.stack([np.bincount(place, row, minlength=len(spans)) for row in rows]).astype(np.float64)
         summed[:, ~self.kept[spans]] = np.nan
         return summed.reshape(*log_probability.shape[:-1], len(spans)), begin
 
@@ -272,9 +271,8 @@ def pack(values: Floats, log_likelihood: Floats, starts: Integers) -> NDArray[np
     units = np.round((running - before) / step)
     first = np.zeros(len(values), dtype=bool)
     first[starts[:-1]] = True
-    packed = np.diff(units, prepend=0.0)
-    packed[first] = units[first]
-    packed = (packed * step).astype(np.float32)
+    steps = np.where(first, units, np.diff(units, prepend=0.0))
+    packed: NDArray[np.float32] = (steps * step).astype(np.float32)
     packed[lost | ~np.repeat(scored, np.diff(starts))] = np.nan
     return packed
 

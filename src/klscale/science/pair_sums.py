@@ -92,6 +92,12 @@ class PairSums:
         return value, np.sqrt(np.maximum(squares, 0.0) * factor) / self._size
 
 
+def texts_of_units(codes: Integers) -> list[Integers]:
+    """The texts of each unit, from the unit (N,) of each text; units are numbered from 0."""
+    order = np.argsort(codes, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)
+
+
 def batches(lengths: Integers, limit: int) -> Iterator[Integers]:
     """Units of similar lengths together, by their numbers, so that little has to be padded: at most `limit` in length
     together, or one alone."""

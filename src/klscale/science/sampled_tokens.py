@@ -27,9 +27,8 @@ from scipy import special
 
 from klscale.science.arrays import Floats, Integers
 from klscale.science.estimates import Estimate, cluster_codes, n_clusters
-from klscale.science.pair_sums import PairSums, batches, ratio_of_sums
-
-LOG_2 = math.log(2.0)
+from klscale.science.kl import LOG_2
+from klscale.science.pair_sums import PairSums, batches, ratio_of_sums, texts_of_units
 
 MIXTURE = 0.6, 0.3, 0.1
 """Shares of the proposal: the reference model's p, p**(1/2) normalised, and how often tokens are seen in the texts."""
@@ -155,15 +154,16 @@ def sampled_kl(
 
     `top` the most probable ids (P,) of both, where kept; `documents` (N,) labels of texts that are not independent.
     """
-    a, b = (np.asarray(values, dtype=np.float64) for values in (a, b))
-    missing = np.isnan(a) | np.isnan(b)
-    outside = np.exp(np.where(missing, np.fmax(a, b), -np.inf) - draws.log_proposal).mean()
-    a, b = (np.where(missing | (values < RULED_OUT), -np.inf, values) for values in (a, b))
+    both: Floats = np.stack([a, b]).astype(np.float64)
+    missing = np.isnan(both).any(axis=0)
+    outside = np.exp(np.where(missing, np.fmax(*both), -np.inf) - draws.log_proposal).mean()
+    both[:, missing] = -np.inf
+    both[both < RULED_OUT] = -np.inf
     clusters = cluster_codes(documents, draws.texts)
-    size = draws.text_bytes[draws.texts] * LOG_2
+    size = (draws.text_bytes[draws.texts] * LOG_2).astype(np.float64)
     positions = np.diff(draws.starts).astype(np.float64)
-    terms = [draws.by_text(term.mean(axis=1)) for term in directed_terms(a, b, draws.log_proposal)]
-    forward, backward, variation = terms
+    terms = directed_terms(both[0], both[1], draws.log_proposal)
+    forward, backward, variation = (draws.by_text(term.mean(axis=1)) for term in terms)
 
     def ratio(values: Floats, size: Floats, unit: str) -> Estimate:
         n, n_documents = len(values), n_clusters(clusters)
@@ -171,7 +171,7 @@ def sampled_kl(
             return Estimate(math.inf, math.inf, (math.inf, math.inf), n, unit)
         return Estimate.positive(*ratio_of_sums(values, size, clusters), n, n_documents=n_documents, unit=unit)
 
-    weights = np.exp(np.stack([a, b]) - draws.log_proposal)
+    weights = np.exp(both - draws.log_proposal)
     mean = weights.mean(axis=0)
     return SampledKL(
         symmetric=ratio((forward + backward) / 2, size, "bits/byte"),
@@ -218,9 +218,8 @@ def sampled_kl_matrix(
 
     clusters = cluster_codes(documents, draws.texts)
     codes = np.arange(len(draws.texts)) if clusters is None else clusters
-    order = np.argsort(codes, kind="stable")
-    members = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)
-    size = np.bincount(codes, draws.text_bytes[draws.texts]) * LOG_2
+    members = texts_of_units(codes)
+    size = np.bincount(codes, draws.text_bytes[draws.texts] * LOG_2).astype(np.float64)
     lengths = np.bincount(codes, np.diff(draws.starts) * m).astype(np.int64)
 
     def matrices(units: Integers) -> tuple[Floats, Floats]:

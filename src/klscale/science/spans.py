@@ -24,9 +24,8 @@ from numpy.typing import NDArray
 
 from klscale.science.arrays import Floats, Integers
 from klscale.science.estimates import Estimate, cluster_codes, log_interval, n_clusters, standard_error_of_mean
-from klscale.science.pair_sums import PairSums, batches, ratio_of_sums
-
-LOG_2 = math.log(2.0)
+from klscale.science.kl import LOG_2
+from klscale.science.pair_sums import PairSums, batches, ratio_of_sums, texts_of_units
 
 CLOSE = 1e-6
 """Pairs are computed directly where their V is this small against those of either model from the mean of all."""
@@ -117,12 +116,12 @@ class CommonSpans:
         texts = np.flatnonzero(scored & usable)
         owner = np.repeat(np.arange(len(first)), np.diff(spans.starts))
         starts = np.flatnonzero(kept & (scored & usable)[owner])
-        begins = np.isin(starts, first[texts], assume_unique=True)
+        is_first = np.isin(starts, first[texts], assume_unique=True)
         stops = np.roll(starts, -1)
-        stops[np.roll(begins, -1)] = spans.starts[texts + 1]  # at the last span of each text
+        stops[np.roll(is_first, -1)] = spans.starts[texts + 1]  # at the last span of each text
         edges = np.concatenate([[0], np.cumsum(spans.bytes)])
         size = (edges[stops] - edges[starts]).astype(np.float64)
-        begins = np.append(np.flatnonzero(begins), len(starts))
+        begins = np.append(np.flatnonzero(is_first), len(starts))
         whole = np.add.reduceat(size, begins[:-1]) if len(texts) else np.empty(0)
         if len(texts) and given is not None:
             left_out = ~agree[texts]
@@ -279,8 +278,8 @@ def span_kl_matrix(
     cuts that all models keep; `given` (K, N) and the rest as in `span_kl`.
     """
     K = len(values)
-    whole = {"value": np.full((K, K), np.nan), "standard_error": np.full((K, K), np.nan)}
-    counts = {"n_texts": np.zeros((K, K), dtype=np.int64), "n_documents": np.zeros((K, K), dtype=np.int64)}
+    value, error = np.full((2, K, K), np.nan)
+    n_texts, n_documents = np.zeros((2, K, K), dtype=np.int64)
     kept = kept_by_all(values, spans)
     scored = np.packbits(~np.isnan(values[:, spans.starts[:-1]]), axis=1)
     patterns, pattern_of = np.unique(scored, axis=0, return_inverse=True)
@@ -294,15 +293,12 @@ def span_kl_matrix(
             clusters = cluster_codes(documents, common.texts)
             found = _all_pairs(block, common, clusters)
             i, j = (np.flatnonzero(pattern_of[rows] == pattern) for pattern in (p, q))
-            n = len(common.texts), n_clusters(clusters)
             for x, y in ((i, j), (j, i)):
                 at = np.ix_(rows[x], rows[y])
-                for name, matrix in zip(whole, found, strict=True):
-                    whole[name][at] = matrix[np.ix_(x, y)]
-                for name, count in zip(counts, n, strict=True):
-                    counts[name][at] = count
+                value[at], error[at] = (matrix[np.ix_(x, y)] for matrix in found)
+                n_texts[at], n_documents[at] = len(common.texts), n_clusters(clusters)
     names = tuple(labels) if labels is not None else tuple(map(str, range(K)))
-    return SpanKLMatrix(names, **whole, **counts, lost=_lost(kept, spans))
+    return SpanKLMatrix(names, value, error, n_texts, n_documents, _lost(kept, spans))
 
 
 def _all_pairs(
@@ -310,12 +306,11 @@ def _all_pairs(
 ) -> tuple[Floats, Floats]:
     """Value and standard error (K, K). With z the deviations of a model from the mean of all, and A the sum of their
     squares in a text, V = A_i + A_j - 2 z_i . z_j: one product of rows that are extended by A and 1."""
-    K, n = len(values), len(common.texts)
-    codes = np.arange(n) if clusters is None else clusters
-    order = np.argsort(codes, kind="stable")
-    members = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)
+    K = len(values)
+    codes = np.arange(len(common.texts)) if clusters is None else clusters
+    members = texts_of_units(codes)
     lengths = np.bincount(codes, np.diff(common.first)).astype(np.int64)
-    size = np.bincount(codes, common.size) * LOG_2
+    size = np.bincount(codes, common.size * LOG_2).astype(np.float64)
 
     def read(units: Integers) -> tuple[Floats, Floats, Floats]:
         part = common.part(np.concatenate([members[u] for u in units]))

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from klscale.science.arrays import Floats, Integers
+from klscale.science.arrays import Documents, Floats, Integers
 from klscale.science.estimates import Estimate, cluster_codes, n_clusters
 from klscale.science.kl import LOG_2
 from klscale.science.pair_sums import PairSums, batches, ratio_of_sums, texts_of_units
@@ -147,7 +147,7 @@ def sampled_kl(
     draws: Draws,
     *,
     top: tuple[NDArray[Any], NDArray[Any]] | None = None,
-    documents: Sequence[Any] | NDArray[Any] | None = None,
+    documents: Documents = None,
 ) -> SampledKL:
     """KL between two models from their log-probabilities `a`, `b` (P, m) in nats of the drawn ids; -inf for a token
     that a model rules out, NaN for an id that its vocabulary lacks.
@@ -196,7 +196,7 @@ def sampled_kl_matrix(
     log_probability: NDArray[np.floating[Any]],
     draws: Draws,
     *,
-    documents: Sequence[Any] | NDArray[Any] | None = None,
+    documents: Documents = None,
     labels: Sequence[str] | None = None,
 ) -> SampledKLMatrix:
     """KL with standard errors between all pairs of K models, from `log_probability` (K, P, m) in nats of the drawn ids;

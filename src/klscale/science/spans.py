@@ -22,8 +22,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from klscale.science.arrays import Floats, Integers
-from klscale.science.estimates import Estimate, cluster_codes, log_interval, n_clusters, standard_error_of_mean
+from klscale.science.arrays import Documents, Floats, Integers
+from klscale.science.estimates import (
+    Estimate,
+    cluster_codes,
+    critical_value,
+    log_interval,
+    n_clusters,
+    standard_error_of_mean,
+)
 from klscale.science.kl import LOG_2
 from klscale.science.pair_sums import PairSums, batches, ratio_of_sums, texts_of_units
 
@@ -78,7 +85,7 @@ class SpanKLMatrix:
 
     def interval(self) -> tuple[Floats, Floats]:
         """Lower and upper ends (K, K) of the 95 % intervals, on the log scale."""
-        return log_interval(self.value, self.standard_error, self.n_documents)
+        return log_interval(self.value, self.standard_error, critical_value(self.n_documents))
 
 
 # ------------------------------------------------------------------------------------------------------- common spans
@@ -202,7 +209,7 @@ def span_kl(
     spans: Spans,
     *,
     given: Integers | None = None,
-    documents: Sequence[Any] | NDArray[Any] | None = None,
+    documents: Documents = None,
 ) -> SpanKL:
     """KL between two models from their span log-likelihoods `a`, `b` (S,) in nats, NaN where a cut is lost.
 
@@ -222,7 +229,7 @@ def span_kl(
     d = rows[:1] - rows[1:]
     V = common.variances(d)[0]
     value, error = ratio_of_sums(V, common.size * LOG_2, clusters)
-    low, high = log_interval(np.array(value), np.array(error), n_clusters(clusters))
+    low, high = log_interval(value, error, critical_value(n_clusters(clusters)))
     drift = _drift_share(V, common.size, np.add.reduceat(d[0], common.first[:-1]), _whole(common, spans), clusters)
     documents_ = n_clusters(clusters) or None
     return SpanKL(value, error, (float(low), float(high)), n, documents_, len(common.bytes), lost, drift)
@@ -251,7 +258,7 @@ def span_kl_difference(
     spans: Spans,
     *,
     given: Integers | None = None,
-    documents: Sequence[Any] | NDArray[Any] | None = None,
+    documents: Documents = None,
 ) -> Estimate:
     """KL(first pair) - KL(second pair) in bits per byte with a paired standard error, from the spans that all four
     models have; `given` (4, N) as in `span_kl`."""
@@ -269,7 +276,7 @@ def span_kl_matrix(
     spans: Spans,
     *,
     given: Integers | None = None,
-    documents: Sequence[Any] | NDArray[Any] | None = None,
+    documents: Documents = None,
     labels: Sequence[str] | None = None,
 ) -> SpanKLMatrix:
     """KL with standard errors between all pairs of rows of `values` (K, S), span log-likelihoods in nats.

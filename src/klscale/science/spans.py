@@ -110,7 +110,11 @@ class CommonSpans:
 
     @classmethod
     def of(
-        cls, values: NDArray[np.floating[Any]], spans: Spans, given: Integers | None = None, kept: Any = None
+        cls,
+        values: NDArray[np.floating[Any]],
+        spans: Spans,
+        given: Integers | None = None,
+        kept: NDArray[np.bool_] | None = None,
     ) -> CommonSpans:
         """Of the rows of `values` (R, S), span log-likelihoods in nats; NaN where a cut is lost, and in all spans of a
         text that is not scored. `given` (R, N) bytes of each text before its first scored token (None: 0). `kept` (S,)

@@ -1,0 +1,346 @@
+"""KL divergence between next-token distributions from a few sampled tokens: exact in expectation, without any logits.
+
+At each position t of some texts, m token ids v are drawn once from a proposal r. Every model that has the tokenizer
+keeps l(v), its log-probability of each. With p = exp l_i and q = exp l_j, the mean over the draws of a position is an
+unbiased estimate of a sum over the whole vocabulary:
+
+    KL(i, j)                     p/r (l_i - l_j) - p/r + q/r          no term is negative
+    (KL(i, j) + KL(j, i)) / 2    (p - q)/r (l_i - l_j) / 2
+    total variation              |p - q| / (2 r)                      1 less it: acceptance rate of speculative decoding
+
+KL is summed over positions, and divided by the bytes of the texts and ln 2: bits per byte. Standard errors are those of
+ratios over texts or documents, and so include what the draws add (Amini, Vieira and Cotterell, arXiv 2504.10637, and
+importance-sampled distillation, arXiv 2503.16870, use the same identities).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+from klscale.science.arrays import Documents, Floats, Integers
+from klscale.science.estimates import Estimate, cluster_codes, n_clusters
+from klscale.science.kl import LOG_2
+from klscale.science.pair_sums import PairSums, batches, ratio_of_sums, texts_of_units
+
+MIXTURE = 0.6, 0.3, 0.1
+"""Shares of the proposal: the reference model's p, p**(1/2) normalised, and how often tokens are seen in the texts."""
+
+FEW_EFFECTIVE, HEAVY_WEIGHT = 0.2, 0.01
+"""The draws are poor for a pair below this effective share, or where one weight is above this share of all."""
+
+CLOSE = 1e-6
+"""Pairs are computed directly where their KL is this small against those of either model from the mean of all."""
+
+BATCH = 1 << 20
+"""Log-probabilities of a batch of texts for all pairs, as numbers."""
+
+RULED_OUT = -1e4
+"""Log-probabilities below this, in nats, are those of tokens that a model rules out, as if they were -inf."""
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """What was drawn at P positions of N texts, m ids each: `log_proposal` (P, m) in nats, `text` (P,) the text of each
+    position, in order, and `text_bytes` (N,). The ids themselves are not needed here."""
+
+    log_proposal: Floats
+    text: Integers
+    text_bytes: Integers
+
+    @cached_property
+    def starts(self) -> Integers:
+        """(n + 1,) where the positions of each text that has some begin."""
+        changes = np.flatnonzero(np.diff(self.text, prepend=-1))
+        return np.append(changes, len(self.text))
+
+    @property
+    def texts(self) -> Integers:
+        """(n,) numbers of the texts that have positions."""
+        return self.text[self.starts[:-1]]
+
+    def by_text(self, values: NDArray[Any]) -> Floats:
+        """Sums over the positions of each text: (n,) of (P,)."""
+        return np.add.reduceat(values.astype(np.float64), self.starts[:-1])
+
+
+@dataclass(frozen=True)
+class SampledKL:
+    """KL divergence between two models by sampled tokens, in bits per byte with intervals on the log scale.
+
+    `symmetric` is the mean of both directions, `forward` KL(a, b), `backward` KL(b, a). `total_variation` is a mean
+    over positions; `same_top` the share of positions where both have the same most probable token (None: not kept).
+    `effective` is the effective sample size as a share of the draws, for weights (p + q) / 2r, and `largest_weight` the
+    largest p/r or q/r. `outside` is the probability, in the mean over positions, of drawn ids that one of the
+    vocabularies lacks: what concerns these is left out. KL is infinite where a model rules out what the other may say.
+    """
+
+    symmetric: Estimate
+    forward: Estimate
+    backward: Estimate
+    total_variation: Estimate
+    same_top: Estimate | None
+    n_positions: int
+    effective: float
+    largest_weight: float
+    outside: float
+    n_draws: int
+
+    @property
+    def poor(self) -> bool:
+        """Whether the proposal is too far from one of the models for the standard errors to be trusted."""
+        return self.effective < FEW_EFFECTIVE or self.largest_weight > HEAVY_WEIGHT * self.n_draws
+
+
+@dataclass(frozen=True, eq=False)
+class SampledKLMatrix:
+    """KL between all pairs of K models by sampled tokens, each field (K, K); see `SampledKL`.
+
+    `forward[i, j]` is KL(i, j), `symmetric` the mean of both directions. `outside` is that of the draws that any
+    vocabulary lacks: all pairs leave out the same.
+    """
+
+    labels: tuple[str, ...]
+    symmetric: Floats
+    symmetric_error: Floats
+    forward: Floats
+    forward_error: Floats
+    effective: Floats
+    largest_weight: Floats
+    outside: float
+    n_texts: int
+    n_documents: int
+    n_draws: int
+
+    @property
+    def poor(self) -> NDArray[np.bool_]:
+        return (self.effective < FEW_EFFECTIVE) | (self.largest_weight > HEAVY_WEIGHT * self.n_draws)
+
+
+def directed_terms(a: Floats, b: Floats, log_proposal: Floats) -> tuple[Floats, Floats, Floats]:
+    """Terms of KL(a, b), of KL(b, a) and of the total variation at each draw, from log-probabilities under both models
+    and the proposal, all of one shape. -inf is a probability of 0; there is no NaN in what comes back."""
+    p, q = np.exp(a - log_proposal), np.exp(b - log_proposal)
+    with np.errstate(invalid="ignore"):
+        d = np.where(np.isneginf(a) & np.isneginf(b), 0.0, a - b)
+
+    def one_way(p: Floats, q: Floats, d: Floats) -> Floats:
+        near = np.clip(d, -1, 1)
+        with np.errstate(invalid="ignore"):
+            far = np.where(p > 0, p * d - p + q, q)
+        return np.where(np.abs(d) < 1, p * (np.expm1(-near) + near), far)
+
+    variation = np.where(np.abs(d) < 1, q * np.abs(np.expm1(np.clip(d, -1, 1))), np.abs(p - q)) / 2
+    return one_way(p, q, d), one_way(q, p, -d), variation
+
+
+def sampled_kl(
+    a: NDArray[np.floating[Any]],
+    b: NDArray[np.floating[Any]],
+    draws: Draws,
+    *,
+    top: tuple[NDArray[Any], NDArray[Any]] | None = None,
+    documents: Documents = None,
+) -> SampledKL:
+    """KL between two models from their log-probabilities `a`, `b` (P, m) in nats of the drawn ids; -inf for a token
+    that a model rules out, NaN for an id that its vocabulary lacks.
+
+    `top` the most probable ids (P,) of both, where kept; `documents` (N,) labels of texts that are not independent.
+    """
+    both: Floats = np.stack([a, b]).astype(np.float64)
+    missing = np.isnan(both).any(axis=0)
+    outside = np.exp(np.where(missing, np.fmax(*both), -np.inf) - draws.log_proposal).mean()
+    both[:, missing] = -np.inf
+    both[both < RULED_OUT] = -np.inf
+    clusters = cluster_codes(documents, draws.texts)
+    size = (draws.text_bytes[draws.texts] * LOG_2).astype(np.float64)
+    positions = np.diff(draws.starts).astype(np.float64)
+    terms = directed_terms(both[0], both[1], draws.log_proposal)
+    forward, backward, variation = (draws.by_text(term.mean(axis=1)) for term in terms)
+
+    def ratio(values: Floats, size: Floats, unit: str) -> Estimate:
+        n, n_documents = len(values), n_clusters(clusters)
+        if np.isinf(values).any():
+            return Estimate(math.inf, math.inf, (math.inf, math.inf), n, unit)
+        return Estimate.positive(*ratio_of_sums(values, size, clusters), n, n_documents=n_documents, unit=unit)
+
+    weights = np.exp(both - draws.log_proposal)
+    mean = weights.mean(axis=0)
+    return SampledKL(
+        symmetric=ratio((forward + backward) / 2, size, "bits/byte"),
+        forward=ratio(forward, size, "bits/byte"),
+        backward=ratio(backward, size, "bits/byte"),
+        total_variation=ratio(variation, positions, ""),
+        same_top=None if top is None else _share(draws.by_text(top[0] == top[1]), positions, clusters),
+        n_positions=len(a),
+        effective=float(mean.sum() ** 2 / (mean.size * (mean**2).sum())),
+        largest_weight=float(weights.max()),
+        outside=float(outside),
+        n_draws=mean.size,
+    )
+
+
+def _share(hits: Floats, positions: Floats, clusters: Integers | None) -> Estimate:
+    value, error = ratio_of_sums(hits, positions, clusters)
+    return Estimate.normal(value, error, len(hits), n_documents=n_clusters(clusters), unit="")
+
+
+def sampled_kl_matrix(
+    log_probability: NDArray[np.floating[Any]],
+    draws: Draws,
+    *,
+    documents: Documents = None,
+    labels: Sequence[str] | None = None,
+) -> SampledKLMatrix:
+    """KL with standard errors between all pairs of K models, from `log_probability` (K, P, m) in nats of the drawn ids;
+    see `sampled_kl`. Read a few texts at a time.
+
+    With P = p/r and L as matrices of models by draws, sum (p_i - p_j)(l_i - l_j)/r is made of P L^T alone.
+    """
+    (K, P, m), log_r = log_probability.shape, draws.log_proposal.ravel()
+    flat = log_probability.reshape(K, -1)
+    missing, ruled_out = np.zeros((2, len(log_r)), dtype=bool)
+    for row in flat:
+        missing |= np.isnan(row)
+        ruled_out |= row < RULED_OUT
+    own_outside, largest, mass = np.zeros((3, K))
+    for k, row in enumerate(flat):
+        weights = np.exp(row.astype(np.float64) - log_r)
+        own_outside[k] = np.nansum(weights[missing]) / len(log_r)
+        largest[k], mass[k] = weights[~missing].max(initial=0.0), weights[~missing].sum()
+
+    clusters = cluster_codes(documents, draws.texts)
+    codes = np.arange(len(draws.texts)) if clusters is None else clusters
+    members = texts_of_units(codes)
+    size = np.bincount(codes, draws.text_bytes[draws.texts] * LOG_2).astype(np.float64)
+    lengths = np.bincount(codes, np.diff(draws.starts) * m).astype(np.int64)
+
+    def matrices(units: Integers) -> tuple[Floats, Floats]:
+        """P / m and L (U, n, K) of some units, L less the mean over models, both 0 behind shorter units."""
+        P, L = np.zeros((2, len(units), int(lengths[units].max()), K))
+        for u, unit in enumerate(units):
+            ranges = [np.arange(draws.starts[s] * m, draws.starts[s + 1] * m) for s in members[unit]]
+            columns = np.concatenate(ranges)
+            columns = columns[~missing[columns]]
+            rows = flat[:, columns].T.astype(np.float64)
+            P[u, : len(columns)] = np.exp(rows - log_r[columns, None]) / m
+            never = rows < RULED_OUT
+            rows[never] = 0.0
+            rows -= rows.sum(axis=1, keepdims=True) / np.maximum((~never).sum(axis=1, keepdims=True), 1)
+            rows[never] = 0.0  # what goes with a probability of 0; `infinite` has the pairs where only one of them is
+            L[u, : len(columns)] = rows
+        return P, L
+
+    def one_way(units: Integers) -> tuple[Floats, Floats, Floats]:
+        """KL(i, j) = p_i . l_i - sum p_i  -  p_i . l_j  +  sum p_j."""
+        P, L = matrices(units)
+        total = P.sum(axis=1, keepdims=True)
+        left = np.concatenate([P, (P * L).sum(axis=1, keepdims=True) - total, np.ones_like(total)], axis=1)
+        return left, np.concatenate([-L, np.ones_like(total), total], axis=1), size[units]
+
+    def both_ways(units: Integers) -> tuple[Floats, Floats, Floats]:
+        """(p_i - p_j) . (l_i - l_j) / 2, of centred p and l."""
+        P, L = matrices(units)
+        P -= P.mean(axis=2, keepdims=True)
+        own = (P * L).sum(axis=1, keepdims=True)
+        left = np.concatenate([P, L, own, np.ones_like(own)], axis=1)
+        return left, np.concatenate([-L, -P, np.ones_like(own), own], axis=1) / 2, size[units]
+
+    def squares(units: Integers) -> tuple[Floats, Floats, Floats]:
+        P, _ = matrices(units)
+        return P, P, size[units]
+
+    work = list(batches(lengths, max(1, BATCH // K)))
+    one, both, square = (
+        PairSums.over(K, work, read, symmetric=read is not one_way) for read in (one_way, both_ways, squares)
+    )
+    documents_ = n_clusters(clusters)
+    (forward, forward_error), (symmetric, symmetric_error) = one.ratio(documents_), both.ratio(documents_)
+    total = both.total.sum(axis=1)
+    own = (total - total.sum() / (2 * K)) / K  # as centred rows have the mean 0
+    for i, j in np.argwhere(np.triu(both.total < CLOSE * (own[:, None] + own), k=1)):
+        a, b = (np.where(missing, -np.inf, flat[k]).reshape(P, m) for k in (i, j))
+        pair = sampled_kl(a, b, draws, documents=documents)
+        for matrix, errors, x, y, found in (
+            (symmetric, symmetric_error, i, j, pair.symmetric), (symmetric, symmetric_error, j, i, pair.symmetric),
+            (forward, forward_error, i, j, pair.forward), (forward, forward_error, j, i, pair.backward),
+        ):  # fmt: skip
+            matrix[x, y], errors[x, y] = found.value, found.standard_error
+    possible = flat[:, ruled_out & ~missing] >= RULED_OUT
+    infinite = possible.astype(np.float32) @ (~possible).T.astype(np.float32) > 0
+    for matrix, at in ((forward, infinite), (forward_error, infinite),
+                       (symmetric, infinite | infinite.T), (symmetric_error, infinite | infinite.T)):  # fmt: skip
+        matrix[at] = np.inf
+    for matrix in (forward, forward_error, symmetric, symmetric_error):
+        np.fill_diagonal(matrix, 0.0)
+    own_squares = np.diagonal(square.total)
+    mean_squares = (own_squares[:, None] + own_squares + 2 * square.total) * m**2 / 4
+    return SampledKLMatrix(
+        labels=tuple(labels) if labels is not None else tuple(map(str, range(K))),
+        symmetric=symmetric,
+        symmetric_error=symmetric_error,
+        forward=forward,
+        forward_error=forward_error,
+        effective=((mass[:, None] + mass) / 2) ** 2 / (len(log_r) * mean_squares),
+        largest_weight=np.maximum(largest[:, None], largest),
+        outside=float(own_outside.max(initial=0.0)),
+        n_texts=len(draws.texts),
+        n_documents=documents_,
+        n_draws=len(log_r),
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ drawing
+
+
+def unigram(ids: NDArray[np.integer[Any]], n_vocabulary: int) -> Floats:
+    """How often each id occurs among `ids`, as a distribution (V,) in which each has been seen once more."""
+    counts = np.bincount(ids, minlength=n_vocabulary) + 1.0
+    return np.asarray(counts / counts.sum())
+
+
+def draw_tokens(
+    tiles: Iterable[NDArray[np.floating[Any]]], seen: Floats, generator: np.random.Generator, m: int = 2
+) -> tuple[NDArray[np.int32], Floats]:
+    """m token ids and their log-probability under the proposal, both (T, m), at T positions: from the mixture
+    0.6 p + 0.3 p**(1/2) / Z + 0.1 `seen`, p being softmax of the logits, and `seen` (V,) the unigram distribution.
+
+    `tiles` are the logits (T, v) of one part of the vocabulary after another; each is looked at once, and no more is
+    kept than one number a draw. A draw from p has the largest of log p + Gumbel noise. The largest of a tile is
+    log sum p + Gumbel noise, and which token has it is independent of how large it is: so one number a tile will do,
+    and a token is drawn within the tile only where its largest is the largest so far.
+    """
+    shares = np.log(MIXTURE)
+    n_rows, start = 0, 0
+    for tile in map(np.asarray, tiles):
+        logits = tile.astype(np.float64)
+        if start == 0:
+            n_rows = len(logits)
+            part = generator.choice(3, size=(n_rows, m), p=MIXTURE)
+            ids = np.searchsorted(np.cumsum(seen)[:-1], generator.random((n_rows, m)), side="right")
+            from_seen, power = part == 2, np.where(part == 1, 0.5, 1.0)
+            best, own = np.full((2, n_rows, m), -np.inf)
+            whole, whole_half = np.full((2, n_rows), -np.inf)
+        mass, half = special.logsumexp(logits, axis=1), special.logsumexp(logits / 2, axis=1)
+        whole, whole_half = np.logaddexp(whole, mass), np.logaddexp(whole_half, half)
+        score = np.where(power == 1.0, mass[:, None], half[:, None]) + generator.gumbel(size=(n_rows, m))
+        within = generator.random((n_rows, m))
+        rows, columns = np.nonzero((score > best) & ~from_seen)
+        best[rows, columns] = score[rows, columns]
+        scaled = logits[rows] * power[rows, columns, None]
+        running = np.cumsum(np.exp(scaled - scaled.max(axis=1, keepdims=True)), axis=1)
+        found = (running <= within[rows, columns, None] * running[:, -1:]).sum(axis=1)
+        ids[rows, columns] = start + found
+        own[rows, columns] = logits[rows, found]
+        rows, columns = np.nonzero(from_seen & (ids >= start) & (ids < start + logits.shape[1]))
+        own[rows, columns] = logits[rows, ids[rows, columns] - start]
+        start += logits.shape[1]
+    parts = np.stack([own - whole[:, None], own / 2 - whole_half[:, None], np.log(seen[ids])])
+    return ids.astype(np.int32), special.logsumexp(parts + shares[:, None, None], axis=0)

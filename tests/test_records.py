@@ -90,7 +90,10 @@ def test_a_store_of_0_1_0_is_sealed_and_holds_the_same_numbers(old):
 
 
 def test_fields_of_a_later_version_are_ignored_and_missing_ones_take_their_defaults():
-    kl = KL(0.5, 0.1, (0.4, 0.7), 10, 60.0, 0.6, 0.1, 0.0, True, 3.0, True, 5)
+    kl = KL(
+        value=0.5, standard_error=0.1, interval=(0.4, 0.7), n_texts=10, mean_bytes=60.0, value_unclipped=0.6,
+        standard_error_unclipped=0.1, clipped=0.0, uses_clip=True, kurtosis=3.0, in_range=True, n_documents=5,
+    )  # fmt: skip
     record = json.loads(json.dumps(records.to_record(kl)))
     assert records.from_record(KL, {**record, "run_to_run": 0.1, "n_documents": 5}) == kl
     del record["n_documents"]

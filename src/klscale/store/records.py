@@ -191,27 +191,27 @@ def to_record(result: Any) -> dict[str, Any]:
 
 def from_record(kind: type[T], record: Any) -> T:
     """A frozen result from what `to_record` gave. Fields that `kind` does not have are ignored, missing ones take its
-    defaults. Raises UnreadableError where that cannot be."""
+    defaults, or None where that is allowed. Raises UnreadableError where that cannot be."""
     if not isinstance(record, dict):
         raise UnreadableError(f"holds no {kind.__name__}")
-    hints, values = _hints(kind), dict[str, Any]()
+    hints, values = _types_of(kind), dict[str, Any]()
     for field in fields(kind):  # type: ignore[arg-type]
         if field.name in record:
             values[field.name] = _as_typed(record[field.name], hints[field.name], field.name)
-        elif type(None) in get_args(hints[field.name]):
+        elif type(None) in get_args(hints[field.name]) and field.default is MISSING:
             values[field.name] = None
         elif field.default is MISSING and field.default_factory is MISSING:
             raise UnreadableError(f"has no {field.name!r}")
     return kind(**values)
 
 
-def _hints(kind: type[Any]) -> dict[str, Any]:
-    """The type of each field; of a generic class that `kind` fills in, what it fills in."""
-    filled: dict[Any, Any] = {}
-    for base in getattr(kind, "__orig_bases__", ()):
-        if (generic := get_origin(base)) is not None:
-            filled |= dict(zip(generic.__parameters__, get_args(base), strict=True))
-    return {name: filled.get(hint, hint) for name, hint in get_type_hints(kind).items()}
+def _types_of(kind: type) -> dict[str, Any]:
+    """The type of each field, with what a class gives for the type variables of a generic base."""
+    bases = [base for base in getattr(kind, "__orig_bases__", ()) if hasattr(get_origin(base), "__parameters__")]
+    given = {
+        name: of for base in bases for name, of in zip(get_origin(base).__parameters__, get_args(base), strict=True)
+    }
+    return {name: given.get(hint, hint) for name, hint in get_type_hints(kind).items()}
 
 
 def _as_typed(value: Any, hint: Any, name: str) -> Any:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,16 @@ from klscale.inputs.texts import TextSet
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("KLSCALE_SHARED") or ROOT.parent / "shared")
 EXAMPLE = ROOT / "examples" / "pile-trained-14.csv"
+PATIENCE_S = 600
+"""Ends a test that hangs. No machine is so slow that what works takes as long."""
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """For what another process or thread does and has no event for."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.02)
 
 
 @pytest.fixture(autouse=True)

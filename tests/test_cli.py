@@ -8,14 +8,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from importlib.util import find_spec
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from conftest import EXAMPLE, ROOT, run_quick_demo, write_texts
+from conftest import EXAMPLE, PATIENCE_S, ROOT, run_quick_demo, write_texts
 from klscale.store.store import Store
 
 # ------------------------------------------------------------------------------------------------------ first minutes
@@ -395,57 +394,84 @@ def test_errors_are_three_lines(tmp_path, make_model):
     assert "--long-texts window" in lines[2]
 
 
-def test_ctrl_c_keeps_what_is_done_and_the_same_command_resumes(tmp_path, make_model):
+def test_ctrl_c_keeps_what_is_done_and_the_same_command_resumes(run, tmp_path, make_model):
     """A real interrupt in the middle of a model: exit status 130, partial work kept, the rest scored afterwards."""
-    texts = write_texts(tmp_path / "mine.jsonl", 4000)
-    model = make_model(num_hidden_layers=4)
-    command = [sys.executable, "-m", "klscale", "score", model, "--texts", texts, "--batch-tokens", "300", "--json"]
-    often = "import klscale.sweep.sweeps, klscale.cli; klscale.sweep.sweeps.KEEP_EVERY_S = 0.1; klscale.cli.main()"
+    texts = write_texts(tmp_path / "mine.jsonl")
+    arguments = ["score", make_model(), "--texts", texts, "--batch-tokens", "300", "--json"]
+    stops = """
+import signal
+import klscale.cli
+from klscale.store.store import Store
+from klscale.sweep import sweeps
+
+sweeps.KEEP_EVERY_S, keep = 0.0, Store.write_partial
+def kept(*arguments):
+    keep(*arguments)
+    print("kept", flush=True)
+    signal.pause()
+Store.write_partial = kept
+klscale.cli.main()
+"""
     process = subprocess.Popen(
-        [sys.executable, "-c", often, *command[3:]],
+        [sys.executable, "-c", stops, *map(str, arguments)],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("klscale-store/partial/*/*/*.parquet")) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    assert process.stdout.readline() == "kept\n", process.stderr.read()
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130, errors
     assert "the same command goes on from there" in errors
     store = Store(tmp_path / "klscale-store")
     assert all(not problem for _, problem in store.check())
     kept = list(tmp_path.glob("klscale-store/partial/*/*/*.parquet"))
     assert kept
-    n_kept = sum(len(pd.read_parquet(path)) for path in kept)
-    assert 0 < n_kept < 4000
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout)[0]["status"] == "scored"
+    assert 0 < sum(len(pd.read_parquet(path)) for path in kept) < 60
+    assert json.loads(run(*arguments).stdout)[0]["status"] == "scored"
     assert not list(tmp_path.glob("klscale-store/partial/*/*"))
 
 
 def test_two_processes_share_the_models(tmp_path, make_model):
     """Each model is scored by one of them, and both end with everything. One that is killed holds nothing up."""
-    texts = write_texts(tmp_path / "mine.jsonl", 400)
-    models = [str(make_model(f"m{n}", seed=n, num_hidden_layers=4)) for n in range(6)]
-    arguments = ["score", *models, "--texts", str(texts), "--batch-tokens", "200", "--json"]
-    command = [sys.executable, "-m", "klscale", *arguments]
+    texts = write_texts(tmp_path / "mine.jsonl")
+    models = [str(make_model(f"m{n}", seed=n)) for n in range(4)]
+    arguments = ["score", *models, "--texts", str(texts), "--json"]
+    waits = """
+import sys
+import klscale.cli
+from klscale.store.store import Store
 
-    def start(*command):
-        return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+claim, waited = Store.claim, []
+def claims(*arguments):
+    found = claim(*arguments)
+    if found and not waited:
+        waited.append(True)
+        print("claimed", flush=True)
+        sys.stdin.readline()
+    return found
+Store.claim = claims
+klscale.cli.main()
+"""
 
-    killed = start(*command)
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("klscale-store/partial/*/*.claim")) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    def start():
+        process = subprocess.Popen(
+            [sys.executable, "-c", waits, *arguments],
+            cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert process.stdout.readline() == "claimed\n", process.stderr.read()
+        return process
+
+    killed = start()
     killed.kill()
     killed.communicate()
     assert list(tmp_path.glob("klscale-store/partial/*/*.claim")), "its claim is left behind"
 
-    processes = [start(*command), start(*command)]
+    processes = [start(), start()]
+    for process in processes:  # with a model each
+        process.stdin.write("\n")
+        process.stdin.flush()
     found = []
     for process in processes:
-        output, errors = process.communicate(timeout=240)
+        output, errors = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 0, errors
         found.append({record["model"]: record["status"] for record in json.loads(output)})
     scored = [{ref for ref, status in statuses.items() if status == "scored"} for statuses in found]
@@ -454,7 +480,7 @@ def test_two_processes_share_the_models(tmp_path, make_model):
     assert all(set(statuses) == set(models) for statuses in found)
     assert all(set(statuses.values()) <= {"scored", "present"} for statuses in found)
     store = Store(tmp_path / "klscale-store")
-    assert len(list(store.check())) == 13, "texts, vectors and noise floors"
+    assert len(list(store.check())) == 9, "texts, vectors and noise floors"
     assert all(not problem for _, problem in store.check())
     assert not list(tmp_path.glob("klscale-store/partial/*/*"))
 

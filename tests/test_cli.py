@@ -406,6 +406,7 @@ from klscale.sweep import sweeps
 
 sweeps.KEEP_EVERY_S, keep = 0.0, Store.write_partial
 def kept(*arguments):
+    Store.write_partial = keep
     keep(*arguments)
     print("kept", flush=True)
     signal.pause()

@@ -10,15 +10,17 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
+from typer.testing import CliRunner
 
-from conftest import plain_log_likelihoods, write_texts
+from conftest import PATIENCE_S, plain_log_likelihoods, wait_until, write_texts
+from klscale.cli import app
 from klscale.inputs.references import Model, ModelRef
 from klscale.inputs.suites import read_suite
 from klscale.inputs.texts import load_texts
@@ -29,6 +31,7 @@ from klscale.sweep import sweeps
 from test_loading import adapted_log_likelihoods, make_adapter
 
 NOON = "2026-01-01T12:00:00.000Z"
+NOWHERE = "http://127.0.0.1:9"
 
 
 class Hub:
@@ -37,8 +40,9 @@ class Hub:
 
     def __init__(self):
         self.models, self.tags, self.gated, self.downloads = {}, {}, set(), []
-        self.asked, self.at_once, self.most_at_once, self.delay, self.pauses = [], 0, 0, 0.0, 0
-        """API paths in order; how many are answered at a time, each after `delay`; how many pauses to ask for first."""
+        self.asked, self.at_once, self.most_at_once, self.together, self.pauses = [], 0, 0, 1, 0
+        """API paths in order; how many are asked at a time, none answered before `together` are; how many pauses to ask
+        for first."""
         self.stuck = None
         """Set by the server when it begins to send weights that never come, where a test puts an Event here."""
         self.stuck_at = None
@@ -73,7 +77,9 @@ class Hub:
                     with outer.lock:
                         outer.at_once += 1
                         outer.most_at_once = max(outer.at_once, outer.most_at_once)
-                    outer.ended.wait(outer.delay)
+                        if outer.most_at_once >= outer.together:
+                            outer.gathered.set()
+                    outer.gathered.wait()
                     self.api(path.removeprefix("api/models/"), "blobs=" in query, body)
                     with outer.lock:
                         outer.at_once -= 1
@@ -92,7 +98,7 @@ class Hub:
                                 outer.watch()
                                 if outer.stuck and outer.stuck_at in (None, known):
                                     outer.stuck.set()
-                                    outer.ended.wait(120)
+                                    outer.ended.wait()
                             content = (directory / file).read_bytes()
                             outer.downloads += [(known, file)] * body
                             etag = hashlib.sha256(content).hexdigest()
@@ -132,7 +138,7 @@ class Hub:
             def json(self, value, body):
                 self.reply(200, json.dumps(value).encode(), body, Content_Type="application/json")
 
-        self.ended, self.lock = threading.Event(), threading.Lock()
+        self.gathered, self.ended, self.lock = threading.Event(), threading.Event(), threading.Lock()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
@@ -173,31 +179,58 @@ class Hub:
 def hub():
     made = Hub()
     yield made
+    made.gathered.set()
     made.ended.set()
     made.server.shutdown()
     made.server.server_close()
 
 
 @pytest.fixture
-def klscale(hub, tmp_path):
-    """Run a command against this hub, with a cache of its own."""
-    write_texts(tmp_path / "mine.jsonl")
+def here(hub, tmp_path, monkeypatch):
+    """This process asks the hub, with a cache of its own; returns the text set."""
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)  # made once, for the hub of that time
+    point_at(hub.url, monkeypatch)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+    return load_texts(write_texts(tmp_path / "mine.jsonl"))
 
-    def call(*arguments, **environment):
-        clean = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-        return subprocess.run(
-            [sys.executable, "-m", "klscale", *arguments],
-            cwd=tmp_path, capture_output=True, text=True,
-            env={**clean, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), **environment},
-        )  # fmt: skip
+
+def point_at(url, patch):
+    patch.setattr(constants, "ENDPOINT", url)
+    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+
+
+@pytest.fixture
+def klscale(here, tmp_path, monkeypatch):
+    """Run a command against this hub, in this process; `silent`: no hub answers; `offline`: none is asked."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments, silent=False, offline=False):
+        with monkeypatch.context() as patch:
+            patch.setattr(constants, "HF_HUB_OFFLINE", offline)
+            if silent:
+                point_at(NOWHERE, patch)
+            result = CliRunner().invoke(app, arguments)
+        assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
+        return result
 
     return call
+
+
+def start(hub, tmp_path, *arguments, program="import klscale.cli; klscale.cli.main()", **environment):
+    """A command in a process of its own, with nothing of the user's settings."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *arguments],
+        cwd=tmp_path, env={**clean, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), **environment},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
 
 
 def test_revisions_are_pinned_scored_and_known_offline(hub, klscale, make_model, tmp_path):
     hub.models["org/model"] = {"main": make_model("m", seed=0), "step5": make_model("s", seed=1)}
     result = klscale("score", "org/model", "org/model@step5", "--texts", "mine.jsonl", "--keep-downloads", "--json")
-    assert result.returncode == 0, result.stderr
+    assert result.exit_code == 0, result.stderr
     texts = load_texts(tmp_path / "mine.jsonl")
     store = Store(tmp_path / "klscale-store")
     vectors = store.vectors(texts)
@@ -211,15 +244,15 @@ def test_revisions_are_pinned_scored_and_known_offline(hub, klscale, make_model,
     again = klscale("score", "org/model", "--json")
     assert json.loads(again.stdout)[0]["status"] == "present"
     assert len(hub.downloads) == before, "what is scored is not downloaded again"
-    offline = klscale("compare", "org/model", "org/model@step5", HF_ENDPOINT="http://127.0.0.1:9")
-    assert offline.returncode == 0, offline.stderr
-    rescored = klscale("score", "org/model", "--rescore", "--json", HF_HUB_OFFLINE="1")
+    offline = klscale("compare", "org/model", "org/model@step5", silent=True)
+    assert offline.exit_code == 0, offline.stderr
+    rescored = klscale("score", "org/model", "--rescore", "--json", offline=True)
     assert json.loads(rescored.stdout)[0]["status"] == "scored", rescored.stderr
 
 
 def test_a_branch_that_moved_is_another_vector(hub, klscale, make_model, monkeypatch):
     hub.models["org/model"] = {"main": make_model("m", seed=0)}
-    assert klscale("score", "org/model", "--texts", "mine.jsonl").returncode == 0
+    assert klscale("score", "org/model", "--texts", "mine.jsonl").exit_code == 0
     hub.models["org/model"] = {"main": make_model("moved", seed=1)}
     hub.commit = lambda name, revision: "f" * 40
     result = klscale("score", "org/model", "--json")
@@ -245,7 +278,7 @@ def test_what_the_hub_refuses_is_said(hub, klscale, make_model, tmp_path, ref, s
     }
     hub.gated.add("org/gated")
     result = klscale("score", ref, "--texts", "mine.jsonl")
-    assert result.returncode == status, result.stderr
+    assert result.exit_code == status, result.stderr
     assert message in result.stderr
     assert remedy in result.stderr
     assert len(result.stderr.strip().splitlines()) <= 3, result.stderr
@@ -259,7 +292,7 @@ def test_an_adapter_and_its_model_are_pinned(hub, klscale, make_model, tmp_path)
     told = json.loads(config.read_text()) | {"base_model_name_or_path": "org/base", "revision": "step5"}
     config.write_text(json.dumps(told))
     hub.models = {"org/base": {"main": make_model("moved", seed=3), "step5": base}, "org/adapter": {"main": adapter}}
-    for call in ({}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):
+    for call in ({}, {"silent": True}):
         arguments = ("--texts", "mine.jsonl", "--rescore", "--keep-downloads", "--json")
         result = klscale("score", "org/adapter", *arguments, **call)
         assert json.loads(result.stdout)[0]["status"] == "scored", result.stderr + result.stdout
@@ -276,39 +309,23 @@ def test_ctrl_c_in_a_download_ends_the_command(hub, make_model, tmp_path):
     hub.models["org/model"] = {"main": make_model()}
     hub.stuck = threading.Event()
     write_texts(tmp_path / "mine.jsonl")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "klscale", "score", "org/model", "--texts", "mine.jsonl"],
-        cwd=tmp_path, env={**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf")},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert hub.stuck.wait(60)
+    process = start(hub, tmp_path, "score", "org/model", "--texts", "mine.jsonl")
+    assert hub.stuck.wait(PATIENCE_S)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130, errors
     assert "the same command goes on from there" in errors
     assert not list((tmp_path / "klscale-store").rglob("*.claim"))
 
 
 def test_an_unreachable_hub_is_said_at_once(klscale):
-    result = klscale("score", "org/model", "--texts", "mine.jsonl", HF_ENDPOINT="http://127.0.0.1:9")
-    assert result.returncode == 1
+    result = klscale("score", "org/model", "--texts", "mine.jsonl", silent=True)
+    assert result.exit_code == 1
     assert "the hub does not answer, and the local cache does not hold it" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 3, result.stderr
 
 
 # ------------------------------------------------------------------------------------------- looked up, not yet loaded
-
-
-@pytest.fixture
-def here(hub, tmp_path, monkeypatch):
-    """This process asks the hub, with a cache of its own; returns the text set."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)  # made once, for the hub of that time
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
-    return load_texts(write_texts(tmp_path / "mine.jsonl"))
 
 
 def plan(models, texts, tmp_path, **options):
@@ -345,7 +362,7 @@ def test_a_gated_model_of_a_suite_names_its_line(hub, klscale, make_model, tmp_p
     hub.gated.add("org/gated")
     (tmp_path / "suite.yaml").write_text("texts: ./mine.jsonl\nmodels:\n\n  - name: org/gated\n")
     result = klscale("score", "--suite", "suite.yaml")
-    assert result.returncode == 1
+    assert result.exit_code == 1
     assert "suite.yaml, line 4: org/gated is gated." in result.stderr
 
 
@@ -364,7 +381,7 @@ def test_a_parent_that_is_nowhere_fails_its_model(hub, here, make_model, tmp_pat
     assert bad[0] == f"{models[0].line}: {models[0].ref} has the parent org/mdoel, which is not there."
     assert f"{tmp_path / 'bsae'}, which is not there" in bad[2]
     assert hub.asked.count("org/mdoel") == 1, "each parent is looked up once"
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    point_at(NOWHERE, monkeypatch)
     found = plan(models, here, tmp_path)
     assert [n for n, outcome in enumerate(found) if outcome.error] == [2], "silence proves nothing"
 
@@ -384,11 +401,9 @@ def test_a_parent_in_the_suite_or_the_store_is_there(hub, here, make_model, tmp_
 def test_look_ups_are_parallel_in_order_and_asked_once(hub, here, make_model, tmp_path):
     directory = make_model()
     hub.models["org/model"] = {f"step{n}": directory for n in range(40) if n != 7}
-    hub.delay = 0.1
+    hub.together = 2  # one after another, none would be answered
     refs = [f"org/model@step{n}{q}" for n in range(40) for q in ("", "+int8", "+nf4%bfloat16")]
-    started = time.monotonic()
     found = plan(refs, here, tmp_path)
-    assert time.monotonic() - started < 0.1 * 40, "one after another would take longer"
     assert [str(outcome.ref) for outcome in found] == refs
     assert [n for n, outcome in enumerate(found) if outcome.error] == [21, 22, 23]
     assert sorted(hub.asked) == sorted(f"org/model/revision/step{n}" for n in range(40))
@@ -418,19 +433,21 @@ def test_a_hub_that_asks_for_a_pause_gets_it(hub, here, make_model, tmp_path, mo
 
 
 def test_ctrl_c_while_models_are_looked_up(hub, make_model, tmp_path):
-    hub.models["org/model"] = {f"step{n}": make_model() for n in range(30)}
-    hub.delay = 60
+    """Answers that never come are not waited for."""
+    model = make_model()
+    hub.models["org/model"] = {f"step{n}": model for n in range(30)}
+    hub.together = sweeps.LOOK_UPS + 1
     write_texts(tmp_path / "mine.jsonl")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "klscale", "score", *(f"org/model@step{n}" for n in range(30)), "--texts", "mine.jsonl"],
-        cwd=tmp_path, env={**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf")},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while hub.at_once < sweeps.LOOK_UPS and time.monotonic() < deadline:
-        time.sleep(0.05)
+    patient = (
+        "from huggingface_hub import HfApi\nask = HfApi.model_info\n"
+        "HfApi.model_info = lambda *names, **options: ask(*names, **options | {'timeout': None})\n"
+        "import klscale.cli\nklscale.cli.main()"
+    )
+    refs = [f"org/model@step{n}" for n in range(30)]
+    process = start(hub, tmp_path, "score", *refs, "--texts", "mine.jsonl", program=patient)
+    wait_until(lambda: hub.at_once == sweeps.LOOK_UPS)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=15)
+    _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130, errors
 
 
@@ -451,13 +468,13 @@ def test_a_dry_run_tells_what_is_downloaded(hub, klscale, make_model, tmp_path):
     models = ["org/model", "org/model%bfloat16", "org/model@step5", "./local", "org/nothing"]
     arguments = ["score", *models, "--texts", "mine.jsonl"]
     result = klscale(*arguments, "--dry-run", "--json")
-    assert result.returncode == 1, result.stderr
+    assert result.exit_code == 1, result.stderr
     first, again, other, local, nothing = json.loads(result.stdout)
     assert not hub.downloads
     assert [record["download_bytes"] for record in (again, local)] == [0, 0]
     assert "download_bytes" not in nothing
 
-    assert klscale(*arguments, "--keep-downloads").returncode == 1
+    assert klscale(*arguments, "--keep-downloads").exit_code == 1
     sizes = {"main": 0, "step5": 0}
     for revision, file in hub.downloads:
         sizes[revision] += (hub.models["org/model"][revision] / file).stat().st_size
@@ -471,11 +488,11 @@ def test_a_dry_run_tells_what_is_downloaded(hub, klscale, make_model, tmp_path):
     assert shown_total(planned.stdout) == "to download: 0 bytes"
     assert "4 to be scored, 0 in the store already, 1 failed" in planned.stdout
     assert "to score: 240 texts" in planned.stdout
-    silent = klscale(*arguments, "--dry-run", *store, HF_ENDPOINT="http://127.0.0.1:9")
+    silent = klscale(*arguments, "--dry-run", *store, silent=True)
     assert shown_total(silent.stdout) == "to download: 0 bytes", "offline nothing but the cache is read"
     for weights in (tmp_path / "hf").rglob("*.safetensors"):
         weights.unlink()
-    silent = klscale(*arguments, "--dry-run", *store, HF_ENDPOINT="http://127.0.0.1:9")
+    silent = klscale(*arguments, "--dry-run", *store, silent=True)
     assert shown_total(silent.stdout) == "to download: 0 bytes, and 3 of unknown size"
 
 
@@ -488,7 +505,7 @@ def test_the_weights_are_those_of_the_commit_that_is_recorded(hub, klscale, make
     (plain / "model.safetensors").unlink()
     hub.models["org/model"] = {"main": plain, "refs/pr/1": other}
     result = klscale("score", "org/model", "--texts", "mine.jsonl", "--json")
-    assert result.returncode == 0, result.stderr
+    assert result.exit_code == 0, result.stderr
     assert {revision for revision, _ in hub.downloads} == {"main"}
     assert not [path for path in hub.asked if "discussions" in path]
     texts, store = load_texts(tmp_path / "mine.jsonl"), Store(tmp_path / "klscale-store")
@@ -497,8 +514,9 @@ def test_the_weights_are_those_of_the_commit_that_is_recorded(hub, klscale, make
     assert entry.metadata["weights"] == ["pytorch_model.bin"]
     np.testing.assert_allclose(store.vectors(texts).log_likelihood[0], plain_log_likelihoods(plain, texts), atol=1e-3)
 
-    asked = klscale("score", "org/model", "--rescore", DISABLE_SAFETENSORS_CONVERSION="0")
-    assert asked.returncode == 0, asked.stderr
+    asked = start(hub, tmp_path, "score", "org/model", "--rescore", DISABLE_SAFETENSORS_CONVERSION="0")
+    _, errors = asked.communicate()
+    assert asked.returncode == 0, errors
     assert "org/model/commits/refs%2Fpr%2F1" in hub.asked, "else this test would prove nothing"
     values = store.vectors(texts).log_likelihood[0]
     np.testing.assert_allclose(values, plain_log_likelihoods(plain, texts), atol=1e-3)
@@ -530,12 +548,12 @@ def test_the_parent_is_an_attribute_unless_the_suite_has_one(hub, klscale, make_
     suite += "  - {name: org/model, revision: step5, parent: org/model}\n"
     (tmp_path / "suite.yaml").write_text(suite)
     result = klscale("score", "--suite", "suite.yaml", "--keep-downloads")
-    assert result.returncode == 0, result.stderr
+    assert result.exit_code == 0, result.stderr
     texts, store = load_texts(tmp_path / "mine.jsonl"), Store(tmp_path / "klscale-store")
     assert store.vectors(texts).attributes["parent"].to_dict() == {
         "org/model": "org/base", "org/base": None, "org/model@step5": "org/model",
     }  # fmt: skip
-    offline = klscale("score", "org/model", "--rescore", "--json", HF_HUB_OFFLINE="1")
+    offline = klscale("score", "org/model", "--rescore", "--json", offline=True)
     assert json.loads(offline.stdout)[0]["status"] == "scored", offline.stderr
     entry = store.entries(texts.id)[-1]
     assert (entry.ref.name, entry.metadata["weights"]) == ("org/model", ["model.safetensors"])
@@ -581,7 +599,7 @@ def test_a_pattern_offline_is_one_of_what_the_cache_holds(hub, here, make_model,
     hub.models["org/model"] = {f"step{n}": make_model(f"m{n}", seed=n) for n in (1, 2, 30)}
     store = Store(tmp_path / "klscale-store")
     sweeps.score(["org/model@step1", "org/model@step30"], here, store)
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    point_at(NOWHERE, monkeypatch)
     found = sweeps.score(["org/model@step*"], here, store)
     assert [(str(outcome.ref), outcome.status) for outcome in found] == [
         ("org/model@step1", "present"), ("org/model@step30", "present"),
@@ -630,7 +648,7 @@ def test_what_the_cache_held_before_stays(hub, here, make_model, tmp_path):
     assert cached(tmp_path) == [hub.commit("org/model", "step1")]
     assert len(blobs(tmp_path)) == 1
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+        point_at(NOWHERE, patch)
         assert sweep(["org/model@step1"], here, tmp_path, rescore=True) == ["scored"]
     assert cached(tmp_path) == [hub.commit("org/model", "step1")]
 
@@ -671,17 +689,12 @@ def test_an_adapter_is_dropped_with_its_model(hub, here, make_model, tmp_path):
 def test_a_sweep_that_was_killed_goes_on_and_drops_what_it_left(hub, here, make_model, tmp_path):
     hub.models["org/model"] = {f"step{n}": make_model(f"m{n}", seed=n) for n in range(3)}
     hub.stuck, hub.stuck_at = threading.Event(), "step1"
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "klscale", "score", "org/model@step*", "--texts", "mine.jsonl"],
-        cwd=tmp_path, env={**clean, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf")},
-    )  # fmt: skip
-    assert hub.stuck.wait(60)
-    store, deadline = Store(tmp_path / "klscale-store"), time.monotonic() + 60
-    while not store.entries(here.id) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    process = start(hub, tmp_path, "score", "org/model@step*", "--texts", "mine.jsonl")
+    assert hub.stuck.wait(PATIENCE_S)
+    store = Store(tmp_path / "klscale-store")
+    wait_until(lambda: store.entries(here.id))
     process.kill()
-    process.wait()
+    process.communicate()
     left = [hub.commit("org/model", revision) for revision in ("step0", "step1")]
     assert sorted(cached(tmp_path, "config.json")) == sorted(left)
     hub.stuck = None
@@ -721,9 +734,9 @@ def test_what_is_to_be_kept_is_kept_by_the_next_sweep_too(hub, here, make_model,
 def test_the_command_keeps_downloads_where_asked_to(hub, klscale, make_model, tmp_path):
     """Without, what is scored is there all the same, offline too."""
     hub.models["org/model"] = {"main": make_model("m"), "step5": make_model("s", seed=1)}
-    assert klscale("score", "org/model", "org/model@step5", "--texts", "mine.jsonl").returncode == 0
+    assert klscale("score", "org/model", "org/model@step5", "--texts", "mine.jsonl").exit_code == 0
     assert cached(tmp_path) == []
-    offline = klscale("compare", "org/model", "org/model@step5", HF_ENDPOINT="http://127.0.0.1:9")
-    assert offline.returncode == 0, offline.stderr
-    assert klscale("score", "org/model", "--rescore", "--keep-downloads").returncode == 0
+    offline = klscale("compare", "org/model", "org/model@step5", silent=True)
+    assert offline.exit_code == 0, offline.stderr
+    assert klscale("score", "org/model", "--rescore", "--keep-downloads").exit_code == 0
     assert cached(tmp_path) == [hub.commit("org/model", "main")]

@@ -319,7 +319,7 @@ class Seeds:
 # ------------------------------------------------------------------------------------------------------ the analysis
 
 
-def trajectory(
+def analyse_run(
     run: Run,
     weights: Floats | None = None,
     *,
@@ -367,7 +367,7 @@ def analyse_runs(
     """The trajectory of each run among these entries of a store (default: all on these texts).
 
     Where the checkpoints' files are here, weights are compared and the noise floor is measured, unless the store has
-    them or `from_store_only` forbids it; what cannot be compared is told to `progress`. The rest is as in `trajectory`.
+    them or `from_store_only` forbids it; `progress` tells what cannot be compared. The rest is as in `analyse_run`.
     """
     entry_of = {str(entry.ref): entry for entry in (store.entries(texts.id) if entries is None else entries)}
     found = []
@@ -384,7 +384,7 @@ def analyse_runs(
         weights, n_parameters = store.weight_distances(identities)
         progress.begin(f"analysing {run.name}")
         found.append(
-            trajectory(
+            analyse_run(
                 run, weights, n_parameters=n_parameters, threshold=threshold, noise_floor=floor,
                 subtract_noise=subtract_noise,
             )

@@ -74,10 +74,12 @@ class TextSet:
 
     @property
     def external(self) -> bool:
+        """Whether the texts themselves are not known, and so nothing can be scored on them."""
         return self.texts is None
 
     @property
     def mean_bytes(self) -> float:
+        """B, the mean length of a text in UTF-8 bytes."""
         return float(self.bytes.mean())
 
     @cached_property

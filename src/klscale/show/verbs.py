@@ -85,7 +85,7 @@ def demo(
     directory: str | os.PathLike[str] = "klscale-demo", *, quick: bool = False, progress: Progress = SILENT
 ) -> Demo:
     """Train a small suite of models on this machine's own text, score it, measure its scale, and write the report. All
-    of it goes into `directory`. Nothing is downloaded; what is there is not done again. `quick`: fewer and shorter runs.
+    of it goes into `directory`. Nothing is downloaded; what is there is not done again. `quick`: fewer, shorter runs.
 
     Raises InputError for a directory that cannot be written.
 

@@ -28,23 +28,23 @@ def map_command(
     file: Annotated[
         Path | None,
         typer.Option(
-            "--out", metavar="FILE", help="Keep it: .html (interactive), .png, .svg, .pdf, or .csv and .parquet."
+            "--out",
+            metavar="FILE",
+            help="Write a page (.html), a picture (.png, .svg, .pdf) or a table (.csv, .parquet).",
         ),
     ] = None,
     add: Annotated[
         list[str] | None,
-        typer.Option(metavar="REF", help="Place a model on the kept map and move no other. Again for more."),
+        typer.Option(metavar="REF", help="Place this model on the kept map; no other moves. Repeat for more."),
     ] = None,
-    anew: Annotated[bool, typer.Option("--anew", help="Make the map of all models anew, whatever is kept.")] = False,
-    method: Annotated[Literal["tsne", "pca"], typer.Option(help="Of a .png, .svg or .pdf.")] = "tsne",
-    colour_by: Annotated[
-        str, typer.Option("--colour", metavar="ATTRIBUTE", help="Of a .png, .svg or .pdf.")
-    ] = "family",
+    anew: Annotated[bool, typer.Option("--anew", help="Make a new map of all models, even if one is kept.")] = False,
+    method: Annotated[Literal["tsne", "pca"], typer.Option(help="What a picture shows.")] = "tsne",
+    colour_by: Annotated[str, typer.Option("--colour", metavar="ATTRIBUTE", help="What colours a picture.")] = "family",
     *,
     options: ScoringOptions,
     as_json: JsonOption = False,
 ) -> None:
-    """All models as points: principal components and t-SNE, and who is near whom. The store keeps the map."""
+    """All models as points: principal components, t-SNE, and the nearest models. The store keeps the map."""
     from klscale.show import reports
     from klscale.show.map_tables import map_columns, map_record, print_map
     from klscale.show.pictures import model_map
@@ -93,7 +93,7 @@ def report(
 
 def serve(
     host: Annotated[str, typer.Option(metavar="HOST", help="Interface to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8765,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes any that is free.")] = 8765,
     expose: Annotated[bool, typer.Option("--expose", help="Allow a host that other machines can reach.")] = False,
     *,
     options: TextsOptions,

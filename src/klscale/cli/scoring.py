@@ -93,14 +93,14 @@ def score(
         str | None,
         typer.Option(
             metavar="KIND,...",
-            help="Each model's quantized variants too: int8, nf4, ... In a suite, of each that is not quantized.",
+            help="Score each model's quantized variants too: int8, nf4, ... In a suite: of each model that is not quantized.",
         ),
     ] = None,
     layers: Annotated[
-        bool, typer.Option("--layers", help="At every layer too, through the logit lens, in the same pass.")
+        bool, typer.Option("--layers", help="Score every layer too, through the logit lens, in the same pass.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be scored and downloaded, and do nothing.")
+        bool, typer.Option("--dry-run", help="Show what would be scored and downloaded, and do nothing.")
     ] = False,
     *,
     options: SweepOptions,
@@ -190,7 +190,9 @@ def layers(
     models: Annotated[list[str], typer.Argument(metavar="REF...", help="Models, each with all of its layers.")],
     file: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FILE", help="Keep it: .csv or .parquet (all pairs), .png, .svg or .pdf."),
+        typer.Option(
+            "--out", metavar="FILE", help="Write all pairs to .csv or .parquet, or a picture to .png, .svg or .pdf."
+        ),
     ] = None,
     *,
     options: ScoringOptions,

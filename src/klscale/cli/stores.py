@@ -24,21 +24,25 @@ if TYPE_CHECKING:
 def import_command(
     file: Annotated[str, typer.Argument(metavar="FILE", help="CSV, Parquet, or one of the published pickles.")],
     name: Annotated[str | None, typer.Option(help="Name of the text set. Default: the file's.")] = None,
-    id_column: Annotated[str | None, typer.Option("--id", metavar="COL", help="Column that names the rows.")] = None,
+    id_column: Annotated[
+        str | None, typer.Option("--id", metavar="COL", help="Column with the names of the rows.")
+    ] = None,
     attributes: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="CSV: 'model', and 'type', 'family', 'seed', ... where names do not tell."),
     ] = None,
-    unit: Annotated[str, typer.Option(metavar="nats|bits", help="What the values are in.")] = "nats",
+    unit: Annotated[str, typer.Option(metavar="nats|bits", help="Unit of the values.")] = "nats",
     per: Annotated[
-        str, typer.Option(metavar="text|byte|token", help="What the values are of; tokens are counted in n_tokens.")
+        str,
+        typer.Option(metavar="text|byte|token", help="What one value stands for; the column n_tokens counts tokens."),
     ] = "text",
     negate: Annotated[bool, typer.Option("--negate", help="The values are losses: negative log-likelihoods.")] = False,
     decimal: Annotated[
         str | None, typer.Option(metavar=".|,", help="Mark before decimals in a CSV file. Default: found.")
     ] = None,
     duplicates: Annotated[
-        str | None, typer.Option(metavar="first|number", help="Of columns of one name: keep the first, or number them.")
+        str | None,
+        typer.Option(metavar="first|number", help="Columns of the same name: keep the first, or number them."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Take values that give implausible bits per byte.")] = False,
     *,

@@ -37,7 +37,9 @@ def trajectory(
     threshold: Annotated[
         float | None,
         typer.Option(
-            metavar="X", min=0, help="Settled: within X bits/byte of the last. Default: the median KL between seeds."
+            metavar="X",
+            min=0,
+            help="Settled: within X bits/byte of the last checkpoint. Default: the median KL between seeds.",
         ),
     ] = None,
     warmup: Annotated[
@@ -45,7 +47,7 @@ def trajectory(
     ] = None,
     directional: Annotated[
         int | None,
-        typer.Option(metavar="STEP", help="The directional exponent too, at this checkpoint: another look at alpha."),
+        typer.Option(metavar="STEP", help="Measure the directional exponent too, at this checkpoint."),
     ] = None,
     subtract_noise: Annotated[
         bool,
@@ -53,7 +55,9 @@ def trajectory(
     ] = False,
     file: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FILE", help="Keep it: .csv or .parquet (checkpoints), .png, .svg or .pdf."),
+        typer.Option(
+            "--out", metavar="FILE", help="Write checkpoints to .csv or .parquet, or a picture to .png, .svg or .pdf."
+        ),
     ] = None,
     *,
     options: RunOptions,
@@ -88,7 +92,9 @@ def trajectory(
 def kl(
     file: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FILE", help="Keep it: .csv or .parquet (all pairs), .png, .svg or .pdf."),
+        typer.Option(
+            "--out", metavar="FILE", help="Write all pairs to .csv or .parquet, or a picture to .png, .svg or .pdf."
+        ),
     ] = None,
     *,
     options: TextsOptions,
@@ -116,10 +122,14 @@ def kl(
 
 
 def scale(
-    published: Annotated[bool, typer.Option("--published", help="Only the published values, with sources.")] = False,
+    published: Annotated[
+        bool, typer.Option("--published", help="Show only the published values, with their sources.")
+    ] = False,
     file: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FILE", help="Keep it: .png, .svg or .pdf, or all pairs as .csv or .parquet."),
+        typer.Option(
+            "--out", metavar="FILE", help="Write all pairs to .csv or .parquet, or a picture to .png, .svg or .pdf."
+        ),
     ] = None,
     *,
     options: TextsOptions,

@@ -38,7 +38,9 @@ def list_command(*, options: StoreOptions, as_json: JsonOption = False) -> None:
 
 
 def info(
-    texts: Annotated[str | None, typer.Argument(metavar="NAME|FILE", help="Default: the store's own set.")] = None,
+    texts: Annotated[
+        str | None, typer.Argument(metavar="NAME|FILE", help="Text set. Default: the store's own.")
+    ] = None,
     *,
     options: StoreOptions,
     as_json: JsonOption = False,
@@ -89,11 +91,11 @@ def build(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Documents: text files, or .jsonl.")],
     file: Annotated[Path, typer.Option("--out", metavar="FILE.jsonl", help="Where to write the set.")],
     n_texts: Annotated[
-        int | None, typer.Option("--sample", min=2, metavar="N", help="How many. Default: all chunks.")
+        int | None, typer.Option("--sample", min=2, metavar="N", help="Number of chunks. Default: all.")
     ] = None,
     max_bytes: Annotated[int, typer.Option(min=4, help="Longest chunk in UTF-8 bytes.")] = 1024,
     min_bytes: Annotated[int, typer.Option(min=0, help="Chunks must be longer than this.")] = 256,
-    seed: Annotated[int, typer.Option(help="Of the sample.")] = 42,
+    seed: Annotated[int, typer.Option(help="Seed of the sample.")] = 42,
     as_json: JsonOption = False,
 ) -> None:
     """Cut documents into chunks, as the published set was, and sample a text set from them."""
@@ -113,9 +115,11 @@ def build(
 
 
 def clip(
-    texts: Annotated[str | None, typer.Argument(metavar="NAME|ID", help="Default: the store's own set.")] = None,
+    texts: Annotated[str | None, typer.Argument(metavar="NAME|ID", help="Text set. Default: the store's own.")] = None,
     value: Annotated[float | None, typer.Option(metavar="NATS", help="This value instead of the quantile.")] = None,
-    quantile: Annotated[float, typer.Option(min=0, max=0.5, help="Of all values in the store, pooled.")] = 0.02,
+    quantile: Annotated[
+        float, typer.Option(min=0, max=0.5, help="Quantile of all values in the store, pooled.")
+    ] = 0.02,
     *,
     options: StoreOptions,
     as_json: JsonOption = False,

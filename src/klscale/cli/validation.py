@@ -22,24 +22,32 @@ if TYPE_CHECKING:
 def validate(
     models: Annotated[
         list[str] | None,
-        typer.Argument(metavar="REF...", help="These only; of two, the texts that carry their KL. Default: all."),
+        typer.Argument(
+            metavar="REF...",
+            help="Only these models; of two, the texts that carry their KL. Default: all of the store.",
+        ),
     ] = None,
     exact: Annotated[
-        bool, typer.Option("--exact", help="Exact next-token KL of each pair beside the estimate; of one tokenizer.")
+        bool,
+        typer.Option("--exact", help="Compare each estimate with exact next-token KL; for models of one tokenizer."),
     ] = False,
     noise: Annotated[
         bool,
-        typer.Option("--noise", help="KL between repeat runs of each model: batches, orders, float32 to float16."),
+        typer.Option(
+            "--noise",
+            help="Measure run-to-run noise: KL between repeat runs of each model, by batches, orders, dtypes.",
+        ),
     ] = False,
     n_texts: Annotated[
-        int, typer.Option("--sample", min=2, metavar="N", help="Texts for --exact and --noise, drawn at random.")
+        int,
+        typer.Option("--sample", min=2, metavar="N", help="Number of texts for --exact and --noise, drawn at random."),
     ] = 500,
     texts: Annotated[
         list[str] | None,
         typer.Option("--texts", metavar="NAME|FILE", help="Text set. Twice: do two sets agree on the same models?"),
     ] = None,
     file: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="A picture of it: .png, .svg or .pdf.")
+        Path | None, typer.Option("--out", metavar="FILE", help="Write a picture to .png, .svg or .pdf.")
     ] = None,
     *,
     options: TwoTextsOptions,

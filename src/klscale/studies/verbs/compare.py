@@ -57,8 +57,8 @@ def compare(
     precision: float | None = None,
     options: Options = Options(),
 ) -> Comparison:
-    """KL in bits per byte between models with standard errors, and all that tells which is better. What the store lacks
-    is scored.
+    """KL in bits per byte between models with standard errors, and bits per byte of each with paired differences. What
+    the store lacks is scored.
 
     All pairs; with a `reference`, those of each model with it. `precision`: score only as many random texts as give
     each KL a standard error of this part of its value (0.1: 10 %).

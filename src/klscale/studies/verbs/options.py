@@ -21,9 +21,9 @@ STORE = "./klscale-store"
 class Options:
     """Where models are kept, and how they are scored: one object for all verbs.
 
-    `texts` and `store` may be given to a verb directly as well; that goes first. `texts` is a text set, or a name, id
+    Arguments `texts` and `store` of a verb go before those given here. `texts` is a text set, or a name, id
     or file that stands for one; `store` a store or its location, by default KLSCALE_STORE or `./klscale-store`.
-    `batch_tokens` counts tokens. `progress` is told how work goes and what deserves a note; by default it is silent.
+    The store keeps its clip of a text set that it knows.
 
         options = klscale.Options(store="klscale-store", device="cuda", long_texts="window")
         klscale.compare(["gpt2", "gpt2+nf4"], options=options)
@@ -36,20 +36,24 @@ class Options:
         default=None, metadata={"help": "Directory or URL of the store."}
     )
     device: str | None = field(
-        default=None, metadata={"help": "cpu, cuda, cuda:1, mps. Default: the fastest there is."}
+        default=None, metadata={"help": "Device: cpu, cuda, cuda:1, mps. Default: the fastest there is."}
     )
     batch_tokens: int | None = field(
-        default=None, metadata={"help": "Tokens in a batch, padding included. Default: found."}
+        default=None, metadata={"help": "Tokens in a batch, padding included. Default: found from free memory."}
     )
-    long_texts: str = field(default="error", metadata={"help": "Texts beyond a model's window: error, skip, window."})
+    long_texts: str = field(
+        default="error", metadata={"help": "Texts longer than a model's window: error, skip, window."}
+    )
     rescore: bool = field(default=False, metadata={"help": "Score even what the store has."})
     keep_downloads: bool = field(
         default=True,
         metadata={
-            "help": "Keep what is fetched from the hub. Else it is dropped once scored; what the cache held stays."
+            "help": "Keep files that are fetched from the hub. Else they are dropped once scored; earlier files of the cache stay."
         },
     )
-    progress: Progress = field(default=SILENT, metadata={"help": "Is told how work goes, and of what to note."})
+    progress: Progress = field(
+        default=SILENT, metadata={"help": "Shows how far work is, and what deserves a note. Default: silent."}
+    )
 
     def at(self, texts: TextSet | str | None, store: Store | str | os.PathLike[str] | None) -> Self:
         """These options with other texts and another store, where they are given."""

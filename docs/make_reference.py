@@ -5,10 +5,13 @@ tests/test_reference.py compares the pages with what this makes, and refuses an 
 
 from __future__ import annotations
 
+import ast
 import inspect
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -34,13 +37,30 @@ def exports() -> dict[str, Any]:
 
 
 def members(exported: type) -> Iterator[tuple[str, Any, Any]]:
-    """The public methods and properties of a class that are its own: name, what it is, and its function. Hooks that
-    another package's class defines are that package's."""
+    """The public methods and properties of a class: name, what it is, and its function. What another package's class
+    defines is that package's."""
     foreign = [base for base in exported.__mro__[1:] if not base.__module__.startswith("klscale")]
-    for name, member in vars(exported).items():
+    own = [base for base in reversed(exported.__mro__) if base.__module__.startswith("klscale")]
+    for name, member in {name: member for base in own for name, member in vars(base).items()}.items():
         function = getattr(member, "__func__", None) or getattr(member, "fget", None) or getattr(member, "func", member)
         if not name.startswith("_") and inspect.isfunction(function) and not any(hasattr(b, name) for b in foreign):
             yield name, member, function
+
+
+def field_texts(exported: type) -> dict[str, str]:
+    """What is said of each field of a dataclass, as its help or in the string below it."""
+    if not is_dataclass(exported):
+        return {}
+    said: dict[str, str] = {}
+    for base in reversed(exported.__mro__):
+        if base.__module__.startswith("klscale"):
+            (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+            for entry, below in pairwise(getattr(tree, "body", ())):
+                match entry, below:
+                    case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                        said[name] = " ".join(text.split())
+    found = {entry.name: entry.metadata.get("help", said.get(entry.name)) for entry in fields(exported)}
+    return {name: text for name, text in found.items() if text}
 
 
 def docstring(documented: Any) -> str:
@@ -106,10 +126,8 @@ def python_page() -> str:
 
 
 def _class(exported: type) -> Iterator[str]:
-    if is_dataclass(exported):
-        helped = [entry for entry in fields(exported) if "help" in entry.metadata]
-        if helped:
-            yield "\n".join(f"- `{entry.name}`: {entry.metadata['help']}" for entry in helped)
+    if described := field_texts(exported):
+        yield "\n".join(f"- `{name}`: {text}" for name, text in described.items())
     for name, member, function in members(exported):
         shown = f"`.{name}`" if isinstance(member, property | cached_property) else f"`.{signature(name, function)}`"
         shown = " ".join(shown.split()).replace("( ", "(").replace(", )", ")")

@@ -30,7 +30,7 @@ def map_command(
         typer.Option(
             "--out",
             metavar="FILE",
-            help="Write a page (.html), a picture (.png, .svg, .pdf) or a table (.csv, .parquet).",
+            help="Write a page (.html), picture (.png, .svg, .pdf) or table (.csv, .parquet).",
         ),
     ] = None,
     add: Annotated[

@@ -93,7 +93,7 @@ def score(
         str | None,
         typer.Option(
             metavar="KIND,...",
-            help="Score each model's quantized variants too: int8, nf4, ... In a suite: of each model that is not quantized.",
+            help="Score quantized variants too: int8, nf4, ... In a suite: of each model that is not quantized.",
         ),
     ] = None,
     layers: Annotated[
@@ -190,9 +190,7 @@ def layers(
     models: Annotated[list[str], typer.Argument(metavar="REF...", help="Models, each with all of its layers.")],
     file: Annotated[
         Path | None,
-        typer.Option(
-            "--out", metavar="FILE", help="Write all pairs to .csv or .parquet, or a picture to .png, .svg or .pdf."
-        ),
+        typer.Option("--out", metavar="FILE", help="Write all pairs (.csv, .parquet) or a picture (.png, .svg, .pdf)."),
     ] = None,
     *,
     options: ScoringOptions,

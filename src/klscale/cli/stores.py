@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 def import_command(
     file: Annotated[str, typer.Argument(metavar="FILE", help="CSV, Parquet, or one of the published pickles.")],
     name: Annotated[str | None, typer.Option(help="Name of the text set. Default: the file's.")] = None,
-    id_column: Annotated[
-        str | None, typer.Option("--id", metavar="COL", help="Column with the names of the rows.")
-    ] = None,
+    id_column: Annotated[str | None, typer.Option("--id", metavar="COL", help="Column of row names.")] = None,
     attributes: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="CSV: 'model', and 'type', 'family', 'seed', ... where names do not tell."),
@@ -34,7 +32,7 @@ def import_command(
     unit: Annotated[str, typer.Option(metavar="nats|bits", help="Unit of the values.")] = "nats",
     per: Annotated[
         str,
-        typer.Option(metavar="text|byte|token", help="What one value stands for; the column n_tokens counts tokens."),
+        typer.Option(metavar="text|byte|token", help="What one value stands for; n_tokens counts tokens."),
     ] = "text",
     negate: Annotated[bool, typer.Option("--negate", help="The values are losses: negative log-likelihoods.")] = False,
     decimal: Annotated[
@@ -42,7 +40,7 @@ def import_command(
     ] = None,
     duplicates: Annotated[
         str | None,
-        typer.Option(metavar="first|number", help="Columns of the same name: keep the first, or number them."),
+        typer.Option(metavar="first|number", help="Columns of one name: keep the first, or number them."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Take values that give implausible bits per byte.")] = False,
     *,

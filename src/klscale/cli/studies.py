@@ -39,7 +39,7 @@ def trajectory(
         typer.Option(
             metavar="X",
             min=0,
-            help="Settled: within X bits/byte of the last checkpoint. Default: the median KL between seeds.",
+            help="Settled: within X bits/byte of the last one. Default: the median KL between seeds.",
         ),
     ] = None,
     warmup: Annotated[
@@ -56,7 +56,7 @@ def trajectory(
     file: Annotated[
         Path | None,
         typer.Option(
-            "--out", metavar="FILE", help="Write checkpoints to .csv or .parquet, or a picture to .png, .svg or .pdf."
+            "--out", metavar="FILE", help="Write all checkpoints (.csv, .parquet) or a picture (.png, .svg, .pdf)."
         ),
     ] = None,
     *,
@@ -92,9 +92,7 @@ def trajectory(
 def kl(
     file: Annotated[
         Path | None,
-        typer.Option(
-            "--out", metavar="FILE", help="Write all pairs to .csv or .parquet, or a picture to .png, .svg or .pdf."
-        ),
+        typer.Option("--out", metavar="FILE", help="Write all pairs (.csv, .parquet) or a picture (.png, .svg, .pdf)."),
     ] = None,
     *,
     options: TextsOptions,
@@ -122,14 +120,10 @@ def kl(
 
 
 def scale(
-    published: Annotated[
-        bool, typer.Option("--published", help="Show only the published values, with their sources.")
-    ] = False,
+    published: Annotated[bool, typer.Option("--published", help="Show the published values, with sources.")] = False,
     file: Annotated[
         Path | None,
-        typer.Option(
-            "--out", metavar="FILE", help="Write all pairs to .csv or .parquet, or a picture to .png, .svg or .pdf."
-        ),
+        typer.Option("--out", metavar="FILE", help="Write all pairs (.csv, .parquet) or a picture (.png, .svg, .pdf)."),
     ] = None,
     *,
     options: TextsOptions,

@@ -38,9 +38,7 @@ def list_command(*, options: StoreOptions, as_json: JsonOption = False) -> None:
 
 
 def info(
-    texts: Annotated[
-        str | None, typer.Argument(metavar="NAME|FILE", help="Text set. Default: the store's own.")
-    ] = None,
+    texts: Annotated[str | None, typer.Argument(metavar="NAME|FILE", help="Default: the store's own set.")] = None,
     *,
     options: StoreOptions,
     as_json: JsonOption = False,
@@ -115,11 +113,9 @@ def build(
 
 
 def clip(
-    texts: Annotated[str | None, typer.Argument(metavar="NAME|ID", help="Text set. Default: the store's own.")] = None,
+    texts: Annotated[str | None, typer.Argument(metavar="NAME|ID", help="Default: the store's own set.")] = None,
     value: Annotated[float | None, typer.Option(metavar="NATS", help="This value instead of the quantile.")] = None,
-    quantile: Annotated[
-        float, typer.Option(min=0, max=0.5, help="Quantile of all values in the store, pooled.")
-    ] = 0.02,
+    quantile: Annotated[float, typer.Option(min=0, max=0.5, help="Quantile of all values, pooled.")] = 0.02,
     *,
     options: StoreOptions,
     as_json: JsonOption = False,

@@ -24,23 +24,23 @@ def validate(
         list[str] | None,
         typer.Argument(
             metavar="REF...",
-            help="Only these models; of two, the texts that carry their KL. Default: all of the store.",
+            help="Only these models; of two, the texts that carry their KL. Default: all.",
         ),
     ] = None,
     exact: Annotated[
         bool,
-        typer.Option("--exact", help="Compare each estimate with exact next-token KL; for models of one tokenizer."),
+        typer.Option("--exact", help="Compare each estimate with exact next-token KL; one tokenizer only."),
     ] = False,
     noise: Annotated[
         bool,
         typer.Option(
             "--noise",
-            help="Measure run-to-run noise: KL between repeat runs of each model, by batches, orders, dtypes.",
+            help="Measure run-to-run noise: other batches, other orders, other dtypes.",
         ),
     ] = False,
     n_texts: Annotated[
         int,
-        typer.Option("--sample", min=2, metavar="N", help="Number of texts for --exact and --noise, drawn at random."),
+        typer.Option("--sample", min=2, metavar="N", help="Texts for --exact and --noise, drawn at random."),
     ] = 500,
     texts: Annotated[
         list[str] | None,

@@ -41,14 +41,12 @@ class Options:
     batch_tokens: int | None = field(
         default=None, metadata={"help": "Tokens in a batch, padding included. Default: found from free memory."}
     )
-    long_texts: str = field(
-        default="error", metadata={"help": "Texts longer than a model's window: error, skip, window."}
-    )
+    long_texts: str = field(default="error", metadata={"help": "Texts longer than a model's window."})
     rescore: bool = field(default=False, metadata={"help": "Score even what the store has."})
     keep_downloads: bool = field(
         default=True,
         metadata={
-            "help": "Keep files that are fetched from the hub. Else they are dropped once scored; earlier files of the cache stay."
+            "help": "Keep what is fetched from the hub. Else it is dropped once scored; what was cached before stays."
         },
     )
     progress: Progress = field(

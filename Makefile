@@ -11,7 +11,7 @@ DEMO ?= klscale-demo
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint format pictures study clean
+.PHONY: demo test lint format pictures study reference clean
 
 demo: $(VENV)/installed
 	$(BIN)/klscale demo $(ARGS)
@@ -31,6 +31,10 @@ format: $(VENV)/installed-dev
 # Runs the demo first, unless DEMO holds a finished one.
 pictures: $(DEMO)/scale.json | $(VENV)/installed-dev
 	$(BIN)/python docs/make_pictures.py --demo $(DEMO)
+
+# docs/reference/ from docstrings and help.
+reference: $(VENV)/installed-dev
+	$(BIN)/python docs/make_reference.py
 
 # The tables and pictures of docs/validity.md and docs/footguns.md; SHARED holds models/stories260K and texts/.
 study: $(DEMO)/scale.json | $(VENV)/installed-dev

@@ -179,7 +179,7 @@ def test_every_command_is_in_the_readme():
 
 
 def test_links_lead_somewhere():
-    for document in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")):
+    for document in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")):
         text = document.read_text(encoding="utf-8")
         for target in re.findall(r"\]\((?!https?://)([^)#\s]+)\)|<img src=\"([^\"]+)\"", text):
             assert (document.parent / (target[0] or target[1])).exists(), (document.name, target)

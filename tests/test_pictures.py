@@ -35,7 +35,7 @@ from klscale.show.pictures import (
 from klscale.show.pictures.rulers import DOT
 from klscale.show.pictures.style import SMALL, plain_ticks, short_names, shortened
 from klscale.studies import lens, maps, scales
-from klscale.studies.trajectories import find_runs, trajectory
+from klscale.studies.trajectories import analyse_run, find_runs
 from klscale.vectors.imports import read_log_likelihoods
 from klscale.vectors.vectors import CONVENTION, Vectors
 
@@ -90,7 +90,7 @@ def runs(training):
     found = []
     for run in find_runs(training):
         weights = np.abs(run.steps[:, None] - run.steps) ** 1.2
-        found.append(trajectory(run, weights, n_parameters=1000, threshold=0.2, resamples=20))
+        found.append(analyse_run(run, weights, n_parameters=1000, threshold=0.2, resamples=20))
     return found
 
 

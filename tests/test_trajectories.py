@@ -27,7 +27,7 @@ from klscale.show.pictures import training_trajectories
 from klscale.show.trajectory_tables import print_motion, print_trajectories, save_trajectories, trajectories_record
 from klscale.store.store import Store
 from klscale.studies import maps, pocket, trajectories
-from klscale.studies.trajectories import find_runs, over_seeds, settled_from, trajectory
+from klscale.studies.trajectories import analyse_run, find_runs, over_seeds, settled_from
 from klscale.sweep.sweeps import score
 from klscale.vectors.imports import read_log_likelihoods
 from klscale.vectors.vectors import CONVENTION, Vectors
@@ -165,7 +165,7 @@ def trained(tmp_path_factory):
     weights = [{name: w.double() for name, w in load_file(place / "model.safetensors").items()} for place in places]
     return SimpleNamespace(
         run=run,
-        found=trajectory(run, compared.squared_distance, n_parameters=compared.n_parameters, threshold=0.02),
+        found=analyse_run(run, compared.squared_distance, n_parameters=compared.n_parameters, threshold=0.02),
         kl=plain_kl([plain_log_likelihoods(place, texts) for place in places], texts.bytes),
         weights=np.array([[sum(float(((a[n] - b[n]) ** 2).sum()) for n in a) for b in weights] for a in weights]),
     )
@@ -324,7 +324,7 @@ def test_vectors_of_different_conventions_are_refused():
     run = run_of(walk())
     run.vectors.attributes.loc[run.names[3], "convention"] = "another"
     with pytest.raises(InputError, match="different conventions"):
-        trajectory(run)
+        analyse_run(run)
 
 
 # ----------------------------------------------------------------------------------------------------- stabilisation
@@ -337,13 +337,13 @@ def test_vectors_of_different_conventions_are_refused():
 def test_settled_from_is_where_no_later_checkpoint_is_farther(threshold, step):
     """Squared distances to the last: 25, 1, 9, 4, 1, 0; back and forth."""
     run = run_of(on_a_line([5.0, 1.0, 3.0, -2.0, 1.0, 0.0]), np.arange(1, 7) * 1000)
-    settled = trajectory(run, threshold=threshold).behaviour.stabilisation
+    settled = analyse_run(run, threshold=threshold).behaviour.stabilisation
     assert settled.step == plain_settled(run.steps, [25, 1, 9, 4, 1, 0], threshold) == step
     assert settled.interval == (step, step)  # all samples of the texts are near 1
     assert settled.total == pytest.approx(25)
     assert (settled.thresholds[0], settled.thresholds[-1]) == pytest.approx((1, 25))
     assert (settled.steps[-1], np.diff(settled.steps).max()) == (1000, 0)
-    assert trajectory(run).behaviour.stabilisation.step is None
+    assert analyse_run(run).behaviour.stabilisation.step is None
 
 
 @pytest.mark.parametrize("per_document", [1, 4])
@@ -357,7 +357,7 @@ def test_the_interval_of_stabilisation_is_over_texts(per_document):
     documents = np.repeat(np.arange(n), per_document)
     labels = tuple(map(str, documents))
     run = run_of(on_a_line(positions, weight[documents]), np.arange(61), warmup=0, document=labels)
-    settled = trajectory(run, threshold=1.0).behaviour.stabilisation
+    settled = analyse_run(run, threshold=1.0).behaviour.stabilisation
     generator = np.random.default_rng(5)
     v = [weight[generator.integers(n, size=n)].var() for _ in range(2000)]
     expected = [plain_settled(run.steps, positions**2 * np.quantile(v, q), 1.0) for q in (0.025, 0.975)]
@@ -371,7 +371,7 @@ def test_weights_settle_within_the_same_fraction_of_their_way():
     positions = np.linspace(10, 0, 11)
     run = run_of(on_a_line(np.sqrt(positions)), np.arange(11), warmup=0)  # KL to the last: 10, 9, ..., 0
     D = squared(7 * positions[:, None])
-    found = trajectory(run, D, threshold=4.5)
+    found = analyse_run(run, D, threshold=4.5)
     assert found.behaviour.stabilisation.step == 6
     assert found.weights.stabilisation.threshold == pytest.approx(0.45 * 4900)
     assert found.weights.stabilisation.step == plain_settled(run.steps, D[:, -1], 0.45 * 4900) == 4
@@ -387,7 +387,7 @@ def test_the_noise_floor_is_taken_off_every_distance_when_asked(no_tsne):
     run = run_of(noisy)
     again = noisy[-1] + np.random.default_rng(8).normal(scale=math.sqrt(2), size=N_TEXTS)
     floor = kl(noisy[-1], again, run.vectors.texts.bytes)
-    left, taken = (trajectory(run, noise_floor=floor, subtract_noise=flag, threshold=0.01) for flag in (False, True))
+    left, taken = (analyse_run(run, noise_floor=floor, subtract_noise=flag, threshold=0.01) for flag in (False, True))
     D = plain_kl(noisy, BYTES)
     less = np.maximum(D - floor.value, 0)
     np.testing.assert_allclose(left.behaviour.squared_distance, D, atol=1e-12)
@@ -396,7 +396,7 @@ def test_the_noise_floor_is_taken_off_every_distance_when_asked(no_tsne):
     assert taken.behaviour.stabilisation.step == plain_settled(STEPS, less[:, -1], 0.01)
     assert (left.noise_subtracted, taken.noise_subtracted) == (False, True)
     assert left.noise_floor is taken.noise_floor is floor
-    assert not trajectory(run, subtract_noise=True).noise_subtracted
+    assert not analyse_run(run, subtract_noise=True).noise_subtracted
     # Without it, noise hides that the points diffuse.
     assert left.behaviour.exponent.value.value < 0.6
     assert taken.behaviour.exponent.value.value == pytest.approx(1, abs=0.25)
@@ -407,19 +407,19 @@ def test_the_noise_floor_is_taken_off_samples_of_the_texts_too(no_tsne):
     positions = np.linspace(3, 0, 31)
     run = run_of(on_a_line(positions), np.arange(31), warmup=0)
     floor = replace(run.vectors.kl()[0, 1], value=3.0)
-    settled = trajectory(run, noise_floor=floor, subtract_noise=True, threshold=1.2).behaviour.stabilisation
+    settled = analyse_run(run, noise_floor=floor, subtract_noise=True, threshold=1.2).behaviour.stabilisation
     assert settled.step == plain_settled(run.steps, positions**2, 4.2)
     assert settled.interval == (settled.step, settled.step)  # all samples of the texts are near 1
     points = relaxing()
     floor = replace(floor, value=0.6 * plain_kl(points, BYTES)[0, 1])
-    exponent = trajectory(run_of(points), noise_floor=floor, subtract_noise=True).behaviour.exponent
+    exponent = analyse_run(run_of(points), noise_floor=floor, subtract_noise=True).behaviour.exponent
     assert exponent.resampled.mean() == pytest.approx(exponent.value.value, abs=exponent.value.standard_error)
 
 
 def test_noise_above_every_distance_leaves_no_exponent(no_tsne):
     run = run_of(walk())
     floor = kl(*(1e3 * walk(2)), run.vectors.texts.bytes)
-    found = trajectory(run, noise_floor=floor, subtract_noise=True, threshold=0.01).behaviour
+    found = analyse_run(run, noise_floor=floor, subtract_noise=True, threshold=0.01).behaviour
     assert found.exponent is found.shape is None
     assert found.stabilisation.step == STEPS[0]
 
@@ -432,7 +432,7 @@ def test_a_band_of_weight_distances_has_exponents_but_no_shape(no_tsne):
     band = np.where(apart <= 10, D, np.nan)
     band[0] = band[:, 0] = D[0]
     band[-1, 0] = band[0, -1] = np.nan
-    found = trajectory(run, band, threshold=0.1)
+    found = analyse_run(run, band, threshold=0.1)
     assert found.weights.exponent.value.value == pytest.approx(plain_exponent(steps, D, 2000), abs=1e-12)
     assert found.alpha.value == pytest.approx(
         plain_exponent(steps, found.behaviour.squared_distance, 2000) / found.weights.exponent.value.value
@@ -450,7 +450,7 @@ def test_a_checkpoint_without_weights_is_passed_over(lost, no_tsne):
     partly = D.copy()
     partly[lost] = partly[:, lost] = np.nan
     partly[lost, lost] = 0.0
-    found = trajectory(run, partly, threshold=0.1)
+    found = analyse_run(run, partly, threshold=0.1)
     rest = D[np.ix_(kept, kept)]
     assert found.weights.exponent.value.value == pytest.approx(plain_exponent(steps[kept], rest, 2000), abs=1e-12)
     assert found.weights.shape.steps.tolist() == [step for step in steps[kept] if step >= 2000]
@@ -466,7 +466,7 @@ def test_unknown_weights_are_none(no_tsne):
     run = run_of(walk())
     unknown = np.full((len(STEPS),) * 2, np.nan)
     for weights in (None, unknown, np.where(np.eye(len(STEPS)), 0.0, unknown)):
-        found = trajectory(run, weights)
+        found = analyse_run(run, weights)
         assert found.weights is found.alpha is found.probability is None
         assert math.isnan(found.checkpoints[1].weights_from_first)
         assert found.checkpoints[0].weights_from_previous is None
@@ -476,7 +476,7 @@ def test_weights_that_come_back_have_no_alpha(no_tsne):
     """Nearer to each start the later, a negative c_w: a ratio would have a negative standard error."""
     lag = np.abs(np.subtract.outer(STEPS, STEPS)).astype(float)
     D = np.where(lag > 0, 1 / np.maximum(lag, 1), 0.0)
-    found = trajectory(run_of(walk()), D)
+    found = analyse_run(run_of(walk()), D)
     assert found.weights.exponent.value.value == pytest.approx(-1)
     assert found.alpha is None
     assert found.probability < 1e-6
@@ -503,7 +503,7 @@ def test_exponents_are_clipped_for_all_checkpoints_or_for_none(heaviest, no_tsne
     run = run_of(L + 100, steps, clip=-140.0)
     clipped, raw = (plain_exponent(steps, plain_kl(rows, BYTES), 1000) for rows in (np.maximum(L, -140), L))
     assert abs(clipped - raw) > 0.1
-    found = trajectory(run)
+    found = analyse_run(run)
     assert found.behaviour.exponent.value.value == pytest.approx(clipped if heaviest < 0.05 else raw, abs=1e-9)
     first = found.checkpoints[3].kl_from_first
     assert (first.uses_clip, first.clipped) == (False, 1.0)
@@ -516,14 +516,14 @@ def test_exponents_are_of_texts_that_all_checkpoints_have(no_tsne):
     L = walk(14) - 100
     L[0, :150] = np.nan
     L[5, 180:] = np.nan
-    found = trajectory(run_of(L + 100, steps))
+    found = analyse_run(run_of(L + 100, steps))
     expected = plain_exponent(steps, plain_kl(L[:, :180], BYTES), 1000)
     assert found.behaviour.exponent.value.value == pytest.approx(expected, abs=1e-9)
     assert found.behaviour.exponent.value.n_texts == 180
     assert found.checkpoints[3].kl_from_first.n_texts == 50
     L[6, :180] = np.nan  # past warm-up, no text is left to all
     L[6, 180:] = -90.0
-    found = trajectory(run_of(L + 100, steps)).behaviour
+    found = analyse_run(run_of(L + 100, steps)).behaviour
     assert found.exponent is found.shape is None
 
 
@@ -535,7 +535,7 @@ def test_intervals_are_over_documents_where_texts_share_them(no_tsne):
     errors = {}
     for label in (None, tuple(map(str, documents))):
         run = run_of(points, document=label, warmup=4000)
-        value = trajectory(run).behaviour.exponent.value
+        value = analyse_run(run).behaviour.exponent.value
         groups = np.arange(N_TEXTS) if label is None else documents
         errors[label] = value.standard_error
         spread = np.std(plain_bootstrap([points], 4000, groups), ddof=1)
@@ -553,7 +553,7 @@ def shape_of(points, **options):
     """In weight space: the points are given, not a sample of the texts."""
     T = len(points)
     run = run_of(walk(T), np.arange(1, T + 1) * 500, warmup=0)
-    return trajectory(run, squared(points), n_parameters=points.shape[1], resamples=2, **options).weights.shape
+    return analyse_run(run, squared(points), n_parameters=points.shape[1], resamples=2, **options).weights.shape
 
 
 def test_principal_components_reproduce_the_distances(no_tsne):
@@ -617,7 +617,7 @@ def spiral(turns=3, T=40, n=1000):
 def test_a_spiral_is_told_from_its_nulls(no_tsne):
     """In both spaces; of behaviour, by the lower end of the interval over texts."""
     run = run_of(spiral(), np.arange(40) * 100, warmup=0)
-    found = trajectory(run, squared(spiral()), n_parameters=1000)
+    found = analyse_run(run, squared(spiral()), n_parameters=1000)
     for motion in (found.behaviour, found.weights):
         assert motion.shape.winding.value == pytest.approx(3, abs=0.1)
         assert motion.shape.spiral
@@ -631,7 +631,7 @@ def test_random_walks_are_no_spirals(no_tsne):
     spirals = 0
     for seed in range(20):
         run = run_of(walk(40, 300, seed), np.arange(40) * 100, warmup=0)
-        found = trajectory(run, squared(walk(40, 1000, 100 + seed)), n_parameters=1000, resamples=20)
+        found = analyse_run(run, squared(walk(40, 1000, 100 + seed)), n_parameters=1000, resamples=20)
         for motion in (found.behaviour, found.weights):
             assert motion.shape.winding.value == pytest.approx(0.65, abs=0.06)
             spirals += motion.shape.spiral
@@ -677,7 +677,7 @@ def test_nulls_agree_with_walks_that_are_simulated(n, no_tsne):
 
 def test_the_walk_beside_behaviour_has_as_many_dimensions_as_texts_give(no_tsne):
     """8 texts, centred: 7 dimensions."""
-    shape = trajectory(run_of(walk(30, 8), np.arange(30), warmup=0)).behaviour.shape
+    shape = analyse_run(run_of(walk(30, 8), np.arange(30), warmup=0)).behaviour.shape
     length = shape.speed[:, None]
     generator = np.random.default_rng(3)
     share = [share[0] for share, _ in simulated(lambda: length * unit(generator.normal(size=(29, 7))))]
@@ -761,7 +761,7 @@ def seeds_of(behave, drift, name="org/toy-1m-seed{}", n=3, **options):
     found = []
     for seed in range(1, n + 1):
         run = run_of(behave(seed=seed), name=name.format(seed), warmup=4000, **options)
-        found.append(trajectory(run, squared(drift(n=300, seed=10 * seed))))
+        found.append(analyse_run(run, squared(drift(n=300, seed=10 * seed))))
     return found
 
 
@@ -834,9 +834,9 @@ def test_only_runs_that_differ_in_their_seed_alone_are_grouped(three_seeds, no_t
     assert [group.runs for group in over_seeds([a, b, a])] == [(a.run.name, b.run.name)]
     (other,) = seeds_of(relaxing, walk, name="org/other-1m-seed9", n=1)
     assert over_seeds([a, other]) == []
-    shorter = trajectory(run_of(relaxing(seed=2), STEPS - 500, name="org/toy-1m-seed2"), squared(walk()))
+    shorter = analyse_run(run_of(relaxing(seed=2), STEPS - 500, name="org/toy-1m-seed2"), squared(walk()))
     assert over_seeds([a, shorter]) == []
-    without = trajectory(b.run)
+    without = analyse_run(b.run)
     assert [group.runs for group in over_seeds([a, without, c])] == [(a.run.name, c.run.name)]
     assert over_seeds(seeds_of(relaxing, walk, name="org/nameless{0}-seed{0}", n=2)) == []
 
@@ -845,7 +845,7 @@ def test_seeds_of_one_name_are_grouped(no_tsne):
     points = np.concatenate([relaxing(seed=seed) for seed in (1, 2)])
     vectors = made([f"org/toy@step{n}" for n in range(len(points))], points - 100)
     vectors.attributes["step"], vectors.attributes["seed"] = [*STEPS, *STEPS], np.repeat([0, 1], len(STEPS))
-    found = [trajectory(run, squared(walk(seed=seed))) for seed, run in enumerate(find_runs(vectors))]
+    found = [analyse_run(run, squared(walk(seed=seed))) for seed, run in enumerate(find_runs(vectors))]
     assert [group.runs for group in over_seeds(found)] == [("org/toy (seed 0)", "org/toy (seed 1)")]
 
 
@@ -868,7 +868,7 @@ def record_of(found, seeds, capsys):
 def test_short_runs_have_what_they_can(T, capsys, tmp_path):
     """One checkpoint of them before the end of warm-up."""
     run = run_of(walk(T), STEPS[:T])
-    found = trajectory(run, squared(walk(T, 50)), threshold=0.5)
+    found = analyse_run(run, squared(walk(T, 50)), threshold=0.5)
     for motion in (found.behaviour, found.weights):
         assert (motion.exponent is not None) == (T >= 12)
         assert (motion.shape is not None) == (T >= 9)
@@ -883,7 +883,7 @@ def test_short_runs_have_what_they_can(T, capsys, tmp_path):
 
 
 def test_a_run_that_stands_still_has_neither_exponent_nor_shape(capsys):
-    found = trajectory(run_of(np.zeros((14, N_TEXTS))), np.zeros((14, 14)), threshold=0.5)
+    found = analyse_run(run_of(np.zeros((14, N_TEXTS))), np.zeros((14, 14)), threshold=0.5)
     assert found.behaviour.exponent is found.behaviour.shape is None
     assert found.behaviour.stabilisation.step == STEPS[0]
     assert found.weights.stabilisation is None
@@ -916,21 +916,21 @@ def test_the_table_says_what_was_found(three_seeds):
 
 def test_each_run_is_shown_with_its_own_lags(no_tsne):
     runs = [run_of(walk(), STEPS * factor, name=f"org/every{factor}") for factor in (1, 3)]
-    rows = [line for line in shown(list(map(trajectory, runs))).splitlines() if "log-likelihood" in line]
+    rows = [line for line in shown(list(map(analyse_run, runs))).splitlines() if "log-likelihood" in line]
     assert "1,000 to 10,000" in next(row for row in rows if "org/every1 " in row)
     assert "3,000 to 30,000" in next(row for row in rows if "org/every3 " in row)
 
 
 def test_a_threshold_that_the_first_checkpoint_meets_does_not_date_the_end(no_tsne):
     run = run_of(walk())
-    assert "1,000 (its first)" in shown([trajectory(run, threshold=10 * run.vectors.kl().value.max())])
+    assert "1,000 (its first)" in shown([analyse_run(run, threshold=10 * run.vectors.kl().value.max())])
 
 
 @pytest.mark.parametrize("heavy", [False, True])
 def test_exponents_from_heavy_tails_are_marked(heavy, no_tsne):
     """Few texts on which the models move much more than on the others."""
     points = walk() * np.where(np.arange(N_TEXTS) % 20 == 0, 20.0 if heavy else 1.0, 1.0)
-    found = trajectory(run_of(points))
+    found = analyse_run(run_of(points))
     exponent, past = found.behaviour.exponent, points[1:]
     kurtosis = np.median([stats.kurtosis(a - b, fisher=False) for n, a in enumerate(past) for b in past[:n]])
     assert exponent.kurtosis == pytest.approx(kurtosis)
@@ -945,7 +945,7 @@ def test_no_best_law_where_none_could_be_judged(no_tsne):
     """Each start has a lag at which the squared distance is below the noise."""
     D = np.abs(np.subtract.outer(STEPS, STEPS)).astype(float)
     D[np.abs(D) == 3000] = 0.0
-    found = trajectory(run_of(walk()), D)
+    found = analyse_run(run_of(walk()), D)
     assert all(math.isnan(error.value) for error in found.weights.exponent.law_errors.values())
     (row,) = [line for line in shown([found]).splitlines() if "weights" in line and "n/a" in line]
     assert row.split() == ["org/toy", "weights", "n/a", "n/a", "n/a"]
@@ -957,7 +957,7 @@ def test_best_laws_are_counted_over_samples_that_judged_them(three_seeds, no_tsn
     assert three_seeds[0].weights.exponent.best_law == {}
     assert sum(three_seeds[0].behaviour.exponent.best_law.values()) == pytest.approx(1)
     floor = replace(run.vectors.kl()[3, 4], value=0.999 * run.vectors.kl().value[3, 4])
-    exponent = trajectory(run, noise_floor=floor, subtract_noise=True).behaviour.exponent
+    exponent = analyse_run(run, noise_floor=floor, subtract_noise=True).behaviour.exponent
     assert sum(exponent.best_law.values()) == pytest.approx(1)
     assert exponent.best_law["power"] < 0.1  # so far below the others is the first lag in those that remain
 
@@ -979,7 +979,7 @@ def test_records_are_json(three_seeds, capsys):
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_tables_hold_a_row_a_checkpoint(three_seeds, ending, tmp_path):
-    found = [three_seeds[0], trajectory(three_seeds[1].run)]
+    found = [three_seeds[0], analyse_run(three_seeds[1].run)]
     save_trajectories(found, tmp_path / f"table.{ending}")
     read = pd.read_csv if ending == "csv" else pd.read_parquet
     table = read(tmp_path / f"table.{ending}")
@@ -1023,7 +1023,7 @@ def test_a_file_of_another_kind_is_refused(three_seeds, tmp_path):
 def test_long_runs_are_shown_in_part(no_tsne):
     """Weights that were not compared are told of."""
     steps = np.arange(60) * 10
-    text = shown([trajectory(run_of(walk(60, 50), steps))])
+    text = shown([analyse_run(run_of(walk(60, 50), steps))])
     assert "40 of 60 checkpoints are shown" in text
     assert "taken as one checkpoint spacing" in text
     assert "Weights were not compared" in text

@@ -1,11 +1,11 @@
 """klscale: how far apart are two language models, and is that a lot?
 
-    texts = klscale.load_texts("texts.jsonl")
-    store = klscale.Store("klscale-store")
-    klscale.score(["EleutherAI/pythia-70m", "EleutherAI/pythia-160m"], texts, store)
-    print(store.vectors(texts).kl()["EleutherAI/pythia-70m", "EleutherAI/pythia-160m"])
+    compared = klscale.compare(["EleutherAI/pythia-70m", "EleutherAI/pythia-160m"], "texts.jsonl", "klscale-store")
+    print(compared)
+    print(klscale.scale(store="klscale-store"))
 
-Names are loaded when they are first used: `import klscale` loads no torch.
+The verbs are those of the command line: `score`, `compare`, `layers`, `trajectory`, `scale`, `validate`, `map`,
+`report`, `demo`. Names are loaded when they are first used: `import klscale` loads no torch.
 """
 
 from __future__ import annotations
@@ -15,28 +15,37 @@ from importlib.metadata import version
 from typing import Any
 
 _EXPORTS = {
-    "errors": ("InputError", "KlscaleError"),
+    "errors": ("InputError", "KlscaleError", "ScoringError"),
     "inputs.references": ("Model", "ModelRef"),
     "inputs.suites": ("read_suite",),
     "inputs.texts": ("TextSet", "build_texts", "load_texts"),
     "progress": ("Progress",),
     "science.estimates": ("Estimate",),
     "science.kl": ("KL", "KLMatrix", "bits_per_byte", "kl", "kl_difference", "kl_matrix"),
+    "show.verbs": ("Demo", "Report", "demo", "report"),
     "store.store": ("Store",),
     "studies.calibration": ("calibrate",),
     "studies.noise": ("noise_study",),
     "studies.precision": ("compare_to_precision",),
     "studies.scales": ("measure", "published"),
     "studies.tails": ("examine_pair", "examine_tails"),
-    "studies.trajectories": ("analyse_runs", "find_runs", "over_seeds", "trajectory"),
+    "studies.trajectories": ("analyse_run", "analyse_runs", "find_runs", "over_seeds"),
     "studies.validity": ("compare_text_sets", "text_sensitivity"),
-    "sweep.sweeps": ("score",),
+    "studies.verbs.compare": ("Comparison", "compare"),
+    "studies.verbs.layers": ("Layers", "layers"),
+    "studies.verbs.map": ("StoreMap",),
+    "studies.verbs.options": ("Options",),
+    "studies.verbs.scale": ("Scale", "scale"),
+    "studies.verbs.score": ("Scored", "score"),
+    "studies.verbs.trajectory": ("Trajectories", "trajectory"),
+    "studies.verbs.validate": ("Validation", "validate"),
     "training.callbacks": ("TrainingWatch", "TrajectoryCallback"),
     "vectors.imports": ("read_log_likelihoods",),
     "vectors.scores": ("Scores",),
     "vectors.vectors": ("Vectors",),
 }
-_HOME = {name: module for module, names in _EXPORTS.items() for name in names}
+_HOME = {name: (module, name) for module, names in _EXPORTS.items() for name in names}
+_HOME["map"] = ("studies.verbs.map", "map_models")  # a builtin of that name is needed inside the package
 
 __all__ = sorted([*_HOME, "__version__"])
 
@@ -46,7 +55,8 @@ def __getattr__(name: str) -> Any:
         return version("klscale")
     if name not in _HOME:
         raise AttributeError(f"module 'klscale' has no attribute {name!r}")
-    return getattr(import_module(f"klscale.{_HOME[name]}"), name)
+    module, attribute = _HOME[name]
+    return getattr(import_module(f"klscale.{module}"), attribute)
 
 
 def __dir__() -> list[str]:

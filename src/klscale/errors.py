@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Iterable
-from typing import Self
+from collections.abc import Iterable, Sequence
+from typing import Any, Self
 
 
 class KlscaleError(Exception):
@@ -46,6 +46,17 @@ class UnavailableError(KlscaleError):
 
 class StorageError(KlscaleError):
     """The store cannot be written: nothing that would be computed now could be kept."""
+
+
+class ScoringError(KlscaleError):
+    """Too few of the models could be scored. `outcomes` tell what became of each of them."""
+
+    def __init__(self, outcomes: Sequence[Any]) -> None:
+        self.outcomes = tuple(outcomes)
+        errors = [outcome.error for outcome in self.outcomes if outcome.error is not None]
+        more = f" ({len(errors) - 1:,} more failed.)" if len(errors) > 1 else ""
+        super().__init__(f"{errors[0].what}{more}", errors[0].why, errors[0].remedy)
+        self.args = (self.outcomes,)  # what a copy is made from
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""The command line. Each command parses, calls one function, and prints: a table for a person, JSON for a machine.
+"""The command line. Each command parses, calls one verb, and prints: a table for a person, JSON for a machine.
 
 Heavy modules are imported inside the commands, so that `klscale --help` answers at once.
 """
@@ -15,8 +15,10 @@ import typer
 from typer.core import TyperGroup
 
 from klscale.cli import pages, scoring, stores, studies, text_sets, validation
-from klscale.errors import KlscaleError
-from klscale.show.tables import err, plain, print_error
+from klscale.cli.options import with_options
+from klscale.cli.status import failure_status
+from klscale.errors import KlscaleError, ScoringError
+from klscale.show.tables import err, plain, print_error, print_failures
 
 
 class _Commands(TyperGroup):
@@ -25,6 +27,9 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except ScoringError as error:
+            print_failures(error.outcomes)
+            raise typer.Exit(failure_status(error.outcomes)) from error
         except KlscaleError as error:
             print_error(error)
             raise typer.Exit(error.exit_status) from error
@@ -81,9 +86,9 @@ TEXTS_COMMANDS: dict[str, Callable[..., None]] = {
     "clip": text_sets.clip,
 }
 for name in COMMANDS:
-    app.command(name)(COMMANDS[name])
+    app.command(name)(with_options(COMMANDS[name]))
 for name in TEXTS_COMMANDS:
-    texts_app.command(name)(TEXTS_COMMANDS[name])
+    texts_app.command(name)(with_options(TEXTS_COMMANDS[name]))
 
 
 def main() -> None:

@@ -1,29 +1,70 @@
-"""Options that several commands share."""
+"""Options that several commands share: a command takes those fields of `Options` that it names, as one object."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Annotated, Any, get_args
 
 import typer
 
-StoreOption = Annotated[
-    str, typer.Option("--store", envvar="KLSCALE_STORE", metavar="DIR", help="Directory or URL of the store.")
-]
-TextsOption = Annotated[
-    str | None,
-    typer.Option("--texts", metavar="NAME|FILE", help="Text set: a name, an id, or a file. Default: the store's own."),
-]
+from klscale.show.tables import progress_bar
+from klscale.studies.verbs.options import HELP, STORE, Options
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. Default: the fastest there is.")]
-BatchOption = Annotated[
-    int | None, typer.Option(min=1, metavar="TOKENS", help="Tokens in a batch, padding included. Default: found.")
-]
-KeepOption = Annotated[
-    bool,
-    typer.Option(
-        "--keep-downloads",
-        help="Keep what is fetched from the hub. Default: dropped once scored; what the cache held before stays.",
+
+FIELDS: dict[str, tuple[Any, Any]] = {
+    "store": (
+        Annotated[str, typer.Option("--store", envvar="KLSCALE_STORE", metavar="DIR", help=HELP["store"])],
+        STORE,
     ),
-]
-LongOption = Annotated[str, typer.Option(metavar="error|skip|window", help="Texts beyond a model's window.")]
-STORE = "./klscale-store"
+    "texts": (Annotated[str | None, typer.Option("--texts", metavar="NAME|FILE", help=HELP["texts"])], None),
+    "device": (Annotated[str | None, typer.Option(help=HELP["device"])], None),
+    "batch_tokens": (Annotated[int | None, typer.Option(min=1, metavar="TOKENS", help=HELP["batch_tokens"])], None),
+    "long_texts": (Annotated[str, typer.Option(metavar="error|skip|window", help=HELP["long_texts"])], "error"),
+    "rescore": (Annotated[bool, typer.Option("--rescore", help=HELP["rescore"])], False),
+    "keep_downloads": (Annotated[bool, typer.Option("--keep-downloads", help=HELP["keep_downloads"])], False),
+}
+"""Each field of `Options` as a parameter of a command, and its default there."""
+
+_SCORING = ("store", "texts", "device", "batch_tokens", "long_texts")
+StoreOptions = Annotated[Options, ("store",)]
+TextsOptions = Annotated[Options, ("store", "texts")]
+ScoringOptions = Annotated[Options, _SCORING]
+RunOptions = Annotated[Options, (*_SCORING, "keep_downloads")]
+SweepOptions = Annotated[Options, (*_SCORING, "rescore", "keep_downloads")]
+TwoTextsOptions = Annotated[Options, tuple(name for name in _SCORING if name != "texts")]
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """A command as typer reads it: with a parameter for each field that its `options` names, in place of that."""
+    parameters: list[inspect.Parameter] = []
+    names: tuple[str, ...] = ()
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        if parameter.name == "options":
+            names = get_args(parameter.annotation)[1]
+            parameters += [
+                inspect.Parameter(name, parameter.KEYWORD_ONLY, annotation=FIELDS[name][0], default=FIELDS[name][1])
+                for name in names
+            ]
+        else:
+            parameters.append(parameter.replace(kind=parameter.KEYWORD_ONLY))
+
+    def run(**given: Any) -> None:
+        if names:
+            given["options"] = Options(**{name: given.pop(name) for name in names})
+        command(**given)
+
+    run.__doc__ = command.__doc__
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    vars(run)["__signature__"] = inspect.Signature(parameters)
+    return run
+
+
+@contextmanager
+def at_work(options: Options) -> Iterator[Options]:
+    """The options with a bar that shows how work goes, while it does."""
+    with progress_bar() as progress:
+        yield replace(options, progress=progress)

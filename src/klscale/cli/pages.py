@@ -3,144 +3,109 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from klscale.cli.options import (
-    STORE,
-    BatchOption,
-    DeviceOption,
-    JsonOption,
-    LongOption,
-    StoreOption,
-    TextsOption,
-)
-from klscale.cli.steps import failure_status, score_missing, stored_texts, stored_vectors
-from klscale.errors import InputError
+from klscale.cli.options import JsonOption, ScoringOptions, TextsOptions, at_work
+from klscale.cli.status import failure_status
 from klscale.show.tables import (
     DATA,
+    PAGES,
     PICTURES,
     err,
     out,
     plain,
+    print_failures,
     print_json,
     print_report,
-    progress_bar,
     require_ending,
     save_as,
 )
-
-if TYPE_CHECKING:
-    pass
-
-PAGES = (".html", ".htm")
 
 
 def map_command(
     file: Annotated[
         Path | None,
         typer.Option(
-            "--out", metavar="FILE", help="Keep it: .html (interactive), .png, .svg, .pdf, or .csv and .parquet."
+            "--out",
+            metavar="FILE",
+            help="Write a page (.html), picture (.png, .svg, .pdf) or table (.csv, .parquet).",
         ),
     ] = None,
     add: Annotated[
         list[str] | None,
-        typer.Option(metavar="REF", help="Place a model on the kept map and move no other. Again for more."),
+        typer.Option(metavar="REF", help="Place this model on the kept map; no other moves. Repeat for more."),
     ] = None,
-    anew: Annotated[bool, typer.Option("--anew", help="Make the map of all models anew, whatever is kept.")] = False,
-    method: Annotated[Literal["tsne", "pca"], typer.Option(help="Of a .png, .svg or .pdf.")] = "tsne",
-    colour_by: Annotated[
-        str, typer.Option("--colour", metavar="ATTRIBUTE", help="Of a .png, .svg or .pdf.")
-    ] = "family",
-    store: StoreOption = STORE,
-    texts: TextsOption = None,
-    device: DeviceOption = None,
-    batch_tokens: BatchOption = None,
-    long_texts: LongOption = "error",
+    anew: Annotated[bool, typer.Option("--anew", help="Make a new map of all models, even if one is kept.")] = False,
+    method: Annotated[Literal["tsne", "pca"], typer.Option(help="What a picture shows.")] = "tsne",
+    colour_by: Annotated[str, typer.Option("--colour", metavar="ATTRIBUTE", help="What colours a picture.")] = "family",
+    *,
+    options: ScoringOptions,
     as_json: JsonOption = False,
 ) -> None:
-    """All models as points: principal components and t-SNE, and who is near whom. The store keeps the map."""
-    from klscale.inputs.references import ModelRef
+    """All models as points: principal components, t-SNE, and the nearest models. The store keeps the map."""
     from klscale.show import reports
     from klscale.show.map_tables import map_columns, map_record, print_map
     from klscale.show.pictures import model_map
-    from klscale.store.store import Store
-    from klscale.studies import maps
+    from klscale.studies.verbs.map import map_models
 
     if file is not None:
         require_ending(file, (*PAGES, *PICTURES, *DATA))
-    if add and anew:
-        raise InputError(
-            "--add and --anew exclude each other.", "One keeps every model where it is, the other does not."
-        )
-    place, outcomes, added = Store(store), list[Any](), list[str]()
-    if add:
-        refs = list(dict.fromkeys(map(ModelRef.parse, add)))
-        _, outcomes = score_missing(refs, place, texts, device=device, batch_tokens=batch_tokens, long_texts=long_texts)
-        added = [str(outcome.ref) for outcome in outcomes if outcome.entry is not None]
-        if not added:
-            raise typer.Exit(failure_status(outcomes))
-    vectors = stored_vectors(place, texts)
-    with progress_bar() as progress:
-        if added:
-            found = maps.extend_map(place, vectors, added, progress=progress)
-        else:
-            found = maps.kept_map(place, vectors, anew=anew, progress=progress)
+    with at_work(options) as how:
+        found = map_models(add=add or (), anew=anew, options=how)
+    print_failures(found.outcomes)
     if as_json:
-        print_json(map_record(found, vectors))
+        print_json(map_record(found.map, found.vectors))
     elif file is None:
-        print_map(found, vectors)
+        print_map(found.map, found.vectors)
     if file is not None:
         if file.suffix in PAGES:
-            reports.write(reports.gather(reports.of_map(place, vectors, found), reports.MAP), file)
+            reports.write(reports.gather(reports.of_map(found.store, found.vectors, found.map), reports.MAP), file)
         else:
             save_as(
                 file,
-                lambda: map_columns(found, vectors),
-                lambda: model_map(found, vectors, colour_by=colour_by, method=method),
+                lambda: map_columns(found.map, found.vectors),
+                lambda: model_map(found.map, found.vectors, colour_by=colour_by, method=method),
             )
         err.print(f"Wrote {plain(file)}.")
-    raise typer.Exit(failure_status(outcomes))
+    raise typer.Exit(failure_status(found.outcomes))
 
 
 def report(
     file: Annotated[Path, typer.Option("--out", metavar="FILE.html", help="Where to write it.")] = Path("report.html"),
-    store: StoreOption = STORE,
-    texts: TextsOption = None,
+    *,
+    options: TextsOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Everything that the store holds as one page: a single file that opens without a network and can be sent."""
-    from klscale.show import reports
-    from klscale.store.store import Store
+    from klscale.show.verbs import report
 
     require_ending(file, PAGES)
-    place = Store(store)
-    with progress_bar() as progress:
-        contents = reports.read(place, stored_texts(place, texts), progress=progress)
-        data = reports.gather(contents)
-        size = reports.write(data, file)
+    with at_work(options) as how:
+        found = report(file, options=how)
     if as_json:
-        print_json({"file": str(file), "bytes": size, "sections": data["sections"], "summary": data["summary"]})
+        shown = {"sections": found.data["sections"], "summary": found.data["summary"]}
+        print_json({"file": str(found.file), "bytes": found.size, **shown})
     else:
-        print_report(data, file, size)
+        print_report(found.data, found.file, found.size)
 
 
 def serve(
     host: Annotated[str, typer.Option(metavar="HOST", help="Interface to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8765,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes any that is free.")] = 8765,
     expose: Annotated[bool, typer.Option("--expose", help="Allow a host that other machines can reach.")] = False,
-    store: StoreOption = STORE,
-    texts: TextsOption = None,
+    *,
+    options: TextsOptions,
 ) -> None:
     """The same page on this machine, current at each load. Ctrl-C ends it."""
     from klscale.show import server
-    from klscale.store.store import Store
+    from klscale.studies.verbs.score import stored_vectors
 
-    place = Store(store)
-    texts = stored_vectors(place, texts).texts.id  # two models, or nothing is to be shown
-    with progress_bar() as progress:
-        application = server.application(place, texts, host=host, progress=progress)
+    with at_work(options) as how:
+        place = how.opened()
+        texts = stored_vectors(place, how).texts.id  # two models, or there is nothing to show
+        application = server.application(place, texts, host=host, progress=how.progress)
         listening = server.listen(host, port, expose=expose)
         name, at, *_ = listening.getsockname()
         out.print(

@@ -7,19 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from klscale.cli.options import (
-    STORE,
-    JsonOption,
-    StoreOption,
-    TextsOption,
-)
+from klscale.cli.options import JsonOption, StoreOptions, TextsOptions, at_work
 from klscale.errors import InputError, nearest
 from klscale.show.tables import (
     describe_texts,
     out,
     plain,
     print_json,
-    progress_bar,
     table,
 )
 
@@ -30,39 +24,40 @@ if TYPE_CHECKING:
 def import_command(
     file: Annotated[str, typer.Argument(metavar="FILE", help="CSV, Parquet, or one of the published pickles.")],
     name: Annotated[str | None, typer.Option(help="Name of the text set. Default: the file's.")] = None,
-    id_column: Annotated[str | None, typer.Option("--id", metavar="COL", help="Column that names the rows.")] = None,
+    id_column: Annotated[str | None, typer.Option("--id", metavar="COL", help="Column of row names.")] = None,
     attributes: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="CSV: 'model', and 'type', 'family', 'seed', ... where names do not tell."),
     ] = None,
-    unit: Annotated[str, typer.Option(metavar="nats|bits", help="What the values are in.")] = "nats",
+    unit: Annotated[str, typer.Option(metavar="nats|bits", help="Unit of the values.")] = "nats",
     per: Annotated[
-        str, typer.Option(metavar="text|byte|token", help="What the values are of; tokens are counted in n_tokens.")
+        str,
+        typer.Option(metavar="text|byte|token", help="What one value stands for; n_tokens counts tokens."),
     ] = "text",
     negate: Annotated[bool, typer.Option("--negate", help="The values are losses: negative log-likelihoods.")] = False,
     decimal: Annotated[
         str | None, typer.Option(metavar=".|,", help="Mark before decimals in a CSV file. Default: found.")
     ] = None,
     duplicates: Annotated[
-        str | None, typer.Option(metavar="first|number", help="Of columns of one name: keep the first, or number them.")
+        str | None,
+        typer.Option(metavar="first|number", help="Columns of one name: keep the first, or number them."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Take values that give implausible bits per byte.")] = False,
-    store: StoreOption = STORE,
-    texts: TextsOption = None,
+    *,
+    options: TextsOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Take in log-likelihoods from elsewhere: one row a text and one column a model, or one row a model and text."""
-    from klscale.store.store import Store
     from klscale.vectors.imports import read_log_likelihoods
 
-    place = Store(store)
-    with progress_bar() as progress:
-        known = place.resolve_texts(texts, progress=progress) if texts is not None else None
+    place = options.opened()
+    with at_work(options) as how:
+        known = None if how.texts is None else how.chosen(place)
         vectors = read_log_likelihoods(
             file, name=name, id_column=id_column, texts=known, attributes=attributes, unit=unit, per=per, negate=negate,
-            decimal=decimal, duplicates=duplicates, force=force, progress=progress,
+            decimal=decimal, duplicates=duplicates, force=force, progress=how.progress,
         )  # fmt: skip
-        entries = place.import_vectors(vectors, source=file, progress=progress)
+        entries = place.import_vectors(vectors, source=file, progress=how.progress)
     if as_json:
         print_json({"text_set": vectors.texts.id, "texts": vectors.texts.name, "models": [str(e.ref) for e in entries]})
         return
@@ -74,14 +69,12 @@ def import_command(
 # -------------------------------------------------------------------------------------------------- ls, rm and check
 
 
-def ls(store: StoreOption = STORE, texts: TextsOption = None, as_json: JsonOption = False) -> None:
+def ls(*, options: TextsOptions, as_json: JsonOption = False) -> None:
     """What the store holds."""
-    from klscale.store.store import Store
-
-    place = Store(store)
+    place, texts = options.opened(), options.texts
     heads = [head for head in place.text_sets() if texts in (None, head["id"], head["name"])]
     if texts is not None and not heads:
-        raise InputError(f"{store} holds no text set {texts!r}.", remedy="klscale ls")
+        raise InputError(f"{place.location} holds no text set {texts!r}.", remedy="klscale ls")
     listed = [(head, place.entries(head["id"])) for head in heads]
     if as_json:
         print_json([{**head, "models": [dict(entry.metadata) for entry in entries]} for head, entries in listed])
@@ -99,21 +92,21 @@ def ls(store: StoreOption = STORE, texts: TextsOption = None, as_json: JsonOptio
 
 def rm(
     models: Annotated[list[str], typer.Argument(metavar="REF...", help="References or keys, as `ls` shows them.")],
-    store: StoreOption = STORE,
-    texts: TextsOption = None,
+    *,
+    options: TextsOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Take models out of the store."""
-    from klscale.store.store import Store
-
-    place = Store(store)
+    place, texts = options.opened(), options.texts
     heads = [head for head in place.text_sets() if texts in (None, head["id"], head["name"])]
     entries = [entry for head in heads for entry in place.entries(head["id"])]
     found: list[Entry] = []
     for model in models:
         named = [entry for entry in entries if model in (str(entry.ref), entry.key, entry.metadata["ref"])]
         if not named:
-            raise InputError(f"{store} holds no {model!r}.", nearest(model, {str(entry.ref) for entry in entries}))
+            raise InputError(
+                f"{place.location} holds no {model!r}.", nearest(model, {str(entry.ref) for entry in entries})
+            )
         if len({entry.text_set for entry in named}) > 1:
             raise InputError(f"{model!r} is there on several text sets.", remedy="Choose one with --texts.")
         found += named
@@ -128,14 +121,13 @@ def rm(
 
 
 def check(
-    store: StoreOption = STORE,
     seal: Annotated[bool, typer.Option("--seal", help="First seal the files that klscale 0.1.0 wrote.")] = False,
+    *,
+    options: StoreOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Is every file of the store whole, and what its name and its seal say?"""
-    from klscale.store.store import Store
-
-    place = Store(store)
+    place = options.opened()
     sealed = list(place.seal()) if seal else []
     found = list(place.check())
     bad = [(path, problem) for path, problem in found if problem]

@@ -8,28 +8,22 @@ from typing import Annotated
 
 import typer
 
-from klscale.cli.options import (
-    STORE,
-    JsonOption,
-    StoreOption,
-)
+from klscale.cli.options import JsonOption, StoreOptions, at_work
 from klscale.errors import InputError
 from klscale.show.tables import (
     describe_texts,
     out,
     plain,
     print_json,
-    progress_bar,
     table,
 )
 
 
-def list_command(store: StoreOption = STORE, as_json: JsonOption = False) -> None:
+def list_command(*, options: StoreOptions, as_json: JsonOption = False) -> None:
     """The named text sets, and those in the store."""
     from klscale.inputs.texts import NAMED
-    from klscale.store.store import Store
 
-    heads = Store(store).text_sets()
+    heads = options.opened().text_sets()
     if as_json:
         print_json({"named": NAMED, "store": heads})
         return
@@ -45,7 +39,8 @@ def list_command(store: StoreOption = STORE, as_json: JsonOption = False) -> Non
 
 def info(
     texts: Annotated[str | None, typer.Argument(metavar="NAME|FILE", help="Default: the store's own set.")] = None,
-    store: StoreOption = STORE,
+    *,
+    options: StoreOptions,
     as_json: JsonOption = False,
 ) -> None:
     """What a text set holds: size, lengths, domains, documents, clip; how many texts a wanted error needs."""
@@ -54,12 +49,11 @@ def info(
     import numpy as np
 
     from klscale.show.validity_tables import print_texts_needed
-    from klscale.store.store import Store
     from klscale.studies.validity import texts_needed
 
-    place = Store(store)
-    with progress_bar() as progress:
-        found = place.resolve_texts(texts, progress=progress)
+    place = options.opened()
+    with at_work(options) as how:
+        found = how.at(texts, None).chosen(place)
     scored, _ = place.vectors(found).of_one_convention()
     needed = texts_needed(scored) if len(scored) > 1 else ()
     low, middle, high = (int(q) for q in np.quantile(found.bytes, [0.0, 0.5, 1.0]))
@@ -95,11 +89,11 @@ def build(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Documents: text files, or .jsonl.")],
     file: Annotated[Path, typer.Option("--out", metavar="FILE.jsonl", help="Where to write the set.")],
     n_texts: Annotated[
-        int | None, typer.Option("--sample", min=2, metavar="N", help="How many. Default: all chunks.")
+        int | None, typer.Option("--sample", min=2, metavar="N", help="Number of chunks. Default: all.")
     ] = None,
     max_bytes: Annotated[int, typer.Option(min=4, help="Longest chunk in UTF-8 bytes.")] = 1024,
     min_bytes: Annotated[int, typer.Option(min=0, help="Chunks must be longer than this.")] = 256,
-    seed: Annotated[int, typer.Option(help="Of the sample.")] = 42,
+    seed: Annotated[int, typer.Option(help="Seed of the sample.")] = 42,
     as_json: JsonOption = False,
 ) -> None:
     """Cut documents into chunks, as the published set was, and sample a text set from them."""
@@ -121,23 +115,23 @@ def build(
 def clip(
     texts: Annotated[str | None, typer.Argument(metavar="NAME|ID", help="Default: the store's own set.")] = None,
     value: Annotated[float | None, typer.Option(metavar="NATS", help="This value instead of the quantile.")] = None,
-    quantile: Annotated[float, typer.Option(min=0, max=0.5, help="Of all values in the store, pooled.")] = 0.02,
-    store: StoreOption = STORE,
+    quantile: Annotated[float, typer.Option(min=0, max=0.5, help="Quantile of all values, pooled.")] = 0.02,
+    *,
+    options: StoreOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Freeze a lower limit for log-likelihoods, by default the pooled 2 % quantile of what the store holds now."""
-    from klscale.store.store import Store
     from klscale.studies.tails import pooled_clip
 
-    place = Store(store)
+    place = options.opened()
     if texts is None and place.is_empty:
-        raise InputError(f"{store} is empty.", "A clip comes from scored models.", "klscale score REF...")
-    found = place.resolve_texts(texts)
+        raise InputError(f"{place.location} is empty.", "A clip comes from scored models.", "klscale score REF...")
+    found = options.at(texts, None).chosen(place)
     if value is None:
         vectors = place.vectors(found)
         if not len(vectors):
             raise InputError(
-                f"{store} holds no model on {found.name}.",
+                f"{place.location} holds no model on {found.name}.",
                 "A clip comes from scored models.",
                 "Give --value NATS, or score some first.",
             )

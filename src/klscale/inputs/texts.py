@@ -74,10 +74,12 @@ class TextSet:
 
     @property
     def external(self) -> bool:
+        """Whether the texts themselves are not known, and so nothing can be scored on them."""
         return self.texts is None
 
     @property
     def mean_bytes(self) -> float:
+        """B, the mean length of a text in UTF-8 bytes."""
         return float(self.bytes.mean())
 
     @cached_property
@@ -129,12 +131,15 @@ def content_id(parts: Iterable[bytes]) -> str:
 
 
 def load_texts(source: str | os.PathLike[str] | TextSet, *, progress: Progress = SILENT) -> TextSet:
-    """A text set by name (`pile-10k`, `pocket`) or from a file or fsspec URL.
+    """N texts in a fixed order, by name (`pile-10k`, `pocket`) or from a file or fsspec URL.
 
     `.jsonl` (also `.gz`, `.zst`): one JSON object a line with a `text` field, and `domain`, `document` if known.
     `.parquet`: the same as columns (`hf://datasets/...` reads one of the Hugging Face hub). `.txt`: one text a line.
 
     Raises InputError for a file that cannot be used, naming the line, and KlscaleError when a download fails.
+
+        texts = klscale.load_texts("my-texts.jsonl")
+        print(len(texts), texts.mean_bytes)
     """
     if isinstance(source, TextSet):
         return source
@@ -269,7 +274,14 @@ def build_texts(
     min_bytes: int = 256,
     seed: int = 42,
 ) -> TextSet:
-    """A text set of `n_texts` chunks (None: all) sampled from documents given as (document, text, domain or None)."""
+    """A text set of `n_texts` chunks (None: all) of documents, drawn at random with `seed`.
+
+    `documents`: tuples of a document's name, its text, and its domain or None. Each is cut into chunks of more than
+    `min_bytes` and at most `max_bytes` UTF-8 bytes. Texts of one document keep its name, and standard errors are
+    clustered by it. Raises InputError where there are fewer chunks than `n_texts`, or none.
+
+        texts = klscale.build_texts("books", [("one", open("one.txt").read(), None)], n_texts=500)
+    """
     chunks = [
         (piece, document, domain) for document, text, domain in documents for piece in chunk(text, max_bytes, min_bytes)
     ]

@@ -174,7 +174,12 @@ class KLMatrix(PairQuantities[Floats, Integers, Integers, NDArray[np.bool_]]):
 
 
 def kl(a: Floats, b: Floats, text_bytes: Integers, *, clip: float | None = None, documents: Documents = None) -> KL:
-    """KL between two models from their log-likelihoods `a`, `b` (N,) of the same texts; see `kl_matrix`."""
+    """KL between two models in bits per byte, with its standard error, from their log-likelihoods `a`, `b` (N,; nats)
+    of the same texts. The other arguments are those of `kl_matrix`.
+
+        kl = klscale.kl(a, b, text_bytes)
+        print(kl, kl.interval, kl.in_range)
+    """
     return kl_matrix(np.stack([a, b]), text_bytes, clip=clip, documents=documents)[0, 1]
 
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from klscale.show.tables import out
 
 if TYPE_CHECKING:
-    from klscale.studies.precision import Comparison
+    from klscale.studies.precision import SequentialComparison
 
 
-def precision_record(found: Comparison, a: str, b: str) -> dict[str, Any]:
+def precision_record(found: SequentialComparison, a: str, b: str) -> dict[str, Any]:
     """What a pair's record says more where a precision was asked for, its interval instead of the usual one."""
     from klscale.studies.precision import relative_error
 
@@ -28,7 +28,7 @@ def precision_record(found: Comparison, a: str, b: str) -> dict[str, Any]:
     }
 
 
-def print_precision(found: Comparison) -> None:
+def print_precision(found: SequentialComparison) -> None:
     """How many texts were used, whether that was enough, and what the intervals are."""
     counts = sorted({kl.n_texts for kl in found.pairs.values()})
     used = " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))

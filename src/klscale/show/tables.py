@@ -34,7 +34,7 @@ FEW = 3
 """Errors of one kind that are printed in full."""
 MANY = 8
 """Models beyond which not all pairs of shifts are listed."""
-DATA, PICTURES = (".csv", ".parquet"), (".png", ".svg", ".pdf")
+DATA, PICTURES, PAGES = (".csv", ".parquet"), (".png", ".svg", ".pdf"), (".html", ".htm")
 """Endings of files that a result is kept in."""
 PROSE = 100
 """Columns that sentences fill at most."""

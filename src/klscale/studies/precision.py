@@ -56,7 +56,7 @@ class Look:
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
+class SequentialComparison:
     """KL of each pair of models to a wanted precision. `vectors` are those of the models that could be scored; `pairs`
     holds each KL, and `anytime` the pairs whose interval is that of a confidence sequence since not all texts were
     scored; of all texts it is the usual one. `outcomes` tell what became of each model."""
@@ -103,7 +103,7 @@ def compare_to_precision(
     reference: ModelRef | None = None,
     progress: Progress = SILENT,
     **how: Any,
-) -> Comparison:
+) -> SequentialComparison:
     """Score models on as many texts as the KL of every pair needs for a standard error of at most `precision` times its
     value, or on all; with a `reference`, one of the models, only of the pairs that it is in.
 
@@ -139,7 +139,7 @@ def compare_to_precision(
     some = frozenset(pair for pair in pairs if n_scored[pair] < N)
     planned = (TYPICAL_KURTOSIS - 1) / precision**2
     shown = {pair: with_anytime_interval(kl, planned) if pair in some else kl for pair, kl in pairs.items()}
-    return Comparison(vectors, shown, some, precision, tuple(looks), tuple(outcomes.values()))
+    return SequentialComparison(vectors, shown, some, precision, tuple(looks), tuple(outcomes.values()))
 
 
 def _pairs(names: Sequence[str], reference: ModelRef | None) -> list[tuple[str, str]]:

@@ -318,7 +318,8 @@ class PairTails:
 
 
 def examine_pair(vectors: Vectors, a: str, b: str) -> PairTails:
-    """Whether the clip, a few texts, or their length make the KL of two models, and which texts carry it.
+    """The KL of two models in bits per byte by several estimators, with standard errors: with and without the clip, the
+    largest texts, and their length; and which texts carry it.
 
     Raises InputError for a model that is not there, or where the two have fewer than two texts in common.
     """
@@ -512,8 +513,8 @@ class Tails:
 
 
 def examine_tails(vectors: Vectors, *, resamples: int = RESAMPLES, seed: int = 0) -> Tails:
-    """Every conclusion with and without the clip and the tails: the order of pairs, the scale, the runs; which texts
-    carry the KL of all models, and what their length explains.
+    """The order of pairs, the scale and the runs, with and without the clip and the tails; which texts carry the KL of
+    all models, and what their length explains. KL is in bits per byte, with standard errors.
 
     All pairs of models, or 5,000 of them, drawn at random. Raises InputError where fewer than two models have texts in
     common, or where vectors were made by different conventions.

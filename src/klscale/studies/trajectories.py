@@ -79,8 +79,8 @@ class Run:
 def find_runs(vectors: Vectors, *, warmup: int | None = None) -> list[Run]:
     """The training runs among these models: checkpoints that differ in their step alone; two or more make a run.
 
-    Of two checkpoints of one step one is kept where they are equal, else none. Layers and quantized models are no
-    checkpoints. `warmup` instead of what is known.
+    Two checkpoints of one step count once where they are equal; else neither counts. Layers and quantized models are
+    no checkpoints. `warmup`: the step where warm-up ends, instead of what is known of the run.
     """
     groups: dict[tuple[Any, ...], list[int]] = {}
     for place, (ref, row) in enumerate(zip(vectors.models, vectors.attributes.to_dict("records"), strict=True)):
@@ -319,7 +319,7 @@ class Seeds:
 # ------------------------------------------------------------------------------------------------------ the analysis
 
 
-def trajectory(
+def analyse_run(
     run: Run,
     weights: Floats | None = None,
     *,
@@ -329,8 +329,13 @@ def trajectory(
     subtract_noise: bool = False,
     resamples: int = RESAMPLES,
 ) -> Trajectory:
-    """Everything that a run's vectors, and the squared distances between its `weights` (T, T; NaN where they were not
-    compared), say of its motion. `threshold` in bits per byte is that of stabilisation.
+    """How one run moves, from its vectors: KL in bits per byte along training, exponents with standard errors, the step
+    of stabilisation, the shape of the path. `klscale.trajectory` does this for the runs of a store.
+
+    `weights` (T, T): squared distances between the checkpoints' parameters, NaN where they were not compared;
+    `n_parameters` is their number. `threshold`: the run has settled within so many bits per byte of its last
+    checkpoint. `noise_floor`: KL between two readings of the last checkpoint, which `subtract_noise` takes off.
+    `resamples` of the texts give the standard errors.
 
     Exponents and shapes are of the checkpoints past warm-up, on the texts that all of these have and with the clip for
     all or none (`Vectors.on_common_texts`). Raises InputError where the vectors were made by different conventions.
@@ -364,10 +369,10 @@ def analyse_runs(
     from_store_only: bool = False,
     progress: Progress = SILENT,
 ) -> list[Trajectory]:
-    """The trajectory of each run among these entries of a store (default: all on these texts).
+    """How each run among these entries of a store moves (default: all entries on these texts).
 
     Where the checkpoints' files are here, weights are compared and the noise floor is measured, unless the store has
-    them or `from_store_only` forbids it; what cannot be compared is told to `progress`. The rest is as in `trajectory`.
+    them or `from_store_only` forbids it; `progress` tells what cannot be compared. The rest is as in `analyse_run`.
     """
     entry_of = {str(entry.ref): entry for entry in (store.entries(texts.id) if entries is None else entries)}
     found = []
@@ -384,7 +389,7 @@ def analyse_runs(
         weights, n_parameters = store.weight_distances(identities)
         progress.begin(f"analysing {run.name}")
         found.append(
-            trajectory(
+            analyse_run(
                 run, weights, n_parameters=n_parameters, threshold=threshold, noise_floor=floor,
                 subtract_noise=subtract_noise,
             )
@@ -604,8 +609,9 @@ def _null(moves: Floats) -> Null:
 
 
 def over_seeds(trajectories: Iterable[Trajectory]) -> list[Seeds]:
-    """What runs that differ in their seed alone say together; of those groups that have both exponents. Runs of unknown
-    family and of two names are never taken for seeds of one another; of two runs of one seed the first counts."""
+    """The mean exponents of runs that differ in their seed alone, with standard errors over seeds; for each group of
+    such runs that have both exponents. Runs of unknown family and of two names are never taken for seeds of one
+    another; of two runs of one seed the first counts."""
     groups: dict[tuple[Any, ...], dict[Any, Trajectory]] = {}
     for found in trajectories:
         if found.alpha is not None and (seed := found.run.attribute("seed")) is not None:

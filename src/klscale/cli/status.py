@@ -1,0 +1,20 @@
+"""What a command exits with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from klscale.errors import KlscaleError
+
+if TYPE_CHECKING:
+    from klscale.sweep.sweeps import Outcome
+
+
+def failure_status(outcomes: Sequence[Outcome], problems: Sequence[KlscaleError] = ()) -> int:
+    """0; 2 where nothing but bad arguments came; 1 where some models failed, or entries of a suite."""
+    errors = [*problems, *(outcome.error for outcome in outcomes if outcome.error)]
+    of_all = len(errors) == len(problems) + len(outcomes)
+    if errors and of_all and all(error.exit_status == 2 for error in errors):
+        return 2
+    return 1 if errors else 0

@@ -1,0 +1,97 @@
+"""KL between some models, which of them is better, and what a KL amounts to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from klscale.errors import InputError, ScoringError
+from klscale.inputs.references import ModelRef
+from klscale.inputs.texts import TextSet
+from klscale.science.kl import KL
+from klscale.store.store import Store
+from klscale.studies import scales
+from klscale.studies.precision import SequentialComparison, compare_to_precision
+from klscale.studies.scales import Setting
+from klscale.studies.verbs.options import Options
+from klscale.studies.verbs.scale import scale_beside
+from klscale.studies.verbs.score import distinct, failures, scored_vectors
+from klscale.sweep.sweeps import Outcome
+from klscale.vectors.vectors import Vectors
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """KL in bits per byte of each pair of models, by their names; `vectors` are those of the models that could be
+    scored, for bits per byte of each, paired differences, and all else.
+
+    `measured` is the scale of the store on these texts, which a KL is held against. `outcomes` tell what became of each
+    model. `sequential` is there where a precision was asked for: intervals then are those that allow for stopping.
+    """
+
+    vectors: Vectors
+    pairs: Mapping[tuple[str, str], KL]
+    measured: tuple[Setting, ...]
+    outcomes: tuple[Outcome, ...]
+    sequential: SequentialComparison | None = None
+
+    def placed(self, a: str, b: str) -> str | None:
+        """What the KL of a pair amounts to, in words; None where no scale is known for these texts."""
+        return scales.place(self.pairs[a, b].value, self.vectors.texts, self.measured, pair=(a, b))
+
+    def __str__(self) -> str:
+        lines = [f"{name}: {self.vectors.bits_per_byte(name)}" for name in self.vectors.names]
+        for (a, b), kl in self.pairs.items():
+            placed = self.placed(a, b)
+            lines.append(f"{a} and {b}: KL {kl}" + (f", {placed}" if placed else ""))
+        return "\n".join([*lines, *failures(self.outcomes)])
+
+
+def compare(
+    models: Sequence[str | ModelRef],
+    texts: TextSet | str | None = None,
+    store: Store | str | os.PathLike[str] | None = None,
+    *,
+    reference: str | ModelRef | None = None,
+    precision: float | None = None,
+    options: Options = Options(),
+) -> Comparison:
+    """KL in bits per byte between models with standard errors, and bits per byte of each with paired differences. What
+    the store lacks is scored.
+
+    All pairs; with a `reference`, those of each model with it. `precision`: score only as many random texts as give
+    each KL a standard error of this part of its value (0.1: 10 %).
+
+    A model that fails has its error in `outcomes`. Raises ScoringError where fewer than two could be scored, or the
+    reference could not; InputError for fewer than two models, a precision that is not from 1e-6 to below 1, and texts
+    or options that cannot be used.
+
+        compared = klscale.compare(["gpt2", "gpt2+int8", "gpt2+nf4"], reference="gpt2")
+        print(compared.pairs["gpt2", "gpt2+nf4"])  # value ± standard error, bits/byte
+        print(compared.vectors.bits_per_byte("gpt2+nf4", "gpt2"))  # by how much it is worse
+    """
+    refs = distinct([*((reference,) if reference is not None else ()), *models])
+    if len(refs) < 2:
+        raise InputError("Two different models are needed.", remedy="klscale compare REF REF...")
+    options = options.at(texts, store)
+    place, found = options.opened(), None
+    if precision is None:
+        vectors, outcomes = scored_vectors(refs, options)
+    else:
+        if options.rescore:
+            raise InputError("rescore and precision exclude each other.", remedy="Score the models anew first.")
+        how = options.scoring("device", "batch_tokens", "long_texts", "keep_downloads", "progress")
+        only = None if reference is None else refs[0]
+        found = compare_to_precision(refs, options.chosen(place), place, precision, reference=only, **how)
+        vectors, outcomes = found.vectors, found.outcomes
+    if len(vectors) < 2 or (reference is not None and outcomes[0].entry is None):
+        raise ScoringError(outcomes)
+    if found is not None:
+        pairs = found.pairs
+    elif reference is not None:
+        first, *others = vectors.names
+        pairs = {(first, name): vectors.kl()[first, name] for name in others}
+    else:
+        pairs = {(a, b): kl for a, b, kl in vectors.kl().pairs()}
+    return Comparison(vectors, pairs, scale_beside(place, vectors.texts, options.progress), tuple(outcomes), found)

@@ -1,0 +1,52 @@
+"""KL across the layers of some models."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from klscale.inputs.references import ModelRef
+from klscale.inputs.texts import TextSet
+from klscale.store.store import Store
+from klscale.studies import lens
+from klscale.studies.lens import Layer
+from klscale.studies.verbs.options import Options
+from klscale.studies.verbs.score import distinct, failures, scored_vectors
+from klscale.sweep.sweeps import Outcome
+from klscale.vectors.vectors import Vectors
+
+
+@dataclass(frozen=True, eq=False)
+class Layers:
+    """The layers of each model, in order: `layers["gpt2"][0]` is the embedding. `vectors` are those of all layers of
+    all models; `outcomes` tell what became of each model."""
+
+    vectors: Vectors
+    layers: Mapping[str, Sequence[Layer]]
+    outcomes: tuple[Outcome, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{row.ref}: KL to the output {row.to_output}" for rows in self.layers.values() for row in rows]
+        return "\n".join([*lines, *failures(self.outcomes)])
+
+
+def layers(
+    models: Sequence[str | ModelRef],
+    texts: TextSet | str | None = None,
+    store: Store | str | os.PathLike[str] | None = None,
+    *,
+    options: Options = Options(),
+) -> Layers:
+    """KL in bits per byte, with standard errors, from each layer of a model to the next and to the output, each read
+    through the logit lens; and bits per byte of each layer by itself. What the store lacks is scored.
+
+    A model that fails has its error in `outcomes`. Raises ScoringError where none could be scored, and InputError for
+    texts or options that cannot be used.
+
+        for row in klscale.layers(["gpt2"]).layers["gpt2"]:
+            print(row.layer, row.from_previous, row.to_output)
+    """
+    vectors, outcomes = scored_vectors(distinct(models), options.at(texts, store), layers=True)
+    vectors = vectors.subset([ref for ref in vectors.models if ref.layer is not None])
+    return Layers(vectors, lens.layers(vectors), outcomes)

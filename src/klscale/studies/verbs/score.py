@@ -1,0 +1,130 @@
+"""Score what a store lacks of some models, and find what it holds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from klscale.errors import InputError, ScoringError, printable
+from klscale.inputs.references import Model, ModelRef
+from klscale.inputs.texts import TextSet
+from klscale.store.store import Store
+from klscale.studies.verbs.options import Options
+from klscale.sweep import sweeps
+from klscale.sweep.sweeps import Outcome
+from klscale.vectors.vectors import Vectors
+
+SHOWN = 3
+"""Names in a sentence, of more that it is about."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """What became of some models on one text set: an outcome for each, in order.
+
+    An outcome is `scored`, `present` (the store had it), `missing` (a dry run) or `failed`, with its error. Printed, it
+    is a line for each model.
+    """
+
+    store: Store
+    texts: TextSet
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def failed(self) -> tuple[Outcome, ...]:
+        """Those that could not be scored."""
+        return tuple(outcome for outcome in self.outcomes if outcome.error is not None)
+
+    def vectors(self, *, layers: bool = False) -> Vectors:
+        """Log-likelihood vectors (K, N) in nats of the models that did not fail, by the names that they were asked for
+        by; with `layers`, each that was scored at its layers is followed by them."""
+        found = [(outcome.entry, outcome.ref) for outcome in self.outcomes if outcome.entry is not None]
+        return self.store.vectors(self.texts, [entry for entry, _ in found], [ref for _, ref in found], layers=layers)
+
+    def __str__(self) -> str:
+        return "\n".join(map(outcome_line, self.outcomes))
+
+
+def outcome_line(outcome: Outcome) -> str:
+    """What became of a model, in a line."""
+    if outcome.error is not None:
+        return f"{outcome.ref}: failed: {outcome.error.what}"
+    return f"{outcome.ref}: {outcome.status}" + (f", {outcome.seconds:.1f} s" if outcome.status == "scored" else "")
+
+
+def failures(outcomes: Sequence[Outcome]) -> list[str]:
+    """A line for each model that failed: the end of a result in print."""
+    return [outcome_line(outcome) for outcome in outcomes if outcome.error is not None]
+
+
+def score(
+    models: Sequence[str | ModelRef | Model],
+    texts: TextSet | str | None = None,
+    store: Store | str | os.PathLike[str] | None = None,
+    *,
+    layers: bool = False,
+    dry_run: bool = False,
+    options: Options = Options(),
+) -> Scored:
+    """What became of each model: those whose vector the store lacks are scored on the texts, and their log-likelihoods
+    (nats) are kept.
+
+    `models`: references (`NAME[@REVISION][+QUANT][%DTYPE]`), or models with attributes as `read_suite` gives them; a
+    directory of `checkpoint-*`, or `NAME@step*`, stands for every checkpoint of a run. `layers`: at every layer too,
+    through the logit lens, in the same pass. `dry_run`: nothing is scored; an outcome tells what would be, and how
+    many bytes would be fetched.
+
+    A model that fails has its error in its outcome; the others are scored. What an interrupted call had finished is
+    kept, within a model too. Raises InputError for texts or options that cannot be used, and StorageError where the
+    store cannot be written.
+
+        scored = klscale.score(["./runs/a/checkpoint-500", "gpt2+nf4"], "my-texts.jsonl", "klscale-store")
+        print(scored, scored.vectors().kl()[0, 1])
+    """
+    options = options.at(texts, store)
+    place = options.opened()
+    chosen = options.chosen(place)
+    outcomes = sweeps.score(models, chosen, place, layers=layers, dry_run=dry_run, **options.scoring())
+    return Scored(place, chosen, tuple(outcomes))
+
+
+def scored_vectors(
+    models: Sequence[str | ModelRef], options: Options, *, layers: bool = False
+) -> tuple[Vectors, tuple[Outcome, ...]]:
+    """The vectors of these models, scored where the store lacks them, and what became of each. Raises ScoringError
+    where none could be scored, and InputError where none is given."""
+    if not models:
+        raise InputError("No model is given.", remedy="klscale score REF...")
+    found = score(models, layers=layers, options=options)
+    if len(found.failed) == len(found.outcomes):
+        raise ScoringError(found.outcomes)
+    return found.vectors(layers=layers), found.outcomes
+
+
+def stored_vectors(store: Store, options: Options, *, layers: bool = False) -> Vectors:
+    """All vectors of a text set in the store, of the convention that most have; what is left out is noted. Raises
+    InputError where there are fewer than two."""
+    note = options.progress.note
+    vectors, left_out = store.vectors(options.stored(store), layers=layers).of_one_convention()
+    if left_out:
+        names = ", ".join(left_out[:SHOWN]) + (", ..." if len(left_out) > SHOWN else "")
+        note(f"Left out, scored by another convention: {printable(names)}.")
+    if len(vectors) < 2:
+        raise InputError(
+            f"{store.location} holds {len(vectors)} models on {vectors.texts.name}.",
+            "KL needs two.",
+            "klscale score REF...",
+        )
+    if some := int((vectors.n_scored < len(vectors.texts)).sum()):
+        fewest = f"one {vectors.n_scored.min():,} of {len(vectors.texts):,}"
+        note(
+            f"Not all texts were scored with {some:,} of {len(vectors):,} vectors, with {fewest}: a pair uses those of "
+            "both, a map those of all. `klscale score REF` adds what is missing."
+        )
+    return vectors
+
+
+def distinct(models: Sequence[str | ModelRef]) -> list[ModelRef]:
+    """These models as references, each once. Raises InputError for a name that is no reference."""
+    return list(dict.fromkeys(model if isinstance(model, ModelRef) else ModelRef.parse(model) for model in models))

@@ -481,7 +481,7 @@ klscale.cli.main()
     assert all(set(statuses) == set(models) for statuses in found)
     assert all(set(statuses.values()) <= {"scored", "present"} for statuses in found)
     store = Store(tmp_path / "klscale-store")
-    assert len(list(store.check())) == 9, "texts, vectors and noise floors"
+    assert len(list(store.check())) == 10, "head and lines of the texts, vectors and noise floors"
     assert all(not problem for _, problem in store.check())
     assert not list(tmp_path.glob("klscale-store/partial/*/*"))
 

@@ -11,13 +11,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from klscale.show.noise_tables import noise_record, print_noise
 
 from klscale.errors import InputError, KlscaleError
 from klscale.inputs.texts import TextSet
 from klscale.progress import Progress
 from klscale.science.kl import kl
 from klscale.show import findings, tables
-from klscale.show.noise_tables import noise_record, print_noise
 from klscale.show.pictures.rulers import NOISE, scale_ruler
 from klscale.sources.transformers import engine as engine_module
 from klscale.sources.transformers import loading

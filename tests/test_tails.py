@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 import pytest
+from klscale.show.tables import _without_nan
 from scipy import integrate, optimize, stats
 
 from conftest import EXAMPLE
@@ -17,7 +18,6 @@ from klscale.science.estimates import critical_value, log_interval, standard_err
 from klscale.science.kl import kl, nats2_per_bit_per_byte
 from klscale.science.robust import huber_variance, trimmed_consistency, trimmed_variance, variance
 from klscale.show import pictures, tail_tables
-from klscale.show.tables import _without_nan
 from klscale.studies import scales, tails
 from klscale.studies.tails import ESTIMATORS, estimate_pairs, examine_pair, examine_tails, filter_run
 from klscale.studies.trajectories import find_runs

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from klscale.show.trajectory_tables import print_motion, print_trajectories, save_trajectories, trajectories_record
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from scipy import stats
 
@@ -24,7 +25,6 @@ from klscale.science.kl import kl
 from klscale.science.weights import squared_distances
 from klscale.show import tables
 from klscale.show.pictures import training_trajectories
-from klscale.show.trajectory_tables import print_motion, print_trajectories, save_trajectories, trajectories_record
 from klscale.store.store import Store
 from klscale.studies import maps, pocket, trajectories
 from klscale.studies.trajectories import find_runs, over_seeds, settled_from, trajectory

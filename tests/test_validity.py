@@ -8,13 +8,13 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from klscale.show.tables import _without_nan, out
 from scipy import stats
 
 from conftest import EXAMPLE
 from klscale.errors import InputError
 from klscale.inputs.texts import TextSet
 from klscale.show import pictures, validity_tables
-from klscale.show.tables import _without_nan, out
 from klscale.studies import validity
 from klscale.studies.validity import compare_text_sets, text_sensitivity, texts_needed
 from klscale.vectors.imports import read_log_likelihoods

@@ -18,23 +18,11 @@ from klscale.cli.options import (
 )
 from klscale.cli.steps import failure_status, score_missing, stored_texts, stored_vectors
 from klscale.errors import InputError
-from klscale.show.tables import (
-    DATA,
-    PICTURES,
-    err,
-    out,
-    plain,
-    print_json,
-    print_report,
-    progress_bar,
-    require_ending,
-    save_as,
-)
+from klscale.show.files import PAGES, PICTURES, TABLES, require_ending, save
+from klscale.show.terminal import err, out, plain, print_json, print_report, progress_bar
 
 if TYPE_CHECKING:
     pass
-
-PAGES = (".html", ".htm")
 
 
 def map_command(
@@ -63,13 +51,13 @@ def map_command(
     """All models as points: principal components and t-SNE, and who is near whom. The store keeps the map."""
     from klscale.inputs.references import ModelRef
     from klscale.show import reports
-    from klscale.show.map_tables import map_columns, map_record, print_map
+    from klscale.show.maps import map_record, map_rows, print_map
     from klscale.show.pictures import model_map
     from klscale.store.store import Store
     from klscale.studies import maps
 
     if file is not None:
-        require_ending(file, (*PAGES, *PICTURES, *DATA))
+        require_ending(file, (*PAGES, *PICTURES, *TABLES))
     if add and anew:
         raise InputError(
             "--add and --anew exclude each other.", "One keeps every model where it is, the other does not."
@@ -95,9 +83,9 @@ def map_command(
         if file.suffix in PAGES:
             reports.write(reports.gather(reports.of_map(place, vectors, found), reports.MAP), file)
         else:
-            save_as(
+            save(
                 file,
-                lambda: map_columns(found, vectors),
+                lambda: map_rows(found, vectors),
                 lambda: model_map(found, vectors, colour_by=colour_by, method=method),
             )
         err.print(f"Wrote {plain(file)}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,30 +20,9 @@ from klscale.cli.options import (
 )
 from klscale.cli.steps import failure_status, measured_scale, score_missing, vectors_of
 from klscale.errors import InputError, KlscaleError
-from klscale.show.precision_tables import precision_record, print_precision
-from klscale.show.tables import (
-    beside,
-    err,
-    layers_record,
-    out,
-    outcome_record,
-    pair_record,
-    plain,
-    print_comparison,
-    print_error,
-    print_failures,
-    print_json,
-    print_layers,
-    print_outcomes,
-    print_plan,
-    print_scale,
-    problem_record,
-    progress_bar,
-    require_ending,
-    save_matrix,
-    save_scale,
-    scale_record,
-)
+from klscale.show.files import require_ending, save_json
+from klscale.show.scoring import outcome_record, print_failures, print_outcomes, print_plan, problem_record
+from klscale.show.terminal import err, out, plain, print_error, print_json, progress_bar
 
 # -------------------------------------------------------------------------------------------------------------- demo
 
@@ -63,7 +41,8 @@ def demo(
     from klscale.inputs.suites import read_suite
     from klscale.science.diffusion import WINDOW
     from klscale.show import reports
-    from klscale.show.trajectory_tables import print_motion, save_trajectories
+    from klscale.show.scale import print_scale, save_scale, scale_record
+    from klscale.show.trajectories import print_motion, save_trajectories
     from klscale.store.store import Store
     from klscale.studies import scales, trajectories
     from klscale.studies.pocket import train_pocket_suite
@@ -88,8 +67,8 @@ def demo(
         reports.write(reports.gather(reports.read(store, texts, progress=progress)), page)
     seeds = trajectories.over_seeds(runs)
     record = scale_record(vectors, measured)
-    (directory / "scale.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    save_scale(measured, texts, directory / "scale.png", scales.noise_floor(vectors))
+    save_json(directory / "scale.json", record)
+    save_scale(vectors, measured, directory / "scale.png")
     if runs:
         save_trajectories(runs, directory / "trajectory.png")
     print_failures(outcomes)
@@ -212,6 +191,7 @@ def compare(
 ) -> None:
     """KL between models with standard errors, which is better and by how much. Scores what the store lacks."""
     from klscale.inputs.references import ModelRef
+    from klscale.show.compare import print_comparison, records, rows
     from klscale.store.store import Store
     from klscale.studies.precision import compare_to_precision, parse_precision
 
@@ -234,16 +214,11 @@ def compare(
     names = vectors.names
     pairs = [(names[0], b) for b in names[1:]] if reference else [(a, b) for a, b, _ in vectors.kl().pairs()]
     measured = measured_scale(place, vectors.texts)
-    records = [pair_record(vectors, a, b, measured) for a, b in pairs]
-    if found is not None:
-        records = [{**record, **precision_record(found, record["a"], record["b"])} for record in records]
+    compared = rows(vectors, pairs, measured, found)
     if as_json:
-        alike = vectors.on_common_texts()
-        print_json([{**record, "beside": beside(alike, record["a"], record["b"])} for record in records])
+        print_json(records(compared))
     else:
-        print_comparison(vectors, records)
-        if found is not None:
-            print_precision(found)
+        print_comparison(vectors, compared)
     # a KL that cannot be told passes no gate
     above = [(a, b) for a, b in pairs if fail_above is not None and not vectors.kl()[a, b].value <= fail_above]
     for a, b in above:
@@ -270,6 +245,8 @@ def layers(
 ) -> None:
     """KL from each layer to the next and to the output, through the logit lens. Scores what the store lacks."""
     from klscale.inputs.references import ModelRef
+    from klscale.show.layers import layers_record, print_layers
+    from klscale.show.pairs import save_matrix
     from klscale.show.pictures import layer_threads
     from klscale.store.store import Store
 
@@ -282,12 +259,11 @@ def layers(
     )
     if not len(vectors):
         raise typer.Exit(failure_status(outcomes))
-    vectors = vectors.subset([ref for ref in vectors.models if ref.layer is not None])
     if as_json:
         print_json(layers_record(vectors))
     else:
         print_layers(vectors)
     if file is not None:
-        save_matrix(vectors, file, layer_threads)
+        save_matrix(vectors.subset([ref for ref in vectors.models if ref.layer is not None]), file, layer_threads)
         err.print(f"Wrote {plain(file)}.")
     raise typer.Exit(failure_status(outcomes))

@@ -6,12 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from klscale.errors import InputError, KlscaleError
-from klscale.show.tables import (
-    err,
-    plain,
-    print_failures,
-    progress_bar,
-)
+from klscale.show.scoring import print_failures
+from klscale.show.terminal import err, plain, progress_bar
 
 if TYPE_CHECKING:
     from klscale.inputs.references import ModelRef

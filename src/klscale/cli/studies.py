@@ -20,20 +20,9 @@ from klscale.cli.options import (
 )
 from klscale.cli.steps import failure_status, measured_scale, stored_vectors
 from klscale.errors import InputError, nearest
-from klscale.show.tables import (
-    err,
-    plain,
-    print_failures,
-    print_json,
-    print_matrix,
-    print_published,
-    print_scale,
-    progress_bar,
-    require_ending,
-    save_matrix,
-    save_scale,
-    scale_record,
-)
+from klscale.show.files import require_ending
+from klscale.show.scoring import print_failures
+from klscale.show.terminal import err, plain, print_json, progress_bar
 
 if TYPE_CHECKING:
     from klscale.inputs.references import ModelRef
@@ -83,7 +72,7 @@ def trajectory(
 ) -> None:
     """How training runs move: KL along training, exponents c_q and c_w, stabilisation. Scores what the store lacks."""
     from klscale.inputs.references import ModelRef
-    from klscale.show.trajectory_tables import print_trajectories, save_trajectories, trajectories_record
+    from klscale.show.trajectories import print_trajectories, save_trajectories, trajectories_record
     from klscale.store.store import Store
     from klscale.studies import scales, trajectories
     from klscale.sweep import sweeps
@@ -191,19 +180,17 @@ def kl(
     as_json: JsonOption = False,
 ) -> None:
     """KL between all pairs of models in the store, with standard errors."""
-    from dataclasses import asdict
-
+    from klscale.show.pairs import matrix_record, print_matrix, save_matrix
     from klscale.show.pictures import kl_heat_map
     from klscale.store.store import Store
 
     place = Store(store)
     vectors = stored_vectors(place, texts)
-    matrix = vectors.kl()
     if file is not None:
         save_matrix(vectors, file, kl_heat_map)
         err.print(f"Wrote {plain(file)}: {len(vectors) * (len(vectors) - 1) // 2:,} pairs.")
     if as_json:
-        print_json([{"a": a, "b": b, **asdict(kl), "unit": "bits/byte"} for a, b, kl in matrix.pairs()])
+        print_json(matrix_record(vectors))
     elif file is None:
         print_matrix(vectors)
 
@@ -222,23 +209,20 @@ def scale(
     as_json: JsonOption = False,
 ) -> None:
     """KL of each setting (checkpoint, seed, size, quantization, ...) in the store, beside the published values."""
-    from dataclasses import asdict
-
+    from klscale.show.scale import print_published, print_scale, published_record, save_scale, scale_record
     from klscale.store.store import Store
     from klscale.studies import scales
 
     if published:
         if as_json:
-            rows, pairs = scales.published(), scales.published_pairs()
-            record = {"settings": [asdict(row) for row in rows], "pairs": [asdict(pair) for pair in pairs]}
-            print_json({"texts": "pile-10k", "unit": "bits/byte", **record})
+            print_json(published_record())
         else:
             print_published()
         return
     vectors = stored_vectors(Store(store), texts, layers=True)
     measured = scales.measure(vectors)
     if file is not None:
-        save_scale(measured, vectors.texts, file, scales.noise_floor(vectors))
+        save_scale(vectors, measured, file)
         err.print(f"Wrote {plain(file)}.")
     if as_json:
         print_json(scale_record(vectors, measured))

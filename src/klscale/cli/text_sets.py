@@ -14,14 +14,7 @@ from klscale.cli.options import (
     StoreOption,
 )
 from klscale.errors import InputError
-from klscale.show.tables import (
-    describe_texts,
-    out,
-    plain,
-    print_json,
-    progress_bar,
-    table,
-)
+from klscale.show.terminal import describe_texts, new_table, out, plain, print_json, progress_bar
 
 
 def list_command(store: StoreOption = STORE, as_json: JsonOption = False) -> None:
@@ -33,7 +26,7 @@ def list_command(store: StoreOption = STORE, as_json: JsonOption = False) -> Non
     if as_json:
         print_json({"named": NAMED, "store": heads})
         return
-    shown = table("name", "id", "texts", "mean bytes", "clip, nats", "", right=(2, 3, 4))
+    shown = new_table("name", "id", "texts", "mean bytes", "clip, nats", "", right=(2, 3, 4))
     for head in heads:
         clip = "" if head["clip"] is None else f"{head['clip']:.1f}"
         kind = "log-likelihoods only" if head["external"] else "in the store"
@@ -49,11 +42,10 @@ def info(
     as_json: JsonOption = False,
 ) -> None:
     """What a text set holds: size, lengths, domains, documents, clip; how many texts a wanted error needs."""
-    from dataclasses import asdict
-
     import numpy as np
 
-    from klscale.show.validity_tables import print_texts_needed
+    from klscale.show.columns import records
+    from klscale.show.text_sets import NEEDED, print_texts_needed
     from klscale.store.store import Store
     from klscale.studies.validity import texts_needed
 
@@ -70,7 +62,7 @@ def info(
             {"name": found.name, "id": found.id, "n_texts": len(found), "mean_bytes": found.mean_bytes,
              "min_bytes": low, "median_bytes": middle, "max_bytes": high, "clip": found.clip,
              "external": found.external, "domains": domains, "n_documents": documents,
-             "texts_needed": [asdict(row) for row in needed]}
+             "texts_needed": records(NEEDED, needed)}
         )  # fmt: skip
         return
     out.print(describe_texts(found))
@@ -81,7 +73,7 @@ def info(
     if found.name.startswith("pocket-python-"):
         out.print("Made from this Python installation: another Python version makes another set, with another id.")
     if domains:
-        shown = table("domain", "texts", right=(1,))
+        shown = new_table("domain", "texts", right=(1,))
         for domain, count in domains.items():
             shown.add_row(plain(domain), f"{count:,}")
         out.print(shown)

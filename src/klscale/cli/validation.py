@@ -12,7 +12,8 @@ import typer
 from klscale.cli.options import STORE, BatchOption, DeviceOption, JsonOption, LongOption, StoreOption
 from klscale.cli.steps import failure_status, score_missing, stored_vectors
 from klscale.errors import InputError
-from klscale.show.tables import PICTURES, err, plain, print_json, progress_bar, require_ending
+from klscale.show.files import PICTURES, require_ending, save_picture
+from klscale.show.terminal import err, plain, print_json, progress_bar
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,7 +64,6 @@ def validate(
 ) -> None:
     """How much the numbers depend on texts, domains, clip, tails and precision; the estimate against exact KL."""
     from klscale.inputs.references import ModelRef
-    from klscale.show.pictures import save
     from klscale.store.store import Store
 
     if file is not None:
@@ -94,8 +94,7 @@ def validate(
     else:
         study.show()
     if file is not None and study.picture is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save(study.picture(), file)
+        save_picture(file, study.picture())
         err.print(f"Wrote {plain(file)}.")
     raise typer.Exit(failure_status(study.outcomes) or int(study.some_failed))
 
@@ -117,8 +116,8 @@ def wanted_vectors(
 def one_text_set(store: Store, refs: Sequence[ModelRef], texts: str | None, how: dict[str, Any]) -> _Study:
     """Other texts of the same kind, domains, clip, tails, length."""
     from klscale.show.pictures import text_contributions, text_set_sensitivity
-    from klscale.show.tail_tables import pair_tails_record, print_pair_tails, print_summary, print_tails, tails_record
-    from klscale.show.validity_tables import print_sensitivity, sensitivity_record
+    from klscale.show.tails import pair_tails_record, print_pair_tails, print_summary, print_tails, tails_record
+    from klscale.show.text_sets import print_sensitivity, sensitivity_record
     from klscale.studies.tails import examine_pair, examine_tails
     from klscale.studies.validity import text_sensitivity
 
@@ -128,27 +127,27 @@ def one_text_set(store: Store, refs: Sequence[ModelRef], texts: str | None, how:
         pair = examine_pair(vectors, *vectors.names)
 
         def show_pair() -> None:
-            print_summary(sensitivity, pair)
+            print_summary(sensitivity, pair, vectors)
             print_sensitivity(sensitivity)
             print_pair_tails(pair)
 
-        record = {"texts": sensitivity_record(sensitivity, vectors.texts), "tails": pair_tails_record(pair)}
+        record = {"texts": sensitivity_record(sensitivity, vectors.texts), "tails": pair_tails_record(pair, vectors)}
         return _Study(record, show_pair, lambda: text_contributions(pair), outcomes)
     tails = examine_tails(vectors)
 
     def show() -> None:
-        print_summary(sensitivity, tails)
+        print_summary(sensitivity, tails, vectors)
         print_sensitivity(sensitivity)
         print_tails(tails)
 
-    record = {"texts": sensitivity_record(sensitivity, vectors.texts), "tails": tails_record(tails)}
+    record = {"texts": sensitivity_record(sensitivity, vectors.texts), "tails": tails_record(tails, vectors)}
     return _Study(record, show, lambda: text_set_sensitivity(sensitivity, vectors.texts), outcomes)
 
 
 def two_text_sets(store: Store, refs: Sequence[ModelRef], names: Sequence[str | None], how: dict[str, Any]) -> _Study:
     """The same models on two text sets."""
     from klscale.show import pictures
-    from klscale.show.validity_tables import comparison_record, print_text_set_comparison
+    from klscale.show.text_sets import comparison_record, print_text_set_comparison
     from klscale.studies.validity import compare_text_sets
 
     (first, some), (second, more) = (wanted_vectors(store, refs, name, how) for name in names)
@@ -163,7 +162,7 @@ def two_text_sets(store: Store, refs: Sequence[ModelRef], names: Sequence[str | 
 
 def calibration(store: Store, refs: Sequence[ModelRef], texts: str | None, n_texts: int, how: dict[str, Any]) -> _Study:
     """Exact KL of all pairs of these models."""
-    from klscale.show.calibration_tables import calibration_record, print_calibration
+    from klscale.show.calibration import calibration_record, print_calibration
     from klscale.show.pictures import estimate_against_exact
     from klscale.studies.calibration import calibrate
 
@@ -176,8 +175,8 @@ def calibration(store: Store, refs: Sequence[ModelRef], texts: str | None, n_tex
         pairs = [*combinations(dict.fromkeys(there), 2)]
         found = calibrate(pairs, vectors.texts, store, n_texts=n_texts, progress=progress, **reading)
     return _Study(
-        calibration_record(found, vectors.texts),
-        lambda: print_calibration(found, vectors.texts),
+        calibration_record(found, vectors),
+        lambda: print_calibration(found, vectors),
         lambda: estimate_against_exact(found),
         outcomes,
         some_failed=len(found) < len(pairs),
@@ -186,7 +185,7 @@ def calibration(store: Store, refs: Sequence[ModelRef], texts: str | None, n_tex
 
 def noise_floors(store: Store, refs: Sequence[ModelRef], texts: str | None, n_texts: int, device: str | None) -> _Study:
     """What rounding makes of each of these models."""
-    from klscale.show.noise_tables import noise_record, print_noise
+    from klscale.show.noise import noise_record, print_noise
     from klscale.studies.noise import noise_study
 
     if not refs:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from klscale.science.estimates import Estimate, format_estimate
+from klscale.science.estimates import format_estimate
 from klscale.science.kl import KL
 from klscale.show import cautions
 from klscale.show.cautions import Around, Measured
@@ -28,8 +28,10 @@ LONGEST = 40
 _QUANTILES = tuple("median" if share == 0.5 else f"{share:.0%}" for share in QUANTILES)
 TOKENS = "nats/token"
 DRAWN = (
-    "On the texts: means over the text set. Drawn: means over texts that the models themselves generate, token by token; "
-    "there exact KL is the KL of distributions over texts. The estimate is exact to second order: on drawn texts the ratio "
+    "On the texts: means over the text set. Drawn: means over texts that the models themselves generate, token by "
+    "token; "
+    "there exact KL is the KL of distributions over texts. The estimate is exact to second order: on drawn texts the "
+    "ratio "
     "shows what lies beyond. Ratio: unclipped estimate over exact KL, on the same texts; symmetrised on the texts."
 )
 

@@ -22,12 +22,12 @@ from klscale.vectors.vectors import NOISE_LIMIT, Vectors
 
 @dataclass(frozen=True)
 class Measured:
-    """A KL with what cautions need to know of it: the texts of the set, the dtypes of both models (None: not known),
-    and what rounding `noise` adds in bits per byte (`Vectors.noise`, NaN: not known). Or many pairs: arrays of these."""
+    """A KL with what cautions need to know of it: the texts of the set, the dtypes of both models (empty: not known),
+    and what rounding `noise` adds in bits per byte (`Vectors.noise`, NaN: not known). Of many pairs, arrays."""
 
     kl: Any
     n_texts: int
-    dtypes: tuple[Any, Any] = (None, None)
+    dtypes: tuple[Any, Any] = ("", "")
     noise: Any = math.nan
 
     @property
@@ -59,7 +59,7 @@ class Caution:
 
 
 def _differing_dtypes(measured: Measured) -> Any:
-    a, b = (np.where(np.equal(side, None), "", np.asarray(side, dtype=object)) for side in measured.dtypes)
+    a, b = (np.asarray(side, dtype=object) for side in measured.dtypes)
     return (a != b) & (a != "") & (b != "")
 
 
@@ -73,8 +73,10 @@ CAUTIONS = (
         "*",
         "out of range (above 100 nats/text, or a model above 2 bits/byte): a distance that overstates KL",
         lambda it: np.logical_not(it.kl.in_range) & ~np.isnan(it.kl.value),
-        lambda it: "out of range: the models are far apart (above 100 nats/text) or far from the texts (above 2 "
-        "bits/byte); read the value as a distance that overstates KL",
+        lambda it: (
+            "out of range: the models are far apart (above 100 nats/text) or far from the texts (above 2 "
+            "bits/byte); read the value as a distance that overstates KL"
+        ),
     ),
     Caution(
         "unclipped",
@@ -105,19 +107,20 @@ CAUTIONS = (
         lambda it: f"different dtypes ({', '.join(map(str, it.dtypes))}): their rounding is part of the value",
     ),
     Caution(
-        "noisy",
+        "rounding_noise",
         "~",
         "rounding noise is more than 10 % of the value",
         lambda it: (it.noise > NOISE_LIMIT * it.kl.value) & (it.kl.value > 0) & np.logical_not(_below_the_noise(it)),
         lambda it: f"rounding noise is about {it.noise:.2g} bits/byte of the KL, {it.noise / it.kl.value:.0%} of it",
     ),
     Caution(
-        "below_noise",
+        "below_noise_floor",
         "~~",
         "below the noise floor: rounding alone makes such a value of equal models",
         _below_the_noise,
-        lambda it: f"below the noise floor: rounding alone adds about {it.noise:.2g} bits/byte, the KL is "
-        f"{it.kl.value:.2g}",
+        lambda it: (
+            f"below the noise floor: rounding alone adds about {it.noise:.2g} bits/byte, the KL is {it.kl.value:.2g}"
+        ),
     ),
 )
 """In the order in which they are shown."""
@@ -140,7 +143,7 @@ class Around:
     dtypes: NDArray[Any] = field(init=False)
 
     def __post_init__(self) -> None:
-        dtypes = [dtype if isinstance(dtype, str) else None for dtype in self.vectors.attributes["dtype"]]
+        dtypes = [dtype if isinstance(dtype, str) else "" for dtype in self.vectors.attributes["dtype"]]
         object.__setattr__(self, "noise", self.vectors.noise())
         object.__setattr__(self, "dtypes", np.array(dtypes, dtype=object))
 
@@ -165,7 +168,7 @@ class Around:
 def flags(measured: Measured) -> NDArray[np.uint16]:
     """The bits of the cautions that hold for each of many pairs."""
     found = [np.where(caution.holds(measured), BITS[caution.key], 0) for caution in CAUTIONS]
-    return np.bitwise_or.reduce(np.broadcast_arrays(*found)).astype(np.uint16)
+    return np.asarray(np.bitwise_or.reduce(np.broadcast_arrays(*found)), dtype=np.uint16)
 
 
 def keys(measured: Measured) -> Any:

@@ -1,9 +1,8 @@
 """A result declares its columns once: what a key holds, and how a person sees it. Terminal, JSON and files take them
 from there.
 
-A column is of a *source*, the object that one row is about. `record` makes the JSON of a source, `table` the rows of the
-terminal, `flat` a row of a CSV or Parquet file. Where the attributes of a source are arrays, over many pairs say,
-`arrays` makes all rows at once.
+A column is of a *source*, the object that one row is about. `record` makes the JSON of a source, `table` the rows of
+the terminal, `flat` a row of a CSV or Parquet file. `arrays` makes all rows at once, of a source of arrays.
 """
 
 from __future__ import annotations
@@ -132,8 +131,8 @@ def table(columns: Iterable[Column], sources: Iterable[Any], title: str | None =
 
 
 def flat(columns: Iterable[Column], source: Any) -> dict[str, Any]:
-    """One row of a CSV or Parquet file: a nested record is spread, with the name of its column before its keys; lists are
-    joined by a space. Units and lists of records are left out. Null throughout without a source."""
+    """One row of a CSV or Parquet file. A nested record is spread, with the name of its column before its keys; lists
+    are joined by a space. Units and lists of records are left out. Without a source all values are null."""
     row: dict[str, Any] = {}
     for column in columns:
         if not column.key or column.key == "unit" or column.many:
@@ -152,7 +151,7 @@ def nested(parent: str, key: str) -> str:
     return parent if key in ("kl", "value") else f"{parent}_{key}"
 
 
-# ----------------------------------------------------------------------------------------------- columns of many results
+# ---------------------------------------------------------------------------------------------- columns of many results
 
 
 def within(columns: Iterable[Column], part: Callable[[Any], Any]) -> tuple[Column, ...]:

@@ -89,7 +89,9 @@ COMPARED = (
         value=lambda it: it.difference,
     ),
     *HEAD,
-    Column("warnings", "The cautions as sentences, with figures, and those of the texts.", value=lambda it: it.warnings),
+    Column(
+        "warnings", "The cautions as sentences, with figures, and those of the texts.", value=lambda it: it.warnings
+    ),
     Column(
         "beside",
         "Where a is the first model: its pairs with every other model, against this pair.",

@@ -34,7 +34,9 @@ READING = (
     Column("error", "Why this machine cannot read so; null where it can."),
 )
 NOISE = (
-    Column("model", "The model.", value=lambda it: str(it.ref), title="model", cell=lambda it: plain(it.ref), words=True),
+    Column(
+        "model", "The model.", value=lambda it: str(it.ref), title="model", cell=lambda it: plain(it.ref), words=True
+    ),
     Column("n_texts", "Texts read.", "texts"),
     Column("device", "Where it was read."),
     Column("readings", "Each reading.", within=READING, many=True),
@@ -72,8 +74,10 @@ def print_noise(found: Sequence[NoiseStudy], texts: TextSet) -> None:
                     say(f"{reading.reading}: {plain(reading.error.what)} {plain(reading.error.why)}", "yellow")
     if any(one.readings for one in found):
         say(
-            "KL between two readings of one model. The largest difference is of one text, without the clip. Readings in "
-            "one dtype differ by run-to-run noise: each of two models adds half of its own to their KL. A coarser dtype "
+            "KL between two readings of one model. The largest difference is of one text, without the clip. Readings "
+            "in "
+            "one dtype differ by run-to-run noise: each of two models adds half of its own to their KL. A coarser "
+            "dtype "
             "changes the model itself, and every reading repeats that change.",
             "dim",
         )

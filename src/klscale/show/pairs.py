@@ -132,7 +132,9 @@ def matrix_record(vectors: Vectors) -> list[dict[str, Any]]:
     """Every pair once, in order of rows."""
     columns = matrix_arrays(vectors)
     size = len(columns["a"])
-    listed = {key: value.tolist() if isinstance(value, np.ndarray) else [value] * size for key, value in columns.items()}
+    listed = {
+        key: value.tolist() if isinstance(value, np.ndarray) else [value] * size for key, value in columns.items()
+    }
     listed["cautions"] = [words.split() for words in listed["cautions"]]
     return [dict(zip(listed, row, strict=True)) for row in zip(*listed.values(), strict=True)]
 

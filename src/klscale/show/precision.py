@@ -51,6 +51,8 @@ def print_precision(found: Comparison) -> None:
     looks = ", ".join(f"{look.n_texts:,}" for look in found.looks)
     out.print(f"\n{used} of {n_texts:,} texts used (looks at {looks}): {largest}.")
     if not found.reached:
-        out.print(f"{100 * found.precision:.3g} % was asked for and not reached: that needs more texts.", style="yellow")
+        out.print(
+            f"{100 * found.precision:.3g} % was asked for and not reached: that needs more texts.", style="yellow"
+        )
     if found.anytime:
         out.print("Intervals from some of the texts are confidence sequences: they hold at every sequential look.")

@@ -128,7 +128,9 @@ SETTING = (
         words=True,
     ),
     Column("median", "Median KL over pairs.", BITS, lambda it: it.setting.median, "median ± SE, bits/byte", _median),
-    Column("standard_error", "Its standard error over texts, by bootstrap.", BITS, lambda it: it.setting.standard_error),
+    Column(
+        "standard_error", "Its standard error over texts, by bootstrap.", BITS, lambda it: it.setting.standard_error
+    ),
     Column("quartiles", "Quartiles of KL over pairs.", BITS, lambda it: it.setting.quartiles, "quartiles", _quartiles),
     Column(
         "interval_low",
@@ -145,7 +147,9 @@ SETTING = (
         value=lambda it: it.setting.interval_kind,
     ),
     Column("pairs", "The pairs measured.", "", lambda it: it.pairs, "pairs", _count, within=PAIR, many=True),
-    Column("n_models", "Models of these pairs; a run counts as one.", "models", lambda it: it.setting.n_models, "models"),
+    Column(
+        "n_models", "Models of these pairs; a run counts as one.", "models", lambda it: it.setting.n_models, "models"
+    ),
     Column("n_in_range", "How many of the pairs are in range.", "pairs", lambda it: it.setting.n_in_range),
     Column(
         "n_available",
@@ -167,7 +171,9 @@ NOISE_FLOOR = (
 PUBLISHED = (
     Column("setting", "The setting.", title="setting", words=True),
     Column("median", "Median KL over pairs.", BITS, title="median, bits/byte", cell=lambda it: f"{it.median:#.2g}"),
-    Column("pairs", "How many pairs; null: not published.", "pairs", title="pairs", cell=lambda it: str(it.pairs or "")),
+    Column(
+        "pairs", "How many pairs; null: not published.", "pairs", title="pairs", cell=lambda it: str(it.pairs or "")
+    ),
     Column("compared", "Which models.", title="compared", words=True),
     Column("source", "Short name of the paper.", title="source", words=True),
 )

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from klscale.errors import KlscaleError
-from klscale.show.terminal import err, name_texts, new_table, out, plain, print_error
+from klscale.show.columns import Column, table
+from klscale.show.terminal import err, name_texts, out, plain, print_error
 
 if TYPE_CHECKING:
     from klscale.inputs.texts import TextSet
@@ -17,6 +18,14 @@ FEW = 3
 """Errors of one kind that are printed in full."""
 WORDS = {"present": "in the store already", "missing": "to be scored"}
 """What becomes of a model, for a person."""
+
+
+MODEL = Column("", title="model", cell=lambda it: plain(it.ref), words=True)
+
+
+def _status(outcome: Outcome) -> str:
+    skipped = len(outcome.entry.metadata.get("skipped", ())) if outcome.entry else 0
+    return WORDS.get(outcome.status, outcome.status) + (f", {skipped:,} texts skipped" if skipped else "")
 
 
 def outcome_record(outcome: Outcome) -> dict[str, Any]:
@@ -49,11 +58,12 @@ def size(count: int | None) -> str:
 def print_plan(outcomes: Sequence[Outcome], n_problems: int, texts: TextSet) -> None:
     """What a dry run found: what would be done for each model, and what that takes."""
     out.print(name_texts(texts))
-    shown = table("model", "", "to download", right=(2,))
-    for outcome in outcomes:
-        to_fetch = "" if outcome.status == "failed" else size(outcome.download_bytes)
-        shown.add_row(plain(outcome.ref), WORDS.get(outcome.status, outcome.status), to_fetch)
-    out.print(shown)
+    columns = (
+        MODEL,
+        Column("", title=" ", cell=lambda it: WORDS.get(it.status, it.status), words=True),
+        Column("", title="to download", cell=lambda it: "" if it.status == "failed" else size(it.download_bytes)),
+    )
+    out.print(table(columns, outcomes))
     print_failures(outcomes)
     missing = [outcome for outcome in outcomes if outcome.status == "missing"]
     there = sum(outcome.status == "present" for outcome in outcomes)
@@ -73,15 +83,13 @@ def entries_failed(count: int) -> str:
 
 def print_outcomes(outcomes: Sequence[Outcome], n_problems: int, texts: TextSet, store: Store) -> None:
     out.print(name_texts(texts))
-    shown = table("model", "", "seconds", right=(2,))
-    for outcome in outcomes:
-        if outcome.error is None:
-            seconds = f"{outcome.seconds:.1f}" if outcome.status == "scored" else ""
-            skipped = len(outcome.entry.metadata.get("skipped", ())) if outcome.entry else 0
-            status = WORDS.get(outcome.status, outcome.status) + (f", {skipped:,} texts skipped" if skipped else "")
-            shown.add_row(plain(outcome.ref), status, seconds)
-    if shown.row_count:
-        out.print(shown)
+    columns = (
+        MODEL,
+        Column("", title=" ", cell=_status, words=True),
+        Column("", title="seconds", cell=lambda it: f"{it.seconds:.1f}" if it.status == "scored" else ""),
+    )
+    if done := [outcome for outcome in outcomes if outcome.error is None]:
+        out.print(table(columns, done))
     print_failures(outcomes)
     failed = sum(outcome.error is not None for outcome in outcomes)
     if n_problems or 0 < failed < len(outcomes):

@@ -106,7 +106,8 @@ def of_trajectories(found: Sequence[Trajectory], seeds: Sequence[Seeds], source:
             settled.append(f"{shown(one.run.name)} {settling_step(curve, one.run.steps)}")
     if settled:
         yield (
-            f"Stabilisation, {SETTLED} ({level:.3g} bits/byte, {source}; 95 % interval over texts): {'; '.join(settled)}."
+            f"Stabilisation, {SETTLED} ({level:.3g} bits/byte, {source}; 95 % interval over texts): "
+            f"{'; '.join(settled)}."
         )
 
 

@@ -1,5 +1,5 @@
-"""What `klscale validate` shows of tails: of a pair its estimates and the texts that carry it; of a store each conclusion
-with and without the clip and the tails."""
+"""What `klscale validate` shows of tails: of a pair, its estimates and the texts that carry it; of a store, each
+conclusion with and without the clip and the tails."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from klscale.inputs.texts import TextSet
 from klscale.science.clip import CLIP_LIMIT
 from klscale.science.estimates import Estimate, format_estimate
 from klscale.science.robust import TRIMMED, trimmed_consistency
 from klscale.show import cautions
-from klscale.show.cautions import BY_KEY, CAUTIONS, Around, Measured
+from klscale.show.cautions import BY_KEY, CAUTIONS, Around
 from klscale.show.columns import BITS, ESTIMATE, HEAD, Column, estimate, number, record, table, unit, within
 from klscale.show.names import short_names, shortened
 from klscale.show.pairs import KL_COLUMNS
@@ -39,7 +38,8 @@ NAME, DOMAIN, DOCUMENT, BEGINNING = 30, 10, 16, 22
 """Characters of a model's name, of labels, and of a text that fit a row of 100."""
 ROBUST = (
     f"trimmed: without the {TRIMMED:.0%} of texts farthest from the median, divided by "
-    f"{trimmed_consistency(1 - TRIMMED):.3f} (a Gaussian's variance keeps that share); Huber: his Proposal 2, which weighs "
+    f"{trimmed_consistency(1 - TRIMMED):.3f} (a Gaussian's variance keeps that share); Huber: his Proposal 2, which "
+    f"weighs "
     "extreme texts down. Both diagnose a KL. Neither replaces it, as KL is about the whole variance."
 )
 
@@ -73,7 +73,9 @@ CLIP = (
         "Where the clip is from.",
         value=lambda it: "text set" if it.clip_is_frozen else "pooled 2 % quantile of these vectors, not frozen",
     ),
-    Column("estimators", "By name, what each estimator does; `headline` is the reported value.", value=lambda _: ESTIMATORS),
+    Column(
+        "estimators", "By name, what each estimator does; `headline` is the reported value.", value=lambda _: ESTIMATORS
+    ),
     Column("trimmed_share", "Share of texts that trimming leaves out.", "share", lambda _: TRIMMED),
     Column(
         "trimmed_consistency",
@@ -138,7 +140,9 @@ PAIR_TAILS = (
         within=ESTIMATE,
         many=True,
     ),
-    Column("largest_texts", "The texts that carry most of the KL.", value=lambda it: it.largest, within=CARRIED, many=True),
+    Column(
+        "largest_texts", "The texts that carry most of the KL.", value=lambda it: it.largest, within=CARRIED, many=True
+    ),
     Column(
         "share_of_largest_percent_of_texts",
         "Share of the KL of the largest 1 % of texts.",
@@ -196,7 +200,9 @@ SETTING = (
     Column("setting", "The setting of the scale."),
     Column("n_pairs", "Its pairs.", "pairs"),
     Column("medians", "By estimator, the median KL.", BITS, within=ESTIMATE, many=True),
-    Column("differences", "By estimator, that less the median reported value, paired.", BITS, within=ESTIMATE, many=True),
+    Column(
+        "differences", "By estimator, that less the median reported value, paired.", BITS, within=ESTIMATE, many=True
+    ),
 )
 
 
@@ -238,8 +244,13 @@ def _run_columns(frozen: bool) -> tuple[Column, ...]:
 SQUARED_NORM = (
     POSITION,
     Column("text", "The text.", within=TEXT),
-    Column("share", "Its share of the squared norm, the KL of all pairs together.", "share", title="share",
-           cell=lambda it: f"{it.share:.2%}"),
+    Column(
+        "share",
+        "Its share of the squared norm, the KL of all pairs together.",
+        "share",
+        title="share",
+        cell=lambda it: f"{it.share:.2%}",
+    ),
     Column("model", "The model that stands out most on it."),
     BYTES,
     *LABELS_OF_TEXT,
@@ -261,7 +272,9 @@ PAIR = (
     Column("uses_clip", "Whether the reported value is with the clip."),
     Column("in_range", "Whether it is a KL."),
     Column("kurtosis", "Kurtosis of the log-likelihood difference."),
-    Column("cautions", "What keeps the value from being read plainly: keys.", value=lambda it: cautions.keys(it.measured)),
+    Column(
+        "cautions", "What keeps the value from being read plainly: keys.", value=lambda it: cautions.keys(it.measured)
+    ),
     *(Column(name, f"{what[0].upper()}{what[1:]}.", within=BY_ESTIMATOR) for name, what in ESTIMATORS.items()),
 )
 TAILS = (
@@ -427,14 +440,16 @@ def print_pair_tails(found: PairTails) -> None:
         return
     out.print(table(CARRIED, found.largest, "\nThe texts that carry it"))
     say(
-        "share: of the KL; change: of the KL without the text, bits/byte; log-likelihoods: of both models, nats, as they "
+        "share: of the KL; change: of the KL without the text, bits/byte; log-likelihoods: of both models, nats, as "
+        "they "
         "enter the KL; texts are counted from 0.",
         "dim",
     )
     out.print()
     say(
         f"The ten largest of {kl.n_texts:,} texts carry {found.share_of_ten:.1%} of the KL, the largest "
-        f"{_largest(kl.n_texts)} {found.share_of_percent:.1%}. {found.effective_texts:,.0f} texts of equal share would have "
+        f"{_largest(kl.n_texts)} {found.share_of_percent:.1%}. {found.effective_texts:,.0f} texts of equal share "
+        f"would have "
         f"the same relative error (N / kurtosis, kurtosis {kl.kurtosis:.1f})."
     )
     if (document := found.largest_document) is not None:
@@ -469,7 +484,8 @@ def _print_clip(found: PairTails | Tails) -> None:
     if not found.clip_is_frozen:
         out.print()
         say(
-            "The text set has no clip, and reported values are unclipped; 'with clip' is with the pooled 2 % quantile of "
+            "The text set has no clip, and reported values are unclipped; 'with clip' is with the pooled 2 % "
+            "quantile of "
             f"these models, {found.clip:.1f} nats.",
             "dim",
         )

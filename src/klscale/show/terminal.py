@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -63,7 +64,7 @@ def plain(text: object) -> str:
     return escape(printable(text))
 
 
-def short(count: float) -> str:
+def amount(count: float) -> str:
     return f"{count:,.0f}" if count >= 100 else f"{count:.3g}"
 
 
@@ -86,8 +87,8 @@ class Bar(Progress):
     def advance(self, amount: float = 1.0) -> None:
         super().advance(amount)
         if self.task is not None:
-            of = f" of {short(self.total)}" if self.total else ""
-            count = f"{short(self.done)}{of} {self.unit}" if self.unit != "%" else ""
+            of = f" of {amount(self.total)}" if self.total else ""
+            count = f"{amount(self.done)}{of} {self.unit}" if self.unit != "%" else ""
             self.shown.update(self.task, advance=amount, count=count)
 
     def now(self, what: str) -> None:
@@ -126,3 +127,11 @@ def name_texts(texts: TextSet) -> str:
 def describe_texts(texts: TextSet) -> str:
     clip = "no clip" if texts.clip is None else f"clipped at {texts.clip:.1f} nats"
     return f"{name_texts(texts)}, {clip}"
+
+
+def print_report(data: Mapping[str, Any], file: Path, size: int) -> None:
+    """The findings of a report, and how to open it."""
+    for row in data["summary"]:
+        out.print(f"{plain(row['section'])}: {plain(row['text'])}")
+    out.print(f"\nWrote {plain(file)} ({size / 1e6:.1f} MB). Open it in a browser:")
+    out.print(file.resolve().as_uri(), soft_wrap=True)

@@ -89,7 +89,9 @@ GROWTH = (
     Column("standard_deviation", "Relative standard deviation of KL among disjoint random blocks.", "share"),
     Column("quartiles", "Quartiles of it over pairs.", "share"),
     Column("predicted", "What the standard error predicts for it.", "share"),
-    Column("typical", "Median difference of log KL between two blocks, by the factor of a normal distribution.", "share"),
+    Column(
+        "typical", "Median difference of log KL between two blocks, by the factor of a normal distribution.", "share"
+    ),
     estimate("slope", "Slope of ln(`typical`) on ln(texts); -1/2 for normal errors.", ""),
     Column("slope_normal", "That slope for normal errors at these sizes."),
     Column("document_effect", "Design effect of documents: variance of KL over that of independent texts."),
@@ -188,7 +190,9 @@ TWO_SETS = (
     Column("n_available", "Pairs that there are.", "pairs"),
     Column("n_identical", "Pairs without a KL.", "pairs"),
     Column("ratio", "KL on the second set over KL on the first, median over pairs."),
-    Column("ratio_interval_low", "Lower end of its 95 % interval over models.", "", lambda it: _end(it.ratio_interval, 0)),
+    Column(
+        "ratio_interval_low", "Lower end of its 95 % interval over models.", "", lambda it: _end(it.ratio_interval, 0)
+    ),
     Column("ratio_interval_high", "Upper end of it.", "", lambda it: _end(it.ratio_interval, 1)),
     Column("ratio_range", "Smallest and largest ratio over pairs."),
     Column("spread", "Robust standard deviation over pairs of the log ratio.", "share"),
@@ -200,7 +204,12 @@ TWO_SETS = (
     Column("procrustes_by_chance", "Its mean over random matchings of the models."),
     Column("procrustes_p_value", "Share of random matchings that are as near.", "probability"),
     Column("nearest", "Models with the same nearest model on both sets.", "models"),
-    Column("nearest_interval_low", "Lower end of the 95 % interval of their share.", "share", lambda it: it.nearest_interval[0]),
+    Column(
+        "nearest_interval_low",
+        "Lower end of the 95 % interval of their share.",
+        "share",
+        lambda it: it.nearest_interval[0],
+    ),
     Column("nearest_interval_high", "Upper end of it.", "share", lambda it: it.nearest_interval[1]),
     Column("nearest_by_chance", "That share by chance.", "share"),
     Column("notes", "What to know of both sets."),
@@ -349,7 +358,9 @@ def _print_growth(growth: ErrorGrowth, found: TextSensitivity) -> None:
     over = "" if len(found.pairs) == 1 else ", median over pairs"
     relative = float(np.median(found.standard_error / found.kl))
     sizes = zip(growth.n_texts, growth.predicted, growth.standard_deviation, growth.typical, strict=True)
-    rows = [(f"{n:,}", f"{predicted:.1%}", _percent(among), _percent(typical)) for n, predicted, among, typical in sizes]
+    rows = [
+        (f"{n:,}", f"{predicted:.1%}", _percent(among), _percent(typical)) for n, predicted, among, typical in sizes
+    ]
     columns = lines("texts", "as predicted from SE", "among blocks", "typical difference", words=False)
     title = f"\nRelative error of KL from fewer texts{over}"
     out.print(table(columns, [(f"{found.n_texts:,}", f"{relative:.1%}", "", ""), *rows], title))
@@ -365,7 +376,8 @@ def _print_growth(growth: ErrorGrowth, found: TextSensitivity) -> None:
             f"independent texts{over and ' (median over pairs)'}."
         )
     say(
-        "among blocks: standard deviation over disjoint random blocks of texts. Typical difference: the median difference "
+        "among blocks: standard deviation over disjoint random blocks of texts. Typical difference: the median "
+        "difference "
         "between two blocks, over that of two normal values with a standard deviation of 1.",
         "dim",
     )
@@ -388,7 +400,8 @@ def _print_domains(found: Domains, whole: TextSensitivity) -> None:
     columns = [column for column in DOMAIN if not hidden.get(column.title)]
     if alone:
         columns = [
-            replace(column, cell=lambda it: f"{it.ratio:.2f}") if column.key == "ratio" else column for column in columns
+            replace(column, cell=lambda it: f"{it.ratio:.2f}") if column.key == "ratio" else column
+            for column in columns
         ]
     out.print(table(columns, found.domains, f"\nWithin each domain{over}"))
     without = [column for column in WITHOUT if not hidden.get(column.title)]
@@ -426,7 +439,11 @@ def print_text_set_comparison(found: TextSetComparison, first: TextSet, second: 
         ("  spread about the median", f"{found.spread:.0%}", ""),
         ("  expected from error over texts alone", f"{found.spread_by_error:.0%}", ""),
     ]
-    named = (("log KL (Pearson)", found.pearson), ("ranking (Spearman)", found.spearman), ("ranking (Kendall)", found.kendall))
+    named = (
+        ("log KL (Pearson)", found.pearson),
+        ("ranking (Spearman)", found.spearman),
+        ("ranking (Kendall)", found.kendall),
+    )
     rows += [(name, f"{one.value:.3f}", _ends(one.interval, ".3f")) for name, one in named if one is not None]
     out.print(table(lines("over pairs", " ", "95 % over models"), rows))
     low, high = found.nearest_interval

@@ -18,7 +18,6 @@ from klscale.science.kl import KL
 from klscale.show import cautions, files, sentences
 from klscale.show.cautions import BY_KEY, Around, Measured
 from klscale.show.columns import (
-    BITS,
     ESTIMATE,
     HEAD,
     INTERVAL,
@@ -269,7 +268,7 @@ DIRECTIONAL = (
     Column(
         "kl_at_scales",
         "KL between the checkpoint and itself moved by each scale.",
-        value=lambda it: [Measured(one, one.n_texts, (None, None), it.noise_floor.value) for one in it.kl],
+        value=lambda it: [Measured(one, one.n_texts, ("", ""), it.noise_floor.value) for one in it.kl],
         within=KL_COLUMNS,
         many=True,
     ),
@@ -298,7 +297,9 @@ def trajectories_record(
     """Everything that was measured; squared distances between all checkpoints too."""
     return record(
         TRAJECTORIES,
-        SimpleNamespace(texts=texts, threshold_source=threshold_source, runs=found, over_seeds=seeds, directional=moved),
+        SimpleNamespace(
+            texts=texts, threshold_source=threshold_source, runs=found, over_seeds=seeds, directional=moved
+        ),
     )
 
 
@@ -387,7 +388,8 @@ def _print_exponents(found: Sequence[Trajectory], seeds: Sequence[Seeds]) -> Non
     moving = [one for one in found if one.behaviour.exponent]
     if not moving:
         out.print(
-            f"\nNo exponent: a fit needs {diffusion.WINDOW + 1} checkpoints past warm-up. Save more of them, or set where "
+            f"\nNo exponent: a fit needs {diffusion.WINDOW + 1} checkpoints past warm-up. Save more of them, or set "
+            f"where "
             "warm-up ends: --warmup STEP",
             style="yellow",
         )
@@ -410,7 +412,8 @@ def _print_exponents(found: Sequence[Trajectory], seeds: Sequence[Seeds]) -> Non
         if one.noise_floor is not None:
             taken = "subtracted" if one.noise_subtracted else "--subtract-noise subtracts it"
             out.print(
-                f"{plain(one.run.name)}: noise floor of KL {number(one.noise_floor)} bits/byte (two readings of its last "
+                f"{plain(one.run.name)}: noise floor of KL {number(one.noise_floor)} bits/byte (two readings of its "
+                f"last "
                 f"checkpoint, in batches of another shape and order; {taken}).",
                 style="dim",
             )
@@ -443,7 +446,9 @@ def _print_alpha(moving: Sequence[Trajectory], seeds: Sequence[Seeds]) -> None:
             c_q, c_w = one.behaviour.exponent.value, one.weights.exponent.value
             rows.append(_Alpha(one.run.name, c_q, f"{c_w.value:.3g}", one.alpha, one.probability))
     for group in seeds:
-        name = f"{len(group.runs)} seeds: {', '.join(group.runs)}" if len(seeds) > 1 else f"these {len(group.runs)} seeds"
+        name = (
+            f"{len(group.runs)} seeds: {', '.join(group.runs)}" if len(seeds) > 1 else f"these {len(group.runs)} seeds"
+        )
         rows.append(_Alpha(name, group.c_q, number(group.c_w), group.alpha, group.probability))
     if rows:
         out.print(table(ALPHA, rows, "\nLog-likelihood space against weight space"))
@@ -502,7 +507,9 @@ def _print_laws(rows: Sequence[_Moving]) -> None:
 SETTLED = (
     Column("", title="run", cell=lambda it: plain(it.run.name), words=True),
     Column("", title="settled from step", cell=lambda it: _settled(it)),
-    Column("", title="95 % over texts", cell=lambda it: "{:,.0f} to {:,.0f}".format(*it.behaviour.stabilisation.interval)),
+    Column(
+        "", title="95 % over texts", cell=lambda it: "{:,.0f} to {:,.0f}".format(*it.behaviour.stabilisation.interval)
+    ),
     Column("", title="weights from step", cell=lambda it: _weights_from(it)),
     Column("", title="first to last", cell=lambda it: _of_total(it)),
 )
@@ -533,9 +540,10 @@ def _print_stabilisation(found: Sequence[Trajectory], source: str) -> None:
         return
     rows = [one for one in found if sentences.has_settled(one.behaviour.stabilisation)]
     levels = [one.behaviour.stabilisation.threshold for one in rows if one.behaviour.stabilisation]
-    out.print(table(SETTLED, rows, f"\nStabilisation: {sentences.SETTLED}"))
+    out.print(table(SETTLED, rows, "\nStabilisation"))
     out.print(
-        f"Threshold: {levels[-1] if levels else 0.0:.3g} bits/byte ({plain(source)}). Weights: the same fraction ('first "
+        f"Settled: {sentences.SETTLED}. Threshold: {levels[-1] if levels else 0.0:.3g} bits/byte ({plain(source)}). Weights: the same fraction "
+        f"('first "
         "to last') of the squared distance from the first checkpoint to the last.",
         style="dim",
     )
@@ -566,7 +574,8 @@ def _print_shapes(found: Sequence[Trajectory]) -> None:
     out.print(table(columns, rows, "\nShape of the path past warm-up, beside two nulls"))
     out.print(
         f"A long random walk in many dimensions has {_shares(rows[0].shape.walk_share)} (6 / (π²k²)) and winds 0.65 "
-        "turns. A spiral winds more than 97.5 % of both nulls. Turning angle: the median; 90° is a random walk, more is "
+        "turns. A spiral winds more than 97.5 % of both nulls. Turning angle: the median; 90° is a random walk, more "
+        "is "
         "stepping back.",
         style="dim",
     )

@@ -1,0 +1,93 @@
+"""Every key of the JSON and of the files, with its unit and meaning: `docs/keys.md` is `python -m klscale.show.keys`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from klscale.show import (
+    calibration,
+    compare,
+    layers,
+    maps,
+    noise,
+    pairs,
+    precision,
+    scale,
+    tails,
+    text_sets,
+    trajectories,
+)
+from klscale.show.cautions import CAUTIONS
+from klscale.show.columns import ESTIMATE, Column
+
+KL_RECORD = pairs.KL_COLUMNS
+RECORDS: dict[str, tuple[Column, ...]] = {
+    "klscale kl": pairs.PAIR,
+    "klscale compare": compare.COMPARED,
+    "klscale compare --precision": (*compare.COMPARED, *precision.PRECISION),
+    "klscale scale": scale.SCALE,
+    "klscale scale --published": scale.PUBLISHED_SCALE,
+    "klscale layers": layers.LAYER,
+    "klscale map": maps.MAP,
+    "klscale trajectory": trajectories.TRAJECTORIES,
+    "klscale validate": (
+        Column("texts", "How far KL depends on the texts.", within=text_sets.SENSITIVITY),
+        Column("tails", "What the clip and the tails do to the numbers.", within=tails.TAILS),
+    ),
+    "klscale validate REF REF": (
+        Column("texts", "How far KL depends on the texts.", within=text_sets.SENSITIVITY),
+        Column("tails", "What the KL is made of.", within=tails.PAIR_TAILS),
+    ),
+    "klscale validate --texts NAME --texts NAME": text_sets.TWO_SETS,
+    "klscale validate --exact": calibration.CALIBRATIONS,
+    "klscale validate --noise": noise.NOISE_STUDIES,
+}
+"""The columns of what each command prints with --json: of the object, or of each object of the list."""
+
+INTRODUCTION = """# Keys
+
+What `--json` prints, and the columns of the files that `--out` writes, by command. One quantity has one key everywhere.
+This list is made from the declarations of the columns: `python -m klscale.show.keys > docs/keys.md`.
+
+- `x[].y` is key `y` of each record of the list `x`; `x.*.y` of each record of `x` by name.
+- A record of kind *estimate* or *KL* has the keys of the first two tables.
+- `null` is what is not known, or does not exist.
+- In a file a nested record is spread: `kl_from_first.standard_error` is the column `kl_from_first_standard_error`, and
+  `kl_from_first.kl` is `kl_from_first`. Lists are joined by a space; units are those of this list.
+"""
+
+
+def lines() -> Iterator[str]:
+    """The document, line by line."""
+    yield from INTRODUCTION.splitlines()
+    yield from _table("Estimate", ESTIMATE)
+    yield from _table("KL", KL_RECORD)
+    yield from ("", "## Cautions", "", "| key | mark | meaning |", "|---|---|---|")
+    yield from (f"| `{caution.key}` | `{caution.mark}` | {caution.footnote} |" for caution in CAUTIONS)
+    for command, columns in RECORDS.items():
+        yield from _table(f"`{command}`", columns)
+
+
+def _table(title: str, columns: Sequence[Column]) -> Iterator[str]:
+    yield from ("", f"## {title}", "", "| key | unit | meaning |", "|---|---|---|")
+    for path, column in paths(columns):
+        yield f"| `{path}` | {column.unit} | {column.meaning}{_kind(column)} |"
+
+
+def _kind(column: Column) -> str:
+    kind = {ESTIMATE: "estimate", KL_RECORD: "KL"}.get(column.within)
+    return "" if kind is None else f" *{kind}s*" if column.many else f" *{kind}*"
+
+
+def paths(columns: Sequence[Column], parent: str = "") -> Iterator[tuple[str, Column]]:
+    """Every key with its place, but for those within estimates and KLs."""
+    for column in columns:
+        if column.key:
+            path = f"{parent}{column.key}"
+            yield path, column
+            if column.within not in (ESTIMATE, KL_RECORD):
+                yield from paths(column.within, f"{path}{'[].' if column.many else '.'}")
+
+
+if __name__ == "__main__":
+    print("\n".join(lines()))

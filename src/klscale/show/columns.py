@@ -87,14 +87,16 @@ def interval(estimate: Any) -> str:
 
 
 def _simple(value: Any) -> Any:
-    """Arrays and tuples as lists, names and errors as strings."""
-    if value is None or isinstance(value, bool | int | float | str):
+    """Arrays and tuples as lists, names and errors as strings; null for NaN and infinity, which JSON lacks."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, Mapping):
         return {str(name): _simple(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
         return [_simple(one) for one in value]
-    return value.tolist() if hasattr(value, "tolist") else str(value)
+    return _simple(value.tolist()) if hasattr(value, "tolist") else str(value)
 
 
 # ------------------------------------------------------------------------------------------------------- three outputs

@@ -1,4 +1,4 @@
-"""Every key of the JSON and of the files, with its unit and meaning: `docs/keys.md` is `python -m klscale.show.keys`."""
+"""Every key of JSON and files, with its unit and meaning. `python -m klscale.show.keys` prints `docs/keys.md`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KL_RECORD = pairs.KL_COLUMNS
 RECORDS: dict[str, tuple[Column, ...]] = {
     "klscale kl": pairs.PAIR,
     "klscale compare": compare.COMPARED,
-    "klscale compare --precision": (*compare.COMPARED, *precision.PRECISION),
+    "klscale compare --precision 10%": (*compare.COMPARED, *precision.PRECISION),
     "klscale scale": scale.SCALE,
     "klscale scale --published": scale.PUBLISHED_SCALE,
     "klscale layers": layers.LAYER,
@@ -51,6 +51,7 @@ This list is made from the declarations of the columns: `python -m klscale.show.
 
 - `x[].y` is key `y` of each record of the list `x`; `x.*.y` of each record of `x` by name.
 - A record of kind *estimate* or *KL* has the keys of the first two tables.
+- A command with more words prints the keys of the command before it too.
 - `null` is what is not known, or does not exist.
 - In a file a nested record is spread: `kl_from_first.standard_error` is the column `kl_from_first_standard_error`, and
   `kl_from_first.kl` is `kl_from_first`. Lists are joined by a space; units are those of this list.
@@ -65,13 +66,28 @@ def lines() -> Iterator[str]:
     yield from ("", "## Cautions", "", "| key | mark | meaning |", "|---|---|---|")
     yield from (f"| `{caution.key}` | `{caution.mark}` | {caution.footnote} |" for caution in CAUTIONS)
     for command, columns in RECORDS.items():
-        yield from _table(f"`{command}`", columns)
+        known = next((other for other in RECORDS if command != other and command.startswith(f"{other} ")), None)
+        if known is None:
+            yield from _table(f"`{command}`", columns)
+        else:
+            yield from _table(f"`{command}`", [column for column in columns if column not in RECORDS[known]])
 
 
 def _table(title: str, columns: Sequence[Column]) -> Iterator[str]:
+    """A record with all that is in it; a part that an earlier key has too is named alone."""
     yield from ("", f"## {title}", "", "| key | unit | meaning |", "|---|---|---|")
+    first: dict[tuple[Column, ...], str] = {}
+    inside: tuple[str, ...] = ()
     for path, column in paths(columns):
-        yield f"| `{path}` | {column.unit} | {column.meaning}{_kind(column)} |"
+        if inside and path.startswith(inside):
+            continue
+        same = ""
+        if column.within and not _kind(column):
+            if column.within in first:
+                inside += tuple(f"{path}{end}" for end in (".", "[]"))
+                same = f" Keys as in `{first[column.within]}`."
+            first.setdefault(column.within, path)
+        yield f"| `{path}` | {column.unit} | {column.meaning}{same}{_kind(column)} |"
 
 
 def _kind(column: Column) -> str:

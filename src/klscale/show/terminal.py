@@ -64,7 +64,7 @@ def plain(text: object) -> str:
     return escape(printable(text))
 
 
-def amount(count: float) -> str:
+def rounded(count: float) -> str:
     return f"{count:,.0f}" if count >= 100 else f"{count:.3g}"
 
 
@@ -87,8 +87,8 @@ class Bar(Progress):
     def advance(self, amount: float = 1.0) -> None:
         super().advance(amount)
         if self.task is not None:
-            of = f" of {amount(self.total)}" if self.total else ""
-            count = f"{amount(self.done)}{of} {self.unit}" if self.unit != "%" else ""
+            of = f" of {rounded(self.total)}" if self.total else ""
+            count = f"{rounded(self.done)}{of} {self.unit}" if self.unit != "%" else ""
             self.shown.update(self.task, advance=amount, count=count)
 
     def now(self, what: str) -> None:

@@ -542,7 +542,8 @@ def _print_stabilisation(found: Sequence[Trajectory], source: str) -> None:
     levels = [one.behaviour.stabilisation.threshold for one in rows if one.behaviour.stabilisation]
     out.print(table(SETTLED, rows, "\nStabilisation"))
     out.print(
-        f"Settled: {sentences.SETTLED}. Threshold: {levels[-1] if levels else 0.0:.3g} bits/byte ({plain(source)}). Weights: the same fraction "
+        f"Settled: {sentences.SETTLED}. "
+        f"Threshold: {levels[-1] if levels else 0.0:.3g} bits/byte ({plain(source)}). Weights: the same fraction "
         f"('first "
         "to last') of the squared distance from the first checkpoint to the last.",
         style="dim",

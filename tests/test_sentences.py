@@ -233,8 +233,8 @@ def test_how_runs_move_is_told_with_each_number_in_its_place():
     assert bare == f"<bare>: {grows} 0.350 ± 0.050 power (1: diffusion)."
     assert settled == (
         "Stabilisation, the first step from which every later checkpoint lies within the threshold of the last (0.04 "
-        "bits/byte, the median between seeds; 95 % interval over texts): <s1> step 100 (0 to 2,000); <s2> only its last, step 2,000; <alone> by its first, "
-        "step 0."
+        "bits/byte, the median between seeds; 95 % interval over texts): <s1> step 100 (0 to 2,000); <s2> "
+        "only its last, step 2,000; <alone> by its first, step 0."
     )
     many = [moved(f"r{n}", pure(0.1, 0.01)) for n in range(sentences.MOST + 2)]
     told = [*sentences.of_trajectories(many, [], "", shown)]

@@ -968,13 +968,13 @@ def test_records_are_json(three_seeds, capsys):
     found, seeds = three_seeds, over_seeds(three_seeds)
     record = record_of(found, seeds, capsys)
     one = record["runs"][0]
-    assert one["behaviour"]["exponent"]["value"]["value"] == found[0].behaviour.exponent.value.value
-    assert one["behaviour"]["squared_distance"] == found[0].behaviour.squared_distance.tolist()
-    assert one["weights"]["exponent"]["value"]["standard_error"] is None
-    assert "resampled" not in one["behaviour"]["exponent"]
+    assert one["log_likelihood"]["exponent"]["c"]["value"] == found[0].behaviour.exponent.value.value
+    assert one["log_likelihood"]["squared_distance"] == found[0].behaviour.squared_distance.tolist()
+    assert one["weights"]["exponent"]["c"]["standard_error"] is None
+    assert "resampled" not in one["log_likelihood"]["exponent"]
     assert one["checkpoints"][0]["kl_from_first"] is None
-    assert one["checkpoints"][3]["kl_from_first"]["value"] == found[0].checkpoints[3].kl_from_first.value
-    assert one["behaviour"]["shape"]["spiral"] is False
+    assert one["checkpoints"][3]["kl_from_first"]["kl"] == found[0].checkpoints[3].kl_from_first.value
+    assert one["log_likelihood"]["shape"]["spiral"] is False
     assert record["over_seeds"][0]["alpha"]["value"] == seeds[0].alpha.value
     assert (record["threshold_source"], record["n_texts"], record["unit"]) == ("a test", N_TEXTS, "bits/byte")
 

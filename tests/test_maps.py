@@ -25,6 +25,7 @@ from klscale.progress import Progress
 from klscale.science.estimates import format_estimate
 from klscale.show import cautions, files
 from klscale.show import maps as shown_maps
+from klscale.store.files import Files
 from klscale.store.store import Store
 from klscale.studies import maps
 from klscale.vectors.imports import read_log_likelihoods

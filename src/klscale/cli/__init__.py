@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 from klscale.cli import pages, scoring, stores, studies, text_sets, validation
 from klscale.errors import KlscaleError
-from klscale.show.terminal import err, print_error
+from klscale.show.terminal import err, plain, print_error
 
 
 class _Commands(TyperGroup):

@@ -5,17 +5,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields
-from types import SimpleNamespace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from klscale.inputs.texts import TextSet
-from klscale.science.clip import CLIP_LIMIT
-from klscale.science.estimates import log_interval
-from klscale.science.kl import HEAVY_TAILS, KL, LOG_2
+from klscale.science.arrays import Floats, Integers
+from klscale.science.estimates import critical_value, log_interval
+from klscale.science.kl import KL, QUANTITIES, PairQuantities
 from klscale.show.terminal import out
 from klscale.vectors.vectors import NOISE_LIMIT, Vectors
 
@@ -82,14 +81,14 @@ CAUTIONS = (
         "unclipped",
         "u",
         "not clipped: the clip would move more than 5 % of a vector",
-        lambda it: np.logical_not(it.kl.uses_clip) & np.greater(it.kl.clipped, CLIP_LIMIT),
+        lambda it: it.kl.left_unclipped,
         lambda it: f"not clipped: the clip would move {it.kl.clipped:.0%} of a vector",
     ),
     Caution(
         "heavy_tails",
         "!",
         "heavy tails (kurtosis above 10): the interval covers less often than 95 %",
-        lambda it: np.greater(it.kl.kurtosis, HEAVY_TAILS),
+        lambda it: it.kl.heavy_tails,
         lambda it: f"heavy tails (kurtosis {it.kl.kurtosis:.0f}): the interval covers less often than 95 %",
     ),
     Caution(
@@ -134,6 +133,13 @@ BY_KEY = {caution.key: caution for caution in CAUTIONS}
 # ------------------------------------------------------------------------------------------------------- many and one
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Pairs(PairQuantities[Floats, Integers, Integers, NDArray[np.bool_]]):
+    """The KLs of many pairs: arrays (P,) of each quantity, and of both ends of the intervals."""
+
+    interval: tuple[Floats, Floats]
+
+
 @dataclass(frozen=True)
 class Around:
     """What the cautions of any pair of `vectors` need beside its KL."""
@@ -156,12 +162,9 @@ class Around:
     def pairs(self, i: Any, j: Any) -> Measured:
         """The KLs of many pairs, of the models at these places, as arrays."""
         matrix = self.vectors.kl()
-        found = {one.name: getattr(matrix, one.name)[i, j] for one in fields(matrix) if one.name != "labels"}
-        kl = SimpleNamespace(
-            **found,
-            interval=log_interval(found["value"], found["standard_error"], found["n_documents"]),
-            nats_per_text=found["value"] * found["mean_bytes"] * LOG_2,
-        )
+        found = {name: getattr(matrix, name)[i, j] for name in QUANTITIES}
+        critical = critical_value(found["n_documents"])
+        kl = Pairs(**found, interval=log_interval(found["value"], found["standard_error"], critical))
         return Measured(kl, len(self.vectors.texts), (self.dtypes[i], self.dtypes[j]), self.noise[i, j])
 
 

@@ -111,7 +111,7 @@ def rows(
     """Each pair of models beside each other; `measured` is the scale of the store. With the comparison to a `precise`
     KL, that KL and its interval."""
     around, attributes = Around(vectors), vectors.attributes
-    alike = cache(vectors.on_one_footing)
+    alike = cache(vectors.on_common_texts)
 
     def row(a: str, b: str) -> Compared:
         found = around.pair(a, b, None if precise is None else precise.pairs[a, b])
@@ -210,7 +210,7 @@ def has_ladder(vectors: Vectors, pairs: Sequence[tuple[str, str]]) -> bool:
 def print_ladder(vectors: Vectors) -> None:
     """The models from the nearest to the first to the farthest, each step with its paired standard error, and whether
     they differ from the first in the same way; on common texts and clip."""
-    clip, vectors = vectors.texts.clip, vectors.on_one_footing()
+    clip, vectors = vectors.texts.clip, vectors.on_common_texts()
     first, matrix, around = vectors.names[0], vectors.kl(), Around(vectors)
     order = sorted(vectors.names[1:], key=lambda name: matrix[first, name].value)
     above = dict(zip(order[1:], order, strict=False))

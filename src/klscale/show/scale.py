@@ -67,9 +67,8 @@ def _rows(vectors: Vectors, measured: Sequence[Setting]) -> list[_Row]:
             value=row.values[n],
             standard_error=row.standard_errors[n],
             in_range=row.in_range[n],
-            uses_clip=True,
-            clipped=0.0,
-            kurtosis=float("nan"),
+            left_unclipped=False,
+            heavy_tails=False,
             n_texts=n_texts,
         )
         return _Pair(row.setting, a, b, around.pair(a, b, kl))

@@ -17,7 +17,7 @@ from conftest import byte_tokenizer
 from klscale.errors import InputError, KlscaleError
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
-from klscale.show.calibration_tables import calibration_record, print_calibration
+from klscale.show.calibration import calibration_record, print_calibration
 from klscale.sources.transformers import next_token
 from klscale.sources.transformers.engine import Engine
 from klscale.sources.transformers.loading import LoadedModel, load, resolve

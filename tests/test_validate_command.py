@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from conftest import write_texts
-from klscale.show import tables
+from klscale.show import terminal
 from klscale.studies import calibration
 
 MARKUP = "[bold]m0"
@@ -193,7 +193,7 @@ def test_a_model_that_fails_does_not_hide_the_others(run, models):
 
 
 def test_sentences_are_wrapped_and_names_are_text(capsys):
-    tables.say(tables.plain("[red]" + "word " * 60))
+    terminal.say(terminal.plain("[red]" + "word " * 60))
     said = capsys.readouterr().out
     assert said.startswith("[red]word")
-    assert max(map(len, said.splitlines())) <= tables.PROSE
+    assert max(map(len, said.splitlines())) <= terminal.PROSE

@@ -28,7 +28,8 @@ N_TEXTS = 500
 
 @dataclass(frozen=True, eq=False)
 class Validation:
-    """What one study found on `texts`, a text set or two; the parts of other studies are None or empty.
+    """What one study found on `texts`, a text set or two; the parts of other studies are None or empty. `vectors` are
+    those of the models on the first of these, None where `noise` was measured.
 
     `sensitivity` and `tails` (of a single pair: `PairTails`): one text set. `agreement`: two of them. `exact`: exact KL
     of each pair beside its estimate. `noise`: KL between repeat readings of each model. `outcomes` tell what became of
@@ -36,6 +37,7 @@ class Validation:
     """
 
     texts: tuple[TextSet, ...]
+    vectors: Vectors | None = None
     sensitivity: TextSensitivity | None = None
     tails: Tails | PairTails | None = None
     agreement: TextSetComparison | None = None
@@ -103,7 +105,7 @@ def validate(
         return _two_text_sets(refs, each[0], each[1])
     vectors, outcomes = _wanted(refs, each[0])
     tails = examine_pair(vectors, *vectors.names) if len(vectors) == 2 else examine_tails(vectors)
-    return Validation((vectors.texts,), sensitivity=text_sensitivity(vectors), tails=tails, outcomes=outcomes)
+    return Validation((vectors.texts,), vectors, sensitivity=text_sensitivity(vectors), tails=tails, outcomes=outcomes)
 
 
 def _wanted(refs: Sequence[ModelRef], options: Options) -> tuple[Vectors, tuple[Outcome, ...]]:
@@ -121,7 +123,7 @@ def _wanted(refs: Sequence[ModelRef], options: Options) -> tuple[Vectors, tuple[
 def _two_text_sets(refs: Sequence[ModelRef], one: Options, other: Options) -> Validation:
     (first, some), (second, more) = (_wanted(refs, options) for options in (one, other))
     found = compare_text_sets(first, second)
-    return Validation((first.texts, second.texts), agreement=found, outcomes=(*some, *more))
+    return Validation((first.texts, second.texts), first, agreement=found, outcomes=(*some, *more))
 
 
 def _exact(refs: Sequence[ModelRef], n_texts: int, options: Options) -> Validation:
@@ -132,7 +134,9 @@ def _exact(refs: Sequence[ModelRef], n_texts: int, options: Options) -> Validati
     pairs = [*combinations(dict.fromkeys(there), 2)]
     reading = options.scoring("device", "batch_tokens", "progress")
     found = calibrate(pairs, vectors.texts, options.opened(), n_texts=n_texts, **reading)
-    return Validation((vectors.texts,), exact=tuple(found), outcomes=outcomes, complete=len(found) == len(pairs))
+    return Validation(
+        (vectors.texts,), vectors, exact=tuple(found), outcomes=outcomes, complete=len(found) == len(pairs)
+    )
 
 
 def _noise(refs: Sequence[ModelRef], n_texts: int, options: Options) -> Validation:

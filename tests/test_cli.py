@@ -114,7 +114,7 @@ def test_scale_is_measured_beside_the_published(run, imported):
         assert row["interval_low"] < row["median"] < row["interval_high"]
     assert record["published_holds_here"] is False
     shown = run("scale").output
-    assert "beside, not comparable" in shown
+    assert "they are not comparable" in shown
     assert "0.48 P1v3" in shown
     assert "seed (another seed); fine-tuning (a parent or child); 8-bit (NAME+int8)" in shown
     known = json.loads(run("scale", "--published", "--json").output)
@@ -282,7 +282,7 @@ def test_score_and_compare_real_models(run, make_model, tmp_path):
     assert "in the store already" in run("score", one, two).output
     (record,) = json.loads(run("compare", one, f"{one}%bfloat16", "--json").output)
     out_of_range, dtypes = record["warnings"]
-    assert "out of its range" in out_of_range, "a random model is far from the texts"
+    assert "out of range" in out_of_range, "a random model is far from the texts"
     assert dtypes == "different dtypes (float32, bfloat16): their rounding is part of the value"
     assert 0 < record["kl"] < 0.05
     assert "No pair yet" in run("scale").output

@@ -107,7 +107,7 @@ def test_tables_say_what_they_are(run, make_run, texts):
     for words in (
         "Diffusion exponents",
         "Is it a power law?",
-        "Behaviour against weights",
+        "Log-likelihood space against weight space",
         "Stabilisation",
         "two nulls",
     ):

@@ -88,7 +88,7 @@ def test_models_that_differ_by_one_number_have_no_tails(run, imported):
     imported("three", np.stack([base] * 3), bytes=np.arange(120) + 100)
     said = plain_words(run("validate", "--store", "three"))
     assert "one length" not in said
-    assert "every estimate is the headline" in said
+    assert "every estimate is the reported value" in said
 
 
 def test_pictures_of_all_and_of_a_pair(run, imported, tmp_path):

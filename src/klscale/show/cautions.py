@@ -175,11 +175,11 @@ def flags(measured: Measured) -> NDArray[np.uint16]:
 
 
 def keys(measured: Measured) -> Any:
-    """The keys of the cautions that hold: a list of one pair, an array of words of many pairs."""
+    """The keys of the cautions that hold: a list of one pair; of many pairs an array of words, None where there are none."""
     if not np.ndim(measured.kl.value):
         return [caution.key for caution in measured.cautions]
     values, places = np.unique(flags(measured), return_inverse=True)
-    words = [" ".join(key for key, bit in BITS.items() if value & bit) for value in values]
+    words = [" ".join(key for key, bit in BITS.items() if value & bit) or None for value in values]
     return np.array(words, dtype=object)[places]
 
 

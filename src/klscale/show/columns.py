@@ -143,8 +143,8 @@ def flat(columns: Iterable[Column], source: Any) -> dict[str, Any]:
         if column.within:
             row |= {nested(column.key, key): one for key, one in flat(column.within, value).items()}
         else:
-            simple = _simple(value)
-            row[column.key] = " ".join(map(str, simple)) if isinstance(simple, list) else simple
+            simple = value if isinstance(value, float) else _simple(value)
+            row[column.key] = (" ".join(map(str, simple)) or None) if isinstance(simple, list) else simple
     return row
 
 

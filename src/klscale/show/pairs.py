@@ -135,7 +135,7 @@ def matrix_record(vectors: Vectors) -> list[dict[str, Any]]:
     listed = {
         key: value.tolist() if isinstance(value, np.ndarray) else [value] * size for key, value in columns.items()
     }
-    listed["cautions"] = [words.split() for words in listed["cautions"]]
+    listed["cautions"] = [(words or "").split() for words in listed["cautions"]]
     return [dict(zip(listed, row, strict=True)) for row in zip(*listed.values(), strict=True)]
 
 

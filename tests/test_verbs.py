@@ -36,7 +36,11 @@ def test_compare(run, imported):
     assert list(found.pairs) == [(row["a"], row["b"]) for row in records]
     for row in records:
         kl = found.pairs[row["a"], row["b"]]
-        assert (kl.value, kl.standard_error, list(kl.interval)) == (row["kl"], row["standard_error"], [row["interval_low"], row["interval_high"]])
+        assert (kl.value, kl.standard_error, list(kl.interval)) == (
+            row["kl"],
+            row["standard_error"],
+            [row["interval_low"], row["interval_high"]],
+        )
         assert found.placed(row["a"], row["b"]) == row["placed"]
         assert f"{row['a']} and {row['b']}: KL {kl}" in str(found)
         assert found.vectors.bits_per_byte(row["a"]).value == row["bits_per_byte_a"]["value"]

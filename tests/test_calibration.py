@@ -20,7 +20,8 @@ from klscale.inputs.texts import TextSet
 from klscale.show.calibration_tables import calibration_record, print_calibration
 from klscale.sources.transformers import next_token
 from klscale.sources.transformers.engine import Engine
-from klscale.sources.transformers.loading import LoadedModel, load, resolve
+from klscale.sources.transformers.files import resolve
+from klscale.sources.transformers.load import LoadedModel, load
 from klscale.sources.transformers.next_token import (
     compare_next_tokens,
     decoded_bytes,
@@ -31,7 +32,7 @@ from klscale.sources.transformers.tokens import Tokens, tokenize
 from klscale.store.store import Store
 from klscale.studies import calibration
 from klscale.studies.calibration import calibrate
-from klscale.sweep.sweeps import score
+from klscale.sweep.score import score
 from klscale.vectors.vectors import Vectors
 
 LETTERS, LENGTH = 5, 5
@@ -428,7 +429,7 @@ def test_what_is_finished_is_not_computed_again(scored, monkeypatch):
     assert (found.n_texts, found.n_available) == (20, 40)
     (file,) = Path(store.location, "exact", texts.id).iterdir()
     with monkeypatch.context() as context:
-        context.setattr("klscale.sources.transformers.loading.load", lambda *_: pytest.fail("it is there already"))
+        context.setattr("klscale.sources.transformers.load.load", lambda *_: pytest.fail("it is there already"))
         assert calibrate([(a, b)], texts, store, n_texts=20) == [found]
         (clipped,) = calibrate([(a, b)], texts.with_clip(-60.0), store, n_texts=20)
         assert clipped.forward == found.forward

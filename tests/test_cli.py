@@ -400,7 +400,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_resumes(tmp_path, make_m
     texts = write_texts(tmp_path / "mine.jsonl", 4000)
     model = make_model(num_hidden_layers=4)
     command = [sys.executable, "-m", "klscale", "score", model, "--texts", texts, "--batch-tokens", "300", "--json"]
-    often = "import klscale.sweep.sweeps, klscale.cli; klscale.sweep.sweeps.KEEP_EVERY_S = 0.1; klscale.cli.main()"
+    often = "import klscale.sweep.score, klscale.cli; klscale.sweep.score.KEEP_EVERY_S = 0.1; klscale.cli.main()"
     process = subprocess.Popen(
         [sys.executable, "-c", often, *command[3:]],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

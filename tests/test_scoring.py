@@ -12,8 +12,9 @@ from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet, load_texts
 from klscale.sources.transformers import engine as engine_module
 from klscale.sources.transformers.engine import Engine, segments_of
+from klscale.sources.transformers.files import resolve
 from klscale.sources.transformers.head import OutputHead
-from klscale.sources.transformers.loading import load, resolve
+from klscale.sources.transformers.load import load
 from klscale.sources.transformers.tokens import TokenCache, tokenize
 
 

@@ -30,7 +30,7 @@ from klscale.show.trajectory_tables import print_motion, print_trajectories, sav
 from klscale.store.store import Store
 from klscale.studies import maps, pocket, trajectories
 from klscale.studies.trajectories import find_runs, over_seeds, settled_from, trajectory
-from klscale.sweep.sweeps import score
+from klscale.sweep.score import score
 from klscale.vectors.imports import read_log_likelihoods
 from klscale.vectors.vectors import ATTRIBUTES, CONVENTION, Vectors
 

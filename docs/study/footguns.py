@@ -21,7 +21,8 @@ from klscale.science.arrays import Floats
 from klscale.science.estimates import Estimate
 from klscale.science.kl import KL, bits_per_byte, kl
 from klscale.sources.transformers.engine import Engine
-from klscale.sources.transformers.loading import LoadedModel, load, resolve
+from klscale.sources.transformers.files import resolve
+from klscale.sources.transformers.load import LoadedModel, load
 from klscale.sources.transformers.tokens import Tokens, tokenize
 from klscale.vectors.vectors import Scores
 

@@ -31,7 +31,7 @@ _EXPORTS = {
     "studies.tails": ("examine_pair", "examine_tails"),
     "studies.trajectories": ("analyse_runs", "find_runs", "over_seeds", "trajectory"),
     "studies.validity": ("compare_text_sets", "text_sensitivity"),
-    "sweep.sweeps": ("score",),
+    "sweep.score": ("score",),
     "training.callbacks": ("TrainingWatch", "TrajectoryCallback"),
     "vectors.imports": ("read_log_likelihoods",),
     "vectors.vectors": ("Scores", "Vectors"),

@@ -67,7 +67,7 @@ def demo(
     from klscale.store.store import Store
     from klscale.studies import scales, trajectories
     from klscale.studies.pocket import train_pocket_suite
-    from klscale.sweep import sweeps
+    from klscale.sweep.score import score as score_models
 
     with progress_bar() as progress:
         suite = read_suite(train_pocket_suite(directory / "models", quick=quick, progress=progress))
@@ -76,7 +76,7 @@ def demo(
             progress.note("Without quantized variants, which need: pip install 'klscale[quant]'.")
         store = Store(directory / "store")
         texts = store.resolve_texts(suite.texts, progress=progress)
-        outcomes = sweeps.score(models, texts, store, progress=progress)
+        outcomes = score_models(models, texts, store, progress=progress)
         vectors = vectors_of(store, texts, outcomes, layers=True)
         measured = scales.measure(vectors)
         seed = scales.worth_of_a_seed(measured, texts)
@@ -155,7 +155,7 @@ def score(
     from klscale.inputs.references import Model, ModelRef
     from klscale.inputs.suites import read_suite, with_quantized
     from klscale.store.store import Store
-    from klscale.sweep import sweeps
+    from klscale.sweep.score import score as score_models
 
     if bool(models) == bool(suite):
         raise InputError("Give either models or a suite file.", remedy="klscale score REF...  or  --suite FILE")
@@ -175,7 +175,7 @@ def score(
     place = Store(store)
     with progress_bar() as progress:
         text_set = place.resolve_texts(texts, progress=progress)
-        outcomes = sweeps.score(
+        outcomes = score_models(
             wanted, text_set, place, device=device, batch_tokens=batch_tokens, long_texts=long_texts, layers=layers,
             rescore=rescore, dry_run=dry_run, keep_downloads=keep_downloads, progress=progress,
         )  # fmt: skip

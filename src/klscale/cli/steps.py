@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from klscale.inputs.texts import TextSet
     from klscale.store.store import Store
     from klscale.studies.scales import Setting
-    from klscale.sweep.sweeps import Outcome
+    from klscale.sweep.jobs import Outcome
     from klscale.vectors.vectors import Vectors
 
 
@@ -35,11 +35,11 @@ def score_missing(
     refs: Sequence[ModelRef], store: Store, texts: str | None, *, layers: bool = False, **how: Any
 ) -> tuple[Vectors, list[Outcome]]:
     """Score what the store lacks of these models, and say what fails; the vectors of the others."""
-    from klscale.sweep import sweeps
+    from klscale.sweep.score import score as score_models
 
     with progress_bar() as progress:
         text_set = store.resolve_texts(texts, progress=progress)
-        outcomes = sweeps.score(refs, text_set, store, layers=layers, progress=progress, **how)
+        outcomes = score_models(refs, text_set, store, layers=layers, progress=progress, **how)
     print_failures(outcomes)
     return vectors_of(store, text_set, outcomes, layers=layers), outcomes
 

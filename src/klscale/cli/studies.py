@@ -86,8 +86,8 @@ def trajectory(
     from klscale.show.trajectory_tables import print_trajectories, save_trajectories, trajectories_record
     from klscale.store.store import Store
     from klscale.studies import scales, trajectories
-    from klscale.sweep import sweeps
     from klscale.sweep.runs import checkpoints, is_run
+    from klscale.sweep.score import score as score_models
 
     if file is not None:
         require_ending(file)
@@ -100,7 +100,7 @@ def trajectory(
         text_set = place.resolve_texts(texts, progress=progress)
         here = [ref for ref in named if (ref.path and ref.path.is_dir()) or is_run(ref)]
         refs = [checkpoint for ref in here for checkpoint in checkpoints(ref)]
-        outcomes = sweeps.score(
+        outcomes = score_models(
             refs, text_set, place, device=device, batch_tokens=batch_tokens, long_texts=long_texts, weigh=True,
             keep_downloads=keep_downloads, progress=progress,
         )  # fmt: skip

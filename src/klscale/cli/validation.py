@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from klscale.inputs.references import ModelRef
     from klscale.store.store import Store
-    from klscale.sweep.sweeps import Outcome
+    from klscale.sweep.jobs import Outcome
     from klscale.vectors.vectors import Vectors
 
 

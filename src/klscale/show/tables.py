@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from klscale.science.kl import KL
     from klscale.store.store import Store
     from klscale.studies.scales import NoiseFloor, Setting
-    from klscale.sweep.sweeps import Outcome
+    from klscale.sweep.jobs import Outcome
     from klscale.vectors.vectors import Vectors
 
 FEW = 3

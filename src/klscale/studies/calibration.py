@@ -336,7 +336,8 @@ class _Bench:
     def _engines(self, a: Entry, b: Entry) -> tuple[Engine, Engine]:
         """Both models, loaded where they are not yet; no third is kept."""
         from klscale.sources.transformers.engine import Engine
-        from klscale.sources.transformers.loading import load, resolve
+        from klscale.sources.transformers.files import resolve
+        from klscale.sources.transformers.load import load
 
         self.engines = {entry.key: self.engines[entry.key] for entry in (a, b) if entry.key in self.engines}
         for entry in (a, b):

@@ -31,7 +31,7 @@ from klscale.vectors.vectors import Scores
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from klscale.sources.transformers.loading import LoadedModel
+    from klscale.sources.transformers.load import LoadedModel
 
 SCALES = tuple(2.0**k for k in range(-8, 1))
 
@@ -159,7 +159,8 @@ def _measured(
 
 def _load(ref: ModelRef, device: str | None) -> LoadedModel:
     """A model whose weights can be moved."""
-    from klscale.sources.transformers.loading import load, resolve
+    from klscale.sources.transformers.files import resolve
+    from klscale.sources.transformers.load import load
 
     whole = replace(ref, dtype="float32", quantization=None, layer=None)
     if ref != whole:

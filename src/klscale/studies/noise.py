@@ -20,7 +20,8 @@ from klscale.science.arrays import Floats, Integers
 from klscale.science.estimates import Estimate, cluster_codes, n_clusters, standard_error_of_mean
 from klscale.science.kl import KL, kl, nats2_per_bit_per_byte
 from klscale.store.store import Store, vector_key
-from klscale.sweep import sweeps
+from klscale.sweep.repeat_noise import other_engine, shortened
+from klscale.sweep.score import SOURCE, score
 from klscale.vectors.vectors import CONVENTION, Scores
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class _Study:
         return {"half_precision": floor, "is_half": bool((in_half_precision(values) == values).all())}
 
     def _of_model(self, ref: ModelRef) -> NoiseStudy:
-        from klscale.sources.transformers.loading import device_of
+        from klscale.sources.transformers.placement import device_of
         from klscale.sources.transformers.tokens import TokenCache
 
         if ref != (whole := replace(ref, dtype="float32", layer=None)):
@@ -128,7 +129,7 @@ class _Study:
         variants = {dtype: replace(ref, dtype=dtype) for dtype in DTYPES}
         scored: dict[ModelRef, Scores] = {}
         if len(self.texts) <= self.n_texts:
-            outcomes = sweeps.score([*variants.values()], self.texts, self.store, device=self.device,
+            outcomes = score([*variants.values()], self.texts, self.store, device=self.device,
                                     progress=self.progress)  # fmt: skip
             # What the store had before may be another machine's.
             scored = {one.ref: self.store.scores(one.entry) for one in outcomes if one.entry and one.status == "scored"}
@@ -162,7 +163,8 @@ class _Study:
         """The first reading of a model, and how far others in its own dtype are from it; the last of these is its noise
         floor, which the store keeps."""
         from klscale.sources.transformers.engine import Engine
-        from klscale.sources.transformers.loading import load, resolve
+        from klscale.sources.transformers.files import resolve
+        from klscale.sources.transformers.load import load
 
         resolved = resolve(ref)
         loaded = load(resolved, self.device)
@@ -182,7 +184,7 @@ class _Study:
 
         engine = Engine(loaded, device=self.device)
         first = read(engine) if scored is None else scored
-        short, text_bytes = sweeps.shortened(engine, tokens, self.texts, chosen)
+        short, text_bytes = shortened(engine, tokens, self.texts, chosen)
         usual = first if short is tokens else read(engine, short)
         others: dict[str, Engine] = {}
         if ref.dtype == "float32":
@@ -190,13 +192,13 @@ class _Study:
             others["other batches"] = Engine(loaded, device=self.device, batch_tokens=budget, padded=True)
             same = engine.batch_tokens
             others["other order"] = Engine(loaded, device=self.device, batch_tokens=same, shuffled=True)
-        others["other batches and order"] = sweeps.other_engine(engine, short, chosen)
+        others["other batches and order"] = other_engine(engine, short, chosen)
         found = [
             self._compare(f"{ref.dtype}, {how}", read(other, short), ref.dtype, usual, text_bytes)
             for how, other in others.items()
         ]
         if (floor := found[-1].kl) is not None:
-            key = vector_key(resolved.identity, ref, CONVENTION, sweeps.SOURCE)
+            key = vector_key(resolved.identity, ref, CONVENTION, SOURCE)
             self.store.write_noise_floor(self.texts.id, key, floor)
         return first, found
 

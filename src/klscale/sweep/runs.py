@@ -21,7 +21,8 @@ from klscale.science.weights import count_parameters, distances_to, squared_dist
 from klscale.store.store import Store
 
 if TYPE_CHECKING:
-    from klscale.sources.transformers.loading import Hub, ResolvedModel
+    from klscale.sources.transformers.files import ResolvedModel
+    from klscale.sources.transformers.hub import Hub
 
 _MODELS = ("config.json", "adapter_config.json")
 """A directory with one of these is a model itself."""
@@ -48,7 +49,7 @@ def checkpoints(ref: ModelRef, hub: Hub | None = None) -> list[ModelRef]:
         found = [one for one in there if fnmatchcase(one.name.rpartition("/")[2], pattern)]
         what, remedy = f"No directory matches {ref.name!r}.", "Revisions of a hub model: NAME@PATTERN."
     elif ref.path is None and (ref.revision is None or _PATTERN.search(ref.revision)):
-        from klscale.sources.transformers.loading import Hub
+        from klscale.sources.transformers.hub import Hub
 
         there = [replace(ref, revision=revision) for revision in (hub or Hub()).revisions(ref.name)]
         found = [one for one in there if _step(one) is not None]
@@ -100,7 +101,7 @@ def weigh(refs: Sequence[ModelRef], store: Store, *, progress: Progress = SILENT
     """Keep in the store the squared distances between the weights of all these local checkpoints; where it has them
     all, nothing is read. Returns what is wrong with each that could not be compared, a quantized reference, an adapter
     or a model of the hub (for which there is `score` with `weigh`) among them."""
-    from klscale.sources.transformers.loading import resolve, weight_files
+    from klscale.sources.transformers.files import resolve, weight_files
 
     found: dict[str, ResolvedModel] = {}
     problems: dict[ModelRef, KlscaleError] = {}
@@ -131,7 +132,7 @@ def weigh(refs: Sequence[ModelRef], store: Store, *, progress: Progress = SILENT
 def weigh_one(new: ResolvedModel, others: Sequence[ResolvedModel], store: Store) -> None:
     """Keep in the store the squared distances between the weights of one checkpoint and those of some others; what is
     not here is fetched. Raises KlscaleError where one cannot be compared; the distances to the others are kept."""
-    from klscale.sources.transformers.loading import weight_files
+    from klscale.sources.transformers.files import weight_files
 
     files = weight_files(new)
     there = {str(other): weight_files(other) for other in others}

@@ -39,11 +39,12 @@ from klscale.science.diffusion import WINDOW
 from klscale.science.estimates import Estimate
 from klscale.science.kl import KL, bits_per_byte, kl, kl_pairs
 from klscale.sources.transformers.engine import Engine
-from klscale.sources.transformers.loading import LoadedModel, load, resolve, window_of
+from klscale.sources.transformers.files import resolve
+from klscale.sources.transformers.load import LoadedModel, load, window_of
 from klscale.sources.transformers.quantization import loaded_so
 from klscale.sources.transformers.tokens import Tokens, tokenize
 from klscale.store.store import Entry, Store
-from klscale.sweep import sweeps
+from klscale.sweep.score import metadata_of, score
 from klscale.training.live import require_scorable, untouched
 from klscale.vectors.vectors import CONVENTION, Scores
 
@@ -294,7 +295,7 @@ class TrainingWatch:
 
     def _score_reference(self, ref: ModelRef, sample: _Sample, device: str) -> Scores:
         if self._store is not None:
-            (known,) = sweeps.score([ref], sample.texts, self._store, long_texts="skip", dry_run=True)
+            (known,) = score([ref], sample.texts, self._store, long_texts="skip", dry_run=True)
             if known.error is not None:
                 raise known.error
             if known.entry is not None:
@@ -388,7 +389,7 @@ class TrainingWatch:
             return
         model = engine.model
         known = {"type": model.config.get_text_config().model_type, "parameters": model.num_parameters(), "step": step}
-        metadata = sweeps.metadata_of(
+        metadata = metadata_of(
             engine, sample.tokens, scores, identity=f"live:{self._run}:{step}", convention=CONVENTION,
             attributes=attributes_of(engine.loaded.ref, {**known, **self.attributes}),
         )  # fmt: skip

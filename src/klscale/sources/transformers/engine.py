@@ -20,7 +20,8 @@ from torch import Tensor
 from klscale.errors import InputError, KlscaleError
 from klscale.science.arrays import Floats, Integers
 from klscale.sources.transformers.head import OutputHead, candidate_heads, widened
-from klscale.sources.transformers.loading import LoadedModel, device_of
+from klscale.sources.transformers.load import LoadedModel
+from klscale.sources.transformers.placement import device_of
 from klscale.sources.transformers.readout import Readout, find_readout, no_lens
 from klscale.sources.transformers.tokens import Tokens
 from klscale.vectors.vectors import Scores

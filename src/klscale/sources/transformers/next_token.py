@@ -19,8 +19,9 @@ from torch import Tensor
 from klscale.errors import InputError, KlscaleError
 from klscale.inputs.references import ModelRef
 from klscale.science.arrays import Floats, Integers
+from klscale.sources.quiet import quiet_transformers
 from klscale.sources.transformers.engine import Engine, Packed, Segment, in_batches
-from klscale.sources.transformers.loading import LoadedModel, quiet_transformers
+from klscale.sources.transformers.load import LoadedModel
 from klscale.sources.transformers.tokens import Tokens, tokenizer_id
 
 TILE, PIECE = 2**22, 2**18

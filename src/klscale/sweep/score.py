@@ -1,4 +1,4 @@
-"""Sweeps: score what a store lacks, resume what was interrupted, read the next model while one is scored."""
+"""Score what a store lacks, resume what was interrupted, read the next model while one is scored."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import platform
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,18 +21,20 @@ from klscale.inputs.references import Model, ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.progress import SILENT, Progress
 from klscale.science.arrays import Integers
-from klscale.science.kl import KL, kl
 from klscale.store.store import Claim, Entry, Store, now, vector_key
-from klscale.sweep.runs import checkpoints, is_run, weigh_one, windows
+from klscale.sweep.jobs import Job, OneAhead, Outcome, by_files, with_windows, without_frames
+from klscale.sweep.repeat_noise import keep_noise_floor
+from klscale.sweep.runs import checkpoints, is_run, weigh_one
 from klscale.vectors.vectors import CONVENTION, Scores
 
 if TYPE_CHECKING:
     from klscale.sources.transformers.downloads import Downloads
     from klscale.sources.transformers.engine import Engine
-    from klscale.sources.transformers.loading import Hub, LoadedModel, ResolvedModel
+    from klscale.sources.transformers.files import ResolvedModel
+    from klscale.sources.transformers.hub import Hub
+    from klscale.sources.transformers.load import LoadedModel
     from klscale.sources.transformers.tokens import TokenCache, Tokens
 
-T = TypeVar("T")
 SOURCE = "transformers"
 LONG_TEXTS = ("error", "skip", "window")
 WINDOWS = "; half-overlapping windows"
@@ -40,8 +42,6 @@ KEEP_EVERY_S = 10.0
 """Seconds of work that a killed command may lose."""
 IN_FILES = ("type", "parameters", "parent", "quantization")
 """Attributes that a model's files tell, whatever its name."""
-NOISE_PART, NOISE_TEXTS = 0.02, (20, 100)
-"""Part of a model's texts that are read again to tell its noise floor, and how many at least and at most."""
 LOOK_AGAIN_S = 1.0
 """How often a process looks whether another has finished the model that it waits for."""
 LOOK_UPS = 8
@@ -50,25 +50,6 @@ WHOLE = 0.95
 """Fraction of a model's weights that a quantization may leave out before it is said."""
 NOT_ROUND_TRIP = 0.001
 """Fraction of texts that a tokenizer may fail to give back before it is said."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one model: `scored`, `present` (nothing to do), `missing` (a dry run) or `failed`, with the
-    error; the store's entry where there is one. `download_bytes` is found by a dry run alone: what would be fetched,
-    less what the models before it fetch already; None where that is not known."""
-
-    ref: ModelRef
-    status: str
-    entry: Entry | None = None
-    error: KlscaleError | None = None
-    seconds: float = 0.0
-    download_bytes: int | None = None
-
-    @classmethod
-    def failed(cls, model: Model, error: KlscaleError, seconds: float = 0.0) -> Outcome:
-        """One that could not be scored; the error names the line of the suite that asks for it."""
-        return cls(model.ref, "failed", error=error.at(model.line) if model.line else error, seconds=seconds)
 
 
 def score(
@@ -110,16 +91,16 @@ def score(
     first = None if first is None or first >= len(texts) else first
     sweep = _Sweep(texts, store, device, batch_tokens, long_texts, layers, first, rescore, progress)
     outcomes: dict[int, Outcome] = {}
-    jobs: list[_Job] = []
+    jobs: list[Job] = []
     for place, (model, found) in enumerate(sweep.look_up([_model(model) for model in models], sizes=dry_run)):
-        if isinstance(found, _Job):
+        if isinstance(found, Job):
             jobs.append(found)
         elif isinstance(found, Entry):
             outcomes[place] = Outcome(model.ref, "present", found, download_bytes=0 if dry_run else None)
         else:
             outcomes[place] = Outcome.failed(model, found)
     if weigh and not dry_run:
-        jobs = _with_windows(jobs, store)
+        jobs = with_windows(jobs, store)
     downloads = Downloads(() if keep_downloads or dry_run else (job.reads for job in jobs))
     for job in jobs:
         if job.entry is not None:
@@ -137,44 +118,6 @@ def _model(model: str | ModelRef | Model) -> Model:
     if isinstance(model, Model):
         return model
     return Model(model if isinstance(model, ModelRef) else ModelRef.parse(model))
-
-
-@dataclass(frozen=True)
-class _Job:
-    """A model, pinned, with the keys that its vector may have, and the store's entry where that has it; and `others`,
-    whose weights are to be compared with its own."""
-
-    place: int
-    model: Model
-    resolved: ResolvedModel
-    keys: tuple[str, ...]
-    layers: bool = False
-    entry: Entry | None = None
-    others: tuple[ResolvedModel, ...] = ()
-
-    @property
-    def ref(self) -> ModelRef:
-        return self.model.ref
-
-    @property
-    def key(self) -> str:
-        """Under which the work on it is claimed."""
-        return self.keys[-1]
-
-    @property
-    def partial(self) -> str:
-        """Under which unfinished work is kept: with layers and without are not mixed."""
-        return self.key + ("-layers" if self.layers else "")
-
-    @property
-    def done(self) -> bool:
-        """Whether nothing is left to do."""
-        return self.entry is not None and not self.others
-
-    @property
-    def reads(self) -> tuple[ResolvedModel, ...]:
-        """Whose files it needs."""
-        return (self.resolved, *self.others)
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,10 +153,10 @@ class _Sweep:
 
     # -------------------------------------------------------------------------------------------- what is there
 
-    def look_up(self, models: Sequence[Model], *, sizes: bool) -> Iterator[tuple[Model, Entry | _Job | KlscaleError]]:
+    def look_up(self, models: Sequence[Model], *, sizes: bool) -> Iterator[tuple[Model, Entry | Job | KlscaleError]]:
         """Each model, and each checkpoint of a run, as a job, as an entry of the store, or with what is wrong. The hub
         is asked by several threads, for the `sizes` of files too."""
-        from klscale.sources.transformers.loading import Hub
+        from klscale.sources.transformers.hub import Hub
 
         hub = Hub(self.progress, sizes=sizes)
         self.progress.begin("looking up", len(models), "models")
@@ -224,7 +167,7 @@ class _Sweep:
         try:
             resolved = [threads.submit(self._resolve, model, known, hub) for model, error in wanted if error is None]
             for place, (model, error) in enumerate(wanted):
-                found: Entry | _Job | KlscaleError
+                found: Entry | Job | KlscaleError
                 try:
                     found = error or self._find(place, model, resolved.pop(0))
                 except KlscaleError as problem:
@@ -245,7 +188,7 @@ class _Sweep:
 
     def _resolve(self, model: Model, known: Set[ModelRef], hub: Hub) -> ResolvedModel | None:
         """What a reference means now; None on texts that nothing can be scored on."""
-        from klscale.sources.transformers.loading import resolve
+        from klscale.sources.transformers.files import resolve
 
         if self.texts.external:
             return None
@@ -260,7 +203,7 @@ class _Sweep:
                 )
         return resolved
 
-    def _find(self, place: int, model: Model, resolving: Future[ResolvedModel | None]) -> Entry | _Job:
+    def _find(self, place: int, model: Model, resolving: Future[ResolvedModel | None]) -> Entry | Job:
         """A model as a job, with the store's entry if it has one; the entry alone where the model is out of reach."""
         layers = self.layers or model.layers
         named = self.by_ref.get(model.ref, [])
@@ -293,7 +236,7 @@ class _Sweep:
         mine = [entry for entry in fit if entry.ref == model.ref]
         there = self._labelled(model, (mine or fit)[-1]) if fit else None
         # A file is replaced only by one that holds as much.
-        return _Job(place, model, resolved, keys, layers or any(entry.n_layers for entry in same), there)
+        return Job(place, model, resolved, keys, layers or any(entry.n_layers for entry in same), there)
 
     def _will_do(self, entry: Entry, layers: bool) -> bool:
         """Whether an entry with the right key makes scoring needless."""
@@ -301,7 +244,7 @@ class _Sweep:
         return (
             fresh
             and bool(entry.n_layers or not layers)
-            and _larger(entry.first, self.first) == entry.first
+            and larger(entry.first, self.first) == entry.first
             and (self.long_texts == "skip" or not entry.metadata.get("skipped"))
         )
 
@@ -317,22 +260,24 @@ class _Sweep:
             metadata |= {"ref": str(model.ref), "date": now()}
         return self.store.write(self.texts, self.store.scores(entry), metadata)
 
-    def plan(self, jobs: Sequence[_Job]) -> Iterator[tuple[int, Outcome]]:
+    def plan(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome]]:
         """(place, outcome) of each job as a dry run tells it; what several models share is fetched by the first."""
-        from klscale.sources.transformers.loading import downloads
+
+        from klscale.sources.transformers.downloads import to_fetch
 
         fetched: set[tuple[str, str]] = set()
         for job in jobs:
-            files = downloads(job.resolved)
+            files = to_fetch(job.resolved)
             size = None if files is None else sum(size for key, size in files.items() if key not in fetched)
             fetched.update(files or ())
             yield job.place, Outcome(job.ref, "missing", download_bytes=size)
 
     # ------------------------------------------------------------------------------------------------- scoring
 
-    def run(self, jobs: Sequence[_Job], downloads: Downloads) -> Iterator[tuple[int, Outcome]]:
+    def run(self, jobs: Sequence[Job], downloads: Downloads) -> Iterator[tuple[int, Outcome]]:
         """(place, outcome) of each job. One thread reads the next model while this one is scored."""
-        from klscale.sources.transformers.loading import device_of, load
+        from klscale.sources.transformers.load import load
+        from klscale.sources.transformers.placement import device_of
         from klscale.sources.transformers.tokens import TokenCache
 
         device_of(self.device)  # wrong for one, wrong for all
@@ -343,10 +288,10 @@ class _Sweep:
         queue, in_order = list(jobs), any(job.others for job in jobs)
         if not (in_order or self.store.claims(self.texts.id).keys().isdisjoint(job.key for job in jobs)):
             random.shuffle(queue)  # another process is at work: in the same order both would want the same model
-        queue = _by_files(queue)
+        queue = by_files(queue)
         unweighed: list[KlscaleError] = []
 
-        def read(job: _Job, **options: Any) -> LoadedModel | None:
+        def read(job: Job, **options: Any) -> LoadedModel | None:
             downloads.drop()
             with downloads.reading(job.reads):
                 if job.others:
@@ -358,8 +303,8 @@ class _Sweep:
                         unweighed.append(error)
                 return None if job.entry else load(job.resolved, self.device, **options)
 
-        ahead: tuple[_Job, Future[LoadedModel | None]] | None = None
-        with _Reader() as reader:
+        ahead: tuple[Job, Future[LoadedModel | None]] | None = None
+        with OneAhead() as reader:
             while queue:
                 job, found = self._take(queue)
                 started, n = time.monotonic(), len(jobs) - len(queue)
@@ -386,7 +331,7 @@ class _Sweep:
                 except StorageError:
                     raise
                 except KlscaleError as problem:
-                    error = _without_frames(problem)
+                    error = without_frames(problem)
                 finally:
                     del loading
                     loaded = None
@@ -403,7 +348,7 @@ class _Sweep:
             first, more = unweighed[0], f" So for {len(unweighed):,} checkpoints." if len(unweighed) > 1 else ""
             self.progress.note(f"{first}{more}\nTheir weights are not compared.")
 
-    def _take(self, queue: list[_Job]) -> tuple[_Job, Claim | Entry]:
+    def _take(self, queue: list[Job]) -> tuple[Job, Claim | Entry]:
         """The first job that no other process works on, off the queue and claimed; or one that another process has
         finished, with its entry. Waits while others work on all that are left."""
         waiting = False
@@ -428,7 +373,7 @@ class _Sweep:
                 waiting = True
             time.sleep(random.uniform(0.5, 1.5) * LOOK_AGAIN_S)
 
-    def _score(self, job: _Job, loaded: LoadedModel, tokenized: TokenCache) -> Entry:
+    def _score(self, job: Job, loaded: LoadedModel, tokenized: TokenCache) -> Entry:
         """Score what the partial work of one model lacks, and write its vector."""
         from klscale.sources.transformers.engine import Engine
 
@@ -438,7 +383,7 @@ class _Sweep:
         which = -1 if cut else 0
         convention, there = self.conventions[which], self.store.entry(self.texts.id, [job.keys[which]])
         # A file is replaced only by one that holds as much.
-        first = self.first if there is None else _larger(self.first, there.first)
+        first = self.first if there is None else larger(self.first, there.first)
         wanted = self.texts.sample(first)
         if self.rescore:
             self.store.drop_partial(self.texts.id, job.partial)
@@ -502,7 +447,7 @@ class _Sweep:
                 self.progress.note(f"{job.ref}: its noise floor is not known. {error.what}")
         return entry
 
-    def _keep(self, job: _Job, unsaved: Sequence[Scores]) -> Scores:
+    def _keep(self, job: Job, unsaved: Sequence[Scores]) -> Scores:
         part = Scores.concatenate(unsaved)
         if len(part):
             self.store.write_partial(self.texts.id, job.partial, part)
@@ -541,16 +486,7 @@ def metadata_of(
     }
 
 
-def _with_windows(jobs: Sequence[_Job], store: Store) -> list[_Job]:
-    """The jobs in the order of their runs, each with the checkpoints whose weights its own are to be compared with."""
-    found = windows((job.resolved for job in jobs), store)
-    order = {one.identity: n for n, (one, _) in enumerate(found)}
-    others = {one.ref: tuple(near) for one, near in found}
-    ordered = sorted(jobs, key=lambda job: order.get(job.resolved.identity, len(order)))
-    return [replace(job, others=others.pop(job.ref, ())) for job in ordered]
-
-
-def _larger(first: int | None, other: int | None) -> int | None:
+def larger(first: int | None, other: int | None) -> int | None:
     """The larger of two numbers of texts of the random order, where None is all of them."""
     return None if first is None or other is None else max(first, other)
 
@@ -560,126 +496,7 @@ def _place(ref: ModelRef) -> ModelRef:
     return ref if ref.path is None else replace(ref, name=str(ref.path.resolve()))
 
 
-def _by_files(jobs: Sequence[_Job]) -> list[_Job]:
-    """Those that read the same files (quantized variants, adapters of one model) follow the first of them."""
-    first: dict[str, int] = {}
-    for n, job in enumerate(jobs):
-        first.setdefault((job.resolved.base or job.resolved).identity, n)
-    return sorted(jobs, key=lambda job: first[(job.resolved.base or job.resolved).identity])
-
-
-# ------------------------------------------------------------------------------------------------------- noise floor
-
-
-def noise_floor(
-    entry: Entry, texts: TextSet, store: Store, *, device: str | None = None, progress: Progress = SILENT
-) -> KL | None:
-    """KL in bits per byte between two readings of one scored model, in batches of different shape and order: what
-    rounding alone makes of a squared distance. Kept in the store when a model is scored; where it is not there it is
-    read now. None for a model that is not here, and on texts that are not."""
-    from klscale.sources.transformers.engine import Engine
-    from klscale.sources.transformers.loading import load, resolve
-    from klscale.sources.transformers.tokens import tokenize
-
-    if (kept := store.noise_floor(texts.id, entry.key)) is not None:
-        return kept
-    if texts.external or entry.ref.path is None or not entry.ref.path.is_dir():
-        return None
-    loaded = load(resolve(entry.ref), device)
-    progress.begin(f"reading {entry.ref} twice")
-    engine = Engine(loaded, device=device)
-    return keep_noise_floor(entry.key, engine, tokenize(loaded.tokenizer, texts), texts, store)
-
-
-def noise_texts(texts: Integers) -> Integers:
-    """The random texts among these that tell the noise floor, in order: 2 %, at least 20 and at most 100."""
-    n = int(np.clip(NOISE_PART * len(texts), *NOISE_TEXTS))
-    return np.sort(np.random.default_rng(0).permutation(texts)[:n])
-
-
-def keep_noise_floor(
-    key: str, engine: Engine, tokens: Tokens, texts: TextSet, store: Store, *, known: Scores | None = None
-) -> KL | None:
-    """Read the model of an engine again, in batches of another shape and in another order, and keep the noise floor of
-    the vector `key`; None for fewer than two texts. `known`, of which the texts are taken, are its values already: they
-    are the first reading. Texts that leave no room for padding are cut short, and then read twice."""
-    chosen = noise_texts(np.arange(len(texts)) if known is None else known.text)
-    if len(chosen) < 2:
-        return None
-    short, text_bytes = shortened(engine, tokens, texts, chosen)
-    if known is not None and short is tokens:
-        first = known.at(chosen)
-    else:
-        first = Scores.concatenate([*engine.score(short, chosen)])
-    again = Scores.concatenate([*other_engine(engine, short, chosen).score(short, chosen)])
-    found = kl(
-        first.log_likelihood, again.log_likelihood, text_bytes, clip=texts.clip, documents=texts.documents_of(chosen)
-    )
-    store.write_noise_floor(texts.id, key, found)
-    return found
-
-
-def other_engine(engine: Engine, tokens: Tokens, texts: Integers) -> Engine:
-    """The same model, reading these texts in batches of another shape and in another order."""
-    from klscale.sources.transformers.engine import Engine
-
-    budget = engine.other_budget(tokens, texts)
-    return Engine(engine.loaded, device=str(engine.device), batch_tokens=budget, shuffled=True, padded=True)
-
-
-def shortened(engine: Engine, tokens: Tokens, texts: TextSet, chosen: Integers) -> tuple[Tokens, Integers]:
-    """Tokens of the chosen texts, cut so that they can be padded, and the bytes of each in proportion (n,)."""
-    lengths, longest = tokens.lengths[chosen], engine.longest_padded
-    if longest is None or (lengths <= longest).all():
-        return tokens, texts.bytes[chosen]
-    kept = texts.bytes[chosen] * np.minimum(lengths, longest) / lengths
-    return tokens.cut(longest), np.rint(kept).astype(np.int64)
-
-
-class _Reader:
-    """Does one thing at a time in a thread. Leaving waits for it, since a thread that is cut off while it builds a
-    model takes the process down with it; but not after Ctrl-C, when a download may have long to go."""
-
-    def __init__(self) -> None:
-        self._thread: threading.Thread | None = None
-
-    def submit(self, function: Callable[..., T], *arguments: Any, **options: Any) -> Future[T]:
-        """Begin, as soon as what was submitted before has ended."""
-        self._wait()
-        future: Future[T] = Future()
-
-        def work() -> None:
-            try:
-                future.set_result(function(*arguments, **options))
-            except BaseException as error:
-                future.set_exception(error)
-
-        self._thread = threading.Thread(target=work, daemon=True)
-        self._thread.start()
-        return future
-
-    def _wait(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
-
-    def __enter__(self) -> _Reader:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not KeyboardInterrupt:
-            self._wait()
-
-
 @cache
 def _versions() -> dict[str, str]:
     packages = ("klscale", "torch", "transformers", "tokenizers")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
-
-
-def _without_frames(error: KlscaleError) -> KlscaleError:
-    """The frames of a failed forward pass hold the model in memory."""
-    cause: BaseException | None = error
-    while cause is not None:
-        cause.__traceback__ = None
-        cause = cause.__cause__ or cause.__context__
-    return error

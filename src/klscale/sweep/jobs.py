@@ -6,15 +6,13 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from klscale.errors import KlscaleError
 from klscale.inputs.references import Model, ModelRef
+from klscale.sources.source import Pinned, Source
 from klscale.store.store import Entry, Store
 from klscale.sweep.runs import windows
-
-if TYPE_CHECKING:
-    from klscale.sources.transformers.files import ResolvedModel
 
 T = TypeVar("T")
 
@@ -45,11 +43,12 @@ class Job:
 
     place: int
     model: Model
-    resolved: ResolvedModel
+    source: Source
+    pinned: Pinned
     keys: tuple[str, ...]
     layers: bool = False
     entry: Entry | None = None
-    others: tuple[ResolvedModel, ...] = ()
+    others: tuple[Pinned, ...] = ()
 
     @property
     def ref(self) -> ModelRef:
@@ -71,17 +70,17 @@ class Job:
         return self.entry is not None and not self.others
 
     @property
-    def reads(self) -> tuple[ResolvedModel, ...]:
+    def reads(self) -> tuple[Pinned, ...]:
         """Whose files it needs."""
-        return (self.resolved, *self.others)
+        return (self.pinned, *self.others)
 
 
 def with_windows(jobs: Sequence[Job], store: Store) -> list[Job]:
     """The jobs in the order of their runs, each with the checkpoints whose weights its own are to be compared with."""
-    found = windows((job.resolved for job in jobs), store)
+    found = windows((job.pinned for job in jobs), store)
     order = {one.identity: n for n, (one, _) in enumerate(found)}
     others = {one.ref: tuple(near) for one, near in found}
-    ordered = sorted(jobs, key=lambda job: order.get(job.resolved.identity, len(order)))
+    ordered = sorted(jobs, key=lambda job: order.get(job.pinned.identity, len(order)))
     return [replace(job, others=others.pop(job.ref, ())) for job in ordered]
 
 
@@ -89,8 +88,8 @@ def by_files(jobs: Sequence[Job]) -> list[Job]:
     """Those that read the same files (quantized variants, adapters of one model) follow the first of them."""
     first: dict[str, int] = {}
     for n, job in enumerate(jobs):
-        first.setdefault((job.resolved.base or job.resolved).identity, n)
-    return sorted(jobs, key=lambda job: first[(job.resolved.base or job.resolved).identity])
+        first.setdefault(job.pinned.files, n)
+    return sorted(jobs, key=lambda job: first[job.pinned.files])
 
 
 class OneAhead:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import platform
 import random
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
-from functools import cache, cached_property
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -21,23 +19,13 @@ from klscale.inputs.references import Model, ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.progress import SILENT, Progress
 from klscale.science.arrays import Integers
+from klscale.sources.source import LAYERS, LONG_TEXTS, Files, Pinned, Reader, ReaderOptions, Source, Sources
 from klscale.store.store import Claim, Entry, Store, now, vector_key
 from klscale.sweep.jobs import Job, OneAhead, Outcome, by_files, with_windows, without_frames
 from klscale.sweep.repeat_noise import keep_noise_floor
 from klscale.sweep.runs import checkpoints, is_run, weigh_one
-from klscale.vectors.vectors import CONVENTION, Scores
+from klscale.vectors.vectors import Scores
 
-if TYPE_CHECKING:
-    from klscale.sources.transformers.downloads import Downloads
-    from klscale.sources.transformers.engine import Engine
-    from klscale.sources.transformers.files import ResolvedModel
-    from klscale.sources.transformers.hub import Hub
-    from klscale.sources.transformers.load import LoadedModel
-    from klscale.sources.transformers.tokens import TokenCache, Tokens
-
-SOURCE = "transformers"
-LONG_TEXTS = ("error", "skip", "window")
-WINDOWS = "; half-overlapping windows"
 KEEP_EVERY_S = 10.0
 """Seconds of work that a killed command may lose."""
 IN_FILES = ("type", "parameters", "parent", "quantization")
@@ -46,8 +34,6 @@ LOOK_AGAIN_S = 1.0
 """How often a process looks whether another has finished the model that it waits for."""
 LOOK_UPS = 8
 """Models that are looked up at a time: each is a round trip to the hub."""
-WHOLE = 0.95
-"""Fraction of a model's weights that a quantization may leave out before it is said."""
 NOT_ROUND_TRIP = 0.001
 """Fraction of texts that a tokenizer may fail to give back before it is said."""
 
@@ -82,17 +68,16 @@ def score(
     `weigh`: of hub runs the store keeps the squared distances between weights too, of each checkpoint to the first and
     to the `runs.WINDOW` before it, which then are on disk at a time; for runs on this machine there is `runs.weigh`.
     """
-    from klscale.sources.transformers.downloads import Downloads
-
     if long_texts not in LONG_TEXTS:
         raise InputError(f"--long-texts {long_texts!r} is not known.", remedy=nearest(long_texts, LONG_TEXTS))
     if first is not None and first < 1:
         raise InputError(f"first={first}: a vector is of one text at least.")
     first = None if first is None or first >= len(texts) else first
-    sweep = _Sweep(texts, store, device, batch_tokens, long_texts, layers, first, rescore, progress)
+    options = ReaderOptions(device, batch_tokens, long_texts)
+    sweep = _Sweep(texts, store, options, layers, first, rescore, progress, Sources(progress, sizes=dry_run))
     outcomes: dict[int, Outcome] = {}
     jobs: list[Job] = []
-    for place, (model, found) in enumerate(sweep.look_up([_model(model) for model in models], sizes=dry_run)):
+    for place, (model, found) in enumerate(sweep.look_up([_model(model) for model in models])):
         if isinstance(found, Job):
             jobs.append(found)
         elif isinstance(found, Entry):
@@ -101,16 +86,21 @@ def score(
             outcomes[place] = Outcome.failed(model, found)
     if weigh and not dry_run:
         jobs = with_windows(jobs, store)
-    downloads = Downloads(() if keep_downloads or dry_run else (job.reads for job in jobs))
+    dropped = [] if keep_downloads or dry_run else jobs
+    files = {
+        source: source.fetched(job.reads for job in dropped if job.source is source)
+        for source in dict.fromkeys(job.source for job in jobs)
+    }
     for job in jobs:
         if job.entry is not None:
             outcomes[job.place] = Outcome(job.ref, "present", job.entry, download_bytes=0 if dry_run else None)
         if job.done:  # a sweep that was cut short may have left its files
-            downloads.done(job.reads)
+            files[job.source].done(job.reads)
     jobs = [job for job in jobs if not job.done]
     if jobs:
-        outcomes.update(sweep.plan(jobs) if dry_run else sweep.run(jobs, downloads))
-    downloads.drop()
+        outcomes.update(sweep.plan(jobs) if dry_run else sweep.run(jobs, files))
+    for fetched in files.values():
+        fetched.drop()
     return [outcomes[place] for place in sorted(outcomes)]
 
 
@@ -126,19 +116,13 @@ class _Sweep:
 
     texts: TextSet
     store: Store
-    device: str | None
-    batch_tokens: int | None
-    long_texts: str
+    options: ReaderOptions
     layers: bool
     first: int | None
     rescore: bool
     progress: Progress
+    sources: Sources
     started: str = field(default_factory=now)
-
-    @property
-    def conventions(self) -> tuple[str, ...]:
-        """What a vector may have been scored by to be the one asked for; the last is that of a text cut in windows."""
-        return (CONVENTION, CONVENTION + WINDOWS) if self.long_texts == "window" else (CONVENTION,)
 
     @cached_property
     def entries(self) -> list[Entry]:
@@ -153,23 +137,20 @@ class _Sweep:
 
     # -------------------------------------------------------------------------------------------- what is there
 
-    def look_up(self, models: Sequence[Model], *, sizes: bool) -> Iterator[tuple[Model, Entry | Job | KlscaleError]]:
-        """Each model, and each checkpoint of a run, as a job, as an entry of the store, or with what is wrong. The hub
-        is asked by several threads, for the `sizes` of files too."""
-        from klscale.sources.transformers.hub import Hub
-
-        hub = Hub(self.progress, sizes=sizes)
+    def look_up(self, models: Sequence[Model]) -> Iterator[tuple[Model, Entry | Job | KlscaleError]]:
+        """Each model, and each checkpoint of a run, as a job, as an entry of the store, or with what is wrong. Several
+        threads ask the sources."""
         self.progress.begin("looking up", len(models), "models")
-        wanted = [one for model in models for one in self._checkpoints(model, hub)]
+        wanted = [one for model in models for one in self._checkpoints(model)]
         known = self.by_ref.keys() | {model.ref for model, _ in wanted}
         self.progress.begin("looking up", len(wanted), "models")
         threads = ThreadPoolExecutor(LOOK_UPS)
         try:
-            resolved = [threads.submit(self._resolve, model, known, hub) for model, error in wanted if error is None]
+            pinned = [threads.submit(self._pin, model, known) for model, error in wanted if error is None]
             for place, (model, error) in enumerate(wanted):
                 found: Entry | Job | KlscaleError
                 try:
-                    found = error or self._find(place, model, resolved.pop(0))
+                    found = error or self._find(place, model, pinned.pop(0))
                 except KlscaleError as problem:
                     found = problem
                 self.progress.advance()
@@ -177,33 +158,31 @@ class _Sweep:
         finally:
             threads.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C nobody waits for the hub
 
-    def _checkpoints(self, model: Model, hub: Hub) -> list[tuple[Model, KlscaleError | None]]:
+    def _checkpoints(self, model: Model) -> list[tuple[Model, KlscaleError | None]]:
         """The model itself, or the checkpoints that it stands for; with what is wrong, where it has none."""
         if self.texts.external or not is_run(model.ref):
             return [(model, None)]
         try:
-            return [(replace(model, ref=ref), None) for ref in checkpoints(model.ref, hub)]
+            return [(replace(model, ref=ref), None) for ref in checkpoints(model.ref, self.sources)]
         except KlscaleError as error:
             return [(model, error)]
 
-    def _resolve(self, model: Model, known: Set[ModelRef], hub: Hub) -> ResolvedModel | None:
+    def _pin(self, model: Model, known: Set[ModelRef]) -> Pinned | None:
         """What a reference means now; None on texts that nothing can be scored on."""
-        from klscale.sources.transformers.files import resolve
-
         if self.texts.external:
             return None
-        resolved = resolve(model.ref, hub)
+        pinned: Pinned = self.sources.pin(model.ref)
         if model.line and "parent" in model.attributes:
             parent = ModelRef.parse(model.attributes["parent"])
-            if parent not in known and not hub.may_have(parent):
+            if parent not in known and not self.sources.of(parent).may_have(parent):
                 raise InputError(
                     f"{model.ref} has the parent {parent}, which is not there.",
                     "It is no model of the suite or the store, no directory here, and none that the hub shows.",
                     "Check its spelling, or take `parent` out.",
                 )
-        return resolved
+        return pinned
 
-    def _find(self, place: int, model: Model, resolving: Future[ResolvedModel | None]) -> Entry | Job:
+    def _find(self, place: int, model: Model, pinning: Future[Pinned | None]) -> Entry | Job:
         """A model as a job, with the store's entry if it has one; the entry alone where the model is out of reach."""
         layers = self.layers or model.layers
         named = self.by_ref.get(model.ref, [])
@@ -220,23 +199,27 @@ class _Sweep:
             what = f"{model.ref} is a layer: a model is scored at all of its layers at once."
             why = "A # that belongs to the name itself is written %23."
             raise InputError(what, why, f"klscale layers {replace(model.ref, layer=None)}")
+        source = self.sources.of(model.ref)
+        conventions = source.conventions(self.options.long_texts)
+        if layers:
+            source.require(model.ref, LAYERS)
         try:
-            resolved = resolving.result()
-            assert resolved is not None
+            pinned = pinning.result()
+            assert pinned is not None
         except UnavailableError as error:
-            alike = [entry for entry in named if entry.metadata["convention"] in self.conventions]
+            alike = [entry for entry in named if entry.metadata["convention"] in conventions]
             alike = [entry for entry in alike if entry.n_layers or not layers]
             if not alike or self.rescore:
                 raise
             self.progress.note(f"{error.what} Its vector of {alike[-1].metadata.get('date', '')[:10]} is used.")
             return alike[-1]
-        keys = tuple(vector_key(resolved.identity, model.ref, convention, SOURCE) for convention in self.conventions)
+        keys = tuple(vector_key(pinned.identity, model.ref, convention, source.name) for convention in conventions)
         same = [entry for entry in self.entries if entry.key in keys]
         fit = [entry for entry in same if self._will_do(entry, layers)]
         mine = [entry for entry in fit if entry.ref == model.ref]
         there = self._labelled(model, (mine or fit)[-1]) if fit else None
         # A file is replaced only by one that holds as much.
-        return Job(place, model, resolved, keys, layers or any(entry.n_layers for entry in same), there)
+        return Job(place, model, source, pinned, keys, layers or any(entry.n_layers for entry in same), there)
 
     def _will_do(self, entry: Entry, layers: bool) -> bool:
         """Whether an entry with the right key makes scoring needless."""
@@ -245,7 +228,7 @@ class _Sweep:
             fresh
             and bool(entry.n_layers or not layers)
             and larger(entry.first, self.first) == entry.first
-            and (self.long_texts == "skip" or not entry.metadata.get("skipped"))
+            and (self.options.long_texts == "skip" or not entry.metadata.get("skipped"))
         )
 
     def _labelled(self, model: Model, entry: Entry) -> Entry:
@@ -263,26 +246,20 @@ class _Sweep:
     def plan(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome]]:
         """(place, outcome) of each job as a dry run tells it; what several models share is fetched by the first."""
 
-        from klscale.sources.transformers.downloads import to_fetch
-
         fetched: set[tuple[str, str]] = set()
         for job in jobs:
-            files = to_fetch(job.resolved)
+            files = job.source.to_fetch(job.pinned)
             size = None if files is None else sum(size for key, size in files.items() if key not in fetched)
             fetched.update(files or ())
             yield job.place, Outcome(job.ref, "missing", download_bytes=size)
 
     # ------------------------------------------------------------------------------------------------- scoring
 
-    def run(self, jobs: Sequence[Job], downloads: Downloads) -> Iterator[tuple[int, Outcome]]:
-        """(place, outcome) of each job. One thread reads the next model while this one is scored."""
-        from klscale.sources.transformers.load import load
-        from klscale.sources.transformers.placement import device_of
-        from klscale.sources.transformers.tokens import TokenCache
-
-        device_of(self.device)  # wrong for one, wrong for all
+    def run(self, jobs: Sequence[Job], files: Mapping[Source, Files]) -> Iterator[tuple[int, Outcome]]:
+        """(place, outcome) of each job. One thread opens the next model while this one is scored."""
+        for source in files:
+            source.prepare(self.options)  # wrong for one, wrong for all
         self.store.keep_texts(self.texts)
-        tokenized = TokenCache(self.texts)
         what = f"scoring {len(jobs)} models" if len(jobs) > 1 else f"scoring {jobs[0].ref}"
         self.progress.begin(what, self._megabytes() * len(jobs), "MB of text")
         queue, in_order = list(jobs), any(job.others for job in jobs)
@@ -291,25 +268,26 @@ class _Sweep:
         queue = by_files(queue)
         unweighed: list[KlscaleError] = []
 
-        def read(job: Job, **options: Any) -> LoadedModel | None:
-            downloads.drop()
-            with downloads.reading(job.reads):
+        def read(job: Job, **alone: threading.Event) -> Reader | None:
+            for fetched in files.values():
+                fetched.drop()
+            with files[job.source].reading(job.reads):
                 if job.others:
                     try:
-                        weigh_one(job.resolved, job.others, self.store)
+                        weigh_one(job.pinned, job.others, job.source, self.store)
                     except StorageError:
                         raise
                     except KlscaleError as error:  # it can be scored all the same
                         unweighed.append(error)
-                return None if job.entry else load(job.resolved, self.device, **options)
+                return None if job.entry else self.sources.open(job.pinned, self._options(job), **alone)
 
-        ahead: tuple[Job, Future[LoadedModel | None]] | None = None
-        with OneAhead() as reader:
+        ahead: tuple[Job, Future[Reader | None]] | None = None
+        with OneAhead() as thread:
             while queue:
                 job, found = self._take(queue)
                 started, n = time.monotonic(), len(jobs) - len(queue)
                 if isinstance(found, Entry):
-                    downloads.done(job.reads)
+                    files[job.source].done(job.reads)
                     self.progress.advance(self._megabytes() * n - self.progress.done)
                     yield job.place, Outcome(job.ref, "present", found)
                     continue
@@ -317,27 +295,27 @@ class _Sweep:
                     self.progress.now(f"scoring {job.ref} ({n} of {len(jobs)})")
                 if ahead and ahead[0].place != job.place:  # another process has taken that one
                     ahead = None
-                loading = ahead[1] if ahead else reader.submit(read, job)
+                opening = ahead[1] if ahead else thread.submit(read, job)
                 ahead, alone = None, threading.Event()
-                entry = error = loaded = None
+                entry = error = reader = None
                 try:
-                    loaded = loading.result()
+                    reader = opening.result()
                     if queue:
-                        ahead = queue[0], reader.submit(read, queue[0], alone=alone)
+                        ahead = queue[0], thread.submit(read, queue[0], alone=alone)
                     entry = job.entry
                     if entry is None:
-                        assert loaded is not None
-                        entry = self._score(job, loaded, tokenized)
+                        assert reader is not None
+                        entry = self._score(job, reader)
                 except StorageError:
                     raise
                 except KlscaleError as problem:
                     error = without_frames(problem)
                 finally:
-                    del loading
-                    loaded = None
+                    del opening
+                    reader = None
                     alone.set()
                     found.release()
-                downloads.done(job.reads)
+                files[job.source].done(job.reads)
                 self.progress.advance(self._megabytes() * n - self.progress.done)
                 seconds = time.monotonic() - started
                 if error is not None:
@@ -373,15 +351,14 @@ class _Sweep:
                 waiting = True
             time.sleep(random.uniform(0.5, 1.5) * LOOK_AGAIN_S)
 
-    def _score(self, job: Job, loaded: LoadedModel, tokenized: TokenCache) -> Entry:
-        """Score what the partial work of one model lacks, and write its vector."""
-        from klscale.sources.transformers.engine import Engine
+    def _options(self, job: Job) -> ReaderOptions:
+        return replace(self.options, parts=frozenset({LAYERS} if job.layers else ()))
 
-        tokens = tokenized.get(loaded.tokenizer)
-        engine = Engine(loaded, device=self.device, batch_tokens=self.batch_tokens, layers=job.layers)
-        cut = loaded.window is not None and self.long_texts == "window" and (tokens.lengths > loaded.window).any()
-        which = -1 if cut else 0
-        convention, there = self.conventions[which], self.store.entry(self.texts.id, [job.keys[which]])
+    def _score(self, job: Job, reader: Reader) -> Entry:
+        """Score what the partial work of one model lacks, and write its vector."""
+        convention = reader.convention(self.texts)
+        key = vector_key(job.pinned.identity, job.ref, convention, job.source.name)
+        there = self.store.entry(self.texts.id, [key])
         # A file is replaced only by one that holds as much.
         first = self.first if there is None else larger(self.first, there.first)
         wanted = self.texts.sample(first)
@@ -395,7 +372,7 @@ class _Sweep:
         self.progress.advance(self._megabytes(parts[0].text))
         todo = np.setdiff1d(wanted, parts[0].text)
         try:
-            for scores in engine.score(tokens, todo, long_texts=self.long_texts):
+            for scores in reader.score(self.texts, todo):
                 unsaved.append(scores)
                 self.progress.advance(self._megabytes(scores.text))
                 if time.monotonic() - saved_at > KEEP_EVERY_S:
@@ -406,29 +383,24 @@ class _Sweep:
             raise
         scores = Scores.concatenate([*parts, *unsaved])
         if not len(scores):
-            what = (
-                f"Every text is longer than the window of {job.ref} ({loaded.window:,} tokens): none is left to score."
-            )
+            what = f"Every text is longer than the window of {job.ref}"
+            what += "." if reader.window is None else f" ({reader.window:,} tokens): none is left to score."
             raise InputError(what, remedy="Use --long-texts window, or shorter texts.")
-        if tokens.not_round_trip > NOT_ROUND_TRIP:
+        metadata = {
+            **metadata_of(
+                reader, self.texts, scores, attributes={**reader.attributes, **job.model.attributes},
+                convention=convention,
+            ),
+            "weights": job.pinned.weights,
+        }  # fmt: skip
+        if (lost := metadata["not_round_trip"]) > NOT_ROUND_TRIP:
             self.progress.note(
-                f"{job.ref}: its tokenizer does not give back {tokens.not_round_trip:.1%} of the texts.\n"
+                f"{job.ref}: its tokenizer does not give back {lost:.1%} of the texts.\n"
                 "It models other strings: its KL to a model with another tokenizer measures that too.\n"
                 "Compare it with models of its own tokenizer, or leave such texts out of the set."
             )
-        if loaded.offload is not None:
-            self.progress.note(f"{job.ref} is larger than the free memory: its layers are read again for every batch.")
-        quantized = loaded.quantization
-        if quantized and quantized.fraction is not None and quantized.fraction < WHOLE:
-            left = "are left as they are: this kind cannot hold their shape"
-            self.progress.note(f"{job.ref}: {1 - quantized.fraction:.0%} of the weights outside the embeddings {left}.")
-        if engine.own_logits:
-            self.progress.note(f"{job.ref}: its output head is of an unknown kind; scored by its own logits, slower.")
-        identity, attributes = job.resolved.identity, {**loaded.attributes, **job.model.attributes}
-        metadata = {
-            **metadata_of(engine, tokens, scores, identity=identity, attributes=attributes, convention=convention),
-            "weights": job.resolved.weights,
-        }
+        for note in reader.notes():
+            self.progress.note(note)
         if first is not None:
             metadata |= {"first": first, "skipped": np.setdiff1d(wanted, scores.text).tolist()}
         there = None if self.rescore else self.store.entry(self.texts.id, [metadata["key"]])
@@ -440,7 +412,7 @@ class _Sweep:
             self.store.drop_partial(self.texts.id, job.partial)
         if self.rescore or self.store.noise_floor(self.texts.id, entry.key) is None:
             try:
-                keep_noise_floor(entry.key, engine, tokens, self.texts, self.store, known=scores)
+                keep_noise_floor(entry.key, reader, self.texts, self.store, known=scores)
             except StorageError:
                 raise
             except KlscaleError as error:  # its vector is whole all the same
@@ -459,29 +431,18 @@ class _Sweep:
 
 
 def metadata_of(
-    engine: Engine, tokens: Tokens, scores: Scores, *, identity: str, attributes: Mapping[str, Any], convention: str
+    reader: Reader, texts: TextSet, scores: Scores, *, attributes: Mapping[str, Any], convention: str
 ) -> dict[str, Any]:
-    """What the store keeps beside the vector that an engine has scored: what it is of, and how it was made. `identity`
-    says which weights."""
-    loaded = engine.loaded
+    """What the store keeps beside the vector that a reader has scored: which model it is of, and how it was made."""
     return {
-        "ref": str(loaded.ref),
-        "key": vector_key(identity, loaded.ref, convention, SOURCE),
-        "identity": identity,
+        "ref": str(reader.ref),
+        "key": vector_key(reader.pinned.identity, reader.ref, convention, reader.source.name),
+        "identity": reader.pinned.identity,
         "attributes": dict(attributes),
         "convention": convention,
-        "source": SOURCE,
-        "dtype": loaded.ref.dtype,
-        "device": str(engine.device),
-        "batch_tokens": engine.batch_tokens,
-        "head": "own logits" if engine.own_logits else "tiles",
-        "quantized": asdict(loaded.quantization) if loaded.quantization else None,
-        "unused_tensors": list(loaded.unused_tensors),
-        "applied": list(loaded.applied),
-        "window": loaded.window,
-        "not_round_trip": tokens.not_round_trip,
-        "skipped": np.setdiff1d(np.arange(len(tokens.lengths)), scores.text).tolist(),
-        "versions": _versions(),
+        "source": reader.source.name,
+        **reader.facts(texts),
+        "skipped": np.setdiff1d(np.arange(len(texts)), scores.text).tolist(),
         "date": now(),
     }
 
@@ -494,9 +455,3 @@ def larger(first: int | None, other: int | None) -> int | None:
 def _place(ref: ModelRef) -> ModelRef:
     """Equal for `runs/a` and `./runs/a`, which are one model."""
     return ref if ref.path is None else replace(ref, name=str(ref.path.resolve()))
-
-
-@cache
-def _versions() -> dict[str, str]:
-    packages = ("klscale", "torch", "transformers", "tokenizers")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}

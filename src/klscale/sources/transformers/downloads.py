@@ -10,6 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
+from klscale.sources.source import Files
 from klscale.sources.transformers.files import READ_WITH_WEIGHTS, ResolvedModel
 from klscale.sources.transformers.hub import ADAPTER_FILES, cache_folder, is_cached
 
@@ -58,7 +59,7 @@ class Commit(NamedTuple):
         return cache_folder(self.repository) / "snapshots" / self.sha
 
 
-class Downloads:
+class Downloads(Files):
     """The files of hub commits that a sweep reads, each by some `users`: a commit that the sweep has fetched is dropped
     when the last that needs it is done. What the cache held before stays, and what other commits share.
 

@@ -16,6 +16,7 @@ from typing import Any
 from klscale.errors import InputError, KlscaleError, UnavailableError
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import cache_directory
+from klscale.sources.source import Pinned
 from klscale.sources.transformers.failures import failure
 from klscale.sources.transformers.gguf_files import READING
 from klscale.sources.transformers.hub import (
@@ -43,18 +44,13 @@ LARGE = 2**24
 
 
 @dataclass(frozen=True)
-class ResolvedModel:
-    """A reference pinned to what it means now: `identity` is `commit:<sha>` on the hub, or `files:<hash>` of the
-    local files that scoring reads."""
+class ResolvedModel(Pinned):
+    """A pinned model of transformers: `identity` is `commit:<sha>` on the hub, or `files:<hash>` of the local files
+    that scoring reads."""
 
-    ref: ModelRef
-    identity: str
     hub: HubCommit | None = None
     base: ResolvedModel | None = None
     """Of an adapter: the model that it changes."""
-
-    def __str__(self) -> str:
-        return str(self.ref)
 
     @property
     def location(self) -> str:
@@ -69,6 +65,19 @@ class ResolvedModel:
         if self.base is not None:
             return [*[name for name in ADAPTER_WEIGHTS if name in names][:1], *self.base.weights]
         return weights_read(names)
+
+    @property
+    def files(self) -> str:
+        return (self.base or self).identity
+
+    @property
+    def has_trained_weights(self) -> bool:
+        ref = self.ref
+        return self.base is None and ref.quantization is None and ref.file is None and ref.layer is None
+
+    @property
+    def is_fetched(self) -> bool:
+        return self.hub is not None
 
 
 def resolve(ref: ModelRef, hub: Hub | None = None) -> ResolvedModel:

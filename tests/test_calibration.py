@@ -18,6 +18,8 @@ from klscale.errors import InputError, KlscaleError
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.show.calibration_tables import calibration_record, print_calibration
+from klscale.sources.source import ReaderOptions, Sources, require_one_tokenizer
+from klscale.sources.tokens import Tokens
 from klscale.sources.transformers import next_token
 from klscale.sources.transformers.engine import Engine
 from klscale.sources.transformers.files import resolve
@@ -25,10 +27,9 @@ from klscale.sources.transformers.load import LoadedModel, load
 from klscale.sources.transformers.next_token import (
     compare_next_tokens,
     decoded_bytes,
-    require_one_tokenizer,
     sample_texts,
 )
-from klscale.sources.transformers.tokens import Tokens, tokenize
+from klscale.sources.transformers.tokens import tokenize
 from klscale.store.store import Store
 from klscale.studies import calibration
 from klscale.studies.calibration import calibrate
@@ -247,9 +248,12 @@ def test_weights_that_are_not_finite_are_told(engines, texts):
 
 
 def test_different_tokenizers_are_refused(engines):
-    a, b = engines({}, {"bos": True})
+    sources = Sources()
+    refs = [engine.loaded.ref for engine in engines({}, {"bos": True})]
+    a, b = (sources.open(sources.pin(ref), ReaderOptions("cpu")) for ref in refs)
     with pytest.raises(InputError, match=r"m0 and .*m1 have different tokenizers"):
-        require_one_tokenizer(a.loaded, b.loaded)
+        require_one_tokenizer(a, b)
+    require_one_tokenizer(a, a)
 
 
 # ----------------------------------------------------------------------------------------------------------- sampling

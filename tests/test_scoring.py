@@ -235,9 +235,11 @@ def test_tokenizers_that_lose_something_are_noticed():
 
 
 def test_texts_are_tokenized_once_for_each_tokenizer(texts):
-    cache = TokenCache(texts)
-    assert cache.get(byte_tokenizer()) is cache.get(byte_tokenizer())
-    assert cache.get(byte_tokenizer()) is not cache.get(byte_tokenizer(bos=True))
+    cache = TokenCache()
+    assert cache.get(byte_tokenizer(), texts) is cache.get(byte_tokenizer(), texts)
+    assert cache.get(byte_tokenizer(), texts) is not cache.get(byte_tokenizer(bos=True), texts)
+    others = TextSet.from_texts("others", ["another"])
+    assert len(cache.get(byte_tokenizer(), others).lengths) == 1
 
 
 # ---------------------------------------------------------------------------------------------------------- loading

@@ -27,10 +27,11 @@ from klscale.science.arrays import Floats, Integers
 from klscale.science.estimates import Estimate
 from klscale.science.kl import KL, LOG_2, bits_per_byte, kl
 from klscale.show.pictures.style import DOUBLE, FAINT, GREY, MARKERS, headline, looks, new_figure, plain_ticks, styled
+from klscale.sources.source import NextTokens
 from klscale.sources.transformers.engine import Engine, Packed
 from klscale.sources.transformers.files import resolve
 from klscale.sources.transformers.load import LoadedModel, load
-from klscale.sources.transformers.next_token import NextTokens, compare_next_tokens
+from klscale.sources.transformers.next_token import compare_next_tokens
 from klscale.sources.transformers.readout import find_readout
 from klscale.sources.transformers.tokens import tokenize
 from klscale.store.store import Store

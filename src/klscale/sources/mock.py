@@ -200,6 +200,10 @@ class MockReader(Reader):
         return self.source.tokens(texts, self.parameters.tokens)
 
     def score(self, texts: TextSet, positions: Sequence[int] | Integers) -> Iterator[Scores]:
+        yield from self.read(texts, positions)
+
+    def read(self, texts: TextSet, positions: Sequence[int] | Integers) -> Iterator[Scores]:
+        """What `score` gives, for repeat runs too."""
         tokens = self.tokens(texts)
         kept = within_window(self.ref, self.window, tokens.lengths, positions, self.options.long_texts)
         order = kept[np.argsort(-tokens.lengths[kept], kind="stable")]
@@ -290,7 +294,7 @@ class MockRepeatRuns(RepeatRuns):
         self.bytes = texts.bytes[positions]
 
     def read(self, *, batches: bool = False, order: bool = False) -> Scores:
-        found = Scores.concatenate([*self._reader.score(self._texts, self._positions)])
+        found = Scores.concatenate([*self._reader.read(self._texts, self._positions)])
         parameters = self._reader.parameters
         if parameters.noise and (batches or order):
             generator = np.random.default_rng([parameters.seed, batches, order, 2])

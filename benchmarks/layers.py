@@ -25,8 +25,10 @@ from scoring import forget_peak, memory, sample, save_model, spread
 
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
+from klscale.sources.quiet import quiet_transformers
 from klscale.sources.transformers.engine import Engine
-from klscale.sources.transformers.loading import load, quiet_transformers, resolve
+from klscale.sources.transformers.files import resolve
+from klscale.sources.transformers.load import load
 from klscale.sources.transformers.tokens import tokenize
 
 SHAPE = "70M, 50k vocabulary"

@@ -25,7 +25,7 @@ from klscale.science.estimates import Estimate, format_estimate
 from klscale.science.kl import KL, kl, shift_cosine
 from klscale.show.pictures import COLOURS, save
 from klscale.store.store import Store
-from klscale.sweep.sweeps import score
+from klscale.sweep.score import score
 
 KINDS = ("int8", "int8-kernel", "nf4", "fp4")
 WAYS = ("no clip", "joint", "one-sided")

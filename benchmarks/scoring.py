@@ -35,8 +35,10 @@ import torch
 
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet, build_texts, pocket_corpus
+from klscale.sources.quiet import quiet_transformers
 from klscale.sources.transformers.engine import Engine
-from klscale.sources.transformers.loading import load, quiet_transformers, resolve
+from klscale.sources.transformers.files import resolve
+from klscale.sources.transformers.load import load
 from klscale.sources.transformers.tokens import tokenize
 
 Shape = namedtuple("Shape", "hidden_size num_hidden_layers num_attention_heads vocab_size")

@@ -23,12 +23,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPTNeoXConfig
 
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet, build_texts, pocket_corpus
+from klscale.sources.quiet import quiet_transformers
 from klscale.sources.transformers.engine import Engine
-from klscale.sources.transformers.loading import load, quiet_transformers, resolve
+from klscale.sources.transformers.files import resolve
+from klscale.sources.transformers.load import load
 from klscale.sources.transformers.tokens import tokenize
 from klscale.store.store import Store
 from klscale.studies.pocket import pocket_tokenizer
-from klscale.sweep import sweeps
+from klscale.sweep import score as sweeps
 from klscale.sweep.runs import checkpoints
 
 LARGE, TINY = "70M, 50k vocabulary", "130k, bytes"

@@ -18,20 +18,22 @@ from klscale.errors import InputError, KlscaleError
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.show.calibration import calibration_record, print_calibration
+from klscale.sources.source import ReaderOptions, Sources, require_one_tokenizer
+from klscale.sources.tokens import Tokens
 from klscale.sources.transformers import next_token
 from klscale.sources.transformers.engine import Engine
-from klscale.sources.transformers.loading import LoadedModel, load, resolve
+from klscale.sources.transformers.files import resolve
+from klscale.sources.transformers.load import LoadedModel, load
 from klscale.sources.transformers.next_token import (
     compare_next_tokens,
     decoded_bytes,
-    require_one_tokenizer,
     sample_texts,
 )
-from klscale.sources.transformers.tokens import Tokens, tokenize
+from klscale.sources.transformers.tokens import tokenize
 from klscale.store.store import Store
 from klscale.studies import calibration
 from klscale.studies.calibration import calibrate
-from klscale.sweep.sweeps import score
+from klscale.sweep.score import score
 from klscale.vectors.vectors import Vectors
 
 LETTERS, LENGTH = 5, 5
@@ -246,9 +248,12 @@ def test_weights_that_are_not_finite_are_told(engines, texts):
 
 
 def test_different_tokenizers_are_refused(engines):
-    a, b = engines({}, {"bos": True})
+    sources = Sources()
+    refs = [engine.loaded.ref for engine in engines({}, {"bos": True})]
+    a, b = (sources.open(sources.pin(ref), ReaderOptions("cpu")) for ref in refs)
     with pytest.raises(InputError, match=r"m0 and .*m1 have different tokenizers"):
-        require_one_tokenizer(a.loaded, b.loaded)
+        require_one_tokenizer(a, b)
+    require_one_tokenizer(a, a)
 
 
 # ----------------------------------------------------------------------------------------------------------- sampling
@@ -425,7 +430,7 @@ def test_what_is_finished_is_not_computed_again(scored, monkeypatch):
     assert (found.n_texts, found.n_available) == (20, 40)
     (file,) = Path(store.location, "exact", texts.id).iterdir()
     with monkeypatch.context() as context:
-        context.setattr("klscale.sources.transformers.loading.load", lambda *_: pytest.fail("it is there already"))
+        context.setattr("klscale.sources.transformers.load.load", lambda *_: pytest.fail("it is there already"))
         assert calibrate([(a, b)], texts, store, n_texts=20) == [found]
         (clipped,) = calibrate([(a, b)], texts.with_clip(-60.0), store, n_texts=20)
         assert clipped.forward == found.forward

@@ -27,6 +27,7 @@ from conftest import ROOT, SMALL, byte_tokenizer, plain_log_likelihoods, write_t
 from klscale.errors import InputError, KlscaleError
 from klscale.inputs.texts import TextSet
 from klscale.science.kl import bits_per_byte, kl
+from klscale.sources.transformers.engine import Engine
 from klscale.store.files import Files
 from klscale.store.store import Store
 from klscale.training import callbacks
@@ -376,14 +377,14 @@ def test_the_first_call_the_schedule_and_the_last(tmp_path, texts):
 def clock(monkeypatch):
     """A clock that advances by a millisecond with each token that is scored."""
     now = [0.0]
-    score = callbacks.Engine.score
+    score = Engine.score
 
     def slow(self, tokens, texts, **options):
         for scores in score(self, tokens, texts, **options):
             now[0] += 1e-3 * scores.n_tokens.sum()
             yield scores
 
-    monkeypatch.setattr(callbacks.Engine, "score", slow)
+    monkeypatch.setattr(Engine, "score", slow)
     monkeypatch.setattr(callbacks, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     return now
 

@@ -404,7 +404,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_resumes(run, tmp_path, m
 import signal
 import klscale.cli
 from klscale.store.store import Store
-from klscale.sweep import sweeps
+from klscale.sweep import score as sweeps
 
 sweeps.KEEP_EVERY_S, keep = 0.0, Store.write_partial
 def kept(*arguments):

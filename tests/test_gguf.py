@@ -11,8 +11,9 @@ import torch
 
 from klscale.errors import KlscaleError
 from klscale.inputs.references import ModelRef
+from klscale.sources.transformers.files import resolve
 from klscale.sources.transformers.gguf_files import PRE_TOKENIZERS
-from klscale.sources.transformers.loading import load, resolve
+from klscale.sources.transformers.load import load
 
 pytest.importorskip("gguf")
 

@@ -25,9 +25,12 @@ from klscale.inputs.references import Model, ModelRef
 from klscale.inputs.suites import read_suite
 from klscale.inputs.texts import load_texts
 from klscale.progress import Progress
-from klscale.sources.transformers import loading
+from klscale.sources.transformers import hub as hub_module
+from klscale.sources.transformers.files import resolve
+from klscale.sources.transformers.load import load
 from klscale.store.store import Store
-from klscale.sweep import sweeps
+from klscale.sweep import score as sweeps
+from klscale.sweep.runs import checkpoints
 from test_loading import adapted_log_likelihoods, make_adapter
 
 NOON = "2026-01-01T12:00:00.000Z"
@@ -426,7 +429,7 @@ def test_a_hub_that_asks_for_a_pause_gets_it(hub, here, make_model, tmp_path, mo
     assert len(hub.asked) == 15
     (note,) = progress.notes
     assert "going on in 2 seconds" in note
-    monkeypatch.setattr(loading, "_PAUSES", 1)
+    monkeypatch.setattr(hub_module, "PAUSES", 1)
     hub.pauses = 1000
     (outcome,) = plan(["org/model@step1"], here, tmp_path)
     assert "the hub does not answer" in outcome.error.what
@@ -537,7 +540,7 @@ def test_the_weights_are_those_of_the_commit_that_is_recorded(hub, klscale, make
     ],
 )
 def test_the_parent_that_a_repository_names(tags, parent):
-    assert loading._parent("org/model", tags) == parent
+    assert hub_module._parent("org/model", tags) == parent
 
 
 def test_the_parent_is_an_attribute_unless_the_suite_has_one(hub, klscale, make_model, tmp_path):
@@ -573,9 +576,9 @@ def test_a_pattern_of_revisions_stands_for_those_that_match(hub, here, make_mode
     assert [str(outcome.ref) for outcome in found] == [f"org/model@{revision}" for revision in listed]
     assert [outcome.status for outcome in found] == ["missing"] * 5
     assert hub.asked.count("org/model/refs") == 1
-    found = [str(ref) for ref in sweeps.checkpoints(ModelRef("org/model", dtype="bfloat16"))]
+    found = [str(ref) for ref in checkpoints(ModelRef("org/model", dtype="bfloat16"))]
     assert found == [f"org/model@{revision}%bfloat16" for revision in ("step9", "step-10", "step10")]
-    assert sweeps.checkpoints(ModelRef("org/model", "step9")) == [ModelRef("org/model", "step9")]
+    assert checkpoints(ModelRef("org/model", "step9")) == [ModelRef("org/model", "step9")]
 
 
 def test_a_pattern_that_nothing_matches_says_what_there_is(hub, here, make_model, tmp_path):
@@ -643,7 +646,7 @@ def test_what_the_cache_held_before_stays(hub, here, make_model, tmp_path):
     hub.models["org/model"] = models
     for revision in ("step0", "step2"):
         shutil.copy(models["step1"] / "config.json", models[revision])
-    loading.load(loading.resolve(ModelRef("org/model", "step1")))
+    load(resolve(ModelRef("org/model", "step1")))
     assert sweep(["org/model@step*", "org/model@step1"], here, tmp_path) == ["scored"] * 3 + ["present"]
     assert cached(tmp_path) == [hub.commit("org/model", "step1")]
     assert len(blobs(tmp_path)) == 1
@@ -706,10 +709,10 @@ def test_nothing_is_dropped_while_another_process_reads_there(hub, here, make_mo
     from klscale.sources.transformers.downloads import Downloads
 
     hub.models["org/model"] = {f"step{n}": make_model(f"m{n}", seed=n) for n in range(2)}
-    one, other = (loading.resolve(ModelRef("org/model", f"step{n}")) for n in range(2))
+    one, other = (resolve(ModelRef("org/model", f"step{n}")) for n in range(2))
     mine, theirs = Downloads([[one]]), Downloads([])
     with mine.reading([one]):
-        loading.load(one)
+        load(one)
     mine.done([one])
     with theirs.reading([other]):
         mine.drop()
@@ -723,9 +726,9 @@ def test_what_is_to_be_kept_is_kept_by_the_next_sweep_too(hub, here, make_model,
     from klscale.sources.transformers.downloads import Downloads
 
     hub.models["org/model"] = {"main": make_model()}
-    resolved = loading.resolve(ModelRef("org/model"))
+    resolved = resolve(ModelRef("org/model"))
     with Downloads([[resolved]]).reading([resolved]):
-        loading.load(resolved)
+        load(resolved)
     sweeps.score(["org/model"], here, Store(tmp_path / "klscale-store"))
     assert sweep(["org/model%bfloat16"], here, tmp_path) == ["scored"]
     assert cached(tmp_path) == [hub.commit("org/model", "main")]

@@ -14,12 +14,13 @@ from klscale.errors import InputError, KlscaleError
 from klscale.inputs.references import ModelRef
 from klscale.show import pictures
 from klscale.sources.transformers.engine import Engine
-from klscale.sources.transformers.loading import load, resolve
+from klscale.sources.transformers.files import resolve
+from klscale.sources.transformers.load import load
 from klscale.sources.transformers.readout import find_readout
 from klscale.sources.transformers.tokens import tokenize
 from klscale.store.store import Store
 from klscale.studies import lens, maps
-from klscale.sweep.sweeps import score
+from klscale.sweep.score import score
 
 CAUSAL = [name for name in ARCHITECTURES if "bidirectional" not in name]
 
@@ -184,7 +185,7 @@ def test_layers_are_kept_with_the_vector(study, texts):
 
 
 def test_unfinished_layers_are_taken_up_again(make_model, texts, tmp_path, monkeypatch):
-    from klscale.sweep import sweeps
+    from klscale.sweep import score as sweeps
 
     directory, store = make_model(), Store(tmp_path / "store")
     monkeypatch.setattr(sweeps, "KEEP_EVERY_S", 0.0)
@@ -278,12 +279,12 @@ def test_pictures_of_one_model(study, texts):
 
 def test_layers_of_a_model_larger_than_memory(make_model, texts, monkeypatch):
     """Layers that are read from disk by the forward pass, the norm among them, give the same values."""
-    from klscale.sources.transformers import loading
+    from klscale.sources.transformers import placement
 
     directory = make_model(num_hidden_layers=6)
     expected, _ = layers_of(directory, texts)
     size = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
-    monkeypatch.setattr(loading, "available_memory", lambda device: int(0.8 * size))
+    monkeypatch.setattr(placement, "available_memory", lambda device: int(0.8 * size))
     values, engine = layers_of(directory, texts)
     assert engine.loaded.offload is not None
     np.testing.assert_allclose(values, expected, atol=1e-3)

@@ -18,8 +18,9 @@ import torch
 from conftest import byte_tokenizer, plain_log_likelihoods
 from klscale.errors import InputError, KlscaleError, UnavailableError
 from klscale.inputs.references import ModelRef
-from klscale.sources.transformers import loading
-from klscale.sources.transformers.loading import load, resolve
+from klscale.sources.transformers import files, placement
+from klscale.sources.transformers.files import resolve
+from klscale.sources.transformers.load import load
 from test_scoring import score
 
 
@@ -170,11 +171,11 @@ def test_adapter_weights_that_are_missing_are_not_passed_over(make_model, tmp_pa
 
 
 def test_large_files_are_hashed_once_and_again_when_they_change(make_model, monkeypatch):
-    monkeypatch.setattr(loading, "_LARGE", 1000)
+    monkeypatch.setattr(files, "LARGE", 1000)
     directory, other = make_model(), make_model("other", seed=1)
     weights, hashed = directory / "model.safetensors", []
-    whole = loading.hashlib.file_digest
-    monkeypatch.setattr(loading.hashlib, "file_digest", lambda file, *a: hashed.append(file.name) or whole(file, *a))
+    whole = files.hashlib.file_digest
+    monkeypatch.setattr(files.hashlib, "file_digest", lambda file, *a: hashed.append(file.name) or whole(file, *a))
 
     def identity(age):
         """Resolve it with weights that were written so many seconds ago."""
@@ -203,7 +204,7 @@ def test_a_model_larger_than_memory_is_scored_layer_by_layer(architecture, dtype
     directory = make_model(architecture, architecture=architecture, num_hidden_layers=6)
     expected, _ = score(directory, texts, dtype=dtype)
     size = sum(p.numel() * p.itemsize for p in load(resolve(ModelRef(str(directory), dtype=dtype))).model.parameters())
-    monkeypatch.setattr(loading, "available_memory", lambda device: int(0.8 * size))
+    monkeypatch.setattr(placement, "available_memory", lambda device: int(0.8 * size))
     values, engine = score(directory, texts, dtype=dtype)
     np.testing.assert_array_equal(values, expected)
     assert any(parameter.is_meta for parameter in engine.model.parameters()), "some layers stay on disk"
@@ -220,7 +221,7 @@ def test_a_model_larger_than_memory_is_scored_layer_by_layer(architecture, dtype
 def test_a_model_that_does_not_fit_beside_another_waits_for_it(make_model, monkeypatch):
     directory = make_model()
     memory = [1000]
-    monkeypatch.setattr(loading, "available_memory", lambda device: memory[0])
+    monkeypatch.setattr(placement, "available_memory", lambda device: memory[0])
     alone, found = threading.Event(), []
     resolved = resolve(ModelRef(str(directory)))
     thread = threading.Thread(target=lambda: found.append(load(resolved, alone=alone)))
@@ -254,7 +255,7 @@ def test_a_model_that_does_not_fit_beside_another_waits_for_it(make_model, monke
     ],
 )  # fmt: skip
 def test_which_files_hold_the_weights(names, read):
-    assert loading._weights_read(names) == read
+    assert files.weights_read(names) == read
 
 
 def test_the_weights_of_a_directory(make_model, tmp_path):

@@ -21,12 +21,13 @@ from klscale.show.noise import noise_record, print_noise
 from klscale.show.pictures.rulers import NOISE, scale_ruler
 from klscale.show.terminal import out
 from klscale.sources.transformers import engine as engine_module
-from klscale.sources.transformers import loading
+from klscale.sources.transformers import load as loading
 from klscale.sources.transformers.engine import Engine, Segment
 from klscale.store.store import Store
 from klscale.studies import scales
 from klscale.studies.noise import half_precision_floor, in_half_precision, noise_study
-from klscale.sweep import sweeps
+from klscale.sweep import score as sweeps
+from klscale.sweep.repeat_noise import noise_floor, noise_texts
 from klscale.vectors.scores import Scores
 from klscale.vectors.vectors import CONVENTION, Vectors
 
@@ -143,7 +144,7 @@ def test_the_floor_of_half_precision_is_what_rounding_makes(clip):
 @pytest.mark.parametrize(("n", "again"), [(5, 5), (40, 20), (1000, 20), (2500, 50), (10_000, 100), (50_000, 100)])
 def test_two_percent_of_the_texts_are_read_again(n, again):
     texts = np.arange(3, n + 3)
-    chosen = sweeps.noise_texts(texts)
+    chosen = noise_texts(texts)
     assert len(chosen) == len({*chosen}) == again
     assert {*chosen} <= {*texts}
     assert (np.diff(chosen) > 0).all()
@@ -162,7 +163,7 @@ def test_every_model_that_is_scored_has_its_noise_floor(make_model, texts, store
     kept = store.noise_floor(texts.id, outcome.entry.key)
     assert (kept.n_texts, 0 < kept.value < 1e-9) == (20, True)
     monkeypatch.setattr(loading, "load", None)
-    assert sweeps.noise_floor(outcome.entry, texts, store) == kept, "what is kept is not read again"
+    assert noise_floor(outcome.entry, texts, store) == kept, "what is kept is not read again"
     sweeps.score([directory], texts, store)
     assert len(batches) == len(first) + len(again)
     assert store.vectors(texts).attributes["noise_floor"].tolist() == [kept.value]
@@ -200,7 +201,7 @@ def test_the_noise_floor_is_the_kl_of_both_readings(make_model, texts, store, mo
 
     monkeypatch.setattr(Engine, "_score_batch", shifted)
     (outcome,) = sweeps.score([str(make_model())], texts, store)
-    chosen = sweeps.noise_texts(np.arange(40))
+    chosen = noise_texts(np.arange(40))
     expected = plain_kl(0.01 * (chosen % 7), np.zeros(20), texts.bytes[chosen].mean())
     assert store.noise_floor(texts.id, outcome.entry.key).value == pytest.approx(expected, rel=1e-3)
     # with a clip above one of the texts, and texts that share documents
@@ -291,7 +292,7 @@ def test_texts_that_fill_the_window_are_cut_and_read_twice(make_model, store, mo
     )
     (outcome,) = sweeps.score([str(make_model(max_position_embeddings=64))], texts, store)
     assert outcome.entry.metadata["skipped"] == []
-    chosen = sweeps.noise_texts(np.arange(25))
+    chosen = noise_texts(np.arange(25))
     kept = np.array([min(lengths[s], 48) for s in chosen])
     assert len(seen) == 25 + 2 * 20
     assert sorted(length for padded, _, length in seen if padded) == sorted(kept)
@@ -327,7 +328,7 @@ def test_a_store_without_noise_and_one_with_damage(make_model, texts, store, tmp
     assert dict(store.check())[str(file)] == ""
     file.unlink()
     assert store.vectors(texts).attributes["noise_floor"].tolist() == [None]
-    found = sweeps.noise_floor(outcome.entry, texts, store)
+    found = noise_floor(outcome.entry, texts, store)
     assert found == store.noise_floor(texts.id, outcome.entry.key)
     assert found.value == pytest.approx(json.loads(whole)["value"], rel=1)
     file.unlink()

@@ -21,7 +21,7 @@ from klscale.sources.transformers import engine as engine_module
 from klscale.store.store import Store
 from klscale.studies import precision
 from klscale.studies.precision import compare_to_precision, look_times, next_look, parse_precision, relative_error
-from klscale.sweep import sweeps
+from klscale.sweep import score as sweeps
 from klscale.vectors.imports import read_log_likelihoods
 
 # ------------------------------------------------------------------------------------------------ confidence sequence
@@ -219,7 +219,7 @@ def store(tmp_path):
 @pytest.fixture
 def forwards(monkeypatch):
     """Counts the texts that really go through a model to be scored."""
-    monkeypatch.setattr("klscale.sweep.sweeps.keep_noise_floor", lambda *_, **__: None)
+    monkeypatch.setattr("klscale.sweep.score.keep_noise_floor", lambda *_, **__: None)
     counted = []
     whole = engine_module.Engine._score_batch
 

@@ -14,10 +14,11 @@ from klscale.inputs.references import KERNELS, WEIGHTS_ONLY, ModelRef
 from klscale.inputs.texts import TextSet, load_texts
 from klscale.sources.transformers import quantization
 from klscale.sources.transformers.engine import Engine
-from klscale.sources.transformers.loading import load, resolve
+from klscale.sources.transformers.files import resolve
+from klscale.sources.transformers.load import load
 from klscale.sources.transformers.tokens import tokenize
 from klscale.store.store import Store
-from klscale.sweep.sweeps import score
+from klscale.sweep.score import score
 
 for package in ("bitsandbytes", "torchao", "gguf"):
     pytest.importorskip(package, reason=f"needs the package {package}: pip install klscale[quant]")

@@ -9,9 +9,10 @@ import pytest
 from safetensors.torch import load_file
 
 from klscale.inputs.references import ModelRef
-from klscale.sources.transformers import loading
+from klscale.sources.transformers import files
 from klscale.store.store import Store
-from klscale.sweep import runs, sweeps
+from klscale.sweep import runs
+from klscale.sweep import score as sweeps
 from test_hub import Hub, Notes, cached, here, hub  # noqa: F401 - fixtures
 
 
@@ -38,7 +39,7 @@ def expected(directories, window=None):
 
 
 def identities(refs):
-    return [loading.resolve(ref).identity for ref in refs]
+    return [files.resolve(ref).identity for ref in refs]
 
 
 def test_all_pairs_of_a_run_on_this_machine(make_model, store, tmp_path, monkeypatch):

@@ -12,8 +12,9 @@ from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet, load_texts
 from klscale.sources.transformers import engine as engine_module
 from klscale.sources.transformers.engine import Engine, segments_of
+from klscale.sources.transformers.files import resolve
 from klscale.sources.transformers.head import OutputHead
-from klscale.sources.transformers.loading import load, resolve
+from klscale.sources.transformers.load import load
 from klscale.sources.transformers.tokens import TokenCache, tokenize
 
 
@@ -234,9 +235,11 @@ def test_tokenizers_that_lose_something_are_noticed():
 
 
 def test_texts_are_tokenized_once_for_each_tokenizer(texts):
-    cache = TokenCache(texts)
-    assert cache.get(byte_tokenizer()) is cache.get(byte_tokenizer())
-    assert cache.get(byte_tokenizer()) is not cache.get(byte_tokenizer(bos=True))
+    cache = TokenCache()
+    assert cache.get(byte_tokenizer(), texts) is cache.get(byte_tokenizer(), texts)
+    assert cache.get(byte_tokenizer(), texts) is not cache.get(byte_tokenizer(bos=True), texts)
+    others = TextSet.from_texts("others", ["another"])
+    assert len(cache.get(byte_tokenizer(), others).lengths) == 1
 
 
 # ---------------------------------------------------------------------------------------------------------- loading

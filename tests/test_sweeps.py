@@ -15,7 +15,8 @@ from klscale.inputs.texts import TextSet
 from klscale.progress import Progress
 from klscale.sources.transformers import engine as engine_module
 from klscale.store.store import Store
-from klscale.sweep import sweeps
+from klscale.sweep import score as sweeps
+from klscale.sweep.runs import checkpoints
 
 
 @pytest.fixture
@@ -144,7 +145,7 @@ def test_a_model_with_checkpoints_is_scored_itself(make_model, texts, store, tmp
         make_model(f"run/checkpoint-{step}", seed=step)
     run = ModelRef(f"{tmp_path}/run")
     assert [outcome.ref for outcome in sweeps.score([run], texts, store, dry_run=True)] == [run]
-    assert [ref.name for ref in sweeps.checkpoints(run)] == [f"{run}/checkpoint-9", f"{run}/checkpoint-10"]
+    assert [ref.name for ref in checkpoints(run)] == [f"{run}/checkpoint-9", f"{run}/checkpoint-10"]
 
 
 def test_a_pattern_of_directories(make_model, texts, store, tmp_path, monkeypatch):
@@ -167,7 +168,7 @@ def test_a_pattern_of_directories(make_model, texts, store, tmp_path, monkeypatc
 def test_a_directory_without_checkpoints_is_no_run(make_model, tmp_path):
     make_model("run/final")
     with pytest.raises(InputError, match="run holds no checkpoints") as caught:
-        sweeps.checkpoints(ModelRef(f"{tmp_path}/run"))
+        checkpoints(ModelRef(f"{tmp_path}/run"))
     assert caught.value.why == "There are: final."
     with pytest.raises(InputError, match="Did you mean one of its directories: final"):
         raise sweeps.score([f"{tmp_path}/run"], TextSet.from_texts("t", ["a"]), Store(tmp_path / "s"))[0].error
@@ -276,7 +277,7 @@ def test_what_was_resolved_is_recorded(make_model, texts, store):
 
 def test_no_thread_outlives_a_sweep(make_model, texts, store, monkeypatch):
     """A model read ahead that another process scores meanwhile: the thread that reads it is waited for."""
-    from klscale.sources.transformers import loading
+    from klscale.sources.transformers import load as loading
 
     models = [str(make_model(name, seed=n)) for n, name in enumerate("ab")]
     whole, read = loading.load, []
@@ -301,7 +302,7 @@ def test_no_thread_outlives_a_sweep(make_model, texts, store, monkeypatch):
 
 
 def test_a_store_that_fails_between_two_models_leaves_no_thread_behind(make_model, texts, store, monkeypatch):
-    from klscale.sources.transformers import loading
+    from klscale.sources.transformers import load as loading
 
     models = [str(make_model(name, seed=n)) for n, name in enumerate("ab")]
     whole, read = loading.load, []

@@ -30,7 +30,7 @@ from klscale.show.trajectories import print_motion, print_trajectories, save_tra
 from klscale.store.store import Store
 from klscale.studies import maps, pocket, trajectories
 from klscale.studies.trajectories import analyse_run, find_runs, over_seeds, settled_from
-from klscale.sweep.sweeps import score
+from klscale.sweep.score import score
 from klscale.vectors.imports import read_log_likelihoods
 from klscale.vectors.vectors import CONVENTION, Vectors
 

@@ -28,14 +28,16 @@ from klscale.science.clip import common_texts
 from klscale.science.estimates import Estimate
 from klscale.science.kl import KL, LOG_2, bits_per_byte, kl
 from klscale.show.pictures.style import DOUBLE, FAINT, GREY, MARKERS, headline, looks, new_figure, plain_ticks, styled
+from klscale.sources.source import NextTokens
 from klscale.sources.transformers.engine import Engine, Packed
-from klscale.sources.transformers.loading import LoadedModel, load, resolve
-from klscale.sources.transformers.next_token import NextTokens, compare_next_tokens
+from klscale.sources.transformers.files import resolve
+from klscale.sources.transformers.load import LoadedModel, load
+from klscale.sources.transformers.next_token import compare_next_tokens
 from klscale.sources.transformers.readout import find_readout
 from klscale.sources.transformers.tokens import tokenize
 from klscale.store.store import Store
 from klscale.studies.calibration import Calibration, Sums, calibrate, calibration, ratio
-from klscale.sweep.sweeps import score
+from klscale.sweep.score import score
 from klscale.vectors.vectors import Vectors
 
 if TYPE_CHECKING:

@@ -20,9 +20,11 @@ from klscale.inputs.texts import TextSet, chunk, is_held_out, load_texts, pocket
 from klscale.science.arrays import Floats
 from klscale.science.estimates import Estimate
 from klscale.science.kl import KL, bits_per_byte, kl
+from klscale.sources.tokens import Tokens
 from klscale.sources.transformers.engine import Engine
-from klscale.sources.transformers.loading import LoadedModel, load, resolve
-from klscale.sources.transformers.tokens import Tokens, tokenize
+from klscale.sources.transformers.files import resolve
+from klscale.sources.transformers.load import LoadedModel, load
+from klscale.sources.transformers.tokens import tokenize
 from klscale.vectors.scores import Scores
 
 CHAT = "<|user|>\nWrite a piece of text.\n<|assistant|>\n"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from klscale.errors import KlscaleError
 
 if TYPE_CHECKING:
-    from klscale.sweep.sweeps import Outcome
+    from klscale.sweep.jobs import Outcome
 
 
 def failure_status(outcomes: Sequence[Outcome], problems: Sequence[KlscaleError] = ()) -> int:

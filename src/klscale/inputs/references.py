@@ -24,35 +24,48 @@ QUANTIZATIONS = (*WEIGHTS_ONLY, *KERNELS)
 _ENCODED = re.compile(r"[^\w./~=,-]", re.ASCII)
 _DTYPE = re.compile(r"%([A-Za-z][\w]*)$")
 _LAYER = re.compile(r"#(\d+)$")
+_SCHEME = re.compile(r"([a-z][a-z0-9]+)://")
+_NOT_IN_ADDRESS = re.compile(r"[^\w.~:/?#@!&*,;=%-]|%(?![0-9A-Fa-f]{2})", re.ASCII)
 
 
 @dataclass(frozen=True)
 class ModelRef:
     """`NAME[@REVISION][+QUANT][%DTYPE][#LAYER]`, e.g. `EleutherAI/pythia-410m@step1000`, `gpt2+nf4`, `gpt2%bfloat16`.
+    Or `SCHEME://ADDRESS[+QUANT][%DTYPE]` for a model of another source, e.g. `mock://7`, `http://host:8000/v1#model`.
 
     `name` is a local directory if one exists there, else a hub id (`./gpt2` forces local). `file` names one GGUF file
     inside it (`models/x:file.gguf`). `layer` means what the model would say after that many blocks (`gpt2#0`: after
     its embedding), read through the logit lens; None the model itself. Characters that a shell or this syntax would
-    read are percent-encoded in print.
+    read are percent-encoded in print. An address belongs to its source, which reads `@`, `:`, `#` and `?` in its own
+    way; `name` is the whole of it, with its scheme, percent-encoded as a URL is. `dtype` is float32 where it is not
+    given, and for an address empty: the one that the source has.
     """
 
     name: str
     revision: str | None = None
     quantization: str | None = None
-    dtype: str = "float32"
+    dtype: str = ""
     file: str | None = None
     layer: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.dtype:
+            object.__setattr__(self, "dtype", self._default_dtype)
+        if self.scheme:
+            legal = _NOT_IN_ADDRESS.sub(_percent, self.name)
+            object.__setattr__(self, "name", re.sub("%..", lambda match: match[0].upper(), legal))
 
     @classmethod
     def parse(cls, text: str) -> ModelRef:
         """Read a reference. Raises InputError for an unknown quantization or dtype, with the nearest known one."""
-        rest, dtype, quantization, revision, layer = text.strip(), "float32", None, None, None
-        if match := _LAYER.search(rest):
+        rest, dtype, quantization, revision, layer = text.strip(), "", None, None, None
+        is_address = _SCHEME.match(rest) is not None
+        if not is_address and (match := _LAYER.search(rest)):
             layer, rest = int(match[1]), rest[: match.start()]
         match = _DTYPE.search(rest)
         if match and (match[1] in DTYPES or not _decodes(match[0])):
             dtype, rest = match[1], rest[: match.start()]
-        if dtype not in DTYPES:
+        if dtype and dtype not in DTYPES:
             raise InputError(f"{text!r}: unknown dtype {dtype!r}.", remedy=nearest(dtype, DTYPES))
         if "+" in rest:
             rest, quantization = rest.rsplit("+", 1)
@@ -62,6 +75,12 @@ class ModelRef:
                     nearest(quantization, QUANTIZATIONS),
                     "A + that belongs to the name itself is written %2B.",
                 )
+        if is_address:
+            if rest.endswith("://"):
+                raise InputError(
+                    f"{text!r} is not a model.", "There is no address after the scheme.", "Write mock://7, say."
+                )
+            return cls(rest, None, quantization, dtype)
         if "@" in rest:
             rest, revision = rest.split("@", 1)
         name, _, file = rest.partition(":")
@@ -92,20 +111,32 @@ class ModelRef:
         return self._text(str)
 
     def _text(self, write: Callable[[str], str]) -> str:
-        text = write(self.name)
+        text = self.name if self.scheme else write(self.name)
         if self.file:
             text += ":" + write(self.file)
         if self.revision:
             text += "@" + write(self.revision)
         if self.quantization:
             text += "+" + self.quantization
-        if self.dtype != "float32":
+        if self.dtype != self._default_dtype:
             text += "%" + self.dtype
         return text if self.layer is None else f"{text}#{self.layer}"
 
     @property
+    def scheme(self) -> str:
+        """The scheme of an address, which names its source: `http`, `mock`; empty for a directory or a hub id."""
+        match = _SCHEME.match(self.name)
+        return match[1] if match else ""
+
+    @property
+    def _default_dtype(self) -> str:
+        return "" if self.scheme else "float32"
+
+    @property
     def path(self) -> Path | None:
-        """The local directory, or None for a hub id."""
+        """The local directory, or None for a hub id or an address."""
+        if self.scheme:
+            return None
         path = Path(self.name)
         with contextlib.suppress(RuntimeError):  # the home of a user that is not there
             path = path.expanduser()
@@ -115,7 +146,7 @@ class ModelRef:
     def run(self) -> str:
         """The name without its checkpoint: the checkpoints of a training run lie in one directory, are revisions of one
         name, or tell their step in names that are otherwise equal."""
-        return os.path.normpath(without_checkpoint(self.name))
+        return self.name if self.scheme else os.path.normpath(without_checkpoint(self.name))
 
     @property
     def slug(self) -> str:
@@ -137,7 +168,11 @@ class Model:
 
 
 def _encode(part: str) -> str:
-    return _ENCODED.sub(lambda match: "".join(f"%{byte:02X}" for byte in match[0].encode()), part)
+    return _ENCODED.sub(_percent, part)
+
+
+def _percent(match: re.Match[str]) -> str:
+    return "".join(f"%{byte:02X}" for byte in match[0].encode())
 
 
 def _decodes(text: str) -> bool:

@@ -16,7 +16,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -29,12 +29,10 @@ from klscale.science.bootstrap import RESAMPLES, estimate_from_resamples, text_d
 from klscale.science.clip import common_texts
 from klscale.science.estimates import Estimate, cluster_codes, n_clusters, standard_error_of_mean
 from klscale.science.kl import KL, LOG_2, bits_per_byte, kl
+from klscale.sources.source import NEXT_TOKENS, Reader, ReaderOptions, Sources, require_one_tokenizer
+from klscale.sources.tokens import Tokens
 from klscale.store.store import Entry, Store
 from klscale.vectors.vectors import Vectors
-
-if TYPE_CHECKING:
-    from klscale.sources.transformers.engine import Engine
-    from klscale.sources.transformers.tokens import Tokens
 
 N_TEXTS = 500
 """Texts that exact KL is computed on, where there are more."""
@@ -270,12 +268,9 @@ class _Bench:
         self, texts: TextSet, store: Store, n_texts: int, seed: int, device: str | None, batch_tokens: int | None,
         progress: Progress,
     ) -> None:  # fmt: skip
-        from klscale.sources.transformers.tokens import TokenCache
-
         self.texts, self.store, self.n_texts, self.seed, self.progress = texts, store, n_texts, seed, progress
-        self.options: dict[str, Any] = {"device": device, "batch_tokens": batch_tokens}
-        self.tokenized = TokenCache(texts)
-        self.engines: dict[str, Engine] = {}
+        self.sources, self.options = Sources(progress), ReaderOptions(device, batch_tokens)
+        self.readers: dict[str, Reader] = {}
         self.drawn: dict[tuple[str, bytes, int], Tokens] = {}
 
     def sums(self, a: Entry, b: Entry, pair: Vectors) -> Sums:
@@ -290,16 +285,9 @@ class _Bench:
         return found
 
     def _measure(self, a: Entry, b: Entry, pair: Vectors) -> Sums:
-        from klscale.sources.transformers.next_token import (
-            compare_next_tokens,
-            decoded_bytes,
-            n_vocabulary,
-            require_one_tokenizer,
-        )
-
-        first, second = engines = self._engines(a, b)
-        require_one_tokenizer(first.loaded, second.loaded)
-        tokens = self.tokenized.get(first.loaded.tokenizer)
+        first, second = readers = self._readers(a, b)
+        require_one_tokenizer(first, second)
+        tokens = first.tokens(self.texts)
         text, n_available = self._chosen(tokens, pair)
 
         def advance(done: int) -> None:
@@ -308,14 +296,14 @@ class _Bench:
         def per_text(which: Integers, values: Any) -> Floats:
             return np.bincount(which, values, len(text)).astype(np.float64)
 
-        n_ids = min(map(n_vocabulary, engines))
-        there = compare_next_tokens(first, second, tokens, text, advance)
+        n_ids = min(reader.n_vocabulary for reader in readers)
+        there = first.compare_next_tokens(second, tokens, text, advance)
         which = np.searchsorted(text, there.text)
         drawn_bytes, drawn_exact, drawn_difference = [], list[Floats](), list[Floats]()
-        for n, (entry, engine) in enumerate(zip((a, b), engines, strict=True)):
-            drawn = self._draw(entry, engine, tokens, text, n_ids, advance)
-            along = compare_next_tokens(first, second, drawn, range(len(text)), advance)
-            drawn_bytes.append(decoded_bytes(engine.loaded.tokenizer, drawn))
+        for n, (entry, reader) in enumerate(zip((a, b), readers, strict=True)):
+            drawn = self._draw(entry, reader, tokens, text, n_ids, advance)
+            along = first.compare_next_tokens(second, drawn, range(len(text)), advance)
+            drawn_bytes.append(reader.decoded_bytes(drawn))
             drawn_exact.append(per_text(along.text, (along.forward, along.backward)[n]))
             drawn_difference.append(per_text(along.text, np.subtract(*along.log_likelihood)))
         draws = text_draws(len(text), self.texts.documents_of(text), resamples=RESAMPLES)
@@ -336,30 +324,27 @@ class _Bench:
             n_available=n_available,
         )
 
-    def _engines(self, a: Entry, b: Entry) -> tuple[Engine, Engine]:
-        """Both models, loaded where they are not yet; no third is kept."""
-        from klscale.sources.transformers.engine import Engine
-        from klscale.sources.transformers.loading import load, resolve
-
-        self.engines = {entry.key: self.engines[entry.key] for entry in (a, b) if entry.key in self.engines}
+    def _readers(self, a: Entry, b: Entry) -> tuple[Reader, Reader]:
+        """Both models, opened where they are not yet; no third is kept."""
+        self.readers = {entry.key: self.readers[entry.key] for entry in (a, b) if entry.key in self.readers}
         for entry in (a, b):
-            if entry.key in self.engines:
+            if entry.key in self.readers:
                 continue
-            resolved = resolve(entry.ref)
-            if resolved.identity != entry.metadata.get("identity"):
+            self.sources.of(entry.ref).require(entry.ref, NEXT_TOKENS)
+            pinned = self.sources.pin(entry.ref)
+            if pinned.identity != entry.metadata.get("identity"):
                 raise InputError(
                     f"{entry.ref} is not the model whose vector the store has.",
                     "Its files have changed since, or the vector came from elsewhere.",
                     f"klscale score {entry.ref}",
                 )
-            loaded = load(resolved, self.options["device"])
-            self.engines[entry.key] = Engine(loaded, **self.options)
-        return self.engines[a.key], self.engines[b.key]
+            self.readers[entry.key] = self.sources.open(pinned, self.options)
+        return self.readers[a.key], self.readers[b.key]
 
     def _chosen(self, tokens: Tokens, pair: Vectors) -> tuple[Integers, int]:
         """Texts that both vectors have and that fit both windows with two tokens or more, a random subset where there
         are many; and how many there are."""
-        window = min(engine.loaded.window or np.inf for engine in self.engines.values())
+        window = min(reader.window or np.inf for reader in self.readers.values())
         fit = (tokens.lengths > 1) & (tokens.lengths <= window) & common_texts(pair.log_likelihood)
         order = np.random.default_rng(self.seed).permutation(len(fit))
         chosen = order[fit[order]][: self.n_texts]
@@ -371,16 +356,14 @@ class _Bench:
         return np.sort(chosen), int(fit.sum())
 
     def _draw(
-        self, entry: Entry, engine: Engine, tokens: Tokens, text: Integers, n_ids: int, advance: Callable[[int], None]
+        self, entry: Entry, reader: Reader, tokens: Tokens, text: Integers, n_ids: int, advance: Callable[[int], None]
     ) -> Tokens:
         """Texts drawn from a model, one for each of these; once."""
-        from klscale.sources.transformers.next_token import sample_texts
-
         key = entry.key, text.tobytes(), n_ids
         if key not in self.drawn:
             # Another seed for every model, else what is drawn from two that are near is all but the same.
             seed = int(hashlib.sha256(f"{entry.key} {self.seed}".encode()).hexdigest()[:12], 16)
-            self.drawn[key] = sample_texts(engine, tokens, text, seed, n_ids, advance)
+            self.drawn[key] = reader.sample(tokens, text, seed, n_ids, advance)
         return self.drawn[key]
 
 

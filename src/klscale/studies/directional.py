@@ -9,14 +9,14 @@ al., arXiv 2505.15353, remark on alpha): where the map is smooth a is 1, however
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from klscale.errors import InputError, KlscaleError
+from klscale.errors import InputError
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.progress import SILENT, Progress
@@ -26,12 +26,11 @@ from klscale.science.bootstrap import RESAMPLES, estimate_from_resamples, text_d
 from klscale.science.clip import clip_for_all
 from klscale.science.estimates import Estimate
 from klscale.science.kl import KL, kl, kl_pairs
+from klscale.sources.source import WEIGHTS, Reader, ReaderOptions, Sources
 from klscale.vectors.scores import Scores
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from klscale.sources.transformers.loading import LoadedModel
 
 SCALES = tuple(2.0**k for k in range(-8, 1))
 
@@ -89,32 +88,27 @@ def directional_exponent(
     Raises InputError for scales that do not ascend from above 0, a reference that is not a whole float32 model, a
     `towards` of other parameters or of the same values, and texts that cannot be scored; KlscaleError as scoring does.
     """
-    from klscale.sources.transformers.engine import Engine
-    from klscale.sources.transformers.tokens import tokenize
-
     eps = np.array(scales, dtype=np.float64)
     if not (eps.size and np.isfinite(eps).all() and eps[0] > 0 and (np.diff(eps) > 0).all()):
         raise InputError(f"Scales {list(scales)} do not ascend from above 0.", remedy="Use 2**-8, ..., 1/2, 1, say.")
     if texts.external:
         raise InputError(f"{texts.name} has no texts to score on, only imported values.")
-    loaded = _load(ref, device)
-    start = _parameters(loaded)
-    direction = _random_step(start, seed) if towards is None else _step(ref, start, towards, device)
-    tokens, every = tokenize(loaded.tokenizer, texts), np.arange(len(texts))
+    sources, every = Sources(progress), np.arange(len(texts))
+    reader, weights = _open(ref, sources, device)
+    start = _copy(weights)
+    direction = _random_step(start, seed) if towards is None else _step(ref, start, towards, sources, device)
     progress.begin(f"moving {ref}", len(eps) + 2, "readings")
 
-    def read(engine: Engine) -> Floats:
-        scores = Scores.concatenate(list(engine.score(tokens, every)))
+    def advanced(scores: Scores) -> Floats:
         progress.advance()
         return scores.log_likelihood
 
-    engine = Engine(loaded, device=device)
-    here = read(engine)
-    again = read(Engine(loaded, device=device, batch_tokens=engine.other_budget(tokens, every)))
+    here = advanced(Scores.concatenate([*reader.score(texts, every)]))
+    again = advanced(reader.repeat_runs(texts, every, padded=False).read(batches=True))
     lost, moved = [], []
     for scale in eps:
-        lost.append(_move(loaded, start, direction, float(scale)))
-        moved.append(read(engine))
+        lost.append(_move(reader.weights(), start, direction, float(scale)))
+        moved.append(advanced(Scores.concatenate([*reader.score(texts, every)])))
     return _measured(ref, towards, texts, eps, np.stack([here, again, *moved]), np.array(lost))
 
 
@@ -157,24 +151,19 @@ def _measured(
 # ------------------------------------------------------------------------------------------------------------- weights
 
 
-def _load(ref: ModelRef, device: str | None) -> LoadedModel:
-    """A model whose weights can be moved."""
-    from klscale.sources.transformers.loading import load, resolve
-
+def _open(ref: ModelRef, sources: Sources, device: str | None) -> tuple[Reader, Mapping[str, Tensor]]:
+    """A model whose weights can be moved, and these weights."""
+    sources.of(ref).require(ref, WEIGHTS)
     whole = replace(ref, dtype="float32", quantization=None, layer=None)
     if ref != whole:
         raise InputError(f"{ref} cannot be moved by small steps.", "They vanish in coarser weights.", f"Give {whole}.")
-    loaded = load(resolve(ref), device)
-    if loaded.quantization is not None:
-        raise InputError(f"{ref} cannot be moved by small steps.", "It was saved with quantized weights.")
-    if loaded.offload is not None:
-        raise KlscaleError(f"{ref} does not fit into memory, so that its weights cannot be moved.")
-    return loaded
+    reader = sources.open(sources.pin(ref), ReaderOptions(device))
+    return reader, reader.weights()
 
 
-def _parameters(loaded: LoadedModel) -> dict[str, Tensor]:
+def _copy(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A copy of the weights on the CPU; tied ones once."""
-    return {name: weights.detach().cpu().clone() for name, weights in loaded.model.named_parameters()}
+    return {name: values.detach().cpu().clone() for name, values in weights.items()}
 
 
 def _random_step(start: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
@@ -189,9 +178,11 @@ def _random_step(start: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
     return step
 
 
-def _step(ref: ModelRef, start: dict[str, Tensor], towards: ModelRef, device: str | None) -> dict[str, Tensor]:
+def _step(
+    ref: ModelRef, start: dict[str, Tensor], towards: ModelRef, sources: Sources, device: str | None
+) -> dict[str, Tensor]:
     """From the weights of `ref` to those of `towards`."""
-    end = _parameters(_load(towards, device))
+    end = _copy(_open(towards, sources, device)[1])
     for name in sorted(start.keys() | end.keys()):
         here, there = (tuple(side[name].shape) if name in side else "missing" for side in (start, end))
         if here != there:
@@ -203,18 +194,18 @@ def _step(ref: ModelRef, start: dict[str, Tensor], towards: ModelRef, device: st
     return step
 
 
-def _move(loaded: LoadedModel, start: dict[str, Tensor], direction: dict[str, Tensor], scale: float) -> float:
+def _move(weights: Mapping[str, Tensor], start: dict[str, Tensor], direction: dict[str, Tensor], scale: float) -> float:
     """Set the weights to those at the start plus `scale` times the direction; returns the part of the step's norm that
     rounding takes."""
     import torch
 
     squares = lost = 0.0
     with torch.no_grad():
-        for name, weights in loaded.model.named_parameters():
+        for name, values in weights.items():
             step = scale * direction[name].double()
             exact = start[name].double() + step
             moved = exact.float()
-            weights.copy_(moved)
+            values.copy_(moved)
             squares += float(step.square().sum())
             lost += float((moved.double() - exact).square().sum())
     return math.sqrt(lost / squares)

@@ -7,26 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from klscale.errors import InputError, KlscaleError, StorageError
-from klscale.inputs.references import DTYPES, ModelRef
+from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.progress import SILENT, Progress
 from klscale.science.arrays import Floats, Integers
 from klscale.science.estimates import Estimate, cluster_codes, n_clusters, standard_error_of_mean
 from klscale.science.kl import KL, kl, nats2_per_bit_per_byte
+from klscale.sources.source import REPEAT_RUNS, ReaderOptions, Sources
 from klscale.store.store import Store, vector_key
-from klscale.sweep import sweeps
+from klscale.sweep.score import score
 from klscale.vectors.scores import Scores
-from klscale.vectors.vectors import CONVENTION
-
-if TYPE_CHECKING:
-    from klscale.sources.transformers.engine import Engine
-    from klscale.sources.transformers.tokens import TokenCache, Tokens
 
 STUDY_TEXTS = 500
 """Texts that a study reads at most."""
@@ -86,7 +82,7 @@ def noise_study(
     """
     if n_texts < 2:
         raise InputError(f"{n_texts} texts have no variance.", remedy="Read two or more.")
-    study = _Study(texts, store, n_texts, seed, device, progress)
+    study = _Study(texts, store, n_texts, seed, device, progress, Sources(progress))
     return [study.of(ModelRef.parse(str(ref))) for ref in refs]
 
 
@@ -100,6 +96,7 @@ class _Study:
     seed: int
     device: str | None
     progress: Progress
+    sources: Sources
 
     def of(self, ref: ModelRef) -> NoiseStudy:
         try:
@@ -121,85 +118,74 @@ class _Study:
         return {"half_precision": floor, "is_half": bool((in_half_precision(values) == values).all())}
 
     def _of_model(self, ref: ModelRef) -> NoiseStudy:
-        from klscale.sources.transformers.loading import device_of
-        from klscale.sources.transformers.tokens import TokenCache
-
-        if ref != (whole := replace(ref, dtype="float32", layer=None)):
+        source = self.sources.of(ref)
+        source.require(ref, REPEAT_RUNS)
+        dtypes = source.dtypes or (ref.dtype,)  # a source without dtypes computes in one, its own
+        if ref != (whole := replace(ref, dtype=dtypes[0], layer=None)):
             raise InputError(f"The noise of {ref} is that of {whole}, which is read in every dtype.", remedy=f"{whole}")
-        variants = {dtype: replace(ref, dtype=dtype) for dtype in DTYPES}
+        variants = {dtype: replace(ref, dtype=dtype) for dtype in dtypes}
         scored: dict[ModelRef, Scores] = {}
         if len(self.texts) <= self.n_texts:
-            outcomes = sweeps.score([*variants.values()], self.texts, self.store, device=self.device,
-                                    progress=self.progress)  # fmt: skip
+            refs = [*variants.values()]
+            outcomes = score(refs, self.texts, self.store, device=self.device, progress=self.progress)
             # What the store had before may be another machine's.
             scored = {one.ref: self.store.scores(one.entry) for one in outcomes if one.entry and one.status == "scored"}
-        self.progress.begin(f"reading {ref}", 8, "readings")
-        tokenized, first = TokenCache(self.texts), dict[str, Scores]()
-        readings: list[Reading] = []
+        self.progress.begin(f"reading {ref}", 2 + 2 * len(variants), "readings")
+        first, readings, usual, device = dict[str, Scores](), list[Reading](), dtypes[0], None
         for dtype, variant in variants.items():
             try:
-                first[dtype], own = self._read(variant, tokenized, scored.get(variant))
+                first[dtype], own, ran_on = self._read(variant, scored.get(variant), every=dtype == usual)
             except StorageError:
                 raise
             except KlscaleError as error:
-                if dtype == "float32":
+                if dtype == usual:
                     raise
-                readings.append(Reading(dtype, "float32", error=error))
+                readings.append(Reading(dtype, usual, error=error))
                 continue
-            if dtype != "float32":
-                readings.append(self._compare(dtype, first[dtype], "float32", first["float32"]))
+            device = device or ran_on
+            if dtype != usual:
+                readings.append(self._compare(dtype, first[dtype], usual, first[usual]))
             readings += own
         if "float16" in first:
             half = first["float16"]
             half = replace(half, log_likelihood=in_half_precision(half.log_likelihood))
-            readings.append(self._compare("float16, sums in half precision", half, "float32", first["float32"]))
-        base = first["float32"]
+            readings.append(self._compare("float16, sums in half precision", half, usual, first[usual]))
+        base = first[usual]
         return NoiseStudy(
-            ref, len(base), str(device_of(self.device)), tuple(readings),
-            **self._half_precision(base.log_likelihood, base.text),
-        )  # fmt: skip
+            ref, len(base), device, tuple(readings), **self._half_precision(base.log_likelihood, base.text)
+        )
 
-    def _read(self, ref: ModelRef, tokenized: TokenCache, scored: Scores | None) -> tuple[Scores, list[Reading]]:
-        """The first reading of a model, and how far others in its own dtype are from it; the last of these is its noise
-        floor, which the store keeps."""
-        from klscale.sources.transformers.engine import Engine
-        from klscale.sources.transformers.loading import load, resolve
-
-        resolved = resolve(ref)
-        loaded = load(resolved, self.device)
-        tokens = tokenized.get(loaded.tokenizer)
-        fit = np.flatnonzero(tokens.lengths <= (loaded.window or np.inf))
+    def _read(self, ref: ModelRef, scored: Scores | None, *, every: bool) -> tuple[Scores, list[Reading], str]:
+        """The usual run of a model; how far repeat runs are from it, of `every` kind or of the last one alone; and the
+        device. The last kind is its noise floor, which the store keeps."""
+        pinned = self.sources.pin(ref)
+        reader = self.sources.open(pinned, ReaderOptions(device=self.device))
+        fit = reader.fitting(self.texts)
         chosen = np.sort(np.random.default_rng(self.seed).permutation(fit)[: self.n_texts])
         if len(chosen) < 2:
             raise InputError(
-                f"{len(chosen)} texts fit the window of {ref} ({loaded.window:,} tokens).",
+                f"{len(chosen)} texts fit the window of {ref} ({reader.window:,} tokens).",
                 remedy="Give shorter texts: `klscale texts build --max-bytes`.",
             )
 
-        def read(engine: Engine, tokens: Tokens = tokens) -> Scores:
-            found = Scores.concatenate([*engine.score(tokens, chosen)])
+        def advanced(found: Scores) -> Scores:
             self.progress.advance()
             return found
 
-        engine = Engine(loaded, device=self.device)
-        first = read(engine) if scored is None else scored
-        short, text_bytes = sweeps.shortened(engine, tokens, self.texts, chosen)
-        usual = first if short is tokens else read(engine, short)
-        others: dict[str, Engine] = {}
-        if ref.dtype == "float32":
-            budget = engine.other_budget(short, chosen)
-            others["other batches"] = Engine(loaded, device=self.device, batch_tokens=budget, padded=True)
-            same = engine.batch_tokens
-            others["other order"] = Engine(loaded, device=self.device, batch_tokens=same, shuffled=True)
-        others["other batches and order"] = sweeps.other_engine(engine, short, chosen)
+        first = scored or advanced(Scores.concatenate([*reader.score(self.texts, chosen)]))
+        runs = reader.repeat_runs(self.texts, chosen)
+        usual = advanced(runs.read()) if runs.cut else first
+        ways = {"other batches": (True, False), "other order": (False, True)} if every else {}
+        ways["other batches and order"] = (True, True)
+        name = ref.dtype or reader.source.name
         found = [
-            self._compare(f"{ref.dtype}, {how}", read(other, short), ref.dtype, usual, text_bytes)
-            for how, other in others.items()
+            self._compare(f"{name}, {how}", advanced(runs.read(batches=batches, order=order)), name, usual, runs.bytes)
+            for how, (batches, order) in ways.items()
         ]
         if (floor := found[-1].kl) is not None:
-            key = vector_key(resolved.identity, ref, CONVENTION, sweeps.SOURCE)
+            key = vector_key(pinned.identity, ref, reader.convention(self.texts), reader.source.name)
             self.store.write_noise_floor(self.texts.id, key, floor)
-        return first, found
+        return first, found, reader.device
 
     def _compare(
         self, reading: str, again: Scores, against: str, first: Scores, text_bytes: Integers | None = None

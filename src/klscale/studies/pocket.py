@@ -211,7 +211,7 @@ def _train_all(directory: Path, recipe: Recipe, runs: list[Run], progress: Progr
     progress.begin("training the pocket models", 100.0, "%")
     import torch
 
-    from klscale.sources.transformers.loading import quiet_transformers
+    from klscale.sources.quiet import quiet_transformers
 
     texts = _training_texts(recipe.window)
     with quiet_transformers():

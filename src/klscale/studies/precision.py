@@ -26,8 +26,8 @@ from klscale.science.estimates import cluster_codes
 from klscale.science.kl import KL
 from klscale.science.sequential import with_anytime_interval
 from klscale.store.store import Store
-from klscale.sweep import sweeps
-from klscale.sweep.sweeps import Outcome
+from klscale.sweep import score as sweep
+from klscale.sweep.jobs import Outcome
 from klscale.vectors.vectors import Vectors
 
 PRECISION = 0.1
@@ -108,7 +108,7 @@ def compare_to_precision(
     value, or on all; with a `reference`, one of the models, only of the pairs that it is in.
 
     What the store holds is not scored again, and is looked at first; what is scored is kept there, and a smaller
-    `precision` or `sweeps.score` adds to it. `how` goes to `sweeps.score`: `device`, `batch_tokens`, `long_texts`. On
+    `precision` or `score` adds to it. `how` goes to `score`: `device`, `batch_tokens`, `long_texts`. On
     texts that nothing can be scored on, there is one look at what is there.
 
     Raises InputError where `precision` is not from 1e-6 to below 1.
@@ -121,7 +121,7 @@ def compare_to_precision(
     looks: list[Look] = []
     n_scored: dict[tuple[str, str], int] = {}
     while True:
-        for outcome in sweeps.score(models, texts, store, first=wanted, progress=progress, **how):
+        for outcome in sweep.score(models, texts, store, first=wanted, progress=progress, **how):
             outcomes[str(outcome.ref)] = outcome
         entries = {name: outcome.entry for name, outcome in outcomes.items() if outcome.entry is not None}
         vectors = store.vectors(texts, [*entries.values()], [outcomes[name].ref for name in entries])

@@ -30,8 +30,8 @@ from klscale.science.estimates import Estimate
 from klscale.science.kl import HEAVY_TAILS, KL, kl_pairs
 from klscale.store.store import Entry, Store
 from klscale.studies import maps
+from klscale.sweep.repeat_noise import noise_floor
 from klscale.sweep.runs import weigh
-from klscale.sweep.sweeps import noise_floor
 from klscale.vectors.vectors import Vectors
 
 THRESHOLDS = 60

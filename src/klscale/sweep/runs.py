@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,10 +17,8 @@ from klscale.inputs.references import ModelRef
 from klscale.progress import SILENT, Progress
 from klscale.science.diffusion import WINDOW
 from klscale.science.weights import count_parameters, distances_to, squared_distances, unusable
+from klscale.sources.source import Pinned, Source, Sources
 from klscale.store.store import Store
-
-if TYPE_CHECKING:
-    from klscale.sources.transformers.loading import Hub, ResolvedModel
 
 _MODELS = ("config.json", "adapter_config.json")
 """A directory with one of these is a model itself."""
@@ -29,14 +26,18 @@ _PATTERN = re.compile(r"[*?[]")
 """What no branch can contain, nor a hub id."""
 
 
-def checkpoints(ref: ModelRef, hub: Hub | None = None) -> list[ModelRef]:
+def checkpoints(ref: ModelRef, sources: Sources | None = None) -> list[ModelRef]:
     """The checkpoints of a run, in the order of steps; after them those whose names tell no step.
 
     A run is a directory with `checkpoint-*` (or `step-*`), whole or not; a hub model: those of its branches and tags
     that tell a step; or a pattern with `*`, `?` or `[`: `NAME@step*` of branches and tags, `runs/a/checkpoint-*` of
-    directories. Any other revision is its own only checkpoint. Quantization and dtype are those of `ref`.
+    directories. Any other revision is its own only checkpoint, and so is an address. Quantization and dtype are those
+    of `ref`.
+
     Raises InputError where there is none, UnavailableError where there is no such model or the hub does not answer.
     """
+    if ref.scheme:
+        return [ref]
     folder, _, pattern = ref.name.rstrip("/").rpartition("/")
     if ref.path is not None and ref.path.is_dir():
         there = _directories(ref, ref.name.rstrip("/"))
@@ -48,9 +49,8 @@ def checkpoints(ref: ModelRef, hub: Hub | None = None) -> list[ModelRef]:
         found = [one for one in there if fnmatchcase(one.name.rpartition("/")[2], pattern)]
         what, remedy = f"No directory matches {ref.name!r}.", "Revisions of a hub model: NAME@PATTERN."
     elif ref.path is None and (ref.revision is None or _PATTERN.search(ref.revision)):
-        from klscale.sources.transformers.loading import Hub
-
-        there = [replace(ref, revision=revision) for revision in (hub or Hub()).revisions(ref.name)]
+        revisions = (sources or Sources()).of(ref).revisions(ref.name)
+        there = [replace(ref, revision=revision) for revision in revisions]
         found = [one for one in there if _step(one) is not None]
         what, remedy = f"{ref.name} has no revisions that tell a step.", "Write NAME@PATTERN for others."
         if ref.revision is not None:
@@ -86,7 +86,9 @@ def _order(ref: ModelRef) -> tuple[bool, int, int, int, str, str]:
 
 
 def is_run(ref: ModelRef) -> bool:
-    """Whether a reference is to be taken for its checkpoints, since it is no model itself."""
+    """Whether a reference stands for its checkpoints, since it is no model itself."""
+    if ref.scheme:
+        return False
     if ref.path is None or not ref.path.is_dir():
         return bool(_PATTERN.search(ref.name.rpartition("/")[2]) or _PATTERN.search(ref.revision or ""))
     whole = ref.file or ref.revision or any((ref.path / name).is_file() for name in _MODELS)
@@ -100,21 +102,19 @@ def weigh(refs: Sequence[ModelRef], store: Store, *, progress: Progress = SILENT
     """Keep in the store the squared distances between the weights of all these local checkpoints; where it has them
     all, nothing is read. Returns what is wrong with each that could not be compared, a quantized reference, an adapter
     or a model of the hub (for which there is `score` with `weigh`) among them."""
-    from klscale.sources.transformers.loading import resolve, weight_files
-
-    found: dict[str, ResolvedModel] = {}
+    sources, found = Sources(), dict[str, Pinned]()
     problems: dict[ModelRef, KlscaleError] = {}
     for ref in refs:
         try:
-            resolved = resolve(ref) if ref.path else None
-            if resolved is None or not has_weights(resolved):
+            pinned = sources.pin(ref) if ref.path else None
+            if pinned is None or not pinned.has_trained_weights:
                 why = "Weights are compared as they were trained, in safetensors files of this machine."
                 raise InputError(f"The weights of {ref} cannot be compared.", why, "Give a checkpoint's directory.")
-            found.setdefault(resolved.identity, resolved)
+            found.setdefault(pinned.identity, pinned)
         except KlscaleError as error:
             problems[ref] = error
-    named = {str(resolved.ref): resolved for resolved in found.values()}
-    files = {name: weight_files(resolved) for name, resolved in named.items()}
+    named = {str(pinned): pinned for pinned in found.values()}
+    files = {name: sources.of(pinned.ref).weight_files(pinned) for name, pinned in named.items()}
     odd = unusable(files)
     problems |= {named[name].ref: error for name, error in odd.items()}
     known, _ = store.weight_distances([named[name].identity for name in files if name not in odd])
@@ -128,13 +128,12 @@ def weigh(refs: Sequence[ModelRef], store: Store, *, progress: Progress = SILENT
     return problems | {named[name].ref: error for name, error in weighed.problems.items()}
 
 
-def weigh_one(new: ResolvedModel, others: Sequence[ResolvedModel], store: Store) -> None:
-    """Keep in the store the squared distances between the weights of one checkpoint and those of some others; what is
-    not here is fetched. Raises KlscaleError where one cannot be compared; the distances to the others are kept."""
-    from klscale.sources.transformers.loading import weight_files
-
-    files = weight_files(new)
-    there = {str(other): weight_files(other) for other in others}
+def weigh_one(new: Pinned, others: Sequence[Pinned], source: Source, store: Store) -> None:
+    """Keep in the store the squared distances between the weights of one checkpoint and those of some others of its
+    source; what is not here is fetched. Raises KlscaleError where one cannot be compared; the distances to the others
+    are kept."""
+    files = source.weight_files(new)
+    there = {str(other): source.weight_files(other) for other in others}
     found, problem = dict[str, float](), None
     try:
         found = distances_to(files, there)
@@ -149,19 +148,13 @@ def weigh_one(new: ResolvedModel, others: Sequence[ResolvedModel], store: Store)
         raise problem
 
 
-def has_weights(resolved: ResolvedModel) -> bool:
-    """Whether a reference means weights as they were trained: not quantized ones, an adapter, a GGUF file, a layer."""
-    ref = resolved.ref
-    return resolved.base is None and ref.quantization is None and ref.file is None and ref.layer is None
-
-
-def windows(models: Iterable[ResolvedModel], store: Store) -> list[tuple[ResolvedModel, list[ResolvedModel]]]:
+def windows(models: Iterable[Pinned], store: Store) -> list[tuple[Pinned, list[Pinned]]]:
     """Each checkpoint of the hub runs among these models, in the order of steps, with those that its weights are to be
     compared with: the first of its run and as many before it as a fit of an exponent takes, less those whose distances
     the store has."""
-    runs: dict[str, dict[str, ResolvedModel]] = {}
+    runs: dict[str, dict[str, Pinned]] = {}
     for one in models:
-        if one.hub is not None and has_weights(one) and _step(one.ref) is not None:
+        if one.is_fetched and one.has_trained_weights and _step(one.ref) is not None:
             runs.setdefault(one.ref.name, {}).setdefault(one.identity, one)
     found = []
     for run in runs.values():

@@ -9,7 +9,6 @@ for step, batch in enumerate(batches):
 
 from __future__ import annotations
 
-import copy
 import inspect
 import logging
 import math
@@ -38,13 +37,11 @@ from klscale.science.bootstrap import RESAMPLES, estimate_from_resamples, text_d
 from klscale.science.diffusion import WINDOW
 from klscale.science.estimates import Estimate
 from klscale.science.kl import KL, bits_per_byte, kl, kl_pairs
-from klscale.sources.transformers.engine import Engine
-from klscale.sources.transformers.loading import LoadedModel, load, resolve, window_of
-from klscale.sources.transformers.quantization import loaded_so
-from klscale.sources.transformers.tokens import Tokens, tokenize
+from klscale.sources.source import Reader, ReaderOptions, Sources
+from klscale.sources.tokens import Tokens
 from klscale.store.store import Entry, Store
-from klscale.sweep import sweeps
-from klscale.training.live import require_scorable, untouched
+from klscale.sweep.score import metadata_of, score
+from klscale.training.live import live_reader, live_tokens, require_scorable, untouched
 from klscale.vectors.scores import Scores
 from klscale.vectors.vectors import CONVENTION
 
@@ -213,8 +210,7 @@ class TrainingWatch:
         texts = self._find_texts() if self._sample is None else self._sample.texts
         earlier = self._earlier(texts, step)
         if self._sample is None:
-            # A copy: a call leaves its marks on the truncation and padding of a fast tokenizer.
-            tokens = tokenize(copy.deepcopy(self.tokenizer), texts)
+            tokens = live_tokens(self.tokenizer, texts)
             subset = self._taken_up(texts, earlier[0]) if earlier else self._choose(model, texts, tokens)
             self._sample = _Sample(texts, tokens, subset)
             if self._reference is not None:
@@ -263,8 +259,8 @@ class TrainingWatch:
 
     def _choose(self, model: Any, texts: TextSet, tokens: Tokens) -> Integers:
         """As many random texts as can be scored in time: a part of them is timed."""
-        engine = self._engine(model, 0)
-        lengths, window = tokens.lengths, engine.loaded.window
+        reader = self._reader(model, tokens, 0)
+        lengths, window = tokens.lengths, reader.window
         fit = np.flatnonzero(lengths <= (window or np.inf))
         if not len(fit):
             raise InputError(
@@ -274,7 +270,7 @@ class TrainingWatch:
 
         def seconds(chosen: Integers) -> float:
             started = time.perf_counter()
-            for _ in engine.score(tokens, chosen):
+            for _ in reader.score(texts, chosen):
                 pass
             return time.perf_counter() - started
 
@@ -289,38 +285,34 @@ class TrainingWatch:
         beyond = f" ({long:,} are longer than its window of {window:,} tokens)" if long else ""
         self._say_once(
             f"{n:,} of {len(texts):,} texts of {texts.name}{beyond} are scored at each measurement, in about"
-            f" {cost[n - 1]:.2g} s on {engine.device}; the budget is {self._budget:g} s."
+            f" {cost[n - 1]:.2g} s on {reader.device}; the budget is {self._budget:g} s."
         )
         return np.sort(order[:n])
 
     def _score_reference(self, ref: ModelRef, sample: _Sample, device: str) -> Scores:
         if self._store is not None:
-            (known,) = sweeps.score([ref], sample.texts, self._store, long_texts="skip", dry_run=True)
+            (known,) = score([ref], sample.texts, self._store, long_texts="skip", dry_run=True)
             if known.error is not None:
                 raise known.error
             if known.entry is not None:
                 return self._store.scores(known.entry)
-        loaded = load(resolve(ref), device)
-        tokens = tokenize(loaded.tokenizer, sample.texts)
-        return Scores.concatenate([*Engine(loaded, device=device).score(tokens, sample.subset, long_texts="skip")])
+        sources = Sources()
+        reader = sources.open(sources.pin(ref), ReaderOptions(device, long_texts="skip"))
+        return Scores.concatenate([*reader.score(sample.texts, sample.subset)])
 
     # ------------------------------------------------------------------------------------------------- a measurement
 
-    def _engine(self, model: Any, step: int) -> Engine:
-        """A new one for each measurement, as it checks its output head against the model as that is now."""
+    def _reader(self, model: Any, tokens: Tokens, step: int) -> Reader:
         ref = ModelRef(f"{self.name or 'live'}/checkpoint-{step}", dtype=str(model.dtype).removeprefix("torch."))
-        window = window_of(model.config.get_text_config())
-        loaded = LoadedModel(ref, model, self.tokenizer, window, quantization=loaded_so(model, ref))
-        engine = Engine(loaded, device=str(model.device), batch_tokens=self._batch_tokens)
-        # The weight of an adapter's layer is not all that it computes.
-        engine.own_logits = not isinstance(model.get_output_embeddings(), torch.nn.Linear)
-        return engine
+        return live_reader(model, ref, f"live:{self._run}:{step}", tokens, self._batch_tokens)
 
     def _measure(self, model: Any, step: int) -> dict[str, float]:
-        sample, engine = self._sample, self._engine(model, step)
+        sample = self._sample
         assert sample is not None
-        scores = Scores.concatenate([*engine.score(sample.tokens, sample.subset)])
-        self._batch_tokens = engine.batch_tokens  # the same batches, and so the same rounding, from now on
+        reader = self._reader(model, sample.tokens, step)
+        scores = Scores.concatenate([*reader.score(sample.texts, sample.subset)])
+        # The same batches, and so the same rounding, from now on.
+        self._batch_tokens = reader.facts(sample.texts)["batch_tokens"]
         row = sample.row(scores)
         found: dict[str, KL | Estimate] = {}
         if self._start_row is not None:
@@ -335,7 +327,7 @@ class TrainingWatch:
             found["exponent"] = self._exponent(sample)
         self._look_out(found)
         try:
-            self._keep(engine, sample, scores, step)
+            self._keep(reader, sample, scores, step)
         except Exception as error:
             if len(self._recent) == 1:
                 raise
@@ -384,15 +376,13 @@ class TrainingWatch:
             if isinstance(estimate, KL) and estimate.heavy_tails:
                 self._say_once(f"kl/{name} hangs on few texts (kurtosis above 10): its standard error is too small.")
 
-    def _keep(self, engine: Engine, sample: _Sample, scores: Scores, step: int) -> None:
+    def _keep(self, reader: Reader, sample: _Sample, scores: Scores, step: int) -> None:
         if self._store is None:
             return
-        model = engine.model
-        known = {"type": model.config.get_text_config().model_type, "parameters": model.num_parameters(), "step": step}
-        metadata = sweeps.metadata_of(
-            engine, sample.tokens, scores, identity=f"live:{self._run}:{step}", convention=CONVENTION,
-            attributes=attributes_of(engine.loaded.ref, {**known, **self.attributes}),
-        )  # fmt: skip
+        known = {**reader.attributes, "step": step, **self.attributes}
+        metadata = metadata_of(
+            reader, sample.texts, scores, attributes=attributes_of(reader.ref, known), convention=CONVENTION
+        )
         self._store.write(sample.texts, scores, metadata)
 
     def _say_once(self, message: str, kind: str = "") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +12,14 @@ import numpy as np
 import torch
 
 from klscale.errors import KlscaleError
-from klscale.inputs.references import DTYPES
+from klscale.inputs.references import DTYPES, ModelRef
+from klscale.inputs.texts import TextSet
+from klscale.sources.source import Pinned, ReaderOptions
+from klscale.sources.tokens import Tokens
+from klscale.sources.transformers.load import LoadedModel, window_of
+from klscale.sources.transformers.quantization import loaded_so
+from klscale.sources.transformers.source import Transformers, TransformersReader
+from klscale.sources.transformers.tokens import tokenize
 
 
 @contextlib.contextmanager
@@ -42,6 +50,27 @@ def untouched(model: Any) -> Iterator[None]:
                 module._buffers.update(buffers)
             random.setstate(python)
             np.random.set_state(numpy)  # noqa: NPY002
+
+
+def live_tokens(tokenizer: Any, texts: TextSet) -> Tokens:
+    """All texts as the tokenizer of a run reads them. A copy reads them: a call leaves its marks on the truncation and
+    padding of a fast tokenizer."""
+    return tokenize(copy.deepcopy(tokenizer), texts)
+
+
+def live_reader(
+    model: Any, ref: ModelRef, identity: str, tokens: Tokens, batch_tokens: int | None = None
+) -> TransformersReader:
+    """A reader of a live model, for texts whose `tokens` are known, under a name and an identity of its own. Each
+    measurement needs a new one: a reader checks its output head once, against the model as it is then."""
+    config = model.config.get_text_config()
+    known = {"type": config.model_type, "parameters": model.num_parameters()}
+    loaded = LoadedModel(ref, model, None, window_of(config), known, loaded_so(model, ref))
+    options = ReaderOptions(str(model.device), batch_tokens)
+    reader = TransformersReader(Transformers(), Pinned(ref, identity), options, loaded, lambda *_: tokens)
+    # The weight of an adapter's layer is not all that it computes.
+    reader.engine.own_logits = not isinstance(model.get_output_embeddings(), torch.nn.Linear)
+    return reader
 
 
 def require_scorable(model: Any) -> None:

@@ -1,6 +1,6 @@
-"""Scoring: a model and texts in, log-likelihoods out, a few texts at a time. Knows nothing of the store.
+"""Models of transformers: from the hub, a directory or a GGUF file to log-likelihoods. Knows nothing of the store.
 
-`loading` finds and loads a model, `quantization` replaces its weights where that is asked for, `tokens` prepares the
-texts for it, `head` reads log-probabilities off hidden states tile by tile, `readout` leads there from every layer,
-and `engine` puts batches through. `live` lets that be done to a model that is being trained.
+`hub` and `files` find a model, `load` brings it into memory (`adapters`, `placement`, `gguf_files`), `quantization`
+replaces its weights where a reference asks for it. `tokens` prepares the texts, `engine` puts batches through, `head`
+reads log-probabilities off hidden states, `readout` reads every layer, `next_token` whole next-token distributions.
 """

@@ -6,10 +6,13 @@ import contextlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
-from klscale.sources.transformers.loading import ResolvedModel, cache_folder
+from klscale.sources.source import Files
+from klscale.sources.transformers.files import READ_WITH_WEIGHTS, ResolvedModel
+from klscale.sources.transformers.hub import ADAPTER_FILES, cache_folder, is_cached
 
 try:
     import fcntl
@@ -18,6 +21,30 @@ except ImportError:  # Windows
 
 _MARK = ".klscale"
 """A file beside those of a commit that a sweep fetches, and is to drop. It goes with them."""
+READ_BESIDE = ("generation_config.json", "chat_template.*")
+"""Fetched by transformers, though no score depends on them."""
+
+
+def to_fetch(resolved: ResolvedModel) -> dict[tuple[str, str], int] | None:
+    """(repository, content) -> bytes of what loading would fetch, without what the local cache holds; None where that
+    is not known. For what was resolved by a `Hub` that asks for sizes."""
+    found: dict[tuple[str, str], int] = {}
+    for model in filter(None, (resolved, resolved.base)):
+        if model.hub is None:
+            continue
+        if model.hub.blobs is None:
+            if model.hub.offline and model.weights:
+                continue
+            return None
+        names = set(model.weights) if model.base is None else model.hub.files.intersection(ADAPTER_FILES)
+        if model.base is None and not model.ref.file:
+            patterns = (*READ_WITH_WEIGHTS, *READ_BESIDE)
+            names |= {name for name in model.hub.files for p in patterns if "/" not in name and fnmatch(name, p)}
+        for name in names.intersection(model.hub.blobs):
+            content, size = model.hub.blobs[name]
+            if not is_cached(model.ref.name, model.hub.commit, name, content):
+                found[model.ref.name, content] = size
+    return found
 
 
 class Commit(NamedTuple):
@@ -32,7 +59,7 @@ class Commit(NamedTuple):
         return cache_folder(self.repository) / "snapshots" / self.sha
 
 
-class Downloads:
+class Downloads(Files):
     """The files of hub commits that a sweep reads, each by some `users`: a commit that the sweep has fetched is dropped
     when the last that needs it is done. What the cache held before stays, and what other commits share.
 

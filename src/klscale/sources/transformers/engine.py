@@ -17,12 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from klscale.errors import InputError, KlscaleError
+from klscale.errors import KlscaleError
 from klscale.science.arrays import Floats, Integers
+from klscale.sources.source import within_window
+from klscale.sources.tokens import Tokens
 from klscale.sources.transformers.head import OutputHead, candidate_heads, widened
-from klscale.sources.transformers.loading import LoadedModel, device_of
+from klscale.sources.transformers.load import LoadedModel
+from klscale.sources.transformers.placement import device_of
 from klscale.sources.transformers.readout import Readout, find_readout, no_lens
-from klscale.sources.transformers.tokens import Tokens
 from klscale.vectors.scores import Scores
 
 T = TypeVar("T")
@@ -156,14 +158,7 @@ class Engine:
         """
         lengths = tokens.lengths
         window = self.loaded.window
-        long = [s for s in texts if window is not None and lengths[s] > window]
-        if long and long_texts == "error":
-            raise InputError(
-                f"{len(long):,} texts are longer than the window of {self.loaded.ref} ({window:,} tokens).",
-                f"The first is text {long[0]} with {lengths[long[0]]:,} tokens; cut short, it would not be comparable.",
-                "Use --long-texts window, or --long-texts skip.",
-            )
-        kept = np.setdiff1d(np.asarray(texts, dtype=np.int64), long) if long_texts == "skip" else texts
+        kept = within_window(self.loaded.ref, window, lengths, texts, long_texts)
         queue = [part for s in kept for part in segments_of(int(s), int(lengths[s]), window)]
         waiting = Counter(part.text for part in queue)
         total: dict[int, Any] = dict.fromkeys(waiting, 0.0)

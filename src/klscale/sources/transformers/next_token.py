@@ -8,7 +8,6 @@ for as many tokens at a time as `TILE` allows: those of two models for a whole b
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,12 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from klscale.errors import InputError, KlscaleError
+from klscale.errors import KlscaleError
 from klscale.inputs.references import ModelRef
 from klscale.science.arrays import Floats, Integers
+from klscale.sources.quiet import quiet_transformers
+from klscale.sources.source import NextTokens
+from klscale.sources.tokens import Tokens
 from klscale.sources.transformers.engine import Engine, Packed, Segment, in_batches
-from klscale.sources.transformers.loading import LoadedModel, quiet_transformers
-from klscale.sources.transformers.tokens import Tokens, tokenizer_id
 
 TILE, PIECE = 2**22, 2**18
 """Logits of one model that are held at a time (16 MB), and of these the ones that are worked on in float64, few enough
@@ -29,34 +29,6 @@ for the cache of a CPU; on a GPU 16 times as many, all at once."""
 LEFT_OUT = 1e-3
 """Largest probability that a padded vocabulary may give to ids that the other model does not have."""
 REPLACED = "\N{REPLACEMENT CHARACTER}"
-
-
-@dataclass(frozen=True, eq=False)
-class NextTokens:
-    """What two models a and b say of the T scored tokens of some texts, in the order of texts and positions.
-
-    `text` (T,) which text a token is of; `forward` and `backward` (T,) KL(p_a || p_b) and KL(p_b || p_a) in nats of the
-    distributions that predict it; `same_top` (T,) whether their most probable tokens are the same; `log_likelihood`
-    (2, T) in nats of the token itself under a and b. `left_out` is the largest probability that either model gives,
-    anywhere, to ids that the other does not have.
-    """
-
-    text: Integers
-    forward: Floats
-    backward: Floats
-    same_top: NDArray[np.bool_]
-    log_likelihood: Floats
-    left_out: float
-
-
-def require_one_tokenizer(a: LoadedModel, b: LoadedModel) -> None:
-    """Raises InputError for two models that read texts as different tokens: they have no next token in common."""
-    if tokenizer_id(a.tokenizer) != tokenizer_id(b.tokenizer):
-        raise InputError(
-            f"{a.ref} and {b.ref} have different tokenizers.",
-            "Exact KL compares distributions over the same next tokens.",
-            "Their KL can be estimated all the same: klscale compare.",
-        )
 
 
 @torch.inference_mode()

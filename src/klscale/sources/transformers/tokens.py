@@ -4,42 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from klscale.errors import KlscaleError
 from klscale.inputs.texts import TextSet
-from klscale.science.arrays import Integers
-
-
-@dataclass(frozen=True, eq=False)
-class Tokens:
-    """Token ids of N texts: those of text s are `ids[starts[s]:starts[s + 1]]`.
-
-    `not_round_trip` is the fraction of texts that do not come back from decoding: the tokenizer loses something, and
-    the model's distribution is over other strings.
-    """
-
-    ids: NDArray[np.int32]
-    starts: Integers
-    not_round_trip: float
-
-    @property
-    def lengths(self) -> Integers:
-        """(N,) tokens of each text, special tokens included."""
-        return np.diff(self.starts)
-
-    def cut(self, longest: int) -> Tokens:
-        """The same texts, each with its first `longest` tokens at most."""
-        kept = [self.of(s)[:longest] for s in range(len(self.lengths))]
-        starts = np.concatenate([[0], np.cumsum([len(ids) for ids in kept])])
-        return Tokens(np.concatenate(kept), starts, self.not_round_trip)
-
-    def of(self, text: int) -> NDArray[np.int32]:
-        return self.ids[self.starts[text] : self.starts[text + 1]]
+from klscale.sources.tokens import Tokens
 
 
 def tokenize(tokenizer: Any, texts: TextSet) -> Tokens:
@@ -81,13 +52,14 @@ def tokenizer_id(tokenizer: Any) -> str:
 class TokenCache:
     """Tokens of the last few tokenizers, so that the checkpoints of a run are prepared for once."""
 
-    def __init__(self, texts: TextSet, size: int = 4) -> None:
-        self._texts, self._size, self._kept = texts, size, dict[str, Tokens]()
+    def __init__(self, size: int = 4) -> None:
+        self._size, self._kept = size, dict[tuple[str, str], Tokens]()
 
-    def get(self, tokenizer: Any) -> Tokens:
-        key = tokenizer_id(tokenizer)
+    def get(self, tokenizer: Any, texts: TextSet) -> Tokens:
+        """All texts as this tokenizer reads them."""
+        key = texts.id, tokenizer_id(tokenizer)
         if key not in self._kept:
-            self._kept[key] = tokenize(tokenizer, self._texts)
+            self._kept[key] = tokenize(tokenizer, texts)
             if len(self._kept) > self._size:
                 del self._kept[next(iter(self._kept))]
         return self._kept[key]

@@ -17,7 +17,7 @@ from klscale.studies.scales import Setting
 from klscale.studies.verbs.options import Options
 from klscale.studies.verbs.scale import scale_beside
 from klscale.studies.verbs.score import distinct, failures, scored_vectors
-from klscale.sweep.sweeps import Outcome
+from klscale.sweep.jobs import Outcome
 from klscale.vectors.vectors import Vectors
 
 

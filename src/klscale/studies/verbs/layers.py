@@ -13,7 +13,7 @@ from klscale.studies import lens
 from klscale.studies.lens import Layer
 from klscale.studies.verbs.options import Options
 from klscale.studies.verbs.score import distinct, failures, scored_vectors
-from klscale.sweep.sweeps import Outcome
+from klscale.sweep.jobs import Outcome
 from klscale.vectors.vectors import Vectors
 
 

@@ -14,7 +14,7 @@ from klscale.studies import maps
 from klscale.studies.maps import ModelMap
 from klscale.studies.verbs.options import Options
 from klscale.studies.verbs.score import distinct, failures, score, stored_vectors
-from klscale.sweep.sweeps import Outcome
+from klscale.sweep.jobs import Outcome
 from klscale.vectors.vectors import Vectors
 
 

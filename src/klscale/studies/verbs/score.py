@@ -11,8 +11,8 @@ from klscale.inputs.references import Model, ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.store.store import Store
 from klscale.studies.verbs.options import Options
-from klscale.sweep import sweeps
-from klscale.sweep.sweeps import Outcome
+from klscale.sweep import score as sweeps
+from klscale.sweep.jobs import Outcome
 from klscale.vectors.vectors import Vectors
 
 SHOWN = 3

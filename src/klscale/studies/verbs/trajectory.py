@@ -16,9 +16,9 @@ from klscale.studies.trajectories import Seeds, Trajectory
 from klscale.studies.verbs.options import Options
 from klscale.studies.verbs.scale import scale_beside
 from klscale.studies.verbs.score import distinct, failures
-from klscale.sweep import sweeps
+from klscale.sweep import score as sweeps
+from klscale.sweep.jobs import Outcome
 from klscale.sweep.runs import checkpoints, is_run
-from klscale.sweep.sweeps import Outcome
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from klscale.studies.tails import PairTails, Tails, examine_pair, examine_tails
 from klscale.studies.validity import TextSensitivity, TextSetComparison, compare_text_sets, text_sensitivity
 from klscale.studies.verbs.options import Options
 from klscale.studies.verbs.score import distinct, failures, scored_vectors, stored_vectors
-from klscale.sweep.sweeps import Outcome
+from klscale.sweep.jobs import Outcome
 from klscale.vectors.vectors import Vectors
 
 N_TEXTS = 500

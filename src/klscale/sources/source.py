@@ -1,0 +1,400 @@
+"""The seam: what a source of log-likelihoods is, and the list of all sources.
+
+A source turns texts into log-likelihoods. `Source.pin` says which model exactly a reference means, `Source.open` gives
+a `Reader` of that model, and `Reader.score` yields blocks of `Scores`. Everything else is a capability: optional, asked
+for by its name, and refused with an InputError where a source does not have it.
+
+A new source is one file with a subclass of `Source` and one of `Reader`, and one line in `SOURCES`. Nothing above this
+room imports a source: all of them come from `Sources`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from klscale.errors import InputError, KlscaleError, nearest
+from klscale.inputs.references import ModelRef
+from klscale.inputs.texts import TextSet
+from klscale.progress import SILENT, Progress
+from klscale.science.arrays import Floats, Integers
+from klscale.sources.tokens import Tokens
+from klscale.vectors.scores import Scores
+from klscale.vectors.vectors import CONVENTION
+
+SOURCES = {
+    "": "klscale.sources.transformers.source:Transformers",
+    "mock": "klscale.sources.mock:Mock",
+}
+"""Where the source of each scheme is defined, as `module:class`. A reference without a scheme is of transformers."""
+
+LAYERS, NEXT_TOKENS, REPEAT_RUNS = "layers", "next-token probabilities", "repeat runs"
+WEIGHT_FILES, WEIGHTS = "weight files", "weights in memory"
+LONG_TEXTS = ("error", "skip", "window")
+WINDOWS = "; half-overlapping windows"
+"""What is added to the convention of a vector of which a text was cut into windows."""
+
+
+@dataclass(frozen=True)
+class ReaderOptions:
+    """How a model is read. What is None is chosen, and recorded with the vector.
+
+    `device` and `batch_tokens`: for sources that run a model on this machine. `long_texts`: texts beyond the model's
+    window raise an error (`error`), are left out (`skip`) or scored in half-overlapping windows (`window`). `parts`:
+    what is wanted beside the log-likelihood of each text, by capability (`LAYERS`).
+    """
+
+    device: str | None = None
+    batch_tokens: int | None = None
+    long_texts: str = "error"
+    parts: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """A reference pinned to what it means now. Vectors of the same `identity` are of the same model: a source makes it
+    from a commit, the content of files, or what a server says of itself."""
+
+    ref: ModelRef
+    identity: str
+
+    def __str__(self) -> str:
+        return str(self.ref)
+
+    @property
+    def weights(self) -> list[str]:
+        """Names of the files that the weights are read from; none where the source has no files."""
+        return []
+
+    @property
+    def files(self) -> str:
+        """Equal for models that are read from the same files, such as the quantized variants of one."""
+        return self.identity
+
+    @property
+    def has_trained_weights(self) -> bool:
+        """Whether this is weights as they were trained: no quantized variant, adapter or part of a model."""
+        return False
+
+    @property
+    def is_fetched(self) -> bool:
+        """Whether its files come from elsewhere, to be read here."""
+        return False
+
+
+class Files:
+    """What a sweep fetches. This class is that of a source that fetches nothing."""
+
+    def reading(self, models: Collection[Any]) -> contextlib.AbstractContextManager[None]:
+        """Within, the files of these models are fetched and read."""
+        return contextlib.nullcontext()
+
+    def done(self, models: Collection[Any]) -> None:
+        """One user needs the files of these models no more."""
+
+    def drop(self) -> None:
+        """Drop the files that no user needs any more."""
+
+
+class Source(ABC):
+    """Where log-likelihoods come from. One object serves one call: it may keep connections and tokenized texts.
+
+    `name` is part of a vector's key. `dtypes` and `quantizations` are those that a reference may ask for;
+    `capabilities` name what readers can do beside `score`; `convention` says how a text is scored. With `sizes` the
+    sizes of files are asked for, too.
+    """
+
+    name: ClassVar[str]
+    dtypes: ClassVar[tuple[str, ...]] = ()
+    quantizations: ClassVar[tuple[str, ...]] = ()
+    capabilities: ClassVar[frozenset[str]] = frozenset()
+    convention: ClassVar[str] = CONVENTION
+
+    def __init__(self, progress: Progress = SILENT, *, sizes: bool = False) -> None:
+        self.progress, self.sizes = progress, sizes
+
+    @abstractmethod
+    def pin(self, ref: ModelRef) -> Any:
+        """The model (`Pinned`) that a reference means now. Raises UnavailableError where there is none or it cannot be
+        reached, and InputError where what is there is no model."""
+
+    @abstractmethod
+    def open(
+        self, pinned: Any, options: ReaderOptions = ReaderOptions(), *, alone: threading.Event | None = None
+    ) -> Reader:
+        """A reader of a pinned model. Another thread may call this while a model is read. `alone` is set as soon as no
+        other model is in memory. Raises KlscaleError where the model cannot be used."""
+
+    def conventions(self, long_texts: str) -> tuple[str, ...]:
+        """How a vector may have been scored to be the one that is asked for; the last one is that of cut texts."""
+        return (self.convention, self.convention + WINDOWS) if long_texts == "window" else (self.convention,)
+
+    def prepare(self, options: ReaderOptions) -> None:  # noqa: B027 (most sources need none)
+        """Raises InputError for options that this machine cannot serve, before any model is read."""
+
+    def may_have(self, ref: ModelRef) -> bool:
+        """Whether there may be such a model: a source that does not answer proves nothing."""
+        try:
+            self.pin(ref)
+        except KlscaleError as error:
+            return error.exit_status != InputError.exit_status
+        return True
+
+    def is_here(self, ref: ModelRef) -> bool:
+        """Whether a model can be read without fetching anything, and without asking another machine."""
+        return False
+
+    def revisions(self, name: str) -> list[str]:
+        """The revisions of a model by its name, such as branches and tags. Raises as `pin` does."""
+        return []
+
+    def to_fetch(self, pinned: Any) -> Mapping[tuple[str, str], int] | None:
+        """(place, content) -> bytes of what opening a model would fetch; None where that is not known."""
+        return {}
+
+    def fetched(self, users: Iterable[Collection[Any]]) -> Files:
+        """Manages what is fetched for some users, each of which reads a number of pinned models."""
+        return Files()
+
+    def weight_files(self, pinned: Any) -> list[Path]:
+        """The safetensors files of a model's weights, fetched where needed (capability WEIGHT_FILES)."""
+        raise self.unsupported(pinned.ref, WEIGHT_FILES)
+
+    def require(self, ref: ModelRef, capability: str) -> None:
+        """Raises InputError for a capability that this source does not have."""
+        if capability not in self.capabilities:
+            raise self.unsupported(ref, capability)
+
+    def unsupported(self, ref: ModelRef, capability: str) -> InputError:
+        offered = ", ".join(sorted(self.capabilities)) or "nothing beside log-likelihoods of texts"
+        remedy = "A model of transformers (a hub id or a directory) has every capability."
+        return InputError(f"{ref}: the source {self.name} has no {capability}.", f"It offers: {offered}.", remedy)
+
+    def require_known(self, ref: ModelRef) -> None:
+        """Raises InputError for a quantization or a dtype that this source does not know."""
+        default = ModelRef(ref.name).dtype
+        for kind, asked, known in (
+            ("quantization", ref.quantization, self.quantizations),
+            ("dtype", None if ref.dtype == default else ref.dtype, self.dtypes),
+        ):
+            if asked is not None and asked not in known:
+                offered = f"It knows: {', '.join(known)}." if known else f"It offers no choice of {kind}."
+                raise InputError(f"{ref}: the source {self.name} has no {kind} {asked}.", offered, f"Give {ref.name}.")
+
+
+class Reader(ABC):
+    """One model, ready to read texts. `window`: the longest text in tokens, None without limit. `attributes`: what the
+    model's files tell of it. `device`: where it runs, in words."""
+
+    def __init__(self, source: Source, pinned: Pinned, options: ReaderOptions = ReaderOptions()) -> None:
+        self.source, self.pinned, self.options = source, pinned, options
+        self.window: int | None = None
+        self.attributes: Mapping[str, Any] = {}
+        self.device = "cpu"
+
+    @property
+    def ref(self) -> ModelRef:
+        return self.pinned.ref
+
+    @abstractmethod
+    def score(self, texts: TextSet, positions: Sequence[int] | Integers) -> Iterator[Scores]:
+        """Log-likelihoods in nats of the texts at these positions (n,), a block of them at a time, in any order; with
+        the parts that the options ask for.
+
+        Raises InputError for texts that are longer than the window, unless the options say what to do with them, and
+        KlscaleError where scoring fails. Blocks that were yielded before that are whole.
+        """
+
+    @abstractmethod
+    def facts(self, texts: TextSet) -> dict[str, Any]:
+        """What the store records with a vector of these texts: `dtype`, `device`, `window`, `versions`, the fraction of
+        texts that do not round-trip (`not_round_trip`), and each automatic choice."""
+
+    def convention(self, texts: TextSet) -> str:
+        """How these texts are scored."""
+        cut = self.options.long_texts == "window" and len(self.fitting(texts)) < len(texts)
+        return self.source.conventions(self.options.long_texts)[-1 if cut else 0]
+
+    def fitting(self, texts: TextSet) -> Integers:
+        """Positions (n,) of the texts that fit the window."""
+        if self.window is None:
+            return np.arange(len(texts))
+        return np.flatnonzero(self.tokens(texts).lengths <= self.window)
+
+    def notes(self) -> Iterator[str]:
+        """What a user must know of the vector, after texts were scored."""
+        yield from ()
+
+    # ------------------------------------------------------------------------------------------------- capabilities
+
+    def tokens(self, texts: TextSet) -> Tokens:
+        """All texts as the model reads them."""
+        raise self.source.unsupported(self.ref, "tokens")
+
+    def repeat_runs(self, texts: TextSet, positions: Integers, *, padded: bool = True) -> RepeatRuns:
+        """Repeat runs of the model on these texts (capability REPEAT_RUNS). `padded`: wider batches too, for which a
+        text that leaves no room is cut."""
+        raise self.source.unsupported(self.ref, REPEAT_RUNS)
+
+    @property
+    def tokenizer_id(self) -> str:
+        """Equal for readers of one source that read every text as the same tokens (capability NEXT_TOKENS)."""
+        raise self.source.unsupported(self.ref, NEXT_TOKENS)
+
+    @property
+    def n_vocabulary(self) -> int:
+        """How many ids the model gives a probability to, padding included (capability NEXT_TOKENS)."""
+        raise self.source.unsupported(self.ref, NEXT_TOKENS)
+
+    def compare_next_tokens(
+        self,
+        other: Any,
+        tokens: Tokens,
+        positions: Sequence[int] | Integers,
+        advance: Callable[[int], None] = lambda _: None,
+    ) -> NextTokens:
+        """Next-token KL between this model and another of the same source and tokenizer, at each scored token of these
+        texts, which fit both windows (capability NEXT_TOKENS). `advance` counts the texts that are done.
+
+        Raises KlscaleError where the vocabularies differ, and for a KL that is not finite.
+        """
+        raise self.source.unsupported(self.ref, NEXT_TOKENS)
+
+    def sample(
+        self,
+        tokens: Tokens,
+        positions: Sequence[int] | Integers,
+        seed: int,
+        n_ids: int,
+        advance: Callable[[int], None] = lambda _: None,
+    ) -> Tokens:
+        """A text drawn from the model for each of these texts, in their order: it begins as the text does, has as many
+        tokens, and uses the first `n_ids` ids (capability NEXT_TOKENS)."""
+        raise self.source.unsupported(self.ref, NEXT_TOKENS)
+
+    def decoded_bytes(self, tokens: Tokens) -> Integers:
+        """UTF-8 length (N,) of the text that the tokens of each text stand for (capability NEXT_TOKENS)."""
+        raise self.source.unsupported(self.ref, NEXT_TOKENS)
+
+    def weights(self) -> Mapping[str, Any]:
+        """The weights in memory as torch tensors by name, which may be changed in place (capability WEIGHTS)."""
+        raise self.source.unsupported(self.ref, WEIGHTS)
+
+
+class RepeatRuns(ABC):
+    """Repeat runs of one model on some texts, which differ by rounding alone. `bytes` (n,) counts what is read of each
+    text; where `cut` is true, some texts are not read to their end."""
+
+    bytes: Integers
+    cut: bool = False
+
+    @abstractmethod
+    def read(self, *, batches: bool = False, order: bool = False) -> Scores:
+        """Log-likelihoods in nats of the texts: in `batches` of another shape, in another `order` of texts. With
+        neither this is the usual run."""
+
+
+@dataclass(frozen=True, eq=False)
+class NextTokens:
+    """What two models a and b predict at the T scored tokens of some texts, in the order of texts and positions.
+
+    `text` (T,) is the text of each token; `forward` and `backward` (T,) are KL(p_a || p_b) and KL(p_b || p_a) in nats
+    of the distributions that predict it; `same_top` (T,) says whether their most probable tokens are the same;
+    `log_likelihood` (2, T) is that of the token itself in nats, under a and b. `left_out` is the largest probability
+    that either model gives, anywhere, to ids that the other does not have.
+    """
+
+    text: Integers
+    forward: Floats
+    backward: Floats
+    same_top: NDArray[np.bool_]
+    log_likelihood: Floats
+    left_out: float
+
+
+def within_window(
+    ref: ModelRef, window: int | None, lengths: Integers, positions: Sequence[int] | Integers, long_texts: str
+) -> Integers:
+    """The texts (n,) among these positions that are to be scored, given the tokens (N,) of all texts. Raises InputError
+    where one is longer than the window and `long_texts` is `error`."""
+    chosen = np.asarray(positions, dtype=np.int64)
+    long = chosen[lengths[chosen] > window] if window is not None else chosen[:0]
+    if len(long) and long_texts == "error":
+        raise InputError(
+            f"{len(long):,} texts are longer than the window of {ref} ({window:,} tokens).",
+            f"The first is text {long[0]} with {lengths[long[0]]:,} tokens; cut short, it would not be comparable.",
+            "Use --long-texts window, or --long-texts skip.",
+        )
+    return np.setdiff1d(chosen, long) if long_texts == "skip" else chosen
+
+
+def require_one_tokenizer(a: Reader, b: Reader) -> None:
+    """Raises InputError for two models that do not read texts as the same tokens: they have no next token in common."""
+    if a.source.name != b.source.name or a.tokenizer_id != b.tokenizer_id:
+        raise InputError(
+            f"{a.ref} and {b.ref} have different tokenizers.",
+            "Exact KL compares distributions over the same next tokens.",
+            "Their KL can be estimated all the same: klscale compare.",
+        )
+
+
+class Sources:
+    """The sources of one call, each made when a reference first needs it. All models are pinned and opened here, so
+    that a dtype, a quantization or a capability that a source does not know is refused in one place."""
+
+    def __init__(self, progress: Progress = SILENT, *, sizes: bool = False) -> None:
+        self._progress, self._sizes, self._lock = progress, sizes, threading.Lock()
+        self._made: dict[str, Source] = {}
+
+    def of(self, ref: ModelRef) -> Source:
+        """The source that a reference names. Raises InputError for a scheme that no source has."""
+        with self._lock:
+            if ref.scheme not in self._made:
+                self._made[ref.scheme] = source_class(ref)(self._progress, sizes=self._sizes)
+            return self._made[ref.scheme]
+
+    def pin(self, ref: ModelRef) -> Any:
+        """The model that a reference means now (`Pinned`). Raises InputError for a dtype or a quantization that its
+        source does not know, else as `Source.pin` does."""
+        source = self.of(ref)
+        source.require_known(ref)
+        return source.pin(ref)
+
+    def open(
+        self, pinned: Pinned, options: ReaderOptions = ReaderOptions(), *, alone: threading.Event | None = None
+    ) -> Reader:
+        """A reader of a pinned model. Raises InputError for parts that its source does not give, else as `Source.open`
+        does."""
+        source = self.of(pinned.ref)
+        for part in sorted(options.parts):
+            source.require(pinned.ref, part)
+        return source.open(pinned, options, alone=alone)
+
+
+def source_class(ref: ModelRef) -> type[Source]:
+    """The class of the source that a reference names. Raises InputError for a scheme that no source has."""
+    if ref.scheme not in SOURCES:
+        why = nearest(ref.scheme, [scheme for scheme in SOURCES if scheme])
+        remedy = "A hub id or a directory has no scheme."
+        raise InputError(f"{ref}: there is no source of the scheme {ref.scheme!r}.", why, remedy)
+    module, name = SOURCES[ref.scheme].split(":")
+    found: type[Source] = getattr(import_module(module), name)
+    return found
+
+
+@cache
+def versions(*packages: str) -> Mapping[str, str]:
+    """The versions of Python, klscale and these packages."""
+    return {"python": platform.python_version(), **{name: version(name) for name in ("klscale", *packages)}}

@@ -1,0 +1,242 @@
+"""A reference pinned to its files: the commit on the hub, or a fingerprint of what is in a local directory."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import time
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from klscale.errors import InputError, KlscaleError, UnavailableError
+from klscale.inputs.references import ModelRef
+from klscale.inputs.texts import cache_directory
+from klscale.sources.source import Pinned
+from klscale.sources.transformers.failures import failure
+from klscale.sources.transformers.gguf_files import READING
+from klscale.sources.transformers.hub import (
+    ADAPTER,
+    ADAPTER_WEIGHTS,
+    Hub,
+    HubCommit,
+    fetch,
+)
+
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+READ_WITH_WEIGHTS = (
+    "config.json",
+    "*.index.json",
+    ADAPTER,
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+)
+LARGE = 2**24
+"""Bytes of a file that takes some time to hash."""
+
+
+@dataclass(frozen=True)
+class ResolvedModel(Pinned):
+    """A pinned model of transformers: `identity` is `commit:<sha>` on the hub, or `files:<hash>` of the local files
+    that scoring reads."""
+
+    hub: HubCommit | None = None
+    base: ResolvedModel | None = None
+    """Of an adapter: the model that it changes."""
+
+    @property
+    def location(self) -> str:
+        return str(self.ref.path) if self.ref.path else self.ref.name
+
+    @property
+    def weights(self) -> list[str]:
+        """The files that the weights are read from; of an adapter its own, then those of its model."""
+        if self.ref.file:
+            return [self.ref.file]
+        names = self.hub.files if self.hub else {path.name for path in Path(self.location).glob("*")}
+        if self.base is not None:
+            return [*[name for name in ADAPTER_WEIGHTS if name in names][:1], *self.base.weights]
+        return weights_read(names)
+
+    @property
+    def files(self) -> str:
+        return (self.base or self).identity
+
+    @property
+    def has_trained_weights(self) -> bool:
+        ref = self.ref
+        return self.base is None and ref.quantization is None and ref.file is None and ref.layer is None
+
+    @property
+    def is_fetched(self) -> bool:
+        return self.hub is not None
+
+
+def resolve(ref: ModelRef, hub: Hub | None = None) -> ResolvedModel:
+    """Pin a reference. Raises UnavailableError where there is no such model or the hub does not answer, InputError
+    where what is there is none."""
+    return _resolve(ref, hub or Hub(), base_of=None)
+
+
+def _resolve(ref: ModelRef, asked: Hub, base_of: ModelRef | None) -> ResolvedModel:
+    """`base_of`: the adapter that names this model, which then is no adapter itself."""
+    reading = f" {READING}" if ref.file else ""
+    if ref.path is not None:
+        identity = f"files:{_fingerprint(ref)}{reading}"
+        adapter = ref.path / ADAPTER
+        return _on_base(ref, asked, base_of, identity, adapter) if adapter.is_file() else ResolvedModel(ref, identity)
+    hub = asked.commit(ref)
+    identity = f"commit:{ref.name}@{hub.commit}{reading}"
+    if ADAPTER not in hub.files:
+        return ResolvedModel(ref, identity, hub)
+    if weights_among(hub.files):
+        raise _both(ref, ref.name)
+    try:
+        adapter = fetch(ref, hub, ADAPTER)
+    except Exception as error:  # whatever a network does
+        raise failure(ref, f"{ref} cannot be fetched.", error) from error
+    return _on_base(ref, asked, base_of, identity, adapter, hub)
+
+
+def _on_base(
+    ref: ModelRef, asked: Hub, base_of: ModelRef | None, identity: str, adapter: Path, hub: HubCommit | None = None
+) -> ResolvedModel:
+    """An adapter with the model that its configuration names; the vector depends on both."""
+    if base_of is not None:
+        raise InputError(f"{ref} is an adapter itself.", remedy="Merge it into its model.")
+    try:
+        told = json.loads(adapter.read_text(encoding="utf-8"))
+        name, revision = told["base_model_name_or_path"], told.get("revision")
+        base = ModelRef(str(name), str(revision) if revision else None, dtype=ref.dtype)
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(
+            f"{ref} is an adapter without a model.",
+            f"Its {ADAPTER} does not name a base model.",
+            "Write the model under `base_model_name_or_path` there.",
+        ) from error
+    try:
+        resolved = _resolve(base, asked, base_of=ref)
+    except KlscaleError as error:
+        raise type(error)(
+            f"{ref} is an adapter of {name}, which cannot be used.",
+            error.what,
+            f"Put the model there, or mend `base_model_name_or_path` in its {ADAPTER}.",
+        ) from error
+    return ResolvedModel(ref, f"{identity} on {resolved.identity}", hub, resolved)
+
+
+def _both(ref: ModelRef, place: Any) -> InputError:
+    return InputError(
+        f"{place} holds both a model and an adapter.",
+        f"Whether {ref} means the model alone or with its adapter cannot be told.",
+        f"Move {ADAPTER} or the model's weights elsewhere.",
+    )
+
+
+def _fingerprint(ref: ModelRef) -> str:
+    """Hash of the files that scoring reads: config, tokenizer, weights. Other files may change freely."""
+    directory = ref.path
+    assert directory is not None
+    if not directory.is_dir():
+        raise UnavailableError(
+            f"{directory} is not a directory.",
+            "A name that begins with . / or ~ is a local model.",
+            "Check the path.",
+            exit_status=2,
+        )
+    if ref.revision:
+        raise InputError(
+            f"{ref}: a local directory has no revisions.",
+            f"{directory} is a directory on this machine.",
+            "Give the checkpoint's own directory.",
+        )
+    weights = weights_among(path.name for path in directory.iterdir())
+    looked_for: tuple[str, ...] = _WEIGHTS
+    if ref.file:
+        weights, looked_for = [ref.file], (ref.file,)
+    elif (directory / ADAPTER).is_file():
+        if weights:
+            raise _both(ref, directory)
+        weights, looked_for = [name for name in ADAPTER_WEIGHTS if (directory / name).is_file()], ADAPTER_WEIGHTS
+    elif not (directory / "config.json").is_file():
+        hint = ", ".join(sorted(p.parent.name for p in directory.glob("*/config.json"))[-3:])
+        raise InputError(
+            f"{directory} holds no config.json.",
+            "A model directory is one that transformers' save_pretrained wrote.",
+            f"Did you mean one of its directories: {hint}?" if hint else "Check the path.",
+        )
+    if not weights or not all((directory / name).is_file() for name in weights):
+        raise InputError(
+            f"{directory} holds no weights.",
+            f"Looked for {' and '.join(looked_for)}.",
+            "Check that the download or the save was complete.",
+        )
+    others = {path for pattern in READ_WITH_WEIGHTS for path in directory.glob(pattern) if path.is_file()}
+    digest = hashlib.sha256()
+    for path in sorted({*(directory / name for name in weights), *others}):
+        digest.update(path.name.encode() + b"\0" + _digest(path))
+    return digest.hexdigest()
+
+
+def _digest(path: Path) -> bytes:
+    """Hash of a file's content; that of a large one is kept for as long as its path, inode, size and time stay."""
+    stat = path.stat()
+    what = f"{path.resolve()}\0{stat.st_ino}\0{stat.st_size}\0{stat.st_mtime_ns}"
+    kept = cache_directory() / "digests" / hashlib.sha256(what.encode()).hexdigest()
+    with contextlib.suppress(OSError):
+        if stat.st_size >= LARGE and len(content := kept.read_bytes()) == 64:
+            return content
+    with path.open("rb") as file:
+        content = hashlib.file_digest(file, "blake2b").digest()
+    settled = time.time() - stat.st_mtime > 2  # it might be written to again within the clock's tick
+    if stat.st_size >= LARGE and settled:
+        with contextlib.suppress(OSError):
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_bytes(content)
+    return content
+
+
+def weight_files(resolved: ResolvedModel) -> list[Path]:
+    """Where the files of the weights are; those of the hub are fetched. Raises KlscaleError where that fails."""
+    from huggingface_hub import hf_hub_download
+
+    ref, hub = resolved.ref, resolved.hub
+    if hub is None:
+        return [Path(resolved.location, name) for name in resolved.weights]
+    try:
+        return [Path(hf_hub_download(ref.name, name, **hub.options)) for name in resolved.weights]
+    except Exception as error:  # whatever a network does
+        raise failure(ref, f"{ref} cannot be fetched.", error) from error
+
+
+def file_of(resolved: ResolvedModel) -> Path:
+    """Where the one file is that a reference names."""
+    ref = resolved.ref
+    assert ref.file is not None
+    return ref.path / ref.file if ref.path else fetch(ref, resolved.hub, ref.file)  # type: ignore[arg-type]
+
+
+def weights_among(names: Iterable[str]) -> list[str]:
+    """Those of these files that hold a model's weights; an adapter's do not."""
+    return [name for name in names if name not in ADAPTER_WEIGHTS and any(fnmatch(name, p) for p in _WEIGHTS)]
+
+
+def weights_read(names: Collection[str]) -> list[str]:
+    """Those that transformers reads a model's weights from: safetensors before pickles, one file before its parts."""
+    for whole, parts in (
+        ("model.safetensors", r"model[-_]\d+-of-\d+\.safetensors"),
+        ("pytorch_model.bin", r"pytorch_model[-_]\d+-of-\d+\.bin"),
+    ):
+        if whole in names:
+            return [whole]
+        if f"{whole}.index.json" in names:
+            return sorted(name for name in names if re.fullmatch(parts, name))
+    return []

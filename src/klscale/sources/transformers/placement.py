@@ -1,0 +1,83 @@
+"""Which device a model runs on, and how one that is larger than memory is spread over devices and disk."""
+
+from __future__ import annotations
+
+import gc
+import json
+import tempfile
+import threading
+from typing import Any
+
+import psutil
+import torch
+
+from klscale.errors import InputError
+from klscale.inputs.references import KERNELS, ModelRef
+from klscale.inputs.texts import cache_directory
+
+_RESIDENT = 0.8
+"""Part of the free memory that weights may take; the rest is for batches and for what else runs."""
+
+
+def device_of(name: str | None) -> torch.device:
+    """The device of this name, or the fastest that is there. Raises InputError for one that cannot be used."""
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).split("\n")[0]
+        raise InputError(f"The device {name!r} cannot be used.", why, "Use --device cpu.") from error
+
+
+def available_memory(device: torch.device) -> int:
+    """Free bytes where a device keeps its tensors."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def placement_of(
+    config: Any, ref: ModelRef, device: str | None, alone: threading.Event | None
+) -> tuple[dict[str, Any], tempfile.TemporaryDirectory[str] | None]:
+    """How transformers is to spread weights that do not fit into memory, and a folder for those that it must write
+    anew; nothing where they fit."""
+    if getattr(config, "quantization_config", None) is not None or ref.file or ref.quantization in KERNELS:
+        return {}, None  # their size in memory is another
+    itemsize = getattr(torch, ref.dtype).itemsize
+    size, head = (itemsize * n for n in _parameters(config))
+    cpu, places = torch.device("cpu"), {device_of(device), torch.device("cpu")}
+
+    def fits() -> bool:
+        return all(size <= _RESIDENT * available_memory(place) for place in places)
+
+    if not fits() and alone is not None:
+        alone.wait()
+        gc.collect()
+    if fits():
+        return {}, None
+    # The output embedding is held beside the layers, wherever those are.
+    memory: dict[int | str, int] = {"cpu": int(_RESIDENT * available_memory(cpu) - head)}
+    if device_of(device).type == "cuda":
+        for n in (device_of(device).index,) if ":" in (device or "") else range(torch.cuda.device_count()):
+            memory[n] = int(_RESIDENT * available_memory(torch.device("cuda", n)) - head)
+    cache = cache_directory() / "offload"
+    cache.mkdir(parents=True, exist_ok=True)
+    folder = tempfile.TemporaryDirectory(dir=cache)
+    return {"device_map": "auto", "max_memory": memory, "offload_folder": folder.name}, folder
+
+
+_COUNTED: dict[str, tuple[int, int]] = {}
+
+
+def _parameters(config: Any) -> tuple[int, int]:
+    """Parameters of a model, and of its output embedding, without loading any; once for all checkpoints of a run."""
+    from transformers import AutoModelForCausalLM
+
+    key = json.dumps([type(config).__name__, config.to_dict()], sort_keys=True, default=str)
+    if key not in _COUNTED:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        head = getattr(model.get_output_embeddings(), "weight", None)
+        _COUNTED[key] = sum(p.numel() for p in model.parameters()), 0 if head is None else head.numel()
+    return _COUNTED[key]

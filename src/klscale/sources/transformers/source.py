@@ -1,0 +1,214 @@
+"""transformers as a source: models of the hub, directories and GGUF files, read by this machine."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from klscale.errors import InputError, KlscaleError
+from klscale.inputs.references import DTYPES, QUANTIZATIONS, ModelRef
+from klscale.inputs.texts import TextSet
+from klscale.progress import SILENT, Progress
+from klscale.science.arrays import Integers
+from klscale.sources.source import (
+    LAYERS,
+    NEXT_TOKENS,
+    REPEAT_RUNS,
+    WEIGHT_FILES,
+    WEIGHTS,
+    NextTokens,
+    Pinned,
+    Reader,
+    ReaderOptions,
+    RepeatRuns,
+    Source,
+    versions,
+)
+from klscale.sources.tokens import Tokens
+from klscale.sources.transformers import load, next_token
+from klscale.sources.transformers.downloads import Downloads, to_fetch
+from klscale.sources.transformers.engine import Engine
+from klscale.sources.transformers.files import ResolvedModel, resolve, weight_files
+from klscale.sources.transformers.hub import Hub
+from klscale.sources.transformers.load import LoadedModel
+from klscale.sources.transformers.placement import device_of
+from klscale.sources.transformers.tokens import TokenCache, tokenizer_id
+from klscale.vectors.scores import Scores
+
+WHOLE = 0.95
+"""Fraction of a model's weights below which a quantization is said to leave some out."""
+
+
+class Transformers(Source):
+    """Causal language models that transformers can load."""
+
+    name = "transformers"
+    dtypes = DTYPES
+    quantizations = QUANTIZATIONS
+    capabilities = frozenset({LAYERS, NEXT_TOKENS, REPEAT_RUNS, WEIGHT_FILES, WEIGHTS})
+
+    def __init__(self, progress: Progress = SILENT, *, sizes: bool = False) -> None:
+        super().__init__(progress, sizes=sizes)
+        self._hub, self._tokenized = Hub(progress, sizes=sizes), TokenCache()
+
+    def pin(self, ref: ModelRef) -> ResolvedModel:
+        return resolve(ref, self._hub)
+
+    def open(
+        self,
+        pinned: ResolvedModel,
+        options: ReaderOptions = ReaderOptions(),
+        *,
+        alone: threading.Event | None = None,
+    ) -> TransformersReader:
+        loaded = load.load(pinned, options.device, alone=alone)
+        return TransformersReader(self, pinned, options, loaded, self._tokenized.get)
+
+    def prepare(self, options: ReaderOptions) -> None:
+        device_of(options.device)
+
+    def may_have(self, ref: ModelRef) -> bool:
+        return self._hub.may_have(ref)
+
+    def is_here(self, ref: ModelRef) -> bool:
+        return ref.path is not None and ref.path.is_dir()
+
+    def revisions(self, name: str) -> list[str]:
+        return self._hub.revisions(name)
+
+    def to_fetch(self, pinned: ResolvedModel) -> Mapping[tuple[str, str], int] | None:
+        return to_fetch(pinned)
+
+    def fetched(self, users: Iterable[Collection[ResolvedModel]]) -> Downloads:
+        return Downloads(users)
+
+    def weight_files(self, pinned: ResolvedModel) -> list[Path]:
+        return weight_files(pinned)
+
+
+class TransformersReader(Reader):
+    """Reads texts with a loaded model. The model stays where it was loaded until it is first used: then it moves to its
+    device. `tokenize` gives all texts as a tokenizer reads them."""
+
+    def __init__(
+        self,
+        source: Source,
+        pinned: Pinned,
+        options: ReaderOptions,
+        loaded: LoadedModel,
+        tokenize: Callable[[Any, TextSet], Tokens],
+    ) -> None:
+        super().__init__(source, pinned, options)
+        self.loaded, self._tokenize = loaded, tokenize
+        self.window, self.attributes = loaded.window, loaded.attributes
+        self.device = str(device_of(options.device))
+
+    @cached_property
+    def engine(self) -> Engine:
+        """Puts batches through the model."""
+        options = self.options
+        layers = LAYERS in options.parts
+        return Engine(self.loaded, device=options.device, batch_tokens=options.batch_tokens, layers=layers)
+
+    def tokens(self, texts: TextSet) -> Tokens:
+        return self._tokenize(self.loaded.tokenizer, texts)
+
+    def score(self, texts: TextSet, positions: Sequence[int] | Integers) -> Iterator[Scores]:
+        return self.engine.score(self.tokens(texts), positions, long_texts=self.options.long_texts)
+
+    def facts(self, texts: TextSet) -> dict[str, Any]:
+        loaded, engine = self.loaded, self.engine
+        return {
+            "dtype": loaded.ref.dtype,
+            "device": str(engine.device),
+            "batch_tokens": engine.batch_tokens,
+            "head": "own logits" if engine.own_logits else "tiles",
+            "quantized": asdict(loaded.quantization) if loaded.quantization else None,
+            "unused_tensors": list(loaded.unused_tensors),
+            "applied": list(loaded.applied),
+            "window": loaded.window,
+            "not_round_trip": self.tokens(texts).not_round_trip,
+            "versions": dict(versions("torch", "transformers", "tokenizers")),
+        }
+
+    def notes(self) -> Iterator[str]:
+        if self.loaded.offload is not None:
+            yield f"{self.ref} is larger than the free memory: its layers are read again for every batch."
+        quantized = self.loaded.quantization
+        if quantized and quantized.fraction is not None and quantized.fraction < WHOLE:
+            left = "are left as they are: this kind cannot hold their shape"
+            yield f"{self.ref}: {1 - quantized.fraction:.0%} of the weights outside the embeddings {left}."
+        if self.engine.own_logits:
+            yield f"{self.ref}: its output head is of an unknown kind; scored by its own logits, slower."
+
+    # ------------------------------------------------------------------------------------------------- capabilities
+
+    def repeat_runs(self, texts: TextSet, positions: Integers, *, padded: bool = True) -> TransformersRepeatRuns:
+        return TransformersRepeatRuns(self, texts, positions, padded)
+
+    @property
+    def tokenizer_id(self) -> str:
+        return tokenizer_id(self.loaded.tokenizer)
+
+    @property
+    def n_vocabulary(self) -> int:
+        return next_token.n_vocabulary(self.engine)
+
+    def compare_next_tokens(
+        self,
+        other: TransformersReader,
+        tokens: Tokens,
+        positions: Sequence[int] | Integers,
+        advance: Callable[[int], None] = lambda _: None,
+    ) -> NextTokens:
+        return next_token.compare_next_tokens(self.engine, other.engine, tokens, positions, advance)
+
+    def sample(
+        self,
+        tokens: Tokens,
+        positions: Sequence[int] | Integers,
+        seed: int,
+        n_ids: int,
+        advance: Callable[[int], None] = lambda _: None,
+    ) -> Tokens:
+        return next_token.sample_texts(self.engine, tokens, positions, seed, n_ids, advance)
+
+    def decoded_bytes(self, tokens: Tokens) -> Integers:
+        return next_token.decoded_bytes(self.loaded.tokenizer, tokens)
+
+    def weights(self) -> Mapping[str, Tensor]:
+        if self.loaded.quantization is not None:
+            raise InputError(f"{self.ref} cannot be moved by small steps.", "It was saved with quantized weights.")
+        if self.loaded.offload is not None:
+            raise KlscaleError(f"{self.ref} does not fit into memory, so that its weights cannot be moved.")
+        return dict(self.loaded.model.named_parameters())
+
+
+class TransformersRepeatRuns(RepeatRuns):
+    """Batches of half the tokens, wider than their texts need where `padded`, and texts in random order: kernels then
+    sum in another order. A text that leaves no room for the padding is cut."""
+
+    def __init__(self, reader: TransformersReader, texts: TextSet, positions: Integers, padded: bool) -> None:
+        self._reader, self._positions, self._padded = reader, positions, padded
+        self._tokens, self.bytes = reader.tokens(texts), texts.bytes[positions]
+        lengths, longest = self._tokens.lengths[positions], reader.engine.longest_padded
+        if padded and longest is not None and (lengths > longest).any():
+            self.cut, self._tokens = True, self._tokens.cut(longest)
+            kept = self.bytes * np.minimum(lengths, longest) / lengths
+            self.bytes = np.rint(kept).astype(np.int64)
+
+    def read(self, *, batches: bool = False, order: bool = False) -> Scores:
+        engine = self._reader.engine
+        if batches or order:
+            budget = engine.other_budget(self._tokens, self._positions) if batches else engine.batch_tokens
+            padded = batches and self._padded
+            device = str(engine.device)
+            engine = Engine(engine.loaded, device=device, batch_tokens=budget, shuffled=order, padded=padded)
+        return Scores.concatenate([*engine.score(self._tokens, self._positions)])

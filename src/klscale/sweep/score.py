@@ -1,0 +1,458 @@
+"""Score what a store lacks, resume what was interrupted, read the next model while one is scored."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence, Set
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from klscale.errors import InputError, KlscaleError, StorageError, UnavailableError, nearest
+from klscale.inputs.attributes import attributes_of
+from klscale.inputs.references import Model, ModelRef
+from klscale.inputs.texts import TextSet
+from klscale.progress import SILENT, Progress
+from klscale.science.arrays import Integers
+from klscale.sources.source import LAYERS, LONG_TEXTS, Files, Pinned, Reader, ReaderOptions, Source, Sources
+from klscale.store.claims import Claim
+from klscale.store.store import Entry, Store, now, vector_key
+from klscale.sweep.jobs import Job, OneAhead, Outcome, by_files, with_windows, without_frames
+from klscale.sweep.repeat_noise import keep_noise_floor
+from klscale.sweep.runs import checkpoints, is_run, weigh_one
+from klscale.vectors.scores import Scores
+
+KEEP_EVERY_S = 10.0
+"""Seconds of work that a killed command may lose."""
+IN_FILES = ("type", "parameters", "parent", "quantization")
+"""Attributes that a model's files tell, whatever its name."""
+LOOK_AGAIN_S = 1.0
+"""How often a process looks whether another has finished the model that it waits for."""
+LOOK_UPS = 8
+"""Models that are looked up at a time: each is a round trip to the hub."""
+NOT_ROUND_TRIP = 0.001
+"""Fraction of texts that a tokenizer may fail to give back before it is said."""
+
+
+def score(
+    models: Sequence[str | ModelRef | Model],
+    texts: TextSet,
+    store: Store,
+    *,
+    device: str | None = None,
+    batch_tokens: int | None = None,
+    long_texts: str = "error",
+    layers: bool = False,
+    first: int | None = None,
+    rescore: bool = False,
+    dry_run: bool = False,
+    keep_downloads: bool = True,
+    weigh: bool = False,
+    progress: Progress = SILENT,
+) -> list[Outcome]:
+    """Score each model on `texts` unless the store has its vector, and keep the vectors in the store.
+
+    A directory that is no model but holds `checkpoint-*`, and a pattern (`NAME@step*`), stand for their `checkpoints`,
+    each with an outcome of its own. A model that fails is reported in its outcome; the others are scored. What an
+    interrupted call had finished is kept and not done again, within a model too. Processes that score into one store at
+    the same time share the models between them. `device` and `batch_tokens` are chosen where None. `long_texts`:
+    `error`, `skip` or `window` for texts beyond a model's window; InputError for anything else. `layers`: every model
+    at each of its layers too, through the logit lens; else those that ask for it. `first`: the first so many texts of
+    the set's random order, instead of all; a vector that has more is left as it is, and a later call adds to one that
+    has fewer. `keep_downloads` False: what is fetched from the hub for this is dropped from the local cache as soon as
+    no further model needs it, so that about two checkpoints are on disk at a time; what the cache held before stays.
+    `weigh`: of hub runs the store keeps the squared distances between weights too, of each checkpoint to the first and
+    to the `runs.WINDOW` before it, which then are on disk at a time; for runs on this machine there is `runs.weigh`.
+    """
+    if long_texts not in LONG_TEXTS:
+        raise InputError(f"--long-texts {long_texts!r} is not known.", remedy=nearest(long_texts, LONG_TEXTS))
+    if first is not None and first < 1:
+        raise InputError(f"first={first}: a vector is of one text at least.")
+    first = None if first is None or first >= len(texts) else first
+    options = ReaderOptions(device, batch_tokens, long_texts)
+    sweep = _Sweep(texts, store, options, layers, first, rescore, progress, Sources(progress, sizes=dry_run))
+    outcomes: dict[int, Outcome] = {}
+    jobs: list[Job] = []
+    for place, (model, found) in enumerate(sweep.look_up([_model(model) for model in models])):
+        if isinstance(found, Job):
+            jobs.append(found)
+        elif isinstance(found, Entry):
+            outcomes[place] = Outcome(model.ref, "present", found, download_bytes=0 if dry_run else None)
+        else:
+            outcomes[place] = Outcome.failed(model, found)
+    if weigh and not dry_run:
+        jobs = with_windows(jobs, store)
+    dropped = [] if keep_downloads or dry_run else jobs
+    files = {
+        source: source.fetched(job.reads for job in dropped if job.source is source)
+        for source in dict.fromkeys(job.source for job in jobs)
+    }
+    for job in jobs:
+        if job.entry is not None:
+            outcomes[job.place] = Outcome(job.ref, "present", job.entry, download_bytes=0 if dry_run else None)
+        if job.done:  # a sweep that was cut short may have left its files
+            files[job.source].done(job.reads)
+    jobs = [job for job in jobs if not job.done]
+    if jobs:
+        outcomes.update(sweep.plan(jobs) if dry_run else sweep.run(jobs, files))
+    for fetched in files.values():
+        fetched.drop()
+    return [outcomes[place] for place in sorted(outcomes)]
+
+
+def _model(model: str | ModelRef | Model) -> Model:
+    if isinstance(model, Model):
+        return model
+    return Model(model if isinstance(model, ModelRef) else ModelRef.parse(model))
+
+
+@dataclass(frozen=True, eq=False)
+class _Sweep:
+    """What all models of one call of `score` share."""
+
+    texts: TextSet
+    store: Store
+    options: ReaderOptions
+    layers: bool
+    first: int | None
+    rescore: bool
+    progress: Progress
+    sources: Sources
+    started: str = field(default_factory=now)
+
+    @cached_property
+    def entries(self) -> list[Entry]:
+        return self.store.entries(self.texts.id)
+
+    @cached_property
+    def by_ref(self) -> dict[ModelRef, list[Entry]]:
+        found: dict[ModelRef, list[Entry]] = {}
+        for entry in self.entries:
+            found.setdefault(entry.ref, []).append(entry)
+        return found
+
+    # -------------------------------------------------------------------------------------------- what is there
+
+    def look_up(self, models: Sequence[Model]) -> Iterator[tuple[Model, Entry | Job | KlscaleError]]:
+        """Each model, and each checkpoint of a run, as a job, as an entry of the store, or with what is wrong. Several
+        threads ask the sources."""
+        self.progress.begin("looking up", len(models), "models")
+        wanted = [one for model in models for one in self._checkpoints(model)]
+        known = self.by_ref.keys() | {model.ref for model, _ in wanted}
+        self.progress.begin("looking up", len(wanted), "models")
+        threads = ThreadPoolExecutor(LOOK_UPS)
+        try:
+            pinned = [threads.submit(self._pin, model, known) for model, error in wanted if error is None]
+            for place, (model, error) in enumerate(wanted):
+                found: Entry | Job | KlscaleError
+                try:
+                    found = error or self._find(place, model, pinned.pop(0))
+                except KlscaleError as problem:
+                    found = problem
+                self.progress.advance()
+                yield model, found
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C nobody waits for the hub
+
+    def _checkpoints(self, model: Model) -> list[tuple[Model, KlscaleError | None]]:
+        """The model itself, or the checkpoints that it stands for; with what is wrong, where it has none."""
+        if self.texts.external or not is_run(model.ref):
+            return [(model, None)]
+        try:
+            return [(replace(model, ref=ref), None) for ref in checkpoints(model.ref, self.sources)]
+        except KlscaleError as error:
+            return [(model, error)]
+
+    def _pin(self, model: Model, known: Set[ModelRef]) -> Pinned | None:
+        """What a reference means now; None on texts that nothing can be scored on."""
+        if self.texts.external:
+            return None
+        pinned: Pinned = self.sources.pin(model.ref)
+        if model.line and "parent" in model.attributes:
+            parent = ModelRef.parse(model.attributes["parent"])
+            if parent not in known and not self.sources.of(parent).may_have(parent):
+                raise InputError(
+                    f"{model.ref} has the parent {parent}, which is not there.",
+                    "It is no model of the suite or the store, no directory here, and none that the hub shows.",
+                    "Check its spelling, or take `parent` out.",
+                )
+        return pinned
+
+    def _find(self, place: int, model: Model, pinning: Future[Pinned | None]) -> Entry | Job:
+        """A model as a job, with the store's entry if it has one; the entry alone where the model is out of reach."""
+        layers = self.layers or model.layers
+        named = self.by_ref.get(model.ref, [])
+        if self.texts.external:
+            if named:
+                return named[-1]
+            names = set(map(str, self.by_ref))
+            raise InputError(
+                f"{self.texts.name} holds no {model.ref}, and has no texts to score it on: only imported values.",
+                nearest(str(model.ref), names) if len(names) < 20 else "See `klscale ls`.",
+                "Choose a model of that set, or other texts with --texts.",
+            )
+        if model.ref.layer is not None:
+            what = f"{model.ref} is a layer: a model is scored at all of its layers at once."
+            why = "A # that belongs to the name itself is written %23."
+            raise InputError(what, why, f"klscale layers {replace(model.ref, layer=None)}")
+        source = self.sources.of(model.ref)
+        conventions = source.conventions(self.options.long_texts)
+        if layers:
+            source.require(model.ref, LAYERS)
+        try:
+            pinned = pinning.result()
+            assert pinned is not None
+        except UnavailableError as error:
+            alike = [entry for entry in named if entry.metadata["convention"] in conventions]
+            alike = [entry for entry in alike if entry.n_layers or not layers]
+            if not alike or self.rescore:
+                raise
+            self.progress.note(f"{error.what} Its vector of {alike[-1].metadata.get('date', '')[:10]} is used.")
+            return alike[-1]
+        keys = tuple(vector_key(pinned.identity, model.ref, convention, source.name) for convention in conventions)
+        same = [entry for entry in self.entries if entry.key in keys]
+        fit = [entry for entry in same if self._will_do(entry, layers)]
+        mine = [entry for entry in fit if entry.ref == model.ref]
+        there = self._labelled(model, (mine or fit)[-1]) if fit else None
+        # A file is replaced only by one that holds as much.
+        return Job(place, model, source, pinned, keys, layers or any(entry.n_layers for entry in same), there)
+
+    def _will_do(self, entry: Entry, layers: bool) -> bool:
+        """Whether an entry with the right key makes scoring needless."""
+        fresh = not self.rescore or entry.metadata["date"] >= self.started
+        return (
+            fresh
+            and bool(entry.n_layers or not layers)
+            and larger(entry.first, self.first) == entry.first
+            and (self.options.long_texts == "skip" or not entry.metadata.get("skipped"))
+        )
+
+    def _labelled(self, model: Model, entry: Entry) -> Entry:
+        """The entry under this name and with these attributes: rewritten where it has others."""
+        known, same = entry.metadata.get("attributes", {}), _place(entry.ref) == _place(model.ref)
+        if same and all(known.get(name) == value for name, value in model.attributes.items()):
+            return entry
+        if not same:  # the same files: of their attributes only those that are in them
+            known = attributes_of(model.ref, {name: known.get(name) for name in IN_FILES})
+        metadata = {**entry.metadata, "attributes": {**known, **model.attributes}}
+        if not same:
+            metadata |= {"ref": str(model.ref), "date": now()}
+        return self.store.write(self.texts, self.store.scores(entry), metadata)
+
+    def plan(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome]]:
+        """(place, outcome) of each job as a dry run tells it; what several models share is fetched by the first."""
+
+        fetched: set[tuple[str, str]] = set()
+        for job in jobs:
+            files = job.source.to_fetch(job.pinned)
+            size = None if files is None else sum(size for key, size in files.items() if key not in fetched)
+            fetched.update(files or ())
+            yield job.place, Outcome(job.ref, "missing", download_bytes=size)
+
+    # ------------------------------------------------------------------------------------------------- scoring
+
+    def run(self, jobs: Sequence[Job], files: Mapping[Source, Files]) -> Iterator[tuple[int, Outcome]]:
+        """(place, outcome) of each job. One thread opens the next model while this one is scored."""
+        for source in files:
+            source.prepare(self.options)  # wrong for one, wrong for all
+        self.store.keep_texts(self.texts)
+        what = f"scoring {len(jobs)} models" if len(jobs) > 1 else f"scoring {jobs[0].ref}"
+        self.progress.begin(what, self._megabytes() * len(jobs), "MB of text")
+        queue, in_order = list(jobs), any(job.others for job in jobs)
+        if not (in_order or self.store.claims(self.texts.id).keys().isdisjoint(job.key for job in jobs)):
+            random.shuffle(queue)  # another process is at work: in the same order both would want the same model
+        queue = by_files(queue)
+        unweighed: list[KlscaleError] = []
+
+        def read(job: Job, **alone: threading.Event) -> Reader | None:
+            for fetched in files.values():
+                fetched.drop()
+            with files[job.source].reading(job.reads):
+                if job.others:
+                    try:
+                        weigh_one(job.pinned, job.others, job.source, self.store)
+                    except StorageError:
+                        raise
+                    except KlscaleError as error:  # it can be scored all the same
+                        unweighed.append(error)
+                return None if job.entry else self.sources.open(job.pinned, self._options(job), **alone)
+
+        ahead: tuple[Job, Future[Reader | None]] | None = None
+        with OneAhead() as thread:
+            while queue:
+                job, found = self._take(queue)
+                started, n = time.monotonic(), len(jobs) - len(queue)
+                if isinstance(found, Entry):
+                    files[job.source].done(job.reads)
+                    self.progress.advance(self._megabytes() * n - self.progress.done)
+                    yield job.place, Outcome(job.ref, "present", found)
+                    continue
+                if len(jobs) > 1:
+                    self.progress.now(f"scoring {job.ref} ({n} of {len(jobs)})")
+                if ahead and ahead[0].place != job.place:  # another process has taken that one
+                    ahead = None
+                opening = ahead[1] if ahead else thread.submit(read, job)
+                ahead, alone = None, threading.Event()
+                entry = error = reader = None
+                try:
+                    reader = opening.result()
+                    if queue:
+                        ahead = queue[0], thread.submit(read, queue[0], alone=alone)
+                    entry = job.entry
+                    if entry is None:
+                        assert reader is not None
+                        entry = self._score(job, reader)
+                except StorageError:
+                    raise
+                except KlscaleError as problem:
+                    error = without_frames(problem)
+                finally:
+                    del opening
+                    reader = None
+                    alone.set()
+                    found.release()
+                files[job.source].done(job.reads)
+                self.progress.advance(self._megabytes() * n - self.progress.done)
+                seconds = time.monotonic() - started
+                if error is not None:
+                    yield job.place, Outcome.failed(job.model, error, seconds)
+                else:
+                    yield job.place, Outcome(job.ref, "present" if job.entry else "scored", entry, seconds=seconds)
+        if unweighed:
+            first, more = unweighed[0], f" So for {len(unweighed):,} checkpoints." if len(unweighed) > 1 else ""
+            self.progress.note(f"{first}{more}\nTheir weights are not compared.")
+
+    def _take(self, queue: list[Job]) -> tuple[Job, Claim | Entry]:
+        """The first job that no other process works on, off the queue and claimed; or one that another process has
+        finished, with its entry. Waits while others work on all that are left."""
+        waiting = False
+        while True:
+            claims = self.store.claims(self.texts.id)
+            for job in queue:
+                claim = None if job.key in claims else self.store.claim(self.texts.id, job.key)
+                if claim is None:
+                    continue
+                queue.remove(job)
+                entry = self.store.entry(self.texts.id, job.keys)
+                if entry is not None and self._will_do(entry, job.layers):
+                    entry = self._labelled(job.model, entry)
+                    job = replace(job, entry=entry)
+                    if job.done:
+                        claim.release()
+                        return job, entry
+                return job, claim
+            if not waiting:
+                by = ", ".join(sorted(set(claims.values())))
+                self.progress.note(f"{queue[0].ref} is being scored by {by}: waiting for its vector.")
+                waiting = True
+            time.sleep(random.uniform(0.5, 1.5) * LOOK_AGAIN_S)
+
+    def _options(self, job: Job) -> ReaderOptions:
+        return replace(self.options, parts=frozenset({LAYERS} if job.layers else ()))
+
+    def _score(self, job: Job, reader: Reader) -> Entry:
+        """Score what the partial work of one model lacks, and write its vector."""
+        convention = reader.convention(self.texts)
+        key = vector_key(job.pinned.identity, job.ref, convention, job.source.name)
+        there = self.store.entry(self.texts.id, [key])
+        # A file is replaced only by one that holds as much.
+        first = self.first if there is None else larger(self.first, there.first)
+        wanted = self.texts.sample(first)
+        if self.rescore:
+            self.store.drop_partial(self.texts.id, job.partial)
+        unfinished = self.store.read_partial(self.texts.id, job.partial)
+        kept = [unfinished.at(wanted)]
+        if there is not None and bool(there.n_layers) == job.layers and not self.rescore:
+            kept.append(self.store.scores(there))
+        parts, unsaved, saved_at = [Scores.concatenate(kept)], list[Scores](), time.monotonic()
+        self.progress.advance(self._megabytes(parts[0].text))
+        todo = np.setdiff1d(wanted, parts[0].text)
+        try:
+            for scores in reader.score(self.texts, todo):
+                unsaved.append(scores)
+                self.progress.advance(self._megabytes(scores.text))
+                if time.monotonic() - saved_at > KEEP_EVERY_S:
+                    parts.append(self._keep(job, unsaved))
+                    unsaved, saved_at = [], time.monotonic()
+        except BaseException:  # Ctrl-C too: nothing that is computed is lost
+            self._keep(job, unsaved)
+            raise
+        scores = Scores.concatenate([*parts, *unsaved])
+        if not len(scores):
+            what = f"Every text is longer than the window of {job.ref}"
+            what += "." if reader.window is None else f" ({reader.window:,} tokens): none is left to score."
+            raise InputError(what, remedy="Use --long-texts window, or shorter texts.")
+        metadata = {
+            **metadata_of(
+                reader, self.texts, scores, attributes={**reader.attributes, **job.model.attributes},
+                convention=convention,
+            ),
+            "weights": job.pinned.weights,
+        }  # fmt: skip
+        if (lost := metadata["not_round_trip"]) > NOT_ROUND_TRIP:
+            self.progress.note(
+                f"{job.ref}: its tokenizer does not give back {lost:.1%} of the texts.\n"
+                "It models other strings: its KL to a model with another tokenizer measures that too.\n"
+                "Compare it with models of its own tokenizer, or leave such texts out of the set."
+            )
+        for note in reader.notes():
+            self.progress.note(note)
+        if first is not None:
+            metadata |= {"first": first, "skipped": np.setdiff1d(wanted, scores.text).tolist()}
+        there = None if self.rescore else self.store.entry(self.texts.id, [metadata["key"]])
+        if there is not None and self._will_do(there, job.layers):
+            entry = self._labelled(job.model, there)  # written by another process meanwhile
+        else:
+            entry = self.store.write(self.texts, scores, metadata)
+        if np.isin(unfinished.text, scores.text).all():  # else it is of more texts than were asked for now
+            self.store.drop_partial(self.texts.id, job.partial)
+        if self.rescore or self.store.noise_floor(self.texts.id, entry.key) is None:
+            try:
+                keep_noise_floor(entry.key, reader, self.texts, self.store, known=scores)
+            except StorageError:
+                raise
+            except KlscaleError as error:  # its vector is whole all the same
+                self.progress.note(f"{job.ref}: its noise floor is not known. {error.what}")
+        return entry
+
+    def _keep(self, job: Job, unsaved: Sequence[Scores]) -> Scores:
+        part = Scores.concatenate(unsaved)
+        if len(part):
+            self.store.write_partial(self.texts.id, job.partial, part)
+        return part
+
+    def _megabytes(self, texts: Integers | None = None) -> float:
+        """Of these texts, or of all that are asked for."""
+        return float(self.texts.bytes[self.texts.sample(self.first) if texts is None else texts].sum()) / 1e6
+
+
+def metadata_of(
+    reader: Reader, texts: TextSet, scores: Scores, *, attributes: Mapping[str, Any], convention: str
+) -> dict[str, Any]:
+    """What the store keeps beside the vector that a reader has scored: which model it is of, and how it was made."""
+    return {
+        "ref": str(reader.ref),
+        "key": vector_key(reader.pinned.identity, reader.ref, convention, reader.source.name),
+        "identity": reader.pinned.identity,
+        "attributes": dict(attributes),
+        "convention": convention,
+        "source": reader.source.name,
+        **reader.facts(texts),
+        "skipped": np.setdiff1d(np.arange(len(texts)), scores.text).tolist(),
+        "date": now(),
+    }
+
+
+def larger(first: int | None, other: int | None) -> int | None:
+    """The larger of two numbers of texts of the random order, where None is all of them."""
+    return None if first is None or other is None else max(first, other)
+
+
+def _place(ref: ModelRef) -> ModelRef:
+    """Equal for `runs/a` and `./runs/a`, which are one model."""
+    return ref if ref.path is None else replace(ref, name=str(ref.path.resolve()))

@@ -17,7 +17,7 @@ from conftest import byte_tokenizer
 from klscale.errors import InputError, KlscaleError
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
-from klscale.show.calibration_tables import calibration_record, print_calibration
+from klscale.show.calibration import calibration_record, print_calibration
 from klscale.sources.transformers import next_token
 from klscale.sources.transformers.engine import Engine
 from klscale.sources.transformers.loading import LoadedModel, load, resolve
@@ -409,10 +409,10 @@ def test_a_pair_from_end_to_end(scored, capsys):
     assert found.per_token.mean.value == pytest.approx(single.mean(), rel=1e-6)
     assert found.per_token.maximum == pytest.approx(single.max(), rel=1e-6)
     assert all(one.standard_error > 0 for one in (found.per_token.mean, *found.per_token.quantiles))
-    record = json.loads(json.dumps(calibration_record([found], texts)))
+    record = json.loads(json.dumps(calibration_record([found], vectors)))
     assert record["pairs"][0]["symmetrised"]["value"] == found.symmetrised.value
     for many in (1, 5):
-        print_calibration([found] * many, texts)
+        print_calibration([found] * many, vectors)
         shown = capsys.readouterr().out
         assert str(found.symmetrised).split(" bits")[0] in shown
         assert "nats/token" in shown

@@ -260,7 +260,7 @@ def test_the_command_and_its_picture(run, make_model, tmp_path):
     records = json.loads(run("layers", a, "--json").stdout)
     assert [record["layer"] for record in records] == [0, 1, 2]
     assert records[0]["kl_from_previous"] is None
-    assert records[2]["kl_to_output"]["value"] == 0
+    assert records[2]["kl_to_output"]["kl"] == 0
     run("layers", a, "--out", "pairs.csv")
     frame = pd.read_csv(tmp_path / "pairs.csv")
     assert len(frame) == 3

@@ -23,7 +23,8 @@ from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.progress import Progress
 from klscale.science.estimates import format_estimate
-from klscale.show import map_tables, tables
+from klscale.show import cautions, files
+from klscale.show import maps as shown_maps
 from klscale.store.files import Files
 from klscale.store.store import Store
 from klscale.studies import maps
@@ -689,7 +690,7 @@ def test_hostile_names_are_names(tmp_path, capsys):
     same(found, maps.kept_map(store, vectors_of(store)))
     assert all(not problem for _, problem in store.check())
     assert [path.relative_to(tmp_path).parts[0] for path in tmp_path.rglob("*.parquet")] == ["store"] * 9
-    json.dumps(map_tables.map_record(found, vectors), allow_nan=False)
+    json.dumps(shown_maps.map_record(found, vectors), allow_nan=False)
 
 
 # ------------------------------------------------------------------------------------------------------ what is shown
@@ -701,15 +702,15 @@ def printed(monkeypatch):
     from rich.console import Console
 
     console = Console(width=400, record=True, highlight=False, emoji=False, file=io.StringIO())
-    monkeypatch.setattr(tables, "out", console)
-    monkeypatch.setattr(map_tables, "out", console)
+    monkeypatch.setattr(cautions, "out", console)
+    monkeypatch.setattr(shown_maps, "out", console)
     return lambda: console.export_text()
 
 
 def test_the_example_is_mapped(printed):
     vectors = read_log_likelihoods(EXAMPLE, id_column="text_id")
     found = maps.model_map(vectors)
-    map_tables.print_map(found, vectors)
+    shown_maps.print_map(found, vectors)
     text = printed()
     (near, kl), *_ = maps.nearest(vectors.kl(), 1)["EleutherAI/pythia-410m"]
     (line,) = [line for line in text.splitlines() if line.startswith("EleutherAI/pythia-410m ")]
@@ -717,7 +718,7 @@ def test_the_example_is_mapped(printed):
     assert format_estimate(kl.value, kl.standard_error) in line
     assert f"{found.pca[vectors.position('EleutherAI/pythia-410m'), 0]:.3f}" in line
     assert "perplexity 4.33, not the 30" in text
-    record = map_tables.map_record(found, vectors)
+    record = shown_maps.map_record(found, vectors)
     assert record["models"][vectors.position("EleutherAI/pythia-410m")]["attributes"]["parameters"] == 410_000_000
     json.dumps(record, allow_nan=False)
     assert f"{found.share[0]:.0%} and {found.share[1]:.0%} of the variance" in text
@@ -728,12 +729,12 @@ def test_added_models_are_told_apart(ground, printed):
     new = made(families(2, seed=3), ["x", "y"])
     found = maps.place(kept, vectors, new)
     both = vectors.joined(new)
-    map_tables.print_map(found, both)
+    shown_maps.print_map(found, both)
     text = printed()
     assert "x (added)" in text
     assert "40 of 42 models are shown" in text
     assert f"x was added. {found.off_map['x'].sentence}" in text
-    record = map_tables.map_record(found, both)
+    record = shown_maps.map_record(found, both)
     json.dumps(record, allow_nan=False)
     told = {row["model"]: row for row in record["models"]}
     assert told["x"]["off_map"]["unexplained"]["value"] == found.off_map["x"].unexplained.value
@@ -751,7 +752,7 @@ def test_a_map_is_a_table(ground, tmp_path, ending):
     new = made(families(1, seed=3), ["x"])
     found, both = maps.place(kept, vectors, new), vectors.joined(new)
     file = tmp_path / f"map.{ending}"
-    tables.save_as(file, lambda: map_tables.map_columns(found, both), lambda: None)
+    files.save(file, lambda: shown_maps.map_rows(found, both), lambda: None)
     frame = pd.read_csv(file) if ending == "csv" else pd.read_parquet(file)
     assert frame["model"].tolist() == list(found.models)
     np.testing.assert_allclose(frame[["tsne_1", "tsne_2"]].to_numpy(), found.tsne)
@@ -764,11 +765,11 @@ def test_a_map_is_a_table(ground, tmp_path, ending):
 def test_two_models_are_shown(printed):
     vectors = made(families(2))
     found = maps.model_map(vectors)
-    map_tables.print_map(found, vectors)
+    shown_maps.print_map(found, vectors)
     assert "No t-SNE of 2 models" in printed()
-    columns = map_tables.map_columns(found, vectors)
-    assert np.isnan(columns["tsne_1"]).all()
-    assert columns["nearest"] == ["m1", "m0"]
+    rows = shown_maps.map_rows(found, vectors)
+    assert np.isnan([row["tsne_1"] for row in rows]).all()
+    assert [row["nearest"] for row in rows] == ["m1", "m0"]
 
 
 def test_models_that_share_no_texts_with_each_other_have_no_clusters(ground, printed):
@@ -779,8 +780,8 @@ def test_models_that_share_no_texts_with_each_other_have_no_clusters(ground, pri
     new = made(rows, ["x", "y"])
     found = maps.place(maps.place(kept, vectors, new.subset(["x"])), vectors, new.subset(["y"]))
     both = vectors.joined(new)
-    record = map_tables.map_record(found, both)
+    record = shown_maps.map_record(found, both)
     assert record["cluster_order"] is None
     assert any("x and y have no texts in common" in note for note in record["notes"])
-    map_tables.print_map(found, both)
+    shown_maps.print_map(found, both)
     assert "No clusters." in printed()

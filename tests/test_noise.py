@@ -16,9 +16,10 @@ from klscale.errors import InputError, KlscaleError
 from klscale.inputs.texts import TextSet
 from klscale.progress import Progress
 from klscale.science.kl import kl
-from klscale.show import findings, tables
-from klscale.show.noise_tables import noise_record, print_noise
+from klscale.show import cautions, compare, pairs, scale
+from klscale.show.noise import noise_record, print_noise
 from klscale.show.pictures.rulers import NOISE, scale_ruler
+from klscale.show.terminal import out
 from klscale.sources.transformers import engine as engine_module
 from klscale.sources.transformers import loading
 from klscale.sources.transformers.engine import Engine, Segment
@@ -343,6 +344,9 @@ def test_a_layer_has_no_noise_floor_of_its_own(make_model, texts, store):
 # ----------------------------------------------------------------------------------------------------- where it is said
 
 
+NOISE_BITS = cautions.BITS["rounding_noise"] | cautions.BITS["below_noise_floor"]
+
+
 def pair(kl, floor):
     """Two models so far apart, with floors whose mean is as given."""
     wave = np.tile([-1.0, 1.0], 200)
@@ -350,33 +354,42 @@ def pair(kl, floor):
 
 
 @pytest.mark.parametrize(
-    ("kl", "floor", "bit", "mark", "words"),
+    ("kl", "floor", "key", "mark", "words"),
     [
-        (0.01, 0.0009, 0, "", None),
-        (0.01, 0.0011, 32, " ~", "rounding noise is about 0.0011 bits/byte of the KL, 11% of it"),
-        (0.01, 0.011, 64, " ~~", "below the noise floor: rounding alone adds about 0.011 bits/byte, the KL is 0.01"),
-        (0.0, 0.01, 0, "", None),
+        (0.01, 0.0009, "", "", None),
+        (0.01, 0.0011, "rounding_noise", " ~", "rounding noise is about 0.0011 bits/byte of the KL, 11% of it"),
+        (
+            0.01,
+            0.011,
+            "below_noise_floor",
+            " ~~",
+            "below the noise floor: rounding alone adds about 0.011 bits/byte, the KL is 0.01",
+        ),
+        (0.0, 0.01, "", "", None),
     ],
 )
-def test_a_kl_that_rounding_makes_is_marked(kl, floor, bit, mark, words):
+def test_a_kl_that_rounding_makes_is_marked(kl, floor, key, mark, words):
     vectors = pair(kl, floor)
-    record = tables.pair_record(vectors, "a", "b", [])
+    (record,) = compare.records(compare.rows(vectors, {("a", "b"): vectors.kl()["a", "b"]}, []))
     assert record["noise"] == pytest.approx(floor)
     told = [warning for warning in record["warnings"] if "nois" in warning]
     assert told == ([words] if words else [])
-    found = findings.cautions(vectors.kl(), vectors.texts, ["float32"] * 2, vectors.noise())
-    assert found[0, 1] == bit
-    assert tables.marks(vectors.kl()["a", "b"], floor) == mark
-    with tables.out.capture() as captured:
-        tables.print_matrix(vectors)
-    assert (tables.NOISY in captured.get()) == bool(bit)
+    assert [one for one in record["cautions"] if "nois" in one] == ([key] if key else [])
+    around = cautions.Around(vectors)
+    assert (cautions.flags(around.pairs([0], [1])) & NOISE_BITS).tolist() == [cautions.BITS.get(key, 0)]
+    assert cautions.marks(around.pair("a", "b")) == mark
+    with out.capture() as captured:
+        pairs.print_matrix(vectors)
+    assert ("rounding" in captured.get()) == bool(key)
     assert mark in captured.get()
 
 
 def test_without_a_floor_nothing_is_said_of_noise():
     vectors = pair(0.01, math.nan)
-    assert np.isnan(tables.pair_record(vectors, "a", "b", [])["noise"])
-    assert not tables.pair_record(vectors, "a", "b", [])["warnings"]
+    (record,) = compare.records(compare.rows(vectors, {("a", "b"): vectors.kl()["a", "b"]}, []))
+    assert record["noise"] is None
+    assert not record["warnings"]
+    assert not record["cautions"]
 
 
 def test_the_scale_shows_its_lowest_rung():
@@ -388,9 +401,9 @@ def test_the_scale_shows_its_lowest_rung():
         vectors = made(rows, floors)
         measured = scales.measure(vectors)
         assert "seed" in {row.setting for row in measured}
-        with tables.out.capture() as captured:
-            tables.print_scale(vectors, measured)
-        record = tables.scale_record(vectors, measured)["noise_floor"]
+        with out.capture() as captured:
+            scale.print_scale(vectors, measured)
+        record = scale.scale_record(vectors, measured)["noise_floor"]
         if floors is None:
             assert record is None
             assert "Noise floor" not in captured.get()
@@ -398,7 +411,7 @@ def test_the_scale_shows_its_lowest_rung():
             assert record == {"median": np.median(floors), "smallest": min(floors), "largest": max(floors),
                               "largest_of": f"f-10m-seed{np.argmax(floors)}", "n_models": 4}  # fmt: skip
             assert f"median {np.median(floors):.2g} bits/byte of 4 models" in captured.get()
-        assert ("~ rounding noise" in captured.get()) == bool(marked)
+        assert ("~ rounding noise is" in captured.get()) == bool(marked)
         axes = scale_ruler(measured, vectors.texts, scales.noise_floor(vectors)).axes[0]
         assert any(one.get_color() == NOISE for one in axes.lines) == line
 
@@ -429,11 +442,11 @@ def test_a_study_reads_a_model_in_every_way(make_model, texts, store):
     values = [reading.kl.value for reading in found.readings]
     assert max(values[:3]) < 1e-9 < values[5] < values[3], "float32 below float16 below bfloat16"
     assert store.noise_floor(texts.id, store.entries(texts.id)[0].key).n_texts == 40
-    with tables.out.capture() as captured:
+    with out.capture() as captured:
         print_noise([found], texts)
     assert "float16, sums in half precision" in captured.get()
     record = noise_record([found], texts)["models"][0]
-    assert record["readings"][3]["kl"]["value"] == values[3]
+    assert record["readings"][3]["kl"] == values[3]
     json.dumps(record, allow_nan=False)
     assert max(map(len, captured.get().splitlines())) <= 200
 
@@ -464,7 +477,7 @@ def test_what_cannot_be_read_is_said_and_the_rest_goes_on(make_model, texts, sto
     assert coarse.error.remedy == directory
     assert [reading.reading for reading in found.readings if reading.error] == ["float16"]
     assert len(found.readings) == 6
-    with tables.out.capture() as captured:
+    with out.capture() as captured:
         print_noise([missing, coarse, found], texts)
     assert "cannot be read so" in captured.get()
     assert "This machine has none" in captured.get()
@@ -482,7 +495,7 @@ def test_imported_values_are_judged_by_their_spacing(store):
     assert exact.half_precision == half_precision_floor(values[0], vectors.texts.bytes)
     (missing,) = noise_study(["a/hlaf"], vectors.texts, store)
     assert "a/half" in str(missing.error)
-    with tables.out.capture() as captured:
+    with out.capture() as captured:
         print_noise([exact, half], vectors.texts)
     assert captured.get().count("its values are such sums") == 1
 

@@ -19,6 +19,7 @@ from conftest import EXAMPLE
 from klscale.errors import InputError
 from klscale.inputs.texts import TextSet
 from klscale.show import pictures
+from klscale.show.names import short_names, shortened
 from klscale.show.pictures import (
     Look,
     displacement,
@@ -33,7 +34,7 @@ from klscale.show.pictures import (
     training_trajectories,
 )
 from klscale.show.pictures.rulers import DOT
-from klscale.show.pictures.style import SMALL, plain_ticks, short_names, shortened
+from klscale.show.pictures.style import SMALL, plain_ticks
 from klscale.studies import lens, maps, scales
 from klscale.studies.trajectories import analyse_run, find_runs
 from klscale.vectors.imports import read_log_likelihoods

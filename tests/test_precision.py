@@ -487,7 +487,7 @@ def test_compare_to_a_precision_and_then_to_all_texts(run, make_model, tmp_path)
     assert record["interval_kind"] == "confidence sequence"
     (whole,) = json.loads(run("compare", "a", "b", "--json").stdout)
     assert (whole["n_texts"], "looks" in whole) == (400, False)
-    usual, wide = (math.log(r["interval"][1] / r["kl"]) / (r["standard_error"] / r["kl"]) for r in (whole, record))
+    usual, wide = (math.log(r["interval_high"] / r["kl"]) / (r["standard_error"] / r["kl"]) for r in (whole, record))
     assert usual == pytest.approx(1.96, abs=0.01)
     assert wide > 3
     rest = run("compare", "a", "b", "--precision", "0.1%")

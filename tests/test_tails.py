@@ -16,8 +16,9 @@ from klscale.inputs.texts import TextSet
 from klscale.science.estimates import critical_value, log_interval, standard_error_of_mean
 from klscale.science.kl import kl, nats2_per_bit_per_byte
 from klscale.science.robust import huber_variance, trimmed_consistency, trimmed_variance, variance
-from klscale.show import pictures, tail_tables
-from klscale.show.tables import _without_nan
+from klscale.show import pictures
+from klscale.show import tails as shown
+from klscale.show.terminal import without_nan
 from klscale.studies import scales, tails
 from klscale.studies.tails import ESTIMATORS, estimate_pairs, examine_pair, examine_tails, filter_run
 from klscale.studies.trajectories import find_runs
@@ -430,16 +431,16 @@ def test_identical_models():
     assert [one.value for one in found.estimates.values()] == [0] * 5
     assert found.largest == ()
     assert math.isnan(found.effective_texts)
-    tail_tables.print_pair_tails(found)
+    shown.print_pair_tails(found)
     with pytest.raises(InputError, match="no KL"):
         pictures.text_contributions(found)
     whole = examine_tails(vectors)
     assert all(row.n_pairs == 6 for row in whole.agreement)
-    tail_tables.print_tails(whole)
+    shown.print_tails(whole)
     same = examine_tails(made(np.stack([L[0]] * 3)))
     assert math.isnan(same.agreement[0].ratio.value)
-    tail_tables.print_tails(same)
-    json.dumps(_without_nan(tail_tables.tails_record(same)), allow_nan=False)
+    shown.print_tails(same)
+    json.dumps(without_nan(shown.tails_record(same, made(np.stack([L[0]] * 3)))), allow_nan=False)
     with pytest.raises(InputError, match="no KL"):
         pictures.tails_of_pairs(same)
 
@@ -450,8 +451,8 @@ def test_a_few_texts(n_texts):
     found = examine_pair(vectors, "o/m0", "o/m3")
     assert found.kl.n_texts == n_texts
     assert math.isnan(found.largest[0].change_without) == (n_texts == 2)
-    tail_tables.print_pair_tails(found)
-    tail_tables.print_tails(examine_tails(vectors))
+    shown.print_pair_tails(found)
+    shown.print_tails(examine_tails(vectors))
 
 
 def test_a_constant_difference_is_no_tail():
@@ -493,7 +494,7 @@ def test_many_models_are_sampled_and_that_is_said(monkeypatch, capsys):
     found = examine_tails(made(heavy(15, K=9)))
     assert (found.n_pairs, found.n_available) == (7, 36)
     assert all(row.n_pairs == 7 for row in found.agreement)
-    tail_tables.print_tails(found)
+    shown.print_tails(found)
     assert "7 pairs of models of 36, drawn at random" in capsys.readouterr().out
 
 
@@ -505,27 +506,27 @@ def test_hostile_texts_are_printed_as_text(capsys):
         L, np.array([len(text.encode()) for text in strings]), texts=tuple(strings), document=("[/x]\x1b", "d") * 60
     )
     found = examine_pair(vectors, "o/m0", "o/m1")
-    tail_tables.print_pair_tails(found)
-    tail_tables.print_tails(examine_tails(vectors))
+    shown.print_pair_tails(found)
+    shown.print_tails(examine_tails(vectors))
     said = capsys.readouterr().out
     assert "[bold red]" in said
     assert not {"\x1b", "\x00", "\u202e", "\r"} & set(said)
     assert found.largest[0].text.beginning == strings[found.largest[0].text.position][:60]
-    json.dumps(_without_nan(tail_tables.pair_tails_record(found)), allow_nan=False)
+    json.dumps(without_nan(shown.pair_tails_record(found, vectors)), allow_nan=False)
 
 
 def test_what_is_printed_of_real_models(example, capsys, monkeypatch):
-    monkeypatch.setattr(tail_tables.out, "width", 100)
+    monkeypatch.setattr(shown.out, "width", 100)
     found = examine_tails(example)
-    tail_tables.print_tails(found)
-    tail_tables.print_pair_tails(examine_pair(example, *example.names[:2]))
+    shown.print_tails(found)
+    shown.print_pair_tails(examine_pair(example, *example.names[:2]))
     said = capsys.readouterr().out
     assert max(map(len, said.splitlines())) <= 100
     for part in ("pooled 2 % quantile", "bits/byte", "Spearman ± SE", "one length", "3 texts, too few"):
         assert part in " ".join(said.split()), part
-    record = tail_tables.tails_record(found)
+    record = shown.tails_record(found, example)
     assert (len(record["pairs"]), record["unit"], record["clip_is_frozen"]) == (91, "bits/byte", False)
-    json.dumps(_without_nan(record), allow_nan=False)
+    json.dumps(without_nan(record), allow_nan=False)
 
 
 def test_pictures_hold_every_pair_and_every_text(example):

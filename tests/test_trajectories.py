@@ -22,9 +22,11 @@ from klscale.inputs.texts import TextSet
 from klscale.science.estimates import format_estimate
 from klscale.science.kl import kl
 from klscale.science.weights import squared_distances
-from klscale.show import tables
+from klscale.show import cautions
+from klscale.show.columns import number
 from klscale.show.pictures import training_trajectories
-from klscale.show.trajectory_tables import print_motion, print_trajectories, save_trajectories, trajectories_record
+from klscale.show.terminal import out, print_json
+from klscale.show.trajectories import print_motion, print_trajectories, save_trajectories, trajectories_record
 from klscale.store.store import Store
 from klscale.studies import maps, pocket, trajectories
 from klscale.studies.trajectories import analyse_run, find_runs, over_seeds, settled_from
@@ -853,13 +855,13 @@ def test_seeds_of_one_name_are_grouped(no_tsne):
 
 
 def shown(found, seeds=(), source="a test"):
-    with tables.out.capture() as captured:
+    with out.capture() as captured:
         print_trajectories(found, seeds, (), found[0].run.vectors.texts, source)
     return captured.get()
 
 
 def record_of(found, seeds, capsys):
-    tables.print_json(trajectories_record(found, seeds, (), found[0].run.vectors.texts, "a test"))
+    print_json(trajectories_record(found, seeds, (), found[0].run.vectors.texts, "a test"))
     return json.loads(capsys.readouterr().out)
 
 
@@ -902,7 +904,7 @@ def test_the_table_says_what_was_found(three_seeds):
         f"{c_q.interval[0]:.3g} to {c_q.interval[1]:.3g}",
         "(1)",
         "1,000 to 10,000",
-        tables.number(one.alpha),
+        number(one.alpha),
         f"c_w {group.c_w.interval[0]:.3g} to {group.c_w.interval[1]:.3g}",
         "these 3 seeds",
         "6,000 to 8,000",
@@ -935,10 +937,10 @@ def test_exponents_from_heavy_tails_are_marked(heavy, no_tsne):
     kurtosis = np.median([stats.kurtosis(a - b, fisher=False) for n, a in enumerate(past) for b in past[:n]])
     assert exponent.kurtosis == pytest.approx(kurtosis)
     assert exponent.heavy_tails == heavy
-    with tables.out.capture() as captured:
+    with out.capture() as captured:
         print_motion([found], (), (), "")
-    assert (tables.HEAVY in captured.get()) == heavy
-    assert (f"{tables.number(exponent.value)} !" in captured.get()) == heavy
+    assert (cautions.BY_KEY["heavy_tails"].footnote in captured.get()) == heavy
+    assert (f"{number(exponent.value)} !" in captured.get()) == heavy
 
 
 def test_no_best_law_where_none_could_be_judged(no_tsne):
@@ -966,13 +968,13 @@ def test_records_are_json(three_seeds, capsys):
     found, seeds = three_seeds, over_seeds(three_seeds)
     record = record_of(found, seeds, capsys)
     one = record["runs"][0]
-    assert one["behaviour"]["exponent"]["value"]["value"] == found[0].behaviour.exponent.value.value
-    assert one["behaviour"]["squared_distance"] == found[0].behaviour.squared_distance.tolist()
-    assert one["weights"]["exponent"]["value"]["standard_error"] is None
-    assert "resampled" not in one["behaviour"]["exponent"]
+    assert one["log_likelihood"]["exponent"]["c"]["value"] == found[0].behaviour.exponent.value.value
+    assert one["log_likelihood"]["squared_distance"] == found[0].behaviour.squared_distance.tolist()
+    assert one["weights"]["exponent"]["c"]["standard_error"] is None
+    assert "resampled" not in one["log_likelihood"]["exponent"]
     assert one["checkpoints"][0]["kl_from_first"] is None
-    assert one["checkpoints"][3]["kl_from_first"]["value"] == found[0].checkpoints[3].kl_from_first.value
-    assert one["behaviour"]["shape"]["spiral"] is False
+    assert one["checkpoints"][3]["kl_from_first"]["kl"] == found[0].checkpoints[3].kl_from_first.value
+    assert one["log_likelihood"]["shape"]["spiral"] is False
     assert record["over_seeds"][0]["alpha"]["value"] == seeds[0].alpha.value
     assert (record["threshold_source"], record["n_texts"], record["unit"]) == ("a test", N_TEXTS, "bits/byte")
 

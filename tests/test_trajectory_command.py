@@ -57,15 +57,15 @@ def test_a_directory_is_scored_and_analysed(run, make_run, texts):
     assert (one["warmup"], one["warmup_known"]) == (20, False)
     rows = one["checkpoints"]
     for a, b, name in ((0, 4, "kl_from_first"), (3, 4, "kl_from_previous"), (12, 4, "kl_from_last")):
-        (pair,) = json.loads(run("compare", rows[a]["ref"], rows[b]["ref"], "--json").stdout)
-        assert rows[4][name]["value"] == pytest.approx(pair["kl"], rel=1e-9)
+        (pair,) = json.loads(run("compare", rows[a]["model"], rows[b]["model"], "--json").stdout)
+        assert rows[4][name]["kl"] == pytest.approx(pair["kl"], rel=1e-9)
         assert rows[4][name]["standard_error"] == pytest.approx(pair["standard_error"], rel=1e-9)
-        first, second = (load_file(Path(rows[place]["ref"]) / "model.safetensors") for place in (a, b))
+        first, second = (load_file(Path(rows[place]["model"]) / "model.safetensors") for place in (a, b))
         expected = sum(((first[key].astype(float) - second[key]) ** 2).sum() for key in first)
         assert rows[4][name.replace("kl", "weights")] == pytest.approx(expected, rel=1e-9)
-    assert 0.5 < one["weights"]["exponent"]["value"]["value"] < 1.5
-    assert one["behaviour"]["stabilisation"]["threshold"] == 0.05
-    assert one["noise_floor"]["value"] < 1e-6
+    assert 0.5 < one["weights"]["exponent"]["c"]["value"] < 1.5
+    assert one["log_likelihood"]["stabilisation"]["threshold"] == 0.05
+    assert one["noise_floor"]["kl"] < 1e-6
     files = {path: path.stat().st_mtime_ns for path in Path("klscale-store").rglob("*.*")}
     again = json.loads(run("trajectory", "runs/a", "--threshold", 0.05, "--json").stdout)
     assert again == found
@@ -107,7 +107,7 @@ def test_tables_say_what_they_are(run, make_run, texts):
     for words in (
         "Diffusion exponents",
         "Is it a power law?",
-        "Behaviour against weights",
+        "Log-likelihood space against weight space",
         "Stabilisation",
         "two nulls",
     ):
@@ -152,7 +152,7 @@ def test_a_changed_vocabulary_has_no_weight_distance(run, make_run, make_model, 
     assert "checkpoint-70" in result.stderr
     found = json.loads(run("trajectory", "runs/a", "--json").stdout)["runs"][0]["checkpoints"]
     assert found[6]["weights_from_first"] is None
-    assert found[6]["kl_from_first"]["value"] > 0
+    assert found[6]["kl_from_first"]["kl"] > 0
     assert found[7]["weights_from_first"] > 0
 
 
@@ -165,7 +165,7 @@ def test_the_directional_exponent_of_a_smooth_map(run, make_run, texts):
     assert all(one["local_slopes"][0]["value"] == pytest.approx(1, abs=0.05) for one in moved)
     make_run("runs/b", seed=1, steps=(10, 30))
     both = json.loads(run("trajectory", "runs/a", "runs/b", "--directional", 20, "--json").stdout)
-    assert [one["ref"] for one in both["directional"]] == ["runs/a/checkpoint-20"] * 2
+    assert [one["model"] for one in both["directional"]] == ["runs/a/checkpoint-20"] * 2
     result = run("trajectory", "runs/a", "--directional", 25, status=2)
     assert "no checkpoint at step 25" in result.stderr
 
@@ -180,7 +180,7 @@ def test_imported_vectors_whose_names_carry_steps(run, tmp_path):
     found = json.loads(run("trajectory", "org/model-70m", "--json").stdout)["runs"]
     assert found[0]["weights"] is None
     assert found[0]["noise_floor"] is None
-    assert found[0]["behaviour"]["exponent"]["value"]["value"] == pytest.approx(1, abs=0.2)
+    assert found[0]["log_likelihood"]["exponent"]["c"]["value"] == pytest.approx(1, abs=0.2)
     assert "Weights were not compared" in run("trajectory").stdout
     assert "Did you mean 'org/model-70m'" in run("trajectory", "org/model-71m", status=2).stderr
 
@@ -201,8 +201,8 @@ def test_a_run_of_the_hub(hub, klscale, run, make_run, texts, tmp_path):  # noqa
     assert asked.exit_code == 0, asked.stderr
     (one,) = json.loads(asked.stdout)["runs"]
     (local,) = json.loads(run("trajectory", "runs/a", "--texts", texts, "--store", "here", "--json").stdout)["runs"]
-    for space in ("behaviour", "weights"):
-        c, expected = (each[space]["exponent"]["value"]["value"] for each in (one, local))
+    for space in ("log_likelihood", "weights"):
+        c, expected = (each[space]["exponent"]["c"]["value"] for each in (one, local))
         assert c == pytest.approx(expected, rel=1e-9)
     moved = [[row[f"weights_from_{other}"] for row in one["checkpoints"]] for other in ("first", "previous", "last")]
     assert None not in [*moved[0][1:], *moved[1][1:]]

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from conftest import write_texts
-from klscale.show import tables
+from klscale.show import terminal
 from klscale.studies import calibration
 
 MARKUP = "[bold]m0"
@@ -88,7 +88,7 @@ def test_models_that_differ_by_one_number_have_no_tails(run, imported):
     imported("three", np.stack([base] * 3), bytes=np.arange(120) + 100)
     said = plain_words(run("validate", "--store", "three"))
     assert "one length" not in said
-    assert "every estimate is the headline" in said
+    assert "every estimate is the reported value" in said
 
 
 def test_pictures_of_all_and_of_a_pair(run, imported, tmp_path):
@@ -193,7 +193,7 @@ def test_a_model_that_fails_does_not_hide_the_others(run, models):
 
 
 def test_sentences_are_wrapped_and_names_are_text(capsys):
-    tables.say(tables.plain("[red]" + "word " * 60))
+    terminal.say(terminal.plain("[red]" + "word " * 60))
     said = capsys.readouterr().out
     assert said.startswith("[red]word")
-    assert max(map(len, said.splitlines())) <= tables.PROSE
+    assert max(map(len, said.splitlines())) <= terminal.PROSE

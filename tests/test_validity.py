@@ -13,8 +13,8 @@ from scipy import stats
 from conftest import EXAMPLE
 from klscale.errors import InputError
 from klscale.inputs.texts import TextSet
-from klscale.show import pictures, validity_tables
-from klscale.show.tables import _without_nan, out
+from klscale.show import pictures, text_sets
+from klscale.show.terminal import out, without_nan
 from klscale.studies import validity
 from klscale.studies.validity import compare_text_sets, text_sensitivity, texts_needed
 from klscale.vectors.imports import read_log_likelihoods
@@ -494,32 +494,32 @@ def by_corpus(example):
 def test_the_example_is_printed_and_recorded_whole(example):
     found = text_sensitivity(example)
     with out.capture() as captured:
-        validity_tables.print_sensitivity(found)
+        text_sets.print_sensitivity(found)
     said = captured.get()
     assert f"{found.needed[1].median:,}" in said
     assert f"{found.halves.pearson.value:.3f}" in said
     for row in found.domains.domains:
         assert row.name in said
     assert max(len(line.rstrip()) for line in said.split("\n") if "  " in line) <= 100  # the tables
-    record = json.loads(json.dumps(_without_nan(validity_tables.sensitivity_record(found, example.texts))))
+    record = json.loads(json.dumps(without_nan(text_sets.sensitivity_record(found, example.texts))))
     assert record["unit"] == "bits/byte"
     assert len(record["pairs"]) == 91
     assert record["pairs"][3]["standard_error"] == found.standard_error[3]
     assert record["growth"]["slope"]["standard_error"] == found.growth.slope.standard_error
-    assert len(record["domains"]["kl"]) == 91
+    assert len(record["domains"]["kl_of_pairs"]) == 91
 
 
 def test_two_sets_are_printed_and_recorded_whole(by_corpus):
     found = compare_text_sets(*by_corpus)
     with out.capture() as captured:
-        validity_tables.print_text_set_comparison(found, *(vectors.texts for vectors in by_corpus))
+        text_sets.print_text_set_comparison(found, *(vectors.texts for vectors in by_corpus))
     said = captured.get()
     assert "not expected to be equal" in said
     assert f"{found.spearman.value:.3f}" in said
     assert f"{found.nearest} of 14 models" in said
-    record = json.loads(json.dumps(_without_nan(validity_tables.comparison_record(found))))
-    assert record["pairs"][0]["kl"] == found.kl[0].tolist()
-    assert record["ratio_interval"] == list(found.ratio_interval)
+    record = json.loads(json.dumps(without_nan(text_sets.comparison_record(found))))
+    assert [record["pairs"][0][which]["kl"] for which in ("first", "second")] == found.kl[0].tolist()
+    assert (record["ratio_interval_low"], record["ratio_interval_high"]) == found.ratio_interval
 
 
 def test_what_is_not_there_is_not_printed():
@@ -527,9 +527,9 @@ def test_what_is_not_there_is_not_printed():
         vectors = vectors_of(L)
         found = text_sensitivity(vectors)
         with out.capture() as captured:
-            validity_tables.print_sensitivity(found)
+            text_sets.print_sensitivity(found)
         assert "nan" not in captured.get()
-        json.dumps(_without_nan(validity_tables.sensitivity_record(found, vectors.texts)), allow_nan=False)
+        json.dumps(without_nan(text_sets.sensitivity_record(found, vectors.texts)), allow_nan=False)
 
 
 def points(axes):

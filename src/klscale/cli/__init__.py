@@ -18,7 +18,8 @@ from klscale.cli import pages, scoring, stores, studies, text_sets, validation
 from klscale.cli.options import with_options
 from klscale.cli.status import failure_status
 from klscale.errors import KlscaleError, ScoringError
-from klscale.show.tables import err, plain, print_error, print_failures
+from klscale.show.scoring import print_failures
+from klscale.show.terminal import err, plain, print_error
 
 
 class _Commands(TyperGroup):

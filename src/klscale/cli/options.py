@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from klscale.show.tables import progress_bar
+from klscale.show.terminal import progress_bar
 from klscale.studies.verbs.options import HELP, STORE, Options
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]

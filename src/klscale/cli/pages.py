@@ -9,19 +9,9 @@ import typer
 
 from klscale.cli.options import JsonOption, ScoringOptions, TextsOptions, at_work
 from klscale.cli.status import failure_status
-from klscale.show.tables import (
-    DATA,
-    PAGES,
-    PICTURES,
-    err,
-    out,
-    plain,
-    print_failures,
-    print_json,
-    print_report,
-    require_ending,
-    save_as,
-)
+from klscale.show.files import PAGES, PICTURES, TABLES, require_ending, save
+from klscale.show.scoring import print_failures
+from klscale.show.terminal import err, out, plain, print_json, print_report
 
 
 def map_command(
@@ -46,12 +36,12 @@ def map_command(
 ) -> None:
     """All models as points: principal components, t-SNE, and the nearest models. The store keeps the map."""
     from klscale.show import reports
-    from klscale.show.map_tables import map_columns, map_record, print_map
+    from klscale.show.maps import map_record, map_rows, print_map
     from klscale.show.pictures import model_map
     from klscale.studies.verbs.map import map_models
 
     if file is not None:
-        require_ending(file, (*PAGES, *PICTURES, *DATA))
+        require_ending(file, (*PAGES, *PICTURES, *TABLES))
     with at_work(options) as how:
         found = map_models(add=add or (), anew=anew, options=how)
     print_failures(found.outcomes)
@@ -63,9 +53,9 @@ def map_command(
         if file.suffix in PAGES:
             reports.write(reports.gather(reports.of_map(found.store, found.vectors, found.map), reports.MAP), file)
         else:
-            save_as(
+            save(
                 file,
-                lambda: map_columns(found.map, found.vectors),
+                lambda: map_rows(found.map, found.vectors),
                 lambda: model_map(found.map, found.vectors, colour_by=colour_by, method=method),
             )
         err.print(f"Wrote {plain(file)}.")

@@ -10,29 +10,9 @@ import typer
 from klscale.cli.options import JsonOption, ScoringOptions, SweepOptions, at_work
 from klscale.cli.status import failure_status
 from klscale.errors import InputError, KlscaleError
-from klscale.show.precision_tables import precision_record, print_precision
-from klscale.show.tables import (
-    beside,
-    err,
-    layers_record,
-    out,
-    outcome_record,
-    pair_record,
-    plain,
-    print_comparison,
-    print_error,
-    print_failures,
-    print_json,
-    print_layers,
-    print_outcomes,
-    print_plan,
-    print_scale,
-    problem_record,
-    progress_bar,
-    require_ending,
-    save_matrix,
-    scale_record,
-)
+from klscale.show.files import require_ending
+from klscale.show.scoring import outcome_record, print_failures, print_outcomes, print_plan, problem_record
+from klscale.show.terminal import err, out, plain, print_error, print_json, progress_bar
 
 # -------------------------------------------------------------------------------------------------------------- demo
 
@@ -47,7 +27,8 @@ def demo(
     """Train a small suite of models on this machine's own text, score it, print the scale, and write the report. No
     download."""
     from klscale.show import verbs
-    from klscale.show.trajectory_tables import print_motion
+    from klscale.show.scale import print_scale, scale_record
+    from klscale.show.trajectories import print_motion
 
     with progress_bar() as progress:
         found = verbs.demo(directory, quick=quick, progress=progress)
@@ -158,6 +139,7 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """KL between models with standard errors, which is better and by how much. Scores what the store lacks."""
+    from klscale.show.compare import print_comparison, records, rows
     from klscale.studies.precision import parse_precision
     from klscale.studies.verbs.compare import compare
 
@@ -165,17 +147,11 @@ def compare(
     with at_work(options) as how:
         found = compare(models, reference=reference, precision=wanted, options=how)
     print_failures(found.outcomes)
-    vectors, sequential = found.vectors, found.sequential
-    records = [pair_record(vectors, a, b, found.measured) for a, b in found.pairs]
-    if sequential is not None:
-        records = [{**record, **precision_record(sequential, record["a"], record["b"])} for record in records]
+    compared = rows(found.vectors, found.pairs, found.measured, found.sequential)
     if as_json:
-        alike = vectors.on_common_texts()
-        print_json([{**record, "beside": beside(alike, record["a"], record["b"])} for record in records])
+        print_json(records(compared))
     else:
-        print_comparison(vectors, records)
-        if sequential is not None:
-            print_precision(sequential)
+        print_comparison(found.vectors, compared)
     # a KL that cannot be told passes no gate
     above = {pair: kl for pair, kl in found.pairs.items() if fail_above is not None and not kl.value <= fail_above}
     for (a, b), kl in above.items():
@@ -197,6 +173,8 @@ def layers(
     as_json: JsonOption = False,
 ) -> None:
     """KL from each layer to the next and to the output, through the logit lens. Scores what the store lacks."""
+    from klscale.show.layers import layers_record, print_layers
+    from klscale.show.pairs import save_matrix
     from klscale.show.pictures import layer_threads
     from klscale.studies.verbs.layers import layers
 
@@ -210,6 +188,8 @@ def layers(
     else:
         print_layers(found.vectors)
     if file is not None:
-        save_matrix(found.vectors, file, layer_threads)
+        save_matrix(
+            found.vectors.subset([ref for ref in found.vectors.models if ref.layer is not None]), file, layer_threads
+        )
         err.print(f"Wrote {plain(file)}.")
     raise typer.Exit(failure_status(found.outcomes))

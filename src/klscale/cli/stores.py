@@ -9,13 +9,7 @@ import typer
 
 from klscale.cli.options import JsonOption, StoreOptions, TextsOptions, at_work
 from klscale.errors import InputError, nearest
-from klscale.show.tables import (
-    describe_texts,
-    out,
-    plain,
-    print_json,
-    table,
-)
+from klscale.show.terminal import describe_texts, new_table, out, plain, print_json
 
 if TYPE_CHECKING:
     from klscale.store.store import Entry
@@ -83,7 +77,7 @@ def ls(*, options: TextsOptions, as_json: JsonOption = False) -> None:
         out.print(f"{plain(place.location)} is empty.")
     for head, entries in listed:
         title = f"{plain(head['name'])} ({head['id']}): {head['n_texts']:,} texts, {len(entries)} models"
-        shown = table("model", "key", "scored", "source", title=title)
+        shown = new_table("model", "key", "scored", "source", title=title)
         for entry in entries:
             source = str(entry.metadata.get("source", "")) + (f", {entry.first:,} texts" if entry.first else "")
             shown.add_row(plain(entry.ref), entry.key, str(entry.metadata.get("date", ""))[:16], plain(source))

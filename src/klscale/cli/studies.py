@@ -9,19 +9,9 @@ import typer
 
 from klscale.cli.options import JsonOption, RunOptions, TextsOptions, at_work
 from klscale.cli.status import failure_status
-from klscale.show.tables import (
-    err,
-    plain,
-    print_failures,
-    print_json,
-    print_matrix,
-    print_published,
-    print_scale,
-    require_ending,
-    save_matrix,
-    save_scale,
-    scale_record,
-)
+from klscale.show.files import require_ending
+from klscale.show.scoring import print_failures
+from klscale.show.terminal import err, plain, print_json
 
 # -------------------------------------------------------------------------------------------------------- trajectory
 
@@ -64,7 +54,7 @@ def trajectory(
     as_json: JsonOption = False,
 ) -> None:
     """How training runs move: KL along training, exponents c_q and c_w, stabilisation. Scores what the store lacks."""
-    from klscale.show.trajectory_tables import print_trajectories, save_trajectories, trajectories_record
+    from klscale.show.trajectories import print_trajectories, save_trajectories, trajectories_record
     from klscale.studies.verbs.trajectory import trajectory
 
     if file is not None:
@@ -99,19 +89,17 @@ def kl(
     as_json: JsonOption = False,
 ) -> None:
     """KL between all pairs of models in the store, with standard errors."""
-    from dataclasses import asdict
-
+    from klscale.show.pairs import matrix_record, print_matrix, save_matrix
     from klscale.show.pictures import kl_heat_map
     from klscale.studies.verbs.score import stored_vectors
 
     with at_work(options) as how:
         vectors = stored_vectors(how.opened(), how)
-    matrix = vectors.kl()
     if file is not None:
         save_matrix(vectors, file, kl_heat_map)
         err.print(f"Wrote {plain(file)}: {len(vectors) * (len(vectors) - 1) // 2:,} pairs.")
     if as_json:
-        print_json([{"a": a, "b": b, **asdict(kl), "unit": "bits/byte"} for a, b, kl in matrix.pairs()])
+        print_json(matrix_record(vectors))
     elif file is None:
         print_matrix(vectors)
 
@@ -130,23 +118,19 @@ def scale(
     as_json: JsonOption = False,
 ) -> None:
     """KL of each setting (checkpoint, seed, size, quantization, ...) in the store, beside the published values."""
-    from dataclasses import asdict
-
-    from klscale.studies import scales
+    from klscale.show.scale import print_published, print_scale, published_record, save_scale, scale_record
     from klscale.studies.verbs.scale import scale
 
     if published:
         if as_json:
-            rows, pairs = scales.published(), scales.published_pairs()
-            record = {"settings": [asdict(row) for row in rows], "pairs": [asdict(pair) for pair in pairs]}
-            print_json({"texts": "pile-10k", "unit": "bits/byte", **record})
+            print_json(published_record())
         else:
             print_published()
         return
     with at_work(options) as how:
         found = scale(options=how)
     if file is not None:
-        save_scale(found.settings, found.vectors.texts, file, found.noise_floor)
+        save_scale(found.vectors, found.settings, file)
         err.print(f"Wrote {plain(file)}.")
     if as_json:
         print_json(scale_record(found.vectors, found.settings))

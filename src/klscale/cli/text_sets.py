@@ -10,13 +10,7 @@ import typer
 
 from klscale.cli.options import JsonOption, StoreOptions, at_work
 from klscale.errors import InputError
-from klscale.show.tables import (
-    describe_texts,
-    out,
-    plain,
-    print_json,
-    table,
-)
+from klscale.show.terminal import describe_texts, new_table, out, plain, print_json
 
 
 def list_command(*, options: StoreOptions, as_json: JsonOption = False) -> None:
@@ -27,7 +21,7 @@ def list_command(*, options: StoreOptions, as_json: JsonOption = False) -> None:
     if as_json:
         print_json({"named": NAMED, "store": heads})
         return
-    shown = table("name", "id", "texts", "mean bytes", "clip, nats", "", right=(2, 3, 4))
+    shown = new_table("name", "id", "texts", "mean bytes", "clip, nats", "", right=(2, 3, 4))
     for head in heads:
         clip = "" if head["clip"] is None else f"{head['clip']:.1f}"
         kind = "log-likelihoods only" if head["external"] else "in the store"
@@ -44,11 +38,10 @@ def info(
     as_json: JsonOption = False,
 ) -> None:
     """What a text set holds: size, lengths, domains, documents, clip; how many texts a wanted error needs."""
-    from dataclasses import asdict
-
     import numpy as np
 
-    from klscale.show.validity_tables import print_texts_needed
+    from klscale.show.columns import records
+    from klscale.show.text_sets import NEEDED, print_texts_needed
     from klscale.studies.validity import texts_needed
 
     place = options.opened()
@@ -64,7 +57,7 @@ def info(
             {"name": found.name, "id": found.id, "n_texts": len(found), "mean_bytes": found.mean_bytes,
              "min_bytes": low, "median_bytes": middle, "max_bytes": high, "clip": found.clip,
              "external": found.external, "domains": domains, "n_documents": documents,
-             "texts_needed": [asdict(row) for row in needed]}
+             "texts_needed": records(NEEDED, needed)}
         )  # fmt: skip
         return
     out.print(describe_texts(found))
@@ -75,7 +68,7 @@ def info(
     if found.name.startswith("pocket-python-"):
         out.print("Made from this Python installation: another Python version makes another set, with another id.")
     if domains:
-        shown = table("domain", "texts", right=(1,))
+        shown = new_table("domain", "texts", right=(1,))
         for domain, count in domains.items():
             shown.add_row(plain(domain), f"{count:,}")
         out.print(shown)

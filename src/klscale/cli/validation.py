@@ -11,7 +11,9 @@ import typer
 from klscale.cli.options import JsonOption, TwoTextsOptions, at_work
 from klscale.cli.status import failure_status
 from klscale.errors import InputError
-from klscale.show.tables import PICTURES, err, plain, print_failures, print_json, require_ending
+from klscale.show.files import PICTURES, require_ending, save_picture
+from klscale.show.scoring import print_failures
+from klscale.show.terminal import err, plain, print_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,7 +56,6 @@ def validate(
     as_json: JsonOption = False,
 ) -> None:
     """How much the numbers depend on texts, domains, clip, tails and precision; the estimate against exact KL."""
-    from klscale.show.pictures import save
     from klscale.studies.verbs.validate import validate
 
     if file is not None:
@@ -70,8 +71,7 @@ def validate(
     else:
         shown.show()
     if file is not None and shown.picture is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save(shown.picture(), file)
+        save_picture(file, shown.picture())
         err.print(f"Wrote {plain(file)}.")
     raise typer.Exit(failure_status(found.outcomes) or int(not found.complete))
 
@@ -86,10 +86,10 @@ class _Shown(NamedTuple):
 
 def _shown(found: Validation) -> _Shown:
     from klscale.show import pictures
-    from klscale.show.calibration_tables import calibration_record, print_calibration
-    from klscale.show.noise_tables import noise_record, print_noise
-    from klscale.show.tail_tables import pair_tails_record, print_pair_tails, print_summary, print_tails, tails_record
-    from klscale.show.validity_tables import (
+    from klscale.show.calibration import calibration_record, print_calibration
+    from klscale.show.noise import noise_record, print_noise
+    from klscale.show.tails import pair_tails_record, print_pair_tails, print_summary, print_tails, tails_record
+    from klscale.show.text_sets import (
         comparison_record,
         print_sensitivity,
         print_text_set_comparison,
@@ -104,17 +104,18 @@ def _shown(found: Validation) -> _Shown:
             lambda: print_text_set_comparison(agreement, *found.texts),
             lambda: pictures.two_text_sets(agreement),
         )
+    if found.vectors is None:
+        return _Shown(noise_record(found.noise, texts), lambda: print_noise(found.noise, texts))
+    vectors = found.vectors
     if sensitivity is None or tails is None:
-        if found.noise:
-            return _Shown(noise_record(found.noise, texts), lambda: print_noise(found.noise, texts))
         return _Shown(
-            calibration_record(found.exact, texts),
-            lambda: print_calibration(found.exact, texts),
+            calibration_record(found.exact, vectors),
+            lambda: print_calibration(found.exact, vectors),
             lambda: pictures.estimate_against_exact(found.exact),
         )
 
     def show() -> None:
-        print_summary(sensitivity, tails)
+        print_summary(sensitivity, tails, vectors)
         print_sensitivity(sensitivity)
         if isinstance(tails, PairTails):
             print_pair_tails(tails)
@@ -122,7 +123,7 @@ def _shown(found: Validation) -> _Shown:
             print_tails(tails)
 
     if isinstance(tails, PairTails):
-        record, picture = pair_tails_record(tails), lambda: pictures.text_contributions(tails)
+        record, picture = pair_tails_record(tails, vectors), lambda: pictures.text_contributions(tails)
     else:
-        record, picture = tails_record(tails), lambda: pictures.text_set_sensitivity(sensitivity, texts)
+        record, picture = tails_record(tails, vectors), lambda: pictures.text_set_sensitivity(sensitivity, texts)
     return _Shown({"texts": sensitivity_record(sensitivity, texts), "tails": record}, show, picture)

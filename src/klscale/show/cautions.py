@@ -1,21 +1,214 @@
-"""What keeps the KL of a pair from being read plainly: the sentences and the marks, wherever they are shown."""
+"""What keeps the KL of a pair from being read plainly. Each caution is declared once, and shown alike everywhere: in
+tables by its mark, in JSON by its key, on the page by its bit."""
 
 from __future__ import annotations
 
-CAUTIONS = {
-    1: "far apart (above 100 nats/text), or far from the texts (above 2 bits/byte): the approximation is out of its "
-    "range, read the value as a distance that overstates KL",
-    2: "not clipped: the clip would move more than 5 % of a vector",
-    4: "heavy tails (kurtosis above 10): the interval covers less often than 95 %",
-    8: "not all texts were scored with both models",
-    16: "different dtypes: their rounding is part of the value",
-    32: "rounding noise is more than 10 % of the value, by the noise floors of both models",
-    64: "below the noise floor: the value is no more than what rounding alone makes of equal models",
-}
-"""A sentence for each, by its bit in `findings.cautions`."""
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
 
-OUT_OF_RANGE = f"* {CAUTIONS[1]}"
-UNCLIPPED = f"u {CAUTIONS[2]}"
-HEAVY = f"! {CAUTIONS[4]}"
-NOISY = f"~ {CAUTIONS[32]}; ~~ {CAUTIONS[64]}"
-"""What the marks of a table mean: the notes below it."""
+import numpy as np
+from numpy.typing import NDArray
+
+from klscale.inputs.texts import TextSet
+from klscale.science.arrays import Floats, Integers
+from klscale.science.estimates import critical_value, log_interval
+from klscale.science.kl import KL, QUANTITIES, PairQuantities
+from klscale.show.terminal import out
+from klscale.vectors.vectors import NOISE_LIMIT, Vectors
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A KL with what cautions need to know of it: the texts of the set, the dtypes of both models (empty: not known),
+    and what rounding `noise` adds in bits per byte (`Vectors.noise`, NaN: not known). Of many pairs, arrays."""
+
+    kl: Any
+    n_texts: int
+    dtypes: tuple[Any, Any] = ("", "")
+    noise: Any = math.nan
+
+    @property
+    def cautions(self) -> tuple[Caution, ...]:
+        """Those that hold for one pair."""
+        return tuple(one for one in CAUTIONS if one.holds(self))
+
+
+@dataclass(frozen=True)
+class Caution:
+    """`holds` where `condition` does. `mark` stands behind a number; `footnote` explains it below a table; `sentence`
+    says it of one pair, with the figures."""
+
+    key: str
+    mark: str
+    footnote: str
+    condition: Callable[[Measured], Any]
+    sentence: Callable[[Measured], str]
+
+    @property
+    def words(self) -> str:
+        """Its name in a sentence."""
+        return self.key.replace("_", " ")
+
+    def holds(self, measured: Measured) -> NDArray[np.bool_]:
+        """Where it holds: of one pair (), or of many."""
+        with np.errstate(invalid="ignore"):
+            return np.asarray(self.condition(measured), dtype=bool)
+
+
+def _differing_dtypes(measured: Measured) -> Any:
+    a, b = (np.asarray(side, dtype=object) for side in measured.dtypes)
+    return (a != b) & (a != "") & (b != "")
+
+
+def _below_the_noise(measured: Measured) -> Any:
+    return (measured.kl.value > 0) & (measured.noise >= measured.kl.value)
+
+
+CAUTIONS = (
+    Caution(
+        "out_of_range",
+        "*",
+        "out of range (above 100 nats/text, or a model above 2 bits/byte): a distance that overstates KL",
+        lambda it: np.logical_not(it.kl.in_range) & ~np.isnan(it.kl.value),
+        lambda it: (
+            "out of range: the models are far apart (above 100 nats/text) or far from the texts (above 2 "
+            "bits/byte); read the value as a distance that overstates KL"
+        ),
+    ),
+    Caution(
+        "unclipped",
+        "u",
+        "not clipped: the clip would move more than 5 % of a vector",
+        lambda it: it.kl.left_unclipped,
+        lambda it: f"not clipped: the clip would move {it.kl.clipped:.0%} of a vector",
+    ),
+    Caution(
+        "heavy_tails",
+        "!",
+        "heavy tails (kurtosis above 10): the interval covers less often than 95 %",
+        lambda it: it.kl.heavy_tails,
+        lambda it: f"heavy tails (kurtosis {it.kl.kurtosis:.0f}): the interval covers less often than 95 %",
+    ),
+    Caution(
+        "some_texts",
+        "t",
+        "some texts were not scored with both models",
+        lambda it: np.less(it.kl.n_texts, it.n_texts),
+        lambda it: f"only {it.kl.n_texts:,} of {it.n_texts:,} texts were scored with both models",
+    ),
+    Caution(
+        "different_dtypes",
+        "d",
+        "different dtypes: their rounding is part of the value",
+        _differing_dtypes,
+        lambda it: f"different dtypes ({', '.join(map(str, it.dtypes))}): their rounding is part of the value",
+    ),
+    Caution(
+        "rounding_noise",
+        "~",
+        "rounding noise is more than 10 % of the value",
+        lambda it: (it.noise > NOISE_LIMIT * it.kl.value) & (it.kl.value > 0) & np.logical_not(_below_the_noise(it)),
+        lambda it: f"rounding noise is about {it.noise:.2g} bits/byte of the KL, {it.noise / it.kl.value:.0%} of it",
+    ),
+    Caution(
+        "below_noise_floor",
+        "~~",
+        "below the noise floor: rounding alone makes such a value of equal models",
+        _below_the_noise,
+        lambda it: (
+            f"below the noise floor: rounding alone adds about {it.noise:.2g} bits/byte, the KL is {it.kl.value:.2g}"
+        ),
+    ),
+)
+"""In the order in which they are shown."""
+
+BITS = {caution.key: 1 << place for place, caution in enumerate(CAUTIONS)}
+"""The bit of each caution in `flags`."""
+
+BY_KEY = {caution.key: caution for caution in CAUTIONS}
+
+
+# ------------------------------------------------------------------------------------------------------- many and one
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Pairs(PairQuantities[Floats, Integers, Integers, NDArray[np.bool_]]):
+    """The KLs of many pairs: arrays (P,) of each quantity, and of both ends of the intervals."""
+
+    interval: tuple[Floats, Floats]
+
+
+@dataclass(frozen=True)
+class Around:
+    """What the cautions of any pair of `vectors` need beside its KL."""
+
+    vectors: Vectors
+    noise: NDArray[np.float64] = field(init=False)
+    dtypes: NDArray[Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        dtypes = [dtype if isinstance(dtype, str) else "" for dtype in self.vectors.attributes["dtype"]]
+        object.__setattr__(self, "noise", self.vectors.noise())
+        object.__setattr__(self, "dtypes", np.array(dtypes, dtype=object))
+
+    def pair(self, a: str, b: str, kl: KL | None = None) -> Measured:
+        """The KL of two models, or another estimate of it."""
+        i, j = self.vectors.position(a), self.vectors.position(b)
+        kl = self.vectors.kl()[i, j] if kl is None else kl
+        return Measured(kl, len(self.vectors.texts), (self.dtypes[i], self.dtypes[j]), float(self.noise[i, j]))
+
+    def pairs(self, i: Any, j: Any) -> Measured:
+        """The KLs of many pairs, of the models at these places, as arrays."""
+        matrix = self.vectors.kl()
+        found = {name: getattr(matrix, name)[i, j] for name in QUANTITIES}
+        critical = critical_value(found["n_documents"])
+        kl = Pairs(**found, interval=log_interval(found["value"], found["standard_error"], critical))
+        return Measured(kl, len(self.vectors.texts), (self.dtypes[i], self.dtypes[j]), self.noise[i, j])
+
+
+def flags(measured: Measured) -> NDArray[np.uint16]:
+    """The bits of the cautions that hold for each of many pairs."""
+    found = [np.where(caution.holds(measured), BITS[caution.key], 0) for caution in CAUTIONS]
+    return np.asarray(np.bitwise_or.reduce(np.broadcast_arrays(*found)), dtype=np.uint16)
+
+
+def keys(measured: Measured) -> Any:
+    """The keys of the cautions that hold: a list of one pair; of many pairs an array of words, or None."""
+    if not np.ndim(measured.kl.value):
+        return [caution.key for caution in measured.cautions]
+    values, places = np.unique(flags(measured), return_inverse=True)
+    words = [" ".join(key for key, bit in BITS.items() if value & bit) or None for value in values]
+    return np.array(words, dtype=object)[places]
+
+
+def marks(measured: Measured) -> str:
+    """The marks behind a number, after a space; nothing where no caution holds."""
+    found = "".join(caution.mark for caution in measured.cautions)
+    return f" {found}" if found else ""
+
+
+def warnings(measured: Measured, texts: TextSet) -> list[str]:
+    """What keeps a pair's number from being read plainly, with the figures; one short sentence each."""
+    return [caution.sentence(measured) for caution in measured.cautions] + of_documents(texts)
+
+
+def of_documents(texts: TextSet) -> list[str]:
+    """What keeps the standard errors of all numbers on these texts from being read plainly."""
+    count = len(set(texts.document or ()))
+    if count == 1:
+        return ["all texts are of one document: they are not independent, and the standard error is too small"]
+    if 1 < count < min(20, len(texts)):
+        return [f"only {count} documents: the standard error is itself uncertain"]
+    return []
+
+
+def print_footnotes(texts: TextSet | None, shown: Iterable[Measured]) -> None:
+    """A line for each mark of the KLs that a table has shown; and of the `texts`, unless that is said elsewhere."""
+    there = {caution.key for measured in shown for caution in measured.cautions}
+    for caution in CAUTIONS:
+        if caution.key in there:
+            out.print(f"{caution.mark} {caution.footnote}", style="yellow")
+    for warning in of_documents(texts) if texts is not None else ():
+        out.print(f"Note: {warning}.", style="yellow")

@@ -35,9 +35,9 @@ from klscale.progress import SILENT, Progress
 from klscale.science.bootstrap import RESAMPLES
 from klscale.science.estimates import Estimate, critical_value
 from klscale.science.kl import KL
-from klscale.show import findings
-from klscale.show.cautions import CAUTIONS
-from klscale.show.pictures import COLOURS, common_prefix, looks, short_names
+from klscale.show import cautions, sentences
+from klscale.show.names import common_prefix, short_names
+from klscale.show.pictures import COLOURS, looks
 from klscale.store.store import Entry, Store, now
 from klscale.studies import lens, maps, scales, trajectories
 from klscale.studies.lens import Layer
@@ -236,17 +236,17 @@ def _finite(value: Any) -> Any:
 
 def _summary(contents: Contents, sections: Sequence[str]) -> Iterator[dict[str, str]]:
     vectors, texts, shown = contents.vectors, contents.texts, contents.shown
-    sentences: dict[str, Iterable[str]] = {
-        "models": findings.of_models(vectors, shown),
-        "pairs": findings.of_pairs(vectors, shown),
-        "scale": findings.of_scale(contents.measured, texts),
-        "trajectories": findings.of_trajectories(contents.runs, contents.seeds, contents.threshold_source, shown),
-        "layers": findings.of_layers(contents.found_layers, shown),
-        "quantization": findings.of_ladders(vectors, contents.ladders, shown),
-        "method": [f"Careful: {warning}." for warning in findings.warnings_of_documents(texts)]
+    summary: dict[str, Iterable[str]] = {
+        "models": sentences.of_models(vectors, shown),
+        "pairs": sentences.of_pairs(vectors, shown),
+        "scale": sentences.of_scale(contents.measured, texts),
+        "trajectories": sentences.of_trajectories(contents.runs, contents.seeds, contents.threshold_source, shown),
+        "layers": sentences.of_layers(contents.found_layers, shown),
+        "quantization": sentences.of_ladders(vectors, contents.ladders, shown),
+        "method": [f"Careful: {warning}." for warning in cautions.of_documents(texts)]
         + [f"{what.capitalize()}: {text}" for what, text in contents.notes.items() if text],
     }
-    for section, found in sentences.items():
+    for section, found in summary.items():
         if section in sections:
             yield from ({"section": section, "text": text} for text in found)
 
@@ -289,8 +289,7 @@ def _models(contents: Contents) -> dict[str, Any]:
 def _pairs(contents: Contents) -> dict[str, Any]:
     vectors, matrix = contents.vectors, contents.vectors.kl()
     upper = np.triu_indices(len(vectors), k=1)
-    dtypes = [*vectors.attributes["dtype"]]
-    flags = findings.cautions(matrix, contents.texts, dtypes, vectors.noise())[upper]
+    flags = cautions.flags(cautions.Around(vectors).pairs(*upper))
     known = not np.isnan(matrix.value).any()  # else two models have no texts in common, and nothing is a tree
     clustering = maps.cluster(matrix) if known else None
     return {
@@ -299,7 +298,9 @@ def _pairs(contents: Contents) -> dict[str, Any]:
         "critical_value": _column(critical_value(matrix.n_documents[upper])),
         "n_texts": _column(matrix.n_texts[upper]),
         "flags": _column(flags),
-        "flag_texts": [[bit, text] for bit, text in CAUTIONS.items() if (flags & bit).any()],
+        "flag_texts": [
+            [bit, cautions.BY_KEY[key].footnote] for key, bit in cautions.BITS.items() if (flags & bit).any()
+        ],
         "order": range(len(vectors)) if clustering is None else clustering.order,
         "dendrogram": None if clustering is None else {"merges": clustering.merges[:, :3]},
     }
@@ -480,24 +481,22 @@ def _layers(contents: Contents) -> dict[str, Any] | None:
 
 
 def _quantization(contents: Contents) -> dict[str, Any] | None:
-    vectors, matrix, noise = contents.vectors, contents.vectors.kl(), contents.vectors.noise()
+    vectors, around = contents.vectors, cautions.Around(contents.vectors)
     ladders = []
     for base, variants in contents.ladders.items():
         alike = vectors.subset([base, *variants]).on_common_texts()
         rows = []
         for n, name in enumerate(variants):
-            pair = vectors.position(base), vectors.position(name)
-            kl = matrix[pair]
+            measured = around.pair(base, name)
             step = None if n == 0 else alike.kl_difference((base, name), (base, variants[n - 1]))
-            dtype, of_base = (vectors.attributes["dtype"][model] for model in (name, base))
             rows.append({
                 "name": name,
                 "kind": vectors.attributes["quantization"][name],
-                "kl": _estimate(kl),
+                "kl": _estimate(measured.kl),
                 "more_than_previous": _estimate(step),
                 "bits_per_byte_difference": _estimate(vectors.bits_per_byte(name, base)),
-                "placed": scales.place(kl.value, contents.texts, contents.measured, (base, name)),
-                "flags": findings.warnings_of(kl, contents.texts, of_base, dtype, float(noise[pair])),
+                "placed": scales.place(measured.kl.value, contents.texts, contents.measured, (base, name)),
+                "flags": cautions.warnings(measured, contents.texts),
             })  # fmt: skip
         ladders.append({"base": base, "base_bits_per_byte": _estimate(vectors.bits_per_byte(base)), "rows": rows})
     return {"ladders": ladders} if ladders else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -16,8 +15,9 @@ from klscale.inputs.texts import TextSet
 from klscale.progress import SILENT, Progress
 from klscale.science.diffusion import WINDOW
 from klscale.show import reports
-from klscale.show.tables import PAGES, require_ending, save_scale, scale_record
-from klscale.show.trajectory_tables import save_trajectories
+from klscale.show.files import PAGES, require_ending, save_json
+from klscale.show.scale import save_scale, scale_record
+from klscale.show.trajectories import save_trajectories
 from klscale.store.store import Store
 from klscale.studies import scales, trajectories
 from klscale.studies.pocket import train_pocket_suite
@@ -109,9 +109,8 @@ def demo(
     moved = Trajectories(scored.texts, tuple(runs), tuple(seeds), (), source, scored.outcomes)
     made = Demo(place, scored, measured, moved)
     report(made.page, scored.texts, scored.store, options=Options(progress=progress))
-    record = scale_record(measured.vectors, measured.settings)
-    (place / "scale.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    save_scale(measured.settings, scored.texts, place / "scale.png", measured.noise_floor)
+    save_json(place / "scale.json", scale_record(measured.vectors, measured.settings))
+    save_scale(measured.vectors, measured.settings, place / "scale.png")
     if runs:
         save_trajectories(runs, place / "trajectory.png")
     return made

@@ -9,7 +9,7 @@ from klscale.show.pictures.matrices import kl_heat_map
 from klscale.show.pictures.model_maps import model_map
 from klscale.show.pictures.quantization import quantization_ladder
 from klscale.show.pictures.rulers import scale_ruler
-from klscale.show.pictures.style import COLOURS, Look, common_prefix, looks, save, short_names
+from klscale.show.pictures.style import COLOURS, Look, looks, save
 from klscale.show.pictures.tails import tails_of_pairs, text_contributions
 from klscale.show.pictures.training import displacement, kl_along_training, training_trajectories
 from klscale.show.pictures.validity import text_set_sensitivity, two_text_sets
@@ -17,7 +17,6 @@ from klscale.show.pictures.validity import text_set_sensitivity, two_text_sets
 __all__ = [
     "COLOURS",
     "Look",
-    "common_prefix",
     "displacement",
     "estimate_against_exact",
     "kl_along_training",
@@ -28,7 +27,6 @@ __all__ = [
     "quantization_ladder",
     "save",
     "scale_ruler",
-    "short_names",
     "tails_of_pairs",
     "text_contributions",
     "text_set_sensitivity",

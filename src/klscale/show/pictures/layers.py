@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from klscale.show.names import short_names
 from klscale.show.pictures.style import (
     DOUBLE,
     GREY,
@@ -16,7 +17,6 @@ from klscale.show.pictures.style import (
     looks,
     new_figure,
     plain_ticks,
-    short_names,
     styled,
 )  # fmt: skip
 from klscale.studies import lens, maps

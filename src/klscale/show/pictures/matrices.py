@@ -10,6 +10,7 @@ import numpy as np
 from klscale.errors import InputError
 from klscale.science.arrays import Floats, Integers
 from klscale.science.estimates import format_estimate
+from klscale.show.names import short_names
 from klscale.show.pictures.style import (
     DOUBLE,
     FAINT,
@@ -20,7 +21,6 @@ from klscale.show.pictures.style import (
     headline,
     new_figure,
     plain_ticks,
-    short_names,
     styled,
 )  # fmt: skip
 from klscale.studies import maps

@@ -13,6 +13,7 @@ import pandas as pd
 
 from klscale.errors import InputError, nearest
 from klscale.science.arrays import Floats
+from klscale.show.names import short_names, shortened
 from klscale.show.pictures.style import (
     DOUBLE,
     GREY,
@@ -27,8 +28,6 @@ from klscale.show.pictures.style import (
     looks,
     new_figure,
     plain_ticks,
-    short_names,
-    shortened,
     styled,
 )  # fmt: skip
 from klscale.studies.maps import ModelMap

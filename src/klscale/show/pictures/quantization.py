@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from klscale.errors import InputError
+from klscale.show.names import short_names, shortened
 from klscale.show.pictures.style import (
     DOUBLE,
     GREY,
@@ -16,8 +17,6 @@ from klscale.show.pictures.style import (
     looks,
     new_figure,
     plain_ticks,
-    short_names,
-    shortened,
     styled,
 )  # fmt: skip
 from klscale.studies import scales

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -14,11 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
-from klscale.errors import printable
 from klscale.inputs.texts import TextSet
 from klscale.science.arrays import Floats
 from klscale.science.estimates import Estimate
 from klscale.science.kl import KL
+from klscale.show.names import shortened
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -162,38 +161,7 @@ def _natural(value: Any) -> tuple[Any, ...]:
     return tuple((float(part), "") if n % 2 else (math.inf, part) for n, part in enumerate(parts)), str(value)
 
 
-# ------------------------------------------------------------------------------------------------------ names and texts
-
-
-CHECKPOINT = re.compile(r"(?:checkpoint|step)[-_]\d")
-"""What the last part of a name begins with that says nothing without the part before."""
-
-
-def shortened(name: object, longest: int = 32) -> str:
-    """A name as plain text of at most so many characters, its middle left out: both ends tell models apart."""
-    text = printable(name)
-    if len(text) <= longest:
-        return text
-    tail = (longest - 1) // 2
-    return f"{text[: longest - 1 - tail]}…{text[len(text) - tail :]}"
-
-
-def short_names(names: Sequence[str], longest: int = 32) -> list[str]:
-    """Names without what every one of them begins with, a directory or an organisation; without any directory where
-    the last part alone tells them apart, and is no mere checkpoint of a run that the others would name."""
-    last = [name.rsplit("/", 1)[-1] for name in names]
-    if len(set(last)) == len(names) and not any(map(CHECKPOINT.match, last)):
-        return [shortened(name, longest) for name in last]
-    shared = len(common_prefix(names))
-    return [shortened(name[shared:], longest) for name in names]
-
-
-def common_prefix(names: Sequence[str]) -> str:
-    """The directories, or the organisation, that every name begins with, as `a/b/`; a checkpoint keeps its run."""
-    parts = [name.split("/") for name in names]
-    above = [part[: -2 if CHECKPOINT.match(part[-1]) else -1] for part in parts]
-    shared = itertools.takewhile(lambda level: len(set(level)) == 1, zip(*above, strict=False))
-    return "".join(f"{level[0]}/" for level in shared)
+# ------------------------------------------------------------------------------------------------------ texts
 
 
 def describe(texts: TextSet) -> str:

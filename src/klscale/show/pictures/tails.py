@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from klscale.errors import InputError
+from klscale.show.names import short_names
 from klscale.show.pictures.style import (
     COLOURS,
     DOUBLE,
@@ -17,7 +18,6 @@ from klscale.show.pictures.style import (
     headline,
     new_figure,
     plain_ticks,
-    short_names,
     styled,
 )
 from klscale.studies.tails import ESTIMATORS, PairTails, Tails

@@ -11,6 +11,7 @@ import numpy as np
 from klscale.errors import InputError
 from klscale.science.estimates import Estimate, format_estimate
 from klscale.science.kl import KL
+from klscale.show.names import short_names
 from klscale.show.pictures.style import (
     DOUBLE,
     FAINT,
@@ -21,7 +22,6 @@ from klscale.show.pictures.style import (
     looks,
     new_figure,
     plain_ticks,
-    short_names,
     step_axis,
     styled,
 )  # fmt: skip

@@ -9,6 +9,7 @@ import numpy as np
 
 from klscale.errors import InputError
 from klscale.inputs.texts import TextSet
+from klscale.show.names import shortened
 from klscale.show.pictures.style import (
     COLOURS,
     DOUBLE,
@@ -20,7 +21,6 @@ from klscale.show.pictures.style import (
     headline,
     new_figure,
     plain_ticks,
-    shortened,
     styled,
 )  # fmt: skip
 from klscale.studies.validity import Domains, ErrorGrowth, TextSensitivity, TextSetComparison

@@ -1,90 +1,23 @@
-"""What results say, in sentences: the summary of a report, and what keeps a number from being read plainly."""
+"""What results say, in sentences: the summary of a report."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
-from numpy.typing import NDArray
 
 from klscale.inputs.texts import TextSet
-from klscale.science.arrays import Floats
 from klscale.science.estimates import format_estimate
-from klscale.science.kl import KL, KLMatrix
-from klscale.show.cautions import CAUTIONS
+from klscale.show.cautions import Around, Measured
 from klscale.studies import scales
 from klscale.studies.lens import Layer
 from klscale.studies.scales import Setting
-from klscale.studies.trajectories import Seeds, Trajectory
-from klscale.vectors.vectors import NOISE_LIMIT, Vectors
+from klscale.studies.trajectories import Seeds, Stabilisation, Trajectory
+from klscale.vectors.vectors import Vectors
 
-
-def cautions(matrix: KLMatrix, texts: TextSet, dtypes: Sequence[Any], noise: Floats) -> NDArray[np.uint8]:
-    """The bits of `CAUTIONS` that hold for each pair (K, K); `noise` is that of `Vectors.noise`."""
-    some, most = noisy(matrix.value, noise)
-    known = np.array([dtype or "" for dtype in dtypes], dtype=str)
-    with np.errstate(invalid="ignore"):
-        holds = {
-            1: ~matrix.in_range & ~np.isnan(matrix.value),
-            2: matrix.left_unclipped,
-            4: matrix.heavy_tails,
-            8: matrix.n_texts < len(texts),
-            16: (known[:, None] != known) & (known[:, None] != "") & (known != ""),
-            32: some & ~most,
-            64: most,
-        }
-    found = np.zeros(matrix.value.shape, dtype=np.uint8)
-    for bit, where in holds.items():
-        found |= np.where(where, bit, 0).astype(np.uint8)
-    return found
-
-
-def noisy(value: Floats | float, noise: Floats | float) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Where rounding `noise` is more than 10 % of a KL, and where it is all of it; nowhere where it is not known, and
-    not where two readings agree on every text."""
-    value, noise = np.asarray(value), np.asarray(noise)
-    return (value > 0) & (noise > NOISE_LIMIT * value), (value > 0) & (noise >= value)
-
-
-def warnings_of(kl: KL, texts: TextSet, a_dtype: Any, b_dtype: Any, noise: float = math.nan) -> list[str]:
-    """What keeps a pair's number from being read plainly, with the figures behind it; one short sentence each. `noise`
-    is what rounding adds to the KL (`Vectors.noise`), NaN where not known."""
-    found = []
-    if not kl.in_range and not math.isnan(kl.value):
-        found.append(CAUTIONS[1])
-    if kl.left_unclipped:
-        found.append(f"not clipped: the clip would move {kl.clipped:.0%} of a vector")
-    if kl.heavy_tails:
-        found.append(f"heavy tails (kurtosis {kl.kurtosis:.0f}): the interval covers less often than 95 %")
-    if kl.n_texts < len(texts):
-        found.append(f"only {kl.n_texts:,} of {len(texts):,} texts were scored with both models")
-    found += warnings_of_documents(texts)
-    if a_dtype and b_dtype and a_dtype != b_dtype:
-        found.append(f"different dtypes ({a_dtype}, {b_dtype}): their rounding is part of the value")
-    some, most = noisy(kl.value, noise)
-    if most:
-        found.append(
-            f"below the noise floor: rounding alone adds about {noise:.2g} bits/byte, the KL is {kl.value:.2g}"
-        )
-    elif some:
-        found.append(f"rounding noise is about {noise:.2g} bits/byte of the KL, {noise / kl.value:.0%} of it")
-    return found
-
-
-def warnings_of_documents(texts: TextSet) -> list[str]:
-    """What keeps the standard errors of all numbers on these texts from being read plainly."""
-    count = len(set(texts.document or ()))
-    if count == 1:
-        return ["all texts are of one document: they are not independent, and the standard error is too small"]
-    if 1 < count < min(20, len(texts)):
-        return [f"only {count} documents: the standard error is itself uncertain"]
-    return []
-
-
-# -------------------------------------------------------------------------------------------- summary of a report
-
+SETTLED = "the first step from which every later checkpoint lies within the threshold of the last"
+"""What stabilisation is, in the words of tables, documents and the page."""
 
 Shown = Callable[[str], str]
 """A model or a run, by the name that the rest of the program has for it, as a reader sees it."""
@@ -104,11 +37,11 @@ def of_models(vectors: Vectors, shown: Shown) -> Iterator[str]:
         return
     best, second = sorted(names, key=lambda name: levels[name].value)[:2]
     behind = vectors.bits_per_byte(second, best)
-    told = "" if behind.interval[0] > 0 else ", which is within the error"
+    within = "" if behind.interval[0] > 0 else ", which is within the error"
     more = format_estimate(behind.value, behind.standard_error)
     yield (
         f"{_of_which(vectors, names)}{shown(best)} predicts the texts best, with {levels[best]}; next is "
-        f"{shown(second)}, behind by {more}{told}."
+        f"{shown(second)}, behind by {more}{within}."
     )
 
 
@@ -117,7 +50,7 @@ def of_pairs(vectors: Vectors, shown: Shown) -> Iterator[str]:
     places = np.flatnonzero([kind is None for kind in vectors.attributes["quantization"]])
     if len(places) < 3:
         return
-    names, matrix = vectors.names, vectors.kl()
+    names, matrix, around = vectors.names, vectors.kl(), Around(vectors)
     i, j = (places[ends] for ends in np.triu_indices(len(places), k=1))
     value = matrix.value[i, j]
     order, n_known = np.argsort(value), int((~np.isnan(value)).sum())  # what is not known comes last
@@ -126,8 +59,8 @@ def of_pairs(vectors: Vectors, shown: Shown) -> Iterator[str]:
     which = _of_which(vectors, [names[place] for place in places])
     for what, pair in (("nearest to each other", order[0]), ("farthest apart", order[n_known - 1])):
         a, b = int(i[pair]), int(j[pair])
-        kl = matrix[a, b]
-        yield f"{which}{shown(names[a])} and {shown(names[b])} are {what}: {kl}{_mark(kl)}."
+        found = around.pair(names[a], names[b])
+        yield f"{which}{shown(names[a])} and {shown(names[b])} are {what}: {found.kl}{_minding(found)}."
 
 
 def _of_which(vectors: Vectors, names: Sequence[str]) -> str:
@@ -151,7 +84,7 @@ def of_scale(measured: Sequence[Setting], texts: TextSet) -> Iterator[str]:
         which = "all of these" if len(out) == len(rows) else ", ".join(out)
         yield f"Out of range, distances rather than KL: {which}."
     if rows and not scales.published_holds(texts):
-        yield "Published values hold for pile-10k only: they stand beside these, and are not comparable with them."
+        yield "Published values hold for pile-10k only: they are not comparable with these."
 
 
 def of_trajectories(found: Sequence[Trajectory], seeds: Sequence[Seeds], source: str, shown: Shown) -> Iterator[str]:
@@ -168,20 +101,31 @@ def of_trajectories(found: Sequence[Trajectory], seeds: Sequence[Seeds], source:
     settled, level = [], 0.0
     for one in found:
         curve = one.behaviour.stabilisation
-        if curve is None or curve.threshold is None or curve.step is None or curve.interval is None:
-            continue
-        level, (low, high) = curve.threshold, curve.interval
-        when = f"step {curve.step:,} ({low:,.0f} to {high:,.0f})"
-        if curve.step == one.run.steps[-1]:
-            when = f"only its last, step {curve.step:,}"
-        elif curve.step == one.run.steps[0]:
-            when = f"by its first, step {curve.step:,}"
-        settled.append(f"{shown(one.run.name)} {when}")
+        if has_settled(curve):
+            level = curve.threshold or 0.0
+            settled.append(f"{shown(one.run.name)} {settling_step(curve, one.run.steps)}")
     if settled:
         yield (
-            f"First step (95 % interval over texts) from which a run stays within {level:.3g} bits/byte of its last "
-            f"checkpoint, {source}: {'; '.join(settled)}."
+            f"Stabilisation, {SETTLED} ({level:.3g} bits/byte, {source}; 95 % interval over texts): "
+            f"{'; '.join(settled)}."
         )
+
+
+def has_settled(curve: Stabilisation | None) -> TypeGuard[Stabilisation]:
+    """Whether there is a threshold, and a step that belongs to it."""
+    return curve is not None and None not in (curve.threshold, curve.step, curve.interval)
+
+
+def settling_step(curve: Stabilisation, steps: Any) -> str:
+    """The step from which a run with these `steps` has settled, in words, with its 95 % interval over texts."""
+    if curve.step == steps[-1]:
+        return f"only its last, step {curve.step:,}"
+    if curve.step == steps[0]:
+        return f"by its first, step {curve.step:,}"
+    assert curve.interval is not None
+    low, high = curve.interval
+    known = "" if np.isnan(low) else f" ({low:,.0f} to {high:,.0f})"
+    return f"step {curve.step:,}{known}"
 
 
 def _growth(one: Trajectory, shown: Shown) -> str:
@@ -196,33 +140,35 @@ def _growth(one: Trajectory, shown: Shown) -> str:
 
 def of_layers(found: Mapping[str, Sequence[Layer]], shown: Shown) -> Iterator[str]:
     """Where the layers of each model change the most."""
-    said = []
+    made = []
     for model, rows in found.items():
         steps = [(row.from_previous, row.layer) for row in rows if row.from_previous is not None]
         if steps:
             (most, into), (least, other) = (choose(steps, key=lambda step: step[0].value) for choose in (max, min))
-            said.append(
-                f"{shown(model)}: KL from layer to layer is largest into layer {into}, {most}{_mark(most)}, and "
-                f"smallest into layer {other}, {least}{_mark(least)}."
+            made.append(
+                f"{shown(model)}: KL from layer to layer is largest into layer {into}, {most}"
+                f"{_minding(Measured(most, most.n_texts))}, and smallest into layer {other}, {least}"
+                f"{_minding(Measured(least, least.n_texts))}."
             )
-    yield from _first(said)
+    yield from _first(made)
 
 
 def of_ladders(vectors: Vectors, ladders: Mapping[str, Sequence[str]], shown: Shown) -> Iterator[str]:
     """The quantized variants of each model, nearest first."""
-    said, matrix = [], vectors.kl()
+    made, around = [], Around(vectors)
     for base, variants in ladders.items():
         rungs, costly = [], []
         for name in variants:
-            kl, kind = matrix[vectors.position(base), vectors.position(name)], vectors.attributes["quantization"][name]
-            rungs.append(f"{kind} {format_estimate(kl.value, kl.standard_error)}{_mark(kl)}")
+            found, kind = around.pair(base, name), vectors.attributes["quantization"][name]
+            value = format_estimate(found.kl.value, found.kl.standard_error)
+            rungs.append(f"{kind} {value}{_minding(found)}")
             if vectors.bits_per_byte(name, base).interval[0] > 0:
                 costly.append(str(kind))
         worse = f"; worse than it beyond the error: {', '.join(costly)}" if costly else ""
-        said.append(
+        made.append(
             f"Quantized variants of {shown(base)}, KL from it in bits/byte, nearest first: {', '.join(rungs)}{worse}."
         )
-    yield from _first(said)
+    yield from _first(made)
 
 
 def _first(sentences: Sequence[str]) -> Iterator[str]:
@@ -231,5 +177,7 @@ def _first(sentences: Sequence[str]) -> Iterator[str]:
         yield f"Likewise for {len(sentences) - MOST:,} more, below."
 
 
-def _mark(kl: KL) -> str:
-    return "" if kl.in_range else " (out of range)"
+def _minding(found: Measured) -> str:
+    """The cautions of a KL, in brackets."""
+    words = ", ".join(caution.words for caution in found.cautions)
+    return f" ({words})" if words else ""

@@ -12,7 +12,7 @@ from scipy import stats
 
 from klscale.inputs.texts import TextSet
 from klscale.science.estimates import Estimate, format_estimate
-from klscale.show import findings
+from klscale.show import cautions, sentences
 from klscale.studies import lens, scales
 from klscale.studies.scales import Setting
 from klscale.vectors.vectors import CONVENTION, Vectors
@@ -62,10 +62,13 @@ def test_each_caution_is_that_of_its_pairs():
     rows["far"] -= 45  # 2.1 bits/byte
     dtypes = ["float32"] * 6 + ["bfloat16"] + [None] * 3
     vectors = made(rows, dtypes, clip=-148.0)
-    matrix, noise = vectors.kl(), np.full((len(rows),) * 2, np.nan)
+    noise = np.full((len(rows),) * 2, np.nan)
     for a, b, level in ((0, 1, 0.002), (0, 6, 0.03), (1, 6, 0.0001)):  # of a KL of about 0.014
         noise[a, b] = noise[b, a] = level
-    found = findings.cautions(matrix, vectors.texts, dtypes, noise)
+    around = cautions.Around(vectors)
+    object.__setattr__(around, "noise", noise)
+    places = np.indices((len(rows),) * 2)
+    found = cautions.flags(around.pairs(*places))
     np.testing.assert_array_equal(found, found.T)
     seen = set()
     for i, (a, one) in enumerate(rows.items()):
@@ -76,33 +79,37 @@ def test_each_caution_is_that_of_its_pairs():
             below = max((row[common] < -148).mean() for row in (one, other)) if common.any() else 0
             kept = (one - other if below > 0.05 else np.maximum(one, -148) - np.maximum(other, -148))[common]
             level = max(-np.nanmean(row) for row in (one, other)) / (BYTES * math.log(2))
-            wanted = {2} if below > 0.05 else set()
+            wanted = {"unclipped"} if below > 0.05 else set()
             if kept.size:
-                wanted |= {1} if kept.var() / 2 > 100 or level > 2 else set()
-                wanted |= {4} if stats.kurtosis(kept, fisher=False) > 10 else set()
-            wanted |= {8} if kept.size < N else set()
-            wanted |= {16} if "half" in (a, b) and None not in (dtypes[i], dtypes[j]) else set()
+                wanted |= {"out_of_range"} if kept.var() / 2 > 100 or level > 2 else set()
+                wanted |= {"heavy_tails"} if stats.kurtosis(kept, fisher=False) > 10 else set()
+            wanted |= {"some_texts"} if kept.size < N else set()
+            wanted |= {"different_dtypes"} if "half" in (a, b) and None not in (dtypes[i], dtypes[j]) else set()
             if kept.size and not np.isnan(noise[i, j]):
                 share = noise[i, j] / (kept.var() / SCALE)
-                wanted |= {64} if share >= 1 else {32} if share > 0.1 else set()
-            assert {bit for bit in findings.CAUTIONS if found[i, j] & bit} == wanted, (a, b)
-            told = findings.warnings_of(matrix[i, j], vectors.texts, dtypes[i], dtypes[j], noise[i, j])
+                wanted |= {"below_noise_floor"} if share >= 1 else {"rounding_noise"} if share > 0.1 else set()
+            assert {key for key, bit in cautions.BITS.items() if found[i, j] & bit} == wanted, (a, b)
+            told = cautions.warnings(around.pair(a, b), vectors.texts)
             assert len(told) == len(wanted), (a, b, told)
-            for bit, words in (
-                (2, f"the clip would move {below:.0%} of a vector"), (4, "heavy tails"), (16, "dtypes"),
-                (32, "rounding noise is about 0.002 bits/byte"), (64, "below the noise floor"),
+            for key, words in (
+                ("unclipped", f"the clip would move {below:.0%} of a vector"),
+                ("heavy_tails", "heavy tails"), ("different_dtypes", "dtypes"),
+                ("rounding_noise", "rounding noise is about 0.002 bits/byte"),
+                ("below_noise_floor", "below the noise floor"),
             ):  # fmt: skip
-                assert any(words in sentence for sentence in told) == (bit in wanted), (a, b, told)
-            assert any(f"only {kept.size:,} of {N:,} texts" in sentence for sentence in told) == (8 in wanted)
+                assert any(words in sentence for sentence in told) == (key in wanted), (a, b, told)
+            assert any(f"only {kept.size:,} of {N:,} texts" in sentence for sentence in told) == (
+                "some_texts" in wanted
+            )
             seen |= wanted
-    assert seen == {*findings.CAUTIONS}
+    assert seen == {*cautions.BITS}
 
 
 @pytest.mark.parametrize(("count", "words"), [(1, "one document"), (19, "only 19 documents"), (20, ""), (0, "")])
 def test_few_documents_are_said(count, words):
     documents = tuple(n % count for n in range(N)) if count else None
     texts = TextSet(name="made", id="0123456789ab", bytes=np.full(N, BYTES), document=documents)
-    assert [words in sentence for sentence in findings.warnings_of_documents(texts)] == [True] * bool(words)
+    assert [words in sentence for sentence in cautions.of_documents(texts)] == [True] * bool(words)
 
 
 # ------------------------------------------------------------------------------------------------- models and pairs
@@ -113,7 +120,7 @@ def test_the_best_model_is_that_of_all_texts():
     generator = np.random.default_rng(2)
     base = -100 + 5 * generator.standard_normal(N)
     rows = {"poor": base - 4, "good": base - 1 + WAVE, "best": base.copy()}
-    (told,) = findings.of_models(made(rows), shown)
+    (told,) = sentences.of_models(made(rows), shown)
     behind = (rows["best"] - rows["good"]) / (BYTES * math.log(2))
     more = format_estimate(behind.mean(), behind.std() / math.sqrt(N))
     level = -base / (BYTES * math.log(2))
@@ -121,7 +128,7 @@ def test_the_best_model_is_that_of_all_texts():
         f"<best> predicts the texts best, with {format_estimate(level.mean(), level.std() / math.sqrt(N))} bits/byte; "
         f"next is <good>, behind by {more}."
     )
-    (told,) = findings.of_models(made({**rows, "good": base - 0.01 + 3 * generator.standard_normal(N)}), shown)
+    (told,) = sentences.of_models(made({**rows, "good": base - 0.01 + 3 * generator.standard_normal(N)}), shown)
     assert told.endswith(", which is within the error.")
     lacking = {**rows, "short": base + 9}
     lacking["short"][0] = np.nan  # better on those that it has, and easier ones may be missing
@@ -131,10 +138,10 @@ def test_the_best_model_is_that_of_all_texts():
         (quantized, "Of the models that are not quantized, <best>"),
         ({**lacking, **quantized}, "Of the models that are not quantized and have all texts, <best>"),
     ):
-        (told,) = findings.of_models(made(models), shown)
+        (told,) = sentences.of_models(made(models), shown)
         assert told.startswith(which)
-    assert not [*findings.of_models(made({"one": base, "one+int8": base - 1}), shown)]
-    assert not [*findings.of_models(made({"one": base, "same": base}), shown)]
+    assert not [*sentences.of_models(made({"one": base, "one+int8": base - 1}), shown)]
+    assert not [*sentences.of_models(made({"one": base, "same": base}), shown)]
 
 
 def test_the_nearest_and_the_farthest_pair_are_told():
@@ -142,19 +149,19 @@ def test_the_nearest_and_the_farthest_pair_are_told():
     base = -100 + 2 * ACROSS
     place = {"a": 0, "b": 3, "c": 4, "d": 19}
     rows = {name: base + x * WAVE + 0.1 * x * x * ACROSS for name, x in place.items()}
-    near, far = findings.of_pairs(made(rows), shown)
+    near, far = sentences.of_pairs(made(rows), shown)
     assert near == f"<b> and <c> are nearest to each other: {kl_by_hand(rows['b'], rows['c'])} bits/byte."
     assert far == f"<a> and <d> are farthest apart: {kl_by_hand(rows['a'], rows['d'])} bits/byte (out of range)."
-    near, far = findings.of_pairs(made({**rows, "a+int8": base - 30 * WAVE}), shown)
+    near, far = sentences.of_pairs(made({**rows, "a+int8": base - 30 * WAVE}), shown)
     assert near.startswith("Of the models that are not quantized, <b> and <c>")
     assert far.startswith("Of the models that are not quantized, <a> and <d>")
     for name, part in (("a", slice(N // 2)), ("d", slice(N // 2, N))):
         rows[name] = rows[name].copy()
         rows[name][part] = np.nan
-    _, far = findings.of_pairs(made(rows), shown)
+    _, far = sentences.of_pairs(made(rows), shown)
     assert far.startswith("<b> and <d> are farthest apart")
-    assert not [*findings.of_pairs(made({"a": base, "b": base + WAVE}), shown)]
-    assert not [*findings.of_pairs(made(dict.fromkeys("abc", base)), shown)]
+    assert not [*sentences.of_pairs(made({"a": base, "b": base + WAVE}), shown)]
+    assert not [*sentences.of_pairs(made(dict.fromkeys("abc", base)), shown)]
 
 
 # ------------------------------------------------------------------------------------------------------------- scale
@@ -176,15 +183,15 @@ def test_the_scale_is_told_and_what_of_it_is_no_kl():
         setting("seed", 0.05, (True, True, False)), setting("size", 0.5, (True, False)),
         setting("family", 2.0, (True, False, False)), setting("layer", 9.0, (False,)),
     ]  # fmt: skip
-    medians, out, published = findings.of_scale(rows, texts)
+    medians, out, published = sentences.of_scale(rows, texts)
     assert medians.endswith(": seed 0.0500 ± 0.0050; size 0.500 ± 0.050; family 2.00 ± 0.20.")
     assert out == "Out of range, distances rather than KL: family."
     assert "are not comparable" in published
-    assert [*findings.of_scale(rows[:2], texts)] == [medians.split("; family")[0] + ".", published]
-    assert [*findings.of_scale(rows[2:], texts)][1] == "Out of range, distances rather than KL: all of these."
-    assert not [*findings.of_scale(rows[3:], texts)]
+    assert [*sentences.of_scale(rows[:2], texts)] == [medians.split("; family")[0] + ".", published]
+    assert [*sentences.of_scale(rows[2:], texts)][1] == "Out of range, distances rather than KL: all of these."
+    assert not [*sentences.of_scale(rows[3:], texts)]
     ten_thousand = replace(texts, bytes=np.full(10_000, scales.PILE_MEAN_BYTES), clip=scales.PILE_CLIP)
-    assert [*findings.of_scale(rows[:1], ten_thousand)] == [medians.split("; size")[0] + "."]
+    assert [*sentences.of_scale(rows[:1], ten_thousand)] == [medians.split("; size")[0] + "."]
 
 
 # ------------------------------------------------------------------------------------------------------ trajectories
@@ -215,7 +222,7 @@ def test_how_runs_move_is_told_with_each_number_in_its_place():
         moved("bare", pure(0.35, 0.05)),
         moved("short", None),
     ]
-    of_seeds, alone, bare, settled = findings.of_trajectories(runs, [group], "the median between seeds", shown)
+    of_seeds, alone, bare, settled = sentences.of_trajectories(runs, [group], "the median between seeds", shown)
     assert of_seeds == (
         "Over 2 seeds, squared distance grows with lag as its 0.410 ± 0.010 power in log-likelihoods (± over texts; "
         "0.420 ± 0.020 over seeds) and its 0.830 ± 0.030 power in weights (± over seeds; 1: diffusion); alpha "
@@ -225,15 +232,15 @@ def test_how_runs_move_is_told_with_each_number_in_its_place():
     assert alone == (f"<alone>: {grows} 0.250 ± 0.050 power, in weights as its 0.750 ± 0.060 power (1: diffusion).")
     assert bare == f"<bare>: {grows} 0.350 ± 0.050 power (1: diffusion)."
     assert settled == (
-        "First step (95 % interval over texts) from which a run stays within 0.04 bits/byte of its last checkpoint, "
-        "the median between seeds: <s1> step 100 (0 to 2,000); <s2> only its last, step 2,000; <alone> by its first, "
-        "step 0."
+        "Stabilisation, the first step from which every later checkpoint lies within the threshold of the last (0.04 "
+        "bits/byte, the median between seeds; 95 % interval over texts): <s1> step 100 (0 to 2,000); <s2> "
+        "only its last, step 2,000; <alone> by its first, step 0."
     )
-    many = [moved(f"r{n}", pure(0.1, 0.01)) for n in range(findings.MOST + 2)]
-    told = [*findings.of_trajectories(many, [], "", shown)]
-    assert len(told) == findings.MOST + 1
+    many = [moved(f"r{n}", pure(0.1, 0.01)) for n in range(sentences.MOST + 2)]
+    told = [*sentences.of_trajectories(many, [], "", shown)]
+    assert len(told) == sentences.MOST + 1
     assert told[-1] == "Likewise for 2 more, below."
-    assert len([*findings.of_trajectories(many[: findings.MOST], [], "", shown)]) == findings.MOST
+    assert len([*sentences.of_trajectories(many[: sentences.MOST], [], "", shown)]) == sentences.MOST
 
 
 # --------------------------------------------------------------------------------------------- layers and variants
@@ -245,7 +252,7 @@ def test_where_layers_change_most_is_told():
     for places, most, least in (((0, 5, 6, 9), 1, 2), ((0, 5, 6, 26), 3, 2), ((0, 1, 6, 9), 2, 1)):
         rows = {f"m#{n}": base + x * WAVE + 0.1 * x * x * ACROSS for n, x in enumerate(places)}
         values = [*rows.values()]
-        (told,) = findings.of_layers(lens.layers(made(rows)), shown)
+        (told,) = sentences.of_layers(lens.layers(made(rows)), shown)
         large, small = (kl_by_hand(values[n - 1], values[n]) for n in (most, least))
         beyond = " (out of range)" if 26 in places else ""
         assert told == (
@@ -253,8 +260,8 @@ def test_where_layers_change_most_is_told():
             f"layer {least}, {small} bits/byte."
         )
     found = lens.layers(made(rows))
-    many = {f"m{n}": found["m"] for n in range(findings.MOST + 1)}
-    assert [*findings.of_layers(many, shown)][-1] == "Likewise for 1 more, below."
+    many = {f"m{n}": found["m"] for n in range(sentences.MOST + 1)}
+    assert [*sentences.of_layers(many, shown)][-1] == "Likewise for 1 more, below."
 
 
 def test_variants_are_told_nearest_first_and_only_those_are_worse_that_are_beyond_the_error():
@@ -267,7 +274,7 @@ def test_variants_are_told_nearest_first_and_only_those_are_worse_that_are_beyon
     rows = {"m": base, **{name: base + mean + size * noise for name, (mean, size) in shift.items()}}
     ladder = {"m": [f"m+{kind}" for kind in ("int8", "nf4", "fp4", "int4")]}
     vectors = made(rows)
-    (told,) = findings.of_ladders(vectors, ladder, shown)
+    (told,) = sentences.of_ladders(vectors, ladder, shown)
     error = rows["m"] - rows["m+fp4"]
     assert 0 < error.mean() < error.std() / math.sqrt(N), "worse, within the error"
     rungs = ", ".join(
@@ -278,7 +285,7 @@ def test_variants_are_told_nearest_first_and_only_those_are_worse_that_are_beyon
         f"Quantized variants of <m>, KL from it in bits/byte, nearest first: {rungs}; worse than it beyond the error: "
         "int8, int4."
     )
-    (told,) = findings.of_ladders(vectors, {"m": ["m+nf4", "m+fp4"]}, shown)
+    (told,) = sentences.of_ladders(vectors, {"m": ["m+nf4", "m+fp4"]}, shown)
     assert "worse" not in told
-    many = {**{f"m{n}": [] for n in range(findings.MOST)}, **ladder}
-    assert [*findings.of_ladders(vectors, many, shown)][-1] == "Likewise for 1 more, below."
+    many = {**{f"m{n}": [] for n in range(sentences.MOST)}, **ladder}
+    assert [*sentences.of_ladders(vectors, many, shown)][-1] == "Likewise for 1 more, below."

@@ -1,0 +1,240 @@
+"""What `klscale compare` shows: KL of each pair, which model is better and by how much, and the ladder of variants."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import combinations
+from typing import Any
+
+from klscale.inputs.references import WEIGHTS_ONLY
+from klscale.inputs.texts import TextSet
+from klscale.science.estimates import Estimate, format_estimate
+from klscale.science.kl import KL
+from klscale.show import cautions
+from klscale.show import precision as looks
+from klscale.show.cautions import Around, Measured
+from klscale.show.columns import BITS, HEAD, Column, estimate, number, table
+from klscale.show.columns import records as records_of
+from klscale.show.pairs import PAIR, marked
+from klscale.show.terminal import describe_texts, out, plain
+from klscale.studies import scales
+from klscale.studies.precision import SequentialComparison
+from klscale.studies.scales import Setting
+from klscale.vectors.vectors import Vectors
+
+MANY = 8
+"""Models beyond which not all pairs of shifts are listed."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Two models beside each other. `others` makes the records of the pairs with every third model; `precise` is the
+    comparison to a wanted precision that the KL comes from, if any."""
+
+    a: str
+    b: str
+    measured: Measured
+    setting: str | None
+    placed: str | None
+    of_a: Estimate
+    of_b: Estimate
+    difference: Estimate
+    texts: TextSet
+    warnings: list[str]
+    others: Callable[[], list[Beside]]
+    precise: SequentialComparison | None = None
+
+    @property
+    def verdict(self) -> str:
+        """Which of the two is better on these texts, by how much, or that this cannot be told."""
+        value, error, (low, high) = self.difference.value, self.difference.standard_error, self.difference.interval
+        if error == 0 and value == 0:
+            return "identical on every text"
+        if not math.isfinite(error):
+            return "which is better cannot be told from so few texts"
+        if low <= 0 <= high:
+            return f"neither is better within the error ({format_estimate(value, error, sign=True)} bits/byte)"
+        better = self.a if value > 0 else self.b
+        return f"{plain(better)} is better by {format_estimate(abs(value), error)} bits/byte"
+
+
+@dataclass(frozen=True)
+class Beside:
+    """The first model's pair with a third model, against its pair with the second."""
+
+    model: str
+    uses_clip: bool
+    kl_difference: Estimate
+    shift_cosine: Estimate
+
+
+BESIDE = (
+    Column("model", "The third model."),
+    Column("uses_clip", "Whether both KLs are with the clip: common texts and clip for all models compared."),
+    estimate("kl_difference", "KL(a, third model) less KL(a, b), with the paired standard error."),
+    estimate("shift_cosine", "Cosine between the shifts from a to b and to the third model; 1: the same way.", ""),
+)
+
+COMPARED = (
+    *PAIR,
+    Column("setting", "The setting of the scale that this pair is of; null: none."),
+    Column("placed", "Where the KL lies on the scale of these texts, in words; null: there is none."),
+    estimate("bits_per_byte_a", "How well a predicts the texts; less is better.", value=lambda it: it.of_a),
+    estimate("bits_per_byte_b", "The same of b.", value=lambda it: it.of_b),
+    estimate(
+        "bits_per_byte_difference",
+        "Difference in bits/byte, b less a, paired: above 0, a is better.",
+        value=lambda it: it.difference,
+    ),
+    *HEAD,
+    Column(
+        "warnings", "The cautions as sentences, with figures, and those of the texts.", value=lambda it: it.warnings
+    ),
+    Column(
+        "beside",
+        "Where a is the first model: its pairs with every other model, against this pair.",
+        value=lambda it: it.others(),
+        within=BESIDE,
+        many=True,
+    ),
+)
+
+
+def rows(
+    vectors: Vectors,
+    pairs: Mapping[tuple[str, str], KL],
+    measured: Sequence[Setting],
+    precise: SequentialComparison | None = None,
+) -> list[Compared]:
+    """Each pair of models beside each other, with its KL; `measured` is the scale of the store. `precise` is the
+    comparison to a wanted precision that the KLs come from, if any."""
+    around, attributes = Around(vectors), vectors.attributes
+    alike = cache(vectors.on_common_texts)
+
+    def row(a: str, b: str, kl: KL) -> Compared:
+        found = around.pair(a, b, kl)
+        known = [{str(key): value for key, value in attributes.loc[name].dropna().items()} for name in (a, b)]
+        refs = [vectors.models[vectors.position(name)] for name in (a, b)]
+        return Compared(
+            a,
+            b,
+            found,
+            scales.setting_of(known[0], known[1], refs[0], refs[1]),
+            scales.place(found.kl.value, vectors.texts, measured, pair=(a, b)),
+            vectors.bits_per_byte(a),
+            vectors.bits_per_byte(b),
+            vectors.bits_per_byte(b, a),
+            vectors.texts,
+            cautions.warnings(found, vectors.texts),
+            lambda: beside(alike(), a, b),
+            precise,
+        )
+
+    return [row(a, b, kl) for (a, b), kl in pairs.items()]
+
+
+def records(compared: Sequence[Compared]) -> list[dict[str, Any]]:
+    """The JSON of each pair."""
+    precise = any(row.precise for row in compared)
+    return records_of((*COMPARED, *looks.PRECISION) if precise else COMPARED, compared)
+
+
+def beside(vectors: Vectors, a: str, b: str) -> list[Beside]:
+    """A pair of the first model against its pairs with every third model; none for other pairs. `vectors` are on common
+    texts and clip."""
+    if a != vectors.names[0]:
+        return []
+    clipped = vectors.texts.clip is not None
+    return [
+        Beside(other, clipped, vectors.kl_difference((a, other), (a, b)), vectors.shift_cosine(a, b, other))
+        for other in vectors.names
+        if other not in (a, b)
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------- for a person
+
+
+def print_comparison(vectors: Vectors, compared: Sequence[Compared]) -> None:
+    """KL of each pair; bits per byte of each model; the ladder of variants; what that amounts to, and cautions."""
+    out.print(describe_texts(vectors.texts))
+    out.print(table(COMPARED, compared, "\nKL"))
+    _print_levels(vectors)
+    if has_ladder(vectors, [(row.a, row.b) for row in compared]):
+        print_ladder(vectors)
+    out.print()
+    alone = sorted({ref.quantization for ref in vectors.models if ref.quantization in WEIGHTS_ONLY})
+    if alone:
+        out.print(f"{', '.join(alone)}: weights alone; a kernel or quantized activations add to the KL.\n")
+    for row in compared:
+        out.print(f"{plain(row.a)} and {plain(row.b)}: {row.verdict}.")
+        if row.placed:
+            out.print(f"  Their KL is {row.placed}.")
+        for caution in row.measured.cautions:
+            out.print(f"  {caution.mark} {caution.sentence(row.measured)}", style="yellow")
+    for warning in cautions.of_documents(vectors.texts):
+        out.print(f"Note: {warning}.", style="yellow")
+    if all(row.placed is None and row.measured.kl.value != 0 for row in compared):
+        out.print(
+            "These texts have no scale: published values hold for pile-10k only. Score seeds, sizes or checkpoints on "
+            "them to have one.",
+            style="dim",
+        )
+    if compared[0].precise is not None:
+        looks.print_precision(compared[0].precise)
+
+
+def _print_levels(vectors: Vectors) -> None:
+    """Bits per byte of each model, and by how much it exceeds the first."""
+    first = vectors.names[0]
+
+    def against(name: str) -> str:
+        return "" if name == first else number(vectors.bits_per_byte(name, first), sign=True)
+
+    columns = (
+        Column("", title="model", cell=plain, words=True),
+        Column("", title="bits/byte ± SE", cell=lambda name: number(vectors.bits_per_byte(name))),
+        Column("", title=f"less {plain(first)}", cell=against),
+    )
+    out.print(table(columns, vectors.names, "\nHow good each model is"))
+
+
+def has_ladder(vectors: Vectors, pairs: Sequence[tuple[str, str]]) -> bool:
+    """Whether two models or more are compared with the first alone, or all models are its variants."""
+    variants = all(ref.name == vectors.models[0].name for ref in vectors.models)
+    return len(vectors) > 2 and (variants or all(pair[0] == vectors.names[0] for pair in pairs))
+
+
+def print_ladder(vectors: Vectors) -> None:
+    """The models from the nearest to the first to the farthest, each step with its paired standard error, and whether
+    they differ from the first in the same way; on common texts and clip."""
+    clip, vectors = vectors.texts.clip, vectors.on_common_texts()
+    first, matrix, around = vectors.names[0], vectors.kl(), Around(vectors)
+    order = sorted(vectors.names[1:], key=lambda name: matrix[first, name].value)
+    above = dict(zip(order[1:], order, strict=False))
+    rungs = {name: around.pair(first, name) for name in order}
+
+    def step(name: str) -> str:
+        return number(vectors.kl_difference((first, name), (first, above[name]))) if name in above else ""
+
+    columns = (
+        Column("", title="model", cell=plain, words=True),
+        Column("", title=f"KL ± SE, {BITS}", cell=lambda name: marked(rungs[name])),
+        Column("", title="more than the one above", cell=step),
+    )
+    out.print(table(columns, order, f"\nFrom {plain(first)}"))
+    cautions.print_footnotes(None, rungs.values())
+    if vectors.texts.clip != clip:
+        out.print("Not clipped here: the clip would move more than 5 % of a vector.", style="yellow")
+    if len(order) > MANY:
+        return
+    shifts = (
+        Column("", title="model", cell=lambda pair: plain(pair[0]), words=True),
+        Column("", title="model", cell=lambda pair: plain(pair[1]), words=True),
+        Column("", title="cosine", cell=lambda pair: number(vectors.shift_cosine(first, *pair))),
+    )
+    title = f"\nDo they shift {plain(first)} the same way? (1: yes)"
+    out.print(table(shifts, list(combinations(order, 2)), title))

@@ -1,0 +1,82 @@
+"""Files that a result is kept in: tables, pictures, pages; each whole or not there."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from klscale.errors import InputError, StorageError, nearest
+from klscale.show.terminal import without_nan
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TABLES, PICTURES, PAGES = (".csv", ".parquet"), (".png", ".svg", ".pdf"), (".html", ".htm")
+"""Endings of files; the ending says what is written."""
+
+
+def require_ending(file: Path, endings: Sequence[str] = (*TABLES, *PICTURES)) -> None:
+    """Raises InputError for a file that does not end as one of these, by default a table or a picture."""
+    if file.suffix not in endings:
+        raise InputError(
+            f"{file}: unknown ending {file.suffix!r}.",
+            f"It says what is written: {', '.join(endings)}.",
+            nearest(file.suffix, endings),
+        )
+
+
+def save(
+    file: Path,
+    rows: Callable[[], Sequence[Mapping[str, Any]] | Mapping[str, Any]],
+    picture: Callable[[], Figure],
+) -> None:
+    """A table (.csv, .parquet) of rows or arrays, or a picture (.png, .svg, .pdf), by the file's ending."""
+    require_ending(file)
+    if file.suffix in TABLES:
+        save_table(file, rows())
+    else:
+        save_picture(file, picture())
+
+
+def save_table(file: Path, rows: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> None:
+    """Rows, or arrays by key, as CSV or Parquet."""
+    import pandas as pd
+
+    made = pd.DataFrame(rows)
+    if file.suffix == ".csv":
+        whole(file, lambda temporary: made.to_csv(temporary, index=False))
+    else:
+        whole(file, lambda temporary: made.to_parquet(temporary, index=False))
+
+
+def save_picture(file: Path, figure: Figure) -> None:
+    """A figure as PNG, SVG or PDF."""
+    from klscale.show import pictures
+
+    whole(file, lambda temporary: pictures.save(figure, temporary))
+
+
+def save_json(file: Path, value: Any) -> None:
+    """A result as JSON."""
+    text = json.dumps(without_nan(value), indent=2, allow_nan=False) + "\n"
+    whole(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def whole(file: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file under a temporary name with the same ending, then rename it: nobody sees half a file. Raises
+    StorageError where it cannot be written."""
+    temporary = file.with_name(f".{file.stem}.{uuid.uuid4().hex[:8]}{file.suffix}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(temporary)
+            temporary.replace(file)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"{file} could not be written.", f"{error.strerror or error}.", "Another place: --out FILE"
+        ) from error

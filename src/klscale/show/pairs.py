@@ -1,0 +1,178 @@
+"""The KL of two models, wherever it is shown: its columns, and what `klscale kl` prints and keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from klscale.science.estimates import format_estimate
+from klscale.show import cautions, files
+from klscale.show.cautions import Around, Measured
+from klscale.show.columns import BITS, Column, arrays, interval, number, table, unit, within
+from klscale.show.terminal import describe_texts, out, plain
+from klscale.vectors.vectors import Vectors
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MANY = 120
+"""Pairs beyond which the terminal shows the nearest and the farthest alone."""
+ENDS = 10
+"""How many of each it then shows."""
+
+
+def marked(measured: Measured) -> str:
+    """KL ± standard error with its marks."""
+    return number(measured.kl) + cautions.marks(measured)
+
+
+def _unclipped(measured: Measured) -> str:
+    """Nothing where the text set has no clip."""
+    kl = measured.kl
+    if not kl.uses_clip and not kl.clipped:
+        return ""
+    return format_estimate(kl.value_unclipped, kl.standard_error_unclipped)
+
+
+KL_COLUMNS = (
+    Column(
+        "kl",
+        "KL divergence of the two models; with the clip, unless it moves more than 5 % of either vector.",
+        BITS,
+        lambda it: it.kl.value,
+        "KL ± SE, bits/byte",
+        marked,
+    ),
+    Column("standard_error", "Its standard error over texts.", BITS, lambda it: it.kl.standard_error),
+    Column(
+        "interval_low",
+        "Lower end of the 95 % interval, kl / f with f = exp(z standard_error / kl); the exponent is at most 700.",
+        BITS,
+        lambda it: it.kl.interval[0],
+        "95 % interval",
+        lambda it: interval(it.kl),
+    ),
+    Column("interval_high", "Upper end of that interval, kl f.", BITS, lambda it: it.kl.interval[1]),
+    unit(),
+    Column("kl_unclipped", "KL without the clip.", BITS, lambda it: it.kl.value_unclipped, "unclipped", _unclipped),
+    Column(
+        "standard_error_unclipped",
+        "The standard error of that.",
+        BITS,
+        lambda it: it.kl.standard_error_unclipped,
+    ),
+    Column("clipped", "Largest share of either vector that the clip moves.", "share", lambda it: it.kl.clipped),
+    Column("uses_clip", "Whether `kl` is with the clip.", "", lambda it: it.kl.uses_clip),
+    Column("kl_nats_per_text", "The same KL for a text of mean length.", "nats/text", lambda it: it.kl.nats_per_text),
+    Column("n_texts", "Texts scored with both models.", "texts", lambda it: it.kl.n_texts),
+    Column(
+        "n_documents",
+        "Documents of these texts, where texts share them: clusters of the standard error; else null.",
+        "documents",
+        lambda it: it.kl.n_documents,
+    ),
+    Column("mean_bytes", "Mean length of these texts.", "bytes", lambda it: it.kl.mean_bytes),
+    Column(
+        "kurtosis",
+        "Kurtosis of the log-likelihood difference; 3 for a normal one.",
+        "",
+        lambda it: it.kl.kurtosis,
+        "kurtosis",
+        lambda it: f"{it.kl.kurtosis:.1f}",
+    ),
+    Column(
+        "in_range",
+        "Whether the value is a KL; else it is a distance that overstates KL.",
+        "",
+        lambda it: it.kl.in_range,
+    ),
+    Column(
+        "noise",
+        "What rounding adds to the KL in expectation, by the noise floors of both models; null: not known.",
+        BITS,
+        lambda it: it.noise,
+    ),
+    Column("cautions", "What keeps the value from being read plainly: keys of the list below.", "", cautions.keys),
+)
+"""Of a `Measured`."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two models and their KL; or many: arrays of these."""
+
+    a: Any
+    b: Any
+    measured: Measured
+
+
+A = Column("a", "One model.", title="model", cell=lambda it: plain(it.a), words=True)
+B = Column("b", "The other model.", title="model", cell=lambda it: plain(it.b), words=True)
+PAIR = (A, B, *within(KL_COLUMNS, lambda it: it.measured))
+"""Of a `Pair`."""
+
+
+def kl(key: str, meaning: str, value: Callable[[Any], Measured | None], *, title: str = "") -> Column:
+    """A column of KLs, each a record of its own."""
+
+    def cell(source: Any) -> str:
+        return "" if (measured := value(source)) is None else marked(measured)
+
+    return Column(key, meaning, BITS, value, title, cell, within=KL_COLUMNS)
+
+
+# ------------------------------------------------------------------------------------------------------- klscale kl
+
+
+def matrix_record(vectors: Vectors) -> list[dict[str, Any]]:
+    """Every pair once, in order of rows."""
+    columns = matrix_arrays(vectors)
+    size = len(columns["a"])
+    listed = {
+        key: value.tolist() if isinstance(value, np.ndarray) else [value] * size for key, value in columns.items()
+    }
+    listed["cautions"] = [(words or "").split() for words in listed["cautions"]]
+    return [dict(zip(listed, row, strict=True)) for row in zip(*listed.values(), strict=True)]
+
+
+def matrix_arrays(vectors: Vectors) -> dict[str, Any]:
+    """Every pair once, in order of rows, as arrays (K (K - 1) / 2,) by key."""
+    names = np.array(vectors.names, dtype=object)
+    i, j = np.triu_indices(len(vectors), k=1)
+    columns = arrays(PAIR, Pair(names[i], names[j], Around(vectors).pairs(i, j)))
+    documents = columns["n_documents"].astype(object)
+    documents[documents == 0] = None
+    return columns | {"n_documents": documents}
+
+
+def print_matrix(vectors: Vectors) -> None:
+    """All pairs from the nearest to the farthest; both ends where they are many."""
+    out.print(describe_texts(vectors.texts))
+    value, around = vectors.kl().value, Around(vectors)
+    i, j = np.triu_indices(len(vectors), k=1)
+    order = np.argsort(value[i, j])
+    if len(order) > MANY:
+        out.print(f"{len(vectors):,} models, {len(order):,} pairs; the nearest and the farthest (all: --out FILE.csv)")
+        order = np.concatenate([order[:ENDS], order[-ENDS:]])
+
+    def pairs() -> Iterator[Pair]:
+        for place in order:
+            a, b = vectors.names[i[place]], vectors.names[j[place]]
+            yield Pair(a, b, around.pair(a, b))
+
+    shown = list(pairs())
+    out.print(table(PAIR, shown, "\nKL"))
+    cautions.print_footnotes(vectors.texts, (pair.measured for pair in shown))
+
+
+def save_matrix(vectors: Vectors, file: Path, picture: Callable[[Vectors], Figure]) -> None:
+    """All pairs as a table, or a picture of them; by the file's ending."""
+
+    def columns() -> dict[str, Any]:
+        return {key: values for key, values in matrix_arrays(vectors).items() if key != "unit"}
+
+    files.save(file, columns, lambda: picture(vectors))

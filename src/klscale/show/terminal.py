@@ -1,0 +1,137 @@
+"""The terminal: the two consoles, tables, errors in three lines, JSON, and a bar for long work."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from klscale.errors import KlscaleError, printable
+from klscale.progress import Progress
+
+if TYPE_CHECKING:
+    from klscale.inputs.texts import TextSet
+
+PROSE = 100
+"""Characters of a line of sentences."""
+WIDE = 200
+"""Characters of a line where the output is no terminal: a file or a pipe does not wrap."""
+
+out = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else WIDE)
+err = Console(stderr=True, highlight=False, emoji=False, width=None if sys.stderr.isatty() else WIDE)
+
+
+def print_error(error: KlscaleError) -> None:
+    """What, why, remedy: one line each."""
+    lines = [line for line in (error.what, error.why, error.remedy) if line]
+    err.print("Error: ", style="bold red", end="")
+    err.print("\n".join(lines), markup=False, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """A result as JSON on standard output."""
+    sys.stdout.write(json.dumps(without_nan(value), indent=2, allow_nan=False) + "\n")
+
+
+def without_nan(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def new_table(*titles: str, right: Sequence[int] = (), title: str | None = None) -> Table:
+    """An empty table with these headings; the columns at the places `right` stand to the right."""
+    made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for n, heading in enumerate(titles):
+        made.add_column(heading, justify="right" if n in right else "left", header_style="dim", overflow="fold")
+    return made
+
+
+def plain(text: object) -> str:
+    """Names from files and hubs are text, never markup."""
+    from rich.markup import escape
+
+    return escape(printable(text))
+
+
+def rounded(count: float) -> str:
+    return f"{count:,.0f}" if count >= 100 else f"{count:.3g}"
+
+
+class Bar(Progress):
+    """A bar on standard error: what, how many, how long yet."""
+
+    def __init__(self, shown: Any) -> None:
+        self.shown = shown
+        self.task: Any = None
+        self.total: float | None = None
+        self.unit = ""
+
+    def begin(self, what: str, total: float | None = None, unit: str = "") -> None:
+        super().begin(what, total, unit)
+        if self.task is not None:
+            self.shown.remove_task(self.task)
+        self.total, self.unit = total, unit
+        self.task = self.shown.add_task(plain(what), total=total, count="")
+
+    def advance(self, amount: float = 1.0) -> None:
+        super().advance(amount)
+        if self.task is not None:
+            of = f" of {rounded(self.total)}" if self.total else ""
+            count = f"{rounded(self.done)}{of} {self.unit}" if self.unit != "%" else ""
+            self.shown.update(self.task, advance=amount, count=count)
+
+    def now(self, what: str) -> None:
+        if self.task is not None:
+            self.shown.update(self.task, description=plain(what))
+
+    def note(self, message: str) -> None:
+        self.shown.console.print(message, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """Progress on standard error; on something that is no terminal, only its notes."""
+    from rich import progress as rich_progress
+
+    columns = (
+        rich_progress.TextColumn("{task.description}"),
+        rich_progress.BarColumn(bar_width=24),
+        rich_progress.TaskProgressColumn(),
+        rich_progress.TextColumn("{task.fields[count]}"),
+        rich_progress.TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    with rich_progress.Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as shown:
+        yield Bar(shown)
+
+
+def say(sentence: str, style: str | None = None) -> None:
+    """A sentence, wrapped where it is long."""
+    out.print(sentence, style=style, width=PROSE)
+
+
+def name_texts(texts: TextSet) -> str:
+    return f"{plain(texts.name)} ({texts.id}): {len(texts):,} texts, mean {texts.mean_bytes:.1f} bytes"
+
+
+def describe_texts(texts: TextSet) -> str:
+    clip = "no clip" if texts.clip is None else f"clipped at {texts.clip:.1f} nats"
+    return f"{name_texts(texts)}, {clip}"
+
+
+def print_report(data: Mapping[str, Any], file: Path, size: int) -> None:
+    """The findings of a report, and how to open it."""
+    for row in data["summary"]:
+        out.print(f"{plain(row['section'])}: {plain(row['text'])}")
+    out.print(f"\nWrote {plain(file)} ({size / 1e6:.1f} MB). Open it in a browser:")
+    out.print(file.resolve().as_uri(), soft_wrap=True)

@@ -31,10 +31,12 @@ from klscale.show.pictures import (
     quantization_ladder,
     save,
     scale_ruler,
+    scale_strip,
     training_trajectories,
 )
 from klscale.show.pictures.rulers import DOT
 from klscale.show.pictures.style import SMALL, plain_ticks
+from klscale.show.pictures.training import checkpoint_marks
 from klscale.studies import lens, maps, scales
 from klscale.studies.trajectories import analyse_run, find_runs
 from klscale.vectors.imports import read_log_likelihoods
@@ -123,6 +125,7 @@ def figures(vectors, training, runs, quantized, layered):
         "heat": kl_heat_map(vectors),
         "odd heat": kl_heat_map(odd),
         "ruler": scale_ruler(scales.measure(vectors, resamples=5), vectors.texts),
+        "strip": scale_strip(scales.measure(vectors, resamples=5), vectors.texts),
         "map": model_map(map_of(vectors, [3]), vectors),
         "components": model_map(map_of(training), training, method="pca", colour_by="step"),
         "threads": model_map(map_of(training), training, colour_by="seed"),
@@ -360,6 +363,17 @@ def test_dots_out_of_range_are_hollow(vectors):
     assert any("out of range" in text.get_text() for text in words(figure))
 
 
+def test_the_scale_in_little_height(vectors):
+    """A row for each setting between models in order, its pairs as dots and its median as a bar and in words."""
+    measured = [row for row in scales.measure(vectors) if row.setting != "layer"]
+    (axes,) = scale_strip(measured, vectors.texts).axes
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == [row.setting for row in measured]
+    dots = [part.get_offsets() for part in axes.findobj(PathCollection)]
+    assert sorted(np.concatenate(dots)[:, 0]) == pytest.approx(sorted(v for row in measured for v in row.values))
+    assert [line.get_xdata()[0] for line in axes.lines] == [row.median for row in measured]
+    assert [text.get_text() for text in axes.texts] == [f"{row.median:.3g}" for row in measured]
+
+
 # --------------------------------------------------------------------------------------------------------------- map
 
 
@@ -503,6 +517,29 @@ def test_all_of_training_is_of_the_same_panels(figures, runs):
                 np.testing.assert_array_equal(line.get_xydata(), other.get_xydata())
     paths = axes_of(figures["training"], "toy-1m-seed1: components")
     np.testing.assert_array_equal(paths.lines[0].get_xydata(), runs[0].behaviour.shape.pca[:, :2])
+
+
+def test_checkpoints_are_marked_where_they_are_drawn(runs):
+    """In points from the upper left corner: the axes' own transform says where each checkpoint lies."""
+    figure = training_trajectories(runs[:1])
+    first, _, last, settled, tsne, pca, weights = checkpoint_marks(figure, runs[0])
+    height = 72 * figure.get_figheight()
+    for marks, axes in ((first, figure.axes[0]), (last, figure.axes[2])):
+        for step, (x1, y1, x2, y2) in zip(runs[0].run.steps, marks, strict=True):
+            there = axes.transData.transform((step, axes.get_ylim()[0])) * 72 / figure.dpi
+            assert (x1, height - y1) == pytest.approx(there, abs=0.01)
+            assert (x1, y1 > y2) == (x2, True)
+    assert all(y1 == y2 and x1 < x2 for x1, y1, x2, y2 in settled)
+    shape = runs[0].behaviour.shape
+    paths = axes_of(figure, "toy-1m-seed1: components")
+    for step, mark in zip(runs[0].run.steps.tolist(), pca, strict=True):
+        if step not in shape.steps:
+            assert mark is None
+            continue
+        point = paths.transData.transform(shape.pca[shape.steps.tolist().index(step), :2]) * 72 / figure.dpi
+        assert (mark[0], height - mark[1]) == pytest.approx(point, abs=0.01)
+        assert mark[:2] == mark[2:]
+    assert sum(mark is not None for mark in tsne) == sum(mark is not None for mark in weights) == len(shape.steps)
 
 
 def test_no_run_is_no_picture(runs):

@@ -54,7 +54,7 @@ LAYER = (
 )
 
 
-def _rows(vectors: Vectors) -> Mapping[str, list[_Row]]:
+def rows(vectors: Vectors) -> Mapping[str, list[_Row]]:
     """The layers of each model. The noise floor of a model is that of its output; of earlier layers it is not known,
     and what is known of a pair is a lower bound on its noise."""
     floors = dict(zip(vectors.names, vectors.noise_floor.tolist(), strict=True))
@@ -63,10 +63,10 @@ def _rows(vectors: Vectors) -> Mapping[str, list[_Row]]:
     def measured(found: KL | None, noise: float) -> Measured | None:
         return None if found is None else Measured(found, n_texts, ("", ""), noise)
 
-    rows = {}
+    made = {}
     for model, found in lens.layers(vectors).items():
         floor, last = floors.get(model, math.nan) / 2, len(found) - 1
-        rows[model] = [
+        made[model] = [
             _Row(
                 model,
                 layer.layer,
@@ -78,22 +78,22 @@ def _rows(vectors: Vectors) -> Mapping[str, list[_Row]]:
             )
             for n, layer in enumerate(found)
         ]
-    return rows
+    return made
 
 
 def layers_record(vectors: Vectors) -> list[dict[str, Any]]:
     """Each layer of each model. `vectors` hold the layers, and the models too, of which the noise is known."""
-    return records(LAYER, (row for rows in _rows(vectors).values() for row in rows))
+    return records(LAYER, (row for found in rows(vectors).values() for row in found))
 
 
 def print_layers(vectors: Vectors) -> None:
     """KL of each layer from the one before and to the output, and how well it predicts; `vectors` as in
     `layers_record`."""
-    found = _rows(vectors)
+    found = rows(vectors)
     out.print(describe_texts(vectors.texts))
-    for model, rows in found.items():
-        out.print(table(LAYER, rows, f"\n{plain(model)}: the logit lens"))
-    everything = [row for rows in found.values() for row in rows]
+    for model, layers in found.items():
+        out.print(table(LAYER, layers, f"\n{plain(model)}: the logit lens"))
+    everything = [row for layers in found.values() for row in layers]
     shown = [row.from_previous for row in everything] + [row.to_output for row in everything if not row.is_output]
     out.print("KL in bits/byte ± standard error over texts; the last layer is the model itself.", style="dim")
     cautions.print_footnotes(vectors.texts, filter(None, shown))

@@ -58,7 +58,7 @@ class _Row:
         return f" {found}" if found else ""
 
 
-def _rows(vectors: Vectors, measured: Sequence[Setting]) -> list[_Row]:
+def rows(vectors: Vectors, measured: Sequence[Setting]) -> list[_Row]:
     around, n_texts = Around(vectors), len(vectors.texts)
 
     def pair(row: Setting, n: int) -> _Pair:
@@ -218,7 +218,7 @@ def scale_record(vectors: Vectors, measured: Sequence[Setting]) -> dict[str, Any
         SimpleNamespace(
             texts=vectors.texts,
             noise_floor=scales.noise_floor(vectors),
-            measured=_rows(vectors, measured),
+            measured=rows(vectors, measured),
             holds=scales.published_holds(vectors.texts),
         ),
     )
@@ -254,15 +254,15 @@ def print_scale(vectors: Vectors, measured: Sequence[Setting]) -> None:
     """Each setting, smallest first, and the settings that the store has no pair of."""
     require_settings(measured)
     out.print(describe_texts(vectors.texts))
-    rows = _rows(vectors, measured)
-    out.print(table(SETTING, rows, "\nThe scale"))
+    found = rows(vectors, measured)
+    out.print(table(SETTING, found, "\nThe scale"))
     out.print(
         "± is the standard error over texts; (range): over the pairs, for too few models. A run counts as one model.",
         style="dim",
     )
     if floor := scales.noise_floor(vectors):
         out.print(plain(floor.sentence))
-    cautions.print_footnotes(vectors.texts, (pair.measured for row in rows for pair in row.pairs))
+    cautions.print_footnotes(vectors.texts, (pair.measured for row in found for pair in row.pairs))
     if not scales.published_holds(vectors.texts):
         out.print("The published values are of other texts (pile-10k): they are not comparable.", style="dim")
     wanting: dict[str, list[str]] = {}
@@ -277,13 +277,13 @@ def save_scale(vectors: Vectors, measured: Sequence[Setting], file: Path) -> Non
     """The pairs of every setting as a table, or the picture of the scale; by the file's ending."""
     require_settings(measured)
 
-    def rows() -> list[dict[str, Any]]:
-        pairs = [pair for row in _rows(vectors, measured) for pair in row.pairs]
-        return [flat((Column("setting"), *PAIR), pair) for pair in pairs]
+    def pairs() -> list[dict[str, Any]]:
+        found = [pair for row in rows(vectors, measured) for pair in row.pairs]
+        return [flat((Column("setting"), *PAIR), pair) for pair in found]
 
     def picture() -> Any:
         from klscale.show.pictures import scale_ruler
 
         return scale_ruler(measured, vectors.texts, scales.noise_floor(vectors))
 
-    files.save(file, rows, picture)
+    files.save(file, pairs, picture)

@@ -53,7 +53,7 @@ class _Row:
     from_last: Measured | None
 
 
-def _rows(one: Trajectory) -> list[_Row]:
+def rows(one: Trajectory) -> list[_Row]:
     around, names = Around(one.run.vectors), one.run.names
 
     def measured(name: str, other: str, found: KL | None) -> Measured | None:
@@ -206,7 +206,7 @@ TRAJECTORY = (
     Column("warmup", "Where warm-up ends.", "steps", lambda it: it.run.warmup),
     Column("warmup_known", "Whether that is known, or taken as one spacing.", value=lambda it: it.run.warmup_known),
     Column("notes", "What to know of the run.", value=lambda it: it.run.notes),
-    Column("checkpoints", "Each checkpoint.", value=_rows, within=CHECKPOINT, many=True),
+    Column("checkpoints", "Each checkpoint.", value=rows, within=CHECKPOINT, many=True),
     Column("n_parameters", "Parameters whose distances were summed; null: weights were not compared.", "parameters"),
     Column("log_likelihood", "The run in log-likelihood space.", value=lambda it: it.behaviour, within=MOTION),
     Column("weights", "The run in weight space; null where weights were not compared.", within=MOTION),
@@ -307,10 +307,10 @@ def save_trajectories(found: Sequence[Trajectory], file: Path) -> None:
     """A row a checkpoint as a table, or the picture of all runs; by the file's ending."""
     from klscale.show.pictures import training_trajectories
 
-    def rows() -> list[dict[str, Any]]:
-        return [flat((RUN, *CHECKPOINT), row) for one in found for row in _rows(one)]
+    def checkpoints() -> list[dict[str, Any]]:
+        return [flat((RUN, *CHECKPOINT), row) for one in found for row in rows(one)]
 
-    files.save(file, rows, lambda: training_trajectories(found))
+    files.save(file, checkpoints, lambda: training_trajectories(found))
 
 
 # ---------------------------------------------------------------------------------------------------- for a person
@@ -355,16 +355,16 @@ def _print_checkpoints(one: Trajectory) -> list[_Row]:
         f"warm-up until step {run.warmup:,}{known}"
     )
     kept = set(np.linspace(0, len(run) - 1, min(len(run), ROWS)).round().astype(int).tolist())
-    rows = [row for t, row in enumerate(_rows(one)) if t in kept]
+    shown = [row for t, row in enumerate(rows(one)) if t in kept]
     columns = [column for column in CHECKPOINT if one.weights is not None or not column.key.startswith("weights")]
-    out.print(table(columns, rows))
+    out.print(table(columns, shown))
     if len(kept) < len(run):
         out.print(f"{len(kept)} of {len(run)} checkpoints are shown; all: --json, or --out FILE.csv", style="dim")
-    return rows
+    return shown
 
 
 @dataclass(frozen=True)
-class _Moving:
+class Moving:
     """A run in one space."""
 
     run: str
@@ -381,7 +381,20 @@ class _Moving:
         return self.motion.shape
 
 
-SPACE = Column("", title="space", cell=lambda it: it.motion.space, words=True)
+SPACE = Column(
+    "space",
+    "`log-likelihood` or `weights`.",
+    "",
+    lambda it: it.motion.space,
+    "space",
+    lambda it: it.motion.space,
+    words=True,
+)
+
+
+def in_both_spaces(found: Sequence[Trajectory]) -> list[Moving]:
+    """Each run in each space, of those that have an exponent."""
+    return [Moving(one.run.name, motion) for one in found for motion in one.motions if motion.exponent is not None]
 
 
 def _print_exponents(found: Sequence[Trajectory], seeds: Sequence[Seeds]) -> None:
@@ -394,9 +407,9 @@ def _print_exponents(found: Sequence[Trajectory], seeds: Sequence[Seeds]) -> Non
             style="yellow",
         )
         return
-    rows = [_Moving(one.run.name, motion) for one in moving for motion in one.motions if motion.exponent is not None]
+    in_spaces = in_both_spaces(moving)
     columns = (RUN, SPACE, *within(EXPONENT, lambda it: it.exponent))
-    out.print(table(columns, rows, "\nDiffusion exponents: squared distance grows as lag^c"))
+    out.print(table(columns, in_spaces, "\nDiffusion exponents: squared distance grows as lag^c"))
     out.print(
         f"c: mean slope over the starts past warm-up (how many), each over the next {diffusion.WINDOW} checkpoints. "
         "± and 95 %: over texts; weights have none within one run. The spread of slopes over starts is no confidence "
@@ -406,7 +419,7 @@ def _print_exponents(found: Sequence[Trajectory], seeds: Sequence[Seeds]) -> Non
     if any(one.behaviour.exponent and one.behaviour.exponent.heavy_tails for one in moving):
         heavy = BY_KEY["heavy_tails"]
         out.print(f"{heavy.mark} {heavy.footnote}", style="yellow")
-    _print_laws(rows)
+    _print_laws(in_spaces)
     _print_alpha(moving, seeds)
     for one in moving:
         if one.noise_floor is not None:
@@ -439,17 +452,23 @@ ALPHA = (
 )
 
 
-def _print_alpha(moving: Sequence[Trajectory], seeds: Sequence[Seeds]) -> None:
-    rows = []
+def alphas(moving: Sequence[Trajectory], seeds: Sequence[Seeds]) -> list[_Alpha]:
+    """The exponents of each run whose weights were compared, and of several seeds together."""
+    found = []
     for one in moving:
         if one.alpha and one.weights and one.weights.exponent and one.behaviour.exponent:
             c_q, c_w = one.behaviour.exponent.value, one.weights.exponent.value
-            rows.append(_Alpha(one.run.name, c_q, f"{c_w.value:.3g}", one.alpha, one.probability))
+            found.append(_Alpha(one.run.name, c_q, f"{c_w.value:.3g}", one.alpha, one.probability))
     for group in seeds:
         name = (
             f"{len(group.runs)} seeds: {', '.join(group.runs)}" if len(seeds) > 1 else f"these {len(group.runs)} seeds"
         )
-        rows.append(_Alpha(name, group.c_q, number(group.c_w), group.alpha, group.probability))
+        found.append(_Alpha(name, group.c_q, number(group.c_w), group.alpha, group.probability))
+    return found
+
+
+def _print_alpha(moving: Sequence[Trajectory], seeds: Sequence[Seeds]) -> None:
+    rows = alphas(moving, seeds)
     if rows:
         out.print(table(ALPHA, rows, "\nLog-likelihood space against weight space"))
         over = " Of several seeds: c_w and alpha ± over seeds, c_q ± over texts." if seeds else ""
@@ -484,11 +503,11 @@ def _print_directions(moved: Sequence[Directional]) -> None:
     )
 
 
-def _print_laws(rows: Sequence[_Moving]) -> None:
+def _print_laws(rows: Sequence[Moving]) -> None:
     def error(law: str) -> Column:
         return Column("", title=law, cell=lambda it: number(it.exponent.law_errors[law]))
 
-    def best(it: _Moving) -> str:
+    def best(it: Moving) -> str:
         exponent = it.exponent
         known = {law: error.value for law, error in exponent.law_errors.items() if not math.isnan(error.value)}
         name = min(known, key=known.__getitem__, default="")
@@ -551,7 +570,7 @@ def _print_stabilisation(found: Sequence[Trajectory], source: str) -> None:
 
 
 def _print_shapes(found: Sequence[Trajectory]) -> None:
-    rows = [_Moving(one.run.name, motion) for one in found for motion in one.motions if motion.shape is not None]
+    rows = [Moving(one.run.name, motion) for one in found for motion in one.motions if motion.shape is not None]
     if not rows:
         return
     nulls = list(rows[0].shape.nulls)

@@ -8,7 +8,7 @@ from klscale.show.pictures.layers import layer_threads
 from klscale.show.pictures.matrices import kl_heat_map
 from klscale.show.pictures.model_maps import model_map
 from klscale.show.pictures.quantization import quantization_ladder
-from klscale.show.pictures.rulers import scale_ruler
+from klscale.show.pictures.rulers import scale_ruler, scale_strip
 from klscale.show.pictures.style import COLOURS, Look, looks, save
 from klscale.show.pictures.tails import tails_of_pairs, text_contributions
 from klscale.show.pictures.training import displacement, kl_along_training, training_trajectories
@@ -27,6 +27,7 @@ __all__ = [
     "quantization_ladder",
     "save",
     "scale_ruler",
+    "scale_strip",
     "tails_of_pairs",
     "text_contributions",
     "text_set_sensitivity",

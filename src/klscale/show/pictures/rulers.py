@@ -15,6 +15,7 @@ from klscale.show.pictures.style import (
     GREY,
     SINGLE,
     SMALL,
+    TEXT,
     describe,
     headline,
     new_figure,
@@ -30,6 +31,10 @@ DOT, PUBLISHED = COLOURS[:2]
 NOISE = COLOURS[3]
 ROW = 0.40
 """Inches: a line of text, and the pairs below it."""
+STRIP = 0.2
+"""Inches of a row without text of its own."""
+MOST_DOTS = 200
+"""Pairs of a setting that are drawn in little height."""
 
 
 @styled
@@ -126,3 +131,54 @@ def _legend(hollow: bool, published: bool, noise: bool) -> list[Any]:
     if noise:
         handles.append(Line2D([], [], color=NOISE, linewidth=0.6, linestyle=(0, (4, 2)), label="noise floor, median"))
     return handles
+
+
+@styled
+def scale_strip(measured: Sequence[Setting], texts: TextSet) -> Figure:
+    """The scale in little height: a row for each setting between models, smallest median on top, KL in bits/byte on a
+    log axis. Dots are pairs, a box spans their quartiles, a tick marks their median, which is also written out. Where
+    the published values hold for these texts, diamonds are the published medians. Raises InputError where no setting
+    has a positive median."""
+    rows = [row for row in measured if row.median > 0 and row.setting != "layer"]
+    if not rows:
+        raise InputError("There is no scale to draw.", "No two models of one setting differ.", "Score more models.")
+    figure = new_figure(SINGLE, 0.62 + STRIP * len(rows))
+    axes = figure.add_subplot()
+    for y, row in enumerate(rows):
+        _draw_row(axes, row, y)
+        known = published_beside(row.setting) if published_holds(texts) else None
+        if known:
+            axes.plot(known.median, y, "D", markersize=3.6, markerfacecolor="white", color=PUBLISHED, zorder=6)
+    axes.set_xscale("log")
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    low, high = axes.get_xlim()
+    if high < 3 * low:  # one pair alone
+        axes.set_xlim(low / 2, high * 2)
+    axes.set_yticks(range(len(rows)), [row.setting for row in rows])
+    axes.tick_params(axis="y", length=0)
+    plain_ticks(axes.xaxis, most=6)
+    axes.grid(axis="x")
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("KL divergence, bits/byte")
+    axes.set_title(" ", fontsize=TEXT)  # room for what is written over the axes
+    for y, row in enumerate(rows):
+        place: dict[str, Any] = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points"}
+        axes.annotate(f"{row.median:.3g}", (1, y), (3, 0), va="center", fontsize=SMALL, **place)
+    return figure
+
+
+def _draw_row(axes: Any, row: Setting, y: int) -> None:
+    """The pairs of a setting, their quartiles and their median."""
+    from matplotlib.patches import Rectangle
+
+    value, whole = np.array(row.values), np.array(row.in_range)
+    value, whole = value[value > 0][:MOST_DOTS], whole[value > 0][:MOST_DOTS]  # a log axis has no zero
+    height = y + 0.5 * ((np.arange(len(value)) * 0.618034 + 0.5) % 1 - 0.5)  # golden-section steps spread neighbours
+    dots: dict[str, Any] = {"s": 6, "linewidths": 0.6, "alpha": float(np.clip(8 / len(value) ** 0.6, 0.25, 0.8))}
+    axes.scatter(value[whole], height[whole], color=DOT, **dots | {"linewidths": 0})
+    axes.scatter(value[~whole], height[~whole], facecolors="white", edgecolors=DOT, **dots)
+    low, high = row.quartiles
+    if len(value) > 1:
+        box = Rectangle((low, y - 0.3), high - low, 0.6, facecolor=DOT, edgecolor="none", alpha=0.16, zorder=1)
+        axes.add_patch(box)
+    axes.plot((row.median,) * 2, (y - 0.33, y + 0.33), color="black", linewidth=2.0, solid_capstyle="butt", zorder=5)

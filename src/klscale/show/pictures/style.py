@@ -27,6 +27,8 @@ SINGLE, DOUBLE = 3.35, 6.9
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Told apart by colour-blind readers too (Okabe and Ito)."""
+DARK = dict(zip(COLOURS, ("#4da6dc", "#f08843", "#2fbf93", "#dd9cc2", "#efb23c", "#7cc8f2", "#e6e8ea"), strict=True))
+"""The same on dark paper: lighter, and black is nearly white."""
 MARKERS = {"circle": "o", "square": "s", "diamond": "D", "cross": "P"}
 """Symbols as plotly names them, and the marker that matplotlib has for each."""
 GREY, FAINT, UNKNOWN = "#555555", "#dddddd", "#999999"
@@ -128,6 +130,12 @@ def save(figure: Figure, file: str | Path) -> None:
         figure.savefig(path, facecolor="white", metadata=metadata)
 
 
+def in_points(figure: Figure, *pixels: float) -> tuple[Any, ...]:
+    """Pixels of a figure, x and y in turn from its lower left corner, as points from its upper left one, as in SVG."""
+    height, scale = figure.get_figheight() * 72, 72 / figure.dpi
+    return tuple(round(height - at * scale if n % 2 else at * scale, 2) for n, at in enumerate(map(float, pixels)))
+
+
 # ------------------------------------------------------------------------------------------------ colours and symbols
 
 
@@ -136,6 +144,11 @@ class Look(NamedTuple):
 
     colour: str
     symbol: str
+
+    @property
+    def dark(self) -> str:
+        """The colour on dark paper."""
+        return DARK[self.colour]
 
     @property
     def marker(self) -> str:

@@ -19,6 +19,7 @@ from klscale.show.pictures.style import (
     SMALL,
     describe,
     headline,
+    in_points,
     looks,
     new_figure,
     plain_ticks,
@@ -30,6 +31,8 @@ from klscale.studies.trajectories import Checkpoint, Motion, Shape, Trajectory, 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Ends = tuple[float, float, float, float]
+"""Of a line: x1, y1, x2, y2."""
 ROOT = "√(bits/byte)"
 FROM: dict[str, Callable[[Checkpoint], KL | None]] = {
     "first": lambda row: row.kl_from_first,
@@ -99,6 +102,32 @@ def training_trajectories(found: Sequence[Trajectory]) -> Figure:
     _draw_path(paths[2], "a random walk with its step lengths", behaviour, walk, f"component 1, {ROOT}")
     _finish(figure, found, colours)
     return figure
+
+
+def checkpoint_marks(figure: Figure, one: Trajectory) -> list[list[Ends | None]]:
+    """Where each checkpoint lies in the panels of `training_trajectories` of one run: the ends of a line, or twice the
+    same point, in points from the upper left corner; None where a panel does not show the checkpoint."""
+    panels, steps = figure.axes, one.run.steps
+
+    def line(axes: Any, place: float, *, level: bool = False) -> Ends:
+        (left, bottom), (right, top) = axes.transAxes.transform([(0, 0), (1, 1)])
+        x, y = axes.transData.transform((axes.get_xlim()[0], place) if level else (place, axes.get_ylim()[0]))
+        return in_points(figure, *((left, y, right, y) if level else (x, bottom, x, top)))
+
+    def path(axes: Any, shape: Shape | None, points: Any) -> list[Ends | None]:
+        at = {} if shape is None or points is None else dict(zip(shape.steps.tolist(), points, strict=True))
+        known = {step: axes.transData.transform(point[:2]) for step, point in at.items()}
+        return [in_points(figure, *known[step], *known[step]) if step in known else None for step in steps.tolist()]
+
+    behaviour, weights = one.behaviour.shape, None if one.weights is None else one.weights.shape
+    settled, marks = panels[6], list[list[Ends | None]]()
+    for axes in panels[:3]:
+        marks.append([line(axes, step) for step in steps])
+    marks.append([line(settled, step, level=True) if settled.lines else None for step in steps])
+    marks.append(path(panels[8], behaviour, behaviour and behaviour.tsne))
+    marks.append(path(panels[9], behaviour, behaviour and behaviour.pca))
+    marks.append(path(panels[10], weights, weights and weights.pca))
+    return marks
 
 
 def _colours(found: Sequence[Trajectory]) -> dict[str, str]:

@@ -11,7 +11,7 @@ DEMO ?= klscale-demo
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint format pictures study reference clean
+.PHONY: demo test lint lint-page format pictures study reference clean
 
 demo: $(VENV)/installed
 	$(BIN)/klscale demo $(ARGS)
@@ -19,12 +19,22 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: $(VENV)/installed-dev
+lint: $(VENV)/installed-dev lint-page
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# The report's scripts: formatter, linter and types. Needs node; without it this says so, and the gate does it.
+lint-page:
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory node_modules/installed && npm run --silent lint; \
+	else echo "The scripts of the report are not checked: that needs node and npm."; fi
+
+node_modules/installed: package.json package-lock.json
+	npm ci --silent --no-audit --no-fund
+	@touch $@
+
 format: $(VENV)/installed-dev
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory node_modules/installed && npm run --silent format; fi
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
@@ -44,7 +54,7 @@ $(DEMO)/scale.json: | $(VENV)/installed
 	$(BIN)/klscale demo --out $(DEMO) $(ARGS)
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) node_modules
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@echo "Installing klscale into $(VENV); this takes a minute or two."

@@ -31,7 +31,7 @@ ACTIONS = {
     "a search": "const one = document.getElementById('search'); one.value = 'family-7'; "
     "one.dispatchEvent(new Event('input'));",
     "a pair chosen": "klscale.select(3); klscale.select(500);",
-    "all figures drawn": "return klscale.drawAll();",
+    "all figures drawn": "return klscale.showAll();",
 }
 
 

@@ -39,7 +39,7 @@ def main(directory: Path = DOCS / "pictures", demo: Path | None = None) -> list[
 
 
 def photograph(browser: str, file: Path) -> None:
-    """The report of the example in a browser: its map with two models chosen."""
+    """The first screen of the report of the example in a browser, with two models chosen."""
     from playwright.sync_api import sync_playwright
 
     with tempfile.TemporaryDirectory() as directory, sync_playwright() as running:
@@ -54,7 +54,7 @@ def photograph(browser: str, file: Path) -> None:
         )
         opened.add_style_tag(content=".bar { display: none }")  # else it lies on the section
         opened.wait_for_timeout(500)
-        opened.locator("#map").screenshot(path=file)
+        opened.locator(".first").screenshot(path=file)
         launched.close()
 
 

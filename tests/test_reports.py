@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import base64
+import csv
 import hashlib
+import html
+import io
 import json
 import math
 import re
 import shlex
+import subprocess
 from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +29,7 @@ from klscale.store.store import Store, vector_key
 from klscale.studies import maps, scales
 from klscale.vectors.scores import Scores
 from klscale.vectors.vectors import CONVENTION
-from mixed_store import BYTES, HOSTILE, NOISE, STEPS, N, mixed_store
+from mixed_store import BYTES, HOSTILE, NOISE, STEPS, mixed_store
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +46,15 @@ def data(contents):
 @pytest.fixture(scope="module")
 def page(data):
     return reports.render(data)
+
+
+def rows_of(data, name):
+    """The rows of one of the page's CSV files."""
+    return list(csv.DictReader(io.StringIO(data["files"][name])))
+
+
+def method(data):
+    return {row["what"]: row["text"].removeprefix("'") for row in rows_of(data, "method")}
 
 
 def unpacked(column, length):
@@ -105,34 +119,43 @@ def test_what_each_section_holds(data, contents):
     assert data["sections"] == list(reports.SECTIONS)
     names = data["names"]
     assert names[: len(contents.vectors)] == [ref.label for ref in contents.vectors.models]
-    measured = {row.setting: row for row in contents.measured}
-    for row in data["scale"]["settings"]:
-        setting = measured[row["setting"]]
-        n = len(setting.pairs)
-        assert np.allclose(unpacked(row["values"], n), setting.values, rtol=1e-7, atol=0)
-        ends = zip(unpacked(row["a"], n), unpacked(row["b"], n), strict=True)
-        refs = [*contents.vectors.names, *contents.layers.names]
-        assert [(refs[a], refs[b]) for a, b in ends] == list(setting.pairs)
+    pairs = [
+        (row.setting, a, b, value)
+        for row in contents.measured
+        for (a, b), value in zip(row.pairs, row.values, strict=True)
+    ]
+    listed = rows_of(data, "scale-pairs")
+    assert [(row["setting"], row["a"], row["b"], float(row["kl"])) for row in listed] == pairs
+    medians = {row["setting"]: float(row["median"]) for row in rows_of(data, "scale")}
+    assert medians == {row.setting: row.median for row in contents.measured}
     floor = f"median {NOISE / (2 * BYTES * math.log(2)):.2g} bits/byte of 4 models"
-    assert floor in data["scale"]["noise_floor"]
-    runs = {run["run"]: run for run in data["trajectories"]["runs"]}
-    assert runs.keys() == {"runs/seed1", "runs/seed2"}
-    run, matrix = runs["runs/seed2"], contents.vectors.kl()
-    assert run["steps"] == list(STEPS)
+    assert floor in data["parts"]["scale"]
+    refs = contents.vectors.names
+    seeds = next(one for one in data["settings"] if one["words"].startswith("Two seeds"))
+    (pair,) = next(row.pairs for row in contents.measured if row.setting == "seed")
+    assert [refs[unpacked(seeds[end], 1)[0]] for end in "ab"] == list(pair)
+    run, matrix = [row for row in rows_of(data, "checkpoints") if row["run"] == "runs/seed2"], contents.vectors.kl()
+    assert [int(row["step"]) for row in run] == list(STEPS)
     for t in range(1, len(STEPS)):
         kl = matrix[f"runs/seed2@step{STEPS[t - 1]}", f"runs/seed2@step{STEPS[t]}"]
-        assert run["from_previous"][t]["value"] == pytest.approx(kl.value, rel=1e-12)
-        assert run["from_previous"][t]["interval"] == pytest.approx(kl.interval, rel=1e-12)
-        assert names[run["models"][t]] == f"runs/seed2@step{STEPS[t]}"
-    assert {row["space"] for row in run["exponents"]} == {"log-likelihood", "weights"}
-    (ladder,) = data["quantization"]["ladders"]
-    assert [row["kind"] for row in ladder["rows"]] == ["int8", "nf4", "fp4"]
-    assert ladder["rows"][0]["kl"]["value"] == matrix[ladder["base"], ladder["rows"][0]["name"]].value
-    (layered,) = data["layers"]["models"]
-    assert layered["layer"] == [0, 1, 2, 3]
-    assert layered["to_output"][-1] is None
+        assert float(run[t]["kl_from_previous"]) == pytest.approx(kl.value, rel=1e-12)
+        assert float(run[t]["kl_from_previous_interval_low"]) == pytest.approx(kl.interval[0], rel=1e-12)
+    assert len(data["runs"]) == 2
+    for slide in data["runs"]:
+        assert len(slide["readout"]) == len(STEPS)
+        assert all(len(panel) == len(STEPS) for panel in slide["marks"])
+    assert {row["space"] for row in rows_of(data, "exponents")} == {"log-likelihood", "weights"}
+    ladder = rows_of(data, "quantization")
+    assert [row["kind"] for row in ladder] == ["int8", "nf4", "fp4"]
+    assert float(ladder[0]["kl"]) == matrix[ladder[0]["base"], ladder[0]["variant"]].value
+    layered = rows_of(data, "layers")
+    assert [int(row["layer"]) for row in layered] == [0, 1, 2, 3]
+    assert layered[0]["kl_from_previous"] == ""
     (thread, _) = data["map"]["threads"]
     assert thread["kl"][0] == matrix["runs/seed1@step0", "runs/seed1@step20"].value
+    chosen = sorted(refs, key=lambda name: contents.vectors.bits_per_byte(name).value)
+    last = [name for name in chosen if "+" not in name and ("@step" not in name or f"@step{STEPS[-1]}" in name)]
+    assert [refs[n] for n in data["chosen"]] == last[:2]
     said = {row["section"] for row in data["summary"]}
     assert said >= {"models", "scale", "trajectories", "layers", "quantization"}
 
@@ -146,25 +169,25 @@ def test_each_number_has_its_sign_and_its_place(data, contents):
         for name, row in zip(vectors.names, vectors.log_likelihood, strict=True)
     }
     scale = 2 * BYTES * math.log(2)
-    (run,) = [run for run in data["trajectories"]["runs"] if run["run"] == "runs/seed1"]
+    run = [row for row in rows_of(data, "checkpoints") if row["run"] == "runs/seed1"]
     names = [f"runs/seed1@step{step}" for step in STEPS]
-    for key, other in (("from_first", names[0]), ("from_last", names[-1])):
+    for key, other in (("kl_from_first", names[0]), ("kl_from_last", names[-1])):
         wanted = [np.var(L[name] - L[other]) / scale for name in names]
-        for row, value, name in zip(run[key], wanted, names, strict=True):
-            assert row is None if name == other else row["value"] == pytest.approx(value, rel=1e-9)
+        for row, value, name in zip(run, wanted, names, strict=True):
+            assert row[key] == "" if name == other else float(row[key]) == pytest.approx(value, rel=1e-9)
 
-    (ladder,) = data["quantization"]["ladders"]
-    assert (ladder["base"], ladder["rows"][0]["more_than_previous"]) == (names[-1], None)
+    ladder = rows_of(data, "quantization")
+    assert (ladder[0]["base"], ladder[0]["more_than_previous"]) == (names[-1], "")
     raw = dict(zip(vectors.names, vectors.log_likelihood, strict=True))
-    kls = [np.var(L[row["name"]] - L[names[-1]]) / scale for row in ladder["rows"]]
-    for row, kl, before in zip(ladder["rows"][1:], kls[1:], kls, strict=False):
-        assert row["more_than_previous"]["value"] == pytest.approx(kl - before, rel=1e-9)
-        assert row["more_than_previous"]["value"] > 0
-    for row in ladder["rows"]:
-        loss = (raw[names[-1]] - raw[row["name"]]).mean() / (BYTES * math.log(2))
-        assert row["bits_per_byte_difference"]["value"] == pytest.approx(loss, rel=1e-9)
+    kls = [np.var(L[row["variant"]] - L[names[-1]]) / scale for row in ladder]
+    for row, kl, before in zip(ladder[1:], kls[1:], kls, strict=False):
+        assert float(row["more_than_previous"]) == pytest.approx(kl - before, rel=1e-9)
+        assert float(row["more_than_previous"]) > 0
+    for row in ladder:
+        worse = (raw[names[-1]] - raw[row["variant"]]).mean() / (BYTES * math.log(2))
+        assert float(row["bits_per_byte_difference"]) == pytest.approx(worse, rel=1e-9)
 
-    (layered,) = data["layers"]["models"]
+    layered = rows_of(data, "layers")
     rows = contents.layers.log_likelihood[[contents.layers.position(f"{names[-1]}#{n}") for n in range(4)]]
     near = -rows.mean(axis=1) / (BYTES * math.log(2)) <= 2
 
@@ -174,15 +197,10 @@ def test_each_number_has_its_sign_and_its_place(data, contents):
         x, y = rows[[a, b]] if unclipped else clipped
         return bool(np.var(x - y) / 2 <= 100 and near[a] and near[b])
 
-    assert layered["previous_in_range"] == [None, *(in_range(n - 1, n) for n in (1, 2, 3))]
-    assert layered["output_in_range"] == [*(in_range(n, 3) for n in (0, 1, 2)), None]
-    assert {True, False} <= {*layered["previous_in_range"]} & {*layered["output_in_range"]}
-    points = np.maximum(rows, vectors.texts.clip)
-    points = points - points.mean(axis=1, keepdims=True)
-    u, size, _ = np.linalg.svd((points - points.mean(axis=0)) / math.sqrt(N * scale), full_matrices=False)
-    for axis in range(2):
-        found, wanted = np.array(layered["points"])[:, axis], u[:, axis] * size[axis]
-        np.testing.assert_allclose(found * np.sign(found[0]), wanted * np.sign(wanted[0]), atol=1e-9)
+    shown = [row["kl_from_previous_in_range"] for row in layered]
+    assert shown == ["", *(str(in_range(n - 1, n)).lower() for n in (1, 2, 3))]
+    assert {"true", "false"} <= {*shown}
+    assert [row["kl_to_output_in_range"] for row in layered[:3]] == [str(in_range(n, 3)).lower() for n in (0, 1, 2)]
 
 
 # --------------------------------------------------------------------------------------------- stores of a few models
@@ -239,20 +257,17 @@ def test_the_kept_map_is_shown_by_name_with_what_was_added(tmp_path):
         ("tsne2", first.tsne, whole.tsne),
         ("tsne3", first.tsne3, whole.tsne3),
     ):
-        points = data["map"][key]["points"]
+        points = data["map"][key]
         for k in range(8):
             assert points[k] == of_all[whole.models.index(f"s/m{k}")].tolist()
             assert f"s/m{k}" not in made_of or points[k] == was[made_of.index(f"s/m{k}")].tolist()
     assert data["map"]["off_map"].keys() == {"1", "4"}
     for k in (1, 4):
-        off = data["map"]["off_map"][str(k)]
         kl = {name: np.var(L[k] - L[int(name[-1])]) / (2 * BYTES * math.log(2)) for name in made_of}
-        assert off["nearest"] == min(kl, key=kl.get).removeprefix("s/")
-        assert off["kl"]["value"] == pytest.approx(min(kl.values()), rel=1e-9)
-        assert off["typical"] == first.typical
-        assert " bits/byte" in off["sentence"]
+        assert whole.off_map[f"s/m{k}"].nearest == min(kl, key=kl.get)
+        assert data["map"]["off_map"][str(k)] == whole.off_map[f"s/m{k}"].sentence
 
-    assert data["prefix"] == "s/"
+    assert data["brief"] == [f"m{k}" for k in range(8)]
     said = [row["text"] for row in data["summary"]]
     assert any(" bits/byte; next is m" in text for text in said)
     assert not [text for text in said if "s/m" in text or "bitbyte" in text], "names without what all begin with"
@@ -284,11 +299,11 @@ def test_too_few_texts_in_common_are_no_map_and_that_is_said(tmp_path, common):
     told = [row["text"] for row in data["summary"] if row["section"] == "method"]
     if common == 2:
         assert "map" in data["sections"]
-        assert "no map" not in dict(data["method"]["rows"])
+        assert "no map" not in method(data)
         return
     assert "map" not in data["sections"]
     assert data["map"] is None
-    assert dict(data["method"]["rows"])["no map"] == why
+    assert method(data)["no map"] == why
     assert f"No map: {why}" in told
     value = unpacked(data["pairs"]["value"], 3)
     for at, (a, b) in enumerate(((0, 1), (0, 2), (1, 2))):
@@ -305,7 +320,7 @@ def test_what_a_reader_must_know_of_the_vectors_is_in_the_method(tmp_path):
     L[2, :5] = -90.0  # 5 %, which is not more
     names = ["s/m0", "s/m1", "s/m2", "s/odd"]
     store, texts = small(tmp_path / "store", L, names, clip=-80.0, not_round_trip=0.0011)
-    rows_of = dict(plain(reports.read(store, texts))["method"]["rows"])
+    rows_of = method(plain(reports.read(store, texts)))
     told = "-80 nats; pairs are left unclipped where it would move more than 5 % of a vector"
     assert rows_of["clip"] == f"{told}, as it would for 2 of 4 models"
     assert rows_of["tokenizers that change more than 0.1 % of the texts"] == "s/odd"
@@ -314,7 +329,7 @@ def test_what_a_reader_must_know_of_the_vectors_is_in_the_method(tmp_path):
     Path(store.entries(texts.id)[1].path).write_bytes(b"PAR1")
     data = plain(reports.read(store, texts))
     assert data["title"].startswith("2 models")
-    rows_of = dict(data["method"]["rows"])
+    rows_of = method(data)
     assert rows_of["clip"] == told
     assert "tokenizers that change more than 0.1 % of the texts" not in rows_of
     assert rows_of["files that cannot be read"] == "1, left out; klscale check names them"
@@ -328,8 +343,8 @@ def test_secrets_of_an_address_are_not_on_the_page(tmp_path, secret):
     store, texts = small(f"memory://{secret}@host/{tmp_path.name}", rows(3))
     contents = reports.read(store, texts)
     data = plain(contents)
-    assert data["store"] == f"memory://host/{tmp_path.name}"
-    assert data["options"] == ["--store", data["store"], "--texts", texts.id]
+    assert f"memory://host/{tmp_path.name}" in data["facts"]
+    assert data["command"] == f"klscale compare --store memory://host/{tmp_path.name} --texts {texts.id}"
     page = reports.render(data)
     own = page.replace(get_plotlyjs(), "")
     assert f"{secret}@" not in own
@@ -360,8 +375,8 @@ def test_the_commands_of_the_page_do_what_they_say(run, tmp_path):
     entry = store.entries(texts.id)[0]
     store.write(other, store.scores(entry), dict(entry.metadata))
     data = plain(reports.read(store, texts))
-    assert data["options"] == ["--store", store.location, "--texts", texts.id]
-    commands = [shlex.split(command) for command in data["method"]["commands"]]
+    assert shlex.split(data["command"]) == ["klscale", "compare", "--store", store.location, "--texts", texts.id]
+    commands = [shlex.split(html.unescape(text)) for text in re.findall(r"<code>(.*?)</code>", data["parts"]["method"])]
     assert [command[:2] for command in commands] == [["klscale", name] for name in ("kl", "scale", "map", "report")]
     for command in commands:
         run(*command[1:])
@@ -410,9 +425,27 @@ def test_the_page_asks_for_nothing_and_runs_only_its_own_scripts(page):
     hashes = {base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts}
     assert hashes == set(re.findall(r"'sha256-([^']+)'", policy))
     assert "unsafe-eval" not in policy
-    own = re.sub(r'id="data">.*?</script>', "", page.replace(get_plotlyjs(), ""), flags=re.DOTALL)
-    assert not re.search(r"<(?:img|iframe|object|embed)\b|\bsrc\s*=|@import|url\((?!data:|#)", own)
-    assert re.findall(r"<link\b[^>]*>", own) == ['<link rel="icon" href="data:,">']
+    seen = Elements(page)
+    assert {*seen.tags}.isdisjoint({"img", "iframe", "object", "embed", "base", "form"})
+    assert not [key for key, _ in seen.attributes if key == "src" or key.startswith("on")]
+    assert all(
+        value.startswith(("#", "data:,", "https://arxiv.org/")) for key, value in seen.attributes if "href" in key
+    )
+    styles = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
+    assert not re.search(r"@import|url\((?!data:|#)", styles)
+
+
+class Elements(HTMLParser):
+    """The elements of a page, and all their attributes."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.attributes = [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(key, value or "") for key, value in attrs]
 
 
 def test_names_cannot_leave_the_data(page):
@@ -444,3 +477,37 @@ def test_report_command(run, tmp_path):
     assert record["bytes"] == (tmp_path / "page.html").stat().st_size
     assert "unknown ending '.pdf'" in run("report", "--store", "store", "--out", "page.pdf", status=2).output
     assert "is empty" in run("report", "--store", "nowhere", status=2).output
+
+
+# ------------------------------------------------------------------------------------------------------ the scripts
+
+
+def test_the_scripts_are_few():
+    """At most 2,000 lines; every module of the folder is in the page."""
+    folder = Path(reports.__file__).parent / "page"
+    scripts = {path.stem: path.read_text(encoding="utf-8") for path in folder.glob("*.js")}
+    assert {*scripts} == {*reports.SCRIPTS}
+    assert sum(len(text.splitlines()) for text in scripts.values()) <= 2000
+    assert not [name for name, text in scripts.items() if "BigInt" in text or "innerHTML" in text or "eval(" in text]
+
+
+def test_modules_become_one_script_in_which_each_sees_what_it_imports():
+    modules = {
+        "one": "export const a = 1;\nconst hidden = 2;\nexport function twice(x) {\n  return 2 * x;\n}\n",
+        "two": 'import { a, twice } from "./one.js";\n\nconst hidden = twice(a);\n',
+    }
+    made = reports._bundle(modules)
+    assert "import" not in made
+    assert "export" not in made
+    assert "const { a, twice } = modules.one;" in made
+    assert "return { a, twice };" in made
+
+
+@pytest.mark.parametrize("word", ["plain/name@step1", "it's", "two words", "-dash", "a\nb\u202ec", "$x `y` \\"])
+def test_a_name_is_one_word_of_a_command(word):
+    shown = reports._word(word)
+    assert shown.isprintable()
+    result = subprocess.run(
+        ["bash", "-c", f"printf %s {shown}"], capture_output=True, check=True, env={"LC_ALL": "C.UTF-8"}
+    )
+    assert result.stdout.decode() == word

@@ -1,7 +1,8 @@
 """The report: one self-contained HTML page with everything that a store holds on one text set.
 
-`gather` makes the page's data, from the store alone: nothing is scored. `render` puts them into the page of `page/`,
-with styles, scripts and plotly inlined once, so that it opens from disk and asks no network for anything.
+`gather` takes everything from the store alone: nothing is scored. `render` makes the page of it and of `page/`, with
+styles, scripts and plotly inlined, so that it opens from disk and asks no network for anything. What a reader does with
+the page (choose models, search, sort, download) is in its scripts; its tables and figures are in `sections`.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import re
 import shlex
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
 from importlib.resources import files
@@ -33,28 +34,59 @@ from klscale.errors import InputError, StorageError, printable
 from klscale.inputs.texts import TextSet
 from klscale.progress import SILENT, Progress
 from klscale.science.bootstrap import RESAMPLES
-from klscale.science.estimates import Estimate, critical_value
-from klscale.science.kl import KL
-from klscale.show import cautions, sentences
+from klscale.science.estimates import critical_value, log_interval
+from klscale.show import cautions, sections, sentences
+from klscale.show.columns import number
+from klscale.show.maps import map_rows
+from klscale.show.markup import csv_text
 from klscale.show.names import common_prefix, short_names
-from klscale.show.pictures import COLOURS, looks
+from klscale.show.pictures import looks
+from klscale.show.pictures.style import amount
 from klscale.store.store import Entry, Store, now
 from klscale.studies import lens, maps, scales, trajectories
 from klscale.studies.lens import Layer
 from klscale.studies.maps import ModelMap
 from klscale.studies.scales import Setting
-from klscale.studies.trajectories import Motion, Seeds, Trajectory
+from klscale.studies.trajectories import Seeds, Trajectory
 from klscale.vectors.vectors import Vectors
 
 SECTIONS = ("summary", "scale", "map", "pairs", "trajectories", "layers", "quantization", "models", "method")
+TITLES = {
+    "summary": "Findings",
+    "scale": "The scale",
+    "map": "The map",
+    "pairs": "All pairs",
+    "trajectories": "Training runs",
+    "layers": "Layers",
+    "quantization": "Quantization",
+    "models": "Models",
+    "method": "Method",
+}  # fmt: skip
 MAP = ("map", "pairs", "models", "method")
 """The sections of a page of a map alone."""
 SCRIPTS = (
-    "numbers", "dom", "data", "selection", "plots", "table", "summary", "scale", "map", "panel", "pairs",
-    "trajectories", "layers", "quantization", "models", "downloads", "main",
+    "numbers", "dom", "data", "selection", "plots", "tables", "panel", "ruler", "map", "heat", "runs", "downloads",
+    "main",
 )  # fmt: skip
-"""Of the page, in the order in which they build on each other."""
+"""Modules of the page, each after those that it imports."""
+TSNE_FROM = 30
+"""Models from which on t-SNE is the first view of the map; principal components keep distances."""
+KINDS = {
+    "early training": "Neighbouring checkpoints in the first half of training",
+    "later training": "Neighbouring checkpoints in the second half of training",
+    "seed": "Two seeds of one recipe",
+    "size": "Two sizes of one family",
+    "architecture": "Different architectures of about equal size",
+    "fine-tuning": "A model and its fine-tuned child",
+}
+"""What two models of a setting are to each other; quantizations are named as they are."""
 ROUND_TRIP_LIMIT = 0.001
+ATTRIBUTES = {
+    "family": "category", "type": "category", "run": "category", "parameters": "log", "seed": "category",
+    "step": "steps", "tokens": "log", "stage": "category", "ingredient": "category", "quantization": "category",
+    "parent": "text", "dtype": "category",
+}  # fmt: skip
+"""Attributes on the page, and how each colours: categories apart, numbers by their log."""
 LABEL = 24
 """Characters of a name beside a mark."""
 MOST_MODELS = 5000
@@ -63,17 +95,24 @@ MOST_MODELS = 5000
 
 @dataclass(frozen=True, eq=False)
 class Contents:
-    """What a report is made of: models, their layers too, their map or why there is none, the scale, and the training
-    runs among them. `notes` say what is not in it."""
+    """What a report is made of: models and their layers, the map or none, the scale, and the training runs. `notes` say
+    what is missing."""
 
     store: Store
     entries: Sequence[Entry]
-    vectors: Vectors
-    layers: Vectors
+    vectors_and_layers: Vectors
     map: ModelMap | None
     measured: Sequence[Setting]
     runs: Sequence[Trajectory]
     notes: Mapping[str, str]
+
+    @cached_property
+    def vectors(self) -> Vectors:
+        return self.vectors_and_layers.subset([ref for ref in self.vectors_and_layers.models if ref.layer is None])
+
+    @cached_property
+    def layers(self) -> Vectors:
+        return self.vectors_and_layers.subset([ref for ref in self.vectors_and_layers.models if ref.layer is not None])
 
     @property
     def texts(self) -> TextSet:
@@ -88,6 +127,11 @@ class Contents:
     def prefix(self) -> str:
         """What the names of all models begin with."""
         return common_prefix([self.labels[name] for name in self.vectors.names])
+
+    @cached_property
+    def attribute_columns(self) -> list[dict[str, Any]]:
+        """What is known of each model, in columns."""
+        return _attributes(self)
 
     @cached_property
     def found_layers(self) -> dict[str, list[Layer]]:
@@ -139,7 +183,6 @@ def read(store: Store, texts: TextSet, *, progress: Progress = SILENT) -> Conten
     runs = trajectories.analyse_runs(
         store, texts, entries, threshold=seed and seed[0], from_store_only=True, progress=progress
     )
-    layers = everything.subset([ref for ref in everything.models if ref.layer is not None])
     notes = {"left out, of another convention": ", ".join(left_out)}
     damaged = len(store.vector_files(texts.id)) - len(known)
     if damaged:
@@ -149,7 +192,7 @@ def read(store: Store, texts: TextSet, *, progress: Progress = SILENT) -> Conten
         model_map = maps.kept_map(store, vectors, keep=False, progress=progress)
     except InputError as error:
         notes["no map"] = f"{error.what} {error.why}"
-    return Contents(store, entries, vectors, layers, model_map, measured, runs, notes)
+    return Contents(store, entries, everything, model_map, measured, runs, notes)
 
 
 def of_map(store: Store, vectors: Vectors, found: ModelMap) -> Contents:
@@ -157,45 +200,115 @@ def of_map(store: Store, vectors: Vectors, found: ModelMap) -> Contents:
     vectors = vectors.subset(found.models)
     newest = {str(entry.ref): entry for entry in store.entries(vectors.texts.id)}
     entries = [newest[name] for name in vectors.names]
-    return Contents(store, entries, vectors, vectors.subset([]), found, scales.measure(vectors), (), {})
+    return Contents(store, entries, vectors, found, scales.measure(vectors), (), {})
 
 
-def gather(contents: Contents, sections: Sequence[str] = SECTIONS) -> dict[str, Any]:
-    """The page's data, of these sections as far as there is anything in them. No number of the page is from elsewhere.
+def gather(contents: Contents, wanted: Sequence[str] = SECTIONS) -> dict[str, Any]:
+    """The page's data, of the `wanted` sections as far as there is anything in them. No number of the page is from
+    elsewhere.
 
     A *column* is an array packed as base64 of little-endian values, or one constant; pairs are the upper triangle by
-    rows. Everything else is plain JSON; a number that is not known is null.
+    rows. `parts` are sections as HTML, `files` tables as CSV. A number that is not known is null.
     """
     vectors, texts = contents.vectors, contents.texts
-    made = {name: make(contents) for name, make in _MAKERS.items() if name in sections}
-    shown = [name for name in sections if made.get(name, ()) is not None]
+    there = {
+        "scale": bool(contents.measured), "map": contents.map is not None, "trajectories": bool(contents.runs),
+        "layers": len(contents.layers) > 0, "quantization": bool(contents.ladders),
+    }  # fmt: skip
+    shown = [name for name in wanted if there.get(name, True)]
+    summary, said = [*_summary(contents, shown)], _method(contents)
+    ruler = sections.ruler(contents) if "scale" in shown else None
+    runs, slides = sections.runs(contents) if "trajectories" in shown else ("", [])
+    makers = {
+        "scale": sections.scale, "layers": sections.layers, "quantization": sections.quantization,
+        "models": sections.models,
+    }  # fmt: skip
+    tables = {
+        "scale": sections.scale_files, "map": _map_files, "trajectories": sections.run_files,
+        "layers": sections.layer_files, "quantization": sections.quantization_files, "models": sections.model_files,
+    }  # fmt: skip
+    parts = {name: make(contents) for name, make in makers.items() if name in shown}
+    parts |= {"trajectories": runs, "ruler": ruler[0] if ruler else "", "method": sections.method(said)}
+    parts["summary"] = sections.findings(summary, TITLES)
+    words = [_word(name) for name in vectors.names]
+    end = [" --"] if any(name.startswith("-") for name in vectors.names) else []
     return {
-        "title": f"{len(vectors):,} models on {texts.name}",
+        "title": printable(f"{len(vectors):,} models on {texts.name}"),
         "version": version("klscale"),
         "date": now(),
-        "store": _public(contents.store.location),
-        "options": _options(contents),
+        "facts": _facts(contents),
         "sections": shown,
-        "texts": {
-            "name": texts.name,
-            "id": texts.id,
-            "n_texts": len(texts),
-            "mean_bytes": texts.mean_bytes,
-            "clip": texts.clip,
-            "n_documents": len(set(texts.document)) if texts.document else None,
-            "external": texts.external,
-        },
-        "summary": [*_summary(contents, shown)],
-        "prefix": contents.prefix,
-        "names": list(contents.labels.values()),
+        "summary": summary,
+        "parts": parts,
+        "files": dict(file for name, make in tables.items() if name in shown for file in make(contents))
+        | dict(sections.method_files(said))
+        | {"findings": csv_text(summary)},
+        "names": [printable(name) for name in contents.labels.values()][: len(vectors)],
+        "brief": [printable(contents.shown(name)) for name in vectors.names],
         "refs": vectors.names,
         "labels": short_names([contents.labels[name] for name in vectors.names], LABEL),
-        "palette": COLOURS,
+        "words": words,
+        "command": " ".join(["klscale compare", *map(_word, _options(contents))]) + "".join(end),
+        "chosen": _chosen(contents),
         "models": _models(contents),
         "place": _place(contents),
-        **made,
+        "settings": _settings(contents),
+        "ruler": ruler[1] if ruler else None,
+        "map": _map(contents) if "map" in shown else None,
+        "runs": slides,
         "pairs": _pairs(contents),
     }
+
+
+def _chosen(contents: Contents) -> list[int]:
+    """The pair that the page opens with: the two models that predict the texts best, of those that are neither
+    quantized nor earlier checkpoints; else a model and its nearest variant."""
+    vectors = contents.vectors
+    earlier = {name for one in contents.runs for name in one.run.names[:-1]}
+    kinds = vectors.attributes["quantization"]
+    names = [name for name in vectors.names if kinds[name] is None and name not in earlier]
+    if len(names) < 2:
+        names = next(([base, variants[0]] for base, variants in contents.ladders.items()), [*vectors.names[-2:]])
+    best = sorted(names, key=lambda name: vectors.bits_per_byte(name).value)[:2]
+    return [vectors.position(name) for name in best]
+
+
+def _settings(contents: Contents) -> list[dict[str, Any]]:
+    """The pairs of each setting between models that a pair can be named by, in words."""
+    found, vectors = [], contents.vectors
+    for row in contents.measured:
+        if row.setting == "layer" or row.setting in scales.UNSPECIFIC:
+            continue
+        ends = np.array([[vectors.position(a), vectors.position(b)] for a, b in row.pairs])
+        many = f"the median KL of {len(row.pairs):,} such pairs here is {row.median:.3g} bits/byte"
+        one = "the only such pair here"
+        words = KINDS.get(row.setting, f"A model and its quantized variant, {row.setting}")
+        found.append({
+            "words": f"{words}: {many if len(row.pairs) > 1 else one}.",
+            "a": _column(ends[:, 0]), "b": _column(ends[:, 1]),
+        })  # fmt: skip
+    return found
+
+
+def _facts(contents: Contents) -> list[str]:
+    """What the page is of, in a line."""
+    texts = contents.texts
+    documents = f" of {len(set(texts.document)):,} documents" if texts.document else ""
+    clip = "no clip" if texts.clip is None else f"clip {texts.clip:.4g} nats"
+    return [
+        f"{len(texts):,} texts{documents}, mean {texts.mean_bytes:.1f} bytes, {clip}",
+        f"text set {texts.id}", _public(contents.store.location), f"klscale {version('klscale')}, {now()[:10]}",
+    ]  # fmt: skip
+
+
+def _word(text: str) -> str:
+    """`text` as one word of a shell command; what is not printable by its number."""
+    if text.isprintable():
+        return shlex.quote(text)
+    escaped = "".join(
+        f"\\{mark}" if mark in "'\\" else mark if mark.isprintable() else f"\\U{ord(mark):08x}" for mark in text
+    )
+    return f"$'{escaped}'"
 
 
 # ------------------------------------------------------------------------------------------------ packing of numbers
@@ -210,12 +323,6 @@ def _column(values: NDArray[Any]) -> dict[str, Any]:
         if values.dtype.kind in "biu" and int(values.max(initial=0)) <= np.iinfo(kind).max:
             return {kind: base64.b64encode(values.astype(np.dtype(kind).newbyteorder("<")).tobytes()).decode()}
     return {"float32": base64.b64encode(values.astype("<f4").tobytes()).decode()}
-
-
-def _estimate(value: Estimate | KL | None) -> dict[str, Any] | None:
-    if value is None:
-        return None
-    return {"value": value.value, "standard_error": value.standard_error, "interval": list(value.interval)}
 
 
 def _finite(value: Any) -> Any:
@@ -234,7 +341,7 @@ def _finite(value: Any) -> Any:
 # ---------------------------------------------------------------------------------------------------------- sections
 
 
-def _summary(contents: Contents, sections: Sequence[str]) -> Iterator[dict[str, str]]:
+def _summary(contents: Contents, there: Sequence[str]) -> Iterator[dict[str, str]]:
     vectors, texts, shown = contents.vectors, contents.texts, contents.shown
     summary: dict[str, Iterable[str]] = {
         "models": sentences.of_models(vectors, shown),
@@ -247,40 +354,52 @@ def _summary(contents: Contents, sections: Sequence[str]) -> Iterator[dict[str, 
         + [f"{what.capitalize()}: {text}" for what, text in contents.notes.items() if text],
     }
     for section, found in summary.items():
-        if section in sections:
+        if section in there:
             yield from ({"section": section, "text": text} for text in found)
 
 
-def _models(contents: Contents) -> dict[str, Any]:
-    """The attributes that any model has, in columns; and the look of each category in every picture."""
+def _attributes(contents: Contents) -> list[dict[str, Any]]:
+    """The attributes that any model has, in columns; bits per byte and the date last. `values` colour, sort and are
+    searched, `shown` is what is read, where that differs."""
     vectors = contents.vectors
     run_of = {name: contents.shown(one.run.name) for one in contents.runs for name in one.run.names}
     runs = pd.Series([run_of.get(name) for name in vectors.names], vectors.attributes.index, dtype=object)
     attributes = vectors.attributes.assign(run=runs)
-    kinds = {
-        "family": "category", "type": "category", "run": "category", "parameters": "log", "seed": "category",
-        "step": "steps", "tokens": "log", "stage": "category", "ingredient": "category",
-        "quantization": "category", "parent": "text", "dtype": "category",
-    }  # fmt: skip
     columns: list[dict[str, Any]] = []
-    for key, kind in kinds.items():
+    for key, kind in ATTRIBUTES.items():
         values = [None if pd.isna(value) else value for value in attributes[key]]
-        if any(value is not None for value in values):
-            values = [str(v) if v is not None and kind in ("category", "text") else v for v in values]
-            columns.append({"key": key, "title": key, "kind": kind, "values": values})
+        if all(value is None for value in values):
+            continue
+        words = kind in ("category", "text")
+        values = [printable(value) if words and value is not None else value for value in values]
+        numbers = None if words else [None if value is None else amount(float(value)) for value in values]
+        columns.append({"key": key, "title": key, "heading": key, "kind": kind, "values": values, "shown": numbers})
     levels = [vectors.bits_per_byte(name) for name in vectors.names]
     columns.append({
-        "key": "bits_per_byte", "title": "bits/byte", "kind": "estimate", "unit": "bits/byte",
+        "key": "bits_per_byte", "title": "bits/byte", "heading": "bits/byte ± SE", "kind": "estimate",
         "values": [level.value for level in levels], "standard_errors": [level.standard_error for level in levels],
+        "shown": [number(level) for level in levels],
     })  # fmt: skip
     scored = [str(entry.metadata.get("date", ""))[:10] for entry in contents.entries]
-    columns.append({"key": "scored", "title": "scored", "kind": "text", "values": scored})
+    columns.append(
+        {"key": "scored", "title": "scored", "heading": "scored", "kind": "text", "values": scored, "shown": None}
+    )
+    return columns
+
+
+def _models(contents: Contents) -> dict[str, Any]:
+    """What is known of each model, and the look of each category in every picture."""
+    columns = contents.attribute_columns
     categories = {column["key"]: column["values"] for column in columns if column["kind"] == "category"}
+    kept = ("key", "title", "kind", "values", "shown")
     return {
-        "length": len(vectors),
-        "columns": columns,
+        "length": len(contents.vectors),
+        "columns": [{key: column[key] for key in kept} for column in columns],
         "looks": {
-            key: {str(value): look._asdict() for value, look in looks(v for v in values if v is not None).items()}
+            key: {
+                str(value): {"colour": look.colour, "dark": look.dark, "symbol": look.symbol}
+                for value, look in looks(v for v in values if v is not None).items()
+            }
             for key, values in categories.items()
         },
     }
@@ -296,13 +415,14 @@ def _pairs(contents: Contents) -> dict[str, Any]:
         "value": _column(matrix.value[upper]),
         "standard_error": _column(matrix.standard_error[upper]),
         "critical_value": _column(critical_value(matrix.n_documents[upper])),
+        "widest": math.log(float(log_interval(1.0, math.inf, 1.0)[1])),
         "n_texts": _column(matrix.n_texts[upper]),
         "flags": _column(flags),
         "flag_texts": [
             [bit, cautions.BY_KEY[key].footnote] for key, bit in cautions.BITS.items() if (flags & bit).any()
         ],
         "order": range(len(vectors)) if clustering is None else clustering.order,
-        "dendrogram": None if clustering is None else {"merges": clustering.merges[:, :3]},
+        "merges": [] if clustering is None else clustering.merges[:, :3],
     }
 
 
@@ -318,188 +438,40 @@ def _place(contents: Contents) -> dict[str, Any]:
     return {"holds": bool(yardsticks), "yardsticks": [asdict(row) for row in yardsticks], "own": own}
 
 
-def _scale(contents: Contents) -> dict[str, Any] | None:
-    texts, measured = contents.texts, contents.measured
-    if not measured:
-        return None
-    at = {name: place for place, name in enumerate([*contents.vectors.names, *contents.layers.names])}
-    settings = []
-    for row in measured:
-        known = scales.published_beside(row.setting)
-        ends = np.array([[at[a], at[b]] for a, b in row.pairs])
-        settings.append({
-            "setting": row.setting, "median": row.median, "standard_error": row.standard_error,
-            "quartiles": row.quartiles, "interval": row.interval, "interval_kind": row.interval_kind,
-            "n_models": row.n_models, "n_available": row.n_available,
-            "a": _column(ends[:, 0]), "b": _column(ends[:, 1]),
-            "values": _column(np.array(row.values)), "standard_errors": _column(np.array(row.standard_errors)),
-            "in_range": _column(np.array(row.in_range)),
-            "published": known and asdict(known),
-        })  # fmt: skip
-    floor = scales.noise_floor(contents.vectors)
-    return {
-        "settings": settings,
-        "noise_floor": floor and replace(floor, largest_of=contents.shown(floor.largest_of)).sentence,
-        "comparable": scales.published_holds(texts),
-        "not_measured": [asdict(row) for row in scales.not_measured(measured)],
-    }
-
-
 def _map(contents: Contents) -> dict[str, Any] | None:
     if (found := contents.map) is None:
         return None
     matrix, vectors = contents.vectors.kl(), contents.vectors
-    row_of = {name: row for row, name in enumerate(found.models)}
-    at = [row_of[name] for name in vectors.names]
+    at = _rows_of(found, vectors)
     threads = []
     for one in contents.runs:
         places = [vectors.position(name) for name in one.run.names]
-        steps = [float(matrix.value[a, b]) for a, b in pairwise(places)]
-        threads.append({"run": contents.shown(one.run.name), "models": places, "steps": one.run.steps, "kl": steps})
-    off_map = {
-        vectors.position(name): {
-            "sentence": off.sentence, "unexplained": _estimate(off.unexplained), "nearest": contents.shown(off.nearest),
-            "kl": _estimate(off.kl), "typical": off.typical,
-        }
-        for name, off in found.off_map.items()
-    }  # fmt: skip
+        threads.append({"models": places, "kl": [float(matrix.value[a, b]) for a, b in pairwise(places)]})
     return {
-        "pca": {"points": found.pca[at], "share": found.share, "unit": "√(bits/byte)"},
-        "tsne2": None if found.tsne is None else {"points": found.tsne[at]},
-        "tsne3": None if found.tsne3 is None else {"points": found.tsne3[at]},
+        "method": "tsne" if found.tsne is not None and len(vectors) >= TSNE_FROM else "pca",
+        "pca": found.pca[at],
+        "share": found.share,
+        "unit": "√(bits/byte)",
+        "tsne2": None if found.tsne is None else found.tsne[at],
+        "tsne3": None if found.tsne3 is None else found.tsne3[at],
         "perplexity": found.perplexity,
         "notes": found.notes,
         "added": np.flatnonzero(found.added[at]),
-        "off_map": off_map,
+        "off_map": {vectors.position(name): off.sentence for name, off in found.off_map.items()},
         "threads": threads,
     }
 
 
-def _trajectories(contents: Contents) -> dict[str, Any] | None:
-    if not contents.runs:
-        return None
-    at = {name: place for place, name in enumerate(contents.vectors.names)}
-    return {
-        "runs": [
-            {"run": contents.shown(one.run.name), **_trajectory(one, at, contents.threshold_source)}
-            for one in contents.runs
-        ],
-        "seeds": [
-            {
-                "runs": [contents.shown(name) for name in group.runs], "c_q": _estimate(group.c_q),
-                "c_q_over_seeds": _estimate(group.c_q_over_seeds), "c_w": _estimate(group.c_w),
-                "alpha": _estimate(group.alpha), "probability": group.probability,
-            }
-            for group in contents.seeds
-        ],
-    }  # fmt: skip
+def _rows_of(found: ModelMap, vectors: Vectors) -> list[int]:
+    """The row of each of these models in a map."""
+    row_of = {name: row for row, name in enumerate(found.models)}
+    return [row_of[name] for name in vectors.names]
 
 
-def _trajectory(one: Trajectory, at: Mapping[str, int], threshold_source: str) -> dict[str, Any]:
-    rows, exponents, settled, paths = one.checkpoints, [], [], []
-    for motion, name in zip(one.motions, ("c_q", "c_w"), strict=False):
-        if motion.exponent is not None:
-            exponents.append(_exponent(motion, name))
-        if (found := motion.stabilisation) is not None:
-            fields = ("step", "interval", "threshold", "thresholds", "steps", "low", "high", "total")
-            settled.append({
-                "space": motion.space,
-                "threshold_source": threshold_source
-                if motion is one.behaviour
-                else "the same fraction of the squared distance from the first to the last",
-                "unit": motion.unit,
-                "first": found.step is not None and found.step == one.run.steps[0],
-                **{field: getattr(found, field) for field in fields},
-            })  # fmt: skip
-        if motion.shape is not None:
-            paths.append(_path(motion))
-    return {
-        "models": [at[name] for name in one.run.names],
-        "steps": one.run.steps,
-        "warmup": one.run.warmup,
-        "warmup_known": one.run.warmup_known,
-        "notes": one.run.notes,
-        "bits_per_byte": [_estimate(row.bits_per_byte) for row in rows],
-        "from_first": [_estimate(row.kl_from_first) for row in rows],
-        "from_previous": [_estimate(row.kl_from_previous) for row in rows],
-        "from_last": [_estimate(row.kl_from_last) for row in rows],
-        "weights_from_first": [row.weights_from_first for row in rows],
-        "weights_from_previous": [row.weights_from_previous for row in rows],
-        "exponents": exponents,
-        "alpha": _estimate(one.alpha),
-        "probability": one.probability,
-        "stabilisation": settled,
-        "paths": paths,
-    }
-
-
-def _exponent(motion: Motion, name: str) -> dict[str, Any]:
-    found = motion.exponent
-    assert found is not None
-    return {
-        "space": motion.space, "name": name, "estimate": _estimate(found.value),
-        "time_averaged": _estimate(found.time_averaged), "dimension": _estimate(found.dimension), "lags": found.lags,
-        "lag": found.averages.lag, "mean_squared_distance": found.averages.mean_squared_distance,
-        "intercept": found.averages.intercept, "heavy_tails": found.heavy_tails,
-    }  # fmt: skip
-
-
-def _path(motion: Motion) -> dict[str, Any]:
-    shape = motion.shape
-    assert shape is not None
-    walk = shape.nulls["random walk"]
-    return {
-        "space": motion.space, "unit": f"√({motion.unit})", "steps": shape.steps, "pca": shape.pca, "tsne": shape.tsne,
-        "share": shape.share, "walk_share": shape.walk_share, "winding": _estimate(shape.winding),
-        "walk_winding_range": walk.winding_range, "walk": walk.path, "spiral": shape.spiral,
-    }  # fmt: skip
-
-
-def _layers(contents: Contents) -> dict[str, Any] | None:
-    layers = contents.layers
-    if not len(layers):
-        return None
-    found = contents.found_layers
-    looked = looks(found)
-    common = (~np.isnan(layers.log_likelihood)).all(axis=0).sum()
-    points = maps.pca(layers) if common > 1 else None  # else no map shows them all
-    models = []
-    for model, rows in found.items():
-        outputs = [row.to_output if row.layer < len(rows) - 1 else None for row in rows]
-        models.append({
-            "model": contents.labels.get(model, model),
-            "look": looked[model]._asdict(),
-            "layer": [row.layer for row in rows],
-            "bits_per_byte": [_estimate(row.bits_per_byte) for row in rows],
-            "from_previous": [_estimate(row.from_previous) for row in rows],
-            "to_output": [_estimate(kl) for kl in outputs],
-            "previous_in_range": [row.from_previous and row.from_previous.in_range for row in rows],
-            "output_in_range": [kl and kl.in_range for kl in outputs],
-            "points": points and points.points[[layers.position(row.ref) for row in rows]],
-        })  # fmt: skip
-    return {"models": models, "share": points and points.share}
-
-
-def _quantization(contents: Contents) -> dict[str, Any] | None:
-    vectors, around = contents.vectors, cautions.Around(contents.vectors)
-    ladders = []
-    for base, variants in contents.ladders.items():
-        alike = vectors.subset([base, *variants]).on_common_texts()
-        rows = []
-        for n, name in enumerate(variants):
-            measured = around.pair(base, name)
-            step = None if n == 0 else alike.kl_difference((base, name), (base, variants[n - 1]))
-            rows.append({
-                "name": name,
-                "kind": vectors.attributes["quantization"][name],
-                "kl": _estimate(measured.kl),
-                "more_than_previous": _estimate(step),
-                "bits_per_byte_difference": _estimate(vectors.bits_per_byte(name, base)),
-                "placed": scales.place(measured.kl.value, contents.texts, contents.measured, (base, name)),
-                "flags": cautions.warnings(measured, contents.texts),
-            })  # fmt: skip
-        ladders.append({"base": base, "base_bits_per_byte": _estimate(vectors.bits_per_byte(base)), "rows": rows})
-    return {"ladders": ladders} if ladders else None
+def _map_files(contents: Contents) -> Iterator[tuple[str, str]]:
+    assert contents.map is not None
+    rows = map_rows(contents.map, contents.vectors)
+    yield "map", csv_text(rows)
 
 
 # ------------------------------------------------------------------------------------------- how the numbers were made
@@ -570,16 +542,6 @@ def _between(dates: Iterable[str]) -> str:
     return "" if not known else known[0] if known[0] == known[-1] else f"{known[0]} to {known[-1]}"
 
 
-_MAKERS: dict[str, Callable[[Contents], dict[str, Any] | None]] = {
-    "scale": _scale,
-    "map": _map,
-    "trajectories": _trajectories,
-    "layers": _layers,
-    "quantization": _quantization,
-    "method": _method,
-}
-
-
 # ---------------------------------------------------------------------------------------------------------- the page
 
 
@@ -588,25 +550,47 @@ def render(data: Mapping[str, Any]) -> str:
     but its own."""
     from plotly.offline import get_plotlyjs
 
-    page = files("klscale").joinpath("show/page")
+    page, shown = files("klscale").joinpath("show/page"), data["sections"]
 
     def part(name: str) -> str:
         return page.joinpath(name).read_text(encoding="utf-8")
 
-    scripts = [part(f"{name}.js") for name in SCRIPTS]
     plotly: str = get_plotlyjs()
-    text = json.dumps(_finite(data), ensure_ascii=False, allow_nan=False)
-    hashes = " ".join(f"'sha256-{_sha256(script)}'" for script in (plotly, *scripts))
+    script = _bundle({name: part(f"{name}.js") for name in SCRIPTS})
+    text = json.dumps(_finite({key: data[key] for key in data if key != "parts"}), ensure_ascii=False, allow_nan=False)
+    hashes = " ".join(f"'sha256-{_sha256(script)}'" for script in (plotly, script))
     parts = {
-        "title": html.escape(printable(f"klscale: {data['title']}")),
+        "title": html.escape(data["title"]),
+        "facts": "".join(f"<li>{html.escape(printable(fact))}</li>" for fact in data["facts"]),
         "policy": f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
         "base-uri 'none'; form-action 'none'",
         "styles": part("page.css"),
+        "links": "".join(f'<a href="#{name}">{TITLES[name]}</a>' for name in shown if name != "map"),
         "data": text.replace("<", "\\u003c"),  # in a script element: no end tag, no comment
         "plotly": f"<script>{plotly}</script>",
-        "scripts": "\n".join(f"<script>{script}</script>" for script in scripts),
+        "scripts": f"<script>{script}</script>",
+        **data["parts"],
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], part("page.html"))
+    template = re.sub(
+        r"<!-- if (\w+) -->\n(.*?)<!-- end \1 -->\n",
+        lambda match: match[2] if match[1] in shown or (data["parts"].get(match[1]) and match[1] not in TITLES) else "",
+        part("page.html"),
+        flags=re.DOTALL,
+    )
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
+
+
+def _bundle(modules: Mapping[str, str]) -> str:
+    """Modules as one script: a function for each, which gives what the module exports to those that come later."""
+    made = ['"use strict";', "const modules = {};"]
+    for name, text in modules.items():
+        names = re.findall(r"^export (?:async )?(?:function|const) (\w+)", text, flags=re.MULTILINE)
+        text = re.sub(
+            r"^import (\{[^}]*\}) from \"\./(\w+)\.js\";$", r"const \1 = modules.\2;", text, flags=re.MULTILINE
+        )
+        text = re.sub(r"^export ", "", text, flags=re.MULTILINE)
+        made.append(f"modules.{name} = (() => {{\n{text}\nreturn {{ {', '.join(names)} }};\n}})();")
+    return "\n".join(made)
 
 
 def write(data: Mapping[str, Any], file: Path) -> int:

@@ -1,129 +1,87 @@
-"use strict";
+/** The order of things: the answer and the map first, figures when they come near. */
 
-/** The order of things: the map first, the rest when the browser has time, figures when they come near. */
-(() => {
-  const { byId, element } = dom;
-  const { data } = report;
+import { data, pair } from "./data.js";
+import { byId } from "./dom.js";
+import { startDownloads } from "./downloads.js";
+import { startHeat } from "./heat.js";
+import { startMap } from "./map.js";
+import { formatEstimate, general } from "./numbers.js";
+import { startPanel } from "./panel.js";
+import { drawAll, drawWhenNear, fitTo, hideCard, redrawAll } from "./plots.js";
+import { startRuler } from "./ruler.js";
+import { startRuns } from "./runs.js";
+import { clear, onChange, select, selected } from "./selection.js";
+import { startTables } from "./tables.js";
 
-  /** The sections of this report in its order; the others go. */
-  function arrange() {
-    const content = byId("content");
-    const all = new Map([...content.querySelectorAll(":scope > section")].map((section) => [section.id, section]));
-    const panelOfPair = byId("pair");
-    content.replaceChildren(...data.sections.map((id) => all.get(id)).filter(Boolean));
-    if (!panelOfPair.isConnected) (byId("pairs") ?? byId("models"))?.querySelector(".how").after(panelOfPair); // no map
-    byId("sections").replaceChildren(
-      ...[...content.children].map((section) =>
-        element("a", { href: `#${section.id}` }, section.querySelector("h2").textContent),
-      ),
-    );
-  }
+const folds = () => /** @type {NodeListOf<HTMLDetailsElement>} */ (document.querySelectorAll("section > details"));
 
-  /** The section that is read, in the navigation. */
-  function watchSections() {
-    const links = new Map([...byId("sections").children].map((link) => [link.hash.slice(1), link]));
-    const watch = new IntersectionObserver(
-      (entries) => {
-        const inView = entries.find((entry) => entry.isIntersecting);
-        if (!inView) return;
-        for (const [id, link] of links) {
-          if (id === inView.target.id) link.setAttribute("aria-current", "true");
-          else link.removeAttribute("aria-current");
-        }
-      },
-      { rootMargin: "-20% 0px -70% 0px" },
-    );
-    for (const section of byId("content").children) watch.observe(section);
-  }
+/** The section that an address names is open. */
+function unfold() {
+  const fold = document.querySelector(`${location.hash || "#none"} > details`);
+  if (fold instanceof HTMLDetailsElement) fold.open = true;
+}
 
-  const memory = {
-    get: () => {
-      try {
-        return localStorage.getItem("klscale-theme");
-      } catch {
-        return null;
-      }
-    },
-    set: (theme) => {
-      try {
-        localStorage.setItem("klscale-theme", theme);
-      } catch {
-        /* kept until the page closes */
-      }
-    },
-  };
-
-  function setTheme(theme) {
+/** The theme, kept where pages from disk may keep anything. */
+function startTheme() {
+  const choice = byId("theme");
+  const show = (theme) => {
     document.documentElement.dataset.theme = theme;
-    return plots.redrawAll();
-  }
-
-  function themes() {
-    const select = byId("theme");
-    const kept = memory.get();
-    if (["light", "dark"].includes(kept)) select.value = kept;
-    document.documentElement.dataset.theme = select.value;
-    select.addEventListener("change", () => {
-      memory.set(select.value);
-      setTheme(select.value);
-    });
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
-      if (select.value === "auto") plots.redrawAll();
-    });
-  }
-
-  /** On paper everything is drawn, and in ink on white. */
-  function printing() {
-    window.addEventListener("beforeprint", () => {
-      document.documentElement.classList.add("printing");
-      document.documentElement.dataset.theme = "light";
-      plots.redrawAll();
-      plots.drawAll();
-      plots.fitTo(670);
-    });
-    window.addEventListener("afterprint", () => {
-      document.documentElement.classList.remove("printing");
-      setTheme(byId("theme").value);
-      plots.fitTo(null);
-    });
-  }
-
-  function keys() {
-    document.addEventListener("keydown", (event) => {
-      if (event.key !== "Escape" || event.defaultPrevented) return;
-      plots.hideCard();
-      if (selection.selected().length) selection.clear();
-    });
-    document.addEventListener("scroll", plots.hideCard, { passive: true });
-  }
-
-  themes();
-  arrange();
-  summary.draw();
-  map.draw();
-  panel.draw();
-  if (map.found && byId("map-plot")) plots.draw("map-plot");
-  scale.draw();
-  heat.draw();
-  trajectories.draw();
-  layers.draw();
-  quantization.draw();
-  models.draw();
-  downloads.draw();
-  watchSections();
-  printing();
-  keys();
-  plots.drawWhenNear();
-
-  window.klscale = {
-    formatEstimate: numbers.formatEstimate,
-    general: numbers.general,
-    pair: report.pair,
-    select: selection.select,
-    selected: selection.selected,
-    clear: selection.clear,
-    csv: downloads.csv,
-    drawAll: plots.drawAll,
-    data,
   };
-})();
+  try {
+    choice.value = localStorage.getItem("klscale-theme") ?? "auto";
+  } catch {
+    choice.value = "auto";
+  }
+  show(choice.value);
+  choice.addEventListener("change", () => {
+    try {
+      localStorage.setItem("klscale-theme", choice.value);
+    } catch {
+      // kept until the page closes
+    }
+    show(choice.value);
+    redrawAll();
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redrawAll);
+  window.addEventListener("beforeprint", () => {
+    document.documentElement.classList.add("printing");
+    show("light");
+    for (const fold of folds()) fold.open = true;
+    redrawAll();
+    drawAll();
+    fitTo(670);
+  });
+  window.addEventListener("afterprint", () => {
+    document.documentElement.classList.remove("printing");
+    show(choice.value);
+    redrawAll();
+    fitTo(null);
+  });
+}
+
+startTheme();
+startPanel();
+startRuler();
+startMap();
+startHeat();
+startRuns();
+startTables();
+startDownloads();
+unfold();
+drawWhenNear();
+window.addEventListener("hashchange", unfold);
+document.querySelector("nav")?.addEventListener("click", () => setTimeout(unfold)); // an address that is there already
+document.addEventListener("scroll", hideCard, { passive: true });
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "Escape" || event.defaultPrevented) return;
+  hideCard();
+  if (selected().length) clear();
+});
+
+/** Everything is open and drawn. */
+function showAll() {
+  for (const fold of folds()) fold.open = true;
+  return drawAll();
+}
+
+window.klscale = { data, pair, select, selected, clear, onChange, showAll, formatEstimate, general };

@@ -1,544 +1,558 @@
-"use strict";
+/** The map of models, and the search. */
 
-/** The map of models, the search, and the panel of the chosen pair. */
-const map = (() => {
-  const { byId, element } = dom;
-  const { data } = report;
-  const found = data.map;
-  const added = new Set(found?.added ?? []);
-  const METHODS = [
-    ["tsne", "t-SNE"],
-    ["pca", "principal components"],
-  ];
-  const CAMERA = { eye: { x: 1.5, y: 1.5, z: 1 } };
-  const view = { method: "tsne", dimensions: 2, colour: "", matches: null };
+import { columnOf, columns, data, isNumeric, K, kl, printed, shown } from "./data.js";
+import { button, byId, element, name, shorten } from "./dom.js";
+import { count, counted, general, isNumber } from "./numbers.js";
+import {
+  axis,
+  colour,
+  colourBar,
+  draw,
+  faded,
+  hasWebGL,
+  hover,
+  isDrawn,
+  label,
+  layout,
+  legend,
+  logs,
+  narrow,
+  placeOf,
+  plain,
+  redraw,
+  register,
+  stepAt,
+  tint,
+} from "./plots.js";
+import { onChange, select, selected } from "./selection.js";
 
-  // ---------------------------------------------------------------------------------------------------- what is shown
+const found = /** @type {ModelMap} */ (data.map);
+const added = new Set(found?.added ?? []);
+const METHODS = [
+  ["tsne", "t-SNE"],
+  ["pca", "PCA"],
+];
+const CAMERA = { eye: { x: 1.5, y: 1.5, z: 1 } };
+/** @type {{method: string, dimensions: number, colour: string, matches: Set<number> | null, waiting?: any}} */
+const view = { method: "pca", dimensions: 2, colour: "", matches: null };
 
-  function pointsOf(method, dimensions) {
-    const source = method === "pca" ? found.pca : dimensions === 3 ? found.tsne3 : found.tsne2;
-    if (!source?.points || (dimensions === 3 && (source.points[0]?.length ?? 0) < 3)) return null;
-    return source.points;
-  }
+// ---------------------------------------------------------------------------------------------------- what is shown
 
-  const points = () => pointsOf(view.method, view.dimensions);
-  const flat = () => view.dimensions === 2;
+function pointsOf(method, dimensions) {
+  const points = method === "pca" ? found.pca : dimensions === 3 ? found.tsne3 : found.tsne2;
+  return points && points[0].length >= dimensions ? points : null;
+}
 
-  function coordinates(models) {
-    const from = points();
-    const axes = ["x", "y", "z"].slice(0, view.dimensions);
-    return Object.fromEntries(axes.map((axis, n) => [axis, models.map((i) => from[i]?.[n] ?? null)]));
-  }
+const points = () => pointsOf(view.method, view.dimensions);
+const flat = () => view.dimensions === 2;
 
-  const kind = () => (flat() ? "scatter" : "scatter3d");
+function coordinates(models) {
+  const from = points() ?? [];
+  const axes = ["x", "y", "z"].slice(0, view.dimensions);
+  return Object.fromEntries(axes.map((axis, n) => [axis, models.map((i) => from[i]?.[n] ?? null)]));
+}
 
-  function symbolOf(i, symbol) {
-    if (!added.has(i)) return symbol;
-    return !flat() && symbol === "cross" ? "circle-open" : `${symbol}-open`; // in 3-D there is no hollow cross
-  }
+const kind = () => (flat() ? "scatter" : "scatter3d");
 
-  function opacityOf(i) {
-    return !view.matches || view.matches.has(i) ? 0.92 : 0.1;
-  }
+function symbolOf(i, symbol) {
+  if (!added.has(i)) return symbol;
+  return !flat() && symbol === "cross" ? "circle-open" : `${symbol}-open`; // in 3-D there is no hollow cross
+}
 
-  /** One trace of models. In 3-D opacity is per trace, so that dimming is in the colours. */
-  function trace(models, { name, colours, symbols, more = {} }) {
-    const dim = (i, tint) =>
-      flat() || opacityOf(i) > 0.5 || typeof tint !== "string" ? tint : plots.faded(tint, 0.12);
-    const edge = plots.colour("paper");
-    const many = report.K > 300;
-    return {
-      type: kind(),
-      mode: "markers",
-      ...coordinates(models),
-      customdata: models,
-      hoverinfo: "none",
-      name,
-      marker: {
-        symbol: models.map((i, n) => symbolOf(i, symbols[n])),
-        size: flat() ? (many ? 7 : 10) : many ? 4 : 6,
-        color: Array.isArray(colours) ? models.map((i, n) => dim(i, colours[n])) : colours,
-        ...(flat() ? { opacity: models.map(opacityOf) } : {}),
-        line: { width: models.map((i) => (flat() && added.has(i) ? 2 : flat() ? 0.6 : 0)), color: edge },
-        ...more,
-      },
-    };
-  }
+function opacityOf(i) {
+  return !view.matches || view.matches.has(i) ? 0.92 : 0.1;
+}
 
-  function categoryTraces(column) {
-    const groups = new Map();
-    for (let i = 0; i < report.K; i += 1) {
-      const value = column.values[i] ?? null;
-      if (!groups.has(value)) groups.set(value, []);
-      groups.get(value).push(i);
-    }
-    // a trace's first model gives the legend its mark, which is hollow only where all were added
-    for (const models of groups.values()) models.sort((one, other) => added.has(one) - added.has(other));
-    const looks = data.models.looks?.[column.key] ?? {};
-    const sorted = [...groups].sort(
-      ([one, a], [other, b]) => Number(one === null) - Number(other === null) || b.length - a.length,
-    );
-    return sorted.map(([value, models]) => {
-      const look = (value !== null && Object.hasOwn(looks, value) && looks[value]) || {
-        colour: plots.colour("muted"),
-        symbol: "circle",
-      };
-      const tint = plots.onPaper(look.colour);
-      return trace(models, {
-        name: value === null ? "not known" : plots.label(value, plots.narrow() ? 24 : 40),
-        colours: models.map(() => tint),
-        symbols: models.map(() => look.symbol),
-      });
-    });
-  }
-
-  /** A family's symbols stay where the colour is a number. */
-  function symbols(models) {
-    const column = report.columns.find((one) => one.kind === "category" && data.models.looks?.[one.key]);
-    const looks = column ? data.models.looks[column.key] : {};
-    return models.map((i) => {
-      const value = column?.values[i];
-      return value && Object.hasOwn(looks, value) ? looks[value].symbol : "circle";
-    });
-  }
-
-  /** Colours of numbers by their log, of steps by log(1 + step); `scale` is null for plain numbers. */
-  const SCALES = { log: "log", steps: "steps" };
-
-  function numberTraces(values, title, scale) {
-    const usable = (value) => numbers.isNumber(value) && (scale !== "log" || value >= 0);
-    const all = [...Array(report.K).keys()];
-    const known = all.filter((i) => usable(values[i]));
-    const unknown = all.filter((i) => !usable(values[i]));
-    const plain = known.map((i) => values[i]);
-    const shown = scale === "log" ? plots.logs(plain) : scale === "steps" ? plain.map(plots.stepAt) : plain;
-    const bar = plots.colourBar(title, shown, scale);
-    const made = [
-      trace(known, {
-        name: "",
-        colours: shown,
-        symbols: symbols(known),
-        more: { ...bar, showscale: scale !== "log" || plain.some((value) => value > 0), line: { width: flat() ? 0.6 : 0, color: plots.colour("muted") } },
-      }),
-    ];
-    if (unknown.length) {
-      made.push(
-        trace(unknown, {
-          name: view.colour === "kl" ? "A itself, or no texts in common" : "not known",
-          colours: unknown.map(() => plots.colour("muted")),
-          symbols: unknown.map(() => (flat() ? "x" : "circle")),
-        }),
-      );
-    }
-    made[0].showlegend = false;
-    return made;
-  }
-
-  function modelTraces() {
-    if (view.colour === "kl") {
-      const [a] = selection.selected();
-      if (a === undefined) return categoryTraces({ key: "", values: [] });
-      return numberTraces(
-        [...Array(report.K).keys()].map((j) => (j === a ? null : report.kl(a, j))),
-        "KL from A, bits/byte",
-        "log",
-      );
-    }
-    const column = report.columnOf(view.colour);
-    if (!column) return categoryTraces({ key: "", values: [] });
-    if (column.kind === "category") return categoryTraces(column);
-    return numberTraces(
-      column.values,
-      plots.label(column.unit && column.unit !== column.title ? `${column.title}, ${column.unit}` : column.title),
-      SCALES[column.kind],
-    );
-  }
-
-  const WIDTHS = [1, 2, 3.5, 5.5];
-
-  /** Training runs as threads; the width of a step is its KL, in four classes by its root. */
-  function threadTraces() {
-    const threads = found.threads ?? [];
-    const most = Math.max(...threads.flatMap((thread) => thread.kl.filter(numbers.isNumber)), 0);
-    if (!(most > 0)) return [];
-    const made = WIDTHS.map(() => []);
-    for (const { models, kl } of threads) {
-      for (let n = 0; n + 1 < models.length; n += 1) {
-        const width = Math.min(WIDTHS.length - 1, Math.floor(Math.sqrt((kl[n] ?? 0) / most) * WIDTHS.length));
-        made[width].push(models[n], models[n + 1], -1);
-      }
-    }
-    return made
-      .map((models, n) => ({
-        type: kind(),
-        mode: "lines",
-        ...coordinates(models),
-        hoverinfo: "skip",
-        showlegend: n === 1,
-        connectgaps: false,
-        name: "training run",
-        legendrank: 2000,
-        line: { width: WIDTHS[n], color: flat() ? plots.faded(plots.colour("muted"), 0.55) : plots.colour("muted") },
-      }))
-      .filter((one) => one.x.length);
-  }
-
-  function chosenTraces() {
-    const chosen = selection.selected();
-    const accent = plots.colour("accent");
-    if (!chosen.length) return [];
-    return [
-      {
-        type: kind(),
-        mode: "markers+text",
-        ...coordinates(chosen),
-        text: ["A", "B"].slice(0, chosen.length),
-        hoverinfo: "skip",
-        showlegend: false,
-        textposition: "top center",
-        textfont: { size: 15, color: accent, weight: 700 },
-        marker: { symbol: "circle-open", size: flat() ? 18 : 12, color: accent, line: { width: 2.5, color: accent } },
-      },
-    ];
-  }
-
-  const NAMED = 25;
-  const SIDES = ["middle right", "middle left", "top center", "bottom center"];
-
-  /** The box of a label at a side of a mark, in pixels: [left, top, right, bottom]. */
-  function labelBox([x, y], width, side) {
-    const [vertical, horizontal] = side.split(" ");
-    const left = horizontal === "right" ? x + 7 : horizontal === "left" ? x - 7 - width : x - width / 2;
-    const top = vertical === "top" ? y - 20 : vertical === "bottom" ? y + 6 : y - 7;
-    return [left, top, left + width, top + 14];
-  }
-
-  function overlap([left, top, right, bottom], other) {
-    const wide = Math.min(right, other[2]) - Math.max(left, other[0]);
-    const high = Math.min(bottom, other[3]) - Math.max(top, other[1]);
-    return wide > 0 && high > 0 ? wide * high : 0;
-  }
-
-  /** Names beside the marks where models are few, each at the side where it covers the least. */
-  function nameTraces() {
-    if (!flat() || report.K > NAMED || plots.narrow() || !data.labels) return [];
-    const models = [...Array(report.K).keys()];
-    const { x, y } = coordinates(models);
-    const room = byId("map-plot").getBoundingClientRect();
-    const [width, height] = [room.width - 56, room.height - 110];
-    const span = (values) => [Math.min(...values), Math.max(...values)];
-    const [[west, east], [south, north]] = [span(x), span(y)];
-    const unit = 0.88 * Math.min(width / (east - west || 1), height / (north - south || 1));
-    const marks = models.map((i) => [
-      width / 2 + unit * (x[i] - (west + east) / 2),
-      height / 2 - unit * (y[i] - (south + north) / 2),
-    ]);
-    const taken = marks.map(([across, down]) => [across - 6, down - 6, across + 6, down + 6]);
-    const sides = marks.map((mark, i) => {
-      const cost = SIDES.map((side, n) => {
-        const box = labelBox(mark, 6.2 * data.labels[i].length, side);
-        const outside = Math.max(0, -box[0]) + Math.max(0, box[2] - width);
-        return 20 * outside + n + taken.reduce((sum, other, k) => sum + (k === i ? 0 : overlap(box, other)), 0);
-      });
-      const side = SIDES[cost.indexOf(Math.min(...cost))];
-      taken.push(labelBox(mark, 6.2 * data.labels[i].length, side));
-      return side;
-    });
-    return [
-      {
-        type: kind(),
-        mode: "markers+text",
-        x,
-        y,
-        marker: { size: 12, opacity: 0 }, // a mark that is not seen keeps the text off the one that is
-        text: models.map((i) => plots.label(data.labels[i])),
-        textposition: sides,
-        textfont: { size: 11, color: models.map((i) => plots.colour(opacityOf(i) < 0.5 ? "grid" : "muted")) },
-        hoverinfo: "skip",
-        showlegend: false,
-      },
-    ];
-  }
-
-  function titles() {
-    if (view.method === "tsne") return ["t-SNE 1", "t-SNE 2", "t-SNE 3"];
-    const { share, unit } = found.pca;
-    const part = (n) =>
-      numbers.isNumber(share?.[n]) ? ` (${numbers.fixed(100 * share[n], 0)} %${flat() ? " of variance" : ""})` : "";
-    return [0, 1, 2].map((n) => `component ${n + 1}${part(n)}${flat() ? `, ${plots.plain(unit)}` : ""}`); // little room in 3-D
-  }
-
-  function axesLayout() {
-    const [x, y, z] = titles();
-    const bare = view.method === "tsne" ? { showticklabels: false, ticks: "" } : {}; // its units are arbitrary
-    if (flat()) {
-      return { xaxis: plots.axis(x, bare), yaxis: plots.axis(y, { scaleanchor: "x", ...bare }) };
-    }
-    const one = (text) => ({
-      title: { text, font: { size: 11 } },
-      gridcolor: plots.colour("grid"),
-      color: plots.colour("muted"),
-      showbackground: false,
-      zeroline: false,
-      showspikes: false,
-      ...bare,
-    });
-    return {
-      scene: { xaxis: one(x), yaxis: one(y), zaxis: one(z), aspectmode: "data", dragmode: "orbit", camera: CAMERA },
-    };
-  }
-
-  function make() {
-    const coarse = matchMedia("(pointer: coarse)").matches;
-    const legend = plots.narrow() ? {} : { maxheight: 0.3 };
-    const base = {
-      ...axesLayout(),
-      uirevision: `${view.method}${view.dimensions}`,
-      legend: plots.legend(legend),
-      margin: { l: 44, r: 12, t: 12, b: 60 },
-    };
-    return {
-      data: [...threadTraces(), ...modelTraces(), ...nameTraces(), ...chosenTraces()],
-      layout: plots.layout(coarse && !flat() ? { ...base, dragmode: "orbit" } : base),
-    };
-  }
-
-  function describe() {
-    const method = METHODS.find(([key]) => key === view.method)[1];
-    const chosen = selection.selected().map((i, n) => `${"AB"[n]} is ${data.names[i]}`);
-    return `Map of ${numbers.counted(report.K, "model")}: ${method}, ${view.dimensions}-D. ${chosen.join("; ")}`;
-  }
-
-  // -------------------------------------------------------------------------------------------------- under the pointer
-
-  function attributes(i) {
-    return report.columns.map((column) => [column, report.shown(column, i)]).filter(([, text]) => text !== null);
-  }
-
-  const REACH = 20; // pixels from a mark
-
-  /** The model whose mark is nearest to an event, of those that the legend shows; null where none is near. */
-  function modelAt(event) {
-    const { x, y, xaxis, yaxis } = plots.placeOf("map-plot", event);
-    let [nearest, least] = [null, REACH];
-    for (const trace of byId("map-plot")._fullData) {
-      if (trace.visible !== true || !trace.customdata) continue;
-      trace.customdata.forEach((i, n) => {
-        const distance = Math.hypot(xaxis.d2p(trace.x[n]) - x, yaxis.d2p(trace.y[n]) - y);
-        if (distance < least) [nearest, least] = [i, distance];
-      });
-    }
-    return nearest;
-  }
-
-  function card({ customdata }, event) {
-    const i = flat() ? modelAt(event) : customdata;
-    if (!Number.isInteger(i)) return null;
-    const chosen = selection.selected();
-    const rows = attributes(i).map(([column, text]) => [
-      element("dt", {}, column.title),
-      element("dd", {}, dom.name(dom.shorten(text, 60))),
-    ]);
-    if (chosen.length && chosen[0] !== i) {
-      const pair = report.pair(chosen[0], i);
-      rows.push([
-        element("dt", {}, "KL from A"),
-        element("dd", {}, `${numbers.formatEstimate(pair?.kl, pair?.standard_error)} bits/byte`),
-      ]);
-    }
-    const offMap = report.offMap(i);
-    return [
-      element("strong", {}, dom.name(dom.shorten(data.names[i], 120))),
-      element("dl", {}, rows),
-      offMap ? element("p", { class: "warning" }, offMap.sentence) : null,
-    ].filter(Boolean);
-  }
-
-  // -------------------------------------------------------------------------------------------------------- the controls
-
-  function options(select, rows) {
-    select.replaceChildren(...rows.map(([value, text]) => element("option", { value }, text)));
-  }
-
-  function fillControls() {
-    const methods = METHODS.filter(([key]) => pointsOf(key, 2));
-    options(byId("map-method"), methods);
-    view.method = methods[0]?.[0] ?? "pca";
-    options(byId("map-colour"), [
-      ...report.columns.filter((column) => column.kind !== "text").map((column) => [column.key, column.title]),
-      ...(report.pairs ? [["kl", "KL from the selected model"]] : []),
-    ]);
-    view.colour =
-      report.columns.find((column) => column.key === "family" && column.values.some(Boolean))?.key ??
-      report.columns.find((column) => column.kind === "category" && column.values.some(Boolean))?.key ??
-      report.columns[0]?.key ??
-      "";
-    byId("map-colour").value = view.colour;
-    fillDimensions();
-  }
-
-  function fillDimensions() {
-    const third = byId("map-dimensions").querySelector("[value='3']");
-    third.disabled = !pointsOf(view.method, 3);
-    if (third.disabled) view.dimensions = 2;
-    byId("map-dimensions").value = String(view.dimensions);
-  }
-
-  function say(text) {
-    dom.write(byId("map-message"), text);
-    byId("map-message").hidden = !text;
-  }
-
-  function setDimensions(wanted) {
-    const possible = wanted === 2 || plots.hasWebGL();
-    view.dimensions = possible ? wanted : 2;
-    byId("map-dimensions").value = String(view.dimensions);
-    say(possible ? "" : "This browser has no WebGL, which three dimensions need: the map stays in two.");
-  }
-
-  function note() {
-    const notes = [...(found.notes ?? [])];
-    if (view.method === "tsne" && numbers.isNumber(found.perplexity)) {
-      notes.unshift(
-        `t-SNE, perplexity ${numbers.general(found.perplexity, 3)}: near models stay near; distances between groups mean little.`,
-      );
-    }
-    if (view.method === "pca")
-      notes.unshift(
-        `Principal components of the double-centred log-likelihoods: distances are √KL, as far as these components show them; in ${plots.plain(found.pca.unit)}.`,
-      );
-    if (found.threads?.length) notes.push("Lines are training runs; the wider, the larger the KL of that step.");
-    if (added.size)
-      notes.push(`Hollow: ${numbers.counted(added.size, "model")} placed on the map later, without moving the others.`);
-    if (view.colour === "kl" && !selection.selected().length)
-      notes.unshift("Choose a model to colour the others by their KL from it.");
-    dom.write(byId("map-note"), notes.join(" "));
-  }
-
-  const refresh = () => {
-    note();
-    return plots.redraw("map-plot");
+/** One trace of models. In 3-D opacity is per trace, so that dimming is in the colours. */
+function trace(models, { name, colours, symbols, more = {}, showlegend = true }) {
+  const dim = (i, tint) => (flat() || opacityOf(i) > 0.5 || typeof tint !== "string" ? tint : faded(tint, 0.12));
+  const edge = colour("paper");
+  const many = K > 300;
+  return {
+    type: kind(),
+    mode: "markers",
+    ...coordinates(models),
+    customdata: models,
+    hoverinfo: "none",
+    name,
+    showlegend,
+    marker: {
+      symbol: models.map((i, n) => symbolOf(i, symbols[n])),
+      size: flat() ? (many ? 7 : 10) : many ? 4 : 6,
+      color: Array.isArray(colours) ? models.map((i, n) => dim(i, colours[n])) : colours,
+      ...(flat() ? { opacity: models.map(opacityOf) } : {}),
+      line: { width: models.map((i) => (flat() && added.has(i) ? 2 : flat() ? 0.6 : 0)), color: edge },
+      ...more,
+    },
   };
+}
 
-  function zoom(factor) {
-    const gd = byId("map-plot");
-    if (!plots.drawn("map-plot")) return;
-    if (!flat()) {
-      const { eye } = gd._fullLayout.scene.camera;
-      Plotly.relayout(gd, { "scene.camera.eye": { x: eye.x * factor, y: eye.y * factor, z: eye.z * factor } });
-      return;
-    }
-    const change = {};
-    for (const axis of ["xaxis", "yaxis"]) {
-      const [low, high] = gd._fullLayout[axis].range;
-      const half = ((high - low) / 2) * factor;
-      change[`${axis}.range`] = [(low + high) / 2 - half, (low + high) / 2 + half];
-    }
-    Plotly.relayout(gd, change);
+function categoryTraces(column) {
+  const groups = new Map();
+  for (let i = 0; i < K; i += 1) {
+    const value = column.values[i] ?? null;
+    if (!groups.has(value)) groups.set(value, []);
+    groups.get(value).push(i);
   }
-
-  function reset() {
-    if (!plots.drawn("map-plot")) return;
-    Plotly.relayout(
-      byId("map-plot"),
-      flat() ? { "xaxis.autorange": true, "yaxis.autorange": true } : { "scene.camera": CAMERA },
-    );
-  }
-
-  function listen() {
-    const on = (id, event, listener) => byId(id).addEventListener(event, listener);
-    on("map-method", "change", (event) => {
-      view.method = event.target.value;
-      fillDimensions();
-      refresh();
-    });
-    on("map-dimensions", "change", (event) => {
-      setDimensions(Number(event.target.value));
-      refresh();
-    });
-    on("map-colour", "change", (event) => {
-      view.colour = event.target.value;
-      refresh();
-    });
-    on("map-closer", "click", () => zoom(1 / 1.4));
-    on("map-farther", "click", () => zoom(1.4));
-    on("map-reset", "click", reset);
-  }
-
-  // ---------------------------------------------------------------------------------------------------------- the search
-
-  const LISTED = 40;
-  const searchable = (found ? [...Array(report.K).keys()] : []).map((i) =>
-    [
-      data.names[i],
-      ...report.columns.filter((column) => !report.isNumeric(column)).map((column) => column.values[i] ?? ""),
-    ]
-      .join("\n")
-      .toLowerCase(),
+  // a trace's first model gives the legend its mark, which is hollow only where all were added
+  for (const models of groups.values()) models.sort((one, other) => Number(added.has(one)) - Number(added.has(other)));
+  const looks = data.models.looks[column.key] ?? {};
+  const sorted = [...groups].sort(
+    ([one, a], [other, b]) => Number(one === null) - Number(other === null) || b.length - a.length,
   );
-
-  function search(text) {
-    const words = text.toLowerCase().split(/\s+/).filter(Boolean);
-    const matching = words.length
-      ? [...searchable.keys()].filter((i) => words.every((word) => searchable[i].includes(word)))
-      : [];
-    view.matches = words.length ? new Set(matching) : null;
-    dom.write(byId("search-count"), words.length
-      ? `${numbers.count(matching.length)} ${matching.length === 1 ? "match" : "matches"}`
-      : "");
-    const results = matching.slice(0, LISTED).map((i) =>
-      element(
-        "li",
-        {},
-        dom.button(dom.name(data.names[i]), () => selection.select(i)),
-      ),
-    );
-    if (matching.length > LISTED)
-      results.push(element("li", { class: "quiet" }, `and ${numbers.count(matching.length - LISTED)} more`));
-    byId("search-results").replaceChildren(...results);
-    byId("search-results").hidden = !matching.length;
-    clearTimeout(view.waiting);
-    view.waiting = setTimeout(refresh, 60); // the list at once, the map when typing pauses
-    return matching;
-  }
-
-  function listenToSearch() {
-    const field = byId("search");
-    let matching = [];
-    field.addEventListener("input", () => {
-      matching = search(field.value);
+  return sorted.map(([value, models]) => {
+    const look = value !== null && Object.hasOwn(looks, value) ? looks[value] : null;
+    const colours = look ? tint(look) : colour("muted");
+    return trace(models, {
+      name: value === null ? "not known" : label(value, narrow() || groups.size > 6 ? 24 : 40),
+      colours: models.map(() => colours),
+      symbols: models.map(() => look?.symbol ?? "circle"),
     });
-    field.addEventListener("keydown", (event) => {
-      if (event.key === "Enter") {
-        matching = search(field.value);
-        if (matching.length) selection.select(matching[0]);
-        event.preventDefault();
-      } else if (event.key === "Escape" && field.value) {
-        field.value = "";
-        matching = search("");
-        event.stopPropagation();
-        event.preventDefault();
-      }
-    });
-  }
+  });
+}
 
-  function draw() {
-    if (!found || !byId("map-plot")) return;
-    fillControls();
-    note();
-    listen();
-    listenToSearch();
-    plots.register("map-plot", {
-      make,
-      label: describe,
-      on: {
-        ...plots.hover(card),
-        plotly_click: ({ points: [point] }) => flat() || selection.select(point.customdata),
+/** A family's symbols stay where the colour is a number. */
+function symbols(models) {
+  const column = columns.find((one) => one.kind === "category" && data.models.looks[one.key]);
+  const looks = column ? data.models.looks[column.key] : {};
+  return models.map((i) => {
+    const value = column?.values[i];
+    return value && Object.hasOwn(looks, value) ? looks[value].symbol : "circle";
+  });
+}
+
+/** Colours of numbers by their log, of steps by log(1 + step); `scale` is null for plain numbers. */
+const SCALES = { log: "log", steps: "steps" };
+
+function numberTraces(values, title, scale) {
+  const usable = (value) => isNumber(value) && (scale !== "log" || value >= 0);
+  const all = [...Array(K).keys()];
+  const known = all.filter((i) => usable(values[i]));
+  const unknown = all.filter((i) => !usable(values[i]));
+  const plain = known.map((i) => values[i]);
+  const shown = scale === "log" ? logs(plain) : scale === "steps" ? plain.map(stepAt) : plain;
+  const bar = colourBar(title, shown, scale);
+  const made = [
+    trace(known, {
+      name: "",
+      showlegend: false,
+      colours: shown,
+      symbols: symbols(known),
+      more: {
+        ...bar,
+        showscale: scale !== "log" || plain.some((value) => value > 0),
+        line: { width: flat() ? 0.6 : 0, color: colour("muted") },
       },
-      click: (event) => flat() && selection.select(modelAt(event)),
-    });
-    selection.onChange(refresh);
+    }),
+  ];
+  if (unknown.length) {
+    made.push(
+      trace(unknown, {
+        name: view.colour === "kl" ? "A itself, or no texts in common" : "not known",
+        colours: unknown.map(() => colour("muted")),
+        symbols: unknown.map(() => (flat() ? "x" : "circle")),
+      }),
+    );
   }
+  return made;
+}
 
-  return { draw, found };
-})();
+function modelTraces() {
+  if (view.colour === "kl") {
+    const [a] = selected();
+    if (a === undefined) return categoryTraces({ key: "", values: [] });
+    return numberTraces(
+      [...Array(K).keys()].map((j) => (j === a ? null : kl(a, j))),
+      "KL from A, bits/byte",
+      "log",
+    );
+  }
+  const column = columnOf(view.colour);
+  if (!column) return categoryTraces({ key: "", values: [] });
+  if (column.kind === "category") return categoryTraces(column);
+  return numberTraces(
+    column.values,
+    label(column.unit && column.unit !== column.title ? `${column.title}, ${column.unit}` : column.title),
+    SCALES[column.kind],
+  );
+}
+
+const WIDTHS = [1, 2, 3.5, 5.5];
+
+/** Training runs as threads; the width of a step is its KL, in four classes by its root. */
+function threadTraces() {
+  const threads = found.threads;
+  const most = Math.max(...threads.flatMap((thread) => thread.kl.filter(isNumber)), 0);
+  if (!(most > 0)) return [];
+  const made = WIDTHS.map(() => /** @type {number[]} */ ([]));
+  for (const { models, kl } of threads) {
+    for (let n = 0; n + 1 < models.length; n += 1) {
+      const width = Math.min(WIDTHS.length - 1, Math.floor(Math.sqrt((kl[n] ?? 0) / most) * WIDTHS.length));
+      made[width].push(models[n], models[n + 1], -1);
+    }
+  }
+  return made
+    .map((models, n) => ({ models, n }))
+    .filter(({ models }) => models.length)
+    .map(({ models, n }) => ({
+      type: kind(),
+      mode: "lines",
+      ...coordinates(models),
+      hoverinfo: "skip",
+      showlegend: n === 1,
+      connectgaps: false,
+      name: "training run",
+      legendrank: 2000,
+      line: { width: WIDTHS[n], color: flat() ? faded(colour("muted"), 0.55) : colour("muted") },
+    }));
+}
+
+function chosenTraces() {
+  const chosen = selected();
+  const accent = colour("accent");
+  if (!chosen.length) return [];
+  return [
+    {
+      type: kind(),
+      mode: "markers+text",
+      ...coordinates(chosen),
+      text: ["A", "B"].slice(0, chosen.length),
+      hoverinfo: "skip",
+      showlegend: false,
+      textposition: "top center",
+      textfont: { size: 15, color: accent, weight: 700 },
+      marker: { symbol: "circle-open", size: flat() ? 18 : 12, color: accent, line: { width: 2.5, color: accent } },
+    },
+  ];
+}
+
+const NAMED = 25;
+const SIDES = ["middle right", "middle left", "top center", "bottom center"];
+
+/** The box of a label at a side of a mark, in pixels: [left, top, right, bottom]. */
+function labelBox(mark, width, side) {
+  const [x, y] = mark;
+  const [vertical, horizontal] = side.split(" ");
+  const left = horizontal === "right" ? x + 7 : horizontal === "left" ? x - 7 - width : x - width / 2;
+  const top = vertical === "top" ? y - 20 : vertical === "bottom" ? y + 6 : y - 7;
+  return [left, top, left + width, top + 14];
+}
+
+function overlap(one, other) {
+  const [left, top, right, bottom] = one;
+  const wide = Math.min(right, other[2]) - Math.max(left, other[0]);
+  const high = Math.min(bottom, other[3]) - Math.max(top, other[1]);
+  return wide > 0 && high > 0 ? wide * high : 0;
+}
+
+/** Names beside the marks where models are few, each at the side where it covers the least. */
+function nameTraces() {
+  if (!flat() || K > NAMED || narrow()) return [];
+  const models = [...Array(K).keys()];
+  const { x, y } = coordinates(models);
+  const room = byId("map-plot").getBoundingClientRect();
+  const [width, height] = [room.width - 56, room.height - 110];
+  const span = (values) => [Math.min(...values), Math.max(...values)];
+  const [[west, east], [south, north]] = [span(x), span(y)];
+  const unit = 0.88 * Math.min(width / (east - west || 1), height / (north - south || 1));
+  const marks = models.map((i) => [
+    width / 2 + unit * (x[i] - (west + east) / 2),
+    height / 2 - unit * (y[i] - (south + north) / 2),
+  ]);
+  const taken = marks.map(([across = 0, down = 0]) => [across - 6, down - 6, across + 6, down + 6]);
+  const sides = marks.map((mark, i) => {
+    const cost = SIDES.map((side, n) => {
+      const box = labelBox(mark, 6.2 * data.labels[i].length, side);
+      const outside = Math.max(0, -box[0]) + Math.max(0, box[2] - width);
+      return 20 * outside + n + taken.reduce((sum, other, k) => sum + (k === i ? 0 : overlap(box, other)), 0);
+    });
+    const side = SIDES[cost.indexOf(Math.min(...cost))];
+    taken.push(labelBox(mark, 6.2 * data.labels[i].length, side));
+    return side;
+  });
+  return [
+    {
+      type: kind(),
+      mode: "markers+text",
+      x,
+      y,
+      marker: { size: 12, opacity: 0 }, // a mark that is not seen keeps the text off the one that is
+      text: models.map((i) => label(data.labels[i])),
+      textposition: sides,
+      cliponaxis: false,
+      textfont: { size: 11, color: models.map((i) => colour(opacityOf(i) < 0.5 ? "grid" : "muted")) },
+      hoverinfo: "skip",
+      showlegend: false,
+    },
+  ];
+}
+
+function titles() {
+  if (view.method === "tsne") return ["t-SNE 1", "t-SNE 2", "t-SNE 3"];
+  const { share, unit } = found;
+  const part = (n) => (isNumber(share[n]) ? ` (${(100 * share[n]).toFixed(0)} %${flat() ? " of variance" : ""})` : "");
+  return [0, 1, 2].map((n) => `component ${n + 1}${part(n)}${flat() ? `, ${plain(unit)}` : ""}`); // little room in 3-D
+}
+
+function axesLayout() {
+  const [x, y, z] = titles();
+  const bare = view.method === "tsne" ? { showticklabels: false, ticks: "" } : {}; // its units are arbitrary
+  if (flat()) {
+    return { xaxis: axis(x, bare), yaxis: axis(y, { scaleanchor: "x", ...bare }) };
+  }
+  const one = (text) => ({
+    title: { text, font: { size: 11 } },
+    gridcolor: colour("grid"),
+    color: colour("muted"),
+    showbackground: false,
+    zeroline: false,
+    showspikes: false,
+    ...bare,
+  });
+  return {
+    scene: { xaxis: one(x), yaxis: one(y), zaxis: one(z), aspectmode: "data", dragmode: "orbit", camera: CAMERA },
+  };
+}
+
+function make() {
+  const coarse = matchMedia("(pointer: coarse)").matches;
+  const base = {
+    ...axesLayout(),
+    uirevision: `${view.method}${view.dimensions}`,
+    legend: legend(narrow() ? {} : { maxheight: 0.3 }),
+    margin: { l: 44, r: 12, t: 12, b: 60 },
+  };
+  return {
+    data: [...threadTraces(), ...modelTraces(), ...nameTraces(), ...chosenTraces()],
+    layout: layout(coarse && !flat() ? { ...base, dragmode: "orbit" } : base),
+  };
+}
+
+function describe() {
+  const method = METHODS.find(([key]) => key === view.method)?.[1];
+  const chosen = selected().map((i, n) => `${"AB"[n]} is ${data.names[i]}`);
+  return `Map of ${counted(K, "model")}: ${method}, ${view.dimensions}-D. ${chosen.join("; ")}`;
+}
+
+// -------------------------------------------------------------------------------------------------- under the pointer
+
+function attributes(i) {
+  return columns.map((column) => [column, shown(column, i)]).filter(([, text]) => text !== null);
+}
+
+const REACH = 20; // pixels from a mark
+
+/** The model whose mark is nearest to an event, of those that the legend shows; null where none is near. */
+function modelAt(event) {
+  const { x, y, xaxis, yaxis } = placeOf("map-plot", event);
+  let [nearest, least] = [null, REACH];
+  for (const trace of byId("map-plot")._fullData) {
+    if (trace.visible !== true || !trace.customdata) continue;
+    trace.customdata.forEach((i, n) => {
+      const distance = Math.hypot(xaxis.d2p(trace.x[n]) - x, yaxis.d2p(trace.y[n]) - y);
+      if (distance < least) [nearest, least] = [i, distance];
+    });
+  }
+  return nearest;
+}
+
+function card({ customdata }, event) {
+  const i = flat() ? modelAt(event) : customdata;
+  if (!Number.isInteger(i)) return null;
+  const chosen = selected();
+  const rows = attributes(i).map(([column, text]) => [
+    element("dt", {}, column.title),
+    element("dd", {}, name(shorten(text, 60))),
+  ]);
+  if (chosen.length && chosen[0] !== i) {
+    rows.push([element("dt", {}, "KL from A"), element("dd", {}, `${printed(chosen[0], i)} bits/byte`)]);
+  }
+  const off = found.off_map[i];
+  return [
+    element("strong", {}, name(shorten(data.names[i], 120))),
+    element("dl", {}, rows),
+    off ? element("p", { class: "warning" }, off) : null,
+  ].filter(Boolean);
+}
+
+// -------------------------------------------------------------------------------------------------------- the controls
+
+function options(select, rows) {
+  select.replaceChildren(...rows.map(([value, text]) => element("option", { value }, text)));
+}
+
+function fillControls() {
+  const methods = METHODS.filter(([key]) => pointsOf(key, 2));
+  options(byId("map-method"), methods);
+  view.method = found.method;
+  byId("map-method").value = view.method;
+  options(byId("map-colour"), [
+    ...columns.filter((column) => column.kind !== "text").map((column) => [column.key, column.title]),
+    ["kl", "KL from A"],
+  ]);
+  view.colour =
+    columns.find((column) => column.key === "family" && column.values.some(Boolean))?.key ??
+    columns.find((column) => column.kind === "category" && column.values.some(Boolean))?.key ??
+    columns[0]?.key ??
+    "";
+  byId("map-colour").value = view.colour;
+  fillDimensions();
+}
+
+function fillDimensions() {
+  const third = byId("map-dimensions").querySelector("[value='3']");
+  third.disabled = !pointsOf(view.method, 3);
+  if (third.disabled) view.dimensions = 2;
+  byId("map-dimensions").value = String(view.dimensions);
+}
+
+function say(text) {
+  byId("map-message").textContent = text;
+  byId("map-message").hidden = !text;
+}
+
+function setDimensions(wanted) {
+  const possible = wanted === 2 || hasWebGL();
+  view.dimensions = possible ? wanted : 2;
+  byId("map-dimensions").value = String(view.dimensions);
+  say(possible ? "" : "This browser has no WebGL, which three dimensions need: the map stays in two.");
+}
+
+function note() {
+  const notes = found.notes.filter((text) => view.method === "tsne" || !text.startsWith("t-SNE"));
+  if (view.method === "tsne" && isNumber(found.perplexity)) {
+    notes.unshift(
+      `t-SNE, perplexity ${general(found.perplexity)}: it keeps neighbours; distances between groups mean little.`,
+    );
+  }
+  if (view.method === "pca") notes.unshift(`Distances on the map are √KL, as far as two components show them.`);
+  if (found.threads.length)
+    notes.push("Lines are training runs; a wider line is a larger KL between neighbouring checkpoints.");
+  if (added.size)
+    notes.push(`Hollow: ${counted(added.size, "model")} placed on the map later, without moving the others.`);
+  if (view.colour === "kl" && !selected().length)
+    notes.unshift("Choose a model to colour the others by their KL from it.");
+  byId("map-note").textContent = notes.join(" ");
+}
+
+const refresh = () => {
+  note();
+  return redraw("map-plot");
+};
+
+function zoom(factor) {
+  const gd = byId("map-plot");
+  if (!isDrawn("map-plot")) return;
+  if (!flat()) {
+    const { eye } = gd._fullLayout.scene.camera;
+    Plotly.relayout(gd, { "scene.camera.eye": { x: eye.x * factor, y: eye.y * factor, z: eye.z * factor } });
+    return;
+  }
+  const change = {};
+  for (const axis of ["xaxis", "yaxis"]) {
+    const [low, high] = gd._fullLayout[axis].range;
+    const half = ((high - low) / 2) * factor;
+    change[`${axis}.range`] = [(low + high) / 2 - half, (low + high) / 2 + half];
+  }
+  Plotly.relayout(gd, change);
+}
+
+function reset() {
+  if (!isDrawn("map-plot")) return;
+  Plotly.relayout(
+    byId("map-plot"),
+    flat() ? { "xaxis.autorange": true, "yaxis.autorange": true } : { "scene.camera": CAMERA },
+  );
+}
+
+function listen() {
+  const on = (id, event, listener) => byId(id).addEventListener(event, listener);
+  on("map-method", "change", (event) => {
+    view.method = event.target.value;
+    fillDimensions();
+    refresh();
+  });
+  on("map-dimensions", "change", (event) => {
+    setDimensions(Number(event.target.value));
+    refresh();
+  });
+  on("map-colour", "change", (event) => {
+    view.colour = event.target.value;
+    refresh();
+  });
+  on("map-closer", "click", () => zoom(1 / 1.4));
+  on("map-farther", "click", () => zoom(1.4));
+  on("map-reset", "click", reset);
+}
+
+// ---------------------------------------------------------------------------------------------------------- the search
+
+const LISTED = 40;
+const searchable = (found ? [...Array(K).keys()] : []).map((i) =>
+  [data.names[i], ...columns.filter((column) => !isNumeric(column)).map((column) => column.values[i] ?? "")]
+    .join("\n")
+    .toLowerCase(),
+);
+
+function search(text) {
+  const words = text.toLowerCase().split(/\s+/).filter(Boolean);
+  const matching = words.length
+    ? [...searchable.keys()].filter((i) => words.every((word) => searchable[i].includes(word)))
+    : [];
+  view.matches = words.length ? new Set(matching) : null;
+  const matches = `${count(matching.length)} ${matching.length === 1 ? "match" : "matches"}`;
+  byId("search-count").textContent = words.length ? matches : "";
+  const results = matching.slice(0, LISTED).map((i) =>
+    element(
+      "li",
+      {},
+      button(name(data.names[i]), () => select(i)),
+    ),
+  );
+  if (matching.length > LISTED)
+    results.push(element("li", { class: "quiet" }, `and ${count(matching.length - LISTED)} more`));
+  byId("search-results").replaceChildren(...results);
+  byId("search-results").hidden = !matching.length;
+  clearTimeout(view.waiting);
+  view.waiting = setTimeout(refresh, 60); // the list at once, the map when typing pauses
+  return matching;
+}
+
+function listenToSearch() {
+  const field = byId("search");
+  let matching = [];
+  field.addEventListener("input", () => {
+    matching = search(field.value);
+  });
+  field.addEventListener("keydown", (event) => {
+    if (event.key === "Enter") {
+      matching = search(field.value);
+      if (matching.length) select(matching[0]);
+      event.preventDefault();
+    } else if (event.key === "Escape" && field.value) {
+      field.value = "";
+      matching = search("");
+      event.stopPropagation();
+      event.preventDefault();
+    }
+  });
+}
+
+export function startMap() {
+  if (!found) return;
+  fillControls();
+  note();
+  listen();
+  listenToSearch();
+  register("map-plot", {
+    make,
+    label: describe,
+    on: {
+      ...hover(card),
+      plotly_click: ({ points: [point] }) => flat() || select(point.customdata),
+    },
+    click: (event) => flat() && select(modelAt(event)),
+  });
+  onChange(refresh);
+  draw("map-plot");
+}

@@ -1,126 +1,119 @@
-"use strict";
+/** The answer: the chosen pair in sentences; or one model and those nearest to it. */
 
-/** The panel of the chosen models: one and its nearest, or the pair. */
-const panel = (() => {
-  const { element, byId } = dom;
-  const { data } = report;
-  const NEAREST = 10;
+import { columnOf, data, nearest, pair, printed, shown } from "./data.js";
+import { button, byId, copier, element, name } from "./dom.js";
+import { count, formatEstimate, interval } from "./numbers.js";
+import { asB, clear, onChange, selected, swap } from "./selection.js";
 
-  /** A model's name, and how far off the map it lies if it was placed there later. */
-  function chosenModel(letter, i) {
-    const offMap = report.offMap(i);
-    return [
-      element("p", { class: "chosen" }, element("span", { class: "letter" }, letter), dom.name(data.names[i])),
-      offMap && element("p", { class: "warning" }, `Placed on the map later. ${offMap.sentence}`),
-    ];
-  }
+const NEAREST = 8;
 
-  function empty() {
-    return [
-      element("h3", {}, "A pair"),
+/** A model's name, and how far off the map it lies if it was placed there later. */
+function chosen(letter, i) {
+  const off = data.map?.off_map[i];
+  return [
+    element("p", { class: "chosen" }, element("span", { class: "letter" }, letter), name(data.names[i])),
+    off ? element("p", { class: "warning" }, `Placed on the map later. ${off}`) : null,
+  ];
+}
+
+function bits(i) {
+  const column = columnOf("bits_per_byte");
+  return column ? `${shown(column, i)} bits/byte` : "n/a";
+}
+
+const buttons = (two) =>
+  element("div", { class: "buttons" }, two ? button("Swap A and B", swap) : null, button("Clear", clear));
+
+function one(a) {
+  const rows = nearest(a, NEAREST).map((j) =>
+    element(
+      "tr",
+      {},
       element(
-        "p",
+        "td",
         {},
-        "Choose two models: on the map, from the search, or in the table of models. Their KL, and what it amounts to, is said here.",
+        button(name(data.names[j]), () => asB(j), { class: "link" }),
       ),
-    ];
-  }
+      element("td", { class: "number" }, printed(a, j)),
+    ),
+  );
+  return [
+    chosen("A", a),
+    element("dl", {}, element("dt", {}, "Predicts the texts with"), element("dd", {}, bits(a))),
+    element("p", {}, "Choose a second model for the answer: on the map, in a table, or among the nearest."),
+    element("table", {}, element("caption", {}, "Nearest to A, KL ± SE in bits/byte"), element("tbody", {}, rows)),
+    buttons(false),
+  ];
+}
 
-  function bits(i) {
-    const found = report.bitsPerByte(i);
-    return found ? `${numbers.estimate(found)} bits/byte` : "n/a";
-  }
+/** The pair's setting in words, and where its KL lies on the scale. */
+function isThatALot(found) {
+  if (found.kl === null) return element("p", { class: "warning" }, "The two have no texts in common.");
+  return [
+    found.setting ? element("p", { id: "pair-setting" }, found.setting) : null,
+    found.placed && found.kl > 0 && data.place.holds
+      ? element("p", {}, "That is ", element("span", { id: "pair-place" }, found.placed), ".")
+      : element("p", { id: "pair-place" }, found.placed ?? ""),
+  ];
+}
 
-  function neighbours(a) {
-    const rows = report.pairs ? report.nearest(a, NEAREST) : [];
-    if (!rows.length) return null;
-    const table = tables.make({
-      caption: `Nearest to A, KL ± SE in bits/byte`,
-      rows: rows.map(([j]) => j),
-      columns: [
-        { title: "model", cell: (j) => dom.button(dom.name(data.names[j]), () => selection.asB(j), { class: "link" }) },
-        {
-          title: "KL ± SE",
-          number: true,
-          cell: (j) => {
-            const pair = report.pair(a, j);
-            return numbers.formatEstimate(pair.kl, pair.standard_error);
-          },
-        },
-      ],
-    });
-    return table.box;
-  }
-
-  function one(a) {
-    return [
-      element("h3", {}, "One model"),
-      chosenModel("A", a),
-      element("dl", {}, element("dt", {}, "How good"), element("dd", {}, bits(a))),
-      neighbours(a),
-      element("p", { class: "quiet" }, "The next model that you choose is B."),
-      buttons(false),
-    ];
-  }
-
-  function buttons(two) {
-    return element(
-      "div",
-      { class: "buttons" },
-      two ? dom.button("Swap A and B", selection.swap) : null,
-      dom.button("Clear", selection.clear),
-    );
-  }
-
-  function both(a, b) {
-    const pair = report.pair(a, b);
-    const kl = numbers.formatEstimate(pair?.kl, pair?.standard_error);
-    return [
-      element("h3", {}, "The pair"),
-      chosenModel("A", a),
-      chosenModel("B", b),
-      element("p", { class: "big" }, "KL ", element("strong", {}, kl), " bits/byte"),
-      pair?.kl === null ? element("p", { class: "warning" }, "The two have no texts in common.") : null,
-      element("p", { id: "pair-place" }, pair?.placed ?? ""),
-      pair?.flags.map((sentence) => element("p", { class: "warning" }, sentence)),
+function both(a, b) {
+  const found = pair(a, b);
+  if (!found) return [];
+  const command = `${data.command} ${data.words[a]} ${data.words[b]}`;
+  const ends = found.interval ? `${interval(found.interval)} bits/byte` : "n/a";
+  const facts = [
+    ["95 % interval", ends],
+    ["Texts", count(found.n_texts)],
+    ["A predicts with", bits(a)],
+    ["B predicts with", bits(b)],
+  ];
+  return [
+    chosen("A", a),
+    chosen("B", b),
+    element(
+      "p",
+      { class: "big" },
+      "KL ",
+      element("strong", {}, formatEstimate(found.kl, found.standard_error)),
+      " bits/byte",
+    ),
+    isThatALot(found),
+    found.flags.map((sentence) => element("p", { class: "warning" }, `Careful: ${sentence}.`)),
+    element(
+      "details",
+      { id: "pair-more" },
+      element("summary", {}, "Interval, quality of each, command, swap"),
       element(
         "dl",
         {},
-        element("dt", {}, "95 % interval"),
-        element("dd", {}, pair?.interval ? `${numbers.interval(pair.interval)} bits/byte` : "n/a"),
-        element("dt", {}, "Texts"),
-        element("dd", {}, numbers.count(pair?.n_texts)),
-        element("dt", {}, "A"),
-        element("dd", {}, bits(a)),
-        element("dt", {}, "B"),
-        element("dd", {}, bits(b)),
+        facts.map(([term, text]) => [element("dt", {}, term), element("dd", {}, text)]),
       ),
-      dom.command(report.compareCommand(a, b)),
+      element("div", { class: "command" }, element("code", {}, command), copier(command)),
       buttons(true),
-    ];
-  }
+    ),
+  ];
+}
 
-  function show([a, b]) {
-    const box = byId("pair");
-    for (const key of ["a", "b", "kl", "standardError"]) delete box.dataset[key];
-    if (a !== undefined) box.dataset.a = data.names[a];
-    if (b !== undefined) {
-      const pair = report.pair(a, b);
-      box.dataset.b = data.names[b];
-      box.dataset.kl = String(pair?.kl ?? "");
-      box.dataset.standardError = String(pair?.standard_error ?? "");
-    }
-    const content = a === undefined ? empty() : b === undefined ? one(a) : both(a, b);
-    const focused = box.contains(document.activeElement);
-    box.replaceChildren(...content.flat(Infinity).filter(Boolean));
-    if (focused) box.focus({ preventScroll: true }); // what was pressed is gone
+function show(/** @type {number[]} */ [a, b]) {
+  const box = byId("pair");
+  const open = byId("pair-more")?.open;
+  const found = b === undefined ? null : pair(a, b);
+  const known = { a: data.names[a], b: data.names[b], kl: found?.kl, standardError: found?.standard_error };
+  for (const [key, value] of Object.entries(known)) {
+    if (value === undefined || value === null) delete box.dataset[key];
+    else box.dataset[key] = String(value);
   }
+  const empty = [element("p", {}, "Choose two models: on the map, from the search, or in the table of models.")];
+  const focused = box.contains(document.activeElement);
+  box.replaceChildren(
+    ...(a === undefined ? empty : b === undefined ? one(a) : both(a, b)).flat(Infinity).filter(Boolean),
+  );
+  if (open && byId("pair-more")) byId("pair-more").open = true;
+  if (focused) box.focus({ preventScroll: true }); // what was pressed is gone
+}
 
-  function draw() {
-    if (!byId("pair")) return;
-    show([]);
-    selection.onChange(show);
-  }
-
-  return { draw };
-})();
+export function startPanel() {
+  show(selected());
+  onChange(show);
+}

@@ -1,0 +1,99 @@
+/** What `klscale.show.reports` puts into the page. */
+
+interface Packed {
+  constant?: number | null;
+  length?: number;
+  float32?: string;
+  uint8?: string;
+  uint16?: string;
+  uint32?: string;
+}
+
+interface Kind {
+  words: string;
+  a: Packed;
+  b: Packed;
+}
+
+interface Attribute {
+  key: string;
+  title: string;
+  kind: "category" | "text" | "log" | "steps" | "estimate";
+  unit?: string;
+  values: any[];
+  shown?: (string | null)[];
+}
+
+interface Look {
+  colour: string;
+  dark: string;
+  symbol: string;
+}
+
+interface Yardstick {
+  setting: string;
+  median: number;
+  source: string;
+  up_to: number | null;
+}
+
+interface Run {
+  steps: number[];
+  readout: [string, string][][];
+  marks: ([number, number, number, number] | null)[][];
+}
+
+interface ModelMap {
+  method: string;
+  pca: number[][];
+  tsne2: number[][] | null;
+  tsne3: number[][] | null;
+  share: number[];
+  unit: string;
+  perplexity: number | null;
+  notes: string[];
+  added: number[];
+  off_map: Record<number, string>;
+  threads: { models: number[]; kl: (number | null)[] }[];
+}
+
+interface Report {
+  title: string;
+  sections: string[];
+  names: string[];
+  brief: string[];
+  labels: string[];
+  refs: string[];
+  words: string[];
+  command: string;
+  chosen: number[];
+  models: { length: number; columns: Attribute[]; looks: Record<string, Record<string, Look>> };
+  pairs: Record<"value" | "standard_error" | "critical_value" | "n_texts" | "flags", Packed> & {
+    widest: number;
+    flag_texts: [number, string][];
+    order: number[];
+    merges: [number, number, number][];
+  };
+  place: { holds: boolean; yardsticks: Yardstick[]; own: Record<string, string | null> };
+  settings: Kind[];
+  ruler: Record<"left" | "right" | "low" | "high" | "top" | "bottom", number> | null;
+  map: ModelMap | null;
+  runs: Run[];
+  files: Record<string, string>;
+}
+
+interface Pair {
+  kl: number | null;
+  standard_error: number | null;
+  interval: [number, number] | null;
+  placed: string | null;
+  setting: string | null;
+  flags: string[];
+  n_texts: number | null;
+}
+
+interface Window {
+  klscale: unknown;
+}
+
+declare const Plotly: any;

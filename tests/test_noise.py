@@ -371,7 +371,7 @@ def pair(kl, floor):
 )
 def test_a_kl_that_rounding_makes_is_marked(kl, floor, key, mark, words):
     vectors = pair(kl, floor)
-    (record,) = compare.records(compare.rows(vectors, [("a", "b")], []))
+    (record,) = compare.records(compare.rows(vectors, {("a", "b"): vectors.kl()["a", "b"]}, []))
     assert record["noise"] == pytest.approx(floor)
     told = [warning for warning in record["warnings"] if "nois" in warning]
     assert told == ([words] if words else [])
@@ -387,7 +387,7 @@ def test_a_kl_that_rounding_makes_is_marked(kl, floor, key, mark, words):
 
 def test_without_a_floor_nothing_is_said_of_noise():
     vectors = pair(0.01, math.nan)
-    (record,) = compare.records(compare.rows(vectors, [("a", "b")], []))
+    (record,) = compare.records(compare.rows(vectors, {("a", "b"): vectors.kl()["a", "b"]}, []))
     assert record["noise"] is None
     assert not record["warnings"]
     assert not record["cautions"]

@@ -36,11 +36,9 @@ def test_compare(run, imported):
     assert list(found.pairs) == [(row["a"], row["b"]) for row in records]
     for row in records:
         kl = found.pairs[row["a"], row["b"]]
-        assert (kl.value, kl.standard_error, list(kl.interval)) == (
-            row["kl"],
-            row["standard_error"],
-            [row["interval_low"], row["interval_high"]],
-        )
+        assert (kl.value, kl.standard_error, *kl.interval) == (
+            row["kl"], row["standard_error"], row["interval_low"], row["interval_high"]
+        )  # fmt: skip
         assert found.placed(row["a"], row["b"]) == row["placed"]
         assert f"{row['a']} and {row['b']}: KL {kl}" in str(found)
         assert found.vectors.bits_per_byte(row["a"]).value == row["bits_per_byte_a"]["value"]
@@ -67,7 +65,7 @@ def test_precision(run, imported):
     found = klscale.compare([A, B], precision=0.2)
     (record,) = json.loads(run("compare", A, B, "--precision", "20%", "--json").stdout)
     assert found.pairs[A, B].value == record["kl"]
-    assert list(found.pairs[A, B].interval) == [record["interval_low"], record["interval_high"]]
+    assert found.pairs[A, B].interval == (record["interval_low"], record["interval_high"])
     assert found.sequential.reached == record["reached"]
     with pytest.raises(klscale.InputError, match="exclude each other"):
         klscale.compare([A, B], precision=0.2, options=klscale.Options(rescore=True))

@@ -147,7 +147,7 @@ def compare(
     with at_work(options) as how:
         found = compare(models, reference=reference, precision=wanted, options=how)
     print_failures(found.outcomes)
-    compared = rows(found.vectors, list(found.pairs), found.measured, found.sequential)
+    compared = rows(found.vectors, found.pairs, found.measured, found.sequential)
     if as_json:
         print_json(records(compared))
     else:
@@ -188,6 +188,8 @@ def layers(
     else:
         print_layers(found.vectors)
     if file is not None:
-        save_matrix(found.vectors, file, layer_threads)
+        save_matrix(
+            found.vectors.subset([ref for ref in found.vectors.models if ref.layer is not None]), file, layer_threads
+        )
         err.print(f"Wrote {plain(file)}.")
     raise typer.Exit(failure_status(found.outcomes))

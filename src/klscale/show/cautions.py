@@ -175,7 +175,7 @@ def flags(measured: Measured) -> NDArray[np.uint16]:
 
 
 def keys(measured: Measured) -> Any:
-    """The keys of the cautions that hold: a list for one pair; an array of words for many, None where there are none."""
+    """The keys of the cautions that hold: a list of one pair; of many pairs an array of words, or None."""
     if not np.ndim(measured.kl.value):
         return [caution.key for caution in measured.cautions]
     values, places = np.unique(flags(measured), return_inverse=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
@@ -12,6 +12,7 @@ from typing import Any
 from klscale.inputs.references import WEIGHTS_ONLY
 from klscale.inputs.texts import TextSet
 from klscale.science.estimates import Estimate, format_estimate
+from klscale.science.kl import KL
 from klscale.show import cautions
 from klscale.show import precision as looks
 from klscale.show.cautions import Around, Measured
@@ -104,17 +105,17 @@ COMPARED = (
 
 def rows(
     vectors: Vectors,
-    pairs: Sequence[tuple[str, str]],
+    pairs: Mapping[tuple[str, str], KL],
     measured: Sequence[Setting],
     precise: SequentialComparison | None = None,
 ) -> list[Compared]:
-    """Each pair of models beside each other; `measured` is the scale of the store. With the comparison to a `precise`
-    KL, that KL and its interval."""
+    """Each pair of models beside each other, with its KL; `measured` is the scale of the store. `precise` is the
+    comparison to a wanted precision that the KLs come from, if any."""
     around, attributes = Around(vectors), vectors.attributes
     alike = cache(vectors.on_common_texts)
 
-    def row(a: str, b: str) -> Compared:
-        found = around.pair(a, b, None if precise is None else precise.pairs[a, b])
+    def row(a: str, b: str, kl: KL) -> Compared:
+        found = around.pair(a, b, kl)
         known = [{str(key): value for key, value in attributes.loc[name].dropna().items()} for name in (a, b)]
         refs = [vectors.models[vectors.position(name)] for name in (a, b)]
         return Compared(
@@ -132,7 +133,7 @@ def rows(
             precise,
         )
 
-    return [row(a, b) for a, b in pairs]
+    return [row(a, b, kl) for (a, b), kl in pairs.items()]
 
 
 def records(compared: Sequence[Compared]) -> list[dict[str, Any]]:

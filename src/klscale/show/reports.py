@@ -245,7 +245,7 @@ def gather(contents: Contents, wanted: Sequence[str] = SECTIONS) -> dict[str, An
         | {"findings": csv_text(summary)},
         "names": [printable(name) for name in contents.labels.values()][: len(vectors)],
         "brief": [printable(contents.shown(name)) for name in vectors.names],
-        "refs": [contents.labels[name] for name in vectors.names],
+        "refs": vectors.names,
         "labels": short_names([contents.labels[name] for name in vectors.names], LABEL),
         "words": words,
         "command": " ".join(["klscale compare", *map(_word, _options(contents))]) + "".join(end),

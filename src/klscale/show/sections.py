@@ -364,8 +364,7 @@ def _chooser(n: int, contents: Contents) -> str:
 
 
 def model_files(contents: Contents) -> Iterator[tuple[str, str]]:
-    names = [contents.labels[name] for name in contents.vectors.names]
-    columns: dict[str, Sequence[Any]] = {"model": names}
+    columns: dict[str, Sequence[Any]] = {"model": contents.vectors.names}
     for one in contents.attribute_columns:
         columns[one["key"]] = one["values"]
         if one["kind"] == "estimate":

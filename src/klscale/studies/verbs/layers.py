@@ -19,8 +19,8 @@ from klscale.vectors.vectors import Vectors
 
 @dataclass(frozen=True, eq=False)
 class Layers:
-    """The layers of each model, in order: `layers["gpt2"][0]` is the embedding. `vectors` are those of all layers of
-    all models; `outcomes` tell what became of each model."""
+    """The layers of each model, in order: `layers["gpt2"][0]` is the embedding. `vectors` are those of the models
+    and of all their layers; `outcomes` tell what became of each model."""
 
     vectors: Vectors
     layers: Mapping[str, Sequence[Layer]]
@@ -48,5 +48,4 @@ def layers(
             print(row.layer, row.from_previous, row.to_output)
     """
     vectors, outcomes = scored_vectors(distinct(models), options.at(texts, store), layers=True)
-    vectors = vectors.subset([ref for ref in vectors.models if ref.layer is not None])
     return Layers(vectors, lens.layers(vectors), outcomes)

@@ -33,13 +33,15 @@ class Validation:
 
     `sensitivity` and `tails` (of a single pair: `PairTails`): one text set. `agreement`: two of them. `exact`: exact KL
     of each pair beside its estimate. `noise`: KL between repeat readings of each model. `outcomes` tell what became of
-    each model that was scored for it, and `complete` is false where a part failed of what was there.
+    each model that was scored for it, and `complete` is false where a part failed of what was there. `vectors` are
+    those of the models, but for `agreement` and `noise`.
     """
 
     texts: tuple[TextSet, ...]
     vectors: Vectors | None = None
     sensitivity: TextSensitivity | None = None
     tails: Tails | PairTails | None = None
+    vectors: Vectors | None = None
     agreement: TextSetComparison | None = None
     exact: tuple[Calibration, ...] = ()
     noise: tuple[NoiseStudy, ...] = ()
@@ -105,7 +107,9 @@ def validate(
         return _two_text_sets(refs, each[0], each[1])
     vectors, outcomes = _wanted(refs, each[0])
     tails = examine_pair(vectors, *vectors.names) if len(vectors) == 2 else examine_tails(vectors)
-    return Validation((vectors.texts,), vectors, sensitivity=text_sensitivity(vectors), tails=tails, outcomes=outcomes)
+    return Validation(
+        (vectors.texts,), sensitivity=text_sensitivity(vectors), tails=tails, vectors=vectors, outcomes=outcomes
+    )
 
 
 def _wanted(refs: Sequence[ModelRef], options: Options) -> tuple[Vectors, tuple[Outcome, ...]]:
@@ -134,9 +138,8 @@ def _exact(refs: Sequence[ModelRef], n_texts: int, options: Options) -> Validati
     pairs = [*combinations(dict.fromkeys(there), 2)]
     reading = options.scoring("device", "batch_tokens", "progress")
     found = calibrate(pairs, vectors.texts, options.opened(), n_texts=n_texts, **reading)
-    return Validation(
-        (vectors.texts,), vectors, exact=tuple(found), outcomes=outcomes, complete=len(found) == len(pairs)
-    )
+    complete = len(found) == len(pairs)
+    return Validation((vectors.texts,), exact=tuple(found), vectors=vectors, outcomes=outcomes, complete=complete)
 
 
 def _noise(refs: Sequence[ModelRef], n_texts: int, options: Options) -> Validation:

@@ -18,6 +18,8 @@ from klscale.errors import InputError, KlscaleError
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.show.calibration import calibration_record, print_calibration
+from klscale.sources.source import ReaderOptions, Sources, require_one_tokenizer
+from klscale.sources.tokens import Tokens
 from klscale.sources.transformers import next_token
 from klscale.sources.transformers.engine import Engine
 from klscale.sources.transformers.files import resolve

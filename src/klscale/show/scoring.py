@@ -12,7 +12,7 @@ from klscale.show.terminal import err, name_texts, out, plain, print_error
 if TYPE_CHECKING:
     from klscale.inputs.texts import TextSet
     from klscale.store.store import Store
-    from klscale.sweep.sweeps import Outcome
+    from klscale.sweep.jobs import Outcome
 
 FEW = 3
 """Errors of one kind that are printed in full."""

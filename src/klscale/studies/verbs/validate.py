@@ -28,8 +28,7 @@ N_TEXTS = 500
 
 @dataclass(frozen=True, eq=False)
 class Validation:
-    """What one study found on `texts`, a text set or two; the parts of other studies are None or empty. `vectors` are
-    those of the models on the first of these, None where `noise` was measured.
+    """What one study found on `texts`, a text set or two; the parts of other studies are None or empty.
 
     `sensitivity` and `tails` (of a single pair: `PairTails`): one text set. `agreement`: two of them. `exact`: exact KL
     of each pair beside its estimate. `noise`: KL between repeat readings of each model. `outcomes` tell what became of
@@ -38,7 +37,6 @@ class Validation:
     """
 
     texts: tuple[TextSet, ...]
-    vectors: Vectors | None = None
     sensitivity: TextSensitivity | None = None
     tails: Tails | PairTails | None = None
     vectors: Vectors | None = None
@@ -127,7 +125,7 @@ def _wanted(refs: Sequence[ModelRef], options: Options) -> tuple[Vectors, tuple[
 def _two_text_sets(refs: Sequence[ModelRef], one: Options, other: Options) -> Validation:
     (first, some), (second, more) = (_wanted(refs, options) for options in (one, other))
     found = compare_text_sets(first, second)
-    return Validation((first.texts, second.texts), first, agreement=found, outcomes=(*some, *more))
+    return Validation((first.texts, second.texts), agreement=found, outcomes=(*some, *more))
 
 
 def _exact(refs: Sequence[ModelRef], n_texts: int, options: Options) -> Validation:

@@ -306,7 +306,7 @@ def test_layers_are_not_lost(make_model, texts, tmp_path):
         yield from plain(self, *arguments, **options)
         if not self.layers:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(Store, "_claims", lambda *_: {})
+                patch.setattr("klscale.store.claims.claims", lambda *_: {})
                 score([str(directory)], texts, Store(tmp_path / "other"), layers=True)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -872,11 +872,11 @@ def test_short_runs_have_what_they_can(T, capsys, tmp_path):
     run = run_of(walk(T), STEPS[:T])
     found = analyse_run(run, squared(walk(T, 50)), threshold=0.5)
     for motion in (found.behaviour, found.weights):
-        assert (motion.exponent is not None) == (T >= 12)
+        assert (motion.exponent is not None) == (T >= 7)
         assert (motion.shape is not None) == (T >= 9)
         assert motion.stabilisation.step is not None
-    assert (found.alpha is not None) == (found.probability is not None) == (T >= 12)
-    assert ("No exponent: a fit takes 11 checkpoints past warm-up" in shown([found])) == (T < 12)
+    assert (found.alpha is not None) == (found.probability is not None) == (T >= 7)
+    assert ("No exponent: a fit needs 6 checkpoints past warm-up" in shown([found])) == (T < 7)
     (record,) = record_of([found], [], capsys)["runs"]
     assert record["steps"] == STEPS[:T].tolist()
     if T in (2, 12):
@@ -1029,3 +1029,30 @@ def test_long_runs_are_shown_in_part(no_tsne):
     assert "40 of 60 checkpoints are shown" in text
     assert "taken as one checkpoint spacing" in text
     assert "Weights were not compared" in text
+
+
+@pytest.mark.parametrize("T", [6, 8, 10])
+def test_a_run_of_few_checkpoints_is_fitted_over_all_later_ones(T, no_tsne):
+    """The exponent is that of a plain line through the logarithms of all later distances from the first checkpoint."""
+    steps = np.array([1, 2, 4, 7, 12, 20, 35, 60, 100, 170])[:T] * 1000
+    run = run_of(walk(T), steps=steps, warmup=1000)
+    found = trajectory(run, resamples=20).behaviour.exponent
+    D = run.vectors.kl().value[0, 1:]
+    slope = np.polyfit(np.log(steps[1:] - steps[0]), np.log(D), 1)[0]
+    assert found.window == T - 1
+    assert found.value.value == pytest.approx(slope, rel=1e-9)
+    assert found.starts.tolist() == [1000]
+    assert found.lags == (steps[1] - steps[0], steps[-1] - steps[0])
+
+
+def test_lags_are_as_many_as_asked_for(no_tsne):
+    run = run_of(walk())
+    D = run.vectors.kl().value
+    slopes = [np.polyfit(np.log(np.arange(1, 6)), np.log(D[t, t + 1 : t + 6]), 1)[0] for t in range(len(STEPS) - 5)]
+    found = trajectory(run, lags=5, resamples=20).behaviour.exponent
+    past = [slope for slope, step in zip(slopes, STEPS, strict=False) if step >= run.warmup]
+    assert found.value.value == pytest.approx(np.mean(past), rel=1e-9)
+    assert found.window == 5
+    assert trajectory(run, resamples=20).behaviour.exponent.window == 10
+    with pytest.raises(InputError, match="--lags 4 is too few"):
+        trajectory(run, lags=4)

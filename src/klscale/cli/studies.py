@@ -43,6 +43,12 @@ def trajectory(
         bool,
         typer.Option("--subtract-noise", help="Subtract the noise floor from the distances behind the exponents."),
     ] = False,
+    lags: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=5, help="Later checkpoints that each exponent is fitted over. Default: 10, or all."
+        ),
+    ] = None,
     file: Annotated[
         Path | None,
         typer.Option(
@@ -62,7 +68,7 @@ def trajectory(
     with at_work(options) as how:
         found = trajectory(
             runs or (), threshold=threshold, warmup=warmup, directional=directional, subtract_noise=subtract_noise,
-            options=how,
+            lags=lags, options=how,
         )  # fmt: skip
     print_failures(found.outcomes)
     shown = found.runs, found.seeds, found.directions, found.texts, found.threshold_source

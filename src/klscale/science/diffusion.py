@@ -29,6 +29,9 @@ WINDOW = 10
 FEWEST = 3
 """Points that a line needs: through two it would fit whatever they are."""
 
+FEWEST_LAGS = 5
+"""Later checkpoints that a comparison of laws needs at least: three to fit, two to judge."""
+
 FITTED = 0.6
 """Fraction of the lags that laws are fitted to; the others judge. With half of them, a process that relaxes within
 three of ten lags was taken for logarithmic in 36 of 60 simulations; with 0.6, in 9."""

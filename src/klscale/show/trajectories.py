@@ -401,17 +401,20 @@ def _print_exponents(found: Sequence[Trajectory], seeds: Sequence[Seeds]) -> Non
     moving = [one for one in found if one.behaviour.exponent]
     if not moving:
         out.print(
-            f"\nNo exponent: a fit needs {diffusion.WINDOW + 1} checkpoints past warm-up. Save more of them, or set "
-            f"where "
-            "warm-up ends: --warmup STEP",
+            f"\nNo exponent: a fit needs {diffusion.FEWEST_LAGS + 1} checkpoints past warm-up. Save more of them, or set "
+            "where warm-up ends: --warmup STEP",
             style="yellow",
         )
         return
     in_spaces = in_both_spaces(moving)
     columns = (RUN, SPACE, *within(EXPONENT, lambda it: it.exponent))
     out.print(table(columns, in_spaces, "\nDiffusion exponents: squared distance grows as lag^c"))
+    windows = sorted({it.exponent.window for it in in_spaces})
+    over = " or ".join(map(str, windows)) + (
+        f" (published: {diffusion.WINDOW})" if windows[0] < diffusion.WINDOW else ""
+    )
     out.print(
-        f"c: mean slope over the starts past warm-up (how many), each over the next {diffusion.WINDOW} checkpoints. "
+        f"c: mean slope over the starts past warm-up (how many), each over the next {over} checkpoints. "
         "± and 95 %: over texts; weights have none within one run. The spread of slopes over starts is no confidence "
         "interval: their windows overlap.",
         style="dim",

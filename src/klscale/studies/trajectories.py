@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from klscale.errors import InputError
 from klscale.inputs.attributes import run_key
 from klscale.inputs.texts import TextSet
 from klscale.progress import SILENT, Progress
@@ -175,7 +176,7 @@ class Exponent:
     `value` is c by the published rule, the mean over `starts` (S,) of the slopes (S,) of the log-log fits;
     `time_averaged` the slope of the mean over starts, `averages`. Their standard errors are over texts; weights have
     none, since one run has but one weight vector. The spread of the slopes over starts is no confidence interval:
-    windows overlap.
+    windows overlap. `window`: how many later checkpoints each fit used; `lags` their smallest and largest lag in steps.
     `dimension` is 2 / c. `kurtosis`: the median of those of the log-likelihood differences behind it (NaN for weights);
     where tails are heavy, intervals cover too rarely. `law_errors`: of each law its out-of-sample error over lags (root
     mean square of the ln of predicted by observed squared distance); `best_law` how often it was the best one over
@@ -189,6 +190,7 @@ class Exponent:
     slopes: Floats
     r_squared: Floats
     lags: tuple[int, int]
+    window: int
     kurtosis: float
     averages: diffusion.TimeAveraged
     law_errors: Mapping[str, Estimate]
@@ -327,6 +329,7 @@ def analyse_run(
     threshold: float | None = None,
     noise_floor: KL | None = None,
     subtract_noise: bool = False,
+    lags: int | None = None,
     resamples: int = RESAMPLES,
 ) -> Trajectory:
     """How one run moves, from its vectors: KL in bits per byte along training, exponents with standard errors, the step
@@ -337,13 +340,20 @@ def analyse_run(
     checkpoint. `noise_floor`: KL between two readings of the last checkpoint, which `subtract_noise` takes off.
     `resamples` of the texts give the standard errors.
 
+    `lags`: over how many later checkpoints each exponent is fitted, 5 at least; None: the published 10, or all later
+    ones of a run that has 6 to 10 checkpoints past warm-up.
+
     Exponents and shapes are of the checkpoints past warm-up, on the texts that all of these have and with the clip for
     all or none (`Vectors.on_common_texts`). Raises InputError where the vectors were made by different conventions.
     """
     floor = noise_floor.value if noise_floor is not None and subtract_noise else 0.0
     past = np.flatnonzero(run.steps >= run.warmup)
-    behaviour = _behaviour(run, past, threshold, floor, resamples)
-    moved = _weights(run, weights, n_parameters, threshold, behaviour.squared_distance)
+    window = window_of(len(past)) if lags is None else lags
+    if window < diffusion.FEWEST_LAGS:
+        why = f"Three lags are fitted, two judge the fit: {diffusion.FEWEST_LAGS} at least."
+        raise InputError(f"--lags {window} is too few.", why, "Give more.")
+    behaviour = _behaviour(run, past, threshold, floor, window, resamples)
+    moved = _weights(run, weights, n_parameters, threshold, window, behaviour.squared_distance)
     alpha = probability = None
     if moved is not None and moved.exponent is not None and behaviour.exponent is not None:
         c_q, c_w = behaviour.exponent.value, moved.exponent.value.value
@@ -357,6 +367,12 @@ def analyse_run(
     )  # fmt: skip
 
 
+def window_of(n_checkpoints: int) -> int:
+    """Over how many later checkpoints exponents are fitted, of a run with so many past warm-up."""
+    fewer = min(diffusion.WINDOW, n_checkpoints - 1)
+    return fewer if fewer >= diffusion.FEWEST_LAGS else diffusion.WINDOW
+
+
 def analyse_runs(
     store: Store,
     texts: TextSet,
@@ -365,6 +381,7 @@ def analyse_runs(
     threshold: float | None = None,
     warmup: int | None = None,
     subtract_noise: bool = False,
+    lags: int | None = None,
     device: str | None = None,
     from_store_only: bool = False,
     progress: Progress = SILENT,
@@ -391,7 +408,7 @@ def analyse_runs(
         found.append(
             analyse_run(
                 run, weights, n_parameters=n_parameters, threshold=threshold, noise_floor=floor,
-                subtract_noise=subtract_noise,
+                subtract_noise=subtract_noise, lags=lags,
             )
         )  # fmt: skip
     return found
@@ -415,7 +432,7 @@ def _checkpoints(run: Run, weights: Floats | None) -> tuple[Checkpoint, ...]:
     )  # fmt: skip
 
 
-def _behaviour(run: Run, past: Integers, threshold: float | None, floor: float, resamples: int) -> Motion:
+def _behaviour(run: Run, past: Integers, threshold: float | None, floor: float, window: int, resamples: int) -> Motion:
     texts, last = run.vectors.texts, len(run) - 1
     to_last = np.stack([np.arange(len(run)), np.full(len(run), last)], axis=1)
     draws = text_draws(len(texts), texts.document, resamples=resamples)
@@ -436,13 +453,13 @@ def _behaviour(run: Run, past: Integers, threshold: float | None, floor: float, 
     distance = diffusion.subtract_noise(kl.value, floor)
     resampled = diffusion.subtract_noise(alike.resampled_kl(resamples), floor)
     estimate = partial(estimate_from_resamples, n_texts=n_texts, documents=texts.documents_of(common), unit="")
-    exponent = _exponent(run.steps[past], distance, resampled, run.warmup, kurtosis, estimate)
+    exponent = _exponent(run.steps[past], distance, resampled, run.warmup, window, kurtosis, estimate)
     shape = _shape(run.steps[past], distance, resampled, n_texts - 1, estimate)
     return Motion(LOG_LIKELIHOOD, "bits/byte", whole, exponent, settled, shape)
 
 
 def _weights(
-    run: Run, weights: Floats | None, n_parameters: int | None, threshold: float | None, behaviour: Floats
+    run: Run, weights: Floats | None, n_parameters: int | None, threshold: float | None, window: int, behaviour: Floats
 ) -> Motion | None:
     if weights is None or np.isnan(weights[~np.eye(len(run), dtype=bool)]).all():
         return None
@@ -458,7 +475,7 @@ def _weights(
     none = np.empty((0, len(past), len(past)))
     if not np.isnan(beyond).any():
         shape = _shape(steps[past], beyond, none, n_parameters or 10**9, _no_texts)
-    exponent = _exponent(steps[past], beyond, none, run.warmup, math.nan, _no_texts)
+    exponent = _exponent(steps[past], beyond, none, run.warmup, window, math.nan, _no_texts)
     return Motion(WEIGHTS, "squared distance", weights, exponent, settled, shape)
 
 
@@ -468,20 +485,26 @@ def _no_texts(value: float, resampled: Floats) -> Estimate:
 
 
 def _exponent(
-    steps: Integers, distance: Floats, resampled: Floats, warmup: int, kurtosis: float, estimate: Estimator
+    steps: Integers,
+    distance: Floats,
+    resampled: Floats,
+    warmup: int,
+    window: int,
+    kurtosis: float,
+    estimate: Estimator,
 ) -> Exponent | None:
-    fits = diffusion.fits(steps, distance, after=warmup)
+    fits = diffusion.fits(steps, distance, after=warmup, window=window)
     if not len(fits.starts) or math.isnan(float(fits.exponent)):
         return None
-    averaged = diffusion.time_averaged(steps, distance, after=warmup)
-    errors = diffusion.laws(steps, distance, after=warmup)
-    again = diffusion.fits(steps, resampled, after=warmup).exponent
-    averaged_again = diffusion.time_averaged(steps, resampled, after=warmup).exponent
-    errors_again = diffusion.laws(steps, resampled, after=warmup)
+    averaged = diffusion.time_averaged(steps, distance, after=warmup, window=window)
+    errors = diffusion.laws(steps, distance, after=warmup, window=window)
+    again = diffusion.fits(steps, resampled, after=warmup, window=window).exponent
+    averaged_again = diffusion.time_averaged(steps, resampled, after=warmup, window=window).exponent
+    errors_again = diffusion.laws(steps, resampled, after=warmup, window=window)
     judged = np.stack([errors_again[law] for law in errors])
     best = judged[:, ~np.isnan(judged).any(axis=0)].argmin(axis=0)
     c = float(fits.exponent)
-    lags = steps[fits.starts[:, None] + np.arange(1, diffusion.WINDOW + 1)] - steps[fits.starts, None]
+    lags = steps[fits.starts[:, None] + np.arange(1, window + 1)] - steps[fits.starts, None]
     return Exponent(
         value=estimate(c, again),
         time_averaged=estimate(float(averaged.exponent), averaged_again),
@@ -490,6 +513,7 @@ def _exponent(
         slopes=fits.slope,
         r_squared=fits.r_squared,
         lags=(int(lags.min()), int(lags.max())),
+        window=window,
         kurtosis=kurtosis,
         averages=averaged,
         law_errors={law: estimate(float(errors[law]), errors_again[law]) for law in errors},

@@ -62,6 +62,7 @@ def trajectory(
     warmup: int | None = None,
     directional: int | None = None,
     subtract_noise: bool = False,
+    lags: int | None = None,
     options: Options = Options(),
 ) -> Trajectories:
     """How training runs move: KL in bits per byte along training, weight distances, the exponents c_q and c_w of both
@@ -71,7 +72,8 @@ def trajectory(
     `threshold`: a run is settled within so many bits per byte of its last checkpoint, by default the median KL between
     seeds. `warmup`: the step where warm-up ends, instead of what is known of the run. `directional`: the directional
     exponent too, at this checkpoint of each run that has it. `subtract_noise`: the noise floor is taken off the squared
-    distances that exponents come from.
+    distances that exponents come from. `lags`: over how many later checkpoints an exponent is fitted, 5 at least; by
+    default 10 as published, or all later ones of a run that has fewer.
 
     A checkpoint that fails has its error in `outcomes`. Raises InputError where there is no run, and ScoringError where
     there is none because checkpoints could not be scored.
@@ -93,7 +95,7 @@ def trajectory(
     seed = seed or scales.worth_of_a_seed(scale_beside(place, chosen, progress), chosen)
     found = trajectories.analyse_runs(
         place, chosen, entries, threshold=seed and seed[0], warmup=warmup, subtract_noise=subtract_noise,
-        device=options.device, progress=progress,
+        lags=lags, device=options.device, progress=progress,
     )  # fmt: skip
     if not found:
         if failures(outcomes):

@@ -1036,7 +1036,7 @@ def test_a_run_of_few_checkpoints_is_fitted_over_all_later_ones(T, no_tsne):
     """The exponent is that of a plain line through the logarithms of all later distances from the first checkpoint."""
     steps = np.array([1, 2, 4, 7, 12, 20, 35, 60, 100, 170])[:T] * 1000
     run = run_of(walk(T), steps=steps, warmup=1000)
-    found = trajectory(run, resamples=20).behaviour.exponent
+    found = analyse_run(run, resamples=20).behaviour.exponent
     D = run.vectors.kl().value[0, 1:]
     slope = np.polyfit(np.log(steps[1:] - steps[0]), np.log(D), 1)[0]
     assert found.window == T - 1
@@ -1049,10 +1049,10 @@ def test_lags_are_as_many_as_asked_for(no_tsne):
     run = run_of(walk())
     D = run.vectors.kl().value
     slopes = [np.polyfit(np.log(np.arange(1, 6)), np.log(D[t, t + 1 : t + 6]), 1)[0] for t in range(len(STEPS) - 5)]
-    found = trajectory(run, lags=5, resamples=20).behaviour.exponent
+    found = analyse_run(run, lags=5, resamples=20).behaviour.exponent
     past = [slope for slope, step in zip(slopes, STEPS, strict=False) if step >= run.warmup]
     assert found.value.value == pytest.approx(np.mean(past), rel=1e-9)
     assert found.window == 5
-    assert trajectory(run, resamples=20).behaviour.exponent.window == 10
+    assert analyse_run(run, resamples=20).behaviour.exponent.window == 10
     with pytest.raises(InputError, match="--lags 4 is too few"):
-        trajectory(run, lags=4)
+        analyse_run(run, lags=4)

@@ -401,8 +401,8 @@ def _print_exponents(found: Sequence[Trajectory], seeds: Sequence[Seeds]) -> Non
     moving = [one for one in found if one.behaviour.exponent]
     if not moving:
         out.print(
-            f"\nNo exponent: a fit needs {diffusion.FEWEST_LAGS + 1} checkpoints past warm-up. Save more of them, or set "
-            "where warm-up ends: --warmup STEP",
+            f"\nNo exponent: a fit needs {diffusion.FEWEST_LAGS + 1} checkpoints past warm-up. Save more of them, or "
+            "set where warm-up ends: --warmup STEP",
             style="yellow",
         )
         return

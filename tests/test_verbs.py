@@ -138,7 +138,7 @@ def test_trajectory_of_a_store(run, tmp_path):
         assert one.alpha.value == row["alpha"]["value"]
         assert one.behaviour.stabilisation.step == row["log_likelihood"]["stabilisation"]["step"]
         assert f"alpha {one.alpha}" in str(found)
-    assert found.seeds[0].probability == record["over_seeds"][0]["probability"]
+    assert found.seeds[0].probability == record["over_seeds"][0]["probability_that_c_q_is_below_c_w"]
     with pytest.raises(klscale.InputError, match="is empty"):
         klscale.trajectory(store="none")
 

@@ -9,19 +9,20 @@ import numpy as np
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.sources.mock import Chain, MockReader, Parameters
+from klscale.sources.source import Reader
 
 
-def count_scored(monkeypatch: Any) -> list[int]:
-    """The texts that mock models are asked to score, as they are scored; repeat runs aside."""
+def count_scored(monkeypatch: Any, reader: type[Reader] = MockReader) -> list[int]:
+    """The texts that are scored by readers of this kind, as they are scored; repeat runs aside."""
     counted: list[int] = []
-    whole = MockReader.score
+    whole = reader.score
 
-    def count(self: MockReader, texts: TextSet, positions: Any) -> Any:
+    def count(self: Reader, texts: TextSet, positions: Any) -> Any:
         for block in whole(self, texts, positions):
             counted.extend(block.text.tolist())
             yield block
 
-    monkeypatch.setattr(MockReader, "score", count)
+    monkeypatch.setattr(reader, "score", count)
     return counted
 
 

@@ -20,6 +20,7 @@ from klscale.show import cautions, compare, pairs, scale
 from klscale.show.noise import noise_record, print_noise
 from klscale.show.pictures.rulers import NOISE, scale_ruler
 from klscale.show.terminal import out
+from klscale.sources.mock import MockRepeatRuns
 from klscale.sources.transformers import engine as engine_module
 from klscale.sources.transformers import load as loading
 from klscale.sources.transformers.engine import Engine, Segment
@@ -172,48 +173,46 @@ def test_every_model_that_is_scored_has_its_noise_floor(make_model, texts, store
     assert "noise_floor" not in entry.metadata["attributes"], "it is of the machine that read it"
 
 
-def test_a_model_that_cannot_be_read_again_is_scored_all_the_same(make_model, texts, store, monkeypatch):
-    whole, said = Engine._score_batch, []
+def test_a_model_that_cannot_be_read_again_is_scored_all_the_same(texts, store, monkeypatch):
+    said = []
 
-    def breaks(self, tokens, batch):
-        if self.shuffled:
-            raise RuntimeError("no kernel for this shape")
-        return whole(self, tokens, batch)
+    def breaks(self, **_):
+        raise KlscaleError("No kernel for this shape.")
 
     class Told(Progress):
         def note(self, message):
             said.append(message)
 
-    monkeypatch.setattr(Engine, "_score_batch", breaks)
-    (outcome,) = sweeps.score([str(make_model())], texts, store, progress=Told())
+    monkeypatch.setattr(MockRepeatRuns, "read", breaks)
+    (outcome,) = sweeps.score(["mock://1"], texts, store, progress=Told())
     assert (outcome.status, len(store.scores(outcome.entry))) == ("scored", len(texts))
     assert store.noise_floor(texts.id, outcome.entry.key) is None
-    assert [message for message in said if "noise floor is not known" in message and "forward pass failed" in message]
+    assert said == ["mock://1: its noise floor is not known. No kernel for this shape."]
 
 
-def test_the_noise_floor_is_the_kl_of_both_readings(make_model, texts, store, monkeypatch):
-    """Readings that really differ: each token of the second by a known amount."""
-    whole = Engine._score_batch
+def test_the_noise_floor_is_the_kl_of_both_readings(texts, store, monkeypatch):
+    """Readings that really differ: each text of the second by a known amount."""
+    whole = MockRepeatRuns.read
 
-    def shifted(self, tokens, batch):
-        step = np.array([[0.01 * (part.text % 7)] for part in batch])
-        return whole(self, tokens, batch) + self.shuffled * step
+    def shifted(self, *, batches=False, order=False):
+        found = whole(self)
+        return replace(found, log_likelihood=found.log_likelihood + (batches and order) * 0.01 * (found.text % 7))
 
-    monkeypatch.setattr(Engine, "_score_batch", shifted)
-    (outcome,) = sweeps.score([str(make_model())], texts, store)
+    monkeypatch.setattr(MockRepeatRuns, "read", shifted)
+    (outcome,) = sweeps.score(["mock://1"], texts, store)
     chosen = noise_texts(np.arange(40))
     expected = plain_kl(0.01 * (chosen % 7), np.zeros(20), texts.bytes[chosen].mean())
-    assert store.noise_floor(texts.id, outcome.entry.key).value == pytest.approx(expected, rel=1e-3)
+    assert store.noise_floor(texts.id, outcome.entry.key).value == pytest.approx(expected, rel=1e-9)
     # with a clip above one of the texts, and texts that share documents
     first = store.scores(outcome.entry).log_likelihood[chosen]
     values = np.sort(first)
     clipped = replace(texts, clip=float(values[:2].mean()), document=tuple(str(s // 4) for s in range(40)))
-    (outcome,) = sweeps.score([str(make_model())], clipped, store, rescore=True)
+    (outcome,) = sweeps.score(["mock://1"], clipped, store, rescore=True)
     rows = [np.maximum(row, clipped.clip) for row in (first, first + 0.01 * (chosen % 7))]
     expected_clipped = plain_kl(*rows, texts.bytes[chosen].mean())
     assert abs(expected_clipped / expected - 1) > 0.01
     found = store.noise_floor(texts.id, outcome.entry.key)
-    assert found.value == pytest.approx(expected_clipped, rel=1e-3), "and scored again it is read again"
+    assert found.value == pytest.approx(expected_clipped, rel=1e-9), "and scored again it is read again"
     assert found.n_documents == len({s // 4 for s in chosen})
 
 

@@ -11,18 +11,19 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from conftest import EXAMPLE, plain_log_likelihoods, write_texts
+from conftest import EXAMPLE, write_texts
 from klscale.errors import InputError
 from klscale.inputs.texts import TextSet
 from klscale.progress import Progress
 from klscale.science.kl import kl, nats2_per_bit_per_byte
 from klscale.science.sequential import anytime_critical_value, with_anytime_interval
-from klscale.sources.transformers import engine as engine_module
+from klscale.sources.mock import MockReader
 from klscale.store.store import Store
 from klscale.studies import precision
 from klscale.studies.precision import compare_to_precision, look_times, next_look, parse_precision, relative_error
 from klscale.sweep import score as sweeps
 from klscale.vectors.imports import read_log_likelihoods
+from mocks import count_scored, plain_mock
 
 # ------------------------------------------------------------------------------------------------ confidence sequence
 
@@ -218,22 +219,13 @@ def store(tmp_path):
 
 @pytest.fixture
 def forwards(monkeypatch):
-    """Counts the texts that really go through a model to be scored."""
-    monkeypatch.setattr("klscale.sweep.score.keep_noise_floor", lambda *_, **__: None)
-    counted = []
-    whole = engine_module.Engine._score_batch
-
-    def count(self, tokens, batch):
-        counted.extend(part.text for part in batch)
-        return whole(self, tokens, batch)
-
-    monkeypatch.setattr(engine_module.Engine, "_score_batch", count)
-    return counted
+    """The texts that are really scored."""
+    return count_scored(monkeypatch)
 
 
 @pytest.fixture
-def pair(make_model):
-    return [str(make_model(name, seed=seed)) for seed, name in enumerate("ab")]
+def pair():
+    return ["mock://1", "mock://2"]
 
 
 def held(store, texts):
@@ -248,7 +240,7 @@ def test_only_what_a_precision_takes_is_scored_and_more_is_added_to_it(pair, man
     assert not [problem for _, problem in store.check() if problem]
 
     # the estimate and its error, from the definition
-    first, plain = np.sort(many.random_order[:n]), [plain_log_likelihoods(directory, many) for directory in pair]
+    first, plain = np.sort(many.random_order[:n]), [plain_mock(ref, many) for ref in pair]
     d = (plain[0] - plain[1])[first]
     d -= d.mean()
     kl = found.pairs[tuple(pair)]
@@ -269,8 +261,8 @@ def test_only_what_a_precision_takes_is_scored_and_more_is_added_to_it(pair, man
     assert len(forwards) == 2 * (500 - n)
     assert held(store, many) == [(None, 500)] * 2
     vectors = store.vectors(many)
-    for directory, values in zip(pair, plain, strict=True):
-        np.testing.assert_allclose(vectors.log_likelihood[vectors.position(directory)], values, atol=1e-3)
+    for ref, values in zip(pair, plain, strict=True):
+        np.testing.assert_allclose(vectors.log_likelihood[vectors.position(ref)], values, rtol=1e-12)
     assert not [problem for _, problem in store.check() if problem]
 
 
@@ -290,11 +282,8 @@ def test_what_cannot_be_reached_ends_with_all_texts_and_the_usual_interval(pair,
     assert not forwards
 
 
-def test_only_the_models_of_pairs_that_need_it_get_more_texts(make_model, many, store, monkeypatch):
+def test_only_the_models_of_pairs_that_need_it_get_more_texts(many, store, monkeypatch):
     """Two models that are one agree on every text."""
-    a = make_model("a")
-    shutil.copytree(a, a.parent / "b")
-    c = make_model("c", seed=2)
     asked = []
     score = sweeps.score
 
@@ -304,7 +293,7 @@ def test_only_the_models_of_pairs_that_need_it_get_more_texts(make_model, many, 
 
     monkeypatch.setattr(sweeps, "score", watched)
     monkeypatch.setattr(precision, "GAUSSIAN", 0.0)  # a first look at few texts
-    names = [str(a), str(a.parent / "b"), str(c)]
+    names = ["mock://1", "mock://1?noise=0", "mock://2"]
     found = compare_to_precision(names, many, store, 0.06, reference=sweeps.ModelRef.parse(names[0]))
     assert [*found.pairs] == [(names[0], names[1]), (names[0], names[2])]
     assert len(asked) == len(found.looks) > 1
@@ -315,7 +304,7 @@ def test_only_the_models_of_pairs_that_need_it_get_more_texts(make_model, many, 
     assert found.looks[-1].relative_error == relative_error(found.pairs[names[0], names[2]]) > 0
 
 
-def test_a_look_is_at_what_the_pair_that_needs_most_needs(make_model, many, store, monkeypatch):
+def test_a_look_is_at_what_the_pair_that_needs_most_needs(many, store, monkeypatch):
     needed, asked, score = iter([230, 400, 310, *[500] * 3]), [], sweeps.score
 
     def watched(*arguments, first, **options):
@@ -325,7 +314,7 @@ def test_a_look_is_at_what_the_pair_that_needs_most_needs(make_model, many, stor
     monkeypatch.setattr(sweeps, "score", watched)
     monkeypatch.setattr(precision, "GAUSSIAN", 0.0)  # a first look at few texts
     monkeypatch.setattr(precision, "next_look", lambda *_: next(needed))
-    compare_to_precision([str(make_model(name, seed=seed)) for seed, name in enumerate("abc")], many, store, 0.01)
+    compare_to_precision(["mock://1", "mock://2", "mock://3"], many, store, 0.01)
     assert asked == [212, 400, 500]
 
 
@@ -367,40 +356,42 @@ def test_work_on_all_texts_that_was_cut_short_is_not_lost_to_a_look_at_some(pair
     assert sorted(forwards) == list(range(500)), "each text once"
 
 
-def test_layers_are_extended_with_the_rest(pair, many, store):
-    sweeps.score(pair[:1], many, store, first=120, layers=True)
-    sweeps.score(pair[:1], many, store, first=250)
+def test_layers_are_extended_with_the_rest(make_model, many, store):
+    model = str(make_model())
+    sweeps.score([model], many, store, first=120, layers=True)
+    sweeps.score([model], many, store, first=250)
     (entry,) = store.entries(many.id)
     scores = store.scores(entry)
     assert (entry.first, entry.n_layers, scores.layers.shape) == (250, 3, (250, 3))
     np.testing.assert_allclose(scores.layers[:, -1], scores.log_likelihood, atol=1e-3)
 
 
-def test_layers_of_some_texts_do_not_replace_all_texts(pair, many, store):
-    sweeps.score(pair[:1], many, store)
-    (outcome,) = sweeps.score(pair[:1], many, store, first=120, layers=True)
+def test_layers_of_some_texts_do_not_replace_all_texts(make_model, many, store):
+    model = str(make_model())
+    sweeps.score([model], many, store)
+    (outcome,) = sweeps.score([model], many, store, first=120, layers=True)
     assert (outcome.status, outcome.entry.first, outcome.entry.n_layers) == ("scored", None, 3)
-    assert sweeps.score(pair[:1], many, store, first=120, rescore=True)[0].entry.first is None
+    assert sweeps.score([model], many, store, first=120, rescore=True)[0].entry.first is None
 
 
 def test_more_texts_that_another_process_wrote_meanwhile_stay(pair, many, store, tmp_path, monkeypatch):
     elsewhere = Store(tmp_path / "elsewhere")
     sweeps.score(pair[:1], many, elsewhere)
     (whole,) = elsewhere.entries(many.id)
-    score = engine_module.Engine.score
+    score = MockReader.score
 
-    def meanwhile(self, *arguments, **options):
+    def meanwhile(self, *arguments):
         store.write(many, elsewhere.scores(whole), whole.metadata)
-        yield from score(self, *arguments, **options)
+        yield from score(self, *arguments)
 
-    monkeypatch.setattr(engine_module.Engine, "score", meanwhile)
+    monkeypatch.setattr(MockReader, "score", meanwhile)
     (outcome,) = sweeps.score(pair[:1], many, store, first=150)
     assert (outcome.entry.first, held(store, many)) == (None, [(None, 500)])
 
 
-def test_texts_that_are_skipped_count_as_looked_at(make_model, store):
+def test_texts_that_are_skipped_count_as_looked_at(store):
     texts = TextSet.from_texts("mixed", [f"{s} " + "x" * (40 if s % 10 == 0 else 5) for s in range(300)])
-    models = [str(make_model(name, seed=seed, max_position_embeddings=32)) for seed, name in enumerate("ab")]
+    models = [f"mock://{seed}?window=32" for seed in (1, 2)]
     found = compare_to_precision(models, texts, store, 0.5, long_texts="skip")
     n, long = found.looks[0].n_texts, sum(s % 10 == 0 for s in texts.random_order[: found.looks[0].n_texts])
     assert found.pairs[tuple(models)].n_texts == n - long
@@ -410,10 +401,10 @@ def test_texts_that_are_skipped_count_as_looked_at(make_model, store):
     assert not [problem for _, problem in store.check() if problem]
 
 
-def test_some_texts_by_one_convention_do_not_take_all_of_another(make_model, store, forwards):
+def test_some_texts_by_one_convention_do_not_take_all_of_another(store, forwards):
     """All texts but the long ones were scored before; cut into windows is another vector, of as many as asked for."""
     texts = TextSet.from_texts("mixed", [f"{s} " + "x" * (40 if s % 10 == 0 else 5) for s in range(300)])
-    model = str(make_model(max_position_embeddings=32))
+    model = "mock://1?window=32"
     sweeps.score([model], texts, store, long_texts="skip")
     forwards.clear()
     (outcome,) = sweeps.score([model], texts, store, first=100, long_texts="window")
@@ -435,7 +426,8 @@ def test_a_vector_that_lost_texts_is_damaged(pair, many, store):
     assert [problem for _, problem in store.check() if problem] == ["lacks 10 texts"]
 
 
-def test_a_model_that_is_gone_keeps_what_it_has(pair, many, store):
+def test_a_model_that_is_gone_keeps_what_it_has(make_model, many, store):
+    pair = [str(make_model(name, seed=seed)) for seed, name in enumerate("ab")]
     sweeps.score(pair, many, store, first=150)
     shutil.rmtree(pair[0])
     found = compare_to_precision(pair, many, store, 0.05)

@@ -13,10 +13,12 @@ from klscale.errors import InputError, StorageError
 from klscale.inputs.references import Model, ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.progress import Progress
-from klscale.sources.transformers import engine as engine_module
+from klscale.sources.mock import Mock
+from klscale.sources.transformers.source import TransformersReader
 from klscale.store.store import Store
 from klscale.sweep import score as sweeps
 from klscale.sweep.runs import checkpoints
+from mocks import count_scored, plain_mock
 
 
 @pytest.fixture
@@ -26,34 +28,36 @@ def store(tmp_path):
 
 @pytest.fixture
 def forwards(monkeypatch):
-    """Counts the texts that really go through a model, readings for the noise floor aside."""
-    counted = []
-    whole = engine_module.Engine._score_batch
-
-    def count(self, tokens, batch):
-        counted.extend(part.text for part in batch if not self.shuffled)
-        return whole(self, tokens, batch)
-
-    monkeypatch.setattr(engine_module.Engine, "_score_batch", count)
-    return counted
+    """The texts that are really scored by mocks."""
+    return count_scored(monkeypatch)
 
 
 def statuses(outcomes):
     return [outcome.status for outcome in outcomes]
 
 
-def test_a_sweep_scores_what_is_missing(make_model, texts, store, forwards):
-    models = [str(make_model(f"m{n}", seed=n)) for n in range(3)]
+def test_a_sweep_scores_what_is_missing(texts, store, forwards):
+    models = [f"mock://{n}" for n in range(3)]
     assert statuses(sweeps.score(models[:2], texts, store)) == ["scored"] * 2
     assert len(forwards) == 80
     assert statuses(sweeps.score(models, texts, store)) == ["present", "present", "scored"]
     assert len(forwards) == 120
     vectors = store.vectors(texts)
-    for directory, row in zip(models, vectors.log_likelihood, strict=True):
-        np.testing.assert_allclose(row, plain_log_likelihoods(directory, texts), atol=1e-3)
-    assert vectors.attributes["type"].tolist() == ["gpt_neox"] * 3
+    for ref, row in zip(models, vectors.log_likelihood, strict=True):
+        np.testing.assert_allclose(row, plain_mock(ref, texts), rtol=1e-12)
+    assert vectors.attributes["type"].tolist() == ["mock"] * 3
     assert statuses(sweeps.score(models[:1], texts, store, rescore=True)) == ["scored"]
     assert len(forwards) == 160
+
+
+def test_models_of_transformers_are_scored_as_they_are(make_model, texts, store, monkeypatch):
+    directory, forwards = str(make_model()), count_scored(monkeypatch, TransformersReader)
+    for status in ("scored", "present"):
+        assert statuses(sweeps.score([directory], texts, store)) == [status]
+    assert sorted(forwards) == list(range(40))
+    vectors = store.vectors(texts)
+    np.testing.assert_allclose(vectors.log_likelihood[0], plain_log_likelihoods(directory, texts), atol=1e-3)
+    assert vectors.attributes["type"].tolist() == ["gpt_neox"]
 
 
 def test_dtypes_are_other_vectors(make_model, texts, store):
@@ -84,15 +88,15 @@ def test_a_model_that_broke_does_not_pass_for_what_it_was(make_model, texts, sto
     assert "holds no weights" in str(outcome.error)
 
 
-def test_attributes_of_a_suite_reach_models_that_are_there(make_model, texts, store, forwards):
-    directory = str(make_model("m"))
-    sweeps.score([directory], texts, store)
+def test_attributes_of_a_suite_reach_models_that_are_there(texts, store, forwards):
+    ref = "mock://1"
+    sweeps.score([ref], texts, store)
     before = store.vectors(texts)
     for _ in range(2):
-        sweeps.score([Model(ModelRef(directory), {"family": "f", "seed": 3})], texts, store)
+        sweeps.score([Model(ModelRef(ref), {"family": "f", "seed": 3})], texts, store)
     after = store.vectors(texts)
     assert (after.names, len(store.entries(texts.id)), len(forwards)) == (before.names, 1, 40)
-    assert after.attributes[["family", "seed", "type"]].to_numpy().tolist() == [["f", 3, "gpt_neox"]]
+    assert after.attributes[["family", "seed", "type"]].to_numpy().tolist() == [["f", 3, "mock"]]
 
 
 def test_names_that_look_alike_as_files_stay_apart(make_model, texts, store, tmp_path, monkeypatch):
@@ -104,8 +108,8 @@ def test_names_that_look_alike_as_files_stay_apart(make_model, texts, store, tmp
     assert store.vectors(texts).names == ("runs/a", "runs-a")
 
 
-def test_the_same_files_under_another_name_are_not_scored_again(make_model, texts, store, forwards):
-    directory = make_model("m")
+def test_the_same_files_under_another_name_are_not_scored_again(make_model, texts, store, monkeypatch):
+    directory, forwards = make_model("m"), count_scored(monkeypatch, TransformersReader)
     shutil.copytree(directory, directory.parent / "copy-seed7")
     sweeps.score([str(directory)], texts, store)
     (outcome,) = sweeps.score([Model(ModelRef(str(directory.parent / "copy-seed7")), {"family": "f"})], texts, store)
@@ -190,20 +194,18 @@ class _Interrupt(Progress):
             raise KeyboardInterrupt
 
 
-def test_an_interrupted_model_resumes(make_model, texts, store, forwards):
-    directory = str(make_model())
+def test_an_interrupted_model_resumes(texts, store, forwards):
+    ref = "mock://1"
     half = float(texts.bytes.sum()) / 2e6
     with pytest.raises(KeyboardInterrupt):
-        sweeps.score([directory], texts, store, batch_tokens=300, progress=_Interrupt(half))
+        sweeps.score([ref], texts, store, batch_tokens=300, progress=_Interrupt(half))
     assert store.entries(texts.id) == []
     done = len(store.read_partial(texts.id, next(iter(_partial_keys(store, texts)))))
     assert 0 < done < 40
     forwards.clear()
-    assert statuses(sweeps.score([directory], texts, store)) == ["scored"]
+    assert statuses(sweeps.score([ref], texts, store)) == ["scored"]
     assert len(forwards) == 40 - done
-    np.testing.assert_allclose(
-        store.vectors(texts).log_likelihood[0], plain_log_likelihoods(directory, texts), atol=1e-3
-    )
+    np.testing.assert_allclose(store.vectors(texts).log_likelihood[0], plain_mock(ref, texts), rtol=1e-12)
     assert _partial_keys(store, texts) == []
 
 
@@ -233,8 +235,8 @@ def test_long_texts_skipped_are_asked_for_again(make_model, store):
         sweeps.score([directory], texts, store, long_texts="windows")
 
 
-def test_conventions_are_never_mixed(make_model, store):
-    one, other = str(make_model("one")), str(make_model("other", seed=1, max_position_embeddings=32))
+def test_conventions_are_never_mixed(store):
+    one, other = "mock://1", "mock://2?window=32"
     texts = TextSet.from_texts("t", ["a" * 30, "b" * 31, "c" * 40])
     sweeps.score([one], texts, store, long_texts="window")
     assert statuses(sweeps.score([one], texts, store)) == ["present"], "nothing was cut into windows"
@@ -245,8 +247,8 @@ def test_conventions_are_never_mixed(make_model, store):
 
 
 def test_a_dry_run_does_nothing(make_model, texts, store, tmp_path):
-    outcomes = sweeps.score([str(make_model())], texts, store, dry_run=True, rescore=True)
-    assert statuses(outcomes) == ["missing"]
+    outcomes = sweeps.score([str(make_model()), "mock://1"], texts, store, dry_run=True, rescore=True)
+    assert [(outcome.status, outcome.download_bytes) for outcome in outcomes] == [("missing", 0)] * 2
     assert not (tmp_path / "store").exists()
 
 
@@ -275,20 +277,23 @@ def test_what_was_resolved_is_recorded(make_model, texts, store):
     assert metadata["head"] == "tiles"
 
 
-def test_no_thread_outlives_a_sweep(make_model, texts, store, monkeypatch):
+@pytest.fixture
+def opened(monkeypatch):
+    """The mocks that were opened, in order; one that is read ahead takes a while."""
+    read, whole = [], Mock.open
+
+    def slowly(self, pinned, options, *, alone=None):
+        time.sleep(0.3 if alone is not None else 0)
+        read.append(str(pinned))
+        return whole(self, pinned, options, alone=alone)
+
+    monkeypatch.setattr(Mock, "open", slowly)
+    return read
+
+
+def test_no_thread_outlives_a_sweep(texts, store, opened, monkeypatch):
     """A model read ahead that another process scores meanwhile: the thread that reads it is waited for."""
-    from klscale.sources.transformers import load as loading
-
-    models = [str(make_model(name, seed=n)) for n, name in enumerate("ab")]
-    whole, read = loading.load, []
-
-    def slowly(resolved, *arguments, **options):
-        time.sleep(1 if options else 0)
-        found = whole(resolved, *arguments, **options)
-        read.append(str(resolved))
-        return found
-
-    monkeypatch.setattr(loading, "load", slowly)
+    models = ["mock://1", "mock://2"]
     take, others = sweeps._Sweep._take, [models[1]]
 
     def taken_by_another(self, queue):
@@ -298,22 +303,11 @@ def test_no_thread_outlives_a_sweep(make_model, texts, store, monkeypatch):
 
     monkeypatch.setattr(sweeps._Sweep, "_take", taken_by_another)
     assert statuses(sweeps.score(models, texts, store)) == ["scored", "present"]
-    assert read.count(models[1]) == 2, "read ahead in vain, and by the other"
+    assert opened.count(models[1]) == 2, "read ahead in vain, and by the other"
 
 
-def test_a_store_that_fails_between_two_models_leaves_no_thread_behind(make_model, texts, store, monkeypatch):
-    from klscale.sources.transformers import load as loading
-
-    models = [str(make_model(name, seed=n)) for n, name in enumerate("ab")]
-    whole, read = loading.load, []
-
-    def slowly(resolved, *arguments, **options):
-        time.sleep(1 if options else 0)
-        read.append(str(resolved))
-        return whole(resolved, *arguments, **options)
-
-    monkeypatch.setattr(loading, "load", slowly)
-    claim = Store.claim
+def test_a_store_that_fails_between_two_models_leaves_no_thread_behind(texts, store, opened, monkeypatch):
+    models, claim = ["mock://1", "mock://2"], Store.claim
 
     def full(self, text_set, key):
         if self.entries(text_set):
@@ -323,5 +317,5 @@ def test_a_store_that_fails_between_two_models_leaves_no_thread_behind(make_mode
     monkeypatch.setattr(Store, "claim", full)
     with pytest.raises(StorageError):
         sweeps.score(models, texts, store)
-    assert read == models
+    assert opened == models
     assert store.vectors(texts).names == (models[0],)

@@ -91,6 +91,16 @@ def test_rooms_import_downwards_only():
         assert used <= allowed[room], (file.relative_to(SOURCE), used - allowed[room])
 
 
+def test_only_sources_know_which_sources_there_are():
+    """Above them a model is pinned and opened by `Sources`; one that is being trained is in no source's reach."""
+    for file in SOURCE.rglob("*.py"):
+        place = file.relative_to(SOURCE)
+        if place.parts[0] != "sources" and place.as_posix() != "training/live.py":
+            names = [name for name in imported(ast.parse(file.read_text(encoding="utf-8"))) if ".sources." in name]
+            shared = ("klscale.sources.source.", "klscale.sources.tokens.", "klscale.sources.quiet.")
+            assert all(name.startswith(shared) for name in names), (place, names)
+
+
 def test_the_rooms_are_as_documented():
     """docs/how-it-works.md lists them in the order of their imports."""
     shown = re.findall(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from logging import ERROR, getLogger
 
 _NOTICES = ("accelerate.big_modeling", "torchao", "torch.utils._pytree")
-"""Loggers that tell of placement and of kernels that are not built for this machine."""
+"""Loggers that report placement, and kernels that are not built for this machine."""
 
 
 @contextlib.contextmanager

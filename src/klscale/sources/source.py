@@ -44,7 +44,7 @@ LAYERS, NEXT_TOKENS, REPEAT_RUNS = "layers", "next-token probabilities", "repeat
 WEIGHT_FILES, WEIGHTS = "weight files", "weights in memory"
 LONG_TEXTS = ("error", "skip", "window")
 WINDOWS = "; half-overlapping windows"
-"""What is added to the convention of a vector of which a text was cut into windows."""
+"""Added to the convention of a vector where some text was cut into windows."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Pinned:
         return False
 
 
-class Files:
+class Fetched:
     """What a sweep fetches. This class is that of a source that fetches nothing."""
 
     def reading(self, models: Collection[Any]) -> contextlib.AbstractContextManager[None]:
@@ -164,9 +164,9 @@ class Source(ABC):
         """(place, content) -> bytes of what opening a model would fetch; None where that is not known."""
         return {}
 
-    def fetched(self, users: Iterable[Collection[Any]]) -> Files:
-        """Manages what is fetched for some users, each of which reads a number of pinned models."""
-        return Files()
+    def fetched(self, users: Iterable[Collection[Any]]) -> Fetched:
+        """Manages the files that are fetched for some users. Each user reads a number of pinned models."""
+        return Fetched()
 
     def weight_files(self, pinned: Any) -> list[Path]:
         """The safetensors files of a model's weights, fetched where needed (capability WEIGHT_FILES)."""
@@ -195,8 +195,8 @@ class Source(ABC):
 
 
 class Reader(ABC):
-    """One model, ready to read texts. `window`: the longest text in tokens, None without limit. `attributes`: what the
-    model's files tell of it. `device`: where it runs, in words."""
+    """One model, ready to read texts. `window`: the longest text in tokens, None without limit. `attributes`: what is
+    known of the model. `device`: where it runs, in words."""
 
     def __init__(self, source: Source, pinned: Pinned, options: ReaderOptions = ReaderOptions()) -> None:
         self.source, self.pinned, self.options = source, pinned, options

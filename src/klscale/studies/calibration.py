@@ -37,7 +37,7 @@ from klscale.vectors.vectors import Vectors
 N_TEXTS = 500
 """Texts that exact KL is computed on, where there are more."""
 QUANTILES = (0.5, 0.9, 0.95, 0.99)
-"""Of the KL of single tokens, that are told."""
+"""Quantiles of the KL of single tokens that a calibration has."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def calibrate(
     each model. The models are scored on `texts` in the store, and their files are at hand. No more than two are in
     memory at a time; each is sampled once. A pair that is finished is kept in the store, and not computed again.
 
-    A pair that cannot be compared is told to `progress`, and raises its error where no other can be. Raises InputError
+    `progress` notes a pair that cannot be compared; where no pair can be, its error is raised. Raises InputError
     for a model without a vector, or of another convention than the others, and for texts that are not here.
     """
     names = [(str(a), str(b)) for a, b in pairs]

@@ -1,4 +1,4 @@
-"""The directional exponent of a checkpoint: how fast behaviour moves as its weights move along one direction.
+"""The directional exponent of a checkpoint: how fast log-likelihoods move as its weights move along one direction.
 
     ‖f(W + eps delta) - f(W)‖ ∝ |eps|**a          f(W): the log-likelihood vector; ‖.‖**2: KL in bits per byte
 
@@ -49,7 +49,7 @@ its own, whose KL is a hundredth where the map is smooth alike in all directions
 class Directional:
     """How KL from a checkpoint grows along a direction, at E `scales` of it.
 
-    `kl` is that between the checkpoint and itself moved by each scale; `noise_floor` that between two readings of it,
+    `kl` is that between the checkpoint and itself moved by each scale; `noise_floor` that between two runs of it,
     in batches of different shapes. `lost` (E,) is the part of each step's norm that rounding to float32 took.
     `used` (E,) says which scales are fitted: those whose KL is at least 10 times the noise floor, and of whose step at
     most a tenth is lost. `exponent` is the slope of ln sqrt(KL) on ln(scale) over them, NaN for fewer than three;

@@ -1,4 +1,4 @@
-"""The instrument's noise: how far two readings of one model lie apart, by batches, order of texts, dtype and sums.
+"""Run-to-run noise: KL between repeat runs of one model, by batches, order of texts, dtype and sums.
 
 What it adds to the KL of two models is half the sum of their noise floors: see `Vectors.noise`.
 """
@@ -190,7 +190,7 @@ class _Study:
     def _compare(
         self, reading: str, again: Scores, against: str, first: Scores, text_bytes: Integers | None = None
     ) -> Reading:
-        """Two readings of the same texts, of which so many bytes were read (None: all)."""
+        """KL between two runs on the same texts, of which `text_bytes` (n,) were read (None: all bytes)."""
         size = self.texts.bytes[first.text] if text_bytes is None else text_bytes
         found = kl(
             first.log_likelihood, again.log_likelihood, size, clip=self.texts.clip,

@@ -19,9 +19,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one model: `scored`, `present` (nothing to do), `missing` (a dry run) or `failed`, with the
-    error; the store's entry where there is one. `download_bytes` is found by a dry run alone: what would be fetched,
-    less what the models before it fetch already; None where that is not known."""
+    """The result for one model: `scored`, `present` (nothing to do), `missing` (a dry run) or `failed`, with the error;
+    and the store's entry where there is one. Only a dry run has `download_bytes`: what would be fetched for this model
+    and not for one before it; None where that is not known."""
 
     ref: ModelRef
     status: str
@@ -38,8 +38,8 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Job:
-    """A model, pinned, with the keys that its vector may have, and the store's entry where that has it; and `others`,
-    whose weights are to be compared with its own."""
+    """A pinned model to score, with the keys that its vector may have, and the store's entry where there is one.
+    `others` are the models whose weights are compared with its own."""
 
     place: int
     model: Model
@@ -56,12 +56,12 @@ class Job:
 
     @property
     def key(self) -> str:
-        """Under which the work on it is claimed."""
+        """The key that the work on it is claimed by."""
         return self.keys[-1]
 
     @property
     def partial(self) -> str:
-        """Under which unfinished work is kept: with layers and without are not mixed."""
+        """The key that unfinished work is kept by: work with layers and without is never mixed."""
         return self.key + ("-layers" if self.layers else "")
 
     @property
@@ -71,7 +71,7 @@ class Job:
 
     @property
     def reads(self) -> tuple[Pinned, ...]:
-        """Whose files it needs."""
+        """The models whose files it needs."""
         return (self.pinned, *self.others)
 
 
@@ -85,7 +85,8 @@ def with_windows(jobs: Sequence[Job], store: Store) -> list[Job]:
 
 
 def by_files(jobs: Sequence[Job]) -> list[Job]:
-    """Those that read the same files (quantized variants, adapters of one model) follow the first of them."""
+    """The jobs in an order where those that read the same files (quantized variants, adapters of one model) follow the
+    first of them."""
     first: dict[str, int] = {}
     for n, job in enumerate(jobs):
         first.setdefault(job.pinned.files, n)
@@ -127,7 +128,7 @@ class OneAhead:
 
 
 def without_frames(error: KlscaleError) -> KlscaleError:
-    """The frames of a failed forward pass hold the model in memory."""
+    """The same error without its traceback: the frames of a failed forward pass hold the model in memory."""
     cause: BaseException | None = error
     while cause is not None:
         cause.__traceback__ = None

@@ -13,7 +13,7 @@ from klscale.store.store import Entry, Store
 from klscale.vectors.scores import Scores
 
 NOISE_PART, NOISE_TEXTS = 0.02, (20, 100)
-"""Part of a model's texts that are read again to tell its noise floor, and how many at least and at most."""
+"""Share of a model's texts that are read again to measure its noise floor, and how many at least and at most."""
 
 
 def noise_floor(
@@ -34,7 +34,7 @@ def noise_floor(
 
 
 def noise_texts(texts: Integers) -> Integers:
-    """The random texts among these that tell the noise floor, in order: 2 %, at least 20 and at most 100."""
+    """Random texts among these for the noise floor, in order: 2 %, at least 20 and at most 100."""
     n = int(np.clip(NOISE_PART * len(texts), *NOISE_TEXTS))
     return np.sort(np.random.default_rng(0).permutation(texts)[:n])
 

@@ -23,7 +23,7 @@ from klscale.store.store import Store
 _MODELS = ("config.json", "adapter_config.json")
 """A directory with one of these is a model itself."""
 _PATTERN = re.compile(r"[*?[]")
-"""What no branch can contain, nor a hub id."""
+"""Characters that neither a branch nor a hub id can contain."""
 
 
 def checkpoints(ref: ModelRef, sources: Sources | None = None) -> list[ModelRef]:
@@ -67,7 +67,7 @@ def checkpoints(ref: ModelRef, sources: Sources | None = None) -> list[ModelRef]
 
 
 def _directories(ref: ModelRef, folder: str) -> list[ModelRef]:
-    """Those in a folder, each as a model with the quantization and dtype of `ref`."""
+    """The directories in a folder, each as a model with the quantization and dtype of `ref`."""
     inside = Path(folder or ".").expanduser()
     names = [path.name for path in inside.iterdir() if path.is_dir()] if inside.is_dir() else []
     return [replace(ref, name=f"{folder}/{name}" if folder else name) for name in names]
@@ -79,7 +79,7 @@ def _step(ref: ModelRef) -> int | None:
 
 
 def _order(ref: ModelRef) -> tuple[bool, int, int, int, str, str]:
-    """Stage by stage, in the order of steps; what tells no step comes last."""
+    """Sorts checkpoints by stage, then by step; names without a step come last."""
     known = attributes_of(ref)
     stage, ingredient, step = (int(known.get(name, 0)) for name in ("stage", "ingredient", "step"))
     return "step" not in known, stage, ingredient, step, ref.revision or "", ref.name

@@ -19,7 +19,7 @@ from klscale.inputs.references import Model, ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.progress import SILENT, Progress
 from klscale.science.arrays import Integers
-from klscale.sources.source import LAYERS, LONG_TEXTS, Files, Pinned, Reader, ReaderOptions, Source, Sources
+from klscale.sources.source import LAYERS, LONG_TEXTS, Fetched, Pinned, Reader, ReaderOptions, Source, Sources
 from klscale.store.claims import Claim
 from klscale.store.store import Entry, Store, now, vector_key
 from klscale.sweep.jobs import Job, OneAhead, Outcome, by_files, with_windows, without_frames
@@ -30,13 +30,13 @@ from klscale.vectors.scores import Scores
 KEEP_EVERY_S = 10.0
 """Seconds of work that a killed command may lose."""
 IN_FILES = ("type", "parameters", "parent", "quantization")
-"""Attributes that a model's files tell, whatever its name."""
+"""Attributes that come from a model's files and do not depend on its name."""
 LOOK_AGAIN_S = 1.0
-"""How often a process looks whether another has finished the model that it waits for."""
+"""Seconds between two looks whether another process has finished a model."""
 LOOK_UPS = 8
-"""Models that are looked up at a time: each is a round trip to the hub."""
+"""Models that are looked up at the same time: each may take a round trip to the hub."""
 NOT_ROUND_TRIP = 0.001
-"""Fraction of texts that a tokenizer may fail to give back before it is said."""
+"""Fraction of texts that may fail to round-trip without a note."""
 
 
 def score(
@@ -57,17 +57,22 @@ def score(
 ) -> list[Outcome]:
     """Score each model on `texts` unless the store has its vector, and keep the vectors in the store.
 
-    A directory that is no model but holds `checkpoint-*`, and a pattern (`NAME@step*`), stand for their `checkpoints`,
-    each with an outcome of its own. A model that fails is reported in its outcome; the others are scored. What an
-    interrupted call had finished is kept and not done again, within a model too. Processes that score into one store at
-    the same time share the models between them. `device` and `batch_tokens` are chosen where None. `long_texts`:
-    `error`, `skip` or `window` for texts beyond a model's window; InputError for anything else. `layers`: every model
-    at each of its layers too, through the logit lens; else those that ask for it. `first`: the first so many texts of
-    the set's random order, instead of all; a vector that has more is left as it is, and a later call adds to one that
-    has fewer. `keep_downloads` False: what is fetched from the hub for this is dropped from the local cache as soon as
-    no further model needs it, so that about two checkpoints are on disk at a time; what the cache held before stays.
-    `weigh`: of hub runs the store keeps the squared distances between weights too, of each checkpoint to the first and
-    to the `runs.WINDOW` before it, which then are on disk at a time; for runs on this machine there is `runs.weigh`.
+    Returns one outcome a model, in order. A model that fails has its error there, and the others are scored all the
+    same. A directory that is no model but holds `checkpoint-*`, and a pattern (`NAME@step*`), stand for their
+    checkpoints, each with its own outcome. Finished work of an interrupted call is kept and not done again, also within
+    a model. Processes that score into one store at the same time share the models between them.
+
+    `device`, `batch_tokens`: chosen where None. `long_texts`: texts beyond a model's window are an `error`, or `skip`,
+    or `window`. `layers`: score every model at each of its layers too, through the logit lens; without it only models
+    that ask for it. `first`: the first so many texts of the set's random order, instead of all. A vector with more
+    texts stays as it is, and a later call adds texts to one with fewer. `rescore`: score what the store has, too.
+    `dry_run`: look up what would be scored and fetched, and do nothing. `keep_downloads` False: drop a fetched file
+    from the local cache as soon as no further model needs it; about two checkpoints are then on disk at a time, and
+    what the cache held before stays. `weigh`: for runs of the hub, also keep the squared distances between the weights
+    of each checkpoint and those of the first and of the `runs.WINDOW` before it, which are then on disk at a time; for
+    runs on this machine there is `runs.weigh`.
+
+    Raises InputError for options that cannot be used, and StorageError where the store cannot be written.
     """
     if long_texts not in LONG_TEXTS:
         raise InputError(f"--long-texts {long_texts!r} is not known.", remedy=nearest(long_texts, LONG_TEXTS))
@@ -256,7 +261,7 @@ class _Sweep:
 
     # ------------------------------------------------------------------------------------------------- scoring
 
-    def run(self, jobs: Sequence[Job], files: Mapping[Source, Files]) -> Iterator[tuple[int, Outcome]]:
+    def run(self, jobs: Sequence[Job], files: Mapping[Source, Fetched]) -> Iterator[tuple[int, Outcome]]:
         """(place, outcome) of each job. One thread opens the next model while this one is scored."""
         for source in files:
             source.prepare(self.options)  # wrong for one, wrong for all

@@ -163,7 +163,7 @@ class TrainingWatch:
         return due == step
 
     def measure(self, model: Any, step: int) -> dict[str, float] | None:
-        """Score the model now, whatever the schedule; None where this step was measured already, where that failed,
+        """Score the model now, also beside the schedule; None where this step was measured already, where that failed,
         and in all processes but the first.
 
         Of `kl/from_previous`, `kl/from_start`, `kl/to_reference` and `kl/bits_per_byte` in bits per byte, and of the
@@ -444,7 +444,7 @@ def _report(values: dict[str, float] | None, args: Any, state: Any, control: Any
         return control
     logs = values if state.epoch is None else {**values, "epoch": state.epoch}
     state.log_history.append({**logs, "step": state.global_step})
-    # Callbacks are told everything but who calls them.
+    # A callback gets everything but its caller.
     frame = inspect.currentframe()
     while frame is not None and not isinstance(frame.f_locals.get("self"), CallbackHandler):
         frame = frame.f_back

@@ -24,7 +24,7 @@ def require_peft(ref: ModelRef) -> Any:
 
 
 def _adapter_folder(resolved: ResolvedModel) -> Path:
-    """Where the files of an adapter are; those of the hub are fetched."""
+    """The directory with the files of an adapter; files of the hub are fetched."""
     if resolved.hub is None:
         return Path(resolved.location)
     names = sorted(resolved.hub.files.intersection(ADAPTER_FILES))
@@ -32,7 +32,7 @@ def _adapter_folder(resolved: ResolvedModel) -> Path:
 
 
 def tokenizer_of(resolved: ResolvedModel) -> str:
-    """An adapter may come with the tokenizer that it was trained with; else it is the base model's."""
+    """Where the tokenizer is: an adapter may have its own, else the base model's is used."""
     if resolved.base is None:
         return resolved.location
     own = _adapter_folder(resolved)

@@ -10,7 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
-from klscale.sources.source import Files
+from klscale.sources.source import Fetched
 from klscale.sources.transformers.files import READ_WITH_WEIGHTS, ResolvedModel
 from klscale.sources.transformers.hub import ADAPTER_FILES, cache_folder, is_cached
 
@@ -20,7 +20,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _MARK = ".klscale"
-"""A file beside those of a commit that a sweep fetches, and is to drop. It goes with them."""
+"""Name of a file that marks a commit which a sweep fetched and will drop. It is dropped with the commit."""
 READ_BESIDE = ("generation_config.json", "chat_template.*")
 """Fetched by transformers, though no score depends on them."""
 
@@ -59,7 +59,7 @@ class Commit(NamedTuple):
         return cache_folder(self.repository) / "snapshots" / self.sha
 
 
-class Downloads(Files):
+class Downloads(Fetched):
     """The files of hub commits that a sweep reads, each by some `users`: a commit that the sweep has fetched is dropped
     when the last that needs it is done. What the cache held before stays, and what other commits share.
 

@@ -36,7 +36,7 @@ LENS_TOLERANCE = 1e-3
 """Largest difference in nats a text between the last layer through the lens and the model itself, in float32."""
 
 FEWEST_PADDING = 16
-"""Columns that the batches of another reading are wider by: with fewer, kernels may sum in the same order. On a CPU in
+"""Columns by which the batches of a repeat run are wider: with fewer, kernels may sum in the same order. On a CPU in
 bfloat16, 1 changed nothing, 4 a thousandth of the noise in variance, 16 to 64 all of it."""
 
 
@@ -68,10 +68,13 @@ def segments_of(text: int, length: int, window: int | None) -> list[Segment]:
 
 
 class Engine:
-    """Scores texts with one model, with `layers` at every layer through the logit lens. `batch_tokens` is the budget of
-    a batch, padding included (None: found). For other readings, which differ by rounding alone: `shuffled`, the texts
-    come in random order instead of by length, so that each has other neighbours; `padded`, every batch is wider than
-    its texts need, by an eighth and at least 16 tokens, which the order of sums in a kernel depends on."""
+    """Scores texts with one model; with `layers` at every layer too, through the logit lens. `batch_tokens` is the
+    budget of a batch, padding included (None: found).
+
+    Two options are for repeat runs, which differ by rounding alone. `shuffled`: texts come in random order instead of
+    by length, so that each has other neighbours. `padded`: every batch is wider than its texts need, by an eighth and
+    at least 16 tokens; a kernel then sums in another order.
+    """
 
     def __init__(
         self,
@@ -126,8 +129,7 @@ class Engine:
         return int(np.clip(0.5 * free / (40 * hidden * self.model.dtype.itemsize), 2048, 131072))
 
     def other_budget(self, tokens: Tokens, texts: Sequence[int] | Integers) -> int:
-        """A budget that puts these texts into batches of another shape, where none need be alone: to tell what rounding
-        makes of their values."""
+        """A budget in tokens that puts these texts into batches of another shape, each of two texts at least."""
         lengths = tokens.lengths[texts]
         return max(min(self.batch_tokens, int(lengths.sum())) // 2, 2 * int(lengths.max()))
 

@@ -40,7 +40,7 @@ READ_WITH_WEIGHTS = (
     "*.model",
 )
 LARGE = 2**24
-"""Bytes of a file that takes some time to hash."""
+"""The hash of a file with at least so many bytes is kept."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class ResolvedModel(Pinned):
 
     @property
     def weights(self) -> list[str]:
-        """The files that the weights are read from; of an adapter its own, then those of its model."""
+        """Names of the files that hold the weights; an adapter's file comes before those of its model."""
         if self.ref.file:
             return [self.ref.file]
         names = self.hub.files if self.hub else {path.name for path in Path(self.location).glob("*")}
@@ -87,7 +87,7 @@ def resolve(ref: ModelRef, hub: Hub | None = None) -> ResolvedModel:
 
 
 def _resolve(ref: ModelRef, asked: Hub, base_of: ModelRef | None) -> ResolvedModel:
-    """`base_of`: the adapter that names this model, which then is no adapter itself."""
+    """As `resolve`. `base_of` is the adapter that names this model, which then must be no adapter itself."""
     reading = f" {READING}" if ref.file else ""
     if ref.path is not None:
         identity = f"files:{_fingerprint(ref)}{reading}"
@@ -187,7 +187,7 @@ def _fingerprint(ref: ModelRef) -> str:
 
 
 def _digest(path: Path) -> bytes:
-    """Hash of a file's content; that of a large one is kept for as long as its path, inode, size and time stay."""
+    """Hash of a file's content. The hash of a large file is kept until its path, inode, size or time changes."""
     stat = path.stat()
     what = f"{path.resolve()}\0{stat.st_ino}\0{stat.st_size}\0{stat.st_mtime_ns}"
     kept = cache_directory() / "digests" / hashlib.sha256(what.encode()).hexdigest()
@@ -205,7 +205,7 @@ def _digest(path: Path) -> bytes:
 
 
 def weight_files(resolved: ResolvedModel) -> list[Path]:
-    """Where the files of the weights are; those of the hub are fetched. Raises KlscaleError where that fails."""
+    """Paths of the files that hold the weights; files of the hub are fetched. Raises KlscaleError where that fails."""
     from huggingface_hub import hf_hub_download
 
     ref, hub = resolved.ref, resolved.hub
@@ -218,19 +218,19 @@ def weight_files(resolved: ResolvedModel) -> list[Path]:
 
 
 def file_of(resolved: ResolvedModel) -> Path:
-    """Where the one file is that a reference names."""
+    """Path of the one file that a reference names."""
     ref = resolved.ref
     assert ref.file is not None
     return ref.path / ref.file if ref.path else fetch(ref, resolved.hub, ref.file)  # type: ignore[arg-type]
 
 
 def weights_among(names: Iterable[str]) -> list[str]:
-    """Those of these files that hold a model's weights; an adapter's do not."""
+    """The files among these that hold a model's weights; the files of an adapter do not."""
     return [name for name in names if name not in ADAPTER_WEIGHTS and any(fnmatch(name, p) for p in _WEIGHTS)]
 
 
 def weights_read(names: Collection[str]) -> list[str]:
-    """Those that transformers reads a model's weights from: safetensors before pickles, one file before its parts."""
+    """The files that transformers reads: safetensors before pickles, one file before several parts."""
     for whole, parts in (
         ("model.safetensors", r"model[-_]\d+-of-\d+\.safetensors"),
         ("pytorch_model.bin", r"pytorch_model[-_]\d+-of-\d+\.bin"),

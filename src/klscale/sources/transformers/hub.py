@@ -33,18 +33,18 @@ PAUSES = 10
 
 @dataclass(frozen=True)
 class HubCommit:
-    """A commit of a hub model with its files, as the hub tells, or `offline` the local cache (there only those that it
-    holds)."""
+    """A commit of a hub model with the names of its files. The hub lists them; `offline`, the local cache lists those
+    that it holds."""
 
     commit: str
     files: frozenset[str]
     offline: bool
     parent: str | None = None
-    """The one model that this was tuned, adapted or quantized from, as its repository says."""
+    """The model that this one was tuned, adapted or quantized from, according to its repository."""
     blobs: Mapping[str, tuple[str, int]] | None = None
-    """Of each file the name that its content goes by, and its bytes; where that was asked for."""
+    """Name of each file -> the name of its content and its size in bytes. Only where sizes were asked for."""
     cached: bool = False
-    """Whether the local cache held any of it when it was asked for."""
+    """Whether the local cache held a part of it at that time."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -53,8 +53,7 @@ class HubCommit:
 
 
 class Hub:
-    """What the hub says of each revision, asked for once, by whichever thread comes first; with `sizes`, of its files
-    too."""
+    """Asks the hub for each revision once, whichever thread needs it first; with `sizes` for the sizes of files too."""
 
     def __init__(self, progress: Progress = SILENT, *, sizes: bool = False) -> None:
         self._progress, self._sizes, self._lock = progress, sizes, threading.Lock()
@@ -89,7 +88,7 @@ class Hub:
         return self._answer(ask)
 
     def _answer(self, ask: Callable[[], Any]) -> Any:
-        """What the hub says; where it asks for a pause, after that."""
+        """The hub's answer; after a pause, where the hub asks for one."""
         from huggingface_hub import errors
 
         pauses = 0

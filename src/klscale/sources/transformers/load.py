@@ -26,7 +26,7 @@ from klscale.sources.transformers.placement import device_of, placement_of
 from klscale.sources.transformers.quantization import Quantization
 
 _BUFFER = re.compile(r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$|(^|\.)(position_ids|masked_bias|attn_mask)$")
-"""Names of tensors that a model computes itself, whatever the file holds."""
+"""Names of tensors that a model computes itself and does not read from a file."""
 _MODALITY = re.compile(r"(^|[._])(vision|visual|audio|image|img|mm|multi_modal|multimodal)[._]")
 """Names of tensors that read images or sound."""
 
@@ -41,14 +41,14 @@ class LoadedModel:
     window: int | None
     attributes: dict[str, Any] = field(default_factory=dict)
     quantization: Quantization | None = None
-    """What was quantized, here or before the model was saved."""
+    """Which weights were quantized, here or before the model was saved."""
     unused_tensors: tuple[str, ...] = ()
-    """Of its files: buffers that the model computes itself, and what reads images or sound."""
+    """Tensors of its files that the model does not take: buffers that it computes itself, parts for images."""
     applied: tuple[str, ...] = ()
     """Keys and tensors of a GGUF file that transformers leaves out."""
     offload: tempfile.TemporaryDirectory[str] | None = None
-    """Of a model larger than memory, whose layers are brought in by each forward pass: a folder with those that are
-    not in its own files. It goes with the model."""
+    """For a model larger than memory, whose layers each forward pass reads again: a folder with layers that are not in
+    its own files. It is deleted with the model."""
 
 
 def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading.Event | None = None) -> LoadedModel:

@@ -16,7 +16,7 @@ from klscale.inputs.references import KERNELS, ModelRef
 from klscale.inputs.texts import cache_directory
 
 _RESIDENT = 0.8
-"""Part of the free memory that weights may take; the rest is for batches and for what else runs."""
+"""Share of the free memory that weights may take; the rest is for batches and other programs."""
 
 
 def device_of(name: str | None) -> torch.device:
@@ -40,8 +40,8 @@ def available_memory(device: torch.device) -> int:
 def placement_of(
     config: Any, ref: ModelRef, device: str | None, alone: threading.Event | None
 ) -> tuple[dict[str, Any], tempfile.TemporaryDirectory[str] | None]:
-    """How transformers is to spread weights that do not fit into memory, and a folder for those that it must write
-    anew; nothing where they fit."""
+    """Options for transformers that spread weights over devices and disk where they do not fit into memory, and a
+    folder for weights that it must write anew. Nothing where they fit."""
     if getattr(config, "quantization_config", None) is not None or ref.file or ref.quantization in KERNELS:
         return {}, None  # their size in memory is another
     itemsize = getattr(torch, ref.dtype).itemsize

@@ -58,7 +58,7 @@ def _package(kind: str) -> str:
 
 
 def _library(package: str, what: str) -> Any:
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of every cast in every layer
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports every cast in every layer
     try:
         return import_module(package)
     except Exception as error:  # whatever a library that does not fit this machine does
@@ -217,7 +217,7 @@ def loaded_so(model: Any, ref: ModelRef) -> Quantization | None:
 
 
 def _kind_of(told: dict[str, Any], method: str) -> str:
-    """A short name for a quantization that a configuration tells of: `nf4-kernel`, `gptq-4bit`."""
+    """A short name for the quantization in a configuration: `nf4-kernel`, `gptq-4bit`."""
     if method == "bitsandbytes":
         return "int8-kernel" if told.get("load_in_8bit") else f"{told.get('bnb_4bit_quant_type', 'fp4')}-kernel"
     return f"{method}-{told['bits']}bit" if isinstance(told.get("bits"), int) else method

@@ -43,7 +43,7 @@ from klscale.sources.transformers.tokens import TokenCache, tokenizer_id
 from klscale.vectors.scores import Scores
 
 WHOLE = 0.95
-"""Fraction of a model's weights below which a quantization is said to leave some out."""
+"""A quantization of a smaller fraction of the weights is noted."""
 
 
 class Transformers(Source):

@@ -200,7 +200,9 @@ def of_stabilisation(sample: Sample) -> Found:
     vectors = sample.vectors(rows, L)
     run = trajectories.Run("r", vectors, steps, 0, True)
     threshold = float(np.exp(sample.generator.uniform(*np.log(exact[[T - 2, 1]]))))
-    settled = trajectories._behaviour(run, np.empty(0, np.int64), threshold, 0.0, RESAMPLES).stabilisation
+    settled = trajectories._behaviour(
+        run, np.empty(0, np.int64), threshold, 0.0, diffusion.WINDOW, RESAMPLES
+    ).stabilisation
     assert settled is not None
     assert settled.interval is not None
     truth = float(trajectories.settled_from(steps, exact, np.array([threshold]))[0])

@@ -163,7 +163,7 @@ def test_files_are_sealed_to_the_same_bytes(old):
 
 # --------------------------------------------------------------------------------------------------------------- parts
 
-SPANS = Part("spans", "span_log_likelihood", "<f4", ragged=True)
+PIECES = Part("pieces", "piece_log_likelihood", "<f4", ragged=True)
 
 
 def ragged(*rows: list[float]) -> Ragged:
@@ -175,52 +175,52 @@ def rows_of(values: Ragged) -> list[list[float]]:
 
 
 @pytest.fixture
-def spans(monkeypatch):
-    monkeypatch.setitem(scores_module.PARTS, "spans", SPANS)
+def pieces(monkeypatch):
+    monkeypatch.setitem(scores_module.PARTS, "pieces", PIECES)
     first = Scores(
         np.array([4, 0, 2]), np.array([-6.0, -1.0, -3.0]), np.array([3, 1, 2]),
-        {"layers": np.array([[-9.0, -6], [-5, -1], [-8, -3]]), "spans": ragged([-1, -2, -3], [], [-3])},
+        {"layers": np.array([[-9.0, -6], [-5, -1], [-8, -3]]), "pieces": ragged([-1, -2, -3], [], [-3])},
     )  # fmt: skip
     second = Scores(
         np.array([1, 2]), np.array([-4.0, -7.0]), np.array([2, 2]),
-        {"layers": np.array([[-1.0, -4], [-1, -7]]), "spans": ragged([-2, -2], [-7])},
+        {"layers": np.array([[-1.0, -4], [-1, -7]]), "pieces": ragged([-2, -2], [-7])},
     )  # fmt: skip
     return first, second
 
 
-def test_a_ragged_part_goes_where_its_texts_go(spans):
-    whole = Scores.concatenate(spans)
+def test_a_ragged_part_goes_where_its_texts_go(pieces):
+    whole = Scores.concatenate(pieces)
     assert whole.text.tolist() == [0, 1, 2, 4]
-    assert rows_of(whole.parts["spans"]) == [[], [-2, -2], [-3], [-1, -2, -3]]
+    assert rows_of(whole.parts["pieces"]) == [[], [-2, -2], [-3], [-1, -2, -3]]
     assert whole.layers.tolist() == [[-5, -1], [-1, -4], [-8, -3], [-9, -6]]
     some = whole.at(np.array([4, 0]))
-    assert (some.text.tolist(), rows_of(some.parts["spans"])) == ([0, 4], [[], [-1, -2, -3]])
-    assert rows_of(whole.parts["spans"][np.array([3, 1, 3])]) == [[-1, -2, -3], [-2, -2], [-1, -2, -3]]
-    assert len(whole.at(np.array([9])).parts["spans"]) == 0
+    assert (some.text.tolist(), rows_of(some.parts["pieces"])) == ([0, 4], [[], [-1, -2, -3]])
+    assert rows_of(whole.parts["pieces"][np.array([3, 1, 3])]) == [[-1, -2, -3], [-2, -2], [-1, -2, -3]]
+    assert len(whole.at(np.array([9])).parts["pieces"]) == 0
 
 
-def test_a_part_that_one_block_lacks_is_not_of_the_whole(spans):
-    first, second = spans
+def test_a_part_that_one_block_lacks_is_not_of_the_whole(pieces):
+    first, second = pieces
     bare = Scores(second.text, second.log_likelihood, second.n_tokens, {LAYERS.name: second.parts["layers"]})
     assert {*Scores.concatenate([first, bare]).parts} == {"layers"}
     empty = Scores.concatenate([])
-    assert {*Scores.concatenate([empty, first]).parts} == {"layers", "spans"}, "an empty block has nothing to lack"
+    assert {*Scores.concatenate([empty, first]).parts} == {"layers", "pieces"}, "an empty block has nothing to lack"
 
 
-def test_the_checksum_sees_each_part_and_without_new_ones_is_as_it_was(spans):
-    first, _ = spans
+def test_the_checksum_sees_each_part_and_without_new_ones_is_as_it_was(pieces):
+    first, _ = pieces
     plain = Scores(first.text, first.log_likelihood, first.n_tokens)
     layered = Scores(first.text, first.log_likelihood, first.n_tokens, {"layers": first.parts["layers"]})
     arrays = [first.text.astype("<i8"), first.log_likelihood, first.layers]
     by_hand = [records.content_id(array.tobytes() for array in arrays[:n]) for n in (2, 3)]
     assert [plain.checksum, layered.checksum] == by_hand
-    moved = Scores(first.text, first.log_likelihood, first.n_tokens, {"spans": ragged([-1, -2], [-3], [-3])})
-    same = Scores(first.text, first.log_likelihood, first.n_tokens, {"spans": first.parts["spans"]})
+    moved = Scores(first.text, first.log_likelihood, first.n_tokens, {"pieces": ragged([-1, -2], [-3], [-3])})
+    same = Scores(first.text, first.log_likelihood, first.n_tokens, {"pieces": first.parts["pieces"]})
     assert len({plain.checksum, layered.checksum, first.checksum, moved.checksum, same.checksum}) == 5
 
 
-def test_parts_are_kept_checked_and_read_by_other_tools(spans, texts, tmp_path):
-    store, (first, _) = Store(tmp_path / "s"), spans
+def test_parts_are_kept_checked_and_read_by_other_tools(pieces, texts, tmp_path):
+    store, (first, _) = Store(tmp_path / "s"), pieces
     ref = ModelRef.parse("a/one")
     known = {
         "ref": "a/one",
@@ -229,14 +229,14 @@ def test_parts_are_kept_checked_and_read_by_other_tools(spans, texts, tmp_path):
         "convention": CONVENTION,
     }
     entry = store.write(texts, first, known)
-    assert entry.metadata["parts"] == ["layers", "spans"]
+    assert entry.metadata["parts"] == ["layers", "pieces"]
     read = store.scores(store.entries(texts.id)[0])
-    assert rows_of(read.parts["spans"]) == rows_of(first.parts["spans"])
-    assert read.parts["spans"].values.dtype == np.float32
+    assert rows_of(read.parts["pieces"]) == rows_of(first.parts["pieces"])
+    assert read.parts["pieces"].values.dtype == np.float32
     np.testing.assert_array_equal(read.layers, first.layers)
     assert read.checksum == first.checksum
     columns = pq.read_table(entry.path).to_pydict()
-    assert columns["span_log_likelihood"] == [[-1, -2, -3], [], [-3]]
-    broken = Scores(first.text, first.log_likelihood, first.n_tokens, {"spans": ragged([-1, np.nan], [], [-3])})
-    with pytest.raises(InputError, match="spans that are not finite"):
+    assert columns["piece_log_likelihood"] == [[-1, -2, -3], [], [-3]]
+    broken = Scores(first.text, first.log_likelihood, first.n_tokens, {"pieces": ragged([-1, np.nan], [], [-3])})
+    with pytest.raises(InputError, match="pieces that are not finite"):
         store.write(texts, broken, known)

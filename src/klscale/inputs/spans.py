@@ -266,15 +266,35 @@ def pack(values: Floats, log_likelihood: Floats, starts: Integers) -> NDArray[np
     plain = np.where(lost, 0.0, values)
     _, exponent = np.frexp(np.maximum.reduceat(np.abs(plain), starts[:-1])) if len(scored) else (None, np.empty(0, int))
     step = np.repeat(np.ldexp(1.0, np.maximum(exponent - 24, FINEST)), np.diff(starts))
-    running = np.cumsum(plain)
-    before = np.repeat(running[starts[:-1]] - plain[starts[:-1]], np.diff(starts))
-    units = np.round((running - before) / step)
+    units = np.round(_running(plain, starts) / step)
     first = np.zeros(len(values), dtype=bool)
     first[starts[:-1]] = True
     steps = np.where(first, units, np.diff(units, prepend=0.0))
     packed: NDArray[np.float32] = (steps * step).astype(np.float32)
     packed[lost | ~np.repeat(scored, np.diff(starts))] = np.nan
     return packed
+
+
+def _running(values: Floats, starts: Integers) -> Floats:
+    """Sums (S,) from the first span of each text on, which do not depend on the texts beside it."""
+    counts = np.diff(starts)
+    there = np.arange(int(counts.max(initial=0))) < counts[:, None]
+    padded = np.zeros(there.shape)
+    padded[there] = values
+    return np.asarray(np.cumsum(padded, axis=1)[there])
+
+
+def are_packed(packed: NDArray[np.float32], log_likelihood: Floats, starts: Integers) -> NDArray[np.bool_]:
+    """Which texts (N,) have spans that `pack` may have made: a first span, finite, and a sum within a step of their
+    `log_likelihood` (N,)."""
+    if not len(log_likelihood):
+        return np.ones(0, dtype=bool)
+    values = np.nan_to_num(packed.astype(np.float64), nan=0.0)
+    with np.errstate(invalid="ignore"):
+        _, exponent = np.frexp(np.maximum.reduceat(np.abs(values), starts[:-1]))
+        off = np.abs(np.add.reduceat(values, starts[:-1]) - log_likelihood)
+    limit = np.ldexp(1.0, np.maximum(exponent - 24, FINEST)) + 1e-12 * np.abs(log_likelihood)
+    return np.asarray((off <= limit) & np.isfinite(packed[starts[:-1]]))
 
 
 def unpack(packed: NDArray[np.float32], log_likelihood: Floats, starts: Integers) -> Floats:

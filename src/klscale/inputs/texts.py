@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from klscale.errors import InputError, KlscaleError, nearest
+from klscale.inputs.spans import Cuts, cut_texts
 from klscale.limits import TEXT_FILE_BYTES
 from klscale.progress import SILENT, Progress
 from klscale.science.arrays import Integers
@@ -88,6 +89,11 @@ class TextSet:
         same for every model and every call, and part of every larger one."""
         keys = [hashlib.sha256(f"{self.id} {s}".encode()).digest() for s in range(len(self))]
         return np.array(sorted(range(len(self)), key=keys.__getitem__), dtype=np.int64)
+
+    @cached_property
+    def cuts(self) -> Cuts | None:
+        """Where the texts are cut into spans; None for an external set. The texts alone fix it."""
+        return None if self.texts is None else cut_texts(self.texts)
 
     def sample(self, n: int | None) -> Integers:
         """The first n texts of the random order, or all (None), in the order of the set."""

@@ -13,10 +13,11 @@ from klscale.inputs.references import WEIGHTS_ONLY
 from klscale.inputs.texts import TextSet
 from klscale.science.estimates import Estimate, format_estimate
 from klscale.science.kl import KL
+from klscale.science.spans import SpanKL
 from klscale.show import cautions
 from klscale.show import precision as looks
 from klscale.show.cautions import Around, Measured
-from klscale.show.columns import BITS, HEAD, Column, estimate, number, table
+from klscale.show.columns import BITS, HEAD, Column, estimate, number, table, within
 from klscale.show.columns import records as records_of
 from klscale.show.pairs import PAIR, marked
 from klscale.show.terminal import describe_texts, out, plain
@@ -29,10 +30,18 @@ MANY = 8
 """Models beyond which not all pairs of shifts are listed."""
 
 
+BY_SPANS = (
+    "KL: the published estimator, from whole texts. KL by spans: from pieces of about 32 bytes, nearer to next-token "
+    "KL (docs/validity.md)."
+)
+"""Below a table with both."""
+
+
 @dataclass(frozen=True)
 class Compared:
     """Two models beside each other. `others` makes the records of the pairs with every third model; `precise` is the
-    comparison to a wanted precision that the KL comes from, if any."""
+    comparison to a wanted precision that the KL comes from, if any. `spans` is the KL by spans, where both have
+    them."""
 
     a: str
     b: str
@@ -45,6 +54,7 @@ class Compared:
     texts: TextSet
     warnings: list[str]
     others: Callable[[], list[Beside]]
+    spans: SpanKL | None = None
     precise: SequentialComparison | None = None
 
     @property
@@ -78,8 +88,30 @@ BESIDE = (
     estimate("shift_cosine", "Cosine between the shifts from a to b and to the third model; 1: the same way.", ""),
 )
 
+SPANS = (
+    Column(
+        "kl_spans",
+        "KL from spans of the texts, nearer to next-token KL; null: not known of both models.",
+        BITS,
+        lambda it: it.value,
+        "KL by spans ± SE",
+        number,
+    ),
+    Column("standard_error_spans", "Its standard error over texts.", BITS, lambda it: it.standard_error),
+    Column(
+        "drift_share",
+        "1 - KL from spans / KL from whole texts, of the same texts without a clip.",
+        "share",
+        lambda it: it.drift_share.value,
+    ),
+    Column("lost_cuts", "Share of the cuts between spans that the tokenizer of either model loses.", "share",
+           lambda it: it.lost),
+)  # fmt: skip
+"""Of a `SpanKL`."""
+
 COMPARED = (
     *PAIR,
+    *within(SPANS, lambda it: it.spans),
     Column("setting", "The setting of the scale that this pair is of; null: none."),
     Column("placed", "Where the KL lies on the scale of these texts, in words; null: there is none."),
     estimate("bits_per_byte_a", "How well a predicts the texts; less is better.", value=lambda it: it.of_a),
@@ -130,6 +162,7 @@ def rows(
             vectors.texts,
             cautions.warnings(found, vectors.texts),
             lambda: beside(alike(), a, b),
+            vectors.span_kl(a, b) if vectors.has_spans(a) and vectors.has_spans(b) else None,
             precise,
         )
 
@@ -162,6 +195,8 @@ def print_comparison(vectors: Vectors, compared: Sequence[Compared]) -> None:
     """KL of each pair; bits per byte of each model; the ladder of variants; what that amounts to, and cautions."""
     out.print(describe_texts(vectors.texts))
     out.print(table(COMPARED, compared, "\nKL"))
+    if any(row.spans is not None for row in compared):
+        out.print(BY_SPANS, style="dim")
     _print_levels(vectors)
     if has_ladder(vectors, [(row.a, row.b) for row in compared]):
         print_ladder(vectors)

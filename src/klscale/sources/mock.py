@@ -151,7 +151,9 @@ def tokenize(texts: TextSet, kind: str) -> Tokens:
             offsets.append(place)
             place += 1 if pair is None else 2
         starts.append(len(ids))
-    return Tokens(np.array(ids, dtype=np.int32), np.array(starts), 0.0, np.array(offsets))
+    flat, begin = np.array(ids, dtype=np.int32), np.array(offsets)
+    size = np.array([*map(len, tokens), 0])
+    return Tokens.with_offsets(texts, flat, np.array(starts), 0.0, begin, begin + size[flat])
 
 
 class Mock(Source):
@@ -220,8 +222,9 @@ class MockReader(Reader):
 
     def _block(self, tokens: Tokens, block: Sequence[int]) -> Scores:
         which, before, target = _transitions(tokens, block)
-        found = np.bincount(which, self.chain.log_p[before, target], len(block)).astype(np.float64)
-        return Scores(np.array(block, dtype=np.int64), found, tokens.lengths[block])
+        chosen, log_p = np.array(block, dtype=np.int64), self.chain.log_p[before, target]
+        found = np.bincount(which, log_p, len(block)).astype(np.float64)
+        return Scores(chosen, found, tokens.lengths[block], tokens.parts(chosen, log_p, found))
 
     def facts(self, texts: TextSet) -> dict[str, Any]:
         return {

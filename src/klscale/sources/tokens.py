@@ -7,7 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from klscale.science.arrays import Integers
+from klscale.inputs.spans import TokenSpans, assign_tokens, pack
+from klscale.inputs.texts import TextSet
+from klscale.science.arrays import Floats, Integers
+from klscale.vectors.scores import GIVEN, SPANS, Ragged, Values
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,13 +19,28 @@ class Tokens:
 
     `not_round_trip` is the fraction of texts that decoding does not give back: the tokenizer loses something, and the
     model's distribution is over other strings. `offsets` (T,) says at which byte of its text each token begins; None
-    where the source does not know.
+    where the source does not know. `spans` are those of the text set in which the tokens lie, where it does.
     """
 
     ids: NDArray[np.int32]
     starts: Integers
     not_round_trip: float
     offsets: Integers | None = None
+    spans: TokenSpans | None = None
+
+    @classmethod
+    def with_offsets(
+        cls,
+        texts: TextSet,
+        ids: NDArray[np.int32],
+        starts: Integers,
+        not_round_trip: float,
+        begin: Integers,
+        end: Integers,
+    ) -> Tokens:
+        """The tokens of all texts of a set, from the bytes `begin` to `end` (T,) that each covers in its text."""
+        assert texts.cuts is not None
+        return cls(ids, starts, not_round_trip, begin, assign_tokens(texts.cuts, starts, begin, end))
 
     @property
     def lengths(self) -> Integers:
@@ -36,6 +54,18 @@ class Tokens:
         kept = np.arange(starts[-1]) + np.repeat(self.starts[:-1] - starts[:-1], lengths)
         offsets = None if self.offsets is None else self.offsets[kept]
         return Tokens(self.ids[kept], starts, self.not_round_trip, offsets)
+
+    def parts(self, texts: Integers, token_log_probability: Floats, log_likelihood: Floats) -> dict[str, Values]:
+        """The parts of `Scores` that say what some texts (n,) have in their spans; none where no spans are known.
+
+        `token_log_probability` (t,) in nats of tokens 2 to n of these texts, one text after another in their order;
+        `log_likelihood` (n,) are the sums.
+        """
+        if self.spans is None:
+            return {}
+        values, starts = self.spans.sums(texts, token_log_probability)
+        spans = Ragged(pack(values, log_likelihood, starts), np.diff(starts))
+        return {SPANS.name: spans, GIVEN.name: self.spans.given[texts, None]}
 
     def of(self, text: int) -> NDArray[np.int32]:
         """Token ids of one text, in order."""

@@ -21,15 +21,20 @@ KINDS = ("vectors", "maps", "noise", "exact")
 def problems(store: Store) -> Iterator[tuple[str, str]]:
     """(file, problem or '') for every file of the store: does it read, and is it what its name and seal say?"""
     sizes: dict[str, int] = {}
+    sets: dict[str, TextSet] = {}
     for path, problem, found in _read(store):
         kind, text_set, *_ = _names(store, path)
         if kind == "texts" and isinstance(found, dict):
             sizes[found["id"]] = found["n_texts"]
+        if kind == "texts" and isinstance(found, TextSet):
+            sets[found.id] = found
         if not problem and kind in KINDS and text_set not in sizes:
             problem = "has a text set that is not in the store"
         if not problem and kind == "vectors":
             scores, metadata = found
             problem = _missing(scores, metadata, sizes[text_set])
+            if text_set in sets and not problem:
+                problem, _ = _tried(partial(records.spans_of, scores, metadata, sets[text_set]))
         yield path, problem
 
 

@@ -25,10 +25,12 @@ from numpy.typing import NDArray
 from klscale.errors import InputError
 from klscale.inputs.attributes import NUMBERS
 from klscale.inputs.references import ModelRef
+from klscale.inputs.spans import are_packed
 from klscale.inputs.texts import TextSet, content_id
 from klscale.science.kl import KL
 from klscale.store.files import SEAL, UnreadableError, require_seal, sealed
-from klscale.vectors.scores import LOWEST, PARTS, Part, Ragged, Scores, Values
+from klscale.vectors.scores import GIVEN, LOWEST, PARTS, SPANS, Part, Ragged, Scores, Values
+from klscale.vectors.vectors import PackedSpans
 
 T = TypeVar("T")
 UNREADABLE = (pa.ArrowException, KeyError, TypeError, ValueError, OSError, OverflowError, RecursionError)
@@ -345,6 +347,7 @@ ENTRY = {
     "not_round_trip": NUMBER,
     "versions": MAPPING,
     "weights": LIST,
+    "spans": MAPPING,
 }
 """What is kept beside a vector; `ATTRIBUTE` says what its attributes are. Other fields are kept as they are."""
 ATTRIBUTE = {
@@ -375,6 +378,24 @@ def vector_from_parquet(data: bytes, text_set: str, file: str, n_texts: int | No
     if metadata.get("n_layers", 0) != (0 if layers is None else layers.shape[1]):
         raise UnreadableError("does not hold the layers that it names")
     return scores, metadata
+
+
+def spans_of(scores: Scores, metadata: Mapping[str, Any], texts: TextSet) -> PackedSpans | None:
+    """The spans of a vector for all texts of its set; None where it has none by the rule of today. Raises
+    UnreadableError where they are not those of the set's cuts."""
+    spans, given = (scores.parts.get(part.name) for part in (SPANS, GIVEN))
+    cuts, rule = texts.cuts, (metadata.get("spans") or {}).get("rule")
+    if cuts is None or rule != cuts.rule or not isinstance(spans, Ragged) or given is None:
+        return None
+    first, before = np.asarray(given)[:, 0], np.zeros(len(texts), dtype=np.int64)
+    counts = np.diff(cuts.spans.starts)
+    if (spans.lengths != counts[scores.text]).any() or (first > texts.bytes[scores.text]).any():
+        raise UnreadableError("has spans that are not those of its texts")
+    values = np.full(len(cuts.spans.bytes), np.nan, dtype=np.float32)
+    scored = np.zeros(len(texts), dtype=bool)
+    scored[scores.text], before[scores.text] = True, first
+    values[np.repeat(scored, counts)] = spans[np.argsort(scores.text)].values
+    return PackedSpans(values, before)
 
 
 def partial_to_parquet(scores: Scores, key: str) -> bytes:
@@ -430,8 +451,27 @@ def require_scores(scores: Scores, n_texts: int | None = None) -> None:
         raise UnreadableError("has negative numbers of tokens")
     for name, values in scores.parts.items():
         numbers = values.values if isinstance(values, Ragged) else values
-        if len(values) != len(scores) or not np.isfinite(numbers).all():
+        wrong = np.isinf(numbers) if PARTS[name].gaps else ~np.isfinite(numbers)
+        if len(values) != len(scores) or wrong.any():
             raise UnreadableError(f"has {name} that are not finite")
+    _require_spans(scores)
+
+
+def _require_spans(scores: Scores) -> None:
+    """Raise UnreadableError for spans that do not add up to the log-likelihoods of their texts."""
+    spans, given = (scores.parts.get(part.name) for part in (SPANS, GIVEN))
+    if (spans is None) != (given is None):
+        raise UnreadableError("has spans without the bytes before them, or the reverse")
+    if not isinstance(spans, Ragged) or given is None or isinstance(given, Ragged):
+        return
+    if given.shape[1:] != (1,) or (given < 0).any():
+        raise UnreadableError("has spans whose first byte is not known")
+    if (spans.lengths < 1).any():
+        raise UnreadableError("has texts without a span")
+    starts = np.concatenate([[0], np.cumsum(spans.lengths)])
+    wrong = np.flatnonzero(~are_packed(spans.values, scores.log_likelihood, starts))
+    if len(wrong):
+        raise UnreadableError(f"has spans of text {scores.text[wrong[0]]} that do not add up to its log-likelihood")
 
 
 def _part_to_arrow(part: Part, values: Values) -> Any:

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from klscale.errors import InputError, KlscaleError, nearest
 from klscale.inputs.references import ModelRef
+from klscale.inputs.spans import RULE
 from klscale.inputs.texts import NAMED, TextSet, load_texts
 from klscale.progress import SILENT, Progress
 from klscale.science.arrays import Floats
@@ -41,8 +42,8 @@ from klscale.store import check, claims, records
 from klscale.store.claims import Claim
 from klscale.store.files import Files, UnreadableError
 from klscale.store.records import UNREADABLE
-from klscale.vectors.scores import Scores
-from klscale.vectors.vectors import Vectors, attribute_table
+from klscale.vectors.scores import GIVEN, SPANS, Scores
+from klscale.vectors.vectors import PackedSpans, SpanRow, Vectors, attribute_table
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -341,8 +342,11 @@ class Store:
         try:
             return self.read_vector(entry.path, entry.text_set)[0]
         except (FileNotFoundError, UnreadableError) as error:
-            what, remedy = f"{entry.path} {records.problem(error)}.", f"`klscale rm {entry.ref}` and score it again."
-            raise KlscaleError(what, remedy=remedy) from error
+            raise self._unusable(entry, error) from error
+
+    def _unusable(self, entry: Entry, error: Exception) -> KlscaleError:
+        what = f"{entry.path} {records.problem(error)}."
+        return KlscaleError(what, remedy=f"`klscale rm {entry.ref}` and score it again.")
 
     def vectors(
         self,
@@ -385,14 +389,31 @@ class Store:
             for ref, entry in rows
         ]
         models = tuple(ref for ref, _ in rows)
-        return Vectors(matrix, models, attribute_table(models, known), texts)
+        spans = tuple(self._spans(entry, texts) if ref.layer is None else None for ref, entry in rows)
+        return Vectors(matrix, models, attribute_table(models, known), texts, spans)
+
+    def _spans(self, entry: Entry, texts: TextSet) -> SpanRow | None:
+        """The spans of an entry, read when they are asked for; None where it has none by the rule of today."""
+        if texts.external or (entry.metadata.get("spans") or {}).get("rule") != RULE:
+            return None
+
+        def read() -> PackedSpans:
+            try:
+                found = records.spans_of(*self.read_vector(entry.path, entry.text_set), texts)
+                if found is None:
+                    raise UnreadableError("holds no spans any more")
+            except (FileNotFoundError, UnreadableError) as error:
+                raise self._unusable(entry, error) from error
+            return found
+
+        return SpanRow(read)
 
     def _vector_of(self, entry: Entry) -> Scores | None:
         """The values of an entry; None where its file is left out, or holds other layers by now."""
         found = self._vector_or_none(entry.path, entry.text_set)
         if found is None or found[1].get("n_layers", 0) != entry.n_layers:
             return None
-        return found[0]
+        return found[0].without(SPANS.name, GIVEN.name)  # large, and read when they are asked for
 
     def remove(self, entry: Entry) -> None:
         """Take one model's vector out of the store."""

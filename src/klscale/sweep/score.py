@@ -25,7 +25,7 @@ from klscale.store.store import Entry, Store, now, vector_key
 from klscale.sweep.jobs import Job, OneAhead, Outcome, by_files, with_windows, without_frames
 from klscale.sweep.repeat_noise import keep_noise_floor
 from klscale.sweep.runs import checkpoints, is_run, weigh_one
-from klscale.vectors.scores import Scores
+from klscale.vectors.scores import SPANS, Scores
 
 KEEP_EVERY_S = 10.0
 """Seconds of work that a killed command may lose."""
@@ -440,7 +440,7 @@ def metadata_of(
     reader: Reader, texts: TextSet, scores: Scores, *, attributes: Mapping[str, Any], convention: str
 ) -> dict[str, Any]:
     """What the store keeps beside the vector that a reader has scored: which model it is of, and how it was made."""
-    return {
+    about = {
         "ref": str(reader.ref),
         "key": vector_key(reader.pinned.identity, reader.ref, convention, reader.source.name),
         "identity": reader.pinned.identity,
@@ -451,6 +451,10 @@ def metadata_of(
         "skipped": np.setdiff1d(np.arange(len(texts)), scores.text).tolist(),
         "date": now(),
     }
+    if SPANS.name in scores.parts and texts.cuts is not None:
+        cuts = texts.cuts
+        about["spans"] = {"rule": cuts.rule, "mean_bytes": cuts.mean_bytes, "lost_cuts": scores.lost_cuts}
+    return about
 
 
 def larger(first: int | None, other: int | None) -> int | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,7 @@ class Part:
 
     `column` is its name in a Parquet file, `dtype` the little-endian type of its numbers, `unit` theirs. A `ragged`
     part has as many values for a text as that needs (`Ragged`); any other has as many for each: an array (n, width).
+    Where it has `gaps`, NaN stands for what is not known.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Part:
     dtype: str
     ragged: bool = False
     unit: str = "nats"
+    gaps: bool = False
 
     def concatenate(self, blocks: Sequence[Values]) -> Values:
         """The rows of all blocks, one block after the other."""
@@ -70,7 +73,11 @@ class Part:
 
 LAYERS = Part("layers", "layer_log_likelihood", "<f8")
 """The log-likelihood (n, L + 1) after the embedding and each block, through the logit lens."""
-PARTS = {part.name: part for part in (LAYERS,)}
+SPANS = Part("spans", "span_log_likelihood", "<f4", ragged=True, gaps=True)
+"""The log-likelihood of each span of a text, as `inputs.spans.pack` makes it; NaN where the tokenizer loses the cut."""
+GIVEN = Part("given", "given_bytes", "<i4", unit="bytes")
+"""The bytes (n, 1) of each text before its first scored token, where there are spans."""
+PARTS = {part.name: part for part in (LAYERS, SPANS, GIVEN)}
 """Every part that there is. The order is that of the columns in a file."""
 
 
@@ -109,6 +116,19 @@ class Scores:
 
     def __len__(self) -> int:
         return len(self.text)
+
+    @property
+    def lost_cuts(self) -> float:
+        """The share of the cuts of its texts that the tokenizer loses; NaN without spans, 0 without cuts."""
+        spans = self.parts.get(SPANS.name)
+        if not isinstance(spans, Ragged):
+            return math.nan
+        n_cuts = len(spans.values) - len(spans)
+        return float(np.isnan(spans.values).sum() / n_cuts) if n_cuts else 0.0
+
+    def without(self, *parts: str) -> Scores:
+        """The same without these parts."""
+        return replace(self, parts={name: values for name, values in self.parts.items() if name not in parts})
 
     @property
     def layers(self) -> Floats | None:

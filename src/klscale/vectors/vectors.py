@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -17,12 +17,14 @@ from klscale.errors import InputError, nearest
 from klscale.inputs.attributes import attributes_of
 from klscale.inputs.checkpoint_names import MOST_DIGITS
 from klscale.inputs.references import ModelRef
+from klscale.inputs.spans import unpack
 from klscale.inputs.texts import TextSet, content_id
 from klscale.science.arrays import Floats, Integers
 from klscale.science.bootstrap import RESAMPLES, resampled_kl
 from klscale.science.clip import beyond_clip_limit, clip_for_all, common_texts, moved_by_clip
 from klscale.science.estimates import Estimate
 from klscale.science.kl import KLMatrix, bits_per_byte, coordinates, kl_difference, kl_matrix, shift_cosine
+from klscale.science.spans import SpanKL, SpanKLMatrix, Spans, span_kl, span_kl_matrix
 from klscale.vectors.scores import LOWEST
 
 CONVENTION = "default special tokens; tokens 2 to n; float64 sum of float32 token log-probabilities"
@@ -44,17 +46,40 @@ NOISE_LIMIT = 0.1
 
 
 @dataclass(frozen=True, eq=False)
+class PackedSpans:
+    """The spans of one model on all texts of a set: `values` (S,) as `inputs.spans.pack` makes them, NaN where a text
+    was not scored; `given` (N,) bytes of each text before its first scored token."""
+
+    values: NDArray[np.float32]
+    given: Integers
+
+
+@dataclass(frozen=True, eq=False)
+class SpanRow:
+    """The spans of one model, which `read` reads from where they are kept."""
+
+    read: Callable[[], PackedSpans]
+
+    @cached_property
+    def kept(self) -> PackedSpans:
+        """The same, read once."""
+        return self.read()
+
+
+@dataclass(frozen=True, eq=False)
 class Vectors:
     """Log-likelihoods (K, N) in nats of N `texts` under K `models`, NaN where a text was not scored.
 
     `attributes` has a row for each model (index: the reference as a string) and the columns `COLUMNS`; `noise_floor` is
-    the KL in bits per byte between two runs of the model. `Vectors.from_arrays` makes one from arrays.
+    the KL in bits per byte between two runs of the model. `spans` has a row for each model that has log-likelihoods of
+    spans, None for the others; None: no model has them. `Vectors.from_arrays` makes one from arrays.
     """
 
     log_likelihood: Floats
     models: tuple[ModelRef, ...]
     attributes: pd.DataFrame
     texts: TextSet
+    spans: tuple[SpanRow | None, ...] | None = None
 
     def __post_init__(self) -> None:
         shape = (len(self.models), len(self.texts))
@@ -131,6 +156,7 @@ class Vectors:
             log_likelihood=self.log_likelihood[positions],
             models=tuple(self.models[p] for p in positions),
             attributes=self.attributes.iloc[positions],
+            spans=None if self.spans is None else tuple(self.spans[p] for p in positions),
         )
 
     def joined(self, others: Vectors) -> Vectors:
@@ -143,6 +169,7 @@ class Vectors:
             log_likelihood=np.concatenate([self.log_likelihood, others.log_likelihood]),
             models=self.models + others.models,
             attributes=pd.concat([self.attributes, others.attributes]),
+            spans=self._span_rows + others._span_rows,
         )
 
     def position(self, model: str | ModelRef) -> int:
@@ -179,6 +206,59 @@ class Vectors:
             documents=self.texts.document,
             labels=self.names,
         )
+
+    @property
+    def _span_rows(self) -> tuple[SpanRow | None, ...]:
+        return (None,) * len(self) if self.spans is None else self.spans
+
+    def has_spans(self, model: str | ModelRef) -> bool:
+        """Whether log-likelihoods of spans are known of a model."""
+        return self._span_rows[self.position(model)] is not None
+
+    def span_kl(self, a: str | ModelRef, b: str | ModelRef) -> SpanKL:
+        """KL between two models in bits per byte from spans of the texts: nearer to next-token KL than whole texts are.
+        With its standard error, the share of drift in the KL of whole texts, and the share of cuts that were lost.
+
+        Raises InputError for a model without spans, and for vectors that were made by different conventions.
+        """
+        pair = self.subset([a, b])
+        pair.require_one_convention()
+        kept, spans = [row.kept for row in pair._require_spans()], pair._text_spans
+        first, second = (
+            pair._scored_alone(unpack(row.values, pair.log_likelihood[place], spans.starts), place)
+            for place, row in enumerate(kept)
+        )
+        given = np.stack([row.given for row in kept])
+        return span_kl(first, second, spans, given=given, documents=self.texts.document)
+
+    def span_kl_matrix(self) -> SpanKLMatrix:
+        """The same between all pairs of models, each with the cuts that all of them keep. Raises as `span_kl` does."""
+        self.require_one_convention()
+        rows, spans = self._require_spans(), self._text_spans
+        values = np.empty((len(self), len(spans.bytes)), dtype=np.float32)
+        given = np.empty((len(self), len(self.texts)), dtype=np.int64)
+        for place, row in enumerate(rows):
+            found = row.read()  # not kept: all of them are large
+            values[place], given[place] = self._scored_alone(found.values, place), found.given
+        return span_kl_matrix(values, spans, given=given, documents=self.texts.document, labels=self.names)
+
+    @property
+    def _text_spans(self) -> Spans:
+        assert self.texts.cuts is not None
+        return self.texts.cuts.spans
+
+    def _require_spans(self) -> list[SpanRow]:
+        rows = [row for row in self._span_rows if row is not None]
+        if len(rows) < len(self):
+            without = self.names[self._span_rows.index(None)]
+            why = "It was imported, scored by an earlier version, or has a tokenizer without offsets."
+            raise InputError(f"{without} has no log-likelihoods of spans.", why, "Score it anew with --rescore.")
+        return rows
+
+    def _scored_alone(self, values: NDArray[Any], place: int) -> NDArray[Any]:
+        """Values (S,) of a row's spans, NaN in the texts that this row has no log-likelihood of."""
+        scored = ~np.isnan(self.log_likelihood[place])
+        return np.where(np.repeat(scored, np.diff(self._text_spans.starts)), values, np.nan).astype(values.dtype)
 
     @property
     def noise_floor(self) -> Floats:

@@ -106,6 +106,8 @@ class Engine:
                 "Use --device cpu, or a smaller dtype: %bfloat16.",
             ) from error
         self.batch_tokens = batch_tokens or self._budget()
+        self.token_log_probability: Floats = np.empty(0)
+        """In nats (t,), of the scored tokens of the last batch, row after row."""
         self.head: OutputHead | None = None
         """Reads hidden states; None before the first batch, and for good where only the model's own logits will do."""
         self.own_logits = False
@@ -164,19 +166,24 @@ class Engine:
         queue = [part for s in kept for part in segments_of(int(s), int(lengths[s]), window)]
         waiting = Counter(part.text for part in queue)
         total: dict[int, Any] = dict.fromkeys(waiting, 0.0)
+        pieces: dict[int, list[tuple[int, Floats]]] = {}
         for batch, values in in_batches((self,), queue, lambda batch: self._score_batch(tokens, batch)):
-            done = []
+            done, at = list[int](), 0
             for part, value in zip(batch, values, strict=True):
                 if not np.isfinite(value).all():
                     raise self._not_finite(value, part.text)
                 total[part.text] = total[part.text] + value
+                n_tokens = part.stop - part.first
+                pieces.setdefault(part.text, []).append((part.first, self.token_log_probability[at : at + n_tokens]))
+                at += n_tokens
                 waiting[part.text] -= 1
                 if not waiting[part.text]:
                     done.append(part.text)
             if done:
-                found = np.stack([total.pop(s) for s in done])
-                parts = {"layers": found} if self.layers else {}
-                yield Scores(np.array(done), found[:, -1], lengths[done], parts)
+                chosen, found = np.array(done), np.stack([total.pop(s) for s in done])
+                in_order = [piece for s in done for _, piece in sorted(pieces.pop(s), key=lambda one: one[0])]
+                parts = tokens.parts(chosen, np.concatenate(in_order), found[:, -1])
+                yield Scores(chosen, found[:, -1], lengths[done], parts | ({"layers": found} if self.layers else {}))
 
     def _remedy(self) -> str:
         if self.kernel is None:
@@ -242,13 +249,16 @@ class Engine:
                 raise no_lens(self.loaded.ref, "Its output head is of an unknown kind.")
             self.readout = find_readout(self.model, lambda: self._hidden_states(packed.inputs[-1:]), self.loaded.ref)
         if not len(packed.owner):
+            self.token_log_probability = np.empty(0)
             return np.zeros((len(batch), 1 if self.readout is None else len(self.readout.blocks) + 1))
         if self.head is None:
             own = [self._from_own_logits(row[: part.length]) for row, part in zip(packed.inputs, batch, strict=True)]
             scored = [row[part.first - part.start - 1 :] for row, part in zip(own, batch, strict=True)]
-            return packed.sums(torch.cat(scored))[:, None]
+            self.token_log_probability = in_float64(torch.cat(scored))
+            return packed.sums(self.token_log_probability)[:, None]
         if self.readout is None:
-            return packed.read(self.head, self._hidden_states(packed.inputs))[:, None]
+            self.token_log_probability = packed.read(self.head, self._hidden_states(packed.inputs))
+            return packed.sums(self.token_log_probability)[:, None]
         return self._read_layers(packed, self.head, self.readout)
 
     def _read_layers(self, packed: Packed, head: OutputHead, readout: Readout) -> Floats:
@@ -257,11 +267,12 @@ class Engine:
 
         def see(layer: int, hidden: Tensor) -> None:
             if layer < last or self.lens_error is None:
-                found[layer] = packed.read(head, hidden, readout)
+                found[layer] = packed.sums(packed.read(head, hidden, readout))
 
         with readout.watching(see):
             final = self._hidden_states(packed.inputs)
-        own = packed.read(head, final)
+        self.token_log_probability = packed.read(head, final)
+        own = packed.sums(self.token_log_probability)
         if self.lens_error is None:
             self._check_lens(found[last] - own, np.bincount(packed.owner, minlength=len(own)))
         found[last] = own
@@ -403,14 +414,19 @@ class Packed:
         return cls(inputs, owner, torch.from_numpy(before), inputs.flatten()[torch.from_numpy(before + 1).to(device)])
 
     def read(self, head: OutputHead, hidden: Tensor, readout: Readout | None = None) -> Floats:
-        """Log-likelihood (rows,) from hidden states (rows, tokens, H), of a layer where a readout is given."""
+        """Log-probabilities (t,) of the scored tokens in nats, from hidden states (rows, tokens, H), of a layer where a
+        readout is given."""
         hidden = hidden.flatten(0, 1)[self.before.to(hidden.device)]
-        return self.sums(head.log_likelihood(hidden if readout is None else readout(hidden), self.target))
+        return in_float64(head.log_likelihood(hidden if readout is None else readout(hidden), self.target))
 
-    def sums(self, log_likelihood: Tensor) -> Floats:
+    def sums(self, token_log_probability: Floats) -> Floats:
         """The values of the scored tokens, added up by row in float64."""
-        weights = log_likelihood.cpu().double().numpy()
-        return np.bincount(self.owner, weights=weights, minlength=len(self.inputs)).astype(np.float64)
+        return np.bincount(self.owner, weights=token_log_probability, minlength=len(self.inputs)).astype(np.float64)
+
+
+def in_float64(values: Tensor) -> Floats:
+    """The same values in NumPy."""
+    return np.asarray(values.cpu().double().numpy())
 
 
 class _ReachedHeadError(Exception):

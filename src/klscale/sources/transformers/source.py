@@ -57,6 +57,8 @@ class Transformers(Source):
     def __init__(self, progress: Progress = SILENT, *, sizes: bool = False) -> None:
         super().__init__(progress, sizes=sizes)
         self._hub, self._tokenized = Hub(progress, sizes=sizes), TokenCache()
+        self.without_offsets: set[str] = set()
+        """Ids of the tokenizers of which it was said that they give no offsets."""
 
     def pin(self, ref: ModelRef) -> ResolvedModel:
         return resolve(ref, self._hub)
@@ -97,9 +99,11 @@ class TransformersReader(Reader):
     """Reads texts with a loaded model. The model stays where it was loaded until it is first used: then it moves to its
     device. `tokenize` gives all texts as a tokenizer reads them."""
 
+    source: Transformers
+
     def __init__(
         self,
-        source: Source,
+        source: Transformers,
         pinned: Pinned,
         options: ReaderOptions,
         loaded: LoadedModel,
@@ -145,6 +149,9 @@ class TransformersReader(Reader):
         if quantized and quantized.fraction is not None and quantized.fraction < WHOLE:
             left = "are left as they are: this kind cannot hold their shape"
             yield f"{self.ref}: {1 - quantized.fraction:.0%} of the weights outside the embeddings {left}."
+        if not self.loaded.tokenizer.is_fast and self.tokenizer_id not in self.source.without_offsets:
+            self.source.without_offsets.add(self.tokenizer_id)
+            yield f"{self.ref}: its tokenizer gives no offsets. No KL by spans, for all models that have it."
         if self.engine.own_logits:
             yield f"{self.ref}: its output head is of an unknown kind; scored by its own logits, slower."
 

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from klscale.errors import KlscaleError
+from klscale.inputs.spans import byte_offsets
 from klscale.inputs.texts import TextSet
 from klscale.sources.tokens import Tokens
 
 
 def tokenize(tokenizer: Any, texts: TextSet) -> Tokens:
-    """All texts with the tokenizer's own default special tokens, neither truncated nor padded.
+    """All texts with the tokenizer's own default special tokens, neither truncated nor padded; with offsets and spans
+    where the tokenizer is a fast one.
 
     Raises KlscaleError for a text that has no tokens.
     """
     assert texts.texts is not None
-    encoded = tokenizer(list(texts.texts), add_special_tokens=True, truncation=False, padding=False, verbose=False)[
-        "input_ids"
-    ]
+    how = {"add_special_tokens": True, "truncation": False, "padding": False, "verbose": False}
+    found = tokenizer(list(texts.texts), return_offsets_mapping=tokenizer.is_fast, **how)
+    encoded = found["input_ids"]
     lengths = np.array([len(ids) for ids in encoded], dtype=np.int64)
     if (lengths == 0).any():
         empty = int(np.argmin(lengths))
@@ -34,7 +37,13 @@ def tokenize(tokenizer: Any, texts: TextSet) -> Tokens:
     # A leading space is a tokenizer's own mark of a word's beginning: adding or dropping one loses nothing else.
     lost = sum(a != b and a.removeprefix(" ") != b.removeprefix(" ") for a, b in zip(decoded, texts.texts, strict=True))
     flat = np.fromiter((i for ids in encoded for i in ids), dtype=np.int32, count=int(lengths.sum()))
-    return Tokens(flat, np.concatenate([[0], np.cumsum(lengths)]), lost / len(lengths))
+    starts, not_round_trip = np.concatenate([[0], np.cumsum(lengths)]), lost / len(lengths)
+    if not tokenizer.is_fast:
+        return Tokens(flat, starts, not_round_trip)
+    edges = chain.from_iterable(chain.from_iterable(found["offset_mapping"]))
+    characters = np.fromiter(edges, dtype=np.int64, count=2 * len(flat)).reshape(-1, 2)
+    begin, end = byte_offsets(texts.texts, starts, characters).T
+    return Tokens.with_offsets(texts, flat, starts, not_round_trip, begin, end)
 
 
 def tokenizer_id(tokenizer: Any) -> str:

@@ -162,11 +162,19 @@ def rows(
             vectors.texts,
             cautions.warnings(found, vectors.texts),
             lambda: beside(alike(), a, b),
-            vectors.span_kl(a, b) if vectors.has_spans(a) and vectors.has_spans(b) else None,
+            by_spans(vectors, a, b),
             precise,
         )
 
     return [row(a, b, kl) for (a, b), kl in pairs.items()]
+
+
+def by_spans(vectors: Vectors, a: str, b: str) -> SpanKL | None:
+    """The KL of a pair from spans; None where one of them has none, and where fewer than two texts have a cut."""
+    if not (vectors.has_spans(a) and vectors.has_spans(b)):
+        return None
+    found = vectors.span_kl(a, b)
+    return None if math.isnan(found.value) else found
 
 
 def records(compared: Sequence[Compared]) -> list[dict[str, Any]]:

@@ -261,7 +261,7 @@ def test_texts_without_a_log_likelihood_have_no_spans(compared):
     values = np.stack([mock_spans(ref, texts) for ref in REFS[:2]])
     spans = cut_texts(texts.texts).spans
     values[0, np.repeat(np.arange(len(texts)) % 3 == 0, np.diff(spans.starts))] = np.nan
-    chosen, V, size, *_ = naive_texts(values, *values, spans)
+    _, V, size, *_ = naive_texts(values, *values, spans)
     assert found.n_texts == len(V)
     assert found.value == pytest.approx(naive_kl(V, size)[0], rel=1e-5)
     assert found == fewer.on_common_texts().span_kl(*REFS[:2])

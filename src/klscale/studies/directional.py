@@ -120,7 +120,7 @@ def directional_exponent(
 def _measured(
     ref: ModelRef, towards: ModelRef | None, texts: TextSet, scales: Floats, readings: Floats, lost: Floats
 ) -> Directional:
-    """The result from log-likelihoods `readings` (E + 2, N; nats): of the checkpoint, its repeat run, and each scale."""
+    """The result from log-likelihoods `readings` (E + 2, N; nats): the checkpoint, its repeat run, and each scale."""
     clip = clip_for_all(readings, texts.clip)
     noise_floor, *moved = (
         kl(readings[0], row, texts.bytes, clip=clip, documents=texts.document) for row in readings[1:]

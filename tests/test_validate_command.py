@@ -187,7 +187,7 @@ def test_a_model_that_fails_does_not_hide_the_others(run, models):
     assert "2 models, 1 pair" in result.output
     result = run("validate", "--noise", models[0], f"{models[1]}%float16", *HOW, status=1)
     assert "float32, other batches" in result.output
-    assert "which is read in every dtype" in plain_words(result)
+    assert "which is run in every dtype" in plain_words(result)
     record = json.loads(run("validate", "--noise", models[0], *HOW, "--json").stdout)
     assert [one["n_texts"] for one in record["models"]] == [8]
 

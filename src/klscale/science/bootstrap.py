@@ -9,11 +9,11 @@ from klscale.science.estimates import Estimate, cluster_codes, n_clusters
 from klscale.science.kl import kl_pairs
 
 RESAMPLES = 200
-"""Bootstrap samples of the texts behind a standard error."""
+"""Number of bootstrap samples of the texts for a standard error."""
 
 
 def text_draws(n_texts: int, documents: Documents = None, *, resamples: int, seed: int = 0) -> Floats:
-    """How often each of N texts is drawn (resamples, N), in each bootstrap sample of the texts.
+    """How often each bootstrap sample contains each of the N texts (resamples, N).
 
     Where texts share documents, whole documents are drawn.
     """
@@ -35,8 +35,8 @@ def resampled_kl(
     """KL (resamples, K, K) in bits per byte between all pairs of rows of `log_likelihood` (K, N; nats), in each
     bootstrap sample of the texts: for estimates that are computed from many KLs.
 
-    The log-likelihoods are used as they are: clip them first where the reported value is clipped. KLs are direct
-    differences, so that pairs that are nearly equal keep their digits.
+    The log-likelihoods are used as they are: clip them first where the reported value is clipped. KLs come from direct
+    differences, so that nearly equal pairs keep their digits.
     """
     K, N = log_likelihood.shape
     pairs = np.stack(np.triu_indices(K, k=1), axis=1)
@@ -53,10 +53,10 @@ def estimate_from_resamples(
 ) -> Estimate:
     """An estimate whose standard error is the standard deviation over bootstrap samples.
 
-    `value` was computed from all `n_texts`, and `resampled` (R,) in the same way from each bootstrap sample;
-    `documents` are those by which the samples were drawn. The interval is value ± z SE, by Student's t for documents.
-    For exponents of simulated fractional Brownian motion it covers 95 to 97 %, the percentile interval 94 to 96 % (200
-    simulations a case).
+    `value` was computed from all `n_texts`, and `resampled` (R,) in the same way from each bootstrap sample.
+    `documents` are the labels that the samples were drawn with. The interval is value ± z SE, by Student's t for
+    documents. For exponents of simulated fractional Brownian motion it covers 95 to 97 %, the percentile interval 94 to
+    96 % (200 simulations a case).
     """
     error = float(np.std(resampled, ddof=1))
     return Estimate.normal(float(value), error, n_texts, n_documents=n_clusters(cluster_codes(documents)), unit=unit)

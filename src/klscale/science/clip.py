@@ -1,8 +1,8 @@
 """Which texts models have in common, and whether the text set's clip serves them: the one place for both rules.
 
-The clip is a lower limit of log-likelihoods in nats, frozen with the text set. It serves a vector of which it moves at
-most 5 % of the values. A pair is clipped where the clip serves both vectors; several pairs that are compared with each
-other are clipped where it serves all of their vectors. Otherwise the values stay as they are.
+The clip is a lower limit of log-likelihoods in nats, frozen with the text set. It serves a vector if it moves at most
+5 % of its values. A pair is clipped where the clip serves both vectors. Several pairs that are compared with each other
+are clipped where it serves all of their vectors. Otherwise the values stay as they are.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ from numpy.typing import NDArray
 from klscale.science.arrays import Floats, Integers
 
 CLIP_LIMIT = 0.05
-"""The largest fraction of a vector's values that a clip may move and still serve it."""
+"""The clip serves a vector if it moves at most this fraction of its values."""
 
 
 def moved_by_clip(L: Floats, clip: float | None) -> Floats:
-    """Fraction (...,) of the values in each row of L (..., N) that the clip moves; NaN does not count."""
+    """Fraction (...,) of the values in each row of L (..., N; nats) that the clip moves; NaN does not count."""
     if clip is None:
         return np.zeros(L.shape[:-1])
     return np.asarray((L < clip).sum(axis=-1) / np.maximum((~np.isnan(L)).sum(axis=-1), 1))
 
 
 def beyond_clip_limit(moved: Any) -> Any:
-    """Whether the clip moves too much, a fraction `moved` of a vector: the vector then stays unclipped."""
+    """Whether the clip moves too large a fraction `moved` of a vector; shape as given. It then stays unclipped."""
     return moved > CLIP_LIMIT
 
 
 def common_texts(L: Floats) -> NDArray[np.bool_]:
-    """Which texts (N,) all rows of L (K, N) have."""
+    """Boolean mask (N,) of the texts that all rows of L (K, N) have."""
     return np.asarray(~np.isnan(L).any(axis=0))
 
 
 def clip_for_all(L: Floats, clip: float | None) -> float | None:
-    """The clip where it serves all rows of L (K, N), or None."""
+    """The clip in nats where it serves all rows of L (K, N), or None."""
     return None if beyond_clip_limit(moved_by_clip(L, clip)).any() else clip
 
 
 def on_common_texts(L: Floats, clip: float | None) -> tuple[Floats, Integers]:
-    """Rows (K, n) on the n texts that all rows of L (K, N) have, clipped where the clip serves all; and the positions
-    (n,) of these texts."""
+    """Rows (K, n; nats) on the n texts that all rows of L (K, N) have, and the positions (n,) of these texts. The rows
+    are clipped where the clip serves all of them."""
     texts = np.flatnonzero(common_texts(L))
     L = L[:, texts]
     clip = clip_for_all(L, clip)
@@ -51,8 +51,11 @@ def on_common_texts(L: Floats, clip: float | None) -> tuple[Floats, Integers]:
 
 
 def pairs_by_texts(L: Floats, pairs: Integers) -> Iterator[tuple[Integers, Integers]]:
-    """Groups of `pairs` (P, 2) of rows of L (K, N) that have the same texts in common: the places of the pairs in
-    `pairs`, and the positions of the texts. Pairs with fewer than two texts in common are left out."""
+    """Groups of `pairs` (P, 2) of rows of L (K, N) that have the same common texts.
+
+    Each group is the positions of its pairs in `pairs`, and the positions of the texts. Pairs with fewer than two
+    common texts are left out.
+    """
     if not len(pairs):
         return
     present = ~np.isnan(L)

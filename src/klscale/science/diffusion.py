@@ -2,14 +2,14 @@
 
     D(t0, t) ∝ (t - t0)**c          c = 1 ordinary diffusion, c < 1 subdiffusion, c > 1 superdiffusion
 
-Plain NumPy. `steps` (T,) are those of the checkpoints, ascending. `squared_distance` (..., T, T) holds D between them:
-KL in bits per byte for log-likelihoods, the sum over parameters of (W_t - W_t0)**2 for weights; of its rows only
+Plain NumPy. `steps` (T,) are the training steps of the checkpoints, ascending. `squared_distance` (..., T, T) holds D
+between them: KL in bits per byte for log-likelihoods, the sum over parameters of (W_t - W_t0)**2 for weights. Only
 entries to the right of the diagonal are read. All functions work over leading axes, so that one call evaluates a stack
 of bootstrap resamples (`bootstrap.resampled_kl`); `bootstrap.estimate_from_resamples` makes intervals of them.
 
-An exponent describes growth over the lags that it was fitted to; it is no proof of a power law. `laws` tells what
-other laws predict as well. Windows of neighbouring starts overlap, so that the spread of slopes over starts is no
-confidence interval: intervals are over texts, or over seeds.
+An exponent describes growth over the lags that it was fitted to; it is no proof of a power law. `laws` compares it
+with two other laws. Windows of neighbouring starts overlap, so the spread of slopes over starts is no confidence
+interval: intervals are over texts, or over seeds.
 """
 
 from __future__ import annotations
@@ -27,20 +27,23 @@ WINDOW = 10
 """Later checkpoints that each fit uses (Kishino et al.)."""
 
 FEWEST = 3
-"""Points that a line needs: through two it would fit whatever they are."""
+"""Fewest points of a line: any two lie on one."""
 
 FEWEST_LAGS = 5
-"""Later checkpoints that a comparison of laws needs at least: three to fit, two to judge."""
+"""Fewest later checkpoints of a comparison of laws: three to fit, two to judge."""
 
 FITTED = 0.6
-"""Fraction of the lags that laws are fitted to; the others judge. With half of them, a process that relaxes within
-three of ten lags was taken for logarithmic in 36 of 60 simulations; with 0.6, in 9."""
+"""Fraction of the lags that laws are fitted to; the other lags judge. The test is a process that relaxes within three
+of ten lags, in 60 simulations. With laws fitted to half of the lags, 36 were taken for logarithmic; with 0.6, 9."""
 
 
 @dataclass(frozen=True, eq=False)
 class Fits:
-    """The line ln D = intercept + slope x ln(lag) of each start: positions `starts` (S,) among the checkpoints, and
-    (..., S) `slope`, `intercept` and `r_squared`, NaN where fewer than three lags could be used."""
+    """The line ln D = intercept + slope x ln(lag) of each start.
+
+    `starts` (S,) are positions among the checkpoints. `slope`, `intercept` and `r_squared` are (..., S); they are NaN
+    where fewer than three lags could be used.
+    """
 
     starts: Integers
     slope: Floats
@@ -55,8 +58,11 @@ class Fits:
 
 @dataclass(frozen=True, eq=False)
 class TimeAveraged:
-    """The mean squared distance over starts (..., M) at each of M lags, in steps, with the number of pairs of
-    checkpoints behind it; and the line of its logarithm on ln(lag), each value of which is (...,)."""
+    """The mean squared distance over starts (..., M) at each of M lags, and the line of its logarithm on ln(lag).
+
+    `lag` (M,) is in steps; `n_pairs` (M,) counts the pairs of checkpoints behind each mean. `exponent` is the slope of
+    the line; it, `intercept` and `r_squared` are (...,).
+    """
 
     lag: Floats
     mean_squared_distance: Floats
@@ -67,12 +73,12 @@ class TimeAveraged:
 
 
 def fits(steps: ArrayLike, squared_distance: Floats, *, after: int, window: int = WINDOW) -> Fits:
-    """The published rule: for each start t0 >= `after`, the step where warm-up ends, ordinary least squares of
-    ln D(t0, t) on ln(t - t0) over the next `window` checkpoints (Kishino et al., arXiv 2505.15353). Starts with fewer
-    later checkpoints are left out; there may be none.
+    """The line of each start by the published rule (Kishino et al., arXiv 2505.15353): ordinary least squares of
+    ln D(t0, t) on ln(t - t0) over the next `window` checkpoints.
 
-    Lags are the true ones, however the checkpoints are spaced. A lag whose D is zero (equal checkpoints, or all of it
-    noise) or NaN is left out of the fit. Raises InputError for steps that do not ascend.
+    Starts are the steps t0 >= `after`, where warm-up ends. Starts with fewer later checkpoints are left out; there may
+    be none. Lags are the true ones, however the checkpoints are spaced. A lag is left out of the fit where its D is NaN
+    or zero: the checkpoints are equal, or their distance is all noise. Raises InputError for steps that do not ascend.
     """
     starts, later, lag = _windows(steps, after, window)
     return Fits(starts, *line(np.log(lag), log_distance(squared_distance[..., starts[:, None], later])))
@@ -82,11 +88,13 @@ def time_averaged(steps: ArrayLike, squared_distance: Floats, *, after: int, win
     """The time-averaged mean squared displacement: the mean of D over the pairs of checkpoints that `fits` uses, at
     each lag, and one line of its logarithm on ln(lag).
 
-    With regular spacing each lag is its own. Else lags hardly repeat, and are put together from the shortest up: those
-    less than a factor 1 + 1/window longer than the first of a group join it, and the group stands at its mean lag (for
-    which ordinary diffusion is exact). Where spacing grows along the run, short lags are of early starts and long lags
-    of late ones: if a run slows down, that lowers this exponent, and `fits`, whose starts stand alone, is the one to
-    read. A lag at which all D are zero, or one is NaN, is left out of the line. Raises InputError as `fits` does.
+    With regular spacing each lag is its own group. Else lags hardly repeat, and are grouped from the shortest up. A lag
+    joins a group if it is shorter than 1 + 1/window times the group's first lag. A group is placed at its mean lag,
+    where ordinary diffusion is exact.
+
+    Where spacing grows along the run, short lags come from early starts and long lags from late ones. If the run slows
+    down, this exponent is then too low: prefer `fits`, which fits each start alone. A lag is left out of the line where
+    all D are zero, or one is NaN. Raises InputError as `fits` does.
     """
     starts, later, lag = _windows(steps, after, window)
     order = np.argsort(lag, axis=None, kind="stable")
@@ -108,29 +116,30 @@ _LAWS: dict[str, Callable[[Floats, Floats], Floats]] = {
     "logarithmic": lambda ratio, shape: np.log1p(shape * np.log(ratio)),
     "saturating": lambda ratio, shape: np.log(-np.expm1(-shape * ratio)),
 }
-"""ln of each law but for its level, by the lag in units of the shortest. All grow; each has a constant as a limit."""
+"""ln of each law without its level, as a function of (lag / shortest lag, shape). All grow, and each can tend to a
+constant."""
 
 _SHAPES = np.linspace(np.log(1e-4), np.log(1e2), 601)
-"""ln of the shape parameters that are tried: 100 a decade."""
+"""ln of the shape parameters of the grid: 100 a decade."""
 
 
 def laws(steps: ArrayLike, squared_distance: Floats, *, after: int, window: int = WINDOW) -> dict[str, Floats]:
-    """How badly each of three laws predicts longer lags from shorter ones: law -> error (...,), which is about the
-    relative error of D (0.05: 5 %).
+    """Prediction error of each of three laws on longer lags: law -> error (...,), about the relative error of D (0.05:
+    5 %).
 
         power         D = A tau**c
         logarithmic   D = a + b ln(tau)
-        saturating    D = A (1 - exp(-tau / tau0)), the relaxation to a plateau: linear at first, then constant
+        saturating    D = A (1 - exp(-tau / tau0)): linear at first, then a plateau
 
-    Each has two parameters and never falls (c, b >= 0). Each is fitted to the shorter 60 % of the lags of each start
-    that `fits` uses (six of ten), and judged on the longer ones, since laws that agree where they are fitted part
-    beyond. One loss does both, for all: the root mean square of ln(predicted / observed), under which no fitted law
-    predicts D <= 0. The level (A) is then a mean, and the shape (c, b/a, tau0) is found on a grid, refined on the
-    parabola through its best three points.
+    Each law has two parameters and never falls (c, b >= 0). For each start that `fits` uses, the law is fitted to the
+    shorter 60 % of the lags (six of ten). It is judged on the longer ones, because laws that agree where they are
+    fitted differ beyond. Fit and judgement use the same loss for all laws: the root mean square of
+    ln(predicted / observed). Under it no fitted law predicts D <= 0. The level (A) is then a mean. The shape (c, b/a,
+    tau0) is found on a grid, and refined on the parabola through the best three points.
 
-    The error is the mean over starts; a start with a D that is zero or NaN is left out, and with none left it is NaN.
-    Sampling noise is in the error of all three, so compare their differences, resample by resample. Raises InputError
-    as `fits` does, and for a window of fewer than five lags.
+    The error is the mean over starts, without starts where some D is zero or NaN; with no start left it is NaN.
+    The errors of all three contain the same sampling noise, so compare their differences, resample by resample. Raises
+    InputError as `fits` does, and for a window of fewer than five lags.
     """
     fitted = round(FITTED * window)
     if fitted < FEWEST:
@@ -148,8 +157,8 @@ def laws(steps: ArrayLike, squared_distance: Floats, *, after: int, window: int 
 
 
 def _best_shape(curves: Floats, observed: Floats) -> Floats:
-    """ln of the shape (..., S) whose curve (S, lags, shapes) is nearest to what is observed (..., S, lags), whatever
-    the level of either."""
+    """ln of the shape (..., S) whose curve (S, lags, shapes) is nearest to `observed` (..., S, lags) by least squares.
+    The levels of both are ignored."""
     curves = curves - curves.mean(axis=1, keepdims=True)
     observed = observed - observed.mean(axis=-1, keepdims=True)
     loss = (curves**2).sum(axis=1) - 2 * (observed[..., None, :] @ curves)[..., 0, :]
@@ -162,10 +171,10 @@ def _best_shape(curves: Floats, observed: Floats) -> Floats:
 
 
 def subtract_noise(squared_distance: Floats, floor: float) -> Floats:
-    """Squared distances without the noise of reading the checkpoints, and never below zero.
+    """Squared distances without run-to-run noise, never below zero; shape and unit as given.
 
-    `floor` is the squared distance of two readings of one checkpoint (the same texts in batches of another shape, say).
-    Independent noise adds to the squared distance of two checkpoints what it adds to that of two readings: the floor.
+    `floor` is the squared distance between a run and a repeat run of one checkpoint (for example the same texts in
+    batches of another shape). Independent noise adds the same amount to the squared distance of two checkpoints.
     """
     return np.asarray(np.maximum(squared_distance - floor, 0.0))
 
@@ -181,8 +190,10 @@ def fractal_dimension(exponent: ArrayLike) -> Floats:
 
 
 def line(x: Floats, y: Floats) -> tuple[Floats, Floats, Floats]:
-    """Slope, intercept and R² (...,) of the least-squares line of `y` (..., n) on `x` (n,) or (..., n), without the
-    points at which y is NaN; NaN for fewer than three points. R² is NaN where y is constant."""
+    """Slope, intercept and R² (...,) of the least-squares line of `y` (..., n) on `x` (n,) or (..., n).
+
+    Points where y is NaN are left out. All are NaN for fewer than three points; R² also where y is constant.
+    """
     known = ~np.isnan(y)
     n = known.sum(axis=-1)
     count = np.where(n >= FEWEST, n, np.nan)
@@ -195,13 +206,13 @@ def line(x: Floats, y: Floats) -> tuple[Floats, Floats, Floats]:
 
 
 def log_distance(squared_distance: Floats) -> Floats:
-    """ln D, for `line`: NaN where D is not positive."""
+    """ln D, in the shape of D; NaN where D is not positive, as `line` needs it."""
     positive = squared_distance > 0
     return np.asarray(np.log(np.where(positive, squared_distance, np.nan)))
 
 
 def _mean_of_known(values: Floats) -> Floats:
-    """The mean over the last axis of what is not NaN; NaN where nothing is."""
+    """The mean (...,) of the values (..., n) that are not NaN; NaN where all are."""
     known = ~np.isnan(values)
     n = known.sum(axis=-1)
     return np.asarray(np.where(known, values, 0.0).sum(axis=-1) / np.where(n > 0, n, np.nan))

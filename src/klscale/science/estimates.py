@@ -13,12 +13,12 @@ from scipy import special
 from klscale.science.arrays import Documents, Floats, Integers
 
 CONFIDENCE = 0.95
-"""Of every interval."""
+"""Confidence level of every interval."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its standard error and 95 % interval, all in `unit`, which is empty for a pure number."""
+    """A number with its standard error and 95 % interval, all in `unit`. It is empty for a pure number."""
 
     value: float
     standard_error: float
@@ -30,7 +30,7 @@ class Estimate:
     def normal(
         cls, value: float, standard_error: float, n_texts: int, *, n_documents: int = 0, unit: str = "bits/byte"
     ) -> Estimate:
-        """With the interval value ± z SE; by Student's t where texts share documents (0: they share none)."""
+        """The estimate with the interval value ± z SE; by Student's t where texts share documents (0: they do not)."""
         half = float(critical_value(n_documents)) * standard_error
         return cls(value, standard_error, (value - half, value + half), n_texts, unit)
 
@@ -38,7 +38,7 @@ class Estimate:
     def positive(
         cls, value: float, standard_error: float, n_texts: int, *, n_documents: int = 0, unit: str = "bits/byte"
     ) -> Estimate:
-        """With an interval on the log scale: see `log_interval`."""
+        """The estimate with an interval on the log scale: see `log_interval`."""
         low, high = log_interval(value, standard_error, critical_value(n_documents))
         return cls(value, standard_error, (float(low), float(high)), n_texts, unit)
 
@@ -69,8 +69,11 @@ def critical_value(n_documents: int | Integers = 0) -> Any:
 
 
 def log_interval(value: float | Floats, standard_error: float | Floats, critical: Any) -> tuple[Any, Any]:
-    """Ends of an interval on the log scale: value x exp(± critical x SE / value). It is never negative, and covers
-    more often than value ± z SE. It has no width where the value is 0, for models that agree on every text."""
+    """Ends of an interval on the log scale: value x exp(± critical x SE / value), in the unit of the value.
+
+    It is never negative, and covers more often than value ± z SE. It has no width where the value is 0: the models
+    agree on every text.
+    """
     positive = np.where(value > 0, value, 1.0)
     exponent = np.where(value > 0, critical * standard_error / positive, 0.0)
     factor = np.exp(np.minimum(exponent, 700.0))
@@ -78,7 +81,7 @@ def log_interval(value: float | Floats, standard_error: float | Floats, critical
 
 
 def fisher_interval(value: float, standard_error: float, n_documents: int = 0) -> tuple[float, float]:
-    """Ends of the 95 % interval of a correlation on Fisher's scale, within -1 and 1."""
+    """Ends of the 95 % interval of a correlation, by Fisher's z scale: between -1 and 1."""
     inside = 1 - value**2
     half = float(critical_value(n_documents)) * standard_error / inside if inside > 1e-12 else 0.0
     if half == 0:
@@ -93,7 +96,7 @@ def fisher_interval(value: float, standard_error: float, n_documents: int = 0) -
 def cluster_codes(documents: Documents, texts: NDArray[Any] | slice = slice(None)) -> Integers | None:
     """Cluster number (n,) of each of these texts (a mask or positions), from document labels (N,).
 
-    None where texts count as independent: no two share a document, or all are from one.
+    None where texts count as independent: no two share a document, or all come from one.
     """
     if documents is None:
         return None
@@ -107,8 +110,8 @@ def n_clusters(clusters: Integers | None) -> int:
 
 
 def standard_error_of_mean(values: Floats, clusters: Integers | None = None) -> Floats:
-    """Standard error (...) of the mean of `values` (..., N) over texts; texts of one cluster may be correlated. NaN for
-    fewer than two texts."""
+    """Standard error (...) of the mean of `values` (..., N) over texts, in their unit; NaN for fewer than two texts.
+    Texts of one cluster may be correlated."""
     deviation = values - values.mean(axis=-1, keepdims=True)
     n = values.shape[-1]
     if n < 2:
@@ -130,7 +133,7 @@ def cluster_variance(deviation: Floats, clusters: Integers) -> Floats:
 
 
 def small_sample_factor(n_clusters: int) -> float:
-    """G / (G - 1), which makes a variance over G clusters unbiased."""
+    """G / (G - 1): it makes a variance over G clusters unbiased."""
     return n_clusters / (n_clusters - 1) if n_clusters > 1 else math.nan
 
 

@@ -8,12 +8,12 @@ from klscale.science.arrays import Floats, Integers
 from klscale.science.estimates import cluster_variance, small_sample_factor
 
 CLOSE = 1e-6
-"""Ratio of a pair's fourth moment to that of its rows below which products lose digits: such pairs are recomputed by
-direct difference."""
+"""Smallest ratio of a pair's fourth moment to that of its rows. Below it products lose digits, and the pair is
+recomputed by direct difference."""
 
 
 def double_centre(log_likelihood: Floats) -> Floats:
-    """Q (K, N): L with the mean of each row and then of each column subtracted. Row differences keep their variance."""
+    """Q (K, N; nats): L minus the mean of each row, then of each column. Row differences keep their variance."""
     centred: Floats = log_likelihood - log_likelihood.mean(axis=1, keepdims=True)
     centred -= centred.mean(axis=0, keepdims=True)
     return centred
@@ -64,8 +64,8 @@ def pairwise_moments(L: Floats, clusters: Integers | None = None) -> tuple[Float
 def _pairwise_cluster_variance(Q: Floats, m2: Floats, clusters: Integers) -> Floats:
     """`cluster_variance` (K, K) of d**2 - m2: sum_g (q_g - n_g m2)**2 / N, where q_g is the sum of d**2 over cluster g.
 
-    With A_g = sum a**2 and C_g = sum a b over cluster g, q_g = A_g(i) + A_g(j) - 2 C_g(i, j). Only the sum of C_g**2
-    is no matrix product, and even that is one over the texts that are alone in their cluster.
+    With A_g = sum a**2 and C_g = sum a b over cluster g, q_g = A_g(i) + A_g(j) - 2 C_g(i, j). All sums are matrix
+    products but that of C_g**2; over texts that are alone in their cluster, it is one too.
     """
     order = np.argsort(clusters, kind="stable")
     Q = Q[:, order]

@@ -1,8 +1,8 @@
-"""Robust variances: estimates that heavy tails move less.
+"""Robust variances: heavy tails change them less than the variance.
 
 Each function takes d (..., N) and returns the estimate (...) and its influence function (..., N), whose mean is 0. The
 standard error of the mean of the influences is that of the estimate. For the difference of two estimates, take the
-difference of their influences.
+difference of their influences. The unit of both is that of d, squared.
 
 KL is half of the whole variance, tails included. Where tails are heavier than a Gaussian's, robust variances estimate a
 smaller quantity: they diagnose a KL and do not replace it.
@@ -22,18 +22,18 @@ TRIMMED = 0.01
 """Fraction of the texts that the trimmed variance leaves out."""
 
 HUBER, HUBER_STEPS = 1.5, 500
-"""Cut-off of Huber's estimate of scale, in units of that scale, and the most steps of its iteration."""
+"""Cut-off of Huber's estimate of scale, in units of that scale, and the maximum number of iterations."""
 
 
 def variance(d: Floats) -> tuple[Floats, Floats]:
-    """The population variance, from which KL is computed. Its influence is (d - mean)**2 less the variance."""
+    """The population variance, as KL uses it. Its influence is (d - mean)**2 minus the variance."""
     squares = (d - d.mean(axis=-1, keepdims=True)) ** 2
     value = squares.mean(axis=-1)
     return value, squares - value[..., None]
 
 
 def trimmed_consistency(kept: Floats | float) -> Any:
-    """Fraction of a Gaussian's variance that the middle `kept` of its values have: 0.925 for 99 %.
+    """Variance of the middle fraction `kept` of a Gaussian's values, as a fraction of its variance: 0.925 for 99 %.
 
     It is E[z**2; z**2 < q] / P(z**2 < q), where z**2 is chi-squared and q its quantile at `kept`.
     """
@@ -45,8 +45,8 @@ def trimmed_variance(d: Floats, share: float = TRIMMED) -> tuple[Floats, Floats]
     """Variance without the fraction `share` of values farthest from the median, divided by `trimmed_consistency`: equal
     to the variance for Gaussian values.
 
-    With heavy tails it is the variance of the Gaussian that has the same middle 99 %. Among fewer than 1 / share values
-    none is left out. The influence is that for a symmetric distribution: a value left out counts as the squared cut.
+    With heavy tails it is the variance of the Gaussian with the same middle 99 %. Of fewer than 1 / share values none
+    is left out. The influence holds for a symmetric distribution: a value that is left out counts as the squared cut.
     """
     N = d.shape[-1]
     median = np.median(d, axis=-1, keepdims=True)
@@ -68,12 +68,12 @@ def trimmed_variance(d: Floats, share: float = TRIMMED) -> tuple[Floats, Floats]
 def huber_variance(d: Floats) -> tuple[Floats, Floats]:
     """Square of Huber's M-estimate of scale ("Proposal 2"): equal to the variance for Gaussian values.
 
-    Location m and scale s solve two equations: u = (d - m) / s, cut off at ± 1.5, has mean 0 and the mean square of a
-    Gaussian that is cut off likewise (Huber, Annals of Mathematical Statistics 35:73, 1964; Robust Statistics, 1981,
+    Location m and scale s solve two equations. u = (d - m) / s, cut off at ± 1.5, has mean 0, and the mean square of a
+    Gaussian with the same cut-off (Huber, Annals of Mathematical Statistics 35:73, 1964; Robust Statistics, 1981,
     chapter 6). With heavy tails it is about the variance of the bulk, however large the other values are.
 
     The influence is that of both equations together, so values may be skewed. The estimate is 0 if all values are
-    equal. It is NaN if about two thirds of them are equal but not all: then the equations have no solution.
+    equal. It is NaN if about two thirds of them or more are equal, but not all: the equations then have no solution.
     """
     rows = d.reshape(-1, d.shape[-1])
     k, inside = HUBER, math.erf(HUBER / math.sqrt(2))

@@ -17,15 +17,17 @@ def anytime_critical_value(n_texts: float, planned: float, n_documents: int = 0)
     The intervals at all numbers of texts hold together, so one may look at any of them and stop at any. The half-width
     is smallest (3.03) at the `planned` number of texts.
 
-    The asymptotic confidence sequence of Waudby-Smith et al. (arXiv 2103.06476, Theorem 2.2), from Robbins' mixture:
-    for a sum S of n terms of mean 0 and variance 1, exp(b S - b**2 n / 2) averaged over b ~ N(0, r**2) is
-    exp(r**2 S**2 / (2 + 2 n r**2)) / sqrt(1 + n r**2). By Ville's inequality it exceeds 1 / 0.05 at any n with a
-    probability of at most 0.05. With x = n r**2 it stays below while
-    |S| / sqrt(n) < sqrt((1 + 1/x) (ln(1 + x) - 2 ln 0.05)). This is smallest where x = ln(1 + x) - 2 ln 0.05, so
-    1 + x = -W(-0.05**2 / e), with the branch of Lambert's W below -1.
+    This is the asymptotic confidence sequence of Waudby-Smith et al. (arXiv 2103.06476, Theorem 2.2), from Robbins'
+    mixture. For a sum S of n terms of mean 0 and variance 1, exp(b S - b**2 n / 2) is averaged over b ~ N(0, r**2):
+
+        M = exp(r**2 S**2 / (2 + 2 n r**2)) / sqrt(1 + n r**2)
+
+    By Ville's inequality M exceeds 1 / 0.05 at any n with a probability of at most 0.05. With x = n r**2, M stays below
+    while |S| / sqrt(n) < sqrt((1 + 1/x) (ln(1 + x) - 2 ln 0.05)). This bound is smallest where
+    x = ln(1 + x) - 2 ln 0.05. Hence 1 + x = -W(-0.05**2 / e), with the branch of Lambert's W below -1.
 
     With G documents it is the quantile of Student's t with G - 1 degrees of freedom, at the same probability. Documents
-    with several texts make the means at two numbers of texts more alike, which can only add to the confidence.
+    with several texts make the means at two numbers of texts more alike; this can only raise the coverage.
     """
     error = 1 - CONFIDENCE
     x = n_texts / planned * (-float(special.lambertw(-(error**2) / math.e, -1).real) - 1)

@@ -4,11 +4,11 @@
 
 This is the squared distance in weight space of Kishino et al. (arXiv 2505.15353), whose growth along a run gives the
 exponent c_w. All pairs come from one pass over the files and one matrix product: D(i, j) sums the block i..j-1 of the
-Gram matrix of the steps W_(t+1) - W_t. Steps rather than weights, because late checkpoints of a run are nearly equal,
-and products of the weights themselves would lose every digit of what lies between them.
+Gram matrix of the steps W_(t+1) - W_t. Products of the weights themselves would lose every digit of D where late
+checkpoints of a run are nearly equal.
 
-The units of a layer can be permuted without changing what a network computes, and two networks trained separately
-differ by such permutations: a distance between checkpoints of two runs is no distance between functions.
+Permuting the units of a layer does not change the function of a network. Two networks trained separately differ by such
+permutations: a distance between checkpoints of two runs is no distance between functions.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ CHUNK = 2**15
 """Parameters of each checkpoint that are in memory at a time: T checkpoints take 16 x T x CHUNK bytes."""
 
 DETOUR = 300.0
-"""A pair whose path along the steps is this many times its distance is recomputed by direct difference: a block sum
-is right to about 1e-16 of the squared path, so that up to here every pair is right to 1e-10 of its distance."""
+"""A pair is recomputed by direct difference where its path along the steps is this many times its distance. A block sum
+has an error of about 1e-16 of the squared path; with this limit it is at most 1e-10 of the distance."""
 
 _FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _NO_WEIGHTS = frozenset(("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"))
@@ -45,9 +45,11 @@ _BEGINNING = 1024
 
 @dataclass(frozen=True, eq=False)
 class WeightDistances:
-    """`squared_distance` (T, T), symmetric, between the checkpoints `names` (T,) that could be used; `problems` tells
-    of each that could not. `n_parameters` counts the numbers that were compared: all floating-point tensors of a
-    checkpoint, tied ones once."""
+    """`squared_distance` (T, T), symmetric, a pure number, between the checkpoints `names` (T,) that could be used.
+
+    `problems` says why each other checkpoint could not. `n_parameters` counts the compared numbers: all floating-point
+    tensors of a checkpoint, tied ones once.
+    """
 
     names: tuple[str, ...]
     squared_distance: Floats
@@ -56,13 +58,15 @@ class WeightDistances:
 
 
 def squared_distances(checkpoints: Mapping[str, Sequence[Path]], *, progress: Progress = SILENT) -> WeightDistances:
-    """Squared distances between all pairs of checkpoints: name -> its safetensors files, in the order of a run.
+    """Squared distances (T, T) between all pairs of checkpoints: name -> its safetensors files, in the order of a run.
 
-    Every file is read once, CHUNK parameters at a time, and one file is open at a time; pairs far nearer to each other
-    than the way between them (DETOUR) are read again, and tensors that look tied once before. Any mix of float16,
-    bfloat16, float32 and float64. Other tensors (masks, counters) are left out, and so would be weights packed into
-    integers. A checkpoint that cannot be read, holds values that are not finite, or has other shapes than most is left
-    out and told of in `problems`; where two shapes are equally many, the later checkpoints count.
+    Every file is read once, CHUNK parameters at a time; one file is open at a time. Files are read again for pairs that
+    are much nearer than the path between them (DETOUR), and tensors that look tied are read once before.
+
+    The dtypes may be any mix of float16, bfloat16, float32 and float64. Other tensors (masks, counters) are left out;
+    so would be weights packed into integers. A checkpoint is left out, with the reason in `problems`, if it cannot
+    be read, holds values that are not finite, or has other shapes than most. Where two sets of shapes are equally
+    frequent, that of the latest checkpoint counts.
     """
     usable, problems = _comparable(checkpoints)
     names, used = list(usable), list(usable.values())
@@ -80,16 +84,16 @@ def squared_distances(checkpoints: Mapping[str, Sequence[Path]], *, progress: Pr
 
 
 def unusable(checkpoints: Mapping[str, Sequence[Path]]) -> dict[str, KlscaleError]:
-    """What the headers of their files tell of checkpoints that `squared_distances` would leave out."""
+    """Name -> reason, of the checkpoints that `squared_distances` would leave out by the headers of their files."""
     return _comparable(checkpoints)[1]
 
 
 def distances_to(
     new: Sequence[Path], others: Mapping[str, Sequence[Path]], *, progress: Progress = SILENT
 ) -> dict[str, float]:
-    """Squared distance of one checkpoint to each of a few others, by direct differences: for a run of which only some
-    files are there at a time. Raises KlscaleError where a checkpoint cannot be read, holds values that are not finite,
-    or has other shapes."""
+    """Squared distance of one checkpoint to each of a few others, name -> a pure number, by direct differences: for a
+    run that keeps only some of its files. Raises KlscaleError where a checkpoint cannot be read, holds values that are
+    not finite, or has other shapes."""
     used = [_weights(new)]
     for name, files in others.items():
         used.append(_weights(files))
@@ -123,7 +127,7 @@ class _Tensor:
         return math.prod(self.shape)
 
     def stored(self, start: int, stop: int) -> NDArray[Any]:
-        """Elements `start` to `stop` as the file holds them, a bfloat16 as the 16 bits that it is."""
+        """Elements `start` to `stop` as the file holds them; bfloat16 as unsigned 16-bit integers."""
         dtype = np.dtype(_FLOATS[self.dtype])
         try:
             with self.path.open("rb", buffering=0) as file:
@@ -140,7 +144,7 @@ class _Tensor:
         return (stored.astype(np.uint32) << 16).view(np.float32) if self.dtype == "BF16" else stored
 
     def content(self) -> tuple[str, bytes]:
-        """Equal for tensors that hold the same."""
+        """Dtype and SHA-256 of the values: equal for tensors with equal values."""
         digest = hashlib.sha256()
         for start in range(0, self.size, CHUNK):
             digest.update(self.stored(start, min(start + CHUNK, self.size)).tobytes())
@@ -151,7 +155,7 @@ _Weights = dict[str, _Tensor]
 
 
 def _comparable(checkpoints: Mapping[str, Sequence[Path]]) -> tuple[dict[str, _Weights], dict[str, KlscaleError]]:
-    """The checkpoints that can be read and have the shapes that most have, and what is wrong with the others."""
+    """The checkpoints that can be read and have the most frequent shapes, and the problems of the others."""
     problems: dict[str, KlscaleError] = {}
     readable: dict[str, _Weights] = {}
     for name, files in checkpoints.items():
@@ -170,7 +174,7 @@ def _comparable(checkpoints: Mapping[str, Sequence[Path]]) -> tuple[dict[str, _W
 
 
 def _weights(files: Sequence[Path]) -> _Weights:
-    """The floating-point tensors of a checkpoint, in the order in which they lie in its files."""
+    """The floating-point tensors of a checkpoint, in the order of its files and of the data in each."""
     found: _Weights = {}
     for path in files:
         for name, tensor in _header(path).items():
@@ -188,8 +192,8 @@ def _weights(files: Sequence[Path]) -> _Weights:
 
 
 def _header(path: Path) -> _Weights:
-    """The floating-point tensors of one file. What its header says is checked by safetensors: that it is one, and that
-    the tensors cover the rest of the file without gaps or overlaps."""
+    """The floating-point tensors of one file. safetensors checks the header, and that the tensors cover the rest of the
+    file without gaps or overlaps."""
     if path.suffix in _PICKLES:
         raise InputError(
             f"{path} is a pickle.",
@@ -244,12 +248,12 @@ def _other_shapes(name: str, weights: _Weights, usual: str, expected: _Weights) 
 
 
 def _without_copies(checkpoints: Sequence[_Weights]) -> list[str]:
-    """Names of the tensors, less those that repeat another in every checkpoint: tied weights that were saved twice.
+    """Names of the tensors, without tied weights that were saved twice: those that repeat another in every checkpoint.
 
-    Only matrices are tied. Vectors may be equal and are parameters of their own: in a GPT-NeoX block the output biases
-    of attention and MLP are both added to the residual stream, have one gradient, and stay what the other is. A tensor
-    that begins with one number throughout, as before training, is no sign of being tied either. Of the others the
-    beginnings are compared first, in the last checkpoint, so that hardly more is read than copies.
+    Only matrices are tied. Equal vectors are parameters of their own. In a GPT-NeoX block the output biases of
+    attention and MLP are both added to the residual stream: they have the same gradient, and stay equal. A tensor that
+    begins with one constant, as before training, is no sign of a tie either. The beginnings of the other tensors are
+    compared first, in the last checkpoint, so that hardly more than copies is read whole.
     """
     if not checkpoints:
         return []
@@ -283,7 +287,7 @@ def _count(checkpoints: Sequence[_Weights], tensors: Iterable[str]) -> int:
 def _all_pairs(
     checkpoints: Sequence[_Weights], tensors: Sequence[str], lost: dict[int, KlscaleError], progress: Progress
 ) -> Floats:
-    """D (T, T); what it says of checkpoints that were lost on the way means nothing."""
+    """D (T, T). Rows and columns of checkpoints that are `lost` on the way have no meaning."""
     T = len(checkpoints)
     gram, steps = np.zeros((max(T - 1, 0),) * 2), np.empty((max(T - 1, 0), CHUNK))
     for block in _blocks(checkpoints, tensors, lost, progress):
@@ -301,11 +305,11 @@ def _all_pairs(
 
 
 def _block_sums(gram: Floats) -> tuple[Floats, Floats]:
-    """From the Gram matrix of T - 1 steps, for all i < j (T, T; 0 elsewhere): the sum of its block i..j-1, which is
-    D(i, j), and the length of the path from i to j along the steps.
+    """D(i, j) and the length of the path from i to j along the steps, for all i < j (T, T; 0 elsewhere), from the Gram
+    matrix of the T - 1 steps. D(i, j) is the sum of block i..j-1.
 
-    Each block is summed from its own entries, from the diagonal outward. Differences of sums that begin at a corner
-    would be shorter to write, and wrong where early steps are huge and late ones are tiny.
+    Each block is summed from its own entries, from the diagonal outward. Differences of cumulative sums would be
+    shorter to write, but wrong where early steps are huge and late ones are tiny.
     """
     T = len(gram) + 1
     total, path = np.zeros((T, T)), np.zeros((T, T))
@@ -335,8 +339,8 @@ def _blocks(
 ) -> Iterator[Floats]:
     """The parameters of T checkpoints, (T, up to CHUNK) at a time, in an array that is used again.
 
-    A checkpoint that cannot be read further, or holds values that are not finite, is entered in `lost`; from then on
-    another stands in its row, so that the steps across it still sum to the distances between the others.
+    A checkpoint that cannot be read further, or holds values that are not finite, is entered in `lost`. From then on
+    its row holds another checkpoint's values: the steps across it still sum to the distances between the others.
     """
     if not checkpoints:
         return
@@ -361,7 +365,7 @@ def _blocks(
 
 
 def _chunks(sizes: Mapping[str, int]) -> Iterator[list[tuple[str, int, int]]]:
-    """All tensors in pieces (name, start, stop): lists of pieces of CHUNK elements in all, the last of fewer."""
+    """All tensors in pieces (name, start, stop): lists with CHUNK elements in all, the last list with fewer."""
     chunk, room = list[tuple[str, int, int]](), CHUNK
     for name, size in sizes.items():
         start = 0

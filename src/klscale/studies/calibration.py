@@ -1,11 +1,10 @@
-"""Calibration: the estimate of KL from log-likelihoods, held against exact KL of models that share a tokenizer.
+"""Calibration: the estimate of KL from log-likelihoods, compared with exact KL of models that share a tokenizer.
 
 Exact KL is the mean over texts of the sum over positions of KL(p_a(. | x_<t) || p_b(. | x_<t)) over the whole
-vocabulary, in bits per byte (divided by B ln 2, without the 2 of the estimate). Over texts drawn from p_a that is
-KL(p_a || p_b) itself, by the chain rule, of how a text goes on from its first token; over a text set it is what
-llama.cpp's KL statistics report per token. Three things stand between it and Var(l_a - l_b) / (2 B ln 2) (Oyama et al.,
-arXiv 2502.16173): the estimate is of second order, it is symmetric, and the texts are from neither model. On drawn
-texts the last is gone.
+vocabulary, in bits per byte (divided by B ln 2, without the 2 of the estimate). Over texts drawn from p_a it is
+KL(p_a || p_b) of the text after its first token, by the chain rule. Over a text set it is the KL that llama.cpp
+reports per token. The estimate Var(l_a - l_b) / (2 B ln 2) (Oyama et al., arXiv 2502.16173) differs from it for three
+reasons: it is of second order, it is symmetric, and the texts are from neither model. Drawn texts remove the last.
 """
 
 from __future__ import annotations
@@ -35,15 +34,18 @@ from klscale.store.store import Entry, Store
 from klscale.vectors.vectors import Vectors
 
 N_TEXTS = 500
-"""Texts that exact KL is computed on, where there are more."""
+"""Largest number of texts for exact KL."""
 QUANTILES = (0.5, 0.9, 0.95, 0.99)
-"""Quantiles of the KL of single tokens that a calibration has."""
+"""Quantiles of the KL of single tokens."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A pair of models on texts drawn from one of them: `exact` is KL from that model to the other, with its Monte
-    Carlo standard error; `estimate` is the variance estimate on the same texts, and `ratio` that over `exact`."""
+    """A pair of models on texts drawn from one of them, in bits per byte.
+
+    `exact` is KL from that model to the other, with its Monte Carlo standard error. `estimate` is the variance estimate
+    on the same texts, and `ratio` is estimate / exact, a pure number.
+    """
 
     exact: Estimate
     estimate: KL
@@ -52,8 +54,8 @@ class Drawn:
 
 @dataclass(frozen=True)
 class PerToken:
-    """KL(p_a || p_b) of single next tokens in nats: `mean`, the quantiles of `QUANTILES`, `maximum`; and the fraction
-    of tokens where both models hold the same one for the most probable, `same_top`."""
+    """KL(p_a || p_b) of single next tokens in nats: `mean`, quantiles (those of `QUANTILES`) and `maximum`. `same_top`
+    is the fraction of positions where both models have the same most probable token."""
 
     mean: Estimate
     quantiles: tuple[Estimate, ...]
@@ -64,12 +66,13 @@ class PerToken:
 
 @dataclass(frozen=True, eq=False)
 class Sums:
-    """What is measured of a pair and kept: sums in nats over the scored tokens of n texts of the set, `text` (n,).
+    """The measured sums of a pair, in nats over the scored tokens of each of n texts of the set; they are kept.
 
-    `forward`, `backward` (n,) are of the KL of next tokens, `same_top` (n,) counts tokens. Of the texts drawn from a
-    and from b, (2, n): `drawn_bytes`, `drawn_exact` (KL from the model they were drawn from to the other) and
-    `drawn_difference` (log-likelihood under a less that under b). `quantiles` (Q,) are those of the forward KL of
-    single tokens, `maximum` its largest value, `resampled_quantiles` (Q, R) those in R bootstrap samples of the texts.
+    `text` (n,) are the positions of the texts. `forward` and `backward` (n,) sum the KL of next tokens; `same_top` (n,)
+    counts tokens. Three arrays (2, n) belong to the texts drawn from a and from b: `drawn_bytes`, `drawn_exact` (KL
+    from the model that they were drawn from to the other) and `drawn_difference` (log-likelihood under a minus under
+    b). `quantiles` (Q,) and `maximum` are of the forward KL of single tokens; `resampled_quantiles` (Q, R) are its
+    quantiles in R bootstrap samples of the texts.
     """
 
     text: Integers
@@ -87,12 +90,12 @@ class Sums:
     n_available: int
 
     def record(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """The fields as numbers and lists, for JSON."""
         return {name: np.asarray(value).tolist() for name, value in vars(self).items()}
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Sums:
-        """From what `record` gave. Raises KeyError, TypeError or ValueError where it is something else."""
+        """The sums from their `record`. Raises KeyError, TypeError or ValueError where it is something else."""
         values: dict[str, Any] = {entry.name: record[entry.name] for entry in fields(cls)}
         values |= {name: np.array(value) for name, value in values.items() if isinstance(value, list)}
         if any(np.asarray(value).dtype.kind not in "if" for value in values.values()):
@@ -104,12 +107,14 @@ class Sums:
 class Calibration:
     """Estimated and exact KL of models `a` and `b`, in bits per byte.
 
-    `estimate` is made from the `n_texts` on which exact KL was computed, drawn with `seed` from the `n_available` that
-    both models have and that fit their windows; `estimate_all` from all. On them, `forward` is exact KL(a || b),
-    `backward` KL(b || a), `symmetrised` the mean of both, and `ratio` the unclipped estimate over that. `from_a` and
-    `from_b` are the same on as many texts drawn from each model, and `drawn` the mean of their exact values. `left_out`
-    is the largest probability that either model gives to ids that the other does not have. Standard errors are over
-    texts, clustered by document; of `ratio` by the delta method, paired.
+    Exact KL is computed on `n_texts` texts. They are drawn with `seed` from the `n_available` texts that both models
+    have and that fit their windows. `forward` is exact KL(a || b), `backward` KL(b || a), and `symmetrised` their mean.
+    `estimate` uses the same texts, `estimate_all` all common texts. `ratio` is the unclipped estimate over
+    `symmetrised`, a pure number.
+
+    `from_a` and `from_b` are the comparison on as many texts drawn from each model; `drawn` is the mean of their exact
+    values. `left_out` is the largest probability that either model gives to token ids that the other does not have.
+    Standard errors are over texts, clustered by document; that of `ratio` is by the delta method, paired.
     """
 
     a: str
@@ -129,7 +134,7 @@ class Calibration:
     per_token: PerToken
     left_out: float
     sums: Sums = field(repr=False, compare=False)
-    """What all this comes from: a part of it gives the calibration on some of the texts."""
+    """The sums of each text behind these values: a subset of them gives the calibration on a subset of the texts."""
 
 
 def calibrate(
@@ -143,12 +148,14 @@ def calibrate(
     batch_tokens: int | None = None,
     progress: Progress = SILENT,
 ) -> list[Calibration]:
-    """Exact KL of each pair of models beside its estimate, on at most `n_texts` of the texts and on as many drawn from
-    each model. The models are scored on `texts` in the store, and their files are at hand. No more than two are in
-    memory at a time; each is sampled once. A pair that is finished is kept in the store, and not computed again.
+    """Estimated and exact KL of each pair of models in bits per byte, on at most `n_texts` of the texts and on as many
+    drawn from each model.
 
-    `progress` notes a pair that cannot be compared; where no pair can be, its error is raised. Raises InputError
-    for a model without a vector, or of another convention than the others, and for texts that are not here.
+    The store has the vectors of the models on `texts`, and their files are present. At most two models are in memory at
+    a time; each is sampled once. The store keeps a finished pair, and it is not computed again.
+
+    `progress` notes a pair that cannot be compared; where no pair can be, the first error is raised. Raises InputError
+    for a model without a vector, or of another convention than the others, and for texts that are not present.
     """
     names = [(str(a), str(b)) for a, b in pairs]
     if texts.external:
@@ -156,7 +163,7 @@ def calibrate(
         raise InputError(what, remedy="Exact KL needs the texts: score the models on a text set.")
     if n_texts < 2:
         raise InputError(
-            f"{n_texts} texts are too few.", remedy="A standard error takes two texts, a good one hundreds."
+            f"{n_texts} texts are too few.", remedy="A standard error needs two texts, a good one hundreds."
         )
     entries = {str(entry.ref): entry for entry in store.entries(texts.id)}
     used = list(dict.fromkeys(sum(names, ())))
@@ -189,7 +196,7 @@ def calibrate(
 
 
 def calibration(pair: Vectors, sums: Sums, seed: int = 0) -> Calibration:
-    """What the sums of a `pair` of models say of the estimate from their two vectors."""
+    """The calibration of the estimate from the vectors of a `pair` of models, by the pair's sums."""
     texts = pair.texts
     size, documents = texts.bytes[sums.text], texts.documents_of(sums.text)
     rows, both = pair.log_likelihood[:, sums.text], (sums.forward + sums.backward) / 2
@@ -203,7 +210,7 @@ def calibration(pair: Vectors, sums: Sums, seed: int = 0) -> Calibration:
         return Drawn(exact(nats, over), estimate, ratio(difference, nats, documents))
 
     def per_token(counted: Any, unit: str) -> Estimate:
-        """A ratio of sums over texts too, of tokens where that of bits is of bytes."""
+        """A ratio of sums over texts, as bits per byte are, but per token."""
         return replace(exact(counted * LOG_2, sums.n_tokens), unit=unit)
 
     def quantile(value: float, resampled: Floats) -> Estimate:
@@ -238,9 +245,11 @@ def calibration(pair: Vectors, sums: Sums, seed: int = 0) -> Calibration:
 
 
 def ratio(difference: Floats, nats: Floats, documents: Any = None) -> Estimate:
-    """Estimate over exact KL, Var_s(d) / 2 over mean_s(k), of the same texts: `difference` d (n,) of log-likelihoods
-    and `nats` k (n,) of exact KL a text, both in nats. The standard error is by the delta method, paired over texts;
-    the interval is on the log scale. NaN for models that are the same."""
+    """Estimated over exact KL of the same texts, a pure number: (Var_s(d) / 2) / mean_s(k).
+
+    `difference` d (n,) is that of log-likelihoods, and `nats` k (n,) is exact KL, both in nats a text. The standard
+    error is by the delta method, paired over texts; the interval is on the log scale. NaN for equal models.
+    """
     squares = (difference - difference.mean()) ** 2 / 2
     if not (squares.any() and nats.any()):
         return Estimate(math.nan, math.nan, (math.nan, math.nan), len(nats), unit="")
@@ -252,7 +261,7 @@ def ratio(difference: Floats, nats: Floats, documents: Any = None) -> Estimate:
 
 
 def _mean_of_both(a: Estimate, b: Estimate, documents: Any) -> Estimate:
-    """Of two that were drawn independently."""
+    """The mean of two estimates from independent texts, in bits per byte."""
     error = math.hypot(a.standard_error, b.standard_error) / 2
     n_documents = n_clusters(cluster_codes(documents))
     return Estimate.positive((a.value + b.value) / 2, error, a.n_texts, n_documents=n_documents)
@@ -262,7 +271,7 @@ def _mean_of_both(a: Estimate, b: Estimate, documents: Any) -> Estimate:
 
 
 class _Bench:
-    """Holds the two models that are compared, and what was drawn from each model so far."""
+    """The two models that are compared, and the texts drawn from each model so far."""
 
     def __init__(
         self, texts: TextSet, store: Store, n_texts: int, seed: int, device: str | None, batch_tokens: int | None,
@@ -274,7 +283,7 @@ class _Bench:
         self.drawn: dict[tuple[str, bytes, int], Tokens] = {}
 
     def sums(self, a: Entry, b: Entry, pair: Vectors) -> Sums:
-        """Of a pair: as the store has them, or measured and kept."""
+        """The sums of a pair: from the store, or measured and then kept."""
         what = json.dumps([a.key, b.key, self.n_texts, self.seed])
         key = hashlib.sha256(what.encode()).hexdigest()[:12]
         if (kept := self.store.exact(self.texts.id, key)) is not None:
@@ -325,7 +334,7 @@ class _Bench:
         )
 
     def _readers(self, a: Entry, b: Entry) -> tuple[Reader, Reader]:
-        """Both models, opened where they are not yet; no third is kept."""
+        """Both models, opened if they are not yet; no third is kept open."""
         self.readers = {entry.key: self.readers[entry.key] for entry in (a, b) if entry.key in self.readers}
         for entry in (a, b):
             if entry.key in self.readers:
@@ -342,8 +351,8 @@ class _Bench:
         return self.readers[a.key], self.readers[b.key]
 
     def _chosen(self, tokens: Tokens, pair: Vectors) -> tuple[Integers, int]:
-        """Texts that both vectors have and that fit both windows with two tokens or more, a random subset where there
-        are many; and how many there are."""
+        """Positions of the texts for exact KL, and the number of texts to choose from: those that both vectors have,
+        with two tokens or more, that fit both windows. Of more than `n_texts`, a random subset."""
         window = min(reader.window or np.inf for reader in self.readers.values())
         fit = (tokens.lengths > 1) & (tokens.lengths <= window) & common_texts(pair.log_likelihood)
         order = np.random.default_rng(self.seed).permutation(len(fit))
@@ -358,17 +367,17 @@ class _Bench:
     def _draw(
         self, entry: Entry, reader: Reader, tokens: Tokens, text: Integers, n_ids: int, advance: Callable[[int], None]
     ) -> Tokens:
-        """Texts drawn from a model, one for each of these; once."""
+        """Texts drawn from a model, one for each of these `text`; drawn once, then kept in memory."""
         key = entry.key, text.tobytes(), n_ids
         if key not in self.drawn:
-            # Another seed for every model, else what is drawn from two that are near is all but the same.
+            # Another seed for every model: with one seed, texts drawn from two similar models would be almost equal.
             seed = int(hashlib.sha256(f"{entry.key} {self.seed}".encode()).hexdigest()[:12], 16)
             self.drawn[key] = reader.sample(tokens, text, seed, n_ids, advance)
         return self.drawn[key]
 
 
 def _weighted_quantiles(values: Floats, text: Integers, draws: Floats) -> Floats:
-    """QUANTILES (Q, R) of T values, each counted as often as its `text` (T,) is drawn by a row of `draws` (R, n)."""
+    """QUANTILES (Q, R) of T values; each counts as often as a row of `draws` (R, n) draws its `text` (T,)."""
     order = np.argsort(values)
     values, text = values[order], text[order]
     found = np.empty((len(QUANTILES), len(draws)))

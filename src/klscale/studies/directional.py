@@ -2,8 +2,8 @@
 
     ‖f(W + eps delta) - f(W)‖ ∝ |eps|**a          f(W): the log-likelihood vector; ‖.‖**2: KL in bits per byte
 
-An independent look at the map whose effective Hölder exponent along a training run is alpha = c_q / c_w (Kishino et
-al., arXiv 2505.15353, remark on alpha): where the map is smooth a is 1, however rough the run that led there.
+Along a training run, the effective Hölder exponent of f is alpha = c_q / c_w (Kishino et al., arXiv 2505.15353, remark
+on alpha). The exponent a is independent of the run: it is 1 where f is smooth, however rough the run was.
 """
 
 from __future__ import annotations
@@ -38,23 +38,26 @@ RANDOM_STEP = 0.01
 """Norm of a random direction in each tensor, as a fraction of the norm of the tensor's weights."""
 
 CLEAR = 10.0
-"""KL below this many times the noise floor is not fitted: noise would add more than 5 % to its root."""
+"""A scale is not fitted if its KL is below this multiple of the run-to-run noise: the noise would add more than 5 % to
+the root of KL."""
 
 LOST = 0.1
-"""A scale at which float32 loses a larger part of the step than this is not fitted; what is lost is a random step of
-its own, whose KL is a hundredth where the map is smooth alike in all directions."""
+"""A scale is not fitted if rounding to float32 changes the step by more than this fraction of its norm. The rounding is
+itself a random step. At this limit it adds a hundredth of the KL, if f is equally smooth in all directions."""
 
 
 @dataclass(frozen=True, eq=False)
 class Directional:
-    """How KL from a checkpoint grows along a direction, at E `scales` of it.
+    """KL from a checkpoint along a direction, at E `scales` of the direction, in bits per byte.
 
-    `kl` is that between the checkpoint and itself moved by each scale; `noise_floor` that between two runs of it,
-    in batches of different shapes. `lost` (E,) is the part of each step's norm that rounding to float32 took.
-    `used` (E,) says which scales are fitted: those whose KL is at least 10 times the noise floor, and of whose step at
-    most a tenth is lost. `exponent` is the slope of ln sqrt(KL) on ln(scale) over them, NaN for fewer than three;
-    `local_slopes` those between neighbouring scales, E - 1, which say whether one exponent will do. Standard errors are
-    over texts.
+    `kl` (E,) is between the checkpoint and the checkpoint moved by each scale. `noise_floor` is between a run and a
+    repeat run, in batches of different shapes. `lost` (E,) is the norm of the rounding to float32, as a fraction of the
+    step's norm. `used` (E,) marks the scales that are fitted: KL is at least 10 times the run-to-run noise, and at most
+    a tenth of the step is lost.
+
+    `exponent` is the slope of ln sqrt(KL) on ln(scale) over the used scales, NaN for fewer than three. `local_slopes`
+    (E - 1,) are between neighbouring scales; they show whether one exponent describes all. Standard errors are over
+    texts.
     """
 
     ref: ModelRef
@@ -79,14 +82,16 @@ def directional_exponent(
     device: str | None = None,
     progress: Progress = SILENT,
 ) -> Directional:
-    """Score a checkpoint on `texts` with its weights moved by each of `scales` times a direction, and fit the exponent.
+    """The directional exponent, from scores of a checkpoint with its weights moved by each of `scales` times a
+    direction.
 
-    The direction is the training step from `ref` to `towards`, another checkpoint of its run, which is reached at scale
-    1; without it, Gaussian from `seed`, in each tensor of 1 % of the norm of its weights. Weights and direction are
-    kept in the memory of the CPU beside the model. The text set's clip is used where it serves every reading.
+    With `towards`, another checkpoint of the run, the direction is from `ref` to it; scale 1 reaches it. Without, it is
+    Gaussian from `seed`; in each tensor its norm is 1 % of the norm of the weights. Copies of weights and direction are
+    in the memory of the CPU. The text set's clip is used where it serves every run.
 
-    Raises InputError for scales that do not ascend from above 0, a reference that is not a whole float32 model, a
-    `towards` of other parameters or of the same values, and texts that cannot be scored; KlscaleError as scoring does.
+    Raises InputError for scales that do not ascend from above 0, and for a reference that is not a whole float32 model;
+    for a `towards` with other parameters or with equal values, and for texts that cannot be scored. Raises
+    KlscaleError as scoring does.
     """
     eps = np.array(scales, dtype=np.float64)
     if not (eps.size and np.isfinite(eps).all() and eps[0] > 0 and (np.diff(eps) > 0).all()):
@@ -97,7 +102,7 @@ def directional_exponent(
     reader, weights = _open(ref, sources, device)
     start = _copy(weights)
     direction = _random_step(start, seed) if towards is None else _step(ref, start, towards, sources, device)
-    progress.begin(f"moving {ref}", len(eps) + 2, "readings")
+    progress.begin(f"moving {ref}", len(eps) + 2, "runs")
 
     def advanced(scores: Scores) -> Floats:
         progress.advance()
@@ -115,7 +120,7 @@ def directional_exponent(
 def _measured(
     ref: ModelRef, towards: ModelRef | None, texts: TextSet, scales: Floats, readings: Floats, lost: Floats
 ) -> Directional:
-    """From `readings` (E + 2, N): the checkpoint, again, and at each scale."""
+    """The result from log-likelihoods `readings` (E + 2, N; nats): the checkpoint, its repeat run, and each scale."""
     clip = clip_for_all(readings, texts.clip)
     noise_floor, *moved = (
         kl(readings[0], row, texts.bytes, clip=clip, documents=texts.document) for row in readings[1:]
@@ -152,7 +157,7 @@ def _measured(
 
 
 def _open(ref: ModelRef, sources: Sources, device: str | None) -> tuple[Reader, Mapping[str, Tensor]]:
-    """A model whose weights can be moved, and these weights."""
+    """A reader of a model whose weights can be moved, and these weights."""
     sources.of(ref).require(ref, WEIGHTS)
     whole = replace(ref, dtype="float32", quantization=None, layer=None)
     if ref != whole:
@@ -162,12 +167,12 @@ def _open(ref: ModelRef, sources: Sources, device: str | None) -> tuple[Reader, 
 
 
 def _copy(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A copy of the weights on the CPU; tied ones once."""
+    """A copy of the weights on the CPU; tied weights once."""
     return {name: values.detach().cpu().clone() for name, values in weights.items()}
 
 
 def _random_step(start: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """Gaussian, with RANDOM_STEP of the norm of each tensor."""
+    """A Gaussian step; in each tensor its norm is RANDOM_STEP times that of the weights."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -181,7 +186,7 @@ def _random_step(start: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
 def _step(
     ref: ModelRef, start: dict[str, Tensor], towards: ModelRef, sources: Sources, device: str | None
 ) -> dict[str, Tensor]:
-    """From the weights of `ref` to those of `towards`."""
+    """The step from the weights of `ref` to those of `towards`."""
     end = _copy(_open(towards, sources, device)[1])
     for name in sorted(start.keys() | end.keys()):
         here, there = (tuple(side[name].shape) if name in side else "missing" for side in (start, end))
@@ -195,8 +200,8 @@ def _step(
 
 
 def _move(weights: Mapping[str, Tensor], start: dict[str, Tensor], direction: dict[str, Tensor], scale: float) -> float:
-    """Set the weights to those at the start plus `scale` times the direction; returns the part of the step's norm that
-    rounding takes."""
+    """Set the weights to `start` plus `scale` times the direction. Returns the norm of the rounding, as a fraction of
+    the step's norm."""
     import torch
 
     squares = lost = 0.0

@@ -1,4 +1,4 @@
-"""KL across the layers of a model, each read through the logit lens (Kishino et al., arXiv 2505.15353, Section 5)."""
+"""KL between the layers of a model, each read through the logit lens (Kishino et al., arXiv 2505.15353, Section 5)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from klscale.vectors.vectors import Vectors
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer of a model: 0 is the embedding, the last is the model itself. `from_previous` is None for layer 0."""
+    """One layer of a model, in bits per byte. Layer 0 is the embedding, the last is the model itself. `from_previous`
+    is None for layer 0."""
 
     ref: ModelRef
     layer: int
@@ -24,10 +25,10 @@ class Layer:
 
 
 def layers(vectors: Vectors) -> dict[str, list[Layer]]:
-    """The layers of each model among `vectors`, as `Store.vectors(..., layers=True)` gives them: by model, in order.
+    """The layers of each model in order: model -> layers, of `vectors` as `Store.vectors(..., layers=True)` gives them.
 
-    Early layers are far from the texts: there KL is marked out of range, and unclipped where the clip would move more
-    than 5 % of either layer's vector, as for any pair. Raises InputError where no model was scored at its layers.
+    Early layers predict the texts badly: their KL is marked out of range. As for any pair, it is not clipped where the
+    clip would move more than 5 % of either layer's vector. Raises InputError where no model was scored at its layers.
     """
     found = {str(model): _layers(vectors.subset(thread)) for model, thread in threads(vectors)}
     if not found:

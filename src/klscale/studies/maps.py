@@ -1,8 +1,8 @@
-"""Maps: models as points in few dimensions, and which of them lie near each other.
+"""Maps: models as points in few dimensions, their nearest neighbours and clusters.
 
-Squared distances between coordinates are KL in bits per byte; principal components keep as much of them as few axes
-can, t-SNE keeps who is near whom. A map that is kept is not computed again, and new models are placed on it without
-moving the old ones.
+Squared distances between coordinates are KL in bits per byte. Principal components keep as much of them as few axes
+can; t-SNE keeps neighbours. A kept map is not computed again, and new models are placed on it without moving the old
+ones.
 """
 
 from __future__ import annotations
@@ -32,33 +32,36 @@ from klscale.store.store import Store
 from klscale.vectors.vectors import Vectors
 
 PERPLEXITY, SEED = 30.0, 42
-"""Of the published maps (Kishino et al., arXiv 2505.15353); fewer models than 91 take a lower perplexity."""
+"""Perplexity and seed of the published maps (Kishino et al., arXiv 2505.15353); fewer than 91 models have a lower
+perplexity."""
 PLACING = 5.0
 """Perplexity of a model that is placed on a kept map (Policar et al., Machine Learning 112, 2023)."""
 FORMAT = 1
-"""Of a kept map; one of another format is made anew."""
+"""Format of a kept map; a map of another format is made anew."""
 FEWEST = 5
-"""Models of a t-SNE map: of fewer, three principal components show all distances as they are."""
+"""Fewest models of a t-SNE map: of fewer, three principal components show all distances as they are."""
 AXES = 3
-"""Principal components of a model map."""
+"""Number of principal components of a model map."""
 DENSE = 500
-"""Rows of a Gram matrix up to which all of it is factorised; beyond, its leading eigenvectors are iterated."""
+"""Largest number of rows of a Gram matrix that is factorised as a whole; of a larger one, the leading eigenvectors are
+iterated."""
 MANY = 0.1
-"""Models for each text, above which the error of what they leave unexplained is too small where tails are heavy."""
+"""Largest ratio of models to texts. Above it the standard error of `OffMap.unexplained` is too small where tails are
+heavy."""
 ROUNDING, NEGLIGIBLE = 1e-24, 1e-12
-"""Variance in bits per byte that is nothing but rounding, as of models that are equal; and, of the variance or of the
-largest squared length, the part below which an axis is."""
+"""Largest variance of a model, in bits per byte, that is only rounding, as of equal models. And the smallest fraction
+of the total variance, or of the largest squared length, that an axis has: below it the axis is rounding."""
 LARGE = 10_000
-"""Models from which repulsion on a plane is interpolated (Linderman et al., Nature Methods 16, 2019), not summed over a
-tree."""
+"""From this number of models on, repulsion on a plane is interpolated (Linderman et al., Nature Methods 16, 2019), not
+summed over a tree."""
 ORDERED = 500
-"""Models up to which the leaves of a dendrogram are turned so that neighbours lie beside each other: at worst, 2 s."""
+"""Largest number of models whose dendrogram has its leaves in optimal order: at worst, 2 s."""
 
 
 @dataclass(frozen=True, eq=False)
 class Map:
-    """`points` (K, n), whose squared distances approximate KL in bits per byte; `share` (n,) of the variance that each
-    axis holds."""
+    """`points` (K, n) in root bits per byte: their squared distances approximate KL. `share` (n,) is the fraction of
+    the variance on each axis."""
 
     points: Floats
     share: Floats
@@ -68,13 +71,15 @@ class Map:
 
 
 def pca(vectors: Vectors, n: int = 2) -> Map:
-    """Principal components of the coordinates (Oyama et al., arXiv 2502.16173). The sign of an axis is such that its
-    largest entry is positive; axes that the models do not fill are 0."""
+    """Principal components (K, n) of the coordinates, in root bits per byte (Oyama et al., arXiv 2502.16173).
+
+    The entry of an axis with the largest magnitude is positive. Axes beyond the rank of the coordinates are 0.
+    """
     return _pca(vectors.coordinates(), n)
 
 
 def _pca(points: Floats, n: int) -> Map:
-    """From the leading eigenvectors of the smaller Gram matrix of centred points (K, N), K x K or N x N."""
+    """The map of centred points (K, N), from the leading eigenvectors of the smaller Gram matrix, K x K or N x N."""
     wide = points.shape[0] <= points.shape[1]
     gram = points @ points.T if wide else points.T @ points
     found, share = np.zeros((len(points), n)), np.zeros(n)
@@ -106,7 +111,7 @@ def gram_matrix(squared_distance: Floats) -> Floats:
 
 
 def principal_components(gram: Floats, n: int) -> Map:
-    """The map with `n` axes of points with this Gram matrix (..., K, K), which are centred."""
+    """The map with `n` axes of the centred points with this Gram matrix (..., K, K)."""
     values, axes = np.linalg.eigh(gram)
     values, axes = values[..., ::-1].clip(min=0.0), axes[..., ::-1]
     points = axes[..., :n] * np.sqrt(values[..., None, :n])
@@ -115,7 +120,7 @@ def principal_components(gram: Floats, n: int) -> Map:
 
 
 def _signed(points: Floats) -> Floats:
-    """Points (..., K, n) with the largest entry of each axis positive."""
+    """Points (..., K, n) with axes turned so that the entry with the largest magnitude is positive."""
     largest = np.take_along_axis(points, np.abs(points).argmax(axis=-2)[..., None, :], axis=-2)
     return np.asarray(points * np.where(largest < 0, -1.0, 1.0))
 
@@ -124,9 +129,11 @@ def _signed(points: Floats) -> Floats:
 
 
 def tsne(squared_distance: Floats, n: int = 2) -> Floats:
-    """t-SNE (K, n) of points with these squared distances (K, K), initialised by PCA. With fewer than 91 points the
-    perplexity is a third of their neighbours. The same distances give the same map. Raises InputError for fewer than
-    n + 1 points."""
+    """t-SNE (K, n; no unit) of points with these squared distances (K, K), initialised by PCA.
+
+    With fewer than 91 points the perplexity is (K - 1) / 3. The same distances give the same map. Raises InputError for
+    fewer than n + 1 points.
+    """
     K = len(squared_distance)
     if K <= n:
         raise InputError(f"{K} models are too few for t-SNE in {n} dimensions.", remedy=f"Use {n + 1} or more.")
@@ -135,7 +142,7 @@ def tsne(squared_distance: Floats, n: int = 2) -> Floats:
 
 
 def perplexity(n_models: int) -> float:
-    """The published perplexity, or a third of the neighbours that each model has."""
+    """The published perplexity, or a third of the number of other models if that is smaller."""
     return min(PERPLEXITY, (n_models - 1) / 3)
 
 
@@ -153,7 +160,7 @@ class _Neighbours:
 def _tsne(neighbours: _Neighbours, components: Floats) -> Floats:
     """t-SNE (K, n) from neighbours, initialised by n principal components (K, n).
 
-    One thread: sums whose order threads decide would give another map each time.
+    One thread: with more, the order of sums and therefore the map would vary from run to run.
     """
     from openTSNE import TSNE
     from openTSNE.affinity import PerplexityBasedNN
@@ -163,7 +170,7 @@ def _tsne(neighbours: _Neighbours, components: Floats) -> Floats:
     index = PrecomputedNeighbors(neighbours.indices, neighbours.distances)
     affinities = PerplexityBasedNN(knn_index=index, perplexity=neighbours.perplexity)
     width = float(components[:, 0].std())
-    # As openTSNE does: tiny, so that attraction comes first, and no two points on one spot.
+    # As openTSNE does: tiny, so that attraction acts first; with noise, so that no two points coincide.
     start = components * (1e-4 / width if width > 0 else 0.0)
     start += np.random.default_rng(SEED).normal(scale=1e-6, size=start.shape)
     method = "fft" if K >= LARGE and n < 3 else "bh"
@@ -172,11 +179,12 @@ def _tsne(neighbours: _Neighbours, components: Floats) -> Floats:
 
 
 def _placed(old: Floats, squared_distance: Floats, perplexity: float) -> Floats:
-    """Places (M, n) of new points on the t-SNE map `old` (K, n), which stays as it is, from their squared distances
-    (M, K) to the old ones; each new point for itself (Policar et al., Machine Learning 112, 2023).
+    """Places (M, n) of new points on the t-SNE map `old` (K, n), from their squared distances (M, K) to the old points.
 
-    Gaussian affinities of one perplexity do not change with a constant in all squared distances of a point. So they
-    do not feel what no old model explains of it, and the distance to the nearest may be taken off: nothing underflows.
+    Old points do not move; each new point is placed independently (Policar et al., Machine Learning 112, 2023).
+    Gaussian affinities of one perplexity do not change if a constant is added to all squared distances of a point. The
+    part of a new point that no old model explains is such a constant: it has no effect. The distance to the nearest
+    point may therefore be subtracted, so that nothing underflows.
     """
     from openTSNE import PartialTSNEEmbedding, TSNEEmbedding
     from openTSNE.affinity import PrecomputedAffinities, joint_probabilities_nn
@@ -199,12 +207,12 @@ def _placed(old: Floats, squared_distance: Floats, perplexity: float) -> Floats:
 
 @dataclass(frozen=True)
 class OffMap:
-    """How far a model is from all those that a map was made of; in bits per byte.
+    """How far a model is from the models that a map was made of, in bits per byte.
 
-    `unexplained` is its squared distance from the nearest point that any combination of their coordinates (with weights
-    that add up to 1) reaches: the least squares residual, as it is on texts that the weights were not fitted to. It is
-    0 where models are as many as texts. `kl` is to the `nearest` of them; `typical` the median KL, on the map's own
-    models, of a model to its nearest.
+    `unexplained` is its squared distance from the nearest combination of their coordinates, with weights that add up to
+    1. It is the squared least-squares residual on texts that the weights were not fitted to; 0 where there are as many
+    models as texts. `kl` is KL to the `nearest` of the models. `typical` is the median KL between each of the map's own
+    models and its nearest.
     """
 
     unexplained: Estimate
@@ -214,10 +222,10 @@ class OffMap:
 
     @property
     def sentence(self) -> str:
-        """What that says of the model, for a person."""
+        """The result in words."""
         return (
-            f"Its nearest on the map is {self.nearest}, at KL {self.kl} (the map's own models have theirs at "
-            f"{self.typical:.2g} in the median); no combination of them explains {self.unexplained}."
+            f"Its nearest model on the map is {self.nearest}, at KL {self.kl} (median over the map's own models: "
+            f"{self.typical:.2g}). No combination of them explains {self.unexplained} of its squared distance."
         )
 
 
@@ -225,11 +233,12 @@ class OffMap:
 class ModelMap:
     """K `models` (names) as points, on `n_texts` texts.
 
-    `pca` (K, 3) are principal components in root bits per byte, and `share` (3,) of the variance that each holds.
+    `pca` (K, 3) are principal components in root bits per byte; `share` (3,) is the fraction of the variance on each.
     `tsne` (K, 2) and `tsne3` (K, 3) have no unit; they are None where models are too few. `typical` is the median KL of
-    a model to its nearest, in bits per byte. `notes` are sentences on what a reader must know.
-    Models that were `added` (K,) later did not move the others, of which alone `share`, `perplexity`, `typical` and
-    `n_texts` tell; `off_map` says of each that was added how far off it lies.
+    a model to its nearest, in bits per byte. `notes` are cautions in words.
+
+    Models that were `added` (K,) later did not move the others. `share`, `perplexity`, `typical` and `n_texts` describe
+    only the others. `off_map` (name -> OffMap) has the distance of each added model from them.
     """
 
     models: tuple[str, ...]
@@ -254,11 +263,10 @@ class ModelMap:
 
 
 def model_map(vectors: Vectors) -> ModelMap:
-    """The map of these models: principal components and t-SNE of their coordinates, on the texts that all have and with
-    the text set's clip. The same vectors give the same map.
+    """The map of these models: principal components and t-SNE of their coordinates.
 
-    Raises InputError for fewer than two models, for models without texts in common, and for vectors of different
-    conventions.
+    It uses the common texts and the text set's clip. The same vectors give the same map. Raises InputError for fewer
+    than two models, for models without common texts, and for vectors of different conventions.
     """
     K = len(vectors)
     if K < 2:
@@ -302,7 +310,7 @@ def _coordinates(vectors: Vectors) -> Floats:
 
 
 def _notes(vectors: Vectors, n_texts: int) -> list[str]:
-    """What a reader must know of the coordinates of these models."""
+    """Cautions about the coordinates of these models, in words."""
     notes, texts = list[str](), vectors.texts
     if n_texts < len(texts):
         notes.append(f"On the {n_texts:,} of {len(texts):,} texts that all of these models have.")
@@ -315,14 +323,16 @@ def _notes(vectors: Vectors, n_texts: int) -> list[str]:
 
 
 def place(kept: ModelMap, old: Vectors, new: Vectors) -> ModelMap:
-    """A kept map with new models on it, and the old points as they were, to the bit.
+    """A kept map with new models on it; the old points stay the same, to the bit.
 
-    `old` holds the vectors of the models that the map was made of (others are passed over). Principal components of a
-    new model are its exact projection; on t-SNE it is placed among the models that the map was made of. Both, and how
-    far off the map it is, do not depend on what else is added, but for texts that one of the `new` lacks: they are left
-    out for all, which is said, and the projection is then that of inner products on the others.
-    Raises InputError for a model that is on the map already, for vectors of different texts, clips or conventions, and
-    for models without texts in common.
+    `old` holds the vectors of the models that the map was made of; further models in it are ignored. Principal
+    components of a new model are its exact projection. On t-SNE it is placed among the models that the map was made of.
+
+    Both places, and the distance off the map, do not depend on the other new models, with one exception. Texts that one
+    of the `new` models lacks are left out for all, with a note. The projection then uses inner products on the rest.
+
+    Raises InputError for a model that is on the map already; for vectors of different texts, clips or conventions; and
+    for models without common texts.
     """
     if twice := set(kept.models) & set(new.names):
         raise InputError(
@@ -359,8 +369,8 @@ def place(kept: ModelMap, old: Vectors, new: Vectors) -> ModelMap:
         notes.append(f"Placed by {points.shape[1]:,} of the map's {kept.n_texts:,} texts, the others lack: {listed}.")
     if len(old) > MANY * points.shape[1]:
         notes.append(
-            f"{len(old):,} models are many for {points.shape[1]:,} texts: where tails are heavy, the error of what no "
-            "combination of them explains is too small."
+            f"{len(old):,} models are many for {points.shape[1]:,} texts: where tails are heavy, the standard error of "
+            "the unexplained squared distance is too small."
         )
     return replace(
         kept,
@@ -375,15 +385,16 @@ def place(kept: ModelMap, old: Vectors, new: Vectors) -> ModelMap:
 
 
 def _unexplained(old: Floats, new: Floats, documents: Any = None) -> list[Estimate]:
-    """Squared length of what the least squares fit by the old points (K, N) leaves of each new one (M, N), on texts
-    that the fit was not made of. It is 0 where the old points leave no direction out, as N of them do.
+    """Squared residual of each new point (M, N) from a least-squares fit by the old points (K, N), on texts that the
+    fit has not used; an estimate in bits per byte. It is 0 where the old points span every direction, as N of them do.
 
-    On its own texts a fit leaves too little, as it bends to them, and most of all to those on which models differ much.
-    The jackknife puts that right: the sum, over texts that are left out one at a time, of what each takes from the sum
-    of squares, e_s**2 / (1 - h_s) with h its leverage; for a document that is left out, e'(1 - H)**-1 e of its texts
-    (Belsley, Kuh and Welsch, Regression Diagnostics, 1980, chapter 2). In simulations of 97 models on 500 texts the
-    interval then covers 89 % where that of the plain residual covers 9 %; but 62 % where the same texts set all models
-    apart with a kurtosis of 10.
+    On the fitted texts the residual is too small, most of all on texts where models differ much. The jackknife removes
+    this bias: it leaves out each text s in turn and sums e_s**2 / (1 - h_s), the amount that the text removes from the
+    sum of squares. e is the residual and h the diagonal of the hat matrix H; for a document it is e'(1 - H)**-1 e of
+    its texts (Belsley, Kuh and Welsch, Regression Diagnostics, 1980, chapter 2).
+
+    In simulations of 97 models on 500 texts its interval covers 89 %, and that of the plain residual 9 %. It covers
+    62 % where the same texts separate all models, with a kurtosis of 10.
     """
     N, clusters = old.shape[1], cluster_codes(documents)
     basis = _orthonormal(old)
@@ -397,8 +408,9 @@ def _unexplained(old: Floats, new: Floats, documents: Any = None) -> list[Estima
 
 
 def _left_out(left: Floats, basis: Floats, clusters: Integers | None) -> Floats:
-    """What a fit with an orthonormal basis (r, N), beside a constant, `left` (M, N), as it would be of each text, or
-    cluster of texts, if the fit had been made without it; 0 of one that alone has what the fit needs it for."""
+    """Leave-one-out residuals (M, N) of a least-squares fit with a constant and an orthonormal basis (r, N): at each
+    text, of the fit without that text or without its cluster. `left` (M, N) are the residuals of the whole fit. 0 at a
+    text that alone determines a direction of the fit."""
     if clusters is None:
         free = 1 - 1 / left.shape[1] - (basis**2).sum(axis=0)
         return np.asarray(np.where(free > NEGLIGIBLE, left / np.maximum(free, NEGLIGIBLE), 0.0))
@@ -411,10 +423,11 @@ def _left_out(left: Floats, basis: Floats, clusters: Integers | None) -> Floats:
 
 
 def _orthonormal(points: Floats) -> Floats:
-    """An orthonormal basis (r, N) of the space that points (K, N) span; where that is all, or nothing, any basis.
+    """An orthonormal basis (r, N) of the space that centred points (K, N) span; any basis if that is all, N - 1
+    dimensions, or nothing.
 
-    By a pivoted Cholesky factor of the Gram matrix, which leaves out points that others explain; and by that of the
-    result again, as a Gram matrix holds half of the digits.
+    It comes from a pivoted Cholesky factor of the Gram matrix, which leaves out points that are combinations of others.
+    This is done twice, because a Gram matrix holds only half of the digits.
     """
     basis = points if len(points) <= points.shape[1] else _factor(points.T @ points)[0]
     for _ in range(2):
@@ -427,8 +440,8 @@ def _orthonormal(points: Floats) -> Floats:
 
 
 def _factor(gram: Floats) -> tuple[Floats, Integers]:
-    """R (r, P) with R'R the Gram matrix (P, P) of rank r, triangular in the r columns that are returned with it. The
-    Gram matrix is used up."""
+    """R (r, P) with R'R equal to the Gram matrix (P, P) of rank r, and the r columns where R is triangular. The Gram
+    matrix is overwritten."""
     tolerance = NEGLIGIBLE * gram.diagonal().max()
     packed, order, rank, _ = linalg.lapack.dpstrf(gram.T, tol=tolerance, overwrite_a=True)  # symmetric: no copy
     order = order.astype(np.int64) - 1
@@ -442,14 +455,15 @@ def _factor(gram: Floats) -> tuple[Floats, Integers]:
 
 @dataclass(frozen=True, eq=False)
 class Clustering:
-    """`merges` (K - 1, 4) as scipy's linkage has them, heights in root bits per byte; `order` (K,) of the leaves."""
+    """`merges` (K - 1, 4) as in scipy's linkage, heights in root bits per byte; `order` (K,) of the leaves."""
 
     merges: Floats
     order: Integers
 
 
 def cluster(matrix: KLMatrix) -> Clustering:
-    """Average linkage on sqrt(KL). Up to 500 models, branches are turned so that neighbours lie beside each other.
+    """Clusters by average linkage on sqrt(KL), in root bits per byte. Up to 500 models, leaves are in optimal order:
+    neighbours are adjacent.
 
     Raises InputError where the KL of a pair is not known.
     """
@@ -469,8 +483,8 @@ def cluster(matrix: KLMatrix) -> Clustering:
 
 
 def nearest(matrix: KLMatrix, n: int) -> dict[str, tuple[tuple[str, KL], ...]]:
-    """The `n` nearest models of each, nearest first, with the KL to them. A model whose KL is not known, for want of
-    texts in common, is nobody's neighbour."""
+    """The `n` nearest models of each, nearest first, with the KL to them in bits per byte. Two models without common
+    texts, whose KL is not known, are not neighbours."""
     value = matrix.value.copy()
     np.fill_diagonal(value, np.nan)
     found = {}
@@ -487,11 +501,11 @@ def nearest(matrix: KLMatrix, n: int) -> dict[str, tuple[tuple[str, KL], ...]]:
 def kept_map(
     store: Store, vectors: Vectors, *, anew: bool = False, keep: bool = True, progress: Progress = SILENT
 ) -> ModelMap:
-    """The map of these models of a store: the one that is kept, to the bit, where there is one of exactly these vectors
-    (whether they were on it from the start or added) and it is not wanted `anew`; else a new one. Layers are not on it.
+    """The map of these models of a store: the kept map, to the bit, or a new one. Layers are not on it.
 
-    A new one is kept in its place unless `keep` is false, or the store cannot be written, which is told to `progress`.
-    Raises InputError for a model that the store does not have, and as `model_map` does.
+    A kept map counts if it is of exactly these vectors, there from the start or added later, and `anew` is false. A new
+    map replaces it unless `keep` is false. If the store cannot be written, `progress` notes it. Raises InputError for a
+    model that the store does not have, and as `model_map` does.
     """
     vectors = _without_layers(vectors)
     members = _members(store, vectors)
@@ -503,7 +517,7 @@ def kept_map(
     if not keep:
         return found
     if not anew and (kept := _read(store, vectors.texts, key)):
-        return kept  # made meanwhile, perhaps by placing: what others have seen stays where it is
+        return kept  # made meanwhile, perhaps by placing: points that others have seen do not move
     try:
         _keep(store, vectors.texts, key, found, members)
     except StorageError as error:
@@ -512,10 +526,10 @@ def kept_map(
 
 
 def extend_map(store: Store, vectors: Vectors, new: Sequence[str], *, progress: Progress = SILENT) -> ModelMap:
-    """The newest kept map whose models are all among these `vectors`, with the `new` ones of them placed on it. It is
-    kept too, in place of another map of exactly these models. Those that are on it already stay where they are.
+    """The newest kept map whose models are all among these `vectors`, with the `new` of them placed on it.
 
-    Raises InputError where no such map is kept, and as `place` does.
+    The result is kept too, and replaces another map of exactly these models. Models that are on the map already do not
+    move. Raises InputError where no such map is kept, and as `place` does.
     """
     vectors = _without_layers(vectors)
     members = _members(store, vectors)
@@ -526,7 +540,7 @@ def extend_map(store: Store, vectors: Vectors, new: Sequence[str], *, progress: 
     else:
         raise InputError(
             f"{store.location} keeps no map of models on {vectors.texts.name} as they are now.",
-            "New models are placed on a map that is there.",
+            "New models are placed on a kept map.",
             "klscale map  makes one of all models.",
         )
     added = [name for name in dict.fromkeys(new) if name not in old.models]
@@ -547,7 +561,7 @@ def _without_layers(vectors: Vectors) -> Vectors:
 
 
 def _members(store: Store, vectors: Vectors) -> dict[str, str]:
-    """Which vector each model has: the newest of its name in the store, by its key and the checksum of its values."""
+    """Name -> key and checksum of each model's vector: the newest of its name in the store."""
     newest = {str(entry.ref): entry for entry in store.entries(vectors.texts.id)}
     if missing := [name for name in vectors.names if name not in newest]:
         raise InputError(f"{store.location} holds no vector of {missing[0]} on {vectors.texts.name}.", "", "klscale ls")
@@ -581,7 +595,7 @@ def _keep(store: Store, texts: TextSet, key: str, found: ModelMap, members: Mapp
 
 
 def _read(store: Store, texts: TextSet, key: str) -> ModelMap | None:
-    """A map of these texts, and their clip as it is now; None where it is not there, damaged, or of another version."""
+    """The kept map of these texts and their present clip; None where it is missing, damaged, or of another version."""
     if (kept := store.read_map(texts.id, key)) is None:
         return None
     columns, metadata = kept
@@ -595,7 +609,7 @@ def _read(store: Store, texts: TextSet, key: str) -> ModelMap | None:
 
 
 def _from_record(columns: Columns, metadata: Mapping[str, Any]) -> ModelMap:
-    """A map from what `_keep` kept of it; raises one of UNREADABLE where it is something else."""
+    """The map from its record by `_keep`; raises one of UNREADABLE where it is something else."""
 
     def points(name: str, n: int) -> Floats | None:
         axes = [columns[f"{name}_{axis}"] for axis in range(1, n + 1) if f"{name}_{axis}" in columns]

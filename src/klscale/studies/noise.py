@@ -1,6 +1,6 @@
 """Run-to-run noise: KL between repeat runs of one model, by batches, order of texts, dtype and sums.
 
-What it adds to the KL of two models is half the sum of their noise floors: see `Vectors.noise`.
+It adds half the sum of both models' run-to-run noise to their KL: see `Vectors.noise`.
 """
 
 from __future__ import annotations
@@ -25,15 +25,17 @@ from klscale.sweep.score import score
 from klscale.vectors.scores import Scores
 
 STUDY_TEXTS = 500
-"""Texts that a study reads at most."""
+"""Largest number of texts of a study."""
 LARGEST_HALF = float(np.finfo(np.float16).max)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One way to read a model held against another, both in words. `kl` in bits per byte, with the text set's clip;
-    `largest` is the largest difference of one text in nats, without it. Where the machine cannot read so, `kl` is None
-    and `error` says why."""
+    """KL in bits per byte between two runs of one model, `reading` and `against`, both in words.
+
+    `kl` uses the text set's clip. `largest` is the largest difference of one text in nats, without the clip. Where the
+    machine cannot run the model so, `kl` is None and `error` says why.
+    """
 
     reading: str
     against: str
@@ -44,11 +46,11 @@ class Reading:
 
 @dataclass(frozen=True)
 class NoiseStudy:
-    """How far the readings of one model lie apart, on `n_texts` texts.
+    """Run-to-run noise of one model in bits per byte, on `n_texts` texts.
 
-    `half_precision` is the noise floor that keeping the sums of its texts in float16 makes by itself, by
-    `half_precision_floor`; `is_half` says whether its values are such sums already. Without a model, of imported
-    values, there is that alone. `error` says why there is nothing.
+    `readings` are the repeat runs. `half_precision` is the noise from float16 sums alone, by `half_precision_floor`;
+    `is_half` says whether the values are such sums already. Imported values without a model have only these two.
+    `error` says why a study has no values.
     """
 
     ref: ModelRef
@@ -70,18 +72,20 @@ def noise_study(
     device: str | None = None,
     progress: Progress = SILENT,
 ) -> list[NoiseStudy]:
-    """Read each model in float32, in batches of another shape, in another order of texts and both, in bfloat16 and in
-    float16 (each against itself too), and with its float16 sums kept in half precision, as the published ones are.
+    """Run-to-run noise of each model in bits per byte: KL between runs on the same `n_texts` random texts that fit its
+    window.
 
-    All on the same `n_texts` random texts that fit the model's window. Where these are all texts, the readings in three
-    dtypes are vectors, and the store keeps them as `score` does; else it keeps the noise floors alone. Imported values
-    have no model: for those there is the closed form of half-precision sums. Against itself a model is read with texts
-    that leave no room for padding cut short, as for its noise floor. A model that fails is reported in its
-    study, a dtype that this machine cannot run in its reading; the others go on. Raises InputError for fewer than two
-    texts.
+    A model is run in float32; with batches of another shape, another order of texts, and both; and in bfloat16 and
+    float16, each also with a repeat run. Last, its float16 sums are rounded to half precision, as the published values
+    are. In repeat runs, texts that leave no room for padding are cut short. Imported values have no model: for them the
+    noise of half-precision sums is computed in closed form.
+
+    If `n_texts` covers all texts, the runs in three dtypes are vectors, and the store keeps them as `score` does; else
+    it keeps only the run-to-run noise. The study of a model that fails has an error, and so has the reading of a dtype
+    that this machine cannot run; the others go on. Raises InputError for fewer than two texts.
     """
     if n_texts < 2:
-        raise InputError(f"{n_texts} texts have no variance.", remedy="Read two or more.")
+        raise InputError(f"{n_texts} texts have no variance.", remedy="Use two or more.")
     study = _Study(texts, store, n_texts, seed, device, progress, Sources(progress))
     return [study.of(ModelRef.parse(str(ref))) for ref in refs]
 
@@ -122,15 +126,15 @@ class _Study:
         source.require(ref, REPEAT_RUNS)
         dtypes = source.dtypes or (ref.dtype,)  # a source without dtypes computes in one, its own
         if ref != (whole := replace(ref, dtype=dtypes[0], layer=None)):
-            raise InputError(f"The noise of {ref} is that of {whole}, which is read in every dtype.", remedy=f"{whole}")
+            raise InputError(f"The noise of {ref} is that of {whole}, which is run in every dtype.", remedy=f"{whole}")
         variants = {dtype: replace(ref, dtype=dtype) for dtype in dtypes}
         scored: dict[ModelRef, Scores] = {}
         if len(self.texts) <= self.n_texts:
             refs = [*variants.values()]
             outcomes = score(refs, self.texts, self.store, device=self.device, progress=self.progress)
-            # What the store had before may be another machine's.
+            # Vectors that the store had before may come from another machine.
             scored = {one.ref: self.store.scores(one.entry) for one in outcomes if one.entry and one.status == "scored"}
-        self.progress.begin(f"reading {ref}", 2 + 2 * len(variants), "readings")
+        self.progress.begin(f"repeat runs of {ref}", 2 + 2 * len(variants), "runs")
         first, readings, usual, device = dict[str, Scores](), list[Reading](), dtypes[0], None
         for dtype, variant in variants.items():
             try:
@@ -156,8 +160,8 @@ class _Study:
         )
 
     def _read(self, ref: ModelRef, scored: Scores | None, *, every: bool) -> tuple[Scores, list[Reading], str]:
-        """The usual run of a model; how far repeat runs are from it, of `every` kind or of the last one alone; and the
-        device. The last kind is its noise floor, which the store keeps."""
+        """The usual run of a model, its KL to repeat runs of `every` kind or of the last kind only, and the device. The
+        store keeps the last as the model's run-to-run noise."""
         pinned = self.sources.pin(ref)
         reader = self.sources.open(pinned, ReaderOptions(device=self.device))
         fit = reader.fitting(self.texts)
@@ -190,7 +194,7 @@ class _Study:
     def _compare(
         self, reading: str, again: Scores, against: str, first: Scores, text_bytes: Integers | None = None
     ) -> Reading:
-        """KL between two runs on the same texts, of which `text_bytes` (n,) were read (None: all bytes)."""
+        """KL in bits per byte between two runs that read `text_bytes` (n,) of the same texts (None: all bytes)."""
         size = self.texts.bytes[first.text] if text_bytes is None else text_bytes
         found = kl(
             first.log_likelihood, again.log_likelihood, size, clip=self.texts.clip,
@@ -203,11 +207,11 @@ class _Study:
 
 
 def in_half_precision(log_likelihood: Floats) -> Floats:
-    """Log-likelihoods of texts (N,) in nats as float16 holds them: rounded to the nearest of its numbers. Raises
-    InputError for one beyond its largest, 65,504."""
+    """Log-likelihoods of texts (N,) in nats, rounded to float16. Raises InputError beyond its largest number,
+    65,504."""
     if (beyond := np.abs(log_likelihood) > LARGEST_HALF).any():
         value = log_likelihood[beyond][0]
-        raise InputError(f"{value:.6g} nats is no number of float16, whose largest is 65,504.")
+        raise InputError(f"{value:.6g} nats is no number of float16: its largest is 65,504.")
     return log_likelihood.astype(np.float16).astype(np.float64)
 
 
@@ -218,14 +222,16 @@ def half_precision_floor(
     clip: float | None = None,
     documents: Sequence[Any] | NDArray[Any] | None = None,
 ) -> Estimate:
-    """The noise floor in bits per byte that keeping the sums of texts in half precision makes by itself.
+    """Run-to-run noise in bits per byte from rounding the sums of texts to half precision alone.
 
-    float16 has 10 bits after the first, so that a value x of `log_likelihood` (N,; nats) is rounded to a multiple of
-    u = 2**(floor(log2 |x|) - 10), for |x| of at least 2**-14: by an error that is uniform from -u/2 to u/2, of variance
-    u**2 / 12, where values spread over many u (the model of pseudo quantization noise: Widrow and Kollár, Quantization
-    Noise, 2008). Two readings with independent errors differ by twice that variance, on average over texts; those below
-    `clip` by nothing. One rounding of one model adds half of this, and so does each model of a pair. Raises InputError
-    as `in_half_precision` does.
+    float16 has 10 bits after the first. A value x of `log_likelihood` (N,; nats) is rounded to a multiple of
+    u = 2**(floor(log2 |x|) - 10), for |x| of at least 2**-14. Where values spread over many u, the error is uniform
+    from -u/2 to u/2 and has variance u**2 / 12 (the model of pseudo quantization noise: Widrow and Kollár, Quantization
+    Noise, 2008).
+
+    The difference of two runs with independent errors has twice that variance, on average over texts; it is 0 for texts
+    below `clip`. One rounding of one model adds half of this, and so does each model of a pair. Raises InputError as
+    `in_half_precision` does.
     """
     in_half_precision(log_likelihood)
     _, exponent = np.frexp(log_likelihood)  # one above floor(log2 |x|)

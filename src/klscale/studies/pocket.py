@@ -27,10 +27,11 @@ from klscale.progress import SILENT, Progress
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that the weights depend on, beside the text. A changed recipe makes other models: they are trained anew.
+    """Everything that the weights depend on, except the text. A changed recipe makes other models: they are trained
+    anew.
 
-    The middle size is trained with every seed, once as another architecture, and fine-tuned; the other sizes with the
-    first seed.
+    The middle size is trained with every seed, once as another architecture, and fine-tuned. The other sizes are
+    trained with the first seed.
     """
 
     sizes: tuple[tuple[str, int], ...] = (("40k", 32), ("130k", 64), ("460k", 128))
@@ -39,28 +40,29 @@ class Recipe:
     seeds: tuple[int, ...] = (1, 2, 3)
     steps: int = 800
     interval: int = 40
-    """Steps between checkpoints, once the powers of two have reached it."""
+    """Steps between regular checkpoints."""
     followed: int = 3
-    """How many runs, the first ones, keep all regular checkpoints; the very first keeps the powers of two as well."""
+    """The first so many runs keep all regular checkpoints; the very first also keeps steps that are powers of two."""
     last: int = 3
-    """How many checkpoints, the last ones, are kept of the other runs."""
+    """The other runs keep their last so many checkpoints."""
     quantized: int = 6
-    """How many runs, the first ones, have their last checkpoint scored in `QUANTIZED` too."""
+    """The first so many runs have their last checkpoint scored in `QUANTIZED` too."""
     warmup: int = 40
     """Steps until the learning rate is at its peak; a cosine to a tenth of the peak follows."""
     finetune_steps: int = 80
     batch: int = 4
-    """Sequences a step: in a given time, many small steps teach most."""
+    """Sequences a step: many small steps teach most in a given time."""
     window: int = 256
-    """Length of a sequence in bytes, and the longest text that the models take."""
+    """Length of a sequence in bytes, and of the longest text that the models can read."""
     learning_rate: float = 0.05
     """Peak learning rate times the square root of the width."""
     finetune_rate: float = 0.02
-    """Peak learning rate of fine-tuning, as a share of that of pretraining; more leads far from the parent."""
+    """Peak learning rate of fine-tuning, as a fraction of that of pretraining. A larger one leads far from the
+    parent."""
 
     def runs(self) -> list[Run]:
-        """The first run keeps all checkpoints (0, 1, 2, 4, ..., then regular), those of its other seeds the regular
-        ones, the others their last ones; the last run is fine-tuned from the first."""
+        """The runs. The first keeps all checkpoints (0, 1, 2, 4, ..., then regular), its other seeds the regular ones,
+        and the others their last ones. The last run is fine-tuned from the first."""
         powers = (2**n for n in range(self.interval.bit_length()) if 2**n < self.interval)
         regular = [*range(0, self.steps, self.interval), self.steps]
         steps = sorted({*powers, *regular})
@@ -86,9 +88,11 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Run:
-    """One training run, saved at the steps `checkpoints`. `parent` (RUN/checkpoint-STEP) is the model that it
-    fine-tunes on documentation; without one it starts from random weights and reads source code. `architecture` is
-    `gpt_neox` or, of about the same size, `llama`."""
+    """One training run, saved at the steps `checkpoints`.
+
+    `parent` (RUN/checkpoint-STEP) is the model that it fine-tunes on documentation. Without a parent it starts from
+    random weights and reads source code. `architecture` is `gpt_neox` or, of about the same size, `llama`.
+    """
 
     name: str
     width: int
@@ -112,12 +116,12 @@ class Run:
 
     @property
     def inner_width(self) -> int:
-        """Of the layers' inner part; a Llama model has three matrices there instead of two."""
+        """Width of the inner part of a layer; a Llama model has three matrices there instead of two."""
         return 4 * self.width if self.architecture == "gpt_neox" else 5 * self.width // 2
 
     @property
     def parameters(self) -> int:
-        """Of a model for bytes, whose output embedding is its own."""
+        """Number of parameters of a model for bytes with an output embedding of its own."""
         if self.architecture == "gpt_neox":
             return (2 * 256 + 2) * self.width + self.layers * (12 * self.width + 13) * self.width
         block = 4 * self.width + 3 * self.inner_width + 2
@@ -125,28 +129,29 @@ class Run:
 
     @property
     def step_cost(self) -> int:
-        """Time of a step in arbitrary units; part of it does not depend on the width (measured)."""
+        """Time of a step in arbitrary units. Part of it does not depend on the width (measured)."""
         return self.parameters + 170_000
 
 
 QUANTIZED = ("int8", "nf4", "fp4")
-"""Kinds of quantization, for which nothing is trained."""
+"""Kinds of quantization; none needs training."""
 FULL = Recipe()
 QUICK = Recipe(steps=60, interval=12, followed=1, last=1, quantized=1, warmup=12, finetune_steps=30)
 
 
 def train_pocket_suite(directory: Path, *, quick: bool = False, progress: Progress = SILENT) -> Path:
-    """Train in `directory` the models that are not there yet; returns the path of its `suite.yaml`.
+    """Path of `suite.yaml` in `directory`, after training the models that are missing there.
 
-    Takes about 80 s on two free cores, `quick` about 12 s for models that have learned less. A run's directory appears
-    when the run is complete, `suite.yaml` when all are: after an interruption, the runs that are there are kept.
-    Equal seeds give equal weights on one machine. Raises InputError for a directory that cannot be written.
+    Training takes about 80 s on two free cores; with `quick`, about 12 s for models that have learned less. A run's
+    directory appears when the run is complete, `suite.yaml` when all are. After an interruption, complete runs are
+    kept. Equal seeds give equal weights on one machine. Raises InputError for a directory that cannot be written.
     """
     return train_suite(directory, QUICK if quick else FULL, progress)
 
 
 def train_suite(directory: Path, recipe: Recipe, progress: Progress = SILENT) -> Path:
-    """`train_pocket_suite` by any recipe. Runs of another recipe or Python version in `directory` are replaced."""
+    """Path of `suite.yaml`: `train_pocket_suite` with any recipe. Runs in `directory` of another recipe or Python
+    version are replaced."""
     suite, text = directory / "suite.yaml", _suite_text(recipe)
     missing = [run for run in recipe.runs() if not _holds(directory / run.name / "recipe.json", _identity(recipe, run))]
     if not missing and _holds(suite, text):
@@ -191,7 +196,7 @@ def _suite_text(recipe: Recipe) -> str:
 
 
 def _identity(recipe: Recipe, run: Run) -> str:
-    """What makes a run's weights what they are; kept in its directory as `recipe.json`."""
+    """All that determines a run's weights, as JSON; kept in its directory as `recipe.json`."""
     return json.dumps({"run": run.name, "python": platform.python_version(), **asdict(recipe)}, indent=2)
 
 
@@ -205,8 +210,8 @@ def _holds(path: Path, text: str) -> bool:
 def _train_all(directory: Path, recipe: Recipe, runs: list[Run], progress: Progress) -> None:
     """Train `runs` side by side, each on one core.
 
-    Models this small gain little from a second core, and wait ten times as long where another process holds it. One
-    thread for each run also keeps the weights independent of the number of cores.
+    Models this small gain little from a second core, and become ten times slower where another process uses it. With
+    one thread for each run, the weights also do not depend on the number of cores.
     """
     progress.begin("training the pocket models", 100.0, "%")
     import torch
@@ -222,7 +227,7 @@ def _train_all(directory: Path, recipe: Recipe, runs: list[Run], progress: Progr
 
     def work(run: Run) -> None:
         if run.parent and (parent := futures.get(run.parent.split("/")[0])):
-            parent.result()  # it was started earlier, so that waiting for it ends
+            parent.result()  # it was started earlier, so the wait ends
         for _ in _train(directory, recipe, run, models.get(run.name), texts[run.domain]):
             events.put(run.step_cost)
             if stop.is_set():
@@ -233,7 +238,7 @@ def _train_all(directory: Path, recipe: Recipe, runs: list[Run], progress: Progr
     try:
         with quiet_transformers(), workers:
             try:
-                # The longest first, so that no core ends alone with a long one; children after their parents.
+                # The longest first, so that no core is left with a long one at the end; children after parents.
                 for run in sorted(runs, key=lambda run: (run.parent is not None, -run.steps * run.step_cost)):
                     futures[run.name] = workers.submit(work, run)
                     futures[run.name].add_done_callback(events.put)
@@ -248,11 +253,12 @@ def _train_all(directory: Path, recipe: Recipe, runs: list[Run], progress: Progr
             finally:
                 stop.set()
     finally:
-        torch.set_num_threads(threads)  # part of what the workers set holds for the whole process
+        torch.set_num_threads(threads)  # part of the workers' setting holds for the whole process
 
 
 def _train(directory: Path, recipe: Recipe, run: Run, model: Any, text: Any) -> Iterator[None]:
-    """Train on random windows of `text` (n_bytes,), yielding after each step; at the end its directory appears."""
+    """Train on random windows of `text` (n_bytes,), and yield after each step. At the end the run's directory
+    appears."""
     import torch
     from torch.nn.functional import cross_entropy
     from transformers import AutoModelForCausalLM
@@ -297,7 +303,7 @@ def _train(directory: Path, recipe: Recipe, run: Run, model: Any, text: Any) -> 
 
 
 def _training_texts(window: int) -> dict[str, Any]:
-    """For each domain, the pocket documents that are not held out, end to end: a tensor (n_bytes,) of token ids."""
+    """Domain -> tensor (n_bytes,) of token ids: the pocket documents that are not held out, end to end."""
     import torch
 
     texts = {"source": bytearray(), "documentation": bytearray()}
@@ -314,7 +320,7 @@ def _training_texts(window: int) -> dict[str, Any]:
 
 
 def _random_model(run: Run, window: int) -> Any:
-    """A model drawn with the run's seed; torch's global random state is left as it was."""
+    """A model with random weights from the run's seed; torch's global random state does not change."""
     import torch
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -325,7 +331,7 @@ def _random_model(run: Run, window: int) -> Any:
         "num_attention_heads": min(4, run.width // 16),
         "intermediate_size": run.inner_width,
         "max_position_embeddings": window,
-        "initializer_range": run.width**-0.5,  # from the usual 0.02, narrow models learn slowly
+        "initializer_range": run.width**-0.5,  # with the usual 0.02, narrow models learn slowly
         "bos_token_id": None,
         "eos_token_id": None,
         "attn_implementation": "sdpa",

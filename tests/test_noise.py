@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import struct
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from klscale.errors import InputError, KlscaleError
 from klscale.inputs.texts import TextSet
@@ -23,7 +25,7 @@ from klscale.show.terminal import out
 from klscale.sources.mock import MockRepeatRuns
 from klscale.sources.transformers import engine as engine_module
 from klscale.sources.transformers import load as loading
-from klscale.sources.transformers.engine import Engine, Segment
+from klscale.sources.transformers.engine import BATCH_COST, Engine, Segment, cuts
 from klscale.store.store import Store
 from klscale.studies import scales
 from klscale.studies.noise import half_precision_floor, in_half_precision, noise_study
@@ -229,23 +231,35 @@ def test_a_model_that_reads_one_text_at_a_time_has_no_noise(make_model, texts, s
 
 
 @pytest.mark.parametrize("shuffled", [False, True])
-def test_a_batch_keeps_its_budget_in_any_order(shuffled):
-    """By trying every number of rows; texts longer than where embeddings stretch are among their equals alone."""
+def test_batches_take_the_least_in_sum_and_keep_their_budget_in_any_order(shuffled):
+    """By trying every way to cut; texts longer than where embeddings stretch are among their equals alone."""
     generator = np.random.default_rng(0)
-    for _ in range(200):
-        lengths = generator.integers(5, 15, size=12) if generator.random() < 0.5 else generator.integers(5, 60, size=12)
+    for _ in range(60):
+        lengths = generator.integers(5, 15, size=9) if generator.random() < 0.5 else generator.integers(5, 60, size=9)
         lengths = lengths if shuffled else np.sort(lengths)[::-1]
         budget, beyond = int(generator.integers(10, 300)), generator.choice([None, 10, 40])
-        engine = SimpleNamespace(
-            own_logits=False, alone=False, batch_tokens=budget, stretches_beyond=beyond, _width=lambda longest: longest
-        )
-        allowed = [
-            n for n in range(2, 13)
-            if n * max(lengths[:n]) <= budget
-            and (beyond is None or max(lengths[:n]) <= beyond or len({*lengths[:n]}) == 1)
-        ]  # fmt: skip
+        engine = Engine.__new__(Engine)
+        engine.own_logits = engine.alone = engine.padded = False
+        engine.batch_tokens, engine.stretches_beyond = budget, beyond
+        engine.shuffled, engine.device = shuffled, torch.device("cpu")
+
+        def allowed(part, budget=budget, beyond=beyond):
+            stretched = beyond is not None and max(part) > beyond and len({*part}) > 1
+            return len(part) == 1 or (len(part) * max(part) <= budget and not stretched)
+
+        def cost(inner, lengths=lengths, budget=budget, allowed=allowed):
+            ends = [0, *(n + 1 for n, cut in enumerate(inner) if cut), len(lengths)]
+            parts = [list(lengths[i:j]) for i, j in itertools.pairwise(ends)]
+            if not all(map(allowed, parts)):
+                return math.inf
+            return sum(len(part) * max(part) + (budget if shuffled else BATCH_COST["cpu"]) for part in parts)
+
         queue = [Segment(s, 0, int(length), 1) for s, length in enumerate(lengths)]
-        assert Engine._rows(engine, queue) == max(allowed, default=1)
+        rows = cuts([engine], queue)
+        assert sum(rows) == 9
+        taken = [place + 1 in np.cumsum(rows) for place in range(8)]
+        assert cost(taken) == min(map(cost, itertools.product([False, True], repeat=8)))
+        assert cuts([engine], queue[rows[0] :]) == rows[1:], "what is left after a kill is cut as without one"
 
 
 @pytest.mark.parametrize(
@@ -262,16 +276,18 @@ def test_another_reading_is_wider_where_it_may_be(window, beyond, longest, width
         True,
         False,
     )
-    assert engine._width(longest) == width
+    assert engine.widths(np.array([longest])) == width
     limit = min([n for n in (window, beyond) if n is not None], default=None)
     if limit is None:
         assert engine.longest_padded is None
     else:
         room = engine.longest_padded
-        assert engine._width(room) == room + max(16, room // 8) <= limit < room + 4 + max(16, (room + 4) // 8)
+        assert (
+            engine.widths(np.array([room])) == room + max(16, room // 8) <= limit < room + 4 + max(16, (room + 4) // 8)
+        )
     for name, value in (("padded", False), ("alone", True)):
         setattr(engine, name, value)
-        assert engine._width(longest) == longest
+        assert engine.widths(np.array([longest])) == longest
 
 
 def test_texts_that_fill_the_window_are_cut_and_read_twice(make_model, store, monkeypatch):

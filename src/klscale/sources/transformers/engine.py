@@ -1,8 +1,9 @@
 """The engine: batches of texts through a model, log-likelihoods out. The hot path of the whole package.
 
-Texts are sorted by length and packed into right-padded batches under a token budget. A causal model needs no attention
-mask for padding on the right. The forward pass is stopped where the hidden states enter the output embedding, and
-`head` reads the log-probabilities of the targets off them in tiles: full logits of a batch never exist.
+Texts are sorted by length and cut into the right-padded batches that take the least time under a token budget. A
+causal model needs no attention mask for padding on the right. The forward pass is stopped where the hidden states enter
+the output embedding, and `head` reads the log-probabilities of the targets off them in tiles: full logits of a batch
+never exist.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from klscale.errors import KlscaleError
@@ -38,6 +40,13 @@ LENS_TOLERANCE = 1e-3
 FEWEST_PADDING = 16
 """Columns by which the batches of a repeat run are wider: with fewer, kernels may sum in the same order. On a CPU in
 bfloat16, 1 changed nothing, 4 a thousandth of the noise in variance, 16 to 64 all of it."""
+
+BATCH_COST = {"cpu": 32, "cuda": 512}
+"""What a batch costs beside its tokens, in tokens: the weights are read once for it. That is the ratio of the rate of
+products to that of memory, whatever the model. Measured on a CPU (one thread: 31, 135M parameters in float32)."""
+
+CHECKED = 16
+"""Tokens of one text on which the head is compared with the model's own logits."""
 
 
 @dataclass(frozen=True)
@@ -146,12 +155,31 @@ class Engine:
         limits = [limit for limit in (self.loaded.window, self.stretches_beyond) if limit is not None]
         return min(limits, default=None)
 
-    def _width(self, longest: int) -> int:
-        """Columns of a batch whose longest text has so many tokens."""
+    def widths(self, longest: Integers) -> Integers:
+        """Columns (n,) of batches whose longest texts have so many tokens."""
         if not self.padded or self.alone:
             return longest
-        wide = longest + max(longest // 8, FEWEST_PADDING)
-        return wide if self._widest is None else max(longest, min(wide, self._widest))
+        wide = longest + np.maximum(longest // 8, FEWEST_PADDING)
+        return wide if self._widest is None else np.maximum(longest, np.minimum(wide, self._widest))
+
+    @property
+    def batch_cost(self) -> int:
+        """What a batch costs beside its tokens, in tokens. Texts in random order are put together as they come: the
+        fewer batches, the better."""
+        return self.batch_tokens if self.shuffled else BATCH_COST.get(self.device.type, 512)
+
+    def fits(self, lengths: Integers) -> NDArray[np.bool_]:
+        """Whether the first 1, 2, ... n of texts with these `lengths` (n,) may share a batch; one alone always may.
+        Rotary embeddings that stretch with the input (`dynamic`, `longrope`) would give a text its neighbours' length:
+        beyond their original window, equal lengths only."""
+        longest = np.maximum.accumulate(lengths)
+        found = np.arange(1, len(lengths) + 1) * self.widths(longest) <= self.batch_tokens
+        if self.stretches_beyond is not None:
+            found &= (longest <= self.stretches_beyond) | (longest == np.minimum.accumulate(lengths))
+        if self.alone or self.own_logits:  # these are made for one text at a time
+            found[:] = False
+        found[:1] = True
+        return found
 
     def score(self, tokens: Tokens, texts: Sequence[int] | Integers, *, long_texts: str = "error") -> Iterator[Scores]:
         """Log-likelihoods of these texts, some at a time, longest first unless `shuffled`. Texts longer than the window
@@ -193,20 +221,6 @@ class Engine:
         alone = self.kernel.kind.removesuffix("-kernel")
         return f"A kernel may not know this shape on this machine: +{alone} scores the quantized weights without it."
 
-    def _rows(self, queue: Sequence[Segment]) -> int:
-        """How many of the first segments make a batch. Rotary embeddings that stretch with the input (`dynamic`,
-        `longrope`) would give a text its neighbours' length: beyond their original window, equal lengths only."""
-        if self.alone or self.own_logits:  # these are made for one text at a time
-            return 1
-        longest = 0
-        for rows, part in enumerate(queue):
-            longest = max(longest, part.length)
-            stretched = self.stretches_beyond is not None and longest > self.stretches_beyond
-            alike = part.length == queue[0].length or not stretched
-            if rows and not (alike and (rows + 1) * self._width(longest) <= self.batch_tokens):
-                return rows
-        return len(queue)
-
     def _not_finite(self, values: Floats, text: int) -> KlscaleError:
         layer = int(np.argmin(np.isfinite(values)))
         at = f" at layer {layer}" if layer < len(values) - 1 else ""
@@ -242,7 +256,7 @@ class Engine:
         """Log-likelihood in nats (rows, readouts) of each segment of a batch: at each layer where `layers` are asked
         for, the last being the model itself."""
         self.find_head(tokens, batch[-1])
-        width = self._width(max(part.length for part in batch))
+        width = int(self.widths(np.array([part.length for part in batch])).max())
         packed = Packed.of(tokens, batch, width, self.device)
         if self.layers and self.readout is None:
             if self.head is None:
@@ -328,9 +342,18 @@ class Engine:
         """
         if self.head is not None or self.own_logits:
             return
-        found = tokens.of(part.text)[part.start : part.stop][:64].astype(np.int64)  # their logits are few
+        found = tokens.of(part.text)[part.start : part.stop][:CHECKED].astype(np.int64)  # their logits are few
         ids = torch.from_numpy(np.resize(found, max(len(found), 8))).to(self.device)
         own = self._from_own_logits(ids)
+        heads = self._candidate_heads()
+        if heads:
+            # Behind a neighbour and padding, as in a batch, so that the check covers those too, and what tokens see.
+            padded = torch.nn.functional.pad(ids, (0, 3)).expand(2, -1)
+            hidden = self._hidden_states(padded)[1, : len(ids) - 1]
+            for head in heads:
+                if (head.log_likelihood(hidden, ids[1:]).to(own.device) - own).abs().mean() <= self.tolerance:
+                    self.head = head
+                    return
         changed = ids.clone()
         changed[-1] = (ids[-1] + 1) % 2
         if (self._from_own_logits(changed)[:-1] - own[:-1]).abs().mean() > self.tolerance:
@@ -339,15 +362,6 @@ class Engine:
                 "The probability of a token changes with the tokens after it.",
                 "Only decoder models have log-likelihoods of texts.",
             )
-        heads = self._candidate_heads()
-        if heads:
-            # Behind a neighbour and padding, as in a batch, so that the check covers those too.
-            padded = torch.nn.functional.pad(ids, (0, 3)).expand(2, -1)
-            hidden = self._hidden_states(padded)[1, : len(ids) - 1]
-            for head in heads:
-                if (head.log_likelihood(hidden, ids[1:]).to(own.device) - own).abs().mean() <= self.tolerance:
-                    self.head = head
-                    return
         self.own_logits = True
 
     def _candidate_heads(self) -> list[OutputHead]:
@@ -357,6 +371,31 @@ class Engine:
 
         with align_module_device(self.model.get_output_embeddings()):  # brought in once, and held by the head
             return list(candidate_heads(self.model))
+
+
+def cuts(engines: Sequence[Engine], queue: Sequence[Segment]) -> list[int]:
+    """How many of these segments, in their order, each batch takes, so that all columns and the costs of the batches
+    are the fewest in sum; every batch suits every engine.
+
+    What is best for the first segments of a queue does not change what is best for the rest: after a kill the
+    remaining texts come in the same batches as without.
+    """
+    lengths = np.array([part.length for part in queue], dtype=np.int64)
+    cost_of_batch, budget = max(engine.batch_cost for engine in engines), min(engine.batch_tokens for engine in engines)
+    rest, rows = np.zeros(len(queue) + 1), np.ones(len(queue), dtype=np.int64)
+    for start in reversed(range(len(queue))):
+        ahead = lengths[start : start + max(1, budget // int(lengths[start]))]
+        columns = np.arange(1, len(ahead) + 1) * engines[0].widths(np.maximum.accumulate(ahead))
+        cost = columns + cost_of_batch + rest[start + 1 : start + 1 + len(ahead)]
+        for engine in engines:
+            cost[~engine.fits(ahead)] = np.inf
+        rows[start] = 1 + int(cost.argmin())
+        rest[start] = cost.min()
+    found, start = list[int](), 0
+    while start < len(queue):
+        found.append(int(rows[start]))
+        start += found[-1]
+    return found
 
 
 def in_batches(
@@ -370,8 +409,12 @@ def in_batches(
     queue = sorted(parts, key=lambda part: (-part.length, part.text))
     if engines[0].shuffled:
         queue = [queue[place] for place in np.random.default_rng(0).permutation(len(queue))]
+    plan, made_for = list[int](), None
     while queue:
-        batch = queue[: min(engine._rows(queue) for engine in engines)]
+        state = [(engine.batch_tokens, engine.own_logits) for engine in engines]
+        if state != made_for:
+            plan, made_for = cuts(engines, queue), state
+        batch = queue[: plan[0]]
         found: T | None = None
         try:
             found = read(batch)
@@ -388,7 +431,7 @@ def in_batches(
             for engine in engines:
                 engine._halve(batch)
             continue
-        del queue[: len(batch)]
+        del queue[: len(batch)], plan[0]
         yield batch, found
 
 

@@ -21,6 +21,7 @@ from klscale.sources.transformers.adapters import require_peft, tokenizer_of, wi
 from klscale.sources.transformers.failures import failure
 from klscale.sources.transformers.files import ResolvedModel, file_of
 from klscale.sources.transformers.gguf_files import GgufFile, complete, configure, set_tokenizer
+from klscale.sources.transformers.gguf_once import read_once
 from klscale.sources.transformers.hub import fetch
 from klscale.sources.transformers.placement import device_of, placement_of
 from klscale.sources.transformers.quantization import Quantization
@@ -51,6 +52,7 @@ class LoadedModel:
     its own files. It is deleted with the model."""
 
 
+@read_once()
 def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading.Event | None = None) -> LoadedModel:
     """The model in evaluation mode and in the reference's dtype: on the CPU, or, where it does not fit there or on
     `device`, spread over accelerators, CPU and disk, from where each forward pass brings its layers in.

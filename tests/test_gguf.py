@@ -37,6 +37,18 @@ def test_what_transformers_drops_is_applied(shared, case, file, same):
     torch.testing.assert_close(logits(there, file), logits(there / same), rtol=0, atol=1e-5)
 
 
+def test_a_file_is_opened_once_and_without_a_bar(shared, monkeypatch, capfd):
+    import gguf
+    from gguf.gguf_reader import GGUFReader
+
+    opened, open_it = [], GGUFReader.__init__
+    monkeypatch.setattr(GGUFReader, "__init__", lambda self, path: [opened.append(path), open_it(self, path)][-1])
+    load(resolve(ModelRef(str(shared / "cases" / "gguf-rope-scaling"), file="linear4.gguf")))
+    assert len(opened) == 1
+    assert "dequant" not in capfd.readouterr().err
+    assert gguf.GGUFReader is GGUFReader
+
+
 @pytest.fixture
 def rewritten(shared, tmp_path):
     """The file of the linear case with other keys and more tensors; returns its directory, where it is `model.gguf`."""

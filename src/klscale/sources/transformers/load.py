@@ -52,7 +52,6 @@ class LoadedModel:
     its own files. It is deleted with the model."""
 
 
-@read_once()
 def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading.Event | None = None) -> LoadedModel:
     """The model in evaluation mode and in the reference's dtype: on the CPU, or, where it does not fit there or on
     `device`, spread over accelerators, CPU and disk, from where each forward pass brings its layers in.
@@ -71,7 +70,7 @@ def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading
         options["gguf_file"] = base.ref.file
     what = f"{base.ref} cannot be fetched."
     try:
-        with quiet_transformers():
+        with quiet_transformers(), read_once() if base.ref.file else contextlib.nullcontext():
             if base.hub:
                 fetch(base.ref, base.hub, base.ref.file or "config.json")
             what = f"The configuration of {base.ref} cannot be loaded."
@@ -127,7 +126,8 @@ def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading
         known["parent"] = resolved.hub.parent
     quantized: Quantization | None
     if ref.file:
-        quantized = quantization.gguf(file_of(resolved))
+        assert file is not None
+        quantized = quantization.gguf(file.fields.get("general.file_type"))
     elif ref.quantization in WEIGHTS_ONLY:
         quantized = quantization.quantize_weights(model, ref, device_of(device))
     else:

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -223,12 +222,12 @@ def _kind_of(told: dict[str, Any], method: str) -> str:
     return f"{method}-{told['bits']}bit" if isinstance(told.get("bits"), int) else method
 
 
-def gguf(file: Path) -> Quantization | None:
-    """What a GGUF file says of itself, `gguf-q4_k_m`; None where it holds plain numbers. Its reader dequantizes."""
-    library = _library("gguf", str(file))
-    found = library.GGUFReader(file).get_field("general.file_type")
+def gguf(file_type: int | None) -> Quantization | None:
+    """What a GGUF file says of itself by its `general.file_type`, `gguf-q4_k_m`; None where it holds plain numbers."""
+    from gguf import LlamaFileType
+
     try:
-        name = library.LlamaFileType(found.contents()).name.removeprefix("MOSTLY_").lower() if found else "?"
+        name = "?" if file_type is None else LlamaFileType(file_type).name.removeprefix("MOSTLY_").lower()
     except ValueError:
         name = "?"
     if name in ("all_f32", "f16", "bf16"):

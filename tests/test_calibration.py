@@ -361,7 +361,7 @@ def test_monte_carlo_intervals_cover_the_enumerated_values(pair):
         intervals = from_a.exact.interval, from_a.ratio.interval
         covered += [low <= value <= high for (low, high), value in zip(intervals, expected, strict=True)]
     assert (covered >= 0.87 * runs).all(), covered
-    assert (covered < runs).all(), "intervals that always cover are too wide"
+    assert covered.sum() <= 0.98 * 2 * runs, "intervals that always cover are too wide"
 
 
 def test_standard_errors_of_a_ratio_are_clustered_by_document():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,16 +65,13 @@ def save_json(file: Path, value: Any) -> None:
 
 
 def whole(file: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file under a temporary name with the same ending, then rename it: nobody sees half a file. Raises
+    """Have `write` write a file, whole or not at all; what killed processes have left beside it is cleared. Raises
     StorageError where it cannot be written."""
-    temporary = file.with_name(f".{file.stem}.{uuid.uuid4().hex[:8]}{file.suffix}")
+    from klscale.store.files import clear_abandoned, write_whole
+
+    clear_abandoned(file.parent)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            write(temporary)
-            temporary.replace(file)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(file, write)
     except OSError as error:
         raise StorageError(
             f"{file} could not be written.", f"{error.strerror or error}.", "Another place: --out FILE"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,10 @@ PROSE = 100
 """Characters of a line of sentences."""
 WIDE = 200
 """Characters of a line where the output is no terminal: a file or a pipe does not wrap."""
+
+for _stream in ("stdout", "stderr"):
+    if getattr(sys, _stream) is None:  # closed by who started the program: what is printed is for nobody
+        setattr(sys, _stream, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
 
 out = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else WIDE)
 err = Console(stderr=True, highlight=False, emoji=False, width=None if sys.stderr.isatty() else WIDE)

@@ -18,8 +18,11 @@ import pandas as pd
 import pytest
 
 from conftest import EXAMPLE, PATIENCE_S, ROOT, run_quick_demo, write_texts
+from klscale.inputs.references import ModelRef
 from klscale.store import files
 from klscale.store.store import Store
+from klscale.vectors import spreadsheets
+from klscale.vectors.imports import read_log_likelihoods
 
 # ------------------------------------------------------------------------------------------------------ first minutes
 
@@ -273,6 +276,52 @@ def test_names_are_shown_as_text(run, tmp_path):
     shown = run("kl").output + run("ls").output
     assert "[red]o/m[/red]" in shown or "%5Bred%5Do/m%5B/red%5D" in shown
     assert "onerror" in shown
+
+
+ORDERS = "\x1b[31mred\x1b]0;title\x07\x9b2J\r\u202e"
+"""What a terminal obeys."""
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["ls", "check", "kl", "scale", "map", "compare {a} {b}", "validate", "texts list", "texts info", "rm nothing",
+     "import mine.csv --id nope", "import mine.csv --attributes types.csv", "score --suite suite.yaml", "score {a}"],
+)  # fmt: skip
+def test_nothing_that_is_printed_gives_orders_to_the_terminal(run, tmp_path, monkeypatch, command):
+    """Whoever names models, columns, text sets, types and ids writes letters on the screen, and nothing else."""
+    L = pd.read_csv(EXAMPLE).filter(like="/").iloc[:40, :3]
+    names = [f"{ORDERS}{n}" for n in range(3)]
+    L.columns = names
+    L.assign(bytes=280, id=[f"{ORDERS}{n}" for n in range(40)]).to_csv(tmp_path / "mine.csv", index=False, quoting=1)
+    types = pd.DataFrame({"model": names, "type": [ORDERS] * 3, "family": [ORDERS] * 3})
+    types.to_csv(tmp_path / "types.csv", index=False, quoting=1)
+    (tmp_path / "suite.yaml").write_text(json.dumps({"models": [{"name": f"x{ORDERS}", "nothing": ORDERS}]}))
+    run("import", "mine.csv", "--id", "id", "--name", ORDERS, "--attributes", "types.csv")
+    store = Store("klscale-store")
+    (entry, *_), (texts,) = store.entries(store.text_sets()[0]["id"]), store.text_sets()
+    assert entry.metadata["attributes"]["type"] == ORDERS
+    assert texts["name"] == ORDERS
+    result = run(*command.format(a=str(store.entries(texts["id"])[0].ref), b="nothing").split(), status=None)
+    assert result.output
+    assert set(result.output) & {"\x1b", "\x07", "\x9b", "\r", "\u202e"} == set()
+
+
+@pytest.mark.parametrize("name", ["=1+1", "-x", "@SUM(1)", "'=1", "''-x", "'x", "x=1", "a\rb"])
+def test_cells_that_a_spreadsheet_would_run_are_guarded_and_read_as_they_were(run, tmp_path, name):
+    """In every table that is written; a file that was guarded is imported as what it was."""
+    L = pd.read_csv(EXAMPLE).filter(like="/").iloc[:40, :2]
+    L.columns = [spreadsheets.guarded(name), "plain"]
+    labels = [f"{name}{n}" for n in range(40)]
+    guarded = [*map(spreadsheets.guarded, labels)]
+    L.assign(bytes=280, id=guarded, document=guarded).to_csv(tmp_path / "mine.csv", index=False, quoting=2)
+    vectors = read_log_likelihoods(tmp_path / "mine.csv", id_column="id")
+    assert [ref.name for ref in vectors.models] == [name, "plain"]
+    assert vectors.texts.labels["id"] == vectors.texts.document == tuple(labels)
+    run("import", "mine.csv", "--id", "id")
+    run("kl", "--out", "kl.csv")
+    written = pd.read_csv(tmp_path / "kl.csv")["a"][0]
+    assert not written.startswith(("=", "+", "-", "@"))
+    assert ModelRef.parse(spreadsheets.unguarded(written)).name == name
 
 
 # ------------------------------------------------------------------------------------------------------------ scoring

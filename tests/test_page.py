@@ -530,7 +530,7 @@ def test_odd_names_are_shown_as_they_are_and_go_safely_into_files_and_commands(o
     page = open_page("odd")
     page.evaluate("klscale.showAll()")
     K = page.evaluate("klscale.data.models.length")
-    shown = "\ufffdnext\ufffdeman"
+    shown = "\\nnext\\u202eeman"
     assert page.locator("h1").inner_text().endswith(ODD[0])
     assert page.title().endswith(ODD[0])
     assert page.locator("#models-table", has_text=shown).count() == 1

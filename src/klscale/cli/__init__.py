@@ -5,6 +5,7 @@ Heavy modules are imported inside the commands, so that `klscale --help` answers
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import signal
@@ -95,6 +96,9 @@ for name in TEXTS_COMMANDS:
 
 def main() -> None:
     """Entry point of the `klscale` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # an output of ASCII shows what it can
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     status: Any = 0
     try:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from klscale.errors import InputError, StorageError, nearest
 from klscale.show.terminal import without_nan
@@ -44,9 +45,16 @@ def save_table(file: Path, rows: Sequence[Mapping[str, Any]] | Mapping[str, Any]
     """Rows, or arrays by key, as CSV or Parquet."""
     import pandas as pd
 
+    from klscale.vectors.spreadsheets import guarded
+
     made = pd.DataFrame(rows)
     if file.suffix == ".csv":
-        whole(file, lambda temporary: made.to_csv(temporary, index=False))
+        words = made.select_dtypes(exclude=["number", "bool"]).map(guarded)
+        safe = made.assign(**{str(name): cells for name, cells in words.items()}).rename(columns=guarded)
+        # Python quotes no carriage return by itself, and readers take it for the end of a line.
+        returns = any("\r" in cell for _, cells in words.items() for cell in cells if isinstance(cell, str))
+        quoting: Literal[0, 2] = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
+        whole(file, lambda temporary: safe.to_csv(temporary, index=False, quoting=quoting, errors="backslashreplace"))
     else:
         whole(file, lambda temporary: made.to_parquet(temporary, index=False))
 

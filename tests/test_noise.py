@@ -548,7 +548,7 @@ def test_what_cannot_be_read_is_said_and_the_rest_goes_on(make_model, texts, sto
     assert len(found.readings) == 6
     with out.capture() as captured:
         print_noise([missing, coarse, found], texts)
-    assert "cannot be read so" in captured.get()
+    assert "cannot be run so" in captured.get()
     assert "This machine has none" in captured.get()
     assert noise_record([missing], texts)["models"][0]["error"] == str(missing.error)
 

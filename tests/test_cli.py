@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from conftest import EXAMPLE, PATIENCE_S, ROOT, run_quick_demo, write_texts
+from conftest import EXAMPLE, PATIENCE_S, QUICK_DEMO, ROOT, write_texts
 from klscale.inputs.references import ModelRef
 from klscale.store import files
 from klscale.store.store import Store
@@ -60,9 +61,8 @@ def test_version(run):
 
 
 @pytest.fixture
-def imported(run, tmp_path):
-    run("import", EXAMPLE, "--id", "text_id")
-    return tmp_path / "klscale-store"
+def imported(fourteen, tmp_path):
+    return shutil.copytree(fourteen, tmp_path / "klscale-store")
 
 
 def test_imported_matrix_end_to_end(run, imported):
@@ -599,7 +599,7 @@ def test_texts_are_built_and_inspected(run, tmp_path):
 # --------------------------------------------------------------------------------------------------------------- demo
 
 
-def test_demo_quick(quick_demo):
+def test_demo_quick(quick_demo, run, monkeypatch):
     """The main job without any download; a second run trains and scores nothing."""
     shown = (quick_demo / "stdout.txt").read_text(encoding="utf-8")
     record = json.loads((quick_demo / "scale.json").read_text())
@@ -623,9 +623,9 @@ def test_demo_quick(quick_demo):
     assert all(row["median"] > 0 and row["standard_error"] > 0 for row in rows.values())
     assert rows["later training"]["median"] < rows["seed"]["median"]
     before = {path: path.stat().st_mtime_ns for path in quick_demo.rglob("*.parquet")}
-    again = run_quick_demo(quick_demo.parent)
-    assert again.returncode == 0
-    assert again.stdout == shown
+    monkeypatch.chdir(quick_demo.parent)
+    monkeypatch.setenv("KLSCALE_CACHE", "cache")
+    assert run(*QUICK_DEMO).stdout == shown
     assert {path: path.stat().st_mtime_ns for path in quick_demo.rglob("*.parquet")} == before
 
 

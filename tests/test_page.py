@@ -31,6 +31,9 @@ HINTS = ("willReadFrequently", "GPU stall due to ReadPixels")
 """What Chromium advises the authors of plotly, where it draws in three dimensions."""
 
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("demo")]
+
+
 @pytest.fixture(scope="module")
 def browser():
     executable = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -81,6 +84,11 @@ def odd(contents):
     for key, column in (("value", value), ("standard_error", error)):
         pairs[key] = {"float32": base64.b64encode(column.tobytes()).decode()}
     return data
+
+
+def settle(page):
+    """Until events that are due, such as those of scrolling, have been dealt with."""
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
 @pytest.fixture
@@ -155,7 +163,11 @@ def test_it_opens_and_draws_everything(open_page, name, look):
     options = {"viewport": PHONE, "has_touch": True} if look == "phone" else {"color_scheme": look}
     page = open_page(name, **options)
     page.evaluate("klscale.showAll()")
-    page.wait_for_timeout(300)
+    page.wait_for_function(
+        """[...document.querySelectorAll(".plot")].filter((plot) => plot.checkVisibility())
+            .every((plot) => plot.querySelector(".main-svg, canvas"))"""
+    )
+    settle(page)
     sections = page.evaluate("[...document.querySelectorAll('main section')].map((section) => section.id)")
     assert {*sections} == {*page.evaluate("klscale.data.sections")}
     for plot in page.query_selector_all(".plot"):
@@ -297,7 +309,7 @@ def test_hovering_a_model_shows_what_is_known_of_it(open_page):
     names = page.evaluate("klscale.data.names")
     model = names.index("EleutherAI/pythia-410m")
     place = point(page, "map-plot", model)
-    page.wait_for_timeout(200)  # scrolling takes the card away
+    settle(page)  # scrolling takes the card away
     page.mouse.move(*place)
     card = page.locator("#hovercard")
     card.wait_for()
@@ -320,12 +332,12 @@ def test_search_finds_and_chooses(open_page):
     found = sum("mamba" in name for name in page.evaluate("klscale.data.names"))
     assert str(found) in page.locator("#search-count").inner_text()
     names = page.evaluate("klscale.data.names")
-    page.wait_for_timeout(200)
-    shown = page.evaluate(
-        """document.getElementById("map-plot")._fullData.filter((one) => one.customdata)
-            .flatMap((one) => one.customdata.map((i, n) => [i, one.marker.opacity[n]]))"""
+    page.wait_for_function(
+        """(found) => "" + document.getElementById("map-plot")._fullData.filter((one) => one.customdata)
+            .flatMap((one) => one.customdata.filter((i, n) => one.marker.opacity[n] > 0.5))
+            .sort((a, b) => a - b) === "" + found""",
+        arg=[n for n, name in enumerate(names) if "mamba" in name],
     )
-    assert sorted(i for i, opacity in shown if opacity > 0.5) == [n for n, one in enumerate(names) if "mamba" in one]
     page.keyboard.press("Enter")
     (chosen,) = page.evaluate("klscale.selected()")
     assert "mamba" in names[chosen]
@@ -355,10 +367,13 @@ def rgb(colour):
 def test_three_dimensions_or_a_word_why_not(open_page):
     page = open_page("fourteen")
     page.select_option("#map-dimensions", "3")
-    page.wait_for_timeout(500)
-    kinds = page.evaluate("document.getElementById('map-plot')._fullData.map((one) => one.type)")
-    said = page.locator("#map-message")
-    assert "scatter3d" in kinds or (said.is_visible() and said.inner_text())
+    page.wait_for_function(
+        """() => {
+            const said = document.getElementById("map-message");
+            return document.getElementById("map-plot")._fullData.some((one) => one.type === "scatter3d")
+                || (said.checkVisibility() && said.innerText);
+        }"""
+    )
 
 
 def test_the_slider_moves_through_the_checkpoints(open_page, stores, run):
@@ -521,7 +536,7 @@ def test_a_name_that_is_markup_is_shown_as_text(open_page):
     page.select_option("#map-colour", "family")
     assert page.locator("#map-plot .legend", has_text=HOSTILE).count() == 1
     page.mouse.move(*point(page, "map-plot", model))
-    page.wait_for_timeout(300)
+    page.locator("#hovercard").wait_for()
     assert page.evaluate("document.querySelectorAll('img').length") == 0
     assert page.evaluate("[...document.querySelectorAll('main i, main b')].length") == 0
 

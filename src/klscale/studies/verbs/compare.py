@@ -1,4 +1,4 @@
-"""KL between some models, which of them is better, and what a KL amounts to."""
+"""KL between some models, which of them predicts the texts better, and the place of each KL on the scale."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from klscale.vectors.vectors import Vectors
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """KL in bits per byte of each pair of models, by their names; `vectors` are those of the models that could be
-    scored, for bits per byte of each, paired differences, and all else.
+    """KL in bits per byte of each pair of models: `pairs`, (name, name) -> KL.
 
-    `measured` is the scale of the store on these texts, which a KL is held against. `outcomes` tell what became of each
-    model. `sequential` is there where a precision was asked for: intervals then are those that allow for stopping.
+    `vectors` are those of the models that could be scored, for bits per byte, paired differences and everything else.
+    `measured` is the scale of the store on these texts. `outcomes` has the status of each model. `sequential` is not
+    None where a precision was given: its intervals from some of the texts are confidence sequences.
     """
 
     vectors: Vectors
@@ -37,7 +37,7 @@ class Comparison:
     sequential: SequentialComparison | None = None
 
     def placed(self, a: str, b: str) -> str | None:
-        """What the KL of a pair amounts to, in words; None where no scale is known for these texts."""
+        """The place of a pair's KL on the scale, in words; None where no scale is known for these texts."""
         return scales.place(self.pairs[a, b].value, self.vectors.texts, self.measured, pair=(a, b))
 
     def __str__(self) -> str:
@@ -57,19 +57,19 @@ def compare(
     precision: float | None = None,
     options: Options = Options(),
 ) -> Comparison:
-    """KL in bits per byte between models with standard errors, and bits per byte of each with paired differences. What
-    the store lacks is scored.
+    """KL in bits per byte between models with standard errors, and bits per byte of each with paired differences.
+    Models that the store lacks are scored.
 
-    All pairs; with a `reference`, those of each model with it. `precision`: score only as many random texts as give
-    each KL a standard error of this part of its value (0.1: 10 %).
+    All pairs are compared; with a `reference`, only the pairs with it. `precision`: score random texts only until the
+    standard error of each KL is at most this fraction of it (0.1: 10 %).
 
     A model that fails has its error in `outcomes`. Raises ScoringError where fewer than two could be scored, or the
-    reference could not; InputError for fewer than two models, a precision that is not from 1e-6 to below 1, and texts
-    or options that cannot be used.
+    reference could not. Raises InputError for fewer than two models, a precision that is not from 1e-6 to below 1, and
+    texts or options that cannot be used.
 
         compared = klscale.compare(["gpt2", "gpt2+int8", "gpt2+nf4"], reference="gpt2")
         print(compared.pairs["gpt2", "gpt2+nf4"])  # value ± standard error, bits/byte
-        print(compared.vectors.bits_per_byte("gpt2+nf4", "gpt2"))  # by how much it is worse
+        print(compared.vectors.bits_per_byte("gpt2+nf4", "gpt2"))  # difference to gpt2: above 0 is worse
     """
     refs = distinct([*((reference,) if reference is not None else ()), *models])
     if len(refs) < 2:

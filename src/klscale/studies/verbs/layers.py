@@ -1,4 +1,4 @@
-"""KL across the layers of some models."""
+"""KL between the layers of some models."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from klscale.vectors.vectors import Vectors
 @dataclass(frozen=True, eq=False)
 class Layers:
     """The layers of each model, in order: `layers["gpt2"][0]` is the embedding. `vectors` are those of the models
-    and of all their layers; `outcomes` tell what became of each model."""
+    and of all their layers; `outcomes` has the status of each model."""
 
     vectors: Vectors
     layers: Mapping[str, Sequence[Layer]]
@@ -38,8 +38,8 @@ def layers(
     *,
     options: Options = Options(),
 ) -> Layers:
-    """KL in bits per byte, with standard errors, from each layer of a model to the next and to the output, each read
-    through the logit lens; and bits per byte of each layer by itself. What the store lacks is scored.
+    """KL in bits per byte, with standard errors, from each layer of a model to the next and to the output, and bits per
+    byte of each layer. Layers are read through the logit lens. Models that the store lacks are scored.
 
     A model that fails has its error in `outcomes`. Raises ScoringError where none could be scored, and InputError for
     texts or options that cannot be used.

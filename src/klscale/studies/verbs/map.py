@@ -21,8 +21,8 @@ from klscale.vectors.vectors import Vectors
 @dataclass(frozen=True, eq=False)
 class StoreMap:
     """The models of a store as points: `map.pca` (K, 3) in root bits per byte and `map.tsne` (K, 2) without a unit, in
-    the order of `map.models`. `vectors` are those of the models, and may be more; `outcomes` tell what became of the
-    models that were added."""
+    the order of `map.models`. `vectors` are those of the models, and may be more. `outcomes` has the status of each
+    added model."""
 
     store: Store
     vectors: Vectors
@@ -43,21 +43,21 @@ def map_models(
     anew: bool = False,
     options: Options = Options(),
 ) -> StoreMap:
-    """All models of a store as points whose squared distances are KL in bits per byte, as near as few axes hold them:
-    principal components, and t-SNE. The store keeps the map, and gives it again.
+    """All models of a store as points: principal components, whose squared distances approximate KL in bits per byte,
+    and t-SNE. The store keeps the map, and the next call returns it.
 
-    `add`: score these models and place them on the kept map, where no other moves. `anew`: make the map of all models
-    anew, whatever is kept.
+    `add`: score these models and place them on the kept map; no other model moves. `anew`: make the map of all models
+    anew, and replace the kept one.
 
-    Raises InputError for a store with fewer than two models on the texts, or with no map to add to; ScoringError where
-    none of `add` could be scored.
+    Raises InputError for a store with fewer than two models on the texts, or without a map to add to. Raises
+    ScoringError where none of `add` could be scored.
 
         found = klscale.map(store="klscale-store")
         print(found.map.models, found.map.pca)
     """
     if add and anew:
         raise InputError(
-            "--add and --anew exclude each other.", "One keeps every model where it is, the other does not."
+            "--add and --anew exclude each other.", "--add keeps the place of every model, --anew does not."
         )
     options = options.at(texts, store)
     place, outcomes = options.opened(), tuple[Outcome, ...]()

@@ -1,4 +1,4 @@
-"""The options that the verbs share. What is said of each here is its help on the command line."""
+"""The options that the verbs share. The help of each here is its help on the command line."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ STORE = "./klscale-store"
 
 @dataclass(frozen=True)
 class Options:
-    """Where models are kept, and how they are scored: one object for all verbs.
+    """The store, the texts and the way of scoring: one object for all verbs.
 
-    Arguments `texts` and `store` of a verb go before those given here. `texts` is a text set, or a name, id
-    or file that stands for one; `store` a store or its location, by default KLSCALE_STORE or `./klscale-store`.
-    The store keeps its clip of a text set that it knows.
+    Arguments `texts` and `store` of a verb override those given here. `texts` is a text set, or the name, id or file of
+    one. `store` is a store or its location, by default KLSCALE_STORE or `./klscale-store`. Of a text set that the store
+    knows, the store's clip is used.
 
         options = klscale.Options(store="klscale-store", device="cuda", long_texts="window")
         klscale.compare(["gpt2", "gpt2+nf4"], options=options)
@@ -46,11 +46,11 @@ class Options:
     keep_downloads: bool = field(
         default=True,
         metadata={
-            "help": "Keep what is fetched from the hub. Else it is dropped once scored; what was cached before stays."
+            "help": "Keep files fetched from the hub. Else they are dropped once scored; files cached before stay."
         },
     )
     progress: Progress = field(
-        default=SILENT, metadata={"help": "Shows how far work is, and what deserves a note. Default: silent."}
+        default=SILENT, metadata={"help": "Shows the progress of work, and notes. Default: silent."}
     )
 
     def at(self, texts: TextSet | str | None, store: Store | str | os.PathLike[str] | None) -> Self:
@@ -65,24 +65,24 @@ class Options:
         return where if isinstance(where, Store) else Store(where)
 
     def chosen(self, store: Store) -> TextSet:
-        """The text set, as this store has it where it knows it: with its clip. Raises InputError where there is none,
-        or where several could be meant."""
+        """The text set; if the store knows it, with the store's clip. Raises InputError where there is none, or where
+        several could be meant."""
         if self.texts is None or isinstance(self.texts, str):
             return store.resolve_texts(self.texts, progress=self.progress)
         known = self.texts.id in {head["id"] for head in store.text_sets()}
         return store.keep_texts(self.texts) if known else self.texts
 
     def stored(self, store: Store, remedy: str = "klscale score REF...  or  klscale import FILE") -> TextSet:
-        """The text set, of a store that is not empty. Raises InputError for one that is, where no text set is named."""
+        """The text set of a store. Raises InputError for an empty store, where no text set is named."""
         if self.texts is None and store.is_empty:
             raise InputError(f"{store.location} is empty.", remedy=remedy)
         return self.chosen(store)
 
     def scoring(self, *names: str) -> dict[str, Any]:
-        """Those of these names (default: all that scoring takes), as keywords."""
+        """The options with these names (default: all options of scoring), as keywords."""
         taken = names or ("device", "batch_tokens", "long_texts", "rescore", "keep_downloads", "progress")
         return {name: getattr(self, name) for name in taken}
 
 
 HELP = {entry.name: str(entry.metadata["help"]) for entry in fields(Options)}
-"""What each option does, in a line."""
+"""Name -> help of each option, in a line."""

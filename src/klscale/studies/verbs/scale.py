@@ -19,8 +19,11 @@ from klscale.vectors.vectors import Vectors
 
 @dataclass(frozen=True, eq=False)
 class Scale:
-    """The `settings` that some models instance, each a median of KL in bits per byte with its standard error, and their
-    noise floor where it is known. `vectors` are those of the models, at each layer where they were scored so."""
+    """The scale of some models: `settings`, each with a median KL in bits per byte and its standard error.
+
+    `noise_floor` is the models' run-to-run noise, where it is known. `vectors` are those of the models, and of each
+    layer where they were scored at their layers.
+    """
 
     vectors: Vectors
     settings: tuple[Setting, ...]
@@ -28,7 +31,7 @@ class Scale:
 
     @classmethod
     def of(cls, vectors: Vectors) -> Scale:
-        """The scale that these models make."""
+        """The scale of these models."""
         return cls(vectors, tuple(scales.measure(vectors)), scales.noise_floor(vectors))
 
     def __str__(self) -> str:
@@ -46,7 +49,7 @@ def scale(
     options: Options = Options(),
 ) -> Scale:
     """KL in bits per byte of each setting (checkpoint, seed, size, quantization, ...) among the models of a store, with
-    standard errors; the smallest first. Published values are beside it in `klscale.published()`.
+    standard errors; the smallest first. `klscale.published()` has published values to compare with.
 
     Nothing is scored. Raises InputError for a store with fewer than two models on the texts.
 
@@ -57,11 +60,11 @@ def scale(
 
 
 def scale_beside(store: Store, texts: TextSet, progress: Progress) -> tuple[Setting, ...]:
-    """What a KL is held against: the settings that the store measures on these texts, medians only. Empty where it has
-    none, or where its vectors cannot be compared, which is noted."""
+    """The settings that the store measures on these texts, medians only, in bits per byte. Empty where it has none.
+    Empty, with a note, where its vectors cannot be compared."""
     try:
         vectors, _ = store.vectors(texts).of_one_convention()
-    except KlscaleError as error:  # of a model that was not asked for
+    except KlscaleError as error:  # of a model that nobody asked for
         progress.note(f"No scale is shown: {printable(error.what)}")
         return ()
     return tuple(scales.measure(vectors, resamples=0))

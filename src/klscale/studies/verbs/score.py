@@ -1,4 +1,4 @@
-"""Score what a store lacks of some models, and find what it holds."""
+"""Score some models where a store lacks their vectors, and find the vectors that it holds."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from klscale.sweep.jobs import Outcome
 from klscale.vectors.vectors import Vectors
 
 SHOWN = 3
-"""Names in a sentence, of more that it is about."""
+"""Largest number of names in a sentence."""
 
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """What became of some models on one text set: an outcome for each, in order.
+    """The outcome of scoring for each of some models on one text set, in order.
 
-    An outcome is `scored`, `present` (the store had it), `missing` (a dry run) or `failed`, with its error. Printed, it
-    is a line for each model.
+    The status of an outcome is `scored`, `present` (the store had it), `missing` (a dry run) or `failed`, with an
+    error. `str` has a line for each model.
     """
 
     store: Store
@@ -33,12 +33,12 @@ class Scored:
 
     @property
     def failed(self) -> tuple[Outcome, ...]:
-        """Those that could not be scored."""
+        """The outcomes of models that could not be scored."""
         return tuple(outcome for outcome in self.outcomes if outcome.error is not None)
 
     def vectors(self, *, layers: bool = False) -> Vectors:
-        """Log-likelihood vectors (K, N) in nats of the models that did not fail, by the names that they were asked for
-        by; with `layers`, each that was scored at its layers is followed by them."""
+        """Log-likelihood vectors (K, N) in nats of the models that did not fail, by the given names. With `layers`, the
+        layers of a model follow it, where it was scored at them."""
         found = [(outcome.entry, outcome.ref) for outcome in self.outcomes if outcome.entry is not None]
         return self.store.vectors(self.texts, [entry for entry, _ in found], [ref for _, ref in found], layers=layers)
 
@@ -47,7 +47,7 @@ class Scored:
 
 
 def outcome_line(outcome: Outcome) -> str:
-    """What became of a model, in a line."""
+    """The outcome of a model, in a line."""
     if outcome.error is not None:
         return f"{outcome.ref}: failed: {outcome.error.what}"
     return f"{outcome.ref}: {outcome.status}" + (f", {outcome.seconds:.1f} s" if outcome.status == "scored" else "")
@@ -67,16 +67,16 @@ def score(
     dry_run: bool = False,
     options: Options = Options(),
 ) -> Scored:
-    """What became of each model: those whose vector the store lacks are scored on the texts, and their log-likelihoods
-    (nats) are kept.
+    """The outcome of each model. Models whose vector the store lacks are scored on the texts, and the store keeps their
+    log-likelihoods (nats).
 
-    `models`: references (`NAME[@REVISION][+QUANT][%DTYPE]`), or models with attributes as `read_suite` gives them; a
-    directory of `checkpoint-*`, or `NAME@step*`, stands for every checkpoint of a run. `layers`: at every layer too,
-    through the logit lens, in the same pass. `dry_run`: nothing is scored; an outcome tells what would be, and how
-    many bytes would be fetched.
+    `models`: references (`NAME[@REVISION][+QUANT][%DTYPE]`), or models with attributes from `read_suite`. A directory
+    of `checkpoint-*`, or `NAME@step*`, names every checkpoint of a run. `layers`: score every layer too, through the
+    logit lens, in the same pass. `dry_run`: score nothing; the outcomes have what would be scored, and the bytes that
+    would be fetched.
 
-    A model that fails has its error in its outcome; the others are scored. What an interrupted call had finished is
-    kept, within a model too. Raises InputError for texts or options that cannot be used, and StorageError where the
+    A model that fails has its error in its outcome; the others are scored. An interrupted call keeps its finished
+    texts, also within a model. Raises InputError for texts or options that cannot be used, and StorageError where the
     store cannot be written.
 
         scored = klscale.score(["./runs/a/checkpoint-500", "gpt2+nf4"], "my-texts.jsonl", "klscale-store")
@@ -92,7 +92,7 @@ def score(
 def scored_vectors(
     models: Sequence[str | ModelRef], options: Options, *, layers: bool = False
 ) -> tuple[Vectors, tuple[Outcome, ...]]:
-    """The vectors of these models, scored where the store lacks them, and what became of each. Raises ScoringError
+    """The vectors of these models, scored where the store lacks them, and the outcome of each. Raises ScoringError
     where none could be scored, and InputError where none is given."""
     if not models:
         raise InputError("No model is given.", remedy="klscale score REF...")
@@ -103,8 +103,8 @@ def scored_vectors(
 
 
 def stored_vectors(store: Store, options: Options, *, layers: bool = False) -> Vectors:
-    """All vectors of a text set in the store, of the convention that most have; what is left out is noted. Raises
-    InputError where there are fewer than two."""
+    """All vectors of a text set in the store with the most frequent convention; vectors that are left out are noted.
+    Raises InputError where there are fewer than two."""
     note = options.progress.note
     vectors, left_out = store.vectors(options.stored(store), layers=layers).of_one_convention()
     if left_out:
@@ -119,8 +119,8 @@ def stored_vectors(store: Store, options: Options, *, layers: bool = False) -> V
     if some := int((vectors.n_scored < len(vectors.texts)).sum()):
         fewest = f"one {vectors.n_scored.min():,} of {len(vectors.texts):,}"
         note(
-            f"Not all texts were scored with {some:,} of {len(vectors):,} vectors, with {fewest}: a pair uses those of "
-            "both, a map those of all. `klscale score REF` adds what is missing."
+            f"Not all texts were scored with {some:,} of {len(vectors):,} vectors, with {fewest}. A pair uses the "
+            "common texts of both models, a map those of all. `klscale score REF` adds the missing texts."
         )
     return vectors
 

@@ -1,4 +1,4 @@
-"""How training runs move."""
+"""The trajectories of training runs."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from klscale.sweep.runs import checkpoints, is_run
 
 @dataclass(frozen=True, eq=False)
 class Trajectories:
-    """The motion of each of `runs`, and of those that differ in their seed alone together (`seeds`).
+    """The trajectory of each of `runs`, and mean exponents of runs that differ only in their seed (`seeds`).
 
-    `directions` are the directional exponents, where they were asked for. `threshold_source` says where the threshold
-    of stabilisation is from, in words; empty where there is none. `outcomes` tell what became of each checkpoint.
+    `directions` are the directional exponents, if `directional` was given. `threshold_source` names the source of the
+    threshold of stabilisation; it is empty where there is none. `outcomes` has the status of each checkpoint.
     """
 
     texts: TextSet
@@ -65,15 +65,15 @@ def trajectory(
     lags: int | None = None,
     options: Options = Options(),
 ) -> Trajectories:
-    """How training runs move: KL in bits per byte along training, weight distances, the exponents c_q and c_w of both
-    with standard errors, and the step of stabilisation. Checkpoints that the store lacks are scored.
+    """The trajectories of training runs: KL in bits per byte along training, weight distances, the exponents c_q and
+    c_w of both with standard errors, and the step of stabilisation. Checkpoints that the store lacks are scored.
 
-    `runs`: directories of checkpoints, `NAME@step*` of the hub, or runs of the store; by default all of these.
-    `threshold`: a run is settled within so many bits per byte of its last checkpoint, by default the median KL between
-    seeds. `warmup`: the step where warm-up ends, instead of what is known of the run. `directional`: the directional
-    exponent too, at this checkpoint of each run that has it. `subtract_noise`: the noise floor is taken off the squared
-    distances that exponents come from. `lags`: over how many later checkpoints an exponent is fitted, 5 at least; by
-    default 10 as published, or all later ones of a run that has fewer.
+    `runs`: directories of checkpoints, `NAME@step*` of the hub, or runs of the store; by default all runs of the store.
+    `threshold`: a run has settled within so many bits per byte of its last checkpoint; by default the median KL between
+    seeds. `warmup`: the step where warm-up ends, instead of the known one. `directional`: compute the directional
+    exponent too, at this step of each run that has it. `subtract_noise`: subtract run-to-run noise from the squared
+    distances behind exponents. `lags`: number of later checkpoints for each fit of an exponent, at least 5; by default
+    10 as published, or all later checkpoints of a run that has fewer.
 
     A checkpoint that fails has its error in `outcomes`. Raises InputError where there is no run, and ScoringError where
     there is none because checkpoints could not be scored.
@@ -102,7 +102,7 @@ def trajectory(
             raise ScoringError(outcomes)
         raise InputError(
             f"There is no run among {len(entries)} models on {chosen.name}.",
-            "A run is two checkpoints or more, not quantized, whose names or revisions tell different steps.",
+            "A run is two checkpoints or more, not quantized, with different steps in their names or revisions.",
             "Give a directory of checkpoint-*, or 'NAME@step*'.",
         )
     moved = () if directional is None else _directions(found, directional, chosen, options)
@@ -111,7 +111,7 @@ def trajectory(
 
 
 def _entries_of(store: Store, texts: TextSet, runs: Sequence[ModelRef]) -> list[Entry]:
-    """The newest entry of each checkpoint of these runs in the store; of all, where none is named."""
+    """The newest entry of each checkpoint of these runs in the store; of all runs, where none is named."""
     newest = {entry.ref: entry for entry in store.entries(texts.id)}
     if not runs:
         return list(newest.values())
@@ -141,7 +141,7 @@ def _directions(found: Sequence[Trajectory], step: int, texts: TextSet, options:
     for run in runs:
         models, at = run.vectors.models, run.steps.tolist().index(step)
         if models[at].path is None or not models[at].path.is_dir():
-            raise InputError(f"{models[at]} is no directory here.", remedy="--directional takes local checkpoints.")
+            raise InputError(f"{models[at]} is no directory here.", remedy="--directional needs local checkpoints.")
         moved += [
             directional_exponent(models[at], texts, towards=towards, **options.scoring("device", "progress"))
             for towards in (*models[at + 1 : at + 2], None)

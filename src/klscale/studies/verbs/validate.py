@@ -23,17 +23,17 @@ from klscale.sweep.jobs import Outcome
 from klscale.vectors.vectors import Vectors
 
 N_TEXTS = 500
-"""Texts on which exact KL and rounding are measured."""
+"""Number of texts for exact KL and run-to-run noise."""
 
 
 @dataclass(frozen=True, eq=False)
 class Validation:
-    """What one study found on `texts`, a text set or two; the parts of other studies are None or empty.
+    """The result of one study on `texts`, a text set or two; the parts of other studies are None or empty.
 
-    `sensitivity` and `tails` (of a single pair: `PairTails`): one text set. `agreement`: two of them. `exact`: exact KL
-    of each pair beside its estimate. `noise`: KL between repeat readings of each model. `outcomes` tell what became of
-    each model that was scored for it, and `complete` is false where a part failed of what was there. `vectors` are
-    those of the models, but for `agreement` and `noise`.
+    `sensitivity` and `tails` (of a single pair: `PairTails`) are of one text set, `agreement` is of two. `exact` has
+    the exact KL and the estimate of each pair. `noise` has KL between repeat runs of each model. `outcomes` has the
+    status of each model that was scored for the study. `complete` is false where a part of the study failed. `vectors`
+    are those of the models, except for `agreement` and `noise`.
     """
 
     texts: tuple[TextSet, ...]
@@ -73,12 +73,13 @@ def validate(
     n_texts: int = N_TEXTS,
     options: Options = Options(),
 ) -> Validation:
-    """How much each KL depends on the texts, their domains, the clip and the tails; of two models, which texts carry
-    their KL. All models of the store, or these, which are scored where the store lacks them.
+    """How much each KL (bits per byte) depends on the texts, their domains, the clip and the tails; for two models, the
+    texts that make most of their KL. It uses all models of the store, or `models`; those that the store lacks are
+    scored.
 
-    Instead of that, one other study: `exact`, exact next-token KL (bits per byte) of each pair beside the estimate, for
-    models of one tokenizer; `noise`, KL between repeat readings of each model; or, with two text sets in `texts`,
-    whether they agree on the same models. `n_texts` texts, drawn at random, serve `exact` and `noise`.
+    There are three other studies, one at a time. `exact`: exact next-token KL and the estimate of each pair, for models
+    with one tokenizer. `noise`: KL between repeat runs of each model. With two text sets in `texts`: the agreement of
+    both on the same models. `exact` and `noise` use `n_texts` random texts.
 
     Raises InputError for more than one study, more than two text sets, and too few models; ScoringError where too few
     of them could be scored.
@@ -111,7 +112,7 @@ def validate(
 
 
 def _wanted(refs: Sequence[ModelRef], options: Options) -> tuple[Vectors, tuple[Outcome, ...]]:
-    """The vectors of these models, scored where they are missing; of all in the store, where none is named."""
+    """The vectors of these models, scored where they are missing; of all models in the store, where none is named."""
     if not refs:
         return stored_vectors(options.opened(), options), ()
     vectors, outcomes = scored_vectors(refs, options)
@@ -130,7 +131,7 @@ def _two_text_sets(refs: Sequence[ModelRef], one: Options, other: Options) -> Va
 
 def _exact(refs: Sequence[ModelRef], n_texts: int, options: Options) -> Validation:
     if len(refs) < 2:
-        raise InputError("--exact needs two models.", "They are read again.", "klscale validate --exact REF REF...")
+        raise InputError("--exact needs two models.", "Both models run again.", "klscale validate --exact REF REF...")
     vectors, outcomes = _wanted(refs, options)
     there = [str(outcome.entry.ref) for outcome in outcomes if outcome.entry is not None]
     pairs = [*combinations(dict.fromkeys(there), 2)]
@@ -142,7 +143,7 @@ def _exact(refs: Sequence[ModelRef], n_texts: int, options: Options) -> Validati
 
 def _noise(refs: Sequence[ModelRef], n_texts: int, options: Options) -> Validation:
     if not refs:
-        raise InputError("--noise needs a model.", "It is read again.", "klscale validate --noise REF...")
+        raise InputError("--noise needs a model.", "The model runs again.", "klscale validate --noise REF...")
     place = options.opened()
     chosen = options.chosen(place)
     found = noise_study(refs, chosen, place, n_texts=n_texts, **options.scoring("device", "progress"))

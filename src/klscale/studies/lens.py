@@ -27,7 +27,7 @@ class Layer:
 def layers(vectors: Vectors) -> dict[str, list[Layer]]:
     """The layers of each model in order: model -> layers, of `vectors` as `Store.vectors(..., layers=True)` gives them.
 
-    Early layers predict the texts badly: their KL is marked out of range. As for any pair, it is not clipped where the
+    Early layers are far from the texts: their KL is marked out of range. As for any pair, it is not clipped where the
     clip would move more than 5 % of either layer's vector. Raises InputError where no model was scored at its layers.
     """
     found = {str(model): _layers(vectors.subset(thread)) for model, thread in threads(vectors)}

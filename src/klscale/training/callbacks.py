@@ -1,4 +1,4 @@
-"""KL inside training: the live model is scored on a few texts every so often, and the run does not notice.
+"""KL inside training: the live model is scored on a few texts at intervals, and the run does not change.
 
 trainer = Trainer(..., callbacks=[TrajectoryCallback("pile-10k", budget_seconds=10)])
 
@@ -48,12 +48,12 @@ from klscale.vectors.vectors import CONVENTION
 logger = logging.getLogger(__name__)
 
 FEWEST_TEXTS = 64
-"""A budget that is too small for this many texts is exceeded: fewer say too little."""
+"""Fewest texts of a measurement; a smaller budget is exceeded. Standard errors from fewer would be too large."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Sample:
-    """What is scored at every measurement: a `subset` (n,) of N texts."""
+    """The texts of every measurement: a `subset` (n,) of N texts."""
 
     texts: TextSet
     tokens: Tokens
@@ -68,7 +68,7 @@ class _Sample:
         return self.texts.documents_of(self.subset)
 
     def row(self, scores: Scores) -> Floats:
-        """Log-likelihoods (n,), NaN where a text was not scored."""
+        """Log-likelihoods (n,) in nats, NaN where a text was not scored."""
         row = np.full(len(self.texts), np.nan)
         row[scores.text] = scores.log_likelihood
         return row[self.subset]
@@ -78,9 +78,10 @@ class _Sample:
 
 
 class TrainingWatch:
-    """Measures how far a model has moved, while it trains. Call it with the live model after every step.
+    """Measures KL along a run while the model trains. Call it with the live model after every step; it returns the
+    values of `measure`, in bits per byte, or None.
 
-    `texts`: a `TextSet`, or what `load_texts` takes. Of those that fit the model's window a random subset is scored,
+    `texts`: a `TextSet`, or an argument of `load_texts`. A random subset of the texts that fit the model's window is
     fixed at the start: as many as one measurement in `budget_seconds` allows, at least 64. Subsets of different size
     are nested. Give a small `TextSet` and a large budget to have the same texts on every machine.
 
@@ -88,18 +89,18 @@ class TrainingWatch:
     The first call is the start of the run, and always measured.
 
     `reference`: a model to measure the distance to, scored once at the start unless the store has its vector.
-    `store`: where vectors go, under the names `NAME/checkpoint-STEP`, with these `attributes` (`family`, `seed`, ...).
-    A run that goes on after an interruption takes up its subset, its start and its last vectors from there.
+    `store`: it keeps the vectors under the names `NAME/checkpoint-STEP`, with these `attributes` (`family`, `seed`,
+    ...). A run that continues after an interruption reads its subset, its start and its last vectors from there.
 
     `settled` becomes true when the last `patience` measurements all lie within `threshold` bits per byte of the newest
     one and the start does not: a run that has not moved yet, as in its warm-up, has not settled.
 
-    In a data-parallel run every process calls it, and the first one measures. The run goes on as without it, to the
-    bit: weights, gradients, modes, buffers and random states are as they were after each call.
+    In a data-parallel run every process calls it, and the first one measures. The run continues as without it, to the
+    bit: each call restores weights, gradients, modes, buffers and random states.
 
-    Raises InputError and KlscaleError at the start: for arguments that cannot be used, a name that the store has
-    already, a model that is sharded or not a causal language model of transformers. Later failures are logged once,
-    and training goes on.
+    Raises InputError and KlscaleError at the start: for arguments that cannot be used, for a name that the store has
+    already, and for a model that is sharded or not a causal language model of transformers. Later failures are logged
+    once, and training continues.
     """
 
     def __init__(
@@ -135,7 +136,7 @@ class TrainingWatch:
         self._patience, self._threshold = patience, threshold
         self._run = uuid.uuid4().hex[:12]
         self._asked: int | None = None
-        """The last step that was to be measured; None before the start."""
+        """The last step with a measurement, also a failed one; None before the start."""
         self._sample: _Sample | None = None
         self._reference_row: Floats | None = None
         self._start_row: Floats | None = None
@@ -147,7 +148,7 @@ class TrainingWatch:
     # ---------------------------------------------------------------------------------------------------------- when
 
     def __call__(self, model: Any, step: int) -> dict[str, float] | None:
-        """What `measure` gives, at the first step and those of the schedule; None at others."""
+        """The values of `measure` at the first step and at those of the schedule; None at others."""
         return self.measure(model, step) if self._is_due(step) else None
 
     def _is_due(self, step: int) -> bool:
@@ -163,12 +164,12 @@ class TrainingWatch:
         return due == step
 
     def measure(self, model: Any, step: int) -> dict[str, float] | None:
-        """Score the model now, also beside the schedule; None where this step was measured already, where that failed,
-        and in all processes but the first.
+        """Name -> value of a measurement now, also outside the schedule.
 
-        Of `kl/from_previous`, `kl/from_start`, `kl/to_reference` and `kl/bits_per_byte` in bits per byte, and of the
-        diffusion exponent `kl/exponent`, a pure number, those that can be computed yet; each with its
-        `..._standard_error` over texts.
+        The names are `kl/from_previous`, `kl/from_start`, `kl/to_reference` and `kl/bits_per_byte` in bits per byte,
+        and the diffusion exponent `kl/exponent`, a pure number. Each has its `..._standard_error` over texts. Values
+        that cannot be computed yet are left out. None if this step was measured already, if the measurement fails, and
+        in all processes but the first.
         """
         if step == self._asked:
             return None
@@ -191,7 +192,7 @@ class TrainingWatch:
         return values
 
     def _agree(self) -> None:
-        """All processes stop or none: the others learn from the first whether the run has settled."""
+        """Give all processes the first one's answer whether the run has settled, so that all stop or none."""
         if self._patience is not None and _is_distributed():
             flag = [self.settled]
             torch.distributed.broadcast_object_list(flag, src=0)
@@ -200,7 +201,7 @@ class TrainingWatch:
     # --------------------------------------------------------------------------------------------------------- start
 
     def _begin(self, model: Any, step: int) -> None:
-        """Fix the texts, and take up what the store has of this run."""
+        """Fix the texts, and read the vectors that the store has of this run."""
         if self.tokenizer is None:
             raise InputError(
                 "There is no tokenizer.", remedy="Give tokenizer=, the one that the model is trained with."
@@ -234,7 +235,7 @@ class TrainingWatch:
         return texts
 
     def _earlier(self, texts: TextSet, step: int) -> list[Entry]:
-        """What the store has of this run before a step, in order of steps."""
+        """The store's entries of this run before a step, in order of steps."""
         if self._store is None:
             return []
         of_run = f"{self.name}/checkpoint-"
@@ -244,8 +245,8 @@ class TrainingWatch:
             if any(_live(entry)[0] != self._run for entry in named):
                 raise InputError(
                     f"{self._store.location} holds a run named {self.name!r} already.",
-                    f"This one begins at step {step}, so that it is not that run going on.",
-                    f"Give another name=, another store, or take it out: klscale rm {named[0].ref} ...",
+                    f"This one begins at step {step}, so it does not continue that run.",
+                    f"Give another name=, another store, or remove it: klscale rm {named[0].ref} ...",
                 )
             return []
         self._run = _live(before[-1])[0]
@@ -254,11 +255,11 @@ class TrainingWatch:
     def _taken_up(self, texts: TextSet, entry: Entry) -> Integers:
         """The subset that a vector of this run was scored on."""
         subset = np.setdiff1d(np.arange(len(texts)), entry.metadata["skipped"])
-        self._say_once(f"{self.name} goes on with its {len(subset):,} texts of {texts.name}.")
+        self._say_once(f"{self.name} continues with its {len(subset):,} texts of {texts.name}.")
         return subset
 
     def _choose(self, model: Any, texts: TextSet, tokens: Tokens) -> Integers:
-        """As many random texts as can be scored in time: a part of them is timed."""
+        """Positions of as many random texts as the budget allows; some texts are timed."""
         reader = self._reader(model, tokens, 0)
         lengths, window = tokens.lengths, reader.window
         fit = np.flatnonzero(lengths <= (window or np.inf))
@@ -311,7 +312,7 @@ class TrainingWatch:
         assert sample is not None
         reader = self._reader(model, sample.tokens, step)
         scores = Scores.concatenate([*reader.score(sample.texts, sample.subset)])
-        # The same batches, and so the same rounding, from now on.
+        # From now on the same batches, so that rounding is the same.
         self._batch_tokens = reader.facts(sample.texts)["batch_tokens"]
         row = sample.row(scores)
         found: dict[str, KL | Estimate] = {}
@@ -353,8 +354,8 @@ class TrainingWatch:
         return moved and not any(moves)
 
     def _exponent(self, sample: _Sample) -> Estimate:
-        """Diffusion exponent: slope of ln KL(t0, t) on ln(t - t0) over the last 10 measurements, from the one before
-        them (Kishino et al., arXiv 2505.15353); standard error by bootstrap of the texts."""
+        """Diffusion exponent, a pure number: slope of ln KL(t0, t) on ln(t - t0) over the last 10 measurements, with t0
+        the one before them (Kishino et al., arXiv 2505.15353). The standard error is by bootstrap of the texts."""
         steps, rows = zip(*list(self._recent)[-1 - WINDOW :], strict=True)
         n, documents = len(sample.bytes), sample.documents
         draws = text_draws(n, documents, resamples=RESAMPLES, seed=0)
@@ -368,13 +369,13 @@ class TrainingWatch:
         return estimate_from_resamples(slope[0], slope[1:], n, documents=documents, unit="")
 
     def _look_out(self, found: Mapping[str, KL | Estimate]) -> None:
-        """Say where the numbers mean less than they seem to."""
+        """Log the cautions of these values."""
         for name, estimate in found.items():
             if isinstance(estimate, KL) and not estimate.in_range:
-                why = "above 100 nats/text, or of a model that is far from the texts"
-                self._say_once(f"kl/{name} is out of range ({why}): read it as a distance, not as a KL divergence.")
+                why = "above 100 nats/text, or a model is far from the texts"
+                self._say_once(f"kl/{name} is out of range ({why}): it is a distance, not a KL divergence.")
             if isinstance(estimate, KL) and estimate.heavy_tails:
-                self._say_once(f"kl/{name} hangs on few texts (kurtosis above 10): its standard error is too small.")
+                self._say_once(f"kl/{name} depends on few texts (kurtosis above 10): its standard error is too small.")
 
     def _keep(self, reader: Reader, sample: _Sample, scores: Scores, step: int) -> None:
         if self._store is None:
@@ -386,7 +387,7 @@ class TrainingWatch:
         self._store.write(sample.texts, scores, metadata)
 
     def _say_once(self, message: str, kind: str = "") -> None:
-        """At a level that is shown unless somebody has turned it off: what numbers mean depends on it."""
+        """Log a warning, the level that is shown by default: the meaning of the values depends on it."""
         if (kind or message) not in self._said:
             self._said.add(kind or message)
             logger.warning(message)
@@ -397,7 +398,7 @@ def _is_distributed() -> bool:
 
 
 def _live(entry: Entry) -> tuple[str, int]:
-    """Run and step of a vector that a watch has written; no run for any other."""
+    """Run and step of a vector that a watch has written; an empty run for any other vector."""
     kind, run, step = (*str(entry.metadata.get("identity", "")).split(":"), "", "")[:3]
     return (run, int(step)) if kind == "live" else ("", -1)
 
@@ -409,11 +410,10 @@ def _told(error: Exception) -> str:
 class TrajectoryCallback(TrainingWatch, TrainerCallback):  # type: ignore[misc]
     """A `TrainingWatch` for the Trainer of transformers: `Trainer(..., callbacks=[TrajectoryCallback(texts)])`.
 
-    Its arguments are those of `TrainingWatch`. Where they are not given, the tokenizer is the Trainer's
-    `processing_class`, the name its `output_dir`, so that a vector is named after the checkpoint that is saved at its
-    step, and `seed` and `warmup` are among the attributes. The start and the last step are always measured. Values are
-    logged as the Trainer's own are, at the steps of the schedule; its own are logged as without them. Training stops
-    when the run has settled.
+    Its arguments are those of `TrainingWatch`. By default the tokenizer is the Trainer's `processing_class`, and the
+    name is its `output_dir`: a vector has the name of the checkpoint that is saved at its step. `seed` and `warmup` are
+    among the attributes. The start and the last step are always measured. Values are logged like the Trainer's own, at
+    the steps of the schedule; its own are logged as without them. Training stops when the run has settled.
     """
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, processing_class: Any, **_: Any) -> Any:
@@ -438,13 +438,16 @@ class TrajectoryCallback(TrainingWatch, TrainerCallback):  # type: ignore[misc]
 
 
 def _report(values: dict[str, float] | None, args: Any, state: Any, control: Any) -> Any:
-    """Log values as the Trainer logs its own: in `state.log_history`, and to every callback, the reporting ones among
-    them. Its `log` may do more, as in subclasses that average over the steps since it was called last."""
+    """Log values as the Trainer logs its own: in `state.log_history`, and to every callback, reporting ones included.
+
+    The Trainer's `log` is not called, because it may do more: in some subclasses it averages over the steps since its
+    last call.
+    """
     if values is None:
         return control
     logs = values if state.epoch is None else {**values, "epoch": state.epoch}
     state.log_history.append({**logs, "step": state.global_step})
-    # A callback gets everything but its caller.
+    # A callback gets everything except its caller.
     frame = inspect.currentframe()
     while frame is not None and not isinstance(frame.f_locals.get("self"), CallbackHandler):
         frame = frame.f_back

@@ -1,4 +1,4 @@
-"""A model that is being trained, evaluated without leaving a trace."""
+"""A model that is being trained, evaluated without any change to the run."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ from klscale.sources.transformers.tokens import tokenize
 
 @contextlib.contextmanager
 def untouched(model: Any) -> Iterator[None]:
-    """Within, the model is in evaluation mode, in its own dtype whatever autocast says, and not compiled. After,
-    everything is as before: the mode, attributes and buffers of each module (rotary embeddings that stretch keep the
-    longest input there), and the random states of Python, NumPy and torch."""
+    """Within, the model is in evaluation mode, in its own dtype (autocast is off), and not compiled.
+
+    Afterwards everything is restored: the mode, attributes and buffers of each module, and the random states of Python,
+    NumPy and torch. Rotary embeddings that stretch, for example, keep the longest input in buffers.
+    """
     kept = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (the state that others use)
     devices = [model.device] if model.device.type == "cuda" else []
@@ -53,7 +55,7 @@ def untouched(model: Any) -> Iterator[None]:
 
 
 def live_tokens(tokenizer: Any, texts: TextSet) -> Tokens:
-    """All texts as the tokenizer of a run reads them. A copy reads them: a call leaves its marks on the truncation and
+    """The tokens of all texts by the tokenizer of a run. A copy of it is used: a call changes the truncation and
     padding of a fast tokenizer."""
     return tokenize(copy.deepcopy(tokenizer), texts)
 
@@ -61,21 +63,21 @@ def live_tokens(tokenizer: Any, texts: TextSet) -> Tokens:
 def live_reader(
     model: Any, ref: ModelRef, identity: str, tokens: Tokens, batch_tokens: int | None = None
 ) -> TransformersReader:
-    """A reader of a live model, for texts whose `tokens` are known, under a name and an identity of its own. Each
-    measurement needs a new one: a reader checks its output head once, against the model as it is then."""
+    """A reader of a live model, for texts with these `tokens`, under this reference and identity. Each measurement
+    needs a new reader: it checks its output head once, against the model at that time."""
     config = model.config.get_text_config()
     known = {"type": config.model_type, "parameters": model.num_parameters()}
     loaded = LoadedModel(ref, model, None, window_of(config), known, loaded_so(model, ref))
     options = ReaderOptions(str(model.device), batch_tokens)
     reader = TransformersReader(Transformers(), Pinned(ref, identity), options, loaded, lambda *_: tokens)
-    # The weight of an adapter's layer is not all that it computes.
+    # The layer of an adapter computes more than a product with its weight.
     reader.engine.own_logits = not isinstance(model.get_output_embeddings(), torch.nn.Linear)
     return reader
 
 
 def require_scorable(model: Any) -> None:
-    """Raises KlscaleError for a model that cannot be scored while it trains: no model of transformers, sharded over
-    processes, in a dtype that no reference has, or one that evaluation changes."""
+    """Raises KlscaleError for a model that cannot be scored while it trains: it is no model of transformers, it is
+    sharded over processes, no reference has its dtype, or evaluation changes it."""
     if not hasattr(model, "get_output_embeddings"):
         kind = type(model).__name__
         raise KlscaleError(f"{kind} is not a model of transformers.", remedy="Only causal language models are scored.")

@@ -1,10 +1,10 @@
-"""How often the 95 % intervals that klscale prints hold the true value, in simulations.
+"""How often the printed 95 % intervals of klscale hold the true value, in simulations.
 
-    python benchmarks/coverage.py          # --quick: that it runs, not what it measures
+    python benchmarks/coverage.py          # --quick: tests only that it runs
 
-The simulations are those of the tests (`tests/simulated.py`), which run a small part of them. Texts are drawn from a
-population in which every true value is known; on a text all models differ more or less, so that differences are
-Gaussian, Laplace, or of kurtosis 10. Where texts share documents, five do.
+The simulations are those of the tests (`tests/simulated.py`); the tests run a small part of them. Texts are drawn from
+a population where every true value is known. A scale for each text multiplies all differences between models, so that
+they are Gaussian, Laplace, or of kurtosis 10. Where texts share documents, each document has five.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from simulated import QUICK, SLOW, TAILS, Sample, coverage, of_placing, of_seeds
 
 SIZES = (100, 500, 2000)
 MANY = partial(of_placing, K=97)
-"""As many models as `klscale demo` makes; of more than 100 texts."""
+"""Number of models, as `klscale demo` makes; for more than 100 texts."""
 
 
 def percent(share: float) -> str:

@@ -1,10 +1,11 @@
-"""Every layer through the logit lens: time and memory against plain scoring, and against what must be computed.
+"""Every layer through the logit lens: time and memory compared with plain scoring and with the lower limit.
 
     python benchmarks/layers.py
 
 A 70M GPT-NeoX shape with random weights, 50k vocabulary, 6 blocks: 7 readouts. The limit is one backbone pass and seven
-output projections on the same tokens, without padding, softmax, norms or targets, in the faster of the two ways of
-`scoring.py`. Rounds are interleaved; memory is that of a process of its own: peak resident less the loaded model.
+output projections on the same tokens, without padding, softmax, norms or targets. It is timed in the faster of the two
+ways of `scoring.py`. Rounds are interleaved. Each way has its own process; memory is its peak resident memory minus the
+loaded model.
 """
 
 from __future__ import annotations

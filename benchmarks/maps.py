@@ -1,9 +1,9 @@
 """Maps of models: seconds and peak memory of each step, at the size of the published map and at 20,000 models.
 
-    python benchmarks/maps.py              # --large: 20,000 models too; --quick: that it runs, not what it measures
+    python benchmarks/maps.py              # --large: 20,000 models too; --quick: tests only that it runs
 
-Synthetic log-likelihoods: families of models, a few directions in which members differ, and noise. The new models that
-are placed are of the same kind. Every size runs in a process of its own; peak memory is that of the whole process.
+Synthetic log-likelihoods: families of models, a few directions along which members differ, and noise. The placed new
+models are of the same kind. Every size has its own process; peak memory is that of the whole process.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from klscale.vectors.vectors import Vectors
 PUBLISHED, LARGE, QUICK = (1018, 10_000), (20_000, 10_000), (60, 300)
 ADDED = 5
 ALL_PAIRS = 2000
-"""Models up to which KL of all pairs is computed, and clustered."""
+"""Largest number of models whose KL of all pairs is computed and clustered."""
 
 
 def synthetic(K: int, N: int, n_families: int = 20, n_directions: int = 30) -> Vectors:

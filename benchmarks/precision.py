@@ -1,11 +1,12 @@
-"""How many texts a wanted precision takes, and how often the intervals cover, by simulation.
+"""Number of texts for a given precision, and coverage of the intervals, by simulation.
 
     python benchmarks/precision.py
 
-A comparison is simulated by differences of log-likelihoods from a known distribution, and goes through the looks that
-`klscale compare --precision` would take. Ideal: (kurtosis - 1) / p**2 of the true distribution, which nobody knows
-beforehand. Coverage: how often the 95 % interval holds the true KL; of a confidence sequence, of the usual interval at
-the number of texts at which one stopped, and of the usual interval at the ideal number, fixed beforehand.
+A comparison is simulated by differences of log-likelihoods from a known distribution, with the sequential looks of
+`klscale compare --precision`. The ideal number of texts is (kurtosis - 1) / p**2 of the true distribution; in practice
+it is not known beforehand. Coverage is the share of 95 % intervals that hold the true KL. It is given for the
+confidence sequence, for the usual interval at the number of texts where the comparison stopped, and for the usual
+interval at the ideal number.
 """
 
 from __future__ import annotations
@@ -38,17 +39,17 @@ EXAMPLE = Path(__file__).parent.parent / "examples" / "pile-trained-14.csv"
 
 @dataclass(frozen=True)
 class Source:
-    """Where differences come from: `draw` gives those of n texts, of this variance and kurtosis."""
+    """A distribution of differences with this variance and kurtosis; `draw` gives those of n texts."""
 
     draw: Callable[[np.random.Generator, int], Floats]
     variance: float
     kurtosis: float
     document: tuple[str, ...] | None = None
-    """Of each text, where texts share them."""
+    """The document of each text, where texts share documents."""
 
 
 def contaminated(share: float, times: float) -> Source:
-    """A Gaussian; a share of the texts has a standard deviation so many times as large."""
+    """A Gaussian; for a share of the texts its standard deviation is so many times as large."""
     variance = 1 - share + share * times**2
 
     def draw(generator: np.random.Generator, n: int) -> Floats:
@@ -90,7 +91,8 @@ SOURCES = {
 
 
 def simulate(source: Source, precision: float, n_texts: int, repeats: int = REPEATS) -> Floats:
-    """Of each repetition texts / ideal, looks, whether each of three intervals covers, whether all texts were used."""
+    """For each repetition: texts / ideal, number of looks, whether each of three intervals covers, whether all texts
+    were used."""
     generator = np.random.default_rng(1)
     sizes = np.ones(n_texts, dtype=np.int64)
     texts = TextSet("simulated", sizes, id="simulated", document=source.document)

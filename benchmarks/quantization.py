@@ -1,11 +1,11 @@
-"""What makes int8 look as far from its model as 4 bits: clipping one side only, or 8-bit activations?
+"""Why int8 can seem as far from its model as 4 bits: a clip of one side only, or 8-bit activations?
 
     klscale demo && python benchmarks/quantization.py klscale-demo
-    python benchmarks/quantization.py klscale-demo MODEL TEXTS.jsonl      # beside the demo's models, a model of yours
+    python benchmarks/quantization.py klscale-demo MODEL TEXTS.jsonl      # the demo's models, and your own
 
 Each model is scored with its weights in int8, nf4 and fp4, and by the int8 kernel, which quantizes activations too.
-KL to the model itself is then computed three ways: without a clip; with both vectors clipped at the pooled 2 % quantile
-(joint); with the model clipped and the variant not (one-sided). Writes the picture to docs/pictures.
+KL to the model itself is then computed in three ways: without a clip; with both vectors clipped at the pooled 2 %
+quantile (joint); with only the model clipped (one-sided). It writes the picture to docs/pictures.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PICTURE = Path(__file__).resolve().parent.parent / "docs" / "pictures" / "quanti
 
 
 def measure(base: ModelRef, texts: TextSet, store: Store, quantile: float = 0.02) -> dict[str, Any]:
-    """KL from a model to its variants in bits per byte, each way; and what the clip alone does to the model."""
+    """KL from a model to its variants in bits per byte, each way; and the effect of the clip alone on the model."""
     refs = [base, *(replace(base, quantization=kind) for kind in KINDS)]
     outcomes = score(refs, texts, store, device="cpu")
     for outcome in outcomes:
@@ -62,8 +62,8 @@ def measure(base: ModelRef, texts: TextSet, store: Store, quantile: float = 0.02
 
 
 def cosines(studies: list[dict[str, Any]], way: str) -> dict[str, list[Estimate]]:
-    """Do quantizations shift a model the same way? Cosines between the shifts to the kinds of one model, and to one
-    kind of different models on the same texts."""
+    """Cosines between the shifts from one model to its quantized kinds, and between the shifts of different models to
+    one kind on the same texts: whether quantizations shift a model in the same direction."""
 
     def cosine(texts: TextSet, first: Any, second: Any) -> Estimate:
         nothing = np.zeros(len(texts))

@@ -1,9 +1,9 @@
 """The report of 1,018 models: seconds to write it, its size, and seconds until it can be used in a browser.
 
-    python benchmarks/report.py            # --quick: that it runs, not what it measures
+    python benchmarks/report.py            # --quick: tests only that it runs
 
 Synthetic log-likelihoods of 20 families, as in maps.py. Usable: from the start of navigation in headless Chromium (file
-on disk, cold cache) until the map is drawn and the page answers; then what a colour, a search and a pair take.
+on disk, cold cache) until the map is drawn and the page answers. Then a colour, a search and a pair are timed.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def timed(what: str, run: Callable[[], T]) -> T:
 
 
 def browse(page: Path) -> None:
-    """Open the page again and again, each time in a browser of its own; medians and ranges."""
+    """Medians and ranges of seconds over several rounds, each in its own browser."""
     from playwright.sync_api import sync_playwright
 
     usable, actions = [], {what: [] for what in ACTIONS}

@@ -3,13 +3,13 @@
     pip install -e ".[benchmark]" && python benchmarks/scoring.py --out benchmarks/scoring.md
 
 Random weights in real shapes, real texts (chunks of at most 1,024 bytes of this Python's documentation and sources).
-Each contestant lives in a process of its own, which loads the model once; the rounds are interleaved, so that a busy
-machine is busy for all of them. Seconds: from strings to log-likelihoods, tokenization included (the limit: the model
-only). Memory: peak resident (on a GPU: allocated) memory of a round less that of the loaded model. Error: largest
-distance, in nats a text, from the same model's hidden states read off in float64, text by text.
+Each contestant has its own process and loads the model once. Rounds are interleaved, so that other load on the machine
+is the same for all. Seconds: from strings to log-likelihoods, tokenization included (the limit: the model only).
+Memory: peak resident (on a GPU: allocated) memory of a round minus that of the loaded model. Error: largest difference,
+in nats a text, to float64 log-likelihoods from the same model's hidden states, text by text.
 
-The limit is what no scoring can beat: the backbone and the output projection alone on the same number of tokens,
-without padding, softmax or targets; the faster of one text at a time and rows of one length in klscale's batches.
+The limit is a lower bound for any scoring: the backbone and the output projection alone on the same number of tokens,
+without padding, softmax or targets. It is the faster of one text at a time and rows of one length in klscale's batches.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def limit(loaded: Any, texts: TextSet, device: str, text_by_text: bool) -> Calla
 
 
 def reference(loaded: Any, texts: TextSet, device: str) -> Callable[[], Any]:
-    """Not timed: float64 from the hidden states on."""
+    """The reference, not timed: float64 from the hidden states on."""
 
     def work() -> Any:
         weight = loaded.model.get_output_embeddings().weight.double()
@@ -171,7 +171,7 @@ def finish(device: str) -> None:
 
 
 def memory(field: str) -> float:
-    """`VmRSS` or `VmHWM` of this process in GB, where Linux tells."""
+    """`VmRSS` or `VmHWM` of this process in GB, on Linux."""
     status = Path("/proc/self/status")
     if not status.exists():
         return float("nan")
@@ -186,7 +186,7 @@ def forget_peak(device: str) -> None:
 
 
 def contestant(pipe: Any, name: str, directory: str, dtype: str, texts: TextSet, device: str) -> None:
-    """A process: loads the model, then does one round for every message, and answers (seconds, GB, values)."""
+    """A process: it loads the model, then runs one round for every message, and answers (seconds, GB, values)."""
     loaded = load(resolve(ModelRef(directory, dtype=dtype)))
     loaded.model.to(device)
     make: dict[str, Callable[..., Callable[[], Any]]] = {
@@ -221,7 +221,7 @@ def contestant(pipe: Any, name: str, directory: str, dtype: str, texts: TextSet,
 
 
 def measure(directory: str, dtype: str, texts: TextSet, device: str, rounds: int) -> dict[str, Any]:
-    """name -> (seconds of each round, GB, values); a first round warms up and is not counted."""
+    """Name -> (seconds of each round, GB, values). The first round warms up and is not counted."""
     context = multiprocessing.get_context("spawn")
     pipes: dict[str, Any] = {}
     results: dict[str, Any] = {}

@@ -1,11 +1,11 @@
-"""A sweep over the checkpoints of a run, against the scoring alone: what reading, checking, hashing and keeping cost.
+"""A sweep over the checkpoints of a run, compared with scoring alone: the cost of reading, checking, hashing, storing.
 
-    python benchmarks/sweeps.py            # --quick: that it runs, not what it measures
+    python benchmarks/sweeps.py            # --quick: tests only that it runs
 
-Checkpoints with random weights, each scored on short texts: the less there is to score, the more all else weighs. The
-sweep: `klscale.score` on a directory of checkpoints into an empty store, from looking them up to the last vector. The
-scoring alone: the seconds inside `Engine.score` for the same checkpoints one after another, models loaded and texts
-tokenized beforehand. Rounds are interleaved; a first one warms up and is not counted. Files come from the page cache.
+Checkpoints with random weights are scored on short texts, so that the other costs have a large share. The sweep:
+`klscale.score` on a directory of checkpoints into an empty store, from finding them to the last vector. The scoring
+alone: the seconds inside `Engine.score` for the same checkpoints in sequence; models are loaded and texts tokenized
+beforehand. Rounds are interleaved; the first warms up and is not counted. Files come from the page cache.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LARGE, TINY = "70M, 50k vocabulary", "130k, bytes"
 
 
 def save_run(run: Path, shape: str, n_checkpoints: int) -> None:
-    """Checkpoints of one configuration and one tokenizer, each with random weights of its own."""
+    """Checkpoints of one configuration and one tokenizer, each with its own random weights."""
     first = run / "checkpoint-0"
     if shape in SHAPES:
         save_model(first, shape, [text for _, text, _ in pocket_corpus()])

@@ -1,20 +1,19 @@
-"""Cleverly drawn texts against texts drawn alike: how well KL on a few texts tells KL on all of them.
+"""Importance sampling of texts compared with uniform sampling: how well KL on a few texts estimates KL on all.
 
-    python benchmarks/text_choice.py [klscale-demo]     # --quick: that it runs, not what it measures
+    python benchmarks/text_choice.py [klscale-demo]     # --quick: tests only that it runs
 
-Oyama et al. (arXiv 2505.15428) draw texts with replacement, with probabilities that follow what a set of models says of
-all texts: length-squared, pi_s ∝ sum_i Q_is**2, and KL sampling, pi_s ∝ (sum_ij (q_is - q_js)**4)**(1/2); a text has
-weight 1 / (m pi_s) each time that it is drawn. Here pure, and mixed half and half with uniform; and the mixture without
-replacement too. Every way of drawing has the same number n of different texts (in expectation, where it draws with
-replacement), since these are what costs.
+Oyama et al. (arXiv 2505.15428) draw texts with replacement, with probabilities from the log-likelihoods of a set of
+models on all texts. There are two ways: length-squared, pi_s ∝ sum_i Q_is**2, and KL sampling,
+pi_s ∝ (sum_ij (q_is - q_js)**4)**(1/2). A text has weight 1 / (m pi_s) each time that it is drawn. They are tested
+pure, mixed half and half with uniform, and as this mixture without replacement. Every way of drawing has the same
+number n of different texts (in expectation, with replacement), because the cost depends on it.
 
-KL of each pair on the drawn texts is held against its KL on all N: between models that the probabilities were made of
-(seen), between a model that was held out and the others (new model), and after whole families were held out, between
-such a model and the others (new family) and between two of them (two new). RMSE: relative, over draws and pairs, ± its
-jackknife error over held-out models and over draws. Saved: the share of texts by which this n is less than what uniform
-drawing without replacement needs for the same RMSE, as its squared error goes as 1/n - 1/N; negative where it is more.
-Cover: how often the 95 % interval from the drawn texts holds KL on all texts (without replacement: with the finite
-population correction).
+KL of each pair on the drawn texts is compared with its KL on all N. There are four kinds of pairs. Seen: both models
+were used for the probabilities. New model: one was held out. New family: one is of a family that was held out as a
+whole. Two new: both are of such a family. RMSE: relative, over draws and pairs, ± its jackknife error over held-out
+models and over draws. Saved: 1 minus n over the number of texts that uniform drawing without replacement needs for the
+same RMSE (its squared error is proportional to 1/n - 1/N); negative where it needs fewer. Cover: the share of 95 %
+intervals from the drawn texts that hold KL on all texts (without replacement: with the finite population correction).
 """
 
 from __future__ import annotations
@@ -99,8 +98,8 @@ TODAY = next(iter(WAYS))
 
 @dataclass(frozen=True)
 class Drawn:
-    """`texts` (n,) with a `weight` (n,), about 1 in sum; and what the variance of the weighted sum of values y is made
-    of: `factor` (squares @ y**2 - (products @ y)**2 / size)."""
+    """`texts` (n,) with a `weight` (n,), about 1 in sum. The variance of the weighted sum of values y is
+    `factor` (squares @ y**2 - (products @ y)**2 / size)."""
 
     texts: NDArray[np.int64]
     weight: Floats
@@ -111,7 +110,7 @@ class Drawn:
 
 
 def replaced(importance: Floats, n: int, generator: np.random.Generator) -> Drawn:
-    """As many draws as give n different texts in expectation (Hansen and Hurwitz)."""
+    """Draws with replacement, with n different texts in expectation (Hansen and Hurwitz)."""
     probability, N = importance / importance.sum(), len(importance)
     m = round(brentq(lambda m: -np.expm1(m * np.log1p(-probability)).sum() - n, 1, 1000 * N))
     times = generator.multinomial(m, probability)
@@ -121,10 +120,10 @@ def replaced(importance: Floats, n: int, generator: np.random.Generator) -> Draw
 
 
 def unreplaced(importance: Floats, n: int, generator: np.random.Generator) -> Drawn:
-    """n texts in random order at even steps of their cumulated probability of inclusion, weighted by its inverse; the
-    variance is Hájek's for large entropy, that of simple random sampling where all are alike."""
+    """n texts in random order at even steps of their cumulated probability of inclusion, weighted by its inverse. The
+    variance is Hájek's for large entropy; with equal probabilities it is that of simple random sampling."""
     N, included = len(importance), np.zeros(len(importance))
-    while True:  # those that would be drawn more than once are drawn for sure
+    while True:  # texts with a probability of 1 or more are always drawn
         rest = included < 1
         included[rest] = importance[rest] * (n - N + rest.sum()) / importance[rest].sum()
         if included.max() <= 1 + 1e-12:
@@ -142,12 +141,12 @@ def unreplaced(importance: Floats, n: int, generator: np.random.Generator) -> Dr
 
 
 HoldOut = tuple[list[int], list[tuple[int, int]]]
-"""Models that are held out (none: seen), and pairs whose KL is wanted."""
+"""Models that are held out (none: seen), and pairs whose KL is estimated."""
 
 
 @dataclass(frozen=True)
 class Errors:
-    """Of each held-out model, (BATCHES, H): means over its pairs and draws of relative error, its square, coverage."""
+    """Means over the pairs and draws of each held-out model, (BATCHES, H): relative error, its square, coverage."""
 
     bias: Floats
     square: Floats
@@ -204,7 +203,7 @@ def hold_outs(matrix: Matrix) -> dict[str, list[HoldOut]]:
 
 
 def jackknife(statistic: Callable[..., float], *of: Floats) -> tuple[float, float]:
-    """A number made of arrays (BATCHES, H), and its standard error over models and draws."""
+    """A statistic of arrays (BATCHES, H), and its standard error over models and draws."""
     variance = 0.0
     for axis, n in enumerate(of[0].shape):
         left = [statistic(*(np.delete(array, k, axis) for array in of)) for k in range(n)]
@@ -217,7 +216,7 @@ def root_mean_square(square: Floats) -> float:
 
 
 def saved(errors: Errors, today: Errors, n: int, N: int) -> tuple[float, float]:
-    """Share of texts, and its error."""
+    """Share of texts saved, and its standard error."""
 
     def share(square: Floats, of_today: Floats) -> float:
         return 1 - n * (1 / N + float(square.mean() / of_today.mean()) * (1 / n - 1 / N))
@@ -263,8 +262,8 @@ def percent(value: float, error: float, decimals: int = 0) -> str:
 
 
 def synthetic(name: str, own_tails: bool, K: int = 100, N: int = 10_000, n_families: int = 5) -> Matrix:
-    """A factor model whose texts, Student's t with 5 degrees of freedom, set models apart more or less: the same texts
-    for all models, or other ones for those of each family."""
+    """A factor model. Texts separate models by different amounts (Student's t with 5 degrees of freedom): the same
+    texts for all models, or different texts for the models of each family."""
     generator = np.random.default_rng(0)
     family = np.arange(K) % n_families
     spread = np.sqrt(5 / generator.chisquare(5, size=(n_families, N)))
@@ -275,8 +274,8 @@ def synthetic(name: str, own_tails: bool, K: int = 100, N: int = 10_000, n_famil
 
 
 def pocket(demo: Path) -> Iterator[Matrix]:
-    """The models of `klscale demo` that are not quantized and past warm-up; and the last checkpoints alone. Families:
-    one size and architecture."""
+    """The models of `klscale demo` that are not quantized and past warm-up; and only their last checkpoints. A family
+    has one size and architecture."""
     store = Store(demo / "store")
     whole = store.vectors(store.resolve_texts(None))
     rows = whole.attributes

@@ -2,10 +2,10 @@
 
     python benchmarks/weights.py                                # needs 6 GB of disk, and as much page cache
 
-A random walk in the shape of Pythia 70M, float32, whose steps shrink from 1 to 1e-4 of the weights. Every way runs in a
-process of its own, rounds interleaved; the first round warms up. Memory: peak resident less that before; ways that map
-files or load them whole hold what they read. Error: largest relative error of pairs next to each other, at either end
-and in between, against float64 differences summed in extended precision.
+A random walk in the shape of Pythia 70M, float32, whose steps shrink from 1 to 1e-4 of the weights. Every way has its
+own process; rounds are interleaved, and the first warms up. Memory: peak resident memory minus that before; ways that
+map files or load them whole include the files. Error: largest relative error over five pairs, near and far along the
+run, compared with float64 differences summed in extended precision.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def streamed(paths: Sequence[Path]) -> Matrix:
 
 
 def one_at_a_time(paths: Sequence[Path]) -> Matrix:
-    """What a run costs whose files are there a few at a time."""
+    """The distances of a run that keeps only some of its files: one checkpoint after another."""
     found = np.zeros((len(paths),) * 2)
     for t, path in enumerate(paths):
         row = distances_to([path], {other.stem: [other] for other in paths[:t]})
@@ -67,7 +67,7 @@ def one_at_a_time(paths: Sequence[Path]) -> Matrix:
 
 
 def direct(paths: Sequence[Path]) -> Matrix:
-    """One pass over mapped files, and every pair's difference of every chunk."""
+    """One pass over mapped files, with the direct difference of every pair in every chunk."""
     maps = [np.memmap(path, "<f4", "r", offset=8 + int(np.fromfile(path, "<u8", 1)[0])) for path in paths]
     found = np.zeros((len(paths),) * 2)
     for start in range(0, len(maps[0]), CHUNK):

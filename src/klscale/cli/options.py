@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args
 import typer
 
 from klscale.show.terminal import progress_bar
-from klscale.studies.verbs.options import HELP, STORE, Options
+from klscale.studies.verbs.options import HELP, READING, STORE, Options
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -24,12 +24,16 @@ FIELDS: dict[str, tuple[Any, Any]] = {
     "device": (Annotated[str | None, typer.Option(help=HELP["device"])], None),
     "batch_tokens": (Annotated[int | None, typer.Option(min=1, metavar="TOKENS", help=HELP["batch_tokens"])], None),
     "long_texts": (Annotated[str, typer.Option(metavar="error|skip|window", help=HELP["long_texts"])], "error"),
+    "split_special_tokens": (
+        Annotated[bool, typer.Option("--split-special-tokens", help=HELP["split_special_tokens"])],
+        False,
+    ),
     "rescore": (Annotated[bool, typer.Option("--rescore", help=HELP["rescore"])], False),
     "keep_downloads": (Annotated[bool, typer.Option("--keep-downloads", help=HELP["keep_downloads"])], False),
 }
 """Each field of `Options` as a parameter of a command, and its default there."""
 
-_SCORING = ("store", "texts", "device", "batch_tokens", "long_texts")
+_SCORING = ("store", "texts", *READING)
 StoreOptions = Annotated[Options, ("store",)]
 TextsOptions = Annotated[Options, ("store", "texts")]
 ScoringOptions = Annotated[Options, _SCORING]

@@ -233,6 +233,8 @@ class MockReader(Reader):
             "batch_tokens": self.options.batch_tokens or BATCH_TOKENS,
             "window": self.window,
             "not_round_trip": 0.0,
+            "not_round_trip_kinds": {},
+            "special_token_texts": 0,
             "versions": dict(versions("numpy")),
         }
 

@@ -45,6 +45,8 @@ WEIGHT_FILES, WEIGHTS = "weight files", "weights in memory"
 LONG_TEXTS = ("error", "skip", "window")
 WINDOWS = "; half-overlapping windows"
 """Added to the convention of a vector where some text was cut into windows."""
+SPLIT = "; special-token strings split"
+"""Added to the convention of a vector whose texts have no special tokens beyond those that the tokenizer adds."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,15 @@ class ReaderOptions:
 
     `device` and `batch_tokens`: for sources that run a model on this machine. `long_texts`: texts beyond the model's
     window raise an error (`error`), are left out (`skip`) or scored in half-overlapping windows (`window`). `parts`:
-    what is wanted beside the log-likelihood of each text, by capability (`LAYERS`).
+    what is wanted beside the log-likelihood of each text, by capability (`LAYERS`). `split_special_tokens`: a string
+    such as `<s>` in a text is read as text, not as a special token.
     """
 
     device: str | None = None
     batch_tokens: int | None = None
     long_texts: str = "error"
     parts: frozenset[str] = frozenset()
+    split_special_tokens: bool = False
 
 
 @dataclass(frozen=True)
@@ -137,9 +141,10 @@ class Source(ABC):
         """A reader of a pinned model. Another thread may call this while a model is read. `alone` is set as soon as no
         other model is in memory. Raises KlscaleError where the model cannot be used."""
 
-    def conventions(self, long_texts: str) -> tuple[str, ...]:
+    def conventions(self, options: ReaderOptions) -> tuple[str, ...]:
         """How a vector may have been scored to be the one that is asked for; the last one is that of cut texts."""
-        return (self.convention, self.convention + WINDOWS) if long_texts == "window" else (self.convention,)
+        whole = self.convention + SPLIT * options.split_special_tokens
+        return (whole, whole + WINDOWS) if options.long_texts == "window" else (whole,)
 
     def prepare(self, options: ReaderOptions) -> None:  # noqa: B027 (most sources need none)
         """Raises InputError for options that this machine cannot serve, before any model is read."""
@@ -224,12 +229,13 @@ class Reader(ABC):
     @abstractmethod
     def facts(self, texts: TextSet) -> dict[str, Any]:
         """What the store records with a vector of these texts: `dtype`, `device`, `window`, `versions`, the fraction of
-        texts that do not round-trip (`not_round_trip`), and each automatic choice."""
+        texts that do not round-trip (`not_round_trip`), how many lose what (`not_round_trip_kinds`), in how many
+        a string is read as a special token (`special_token_texts`), and each automatic choice."""
 
     def convention(self, texts: TextSet) -> str:
         """How these texts are scored."""
         cut = self.options.long_texts == "window" and len(self.fitting(texts)) < len(texts)
-        return self.source.conventions(self.options.long_texts)[-1 if cut else 0]
+        return self.source.conventions(self.options)[-1 if cut else 0]
 
     def fitting(self, texts: TextSet) -> Integers:
         """Positions (n,) of the texts that fit the window."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +21,9 @@ class Tokens:
 
     `not_round_trip` is the fraction of texts that decoding does not give back: the tokenizer loses something, and the
     model's distribution is over other strings. `offsets` (T,) says at which byte of its text each token begins; None
-    where the source does not know. `spans` are those of the text set in which the tokens lie, where it does.
+    where the source does not know. `spans` are those of the text set in which the tokens lie, where it does. `lost`
+    counts the texts that do not come back, by what is lost; `special` counts those in which a string such as `<s>` is
+    read as a special token.
     """
 
     ids: NDArray[np.int32]
@@ -27,6 +31,8 @@ class Tokens:
     not_round_trip: float
     offsets: Integers | None = None
     spans: TokenSpans | None = None
+    lost: Mapping[str, int] = field(default_factory=dict)
+    special: int = 0
 
     @classmethod
     def with_offsets(
@@ -37,10 +43,12 @@ class Tokens:
         not_round_trip: float,
         begin: Integers,
         end: Integers,
+        **counted: Any,
     ) -> Tokens:
-        """The tokens of all texts of a set, from the bytes `begin` to `end` (T,) that each covers in its text."""
+        """The tokens of all texts of a set, from the bytes `begin` to `end` (T,) that each covers in its text; with
+        what is `counted`."""
         assert texts.cuts is not None
-        return cls(ids, starts, not_round_trip, begin, assign_tokens(texts.cuts, starts, begin, end))
+        return cls(ids, starts, not_round_trip, begin, assign_tokens(texts.cuts, starts, begin, end), **counted)
 
     @property
     def lengths(self) -> Integers:

@@ -345,6 +345,10 @@ ENTRY = {
     "skipped": Field("a list of texts", lambda value: isinstance(value, list) and all(map(_is_count, value))),
     "n_layers": COUNT,
     "not_round_trip": NUMBER,
+    "not_round_trip_kinds": Field(
+        "counts", lambda value: isinstance(value, dict) and all(map(_is_count, value.values()))
+    ),
+    "special_token_texts": COUNT,
     "versions": MAPPING,
     "weights": LIST,
     "spans": MAPPING,

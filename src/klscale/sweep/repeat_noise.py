@@ -8,7 +8,7 @@ from klscale.inputs.texts import TextSet
 from klscale.progress import SILENT, Progress
 from klscale.science.arrays import Integers
 from klscale.science.kl import KL, kl
-from klscale.sources.source import REPEAT_RUNS, Reader, ReaderOptions, Sources
+from klscale.sources.source import REPEAT_RUNS, SPLIT, Reader, ReaderOptions, Sources
 from klscale.store.store import Entry, Store
 from klscale.vectors.scores import Scores
 
@@ -28,7 +28,9 @@ def noise_floor(
     sources = Sources(progress)
     if texts.external or not sources.of(entry.ref).is_here(entry.ref):
         return None
-    reader = sources.open(sources.pin(entry.ref), ReaderOptions(device=device))
+    reader = sources.open(
+        sources.pin(entry.ref), ReaderOptions(device=device, split_special_tokens=SPLIT in entry.metadata["convention"])
+    )
     progress.begin(f"reading {entry.ref} twice")
     return keep_noise_floor(entry.key, reader, texts, store)
 

@@ -57,6 +57,7 @@ def score(
     device: str | None = None,
     batch_tokens: int | None = None,
     long_texts: str = "error",
+    split_special_tokens: bool = False,
     layers: bool = False,
     first: int | None = None,
     rescore: bool = False,
@@ -73,14 +74,15 @@ def score(
     a model. Processes that score into one store at the same time share the models between them.
 
     `device`, `batch_tokens`: chosen where None. `long_texts`: texts beyond a model's window are an `error`, or `skip`,
-    or `window`. `layers`: score every model at each of its layers too, through the logit lens; without it only models
-    that ask for it. `first`: the first so many texts of the set's random order, instead of all. A vector with more
-    texts stays as it is, and a later call adds texts to one with fewer. `rescore`: score what the store has, too.
-    `dry_run`: look up what would be scored and fetched, and do nothing. `keep_downloads` False: drop a fetched file
-    from the local cache as soon as no further model needs it; about two checkpoints are then on disk at a time, and
-    what the cache held before stays. `weigh`: for runs of the hub, also keep the squared distances between the weights
-    of each checkpoint and those of the first and of the `runs.WINDOW` before it, which are then on disk at a time; for
-    runs on this machine there is `runs.weigh`.
+    or `window`. `split_special_tokens`: a string such as `<s>` in a text is read as text, not as a special token.
+    `layers`: score every model at each of its layers too, through the logit lens; without it only models that ask for
+    it. `first`: the first so many texts of the set's random order, instead of all. A vector with more texts stays as it
+    is, and a later call adds texts to one with fewer. `rescore`: score what the store has, too. `dry_run`: look up what
+    would be scored and fetched, and do nothing. `keep_downloads` False: drop a fetched file from the local cache as
+    soon as no further model needs it; about two checkpoints are then on disk at a time, and what the cache held before
+    stays. `weigh`: for runs of the hub, also keep the squared distances between the weights of each checkpoint and
+    those of the first and of the `runs.WINDOW` before it, which are then on disk at a time; for runs on this machine
+    there is `runs.weigh`.
 
     Raises InputError for options that cannot be used, and StorageError where the store cannot be written.
     """
@@ -89,7 +91,7 @@ def score(
     if first is not None and first < 1:
         raise InputError(f"first={first}: a vector is of one text at least.")
     first = None if first is None or first >= len(texts) else first
-    options = ReaderOptions(device, batch_tokens, long_texts)
+    options = ReaderOptions(device, batch_tokens, long_texts, split_special_tokens=split_special_tokens)
     sweep = _Sweep(texts, store, options, layers, first, rescore, progress, Sources(progress, sizes=dry_run))
     outcomes: dict[int, Outcome] = {}
     jobs: list[Job] = []
@@ -221,7 +223,7 @@ class _Sweep:
             why = "A # that belongs to the name itself is written %23."
             raise InputError(what, why, f"klscale layers {replace(model.ref, layer=None)}")
         source = self.sources.of(model.ref)
-        conventions = source.conventions(self.options.long_texts)
+        conventions = source.conventions(self.options)
         if layers:
             source.require(model.ref, LAYERS)
         try:
@@ -425,10 +427,20 @@ class _Sweep:
             "weights": job.pinned.weights,
         }  # fmt: skip
         if (lost := metadata["not_round_trip"]) > NOT_ROUND_TRIP:
+            kinds = ", ".join(f"{kind} in {n:,}" for kind, n in metadata["not_round_trip_kinds"].items())
             self.progress.note(
-                f"{job.ref}: its tokenizer does not give back {lost:.1%} of the texts.\n"
+                f"{job.ref}: its tokenizer does not give back {lost:.1%} of the texts ({kinds}).\n"
                 "It models other strings: its KL to a model with another tokenizer measures that too.\n"
                 "Compare it with models of its own tokenizer, or leave such texts out of the set."
+            )
+        if special := metadata["special_token_texts"]:
+            self.progress.note(
+                f"{job.ref}: in {special:,} texts a string such as <s> is read as a special token, not as text.\n"
+                + (
+                    "Its tokenizer cannot split them: leave such texts out of the set."
+                    if self.options.split_special_tokens
+                    else "--split-special-tokens reads it as text."
+                )
             )
         for note in reader.notes():
             self.progress.note(note)

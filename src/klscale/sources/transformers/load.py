@@ -7,6 +7,7 @@ import json
 import re
 import tempfile
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,7 @@ from klscale.inputs.attributes import attributes_of
 from klscale.inputs.references import KERNELS, WEIGHTS_ONLY, ModelRef
 from klscale.sources.quiet import quiet_transformers
 from klscale.sources.transformers import quantization
-from klscale.sources.transformers.adapters import require_peft, tokenizer_of, with_adapter
+from klscale.sources.transformers.adapters import require_peft, with_adapter
 from klscale.sources.transformers.failures import failure
 from klscale.sources.transformers.files import ResolvedModel, file_of
 from klscale.sources.transformers.gguf_files import GgufFile, complete, configure, set_tokenizer
@@ -25,6 +26,7 @@ from klscale.sources.transformers.gguf_once import read_once
 from klscale.sources.transformers.hub import fetch
 from klscale.sources.transformers.placement import device_of, placement_of
 from klscale.sources.transformers.quantization import Quantization
+from klscale.sources.transformers.tokens import read_tokenizer
 
 _BUFFER = re.compile(r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$|(^|\.)(position_ids|masked_bias|attn_mask)$")
 """Names of tensors that a model computes itself and does not read from a file."""
@@ -45,6 +47,8 @@ class LoadedModel:
     """Which weights were quantized, here or before the model was saved."""
     unused_tensors: tuple[str, ...] = ()
     """Tensors of its files that the model does not take: buffers that it computes itself, parts for images."""
+    tokenizer_read: Mapping[str, Any] = field(default_factory=dict)
+    """What the tokenizer was read from, and the class that its files name."""
     applied: tuple[str, ...] = ()
     """Keys and tensors of a GGUF file that transformers leaves out."""
     offload: tempfile.TemporaryDirectory[str] | None = None
@@ -59,7 +63,7 @@ def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading
     `alone` is set when no other model is in memory: one that does not fit beside another waits for that.
     Raises KlscaleError where the files are not a causal language model, or do not hold all of its weights.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     ref, base = resolved.ref, resolved.base or resolved
     if resolved.base is not None:
@@ -81,7 +85,7 @@ def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading
             _refuse_others(config, base.ref)
             _refuse_quantized(config, resolved)
             what = f"The tokenizer of {ref} cannot be loaded."
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer_of(resolved), trust_remote_code=False, **options)
+            tokenizer, tokenizer_read = read_tokenizer(resolved, options)
             if file is not None:
                 applied += set_tokenizer(tokenizer, file)
             what = f"{base.ref} cannot be loaded as a causal language model."
@@ -135,7 +139,9 @@ def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading
     if quantized is not None:
         known["quantization"] = quantized.kind
     attributes = attributes_of(ref, known)
-    return LoadedModel(ref, model, tokenizer, window_of(config), attributes, quantized, unused, tuple(applied), folder)
+    return LoadedModel(
+        ref, model, tokenizer, window_of(config), attributes, quantized, unused, tokenizer_read, tuple(applied), folder
+    )
 
 
 def _refuse_incomplete(model: Any, info: Any, resolved: ResolvedModel) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,8 @@ class Transformers(Source):
         alone: threading.Event | None = None,
     ) -> TransformersReader:
         loaded = load.load(pinned, options.device, alone=alone)
-        return TransformersReader(self, pinned, options, loaded, self._tokenized.get)
+        tokenize = partial(self._tokenized.get, split=options.split_special_tokens)
+        return TransformersReader(self, pinned, options, loaded, tokenize)
 
     def prepare(self, options: ReaderOptions) -> None:
         device_of(options.device)
@@ -131,7 +132,7 @@ class TransformersReader(Reader):
         return self.engine.score(self.tokens(texts), positions, long_texts=self.options.long_texts)
 
     def facts(self, texts: TextSet) -> dict[str, Any]:
-        loaded, engine = self.loaded, self.engine
+        loaded, engine, tokens = self.loaded, self.engine, self.tokens(texts)
         return {
             "dtype": loaded.ref.dtype,
             "device": str(engine.device),
@@ -141,7 +142,10 @@ class TransformersReader(Reader):
             "unused_tensors": list(loaded.unused_tensors),
             "applied": list(loaded.applied),
             "window": loaded.window,
-            "not_round_trip": self.tokens(texts).not_round_trip,
+            "tokenizer": loaded.tokenizer_read,
+            "not_round_trip": tokens.not_round_trip,
+            "not_round_trip_kinds": dict(tokens.lost),
+            "special_token_texts": tokens.special,
             "versions": dict(versions("torch", "transformers", "tokenizers")),
         }
 

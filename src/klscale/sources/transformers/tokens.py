@@ -1,10 +1,14 @@
-"""Texts as one tokenizer sees them; prepared once and reused for every checkpoint that shares the tokenizer."""
+"""Tokenizers, and texts as one sees them; prepared once and reused for every checkpoint that shares the tokenizer."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
+import unicodedata
+from collections import Counter
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,16 +17,56 @@ from klscale.errors import KlscaleError
 from klscale.inputs.spans import byte_offsets
 from klscale.inputs.texts import TextSet
 from klscale.sources.tokens import Tokens
+from klscale.sources.transformers.adapters import tokenizer_of
+from klscale.sources.transformers.files import ResolvedModel
+
+ORIGINAL = "tokenizer.json"
+"""The file that holds a whole tokenizer. Every other file needs a class that knows how to cut texts."""
+OTHERS = ("tokenizer.model", "spiece.model", "vocab.json", "merges.txt", "vocab.txt", "tekken.json")
 
 
-def tokenize(tokenizer: Any, texts: TextSet) -> Tokens:
+def read_tokenizer(resolved: ResolvedModel, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The tokenizer of a model, and what it was read from: `files`, the class that they name (None where they name
+    none), and the class that was `loaded`. `options` say which revision or which GGUF file.
+
+    A `tokenizer.json` is read as it is. A class of transformers may build another tokenizer from it: a class named by
+    mistake, or one whose defaults are not those of the file, cuts texts otherwise without a word.
+
+    Raises KlscaleError for files in which no vocabulary is found, else what transformers raises.
+    """
+    from transformers import AutoTokenizer, TokenizersBackend
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    where = tokenizer_of(resolved)
+    if file := options.get("gguf_file"):
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
+        return tokenizer, {"files": [file], "named": None, "loaded": type(tokenizer).__name__}
+    folder, hub = Path(where), (resolved.base or resolved).hub
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else hub.files if hub else set()
+    reader = TokenizersBackend if ORIGINAL in names else AutoTokenizer
+    tokenizer = reader.from_pretrained(where, trust_remote_code=False, **options)
+    vocabulary = tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)
+    files = [ORIGINAL] if ORIGINAL in names else [name for name in OTHERS if name in names]
+    named = get_tokenizer_config(where, **options).get("tokenizer_class")
+    if not vocabulary:
+        raise KlscaleError(
+            f"The tokenizer of {resolved.ref} has no vocabulary.",
+            f"{type(tokenizer).__name__} finds none in its files ({', '.join(files) or 'there are none'}).",
+            f"Put the model's own {ORIGINAL} beside its weights.",
+        )
+    return tokenizer, {"files": files, "named": named, "loaded": type(tokenizer).__name__}
+
+
+def tokenize(tokenizer: Any, texts: TextSet, *, split: bool = False) -> Tokens:
     """All texts with the tokenizer's own default special tokens, neither truncated nor padded; with offsets and spans
-    where the tokenizer is a fast one.
+    where the tokenizer is a fast one. `split`: a string such as `<s>` in a text is text, not a special token.
 
     Raises KlscaleError for a text that has no tokens.
     """
     assert texts.texts is not None
-    how = {"add_special_tokens": True, "truncation": False, "padding": False, "verbose": False}
+    how: dict[str, Any] = {"add_special_tokens": True, "truncation": False, "padding": False, "verbose": False}
+    if split:
+        how["split_special_tokens"] = True
     found = tokenizer(list(texts.texts), return_offsets_mapping=tokenizer.is_fast, **how)
     encoded = found["input_ids"]
     lengths = np.array([len(ids) for ids in encoded], dtype=np.int64)
@@ -34,16 +78,55 @@ def tokenize(tokenizer: Any, texts: TextSet) -> Tokens:
             "Leave that text out of the set.",
         )
     decoded = tokenizer.batch_decode(encoded, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    special = _with_special_tokens(tokenizer, texts, encoded)
     # A leading space is a tokenizer's own mark of a word's beginning: adding or dropping one loses nothing else.
-    lost = sum(a != b and a.removeprefix(" ") != b.removeprefix(" ") for a, b in zip(decoded, texts.texts, strict=True))
+    lost = Counter(
+        "special tokens" if s in special else _loss(text, back, tokenizer.unk_token_id in encoded[s])
+        for s, (back, text) in enumerate(zip(decoded, texts.texts, strict=True))
+        if back != text and back.removeprefix(" ") != text.removeprefix(" ")
+    )
     flat = np.fromiter((i for ids in encoded for i in ids), dtype=np.int32, count=int(lengths.sum()))
-    starts, not_round_trip = np.concatenate([[0], np.cumsum(lengths)]), lost / len(lengths)
+    starts, not_round_trip = np.concatenate([[0], np.cumsum(lengths)]), lost.total() / len(lengths)
+    counted: dict[str, Any] = {"lost": dict(lost.most_common()), "special": len(special)}
     if not tokenizer.is_fast:
-        return Tokens(flat, starts, not_round_trip)
+        return Tokens(flat, starts, not_round_trip, **counted)
     edges = chain.from_iterable(chain.from_iterable(found["offset_mapping"]))
     characters = np.fromiter(edges, dtype=np.int64, count=2 * len(flat)).reshape(-1, 2)
     begin, end = byte_offsets(texts.texts, starts, characters).T
-    return Tokens.with_offsets(texts, flat, starts, not_round_trip, begin, end)
+    return Tokens.with_offsets(texts, flat, starts, not_round_trip, begin, end, **counted)
+
+
+def _with_special_tokens(tokenizer: Any, texts: TextSet, encoded: list[list[int]]) -> set[int]:
+    """The texts in which a string is read as a special token: they have more of it than the tokenizer adds itself."""
+    assert texts.texts is not None
+    special = {tokenizer.convert_tokens_to_ids(name): name for name in tokenizer.all_special_tokens}
+    special |= {n: str(token) for n, token in tokenizer.added_tokens_decoder.items() if token.special}
+    if not special:
+        return set()
+    own = Counter(tokenizer("")["input_ids"])
+    any_of = re.compile("|".join(map(re.escape, sorted(special.values(), key=len, reverse=True))))
+    found = set()
+    for s, text in enumerate(texts.texts):
+        if names := set(any_of.findall(text)):
+            counts = Counter(encoded[s])
+            if any(counts[n] > own[n] for n, name in special.items() if name in names):
+                found.add(s)
+    return found
+
+
+def _loss(text: str, back: str, unknown: bool) -> str:
+    """What a text has lost that comes back otherwise."""
+    if unknown:
+        return "unknown characters"
+    if "".join(text.splitlines()) == "".join(back.splitlines()):
+        return "line ends"
+    before, after = "".join(text.split()), "".join(back.split())
+    if before == after:
+        return "white space"
+    for form in ("NFC", "NFKC"):
+        if unicodedata.normalize(form, before) == unicodedata.normalize(form, after):
+            return f"Unicode normalization ({form})"
+    return "letter case" if before.casefold() == after.casefold() else "other"
 
 
 def tokenizer_id(tokenizer: Any) -> str:
@@ -62,13 +145,13 @@ class TokenCache:
     """Tokens of the last few tokenizers, so that the checkpoints of a run are prepared for once."""
 
     def __init__(self, size: int = 4) -> None:
-        self._size, self._kept = size, dict[tuple[str, str], Tokens]()
+        self._size, self._kept = size, dict[tuple[str, str, bool], Tokens]()
 
-    def get(self, tokenizer: Any, texts: TextSet) -> Tokens:
-        """All texts as this tokenizer reads them."""
-        key = texts.id, tokenizer_id(tokenizer)
+    def get(self, tokenizer: Any, texts: TextSet, *, split: bool = False) -> Tokens:
+        """All texts as this tokenizer reads them, as `tokenize` has it."""
+        key = texts.id, tokenizer_id(tokenizer), split
         if key not in self._kept:
-            self._kept[key] = tokenize(tokenizer, texts)
+            self._kept[key] = tokenize(tokenizer, texts, split=split)
             if len(self._kept) > self._size:
                 del self._kept[next(iter(self._kept))]
         return self._kept[key]

@@ -14,7 +14,7 @@ from klscale.store.store import Store
 from klscale.studies import scales
 from klscale.studies.precision import SequentialComparison, compare_to_precision
 from klscale.studies.scales import Setting
-from klscale.studies.verbs.options import Options
+from klscale.studies.verbs.options import READING, Options
 from klscale.studies.verbs.scale import scale_beside
 from klscale.studies.verbs.score import distinct, failures, scored_vectors
 from klscale.sweep.jobs import Outcome
@@ -81,7 +81,7 @@ def compare(
     else:
         if options.rescore:
             raise InputError("rescore and precision exclude each other.", remedy="Score the models anew first.")
-        how = options.scoring("device", "batch_tokens", "long_texts", "keep_downloads", "progress")
+        how = options.scoring(*READING, "keep_downloads", "progress")
         only = None if reference is None else refs[0]
         found = compare_to_precision(refs, options.chosen(place), place, precision, reference=only, **how)
         vectors, outcomes = found.vectors, found.outcomes

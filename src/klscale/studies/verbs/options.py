@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 STORE = "./klscale-store"
 """The store where none is named."""
+READING = ("device", "batch_tokens", "long_texts", "split_special_tokens")
+"""How models are read."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,9 @@ class Options:
         default=None, metadata={"help": "Tokens in a batch, padding included. Default: found from free memory."}
     )
     long_texts: str = field(default="error", metadata={"help": "Texts longer than a model's window."})
+    split_special_tokens: bool = field(
+        default=False, metadata={"help": "Read a string such as <s> in a text as text, not as a special token."}
+    )
     rescore: bool = field(default=False, metadata={"help": "Score even what the store has."})
     keep_downloads: bool = field(
         default=True,
@@ -80,7 +85,7 @@ class Options:
 
     def scoring(self, *names: str) -> dict[str, Any]:
         """The options with these names (default: all options of scoring), as keywords."""
-        taken = names or ("device", "batch_tokens", "long_texts", "rescore", "keep_downloads", "progress")
+        taken = names or (*READING, "rescore", "keep_downloads", "progress")
         return {name: getattr(self, name) for name in taken}
 
 

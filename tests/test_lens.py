@@ -20,7 +20,9 @@ from klscale.sources.transformers.readout import find_readout
 from klscale.sources.transformers.tokens import tokenize
 from klscale.store.store import Store
 from klscale.studies import lens, maps
+from klscale.studies.verbs.layers import layers as layers_verb
 from klscale.sweep.score import score
+from klscale.vectors.imports import read_log_likelihoods
 
 CAUSAL = [name for name in ARCHITECTURES if "bidirectional" not in name]
 
@@ -355,3 +357,22 @@ def test_the_layer_that_is_not_finite_is_named(make_model, texts, monkeypatch):
     monkeypatch.setattr(Engine, "_score_batch", damaged)
     with pytest.raises(KlscaleError, match=r"nan for text \d+ at layer 1"):
         layers_of(make_model(), texts)
+
+
+@pytest.mark.parametrize("form", ["apart", "repeated", "missing"])
+def test_imported_layers_end_in_the_output(tmp_path, form):
+    """`NAME` is the output where the last `#` layer does not repeat it; without it the last `#` layer is."""
+    generator = np.random.default_rng(0)
+    rows = -200 + np.cumsum(generator.normal(0, 5, (4, 50)), axis=0)
+    columns = {f"m#{n}": row for n, row in enumerate(rows if form == "missing" else rows[:3])}
+    columns |= {"repeated": {"m#3": rows[3], "m": rows[3]}, "apart": {"m": rows[3]}, "missing": {}}[form]
+    table = pd.DataFrame(columns | {"bytes": 100})
+    table.to_csv(tmp_path / "layers.csv", index=False)
+    store = Store(tmp_path / "store")
+    store.import_vectors(read_log_likelihoods(tmp_path / "layers.csv"), "layers.csv")
+    (found,) = layers_verb(["m"], store=store).layers.values()
+    assert len(found) == 4
+    for n, layer in enumerate(found):
+        assert layer.to_output.value == pytest.approx(np.var(rows[n] - rows[3]) / 200 / np.log(2))
+        if n:
+            assert layer.from_previous.value == pytest.approx(np.var(rows[n] - rows[n - 1]) / 200 / np.log(2))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from klscale.errors import InputError
 from klscale.inputs.references import ModelRef
 from klscale.science.estimates import Estimate
@@ -39,13 +41,20 @@ def layers(vectors: Vectors) -> dict[str, list[Layer]]:
 
 
 def threads(vectors: Vectors) -> Iterator[tuple[ModelRef, list[ModelRef]]]:
-    """Each model with its layers, in order."""
+    """Each model with its layers, in order. The output is the model itself where it has a row of its own that the last
+    layer does not repeat, as in imported values; else the last layer."""
     rows: dict[ModelRef, list[ModelRef]] = {}
     for ref in vectors.models:
         if ref.layer is not None:
             rows.setdefault(replace(ref, layer=None), []).append(ref)
+    known = set(vectors.models)
     for model, thread in rows.items():
-        yield model, sorted(thread, key=lambda ref: ref.layer or 0)
+        thread.sort(key=lambda ref: ref.layer or 0)
+        if model in known:
+            own, last = (vectors.log_likelihood[vectors.position(ref)] for ref in (model, thread[-1]))
+            if not np.array_equal(own, last, equal_nan=True):
+                thread.append(model)
+        yield model, thread
 
 
 def _layers(thread: Vectors) -> list[Layer]:

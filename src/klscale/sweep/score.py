@@ -210,6 +210,10 @@ class _Sweep:
         layers = self.layers or model.layers
         named = self.by_ref.get(model.ref, [])
         if self.texts.external:
+            if layers and not named:  # imported at its layers alone: the last is its output
+                of_layers = [entry for entry in self.entries if entry.ref.layer is not None]
+                named = [entry for entry in of_layers if replace(entry.ref, layer=None) == model.ref]
+                named.sort(key=lambda entry: entry.ref.layer or 0)
             if named:
                 return named[-1]
             names = set(map(str, self.by_ref))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from klscale.errors import InputError, ScoringError, printable
 from klscale.inputs.references import Model, ModelRef
@@ -40,6 +40,10 @@ class Scored:
         """Log-likelihood vectors (K, N) in nats of the models that did not fail, by the given names. With `layers`, the
         layers of a model follow it, where it was scored at them."""
         found = [(outcome.entry, outcome.ref) for outcome in self.outcomes if outcome.entry is not None]
+        if layers and self.texts.external:  # imported layers are vectors of their own
+            models = {ref for _, ref in found}
+            newest = {one.ref: one for one in self.store.entries(self.texts.id) if one.ref.layer is not None}
+            found += [(one, ref) for ref, one in newest.items() if replace(ref, layer=None) in models]
         return self.store.vectors(self.texts, [entry for entry, _ in found], [ref for _, ref in found], layers=layers)
 
     def __str__(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -45,7 +46,10 @@ WIDE = 120
 """Models beyond which a map takes two columns."""
 NUMBERS = ("parameters", "step", "warmup", "layer")
 """Attributes that are amounts; all others, seeds among them, are categories."""
-MOST_IN_LEGEND = 28
+MOST_IN_LEGEND = 12
+"""Groups that the legend names: the commonest."""
+LINE = 0.16
+"""Inches of a line of the legend."""
 SPREAD = 30.0
 """Ratio of the largest to the smallest beyond which numbers take a log scale."""
 OVER = 1000.0
@@ -72,7 +76,8 @@ def model_map(
     K = len(known)
     runs = find_runs(known)
     width = SINGLE if K <= WIDE else DOUBLE
-    figure = new_figure(width, 0.86 * width)
+    groups, columns = _groups(known, colouring, colour_by, bool(np.any(map.added)), width - 1.45 * bool(runs))
+    figure = new_figure(width, 0.86 * width + LINE * max(0, -(-len(groups) // columns) - 3))
     headline(figure, f"{K:,} model{'s' if K != 1 else ''}, {describe(vectors.texts)}")
     axes = figure.add_subplot()
     axes.set_aspect("equal", adjustable="datalim")
@@ -83,7 +88,7 @@ def model_map(
     _label_axes(axes, map, method)
     if colouring.norm is not None:
         _colour_bar(figure, axes, colouring, colour_by)
-    _legends(figure, colouring, handles, colour_by, bool(np.any(map.added)), width)
+    _legends(figure, groups, columns, colour_by if colouring.looks else None, handles)
     _write_names(figure, axes, points, _names(known, runs), size)
     return figure
 
@@ -220,30 +225,36 @@ def _label_axes(axes: Any, map: ModelMap, method: str) -> None:
     axes.spines[:].set_color("#bbbbbb")
 
 
-def _legends(
-    figure: Figure, colouring: _Colouring, widths: Sequence[Any], attribute: str, hollow: bool, width: float
-) -> None:
+def _groups(
+    vectors: Vectors, colouring: _Colouring, attribute: str, hollow: bool, room: float
+) -> tuple[list[Any], int]:
+    """The groups of the legend, the commonest of many; and in how many columns they fit into `room` inches."""
     from matplotlib.lines import Line2D
 
     dot: dict[str, Any] = {"linestyle": "", "markersize": 4}
+    looks_of = colouring.looks
+    if len(looks_of) > MOST_IN_LEGEND:
+        counts = Counter(_word(value) for value in vectors.attributes[attribute].dropna())
+        looks_of = {value: looks_of[value] for value, _ in counts.most_common(MOST_IN_LEGEND - 1)}
     handles = [
         Line2D([], [], color=look.colour, marker=look.marker, label=shortened(value, 22), **dot)
-        for value, look in list(colouring.looks.items())[:MOST_IN_LEGEND]
+        for value, look in looks_of.items()
     ]
-    if (more := len(colouring.looks) - MOST_IN_LEGEND) > 0:
-        handles.append(Line2D([], [], linestyle="", label=f"and {more:,} more, alike"))
+    if (more := len(colouring.looks) - len(looks_of)) > 0:
+        handles.append(Line2D([], [], linestyle="", label=f"others: {more:,}"))
     if colouring.some_unknown:
         handles.append(Line2D([], [], color=UNKNOWN, marker="o", label="not known", **dot))
     if hollow:
         white: dict[str, Any] = {"markerfacecolor": "white"}
         handles.append(Line2D([], [], color=GREY, marker="o", label="added later", **dot, **white))
     longest = max((len(str(handle.get_label())) for handle in handles), default=1)
-    room = width - 1.45 if widths else width
-    columns = min(max(1, int(room / (0.26 + 0.062 * longest))), len(handles))
+    return handles, max(1, min(int(room / (0.26 + 0.062 * longest)), len(handles)))
+
+
+def _legends(figure: Figure, groups: Sequence[Any], columns: int, title: str | None, widths: Sequence[Any]) -> None:
     look: dict[str, Any] = {"alignment": "left"}
-    if handles:
-        title = attribute if colouring.looks else None
-        figure.legend(handles=handles, loc="outside lower left", ncols=columns, title=title, handletextpad=0.1, **look)
+    if groups:
+        figure.legend(handles=groups, loc="outside lower left", ncols=columns, title=title, handletextpad=0.1, **look)
     if widths:
         title = "step's KL, bits/byte"
         figure.legend(handles=widths, loc="outside lower right", ncols=len(widths), title=title, **look)

@@ -440,6 +440,17 @@ def test_map_of_many_models():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [f"f{n}" for n in range(20)]
 
 
+def test_the_legend_of_many_groups_names_the_commonest_and_covers_nothing():
+    of = [f"a-family-with-a-long-name-{n}" for n in range(40) for _ in range(1 + (n >= 35))]
+    many = made([f"org/m{n}" for n in range(len(of))], [{"family": name} for name in of], n_texts=30)
+    figure = model_map(map_of(many), many)
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert {name.rsplit("-", 1)[-1] for name in texts} > {"35", "36", "37", "38", "39"}
+    assert texts[-1] == f"others: {40 - len(texts) + 1}"
+    figure.draw_without_rendering()
+    assert figure.legends[0].get_window_extent().y1 <= figure.axes[0].get_window_extent().y0
+
+
 def test_map_of_what_is_not_there(vectors):
     found = map_of(vectors)
     with pytest.raises(InputError, match="no attribute 'familie'") as caught:

@@ -46,8 +46,8 @@ WIDE = 120
 """Models beyond which a map takes two columns."""
 NUMBERS = ("parameters", "step", "warmup", "layer")
 """Attributes that are amounts; all others, seeds among them, are categories."""
-MOST_IN_LEGEND = 12
-"""Groups that the legend names: the commonest."""
+LINES = 6
+"""Lines of the legend: of more groups than fit it names the commonest."""
 LINE = 0.16
 """Inches of a line of the legend."""
 SPREAD = 30.0
@@ -232,23 +232,25 @@ def _groups(
     from matplotlib.lines import Line2D
 
     dot: dict[str, Any] = {"linestyle": "", "markersize": 4}
-    looks_of = colouring.looks
-    if len(looks_of) > MOST_IN_LEGEND:
-        counts = Counter(_word(value) for value in vectors.attributes[attribute].dropna())
-        looks_of = {value: looks_of[value] for value, _ in counts.most_common(MOST_IN_LEGEND - 1)}
+    counts = Counter(_word(value) for value in vectors.attributes[attribute].dropna())
+    shown = {value: shortened(value, 22) for value in colouring.looks}
+    longest = max(map(len, [*shown.values(), "added later" if hollow else ""]))
+    columns = max(1, int(room / (0.26 + 0.062 * longest)))
+    if len(shown) > LINES * columns:
+        commonest = [value for value, _ in counts.most_common(LINES * columns - 1)]
+        shown = {value: name for value, name in shown.items() if value in commonest}
     handles = [
-        Line2D([], [], color=look.colour, marker=look.marker, label=shortened(value, 22), **dot)
-        for value, look in looks_of.items()
+        Line2D([], [], color=colouring.looks[value].colour, marker=colouring.looks[value].marker, label=name, **dot)
+        for value, name in shown.items()
     ]
-    if (more := len(colouring.looks) - len(looks_of)) > 0:
+    if (more := len(colouring.looks) - len(shown)) > 0:
         handles.append(Line2D([], [], linestyle="", label=f"others: {more:,}"))
     if colouring.some_unknown:
         handles.append(Line2D([], [], color=UNKNOWN, marker="o", label="not known", **dot))
     if hollow:
         white: dict[str, Any] = {"markerfacecolor": "white"}
         handles.append(Line2D([], [], color=GREY, marker="o", label="added later", **dot, **white))
-    longest = max((len(str(handle.get_label())) for handle in handles), default=1)
-    return handles, max(1, min(int(room / (0.26 + 0.062 * longest)), len(handles)))
+    return handles, max(1, min(columns, len(handles)))
 
 
 def _legends(figure: Figure, groups: Sequence[Any], columns: int, title: str | None, widths: Sequence[Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -146,7 +147,24 @@ def test_reference_ladder_and_release_gate(run, imported):
     assert "From EleutherAI/pythia-2.8b" in shown
     assert len(json.loads(run("compare", *names[1:], "--reference", names[0], "--json").output)) == 2
     run("compare", *names[:2], "--fail-above", "0.2")
-    assert "Not within 0.05 bits/byte" in run("compare", *names[:2], "--fail-above", "0.05", status=1).output
+    assert "Not within 0.05 bits/byte" in run("compare", *names[:2], "--fail-above", "0.05", status=3).output
+
+
+@pytest.mark.parametrize(("limit", "status"), [(2.0, 0), (0.5, 3), (1.02, 4), (0.98, 4)])
+def test_a_gate_with_confidence_decides_by_the_interval(run, imported, limit, status):
+    """Of the true value in units of the KL; undecided, the texts that it names would decide."""
+    names = ["EleutherAI/pythia-2.8b", "EleutherAI/pythia-1.4b"]
+    (found,) = json.loads(run("compare", *names, "--json").output)
+    arguments = ["compare", *names, "--fail-above", str(limit * found["kl"]), "--confidence", "95%"]
+    output = run(*arguments, status=status).output
+    low, high = found["interval_low"], found["interval_high"]
+    assert f"{low:.3g} to {high:.3g} at 95 %" in output
+    if status == 4:
+        texts = int(re.search(r"About ([\d,]+) texts", output)[1].replace(",", ""))
+        half = math.log(high / found["kl"]) * math.sqrt(found["n_texts"] / texts)
+        assert half == pytest.approx(abs(math.log(limit)), rel=1e-3)
+    assert "goes with --fail-above" in run("compare", *names, "--confidence", "95%", status=2).output
+    assert "between 50 and 100 %" in run(*arguments[:-1], "5%", status=2).output
 
 
 def test_a_gate_never_passes_what_cannot_be_told(run, make_model, tmp_path):

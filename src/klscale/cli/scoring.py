@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from klscale.cli.options import JsonOption, ScoringOptions, SweepOptions, at_work
-from klscale.cli.status import failure_status
+from klscale.cli.status import failure_status, gate_status
 from klscale.errors import InputError, KlscaleError
 from klscale.show.files import require_ending
 from klscale.show.scoring import outcome_record, print_failures, print_outcomes, print_plan, problem_record
@@ -126,7 +126,14 @@ def compare(
     models: Annotated[list[str], typer.Argument(metavar="REF REF...", help="Two models or more.")],
     reference: Annotated[str | None, typer.Option(metavar="REF", help="Compare each model with this one only.")] = None,
     fail_above: Annotated[
-        float | None, typer.Option(metavar="X", min=0, help="Exit 1 if any KL is above X bits/byte.")
+        float | None, typer.Option(metavar="X", min=0, help="Exit 3 if any KL is above X bits/byte.")
+    ] = None,
+    confidence: Annotated[
+        str | None,
+        typer.Option(
+            metavar="P%",
+            help="Let --fail-above decide by the interval at P %: below X, above it (exit 3), or undecided (exit 4).",
+        ),
     ] = None,
     precision: Annotated[
         str | None,
@@ -140,10 +147,15 @@ def compare(
 ) -> None:
     """KL between models with standard errors, which is better and by how much. Scores what the store lacks."""
     from klscale.show.compare import print_comparison, records, rows
+    from klscale.show.gate import print_verdicts
+    from klscale.studies.gate import parse_confidence, verdict
     from klscale.studies.precision import parse_precision
     from klscale.studies.verbs.compare import compare
 
     wanted = None if precision is None else parse_precision(precision)
+    if confidence is not None and fail_above is None:
+        raise InputError("--confidence goes with --fail-above.", remedy="Give the limit: --fail-above X.")
+    certain = None if confidence is None else parse_confidence(confidence)
     with at_work(options) as how:
         found = compare(models, reference=reference, precision=wanted, options=how)
     print_failures(found.outcomes)
@@ -152,11 +164,12 @@ def compare(
         print_json(records(compared))
     else:
         print_comparison(found.vectors, compared)
-    # a KL that cannot be told passes no gate
-    above = {pair: kl for pair, kl in found.pairs.items() if fail_above is not None and not kl.value <= fail_above}
-    for (a, b), kl in above.items():
-        err.print(f"Not within {fail_above} bits/byte: {plain(a)} and {plain(b)}, {kl}.", style="bold red")
-    raise typer.Exit(failure_status(found.outcomes) or (1 if above else 0))
+    status = failure_status(found.outcomes)
+    if fail_above is not None:
+        verdicts = {pair: verdict(kl, fail_above, certain) for pair, kl in found.pairs.items()}
+        print_verdicts(verdicts, fail_above, certain)
+        status = status or gate_status(verdicts.values())
+    raise typer.Exit(status)
 
 
 # ------------------------------------------------------------------------------------------------------------ layers

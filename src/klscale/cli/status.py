@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from klscale.errors import KlscaleError
 
 if TYPE_CHECKING:
+    from klscale.studies.gate import Verdict
     from klscale.sweep.jobs import Outcome
 
 
@@ -18,3 +19,12 @@ def failure_status(outcomes: Sequence[Outcome], problems: Sequence[KlscaleError]
     if errors and of_all and all(error.exit_status == 2 for error in errors):
         return 2
     return 1 if errors else 0
+
+
+def gate_status(verdicts: Iterable[Verdict]) -> int:
+    """0 where every KL is within the limit; 1 where one cannot be told, 3 where one is not within, 4 where one is not
+    decided."""
+    found = list(verdicts)
+    if not all(one.measured for one in found):
+        return 1
+    return 3 if any(one.within is False for one in found) else 4 if any(one.within is None for one in found) else 0

@@ -203,7 +203,8 @@ def command_page() -> str:
     parts = [
         "# Command line",
         "Every command with its arguments and options, as `--help` says it. Exit status: 0; 1 where something failed\n"
-        "(the rest is kept); 2 for wrong arguments; 3 and 4 where a gate is not passed or not decided; 130 after Ctrl-C. Made by `make reference`.",
+        "(the rest is kept); 2 for wrong arguments; 3 and 4 where a gate is not passed or not decided;\n"
+        "130 after Ctrl-C. Made by `make reference`.",
     ]
     for words, (help_, parameters) in commands().items():
         arguments = [one.call if one.required else f"[{one.call}]" for one in parameters if not one.is_option]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from klscale.inputs.spans import TokenSpans, assign_tokens, pack
-from klscale.inputs.texts import TextSet
+from klscale.inputs.texts import TextSet, content_id
 from klscale.science.arrays import Floats, Integers
 from klscale.vectors.scores import GIVEN, SPANS, Ragged, Values
 
@@ -41,6 +42,11 @@ class Tokens:
         """The tokens of all texts of a set, from the bytes `begin` to `end` (T,) that each covers in its text."""
         assert texts.cuts is not None
         return cls(ids, starts, not_round_trip, begin, assign_tokens(texts.cuts, starts, begin, end))
+
+    @cached_property
+    def key(self) -> str:
+        """A hash of all token ids: equal for models that read every text as the same tokens."""
+        return content_id([self.starts.astype("<i8").tobytes(), self.ids.astype("<i4").tobytes()])
 
     @property
     def lengths(self) -> Integers:

@@ -42,6 +42,10 @@ class Options:
         default=None, metadata={"help": "Tokens in a batch, padding included. Default: found from free memory."}
     )
     long_texts: str = field(default="error", metadata={"help": "Texts longer than a model's window."})
+    sampled_tokens: int | None = field(
+        default=None,
+        metadata={"help": "Texts whose sampled tokens are kept, for KL of one tokenizer. 0: none. Default: 2,000."},
+    )
     rescore: bool = field(default=False, metadata={"help": "Score even what the store has."})
     keep_downloads: bool = field(
         default=True,
@@ -80,7 +84,8 @@ class Options:
 
     def scoring(self, *names: str) -> dict[str, Any]:
         """Those of these names (default: all that scoring takes), as keywords."""
-        taken = names or ("device", "batch_tokens", "long_texts", "rescore", "keep_downloads", "progress")
+        how = ("device", "batch_tokens", "long_texts", "sampled_tokens", "rescore", "keep_downloads", "progress")
+        taken = names or how
         return {name: getattr(self, name) for name in taken}
 
 

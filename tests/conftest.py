@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -47,18 +48,30 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def quick_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `klscale demo --quick` leaves, and says (`stdout.txt`)."""
+    """What `klscale demo --quick` leaves, and says (`stdout.txt`), in a process of its own."""
     place = tmp_path_factory.mktemp("quick")
-    result = run_quick_demo(place)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "KLSCALE_CACHE": str(place / "cache")}
+    command = [sys.executable, "-m", "klscale", *QUICK_DEMO]
+    result = subprocess.run(command, cwd=place, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
     (place / "demo" / "stdout.txt").write_text(result.stdout, encoding="utf-8")
     return place / "demo"
 
 
-def run_quick_demo(place: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "KLSCALE_CACHE": str(place / "cache")}
-    command = [sys.executable, "-m", "klscale", "demo", "--quick", "--out", "demo"]
-    return subprocess.run(command, cwd=place, capture_output=True, text=True, env=environment)
+QUICK_DEMO = ("demo", "--quick", "--out", "demo")
+
+
+@pytest.fixture(scope="session")
+def fourteen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with the 14 models of the example, imported as the README does; to be copied where a test writes."""
+    from typer.testing import CliRunner
+
+    from klscale.cli import app
+
+    place = tmp_path_factory.mktemp("fourteen") / "klscale-store"
+    result = CliRunner().invoke(app, ["import", str(EXAMPLE), "--id", "text_id", "--store", str(place)])
+    assert result.exit_code == 0, result.output
+    return place
 
 
 @pytest.fixture(scope="session")
@@ -232,30 +245,44 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
 MakeModel = Callable[..., Path]
 
 
+@pytest.fixture(scope="session")
+def models_made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A randomly initialised model of some architecture in a directory, made once; weights large enough to matter."""
+    made: dict[str, Path] = {}
+
+    def make(architecture: str, seed: int, bos: bool, odd_biases: bool, changes: dict[str, Any]) -> Path:
+        key = repr((architecture, seed, bos, odd_biases, changes))
+        if key not in made:
+            import torch
+            import transformers
+
+            config_class, settings = ARCHITECTURES[architecture]
+            config = getattr(transformers, config_class)(**{**settings, **changes})
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                model = transformers.AutoModelForCausalLM.from_config(config)
+                for parameter in model.parameters():
+                    if parameter.ndim > 1:
+                        torch.nn.init.normal_(parameter, std=0.2)
+                    elif odd_biases:
+                        torch.nn.init.normal_(parameter, std=0.5)
+            made[key] = tmp_path_factory.mktemp("model")
+            model.save_pretrained(made[key])
+            byte_tokenizer(bos).save_pretrained(made[key])
+        return made[key]
+
+    return make
+
+
 @pytest.fixture
-def make_model(tmp_path: Path) -> MakeModel:
-    """Save a randomly initialised model of some architecture as a directory; weights large enough to matter."""
+def make_model(tmp_path: Path, models_made: Callable[..., Path]) -> MakeModel:
+    """Put a randomly initialised model of some architecture into a directory of this test, which may change it."""
 
     def make(
         name: str = "model", architecture: str = "gpt-neox", seed: int = 0, bos: bool = False, **changes: Any
     ) -> Path:
-        import torch
-        import transformers
-
-        config_class, settings = ARCHITECTURES[architecture]
-        config = getattr(transformers, config_class)(**{**settings, **changes})
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            model = transformers.AutoModelForCausalLM.from_config(config)
-            for parameter in model.parameters():
-                if parameter.ndim > 1:
-                    torch.nn.init.normal_(parameter, std=0.2)
-                elif "bias" in name:
-                    torch.nn.init.normal_(parameter, std=0.5)
-        directory = tmp_path / name
-        model.save_pretrained(directory)
-        byte_tokenizer(bos).save_pretrained(directory)
-        return directory
+        model = models_made(architecture, seed, bos, "bias" in name, changes)
+        return Path(shutil.copytree(model, tmp_path / name, copy_function=shutil.copyfile, dirs_exist_ok=True))
 
     return make
 

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
+import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from conftest import EXAMPLE, PATIENCE_S, ROOT, run_quick_demo, write_texts
+from conftest import EXAMPLE, PATIENCE_S, QUICK_DEMO, ROOT, write_texts
+from klscale.inputs.references import ModelRef
+from klscale.store import files
 from klscale.store.store import Store
+from klscale.vectors import spreadsheets
+from klscale.vectors.imports import read_log_likelihoods
 
 # ------------------------------------------------------------------------------------------------------ first minutes
 
@@ -53,9 +61,8 @@ def test_version(run):
 
 
 @pytest.fixture
-def imported(run, tmp_path):
-    run("import", EXAMPLE, "--id", "text_id")
-    return tmp_path / "klscale-store"
+def imported(fourteen, tmp_path):
+    return shutil.copytree(fourteen, tmp_path / "klscale-store")
 
 
 def test_imported_matrix_end_to_end(run, imported):
@@ -271,6 +278,52 @@ def test_names_are_shown_as_text(run, tmp_path):
     assert "onerror" in shown
 
 
+ORDERS = "\x1b[31mred\x1b]0;title\x07\x9b2J\r\u202e"
+"""What a terminal obeys."""
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["ls", "check", "kl", "scale", "map", "compare {a} {b}", "validate", "texts list", "texts info", "rm nothing",
+     "import mine.csv --id nope", "import mine.csv --attributes types.csv", "score --suite suite.yaml", "score {a}"],
+)  # fmt: skip
+def test_nothing_that_is_printed_gives_orders_to_the_terminal(run, tmp_path, monkeypatch, command):
+    """Whoever names models, columns, text sets, types and ids writes letters on the screen, and nothing else."""
+    L = pd.read_csv(EXAMPLE).filter(like="/").iloc[:40, :3]
+    names = [f"{ORDERS}{n}" for n in range(3)]
+    L.columns = names
+    L.assign(bytes=280, id=[f"{ORDERS}{n}" for n in range(40)]).to_csv(tmp_path / "mine.csv", index=False, quoting=1)
+    types = pd.DataFrame({"model": names, "type": [ORDERS] * 3, "family": [ORDERS] * 3})
+    types.to_csv(tmp_path / "types.csv", index=False, quoting=1)
+    (tmp_path / "suite.yaml").write_text(json.dumps({"models": [{"name": f"x{ORDERS}", "nothing": ORDERS}]}))
+    run("import", "mine.csv", "--id", "id", "--name", ORDERS, "--attributes", "types.csv")
+    store = Store("klscale-store")
+    (entry, *_), (texts,) = store.entries(store.text_sets()[0]["id"]), store.text_sets()
+    assert entry.metadata["attributes"]["type"] == ORDERS
+    assert texts["name"] == ORDERS
+    result = run(*command.format(a=str(store.entries(texts["id"])[0].ref), b="nothing").split(), status=None)
+    assert result.output
+    assert set(result.output) & {"\x1b", "\x07", "\x9b", "\r", "\u202e"} == set()
+
+
+@pytest.mark.parametrize("name", ["=1+1", "-x", "@SUM(1)", "'=1", "''-x", "'x", "x=1", "a\rb"])
+def test_cells_that_a_spreadsheet_would_run_are_guarded_and_read_as_they_were(run, tmp_path, name):
+    """In every table that is written; a file that was guarded is imported as what it was."""
+    L = pd.read_csv(EXAMPLE).filter(like="/").iloc[:40, :2]
+    L.columns = [spreadsheets.guarded(name), "plain"]
+    labels = [f"{name}{n}" for n in range(40)]
+    guarded = [*map(spreadsheets.guarded, labels)]
+    L.assign(bytes=280, id=guarded, document=guarded).to_csv(tmp_path / "mine.csv", index=False, quoting=2)
+    vectors = read_log_likelihoods(tmp_path / "mine.csv", id_column="id")
+    assert [ref.name for ref in vectors.models] == [name, "plain"]
+    assert vectors.texts.labels["id"] == vectors.texts.document == tuple(labels)
+    run("import", "mine.csv", "--id", "id")
+    run("kl", "--out", "kl.csv")
+    written = pd.read_csv(tmp_path / "kl.csv")["a"][0]
+    assert not written.startswith(("=", "+", "-", "@"))
+    assert ModelRef.parse(spreadsheets.unguarded(written)).name == name
+
+
 # ------------------------------------------------------------------------------------------------------------ scoring
 
 
@@ -396,13 +449,10 @@ def test_errors_are_three_lines(tmp_path, make_model):
     assert "--long-texts window" in lines[2]
 
 
-def test_ctrl_c_keeps_what_is_done_and_the_same_command_resumes(run, tmp_path, make_model):
-    """A real interrupt in the middle of a model: exit status 130, partial work kept, the rest scored afterwards."""
-    texts = write_texts(tmp_path / "mine.jsonl")
-    arguments = ["score", make_model(), "--texts", texts, "--batch-tokens", "300", "--json"]
-    stops = """
+STOPS = """
 import signal
 import klscale.cli
+from klscale.store import files
 from klscale.store.store import Store
 from klscale.sweep import score as sweeps
 
@@ -415,8 +465,15 @@ def kept(*arguments):
 Store.write_partial = kept
 klscale.cli.main()
 """
+"""A command that waits for a signal as soon as unfinished work is kept."""
+
+
+def test_ctrl_c_keeps_what_is_done_and_the_same_command_resumes(run, tmp_path, make_model):
+    """A real interrupt in the middle of a model: exit status 130, partial work kept, the rest scored afterwards."""
+    texts = write_texts(tmp_path / "mine.jsonl")
+    arguments = ["score", make_model(), "--texts", texts, "--batch-tokens", "300", "--json"]
     process = subprocess.Popen(
-        [sys.executable, "-c", stops, *map(str, arguments)],
+        [sys.executable, "-c", STOPS, *map(str, arguments)],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout.readline() == "kept\n", process.stderr.read()
@@ -433,6 +490,44 @@ klscale.cli.main()
     assert not list(tmp_path.glob("klscale-store/partial/*/*"))
 
 
+def test_sigterm_ends_as_ctrl_c_does(tmp_path):
+    """Schedulers of clusters end jobs with it: the partial work and its words are kept, and no claim is left."""
+    texts = write_texts(tmp_path / "mine.jsonl")
+    arguments = ["score", "mock://1", "--texts", str(texts), "--batch-tokens", "300"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", STOPS, *arguments], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "kept\n", process.stderr.read()
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 130, errors
+    assert "the same command goes on from there" in errors
+    assert list(tmp_path.glob("klscale-store/partial/*/*/*.parquet"))
+    assert not list(tmp_path.rglob("*.claim"))
+
+
+@pytest.mark.parametrize("command", ["kl", "kl --json", "ls", "--help"])
+@pytest.mark.parametrize("reader", ["| head -c 1", "| true", ">&-", ">&- 2>&-"])
+def test_output_that_nobody_reads_is_no_error(run, imported, tmp_path, command, reader):
+    shell = f"{sys.executable} -m klscale {command} {reader} >read"
+    result = subprocess.run(["bash", "-c", shell], cwd=tmp_path, capture_output=True, text=True)
+    assert result.stderr == ""
+    assert result.returncode == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("command", ["kl", "kl --json", "--help"])
+def test_a_full_disk_behind_standard_output_is_said(run, imported, tmp_path, command):
+    with Path("/dev/full").open("w") as full:
+        arguments = [sys.executable, "-m", "klscale", *command.split()]
+        result = subprocess.run(arguments, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert result.returncode == 1
+    assert result.stderr.startswith("Error: ")
+    assert "No space left" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_two_processes_share_the_models(tmp_path, make_model):
     """Each model is scored by one of them, and both end with everything. One that is killed holds nothing up."""
     texts = write_texts(tmp_path / "mine.jsonl")
@@ -441,6 +536,7 @@ def test_two_processes_share_the_models(tmp_path, make_model):
     waits = """
 import sys
 import klscale.cli
+from klscale.store import files
 from klscale.store.store import Store
 
 claim, waited = Store.claim, []
@@ -503,7 +599,7 @@ def test_texts_are_built_and_inspected(run, tmp_path):
 # --------------------------------------------------------------------------------------------------------------- demo
 
 
-def test_demo_quick(quick_demo):
+def test_demo_quick(quick_demo, run, monkeypatch):
     """The main job without any download; a second run trains and scores nothing."""
     shown = (quick_demo / "stdout.txt").read_text(encoding="utf-8")
     record = json.loads((quick_demo / "scale.json").read_text())
@@ -527,9 +623,9 @@ def test_demo_quick(quick_demo):
     assert all(row["median"] > 0 and row["standard_error"] > 0 for row in rows.values())
     assert rows["later training"]["median"] < rows["seed"]["median"]
     before = {path: path.stat().st_mtime_ns for path in quick_demo.rglob("*.parquet")}
-    again = run_quick_demo(quick_demo.parent)
-    assert again.returncode == 0
-    assert again.stdout == shown
+    monkeypatch.chdir(quick_demo.parent)
+    monkeypatch.setenv("KLSCALE_CACHE", "cache")
+    assert run(*QUICK_DEMO).stdout == shown
     assert {path: path.stat().st_mtime_ns for path in quick_demo.rglob("*.parquet")} == before
 
 
@@ -542,3 +638,40 @@ def test_the_pictures_of_the_documentation_are_current(tmp_path):
     for picture in main(tmp_path):
         assert picture.stat().st_size > 10_000
         assert (ROOT / "docs" / "pictures" / picture.name).is_file()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "kl --out x.csv", "kl --out x.parquet", "kl --out x.png", "scale --out x.csv", "scale --out x.svg",
+        "map --out x.html", "map --out x.csv", "map --out x.pdf", "report --out x.html",
+        "texts build {texts} --out x.jsonl --min-bytes 4",
+    ],
+)  # fmt: skip
+def test_an_output_is_whole_or_not_there(run, imported, tmp_path, monkeypatch, arguments):
+    """On a disk that is full at the last moment the old file stays as it was, nothing lies beside it, and that is said;
+    a command that is killed leaves a temporary file that the next clears."""
+    words = arguments.format(texts=write_texts(tmp_path / "mine.jsonl")).split()
+    place = tmp_path / words[words.index("--out") + 1]
+    place.write_text("old")
+    before = {path.name for path in tmp_path.iterdir()}
+
+    def full(self, target):
+        if Path(target).name != place.name:  # a kept map
+            return rename(self, target)
+        assert self.parent == tmp_path
+        assert self.stat().st_size
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    rename = Path.replace
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", full)
+        result = run(*words, status=1)
+    assert "could not be written.\nNo space left on device." in result.output
+    assert place.read_text() == "old"
+    assert {path.name for path in tmp_path.iterdir()} == before
+    left = tmp_path / f".klscale-{files._HOST}-{2**22 + 1}-0123abcd.tmp{place.suffix}"
+    left.write_text("half")
+    run(*words)
+    assert place.read_bytes() != b"old"
+    assert {path.name for path in tmp_path.iterdir()} == before

@@ -5,8 +5,6 @@ from __future__ import annotations
 import ast
 import re
 import shutil
-import subprocess
-import sys
 from graphlib import TopologicalSorter
 
 import pytest
@@ -37,15 +35,11 @@ def console_blocks(document=README):
             yield from re.findall(r"^\$ (klscale [^\n#]*)[^\n]*\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE)
 
 
-def run(command):
-    result = subprocess.run(
-        [sys.executable, "-m", *command.split()], capture_output=True, text=True, encoding="utf-8", check=False
-    )
-    assert result.returncode == 0, result.stderr
-    return "\n".join(line.rstrip() for line in result.stdout.splitlines()) + "\n"
+def output_of(run, command):
+    return "\n".join(line.rstrip() for line in run(*command.split()[1:]).stdout.splitlines()) + "\n"
 
 
-def test_commands_and_their_output(place, make_model):
+def test_commands_and_their_output(run, place, make_model):
     """Those that need no network are run; where output is shown, it is that."""
     for name in ("runs/a/checkpoint-500", "runs/b/checkpoint-500"):
         make_model(name, seed=len(name) + ord(name[5]))
@@ -55,7 +49,7 @@ def test_commands_and_their_output(place, make_model):
             continue  # from the hub
         if "import" in command:
             shutil.rmtree(place / "klscale-store", ignore_errors=True)
-        output = run(command)
+        output = output_of(run, command)
         assert not shown or output == shown
         ran.append(command)
     assert len(ran) == 4
@@ -137,11 +131,11 @@ def imported(tree, known=None):
                     yield full
 
 
-def test_the_scale_is_as_shown(place):
+def test_the_scale_is_as_shown(run, place):
     """What docs/scale.md shows is printed; what it says in words is what the code gives."""
     *_, (imported, _), (command, shown) = console_blocks(SCALE)
-    run(imported)
-    assert run(command) == shown
+    output_of(run, imported)
+    assert output_of(run, command) == shown
     vectors = read_log_likelihoods(EXAMPLE, id_column="text_id")
     measured = {row.setting: row for row in scales.measure(vectors)}
     named = re.findall(r"(\d\.\d+ ± \d\.\d+)", SCALE[SCALE.index("**Architecture moves") : SCALE.index("| pair |")])
@@ -167,16 +161,16 @@ def test_the_published_scale_is_as_documented():
         assert f"{row.median:#.2g}" in line
 
 
-def test_python_blocks_run(place, make_model):
+def test_python_blocks_run(place, make_model, capsys):
     for name in ("runs/a/checkpoint-500", "runs/b/checkpoint-500"):
         make_model(name, seed=ord(name[5]))
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(blocks) == 2
     for block in blocks:
-        result = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, check=False)
-        assert result.returncode == 0, result.stderr
+        exec(block, {})
+        shown = capsys.readouterr().out
         for promised in re.findall(r"^print.*# (.*bits/byte)$", block, re.MULTILINE):
-            assert promised in result.stdout
+            assert promised in shown
 
 
 def test_every_command_is_in_the_readme():

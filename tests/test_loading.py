@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import byte_tokenizer, plain_log_likelihoods
+from conftest import PATIENCE_S, byte_tokenizer, plain_log_likelihoods
 from klscale.errors import InputError, KlscaleError, UnavailableError
 from klscale.inputs.references import ModelRef
 from klscale.sources.transformers import files, placement
@@ -222,15 +222,16 @@ def test_a_model_that_does_not_fit_beside_another_waits_for_it(make_model, monke
     directory = make_model()
     memory = [1000]
     monkeypatch.setattr(placement, "available_memory", lambda device: memory[0])
-    alone, found = threading.Event(), []
+    alone, waits, found = threading.Event(), threading.Event(), []
+    wait = alone.wait
+    monkeypatch.setattr(alone, "wait", lambda: waits.set() or wait())
     resolved = resolve(ModelRef(str(directory)))
     thread = threading.Thread(target=lambda: found.append(load(resolved, alone=alone)))
     thread.start()
-    thread.join(1.0)
-    assert thread.is_alive()
+    assert waits.wait(PATIENCE_S)
     memory[0] = 10**9
     alone.set()
-    thread.join(30)
+    thread.join()
     assert found[0].offload is None
 
 

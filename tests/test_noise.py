@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from klscale.errors import InputError, KlscaleError
+from klscale.errors import InputError, KlscaleError, StorageError
+from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.progress import Progress
 from klscale.science.kl import kl
@@ -23,6 +24,7 @@ from klscale.show.noise import noise_record, print_noise
 from klscale.show.pictures.rulers import NOISE, scale_ruler
 from klscale.show.terminal import out
 from klscale.sources.mock import MockRepeatRuns
+from klscale.sources.source import Sources
 from klscale.sources.transformers import engine as engine_module
 from klscale.sources.transformers import load as loading
 from klscale.sources.transformers.engine import BATCH_COST, Engine, Segment, cuts
@@ -33,6 +35,7 @@ from klscale.sweep import score as sweeps
 from klscale.sweep.repeat_noise import noise_floor, noise_texts
 from klscale.vectors.scores import Scores
 from klscale.vectors.vectors import CONVENTION, Vectors
+from mocks import count_scored
 
 BYTES = 100
 SCALE = 2 * BYTES * math.log(2)
@@ -190,6 +193,56 @@ def test_a_model_that_cannot_be_read_again_is_scored_all_the_same(texts, store, 
     assert (outcome.status, len(store.scores(outcome.entry))) == ("scored", len(texts))
     assert store.noise_floor(texts.id, outcome.entry.key) is None
     assert said == ["mock://1: its noise floor is not known. No kernel for this shape."]
+
+
+@pytest.mark.parametrize("model", ["mock://1?noise=0.01", "directory"])
+def test_a_vector_that_was_cut_off_from_its_noise_floor_gets_it_by_the_next_score(
+    model, texts, store, make_model, monkeypatch
+):
+    """Killed, or on a full disk, after the vector: it is completed to what it would have been, and not scored again."""
+    ref = str(make_model()) if model == "directory" else model
+    whole = Store(store.location + "-whole")
+    (undisturbed,) = sweeps.score([ref], texts, whole)
+
+    def full(*_):
+        raise StorageError("The disk is full.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "write_noise_floor", full)
+        with pytest.raises(StorageError):
+            sweeps.score([ref], texts, store)
+    (entry,) = store.entries(texts.id)
+    assert store.noise_floor(texts.id, entry.key) is None
+    (planned,) = sweeps.score([ref], texts, store, dry_run=True)
+    assert (planned.status, planned.download_bytes) == ("present", 0)
+    scored = count_scored(monkeypatch, type(Sources().open(Sources().pin(ModelRef.parse(ref)))))
+    (outcome,) = sweeps.score([ref], texts, store)
+    assert (outcome.status, scored) == ("present", [])
+    kept, expected = (place.noise_floor(texts.id, entry.key) for place in (store, whole))
+    assert kept == expected
+    assert kept.value > 0
+    assert outcome.entry.key == undisturbed.entry.key
+    assert not store.files.list("partial", texts.id), "its claim is released"
+    monkeypatch.setattr(Sources, "open", None)
+    assert [one.status for one in sweeps.score([ref], texts, store)] == ["present"], "and is not opened again"
+
+
+def test_the_noise_floor_of_a_dead_process_is_completed_by_the_one_that_waited(texts, store, monkeypatch):
+    """It died between the two while this one waited for its vector."""
+    died, take = [], sweeps._Sweep._take
+
+    def dies(self, queue):
+        if not died:
+            died.append(True)
+            with monkeypatch.context() as patched:
+                patched.setattr(Store, "write_noise_floor", lambda *_: None)
+                sweeps.score(["mock://1"], texts, Store(store.location))
+        return take(self, queue)
+
+    monkeypatch.setattr(sweeps._Sweep, "_take", dies)
+    (outcome,) = sweeps.score(["mock://1"], texts, store)
+    assert outcome.status == "present"
+    assert store.noise_floor(texts.id, outcome.entry.key) is not None
 
 
 def test_the_noise_floor_is_the_kl_of_both_readings(texts, store, monkeypatch):
@@ -495,7 +548,7 @@ def test_what_cannot_be_read_is_said_and_the_rest_goes_on(make_model, texts, sto
     assert len(found.readings) == 6
     with out.capture() as captured:
         print_noise([missing, coarse, found], texts)
-    assert "cannot be read so" in captured.get()
+    assert "cannot be run so" in captured.get()
     assert "This machine has none" in captured.get()
     assert noise_record([missing], texts)["models"][0]["error"] == str(missing.error)
 

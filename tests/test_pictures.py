@@ -224,10 +224,7 @@ def test_names_are_plain_text(figures, tmp_path):
     assert "a $x_1$ &lt;b&gt;set" in (tmp_path / "odd.svg").read_text()
     assert not any(text.get_parse_math() for text in words(figures["odd map"]))
     assert all("very-long" in text.get_text() for text, _ in drawn(figures["odd heat"]) if "…" in text.get_text())
-    assert (
-        shortened("abc\n\u202e" + 40 * "x" + "end", 20)
-        == "abc\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}xxxxx…xxxxxxend"
-    )
+    assert shortened("abc\n\u202e" + 40 * "x" + "end", 20) == "abc\\n\\u202…xxxxxxend"
     assert short_names(["org/a", "org/b"]) == ["a", "b"]
     assert short_names(["x/a", "y/a"]) == ["x/a", "y/a"]
     assert short_names(["d/r/checkpoint-1", "d/r/checkpoint-2"]) == ["r/checkpoint-1", "r/checkpoint-2"]

@@ -126,10 +126,10 @@ def test_the_best_model_is_that_of_all_texts():
     level = -base / (BYTES * math.log(2))
     assert told == (
         f"<best> predicts the texts best, with {format_estimate(level.mean(), level.std() / math.sqrt(N))} bits/byte; "
-        f"next is <good>, behind by {more}."
+        f"next is <good>, with {more} more."
     )
     (told,) = sentences.of_models(made({**rows, "good": base - 0.01 + 3 * generator.standard_normal(N)}), shown)
-    assert told.endswith(", which is within the error.")
+    assert told.endswith(" (the 95 % interval includes 0).")
     lacking = {**rows, "short": base + 9}
     lacking["short"][0] = np.nan  # better on those that it has, and easier ones may be missing
     quantized = {**rows, "best+int8": base + 9}
@@ -224,13 +224,14 @@ def test_how_runs_move_is_told_with_each_number_in_its_place():
     ]
     of_seeds, alone, bare, settled = sentences.of_trajectories(runs, [group], "the median between seeds", shown)
     assert of_seeds == (
-        "Over 2 seeds, squared distance grows with lag as its 0.410 ± 0.010 power in log-likelihoods (± over texts; "
-        "0.420 ± 0.020 over seeds) and its 0.830 ± 0.030 power in weights (± over seeds; 1: diffusion); alpha "
-        "0.540 ± 0.040 (± over seeds)."
+        "Over 2 seeds, squared distance grows as lag^c, with c_q = 0.410 ± 0.010 in log-likelihood space (± over "
+        "texts; 0.420 ± 0.020 over seeds) and c_w = 0.830 ± 0.030 in weight space (± over seeds; 1: ordinary "
+        "diffusion). alpha = c_q / c_w is 0.540 ± 0.040 (± over seeds)."
     )
-    grows = "squared distance in log-likelihoods grows with lag as its"
-    assert alone == (f"<alone>: {grows} 0.250 ± 0.050 power, in weights as its 0.750 ± 0.060 power (1: diffusion).")
-    assert bare == f"<bare>: {grows} 0.350 ± 0.050 power (1: diffusion)."
+    grows, where = "squared distance grows as lag^c, with c_q =", "in log-likelihood space"
+    in_weights = "and c_w = 0.750 ± 0.060 in weight space"
+    assert alone == f"<alone>: {grows} 0.250 ± 0.050 {where} {in_weights} (1: ordinary diffusion)."
+    assert bare == f"<bare>: {grows} 0.350 ± 0.050 {where} (1: ordinary diffusion)."
     assert settled == (
         "Stabilisation, the first step from which every later checkpoint lies within the threshold of the last (0.04 "
         "bits/byte, the median between seeds; 95 % interval over texts): <s1> step 100 (0 to 2,000); <s2> "
@@ -239,7 +240,7 @@ def test_how_runs_move_is_told_with_each_number_in_its_place():
     many = [moved(f"r{n}", pure(0.1, 0.01)) for n in range(sentences.MOST + 2)]
     told = [*sentences.of_trajectories(many, [], "", shown)]
     assert len(told) == sentences.MOST + 1
-    assert told[-1] == "Likewise for 2 more, below."
+    assert told[-1] == "2 more: see below."
     assert len([*sentences.of_trajectories(many[: sentences.MOST], [], "", shown)]) == sentences.MOST
 
 
@@ -261,7 +262,7 @@ def test_where_layers_change_most_is_told():
         )
     found = lens.layers(made(rows))
     many = {f"m{n}": found["m"] for n in range(sentences.MOST + 1)}
-    assert [*sentences.of_layers(many, shown)][-1] == "Likewise for 1 more, below."
+    assert [*sentences.of_layers(many, shown)][-1] == "1 more: see below."
 
 
 def test_variants_are_told_nearest_first_and_only_those_are_worse_that_are_beyond_the_error():
@@ -282,10 +283,10 @@ def test_variants_are_told_nearest_first_and_only_those_are_worse_that_are_beyon
         for name in ladder["m"]
     )
     assert told == (
-        f"Quantized variants of <m>, KL from it in bits/byte, nearest first: {rungs}; worse than it beyond the error: "
-        "int8, int4."
+        f"Quantized variants of <m>, KL from it in bits/byte, nearest first: {rungs}; predict the texts worse "
+        "(95 % interval above 0): int8, int4."
     )
     (told,) = sentences.of_ladders(vectors, {"m": ["m+nf4", "m+fp4"]}, shown)
     assert "worse" not in told
     many = {**{f"m{n}": [] for n in range(sentences.MOST)}, **ladder}
-    assert [*sentences.of_ladders(vectors, many, shown)][-1] == "Likewise for 1 more, below."
+    assert [*sentences.of_ladders(vectors, many, shown)][-1] == "1 more: see below."

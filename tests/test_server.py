@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from conftest import PATIENCE_S
 from klscale.errors import InputError
 from klscale.show import server
 from klscale.store.store import Store
@@ -33,7 +34,7 @@ def serving(store, host):
         yield listening.getsockname()[1]
     finally:
         running.should_exit = True
-        thread.join(10)
+        thread.join(PATIENCE_S)
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def served(tmp_path):
 
 
 def get(port, path="/", **headers):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
     connection.request("GET", path, headers=headers)
     answer = connection.getresponse()
     return answer, answer.read().decode()
@@ -151,7 +152,7 @@ def test_serve_command(tmp_path):
         port = int(line.split("http://127.0.0.1:")[1].split("/")[0])
         assert get(port)[0].status == 200
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
+        assert process.wait(PATIENCE_S) == 130
         assert "Traceback" not in process.stderr.read()
     finally:
         process.kill()
@@ -176,7 +177,7 @@ def test_the_state_of_a_store_changes_with_its_files(tmp_path):
     entry = store.entries(texts.id)[0]
     store.remove(entry)
     assert store.state("vectors") != before
-    time.sleep(0.01)
+    time.sleep(0.01)  # a tick of the file system's clock
     removed = store.state("vectors")
     other = store.entries(texts.id)[0]
     store.write(texts, store.scores(other), dict(other.metadata))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import time
+import threading
 
 import numpy as np
 import pytest
 
-from conftest import plain_log_likelihoods
+from conftest import PATIENCE_S, plain_log_likelihoods
 from klscale.errors import InputError, StorageError
 from klscale.inputs.references import Model, ModelRef
 from klscale.inputs.texts import TextSet
@@ -17,6 +17,7 @@ from klscale.sources.mock import Mock
 from klscale.sources.transformers.source import TransformersReader
 from klscale.store.store import Store
 from klscale.sweep import score as sweeps
+from klscale.sweep.jobs import OneAhead
 from klscale.sweep.runs import checkpoints
 from mocks import count_scored, plain_mock
 
@@ -279,43 +280,51 @@ def test_what_was_resolved_is_recorded(make_model, texts, store):
 
 @pytest.fixture
 def opened(monkeypatch):
-    """The mocks that were opened, in order; one that is read ahead takes a while."""
-    read, whole = [], Mock.open
+    """The mocks that were opened, in order; one that is read ahead, not before somebody waits for it. And a function
+    that says: a sweep that waits for its thread from now on is leaving."""
+    read, whole, wait, waited = [], Mock.open, OneAhead._wait, threading.Event()
 
-    def slowly(self, pinned, options, *, alone=None):
-        time.sleep(0.3 if alone is not None else 0)
+    def opens(self, pinned, options, *, alone=None):
+        if alone is not None:
+            assert waited.wait(PATIENCE_S)
         read.append(str(pinned))
         return whole(self, pinned, options, alone=alone)
 
-    monkeypatch.setattr(Mock, "open", slowly)
-    return read
+    def waits(self):
+        waited.set()
+        wait(self)
+
+    monkeypatch.setattr(Mock, "open", opens)
+    return read, lambda: monkeypatch.setattr(OneAhead, "_wait", waits)
 
 
 def test_no_thread_outlives_a_sweep(texts, store, opened, monkeypatch):
     """A model read ahead that another process scores meanwhile: the thread that reads it is waited for."""
-    models = ["mock://1", "mock://2"]
+    models, (read, leaving) = ["mock://1", "mock://2"], opened
     take, others = sweeps._Sweep._take, [models[1]]
 
     def taken_by_another(self, queue):
         if len(queue) == 1 and others:
             sweeps.score([others.pop()], texts, Store(store.location))
+            leaving()
         return take(self, queue)
 
     monkeypatch.setattr(sweeps._Sweep, "_take", taken_by_another)
     assert statuses(sweeps.score(models, texts, store)) == ["scored", "present"]
-    assert opened.count(models[1]) == 2, "read ahead in vain, and by the other"
+    assert read.count(models[1]) == 2, "read ahead in vain, and by the other"
 
 
 def test_a_store_that_fails_between_two_models_leaves_no_thread_behind(texts, store, opened, monkeypatch):
-    models, claim = ["mock://1", "mock://2"], Store.claim
+    models, claim, (read, leaving) = ["mock://1", "mock://2"], Store.claim, opened
 
     def full(self, text_set, key):
         if self.entries(text_set):
+            leaving()
             raise StorageError("The claim could not be written.")
         return claim(self, text_set, key)
 
     monkeypatch.setattr(Store, "claim", full)
     with pytest.raises(StorageError):
         sweeps.score(models, texts, store)
-    assert opened == models
+    assert read == models
     assert store.vectors(texts).names == (models[0],)

@@ -289,8 +289,8 @@ def test_of_two_checkpoints_of_one_step_one_is_kept_or_none(equal):
         L[2] = L[1]
     (run,) = find_runs(made(names, L))
     assert run.names == (("org/a@step1", "org/a@step-2", "org/a@step3") if equal else ("org/a@step1", "org/a@step3"))
-    assert run.notes[0].startswith("org/a@step-2 and org/a@step2 are of one step, 2: ")
-    assert ("the first is taken" if equal else "left out") in run.notes[0]
+    assert run.notes[0].startswith("org/a@step-2 and org/a@step2 have the same step, 2: ")
+    assert ("the first is used" if equal else "none is used") in run.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -909,7 +909,7 @@ def test_the_table_says_what_was_found(three_seeds):
         "these 3 seeds",
         "6,000 to 8,000",
         "0.5 bits/byte (a test)",
-        "Shape of the path past warm-up, beside two nulls",
+        "Shape of the path past warm-up, with two nulls",
         "61%, 15%, 7%",
         "org/toy-1m-seed1: A note.",
     ):

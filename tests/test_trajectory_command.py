@@ -138,8 +138,8 @@ def test_two_checkpoints_of_one_step(run, make_run, texts):
     shutil.copytree(folder / "checkpoint-30", folder / "step-30")
     shutil.copytree(folder / "checkpoint-50", folder / "step-40")
     result = run("trajectory", "runs/a", "--texts", texts)
-    assert "of one step, 30: they are equal, the first is taken" in result.stdout
-    assert "of one step, 40: which is of the run cannot be told" in result.stdout
+    assert "the same step, 30: they are equal, the first is used" in result.stdout
+    assert "the same step, 40: they differ, and none is used" in result.stdout
     assert "12 checkpoints" in result.stdout
 
 

@@ -305,7 +305,7 @@ def test_where_nothing_can_be_said_by_domain_this_is_said():
     across = {"domain": labels(np.arange(N) % 2), "document": labels(np.arange(N) // 4)}
     found = text_sensitivity(vectors_of(L, **across))
     assert found.domains.test is None
-    assert any("reach over domains" in note for note in found.notes)
+    assert any("belong to several domains" in note for note in found.notes)
     small = text_sensitivity(vectors_of(L, domain=("a",) * 50 + ("b",) * 45 + ("c",) * 5)).domains
     assert small.small == ("c",)
     assert [row.name for row in small.domains] == ["a", "b"]
@@ -464,7 +464,7 @@ def test_texts_in_both_sets_are_pointed_out():
         Vectors(vectors.log_likelihood, vectors.models, vectors.attributes, TextSet.from_texts("s", chosen))
         for vectors, chosen in ((vectors_of(distinct(3, 40)), texts[:40]), (vectors_of(distinct(3, 30)), texts[30:]))
     )
-    assert "10 texts are in both sets, which makes them agree more." in compare_text_sets(first, second).notes
+    assert "10 texts are in both sets; this raises the agreement." in compare_text_sets(first, second).notes
 
 
 # ------------------------------------------------------------------------------------------------ printed and drawn

@@ -69,5 +69,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def printable(text: object) -> str:
-    """A name from a file or a hub as text, without what would change how the rest is read."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(text))
+    """A name from a file or a hub as text; what would change how the rest is read is escaped, as Python writes it."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in str(text)
+    )

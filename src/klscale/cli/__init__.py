@@ -5,8 +5,10 @@ Heavy modules are imported inside the commands, so that `klscale --help` answers
 
 from __future__ import annotations
 
+import io
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -35,8 +37,8 @@ class _Commands(TyperGroup):
             print_error(error)
             raise typer.Exit(error.exit_status) from error
         except OSError as error:
-            if isinstance(error, BrokenPipeError):
-                raise
+            if isinstance(error, BrokenPipeError):  # nobody reads it any more
+                raise typer.Exit(141) from error
             print_error(KlscaleError(f"{error.filename or 'A file'} cannot be used.", f"{error.strerror or error}."))
             raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
@@ -94,14 +96,42 @@ for name in TEXTS_COMMANDS:
 
 def main() -> None:
     """Entry point of the `klscale` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # an output of ASCII shows what it can
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
+    status: Any = 0
     try:
         app(prog_name="klscale")
     except SystemExit as end:
-        if end.code == 130:  # a thread may still download or read a model: nobody waits for it
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(130)
-        raise
+        status = end.code
+    except KeyboardInterrupt:  # while modules are imported
+        status = 130
+    except OSError as error:  # while help is printed
+        status = _unwritten(error)
+    status = _flushed(status)
+    if status == 130:  # a thread may still download or read a model: nobody waits for it
+        os._exit(130)
+    sys.exit(status)
+
+
+def _flushed(status: Any) -> Any:
+    """The exit status when all that was printed is out: 141 where nobody reads it any more (`| head`), as of programs
+    that the signal for this ends."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError as error:
+        status = status or _unwritten(error)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries again, and complains
+    return status
+
+
+def _unwritten(error: OSError) -> int:
+    if isinstance(error, BrokenPipeError):
+        return 141
+    print_error(KlscaleError("Standard output could not be written.", f"{error.strerror or error}."))
+    return 1
 
 
 def version_callback(value: bool) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from klscale.cli.options import JsonOption, StoreOptions, at_work
 from klscale.errors import InputError
+from klscale.show.files import whole
 from klscale.show.terminal import describe_texts, new_table, out, plain, print_json
 
 
@@ -96,8 +97,7 @@ def build(
         raise InputError(f"--out {file}: not a new .jsonl file.", remedy="A text set is written as JSON lines.")
     built = build_texts(file.stem, read_documents(files), n_texts, max_bytes=max_bytes, min_bytes=min_bytes, seed=seed)
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in built.records())
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(lines, encoding="utf-8")
+    whole(file, lambda temporary: temporary.write_text(lines, encoding="utf-8"))
     if as_json:
         print_json({"file": str(file), "id": built.id, "n_texts": len(built), "mean_bytes": built.mean_bytes})
         return

@@ -22,23 +22,22 @@ from klscale.studies.calibration import QUANTILES, Calibration, Drawn, PerToken
 from klscale.vectors.vectors import Vectors
 
 BLOCKS = 3
-"""Pairs beyond which there is one row a pair."""
+"""Largest number of pairs that are printed as blocks; of more, each has one row."""
 LONGEST = 40
 """Characters of a model's name in a row."""
 _QUANTILES = tuple("median" if share == 0.5 else f"{share:.0%}" for share in QUANTILES)
 TOKENS = "nats/token"
 DRAWN = (
     "On the texts: means over the text set. Drawn: means over texts that the models themselves generate, token by "
-    "token; "
-    "there exact KL is the KL of distributions over texts. The estimate is exact to second order: on drawn texts the "
-    "ratio "
-    "shows what lies beyond. Ratio: unclipped estimate over exact KL, on the same texts; symmetrised on the texts."
+    "token; there exact KL is the KL of distributions over texts. Ratio: unclipped estimate over exact KL, on the same "
+    "texts; symmetrised on the texts. The estimate is exact to second order: on drawn texts the ratio shows the error "
+    "beyond it."
 )
 
 
 @dataclass(frozen=True)
 class _Drawn:
-    """What was measured on texts drawn from one of the models."""
+    """The comparison on texts drawn from one of the models."""
 
     found: Drawn
     estimate: Measured
@@ -46,7 +45,7 @@ class _Drawn:
 
 @dataclass(frozen=True)
 class _Row:
-    """A pair, with the names that a table has for its models."""
+    """A pair, with the names of its models in tables."""
 
     found: Calibration
     estimate: Measured
@@ -98,7 +97,7 @@ PER_TOKEN = (
     estimate("mean", "Mean over tokens.", TOKENS),
     Column("quantiles", "Quantiles over tokens, at `quantiles_of_tokens`.", TOKENS, within=ESTIMATE, many=True),
     Column("maximum", "The largest.", TOKENS),
-    estimate("same_top", "Share of tokens that both models hold for the most probable.", "share"),
+    estimate("same_top", "Share of positions where both models have the same most probable token.", "share"),
     Column("n_tokens", "Tokens.", "tokens"),
 )
 CALIBRATION = (
@@ -107,7 +106,7 @@ CALIBRATION = (
     Column("", title="models A and B", cell=lambda it: it.names, words=True),
     Column("n_texts", "Texts on which exact KL was computed.", "texts", lambda it: it.found.n_texts),
     Column("n_available", "Texts from which they were drawn.", "texts", lambda it: it.found.n_available),
-    Column("seed", "Of the draw.", value=lambda it: it.found.seed),
+    Column("seed", "Seed of the random texts.", value=lambda it: it.found.seed),
     kl("estimate", "The estimate on these texts.", lambda it: it.estimate, title="estimate"),
     kl("estimate_all", "The estimate on all texts.", lambda it: it.estimate_all),
     _estimate("forward", "Exact KL(a‖b) on these texts."),
@@ -139,7 +138,7 @@ CALIBRATIONS = (
 
 
 def calibration_record(found: Sequence[Calibration], vectors: Vectors) -> dict[str, Any]:
-    """Each pair; `vectors` are those of its models, on the whole text set."""
+    """The record of each pair; `vectors` are those of all models, on the whole text set."""
     return record(CALIBRATIONS, SimpleNamespace(texts=vectors.texts, pairs=_rows(found, vectors)))
 
 
@@ -159,11 +158,11 @@ def print_calibration(found: Sequence[Calibration], vectors: Vectors) -> None:
     say(f"KL in bits/byte ± standard error. {DRAWN}", "dim")
     cautions.print_footnotes(vectors.texts, (row.estimate for row in rows))
     if (most := max(one.left_out for one in found)) > 0:
-        out.print(f"Vocabularies of different size: at most {most:.1g} of the probability is left out.", style="yellow")
+        out.print(f"Vocabularies differ in size: at most a probability of {most:.1g} is left out.", style="yellow")
 
 
 def _print_answer(found: Sequence[Calibration]) -> None:
-    """How far the estimate lies from exact KL; of several pairs, the range."""
+    """The ratio of the estimate to exact KL; of several pairs, the range of ratios."""
     on_texts = [one.ratio.value for one in found]
     on_drawn = [drawn.ratio.value for one in found for drawn in (one.from_a, one.from_b)]
     if np.isnan([*on_texts, *on_drawn]).all():
@@ -215,7 +214,7 @@ def _print_rows(rows: Sequence[_Row]) -> None:
 
 
 def _of_tokens(tokens: PerToken) -> list[str]:
-    """The KL of single tokens: mean, quantiles, maximum; and how often both have the same top token."""
+    """The KL of single tokens as cells: mean, quantiles, maximum; and the share with the same top token."""
     same = tokens.same_top
     share = format_estimate(100 * same.value, 100 * same.standard_error)
     return [number(tokens.mean), *map(number, tokens.quantiles), f"{tokens.maximum:.3g}", f"{share} %"]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from klscale.errors import InputError, StorageError, nearest
 from klscale.show.terminal import without_nan
@@ -45,9 +45,16 @@ def save_table(file: Path, rows: Sequence[Mapping[str, Any]] | Mapping[str, Any]
     """Rows, or arrays by key, as CSV or Parquet."""
     import pandas as pd
 
+    from klscale.vectors.spreadsheets import guarded
+
     made = pd.DataFrame(rows)
     if file.suffix == ".csv":
-        whole(file, lambda temporary: made.to_csv(temporary, index=False))
+        words = made.select_dtypes(exclude=["number", "bool"]).map(guarded)
+        safe = made.assign(**{str(name): cells for name, cells in words.items()}).rename(columns=guarded)
+        # Python quotes no carriage return by itself, and readers take it for the end of a line.
+        returns = any("\r" in cell for _, cells in words.items() for cell in cells if isinstance(cell, str))
+        quoting: Literal[0, 2] = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
+        whole(file, lambda temporary: safe.to_csv(temporary, index=False, quoting=quoting, errors="backslashreplace"))
     else:
         whole(file, lambda temporary: made.to_parquet(temporary, index=False))
 
@@ -66,16 +73,13 @@ def save_json(file: Path, value: Any) -> None:
 
 
 def whole(file: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file under a temporary name with the same ending, then rename it: nobody sees half a file. Raises
+    """Have `write` write a file, whole or not at all; what killed processes have left beside it is cleared. Raises
     StorageError where it cannot be written."""
-    temporary = file.with_name(f".{file.stem}.{uuid.uuid4().hex[:8]}{file.suffix}")
+    from klscale.store.files import clear_abandoned, write_whole
+
+    clear_abandoned(file.parent)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            write(temporary)
-            temporary.replace(file)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(file, write)
     except OSError as error:
         raise StorageError(
             f"{file} could not be written.", f"{error.strerror or error}.", "Another place: --out FILE"

@@ -18,12 +18,10 @@ from rich.text import Text
 from klscale.errors import printable
 from klscale.show.columns import Column
 from klscale.show.pictures.style import DARK, house_style
+from klscale.vectors.spreadsheets import guarded
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
-"""What a cell begins with that a spreadsheet would compute."""
 
 
 def escape(text: object) -> str:
@@ -102,9 +100,7 @@ def csv_text(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _safe(value: Any) -> Any:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+    return str(value).lower() if isinstance(value, bool) else guarded(value)
 
 
 # -------------------------------------------------------------------------------------------------------------- figures

@@ -1,4 +1,4 @@
-"""What `klscale validate --noise` shows: how far repeat runs of one model lie apart."""
+"""What `klscale validate --noise` shows: KL between repeat runs of one model."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def _measured(reading: Reading) -> Measured | None:
 
 
 READING = (
-    Column("reading", "How the model was read.", title="repeat run", words=True),
-    Column("against", "The reading that it is compared with.", title="against", words=True),
+    Column("reading", "How the model was run.", title="repeat run", words=True),
+    Column("against", "The run that it is compared with.", title="against", words=True),
     *within(KL_COLUMNS, _measured),
     Column(
         "largest_difference_nats",
@@ -29,31 +29,31 @@ READING = (
         "nats",
         lambda it: it.largest,
         "largest, nats",
-        lambda it: "cannot be read so" if it.kl is None else f"{it.largest:.2g}",
+        lambda it: "cannot be run so" if it.kl is None else f"{it.largest:.2g}",
     ),
-    Column("error", "Why this machine cannot read so; null where it can."),
+    Column("error", "Why this machine cannot run it so; null where it can."),
 )
 NOISE = (
     Column(
         "model", "The model.", value=lambda it: str(it.ref), title="model", cell=lambda it: plain(it.ref), words=True
     ),
-    Column("n_texts", "Texts read.", "texts"),
-    Column("device", "Where it was read."),
-    Column("readings", "Each reading.", within=READING, many=True),
+    Column("n_texts", "Texts of the study.", "texts"),
+    Column("device", "Where the model ran."),
+    Column("readings", "Each repeat run.", within=READING, many=True),
     estimate(
         "half_precision_sums",
-        "Noise floor that keeping sums of texts in float16 makes by itself; null: not known.",
+        "Run-to-run noise from float16 sums of texts alone; null: not known.",
         value=lambda it: it.half_precision,
-        title="noise floor ± SE, bits/byte",
+        title="noise ± SE, bits/byte",
     ),
     Column("", title="texts", cell=lambda it: f"{it.n_texts:,}"),
     Column(
         "sums_are_in_half_precision",
-        "Whether the stored values are such sums.",
+        "Whether the stored values are float16 sums.",
         value=lambda it: it.is_half,
     ),
     Column("", title=" ", cell=lambda it: "its values are such sums" if it.is_half else "", words=True),
-    Column("error", "Why there is nothing; null where there is."),
+    Column("error", "Why there is no study of it; null where there is."),
 )
 NOISE_STUDIES = (*HEAD, unit(), Column("models", "Each model.", within=NOISE, many=True))
 
@@ -64,7 +64,7 @@ def noise_record(found: Sequence[NoiseStudy], texts: TextSet) -> dict[str, Any]:
 
 
 def print_noise(found: Sequence[NoiseStudy], texts: TextSet) -> None:
-    """Each model with its readings, then what half-precision sums add."""
+    """Each model with its repeat runs, then the noise of half-precision sums."""
     out.print(describe_texts(texts))
     for one in found:
         if one.error is None and one.readings:
@@ -74,17 +74,15 @@ def print_noise(found: Sequence[NoiseStudy], texts: TextSet) -> None:
                     say(f"{reading.reading}: {plain(reading.error.what)} {plain(reading.error.why)}", "yellow")
     if any(one.readings for one in found):
         say(
-            "KL between two readings of one model. The largest difference is of one text, without the clip. Readings "
-            "in "
-            "one dtype differ by run-to-run noise: each of two models adds half of its own to their KL. A coarser "
-            "dtype "
-            "changes the model itself, and every reading repeats that change.",
+            "KL between two runs of one model. The largest difference is of one text, without the clip. Runs in one "
+            "dtype differ by run-to-run noise: each of two models adds half of its own to their KL. A coarser dtype "
+            "changes the model itself; this change is the same in every run.",
             "dim",
         )
     rows = [one for one in found if one.half_precision is not None]
     if rows:
         out.print(table(NOISE, rows, "\nIf sums are kept in half precision"))
-        out.print("By the spacing of float16 at each value; each model adds half of its own to a KL.", style="dim")
+        out.print("From the spacing of float16 at each value. Each model adds half of its own to a KL.", style="dim")
     cautions.print_footnotes(texts, (it for one in found for it in map(_measured, one.readings) if it is not None))
     for one in found:
         if one.error is not None:

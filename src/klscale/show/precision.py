@@ -1,4 +1,4 @@
-"""What `klscale compare --precision` shows beside a comparison."""
+"""What `klscale compare --precision` adds to a comparison."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def _kind(source: Any) -> str:
 
 
 LOOK = (
-    Column("n_texts", "Texts scored with both models of the least precise pair, skipped ones included.", "texts"),
+    Column("n_texts", "Texts scored with both models of the least precise pair, skipped texts included.", "texts"),
     Column("relative_error", "Its standard error over its KL.", "share"),
 )
 PRECISION = (
     Column(
         "interval_kind",
-        "`confidence sequence`: holds though one stopped by what was seen; `all texts`: the usual interval.",
+        "`confidence sequence`: valid at every sequential look; `all texts`: the usual interval.",
         value=_kind,
     ),
     Column("precision", "The relative error that was asked for.", "share", lambda it: it.precise.precision),
@@ -38,7 +38,7 @@ PRECISION = (
 
 
 def print_precision(found: SequentialComparison) -> None:
-    """How many texts were used, whether that was enough, and what the intervals are."""
+    """The number of texts used, whether the precision was reached, and the kind of the intervals."""
     counts = sorted({kl.n_texts for kl in found.pairs.values()})
     used = " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
     n_texts = len(found.vectors.texts)

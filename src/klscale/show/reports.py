@@ -14,7 +14,6 @@ import json
 import math
 import re
 import shlex
-import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -30,13 +29,14 @@ import pandas as pd
 import yaml
 from numpy.typing import NDArray
 
-from klscale.errors import InputError, StorageError, printable
+from klscale.errors import InputError, printable
 from klscale.inputs.texts import TextSet
 from klscale.progress import SILENT, Progress
 from klscale.science.bootstrap import RESAMPLES
 from klscale.science.estimates import critical_value, log_interval
 from klscale.show import cautions, sections, sentences
 from klscale.show.columns import number
+from klscale.show.files import whole
 from klscale.show.maps import map_rows
 from klscale.show.markup import csv_text
 from klscale.show.names import common_prefix, short_names
@@ -596,18 +596,7 @@ def _bundle(modules: Mapping[str, str]) -> str:
 def write(data: Mapping[str, Any], file: Path) -> int:
     """Write the page, whole or not at all; its size in bytes."""
     page = render(data).encode(errors="replace")
-    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(page)
-            temporary.replace(file)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise StorageError(
-            f"{file} could not be written.", f"{error.strerror}.", "Another place: --out FILE"
-        ) from error
+    whole(file, lambda temporary: temporary.write_bytes(page))
     return len(page)
 
 

@@ -1,4 +1,4 @@
-"""What results say, in sentences: the summary of a report."""
+"""Results in sentences: the summary of a report."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from klscale.studies.trajectories import Seeds, Stabilisation, Trajectory
 from klscale.vectors.vectors import Vectors
 
 SETTLED = "the first step from which every later checkpoint lies within the threshold of the last"
-"""What stabilisation is, in the words of tables, documents and the page."""
+"""The definition of stabilisation, for tables, documents and the page."""
 
 Shown = Callable[[str], str]
-"""A model or a run, by the name that the rest of the program has for it, as a reader sees it."""
+"""Name of a model or run -> the name that a reader sees."""
 MOST = 3
-"""Sentences of one kind before the rest is counted."""
+"""Largest number of sentences of one kind; the rest is counted."""
 
 
 def of_models(vectors: Vectors, shown: Shown) -> Iterator[str]:
-    """Which model predicts the texts best; of those that are not quantized and have all texts."""
+    """The model that predicts the texts best, of those that are not quantized and have all texts, in a sentence."""
     whole: list[bool] = np.asarray(~np.isnan(vectors.log_likelihood).any(axis=1)).tolist()
     kinds = vectors.attributes["quantization"]
     names = [
@@ -37,23 +37,23 @@ def of_models(vectors: Vectors, shown: Shown) -> Iterator[str]:
         return
     best, second = sorted(names, key=lambda name: levels[name].value)[:2]
     behind = vectors.bits_per_byte(second, best)
-    within = "" if behind.interval[0] > 0 else ", which is within the error"
+    within = "" if behind.interval[0] > 0 else " (the 95 % interval includes 0)"
     more = format_estimate(behind.value, behind.standard_error)
     yield (
         f"{_of_which(vectors, names)}{shown(best)} predicts the texts best, with {levels[best]}; next is "
-        f"{shown(second)}, behind by {more}{within}."
+        f"{shown(second)}, with {more} more{within}."
     )
 
 
 def of_pairs(vectors: Vectors, shown: Shown) -> Iterator[str]:
-    """The nearest and the farthest pair of the models that are not quantized."""
+    """The nearest and the farthest pair of the models that are not quantized, in a sentence each."""
     places = np.flatnonzero([kind is None for kind in vectors.attributes["quantization"]])
     if len(places) < 3:
         return
     names, matrix, around = vectors.names, vectors.kl(), Around(vectors)
     i, j = (places[ends] for ends in np.triu_indices(len(places), k=1))
     value = matrix.value[i, j]
-    order, n_known = np.argsort(value), int((~np.isnan(value)).sum())  # what is not known comes last
+    order, n_known = np.argsort(value), int((~np.isnan(value)).sum())  # unknown values come last
     if n_known < 2 or value[order[n_known - 1]] == 0:
         return
     which = _of_which(vectors, [names[place] for place in places])
@@ -64,7 +64,7 @@ def of_pairs(vectors: Vectors, shown: Shown) -> Iterator[str]:
 
 
 def _of_which(vectors: Vectors, names: Sequence[str]) -> str:
-    """Words for a part of the models, none for all of them."""
+    """Words that name a part of the models; empty for all models."""
     if len(names) == len(vectors):
         return ""
     quantized = sum(kind is not None for kind in vectors.attributes["quantization"])
@@ -74,7 +74,7 @@ def _of_which(vectors: Vectors, names: Sequence[str]) -> str:
 
 
 def of_scale(measured: Sequence[Setting], texts: TextSet) -> Iterator[str]:
-    """The scale in one sentence, smallest setting first."""
+    """The scale in one sentence, smallest setting first, then its limits."""
     rows = [row for row in measured if row.setting != "layer"]
     if rows:
         medians = (f"{row.setting} {format_estimate(row.median, row.standard_error)}" for row in rows)
@@ -88,12 +88,12 @@ def of_scale(measured: Sequence[Setting], texts: TextSet) -> Iterator[str]:
 
 
 def of_trajectories(found: Sequence[Trajectory], seeds: Sequence[Seeds], source: str, shown: Shown) -> Iterator[str]:
-    """How the runs move: exponents, over seeds where there are several, and from which step they have settled."""
+    """The exponents of the runs, over seeds where there are several, and the steps where they have settled."""
     for group in seeds:
         yield (
-            f"Over {len(group.runs)} seeds, squared distance grows with lag as its {group.c_q} power in "
-            f"log-likelihoods (± over texts; {group.c_q_over_seeds} over seeds) and its {group.c_w} power in weights "
-            f"(± over seeds; 1: diffusion); alpha {group.alpha} (± over seeds)."
+            f"Over {len(group.runs)} seeds, squared distance grows as lag^c, with c_q = {group.c_q} in log-likelihood "
+            f"space (± over texts; {group.c_q_over_seeds} over seeds) and c_w = {group.c_w} in weight space (± over "
+            f"seeds; 1: ordinary diffusion). alpha = c_q / c_w is {group.alpha} (± over seeds)."
         )
     pooled = {name for group in seeds for name in group.runs}
     alone = [one for one in found if one.run.name not in pooled and one.behaviour.exponent is not None]
@@ -112,7 +112,7 @@ def of_trajectories(found: Sequence[Trajectory], seeds: Sequence[Seeds], source:
 
 
 def has_settled(curve: Stabilisation | None) -> TypeGuard[Stabilisation]:
-    """Whether there is a threshold, and a step that belongs to it."""
+    """Whether the curve has a threshold and its settling step."""
     return curve is not None and None not in (curve.threshold, curve.step, curve.interval)
 
 
@@ -131,15 +131,15 @@ def settling_step(curve: Stabilisation, steps: Any) -> str:
 def _growth(one: Trajectory, shown: Shown) -> str:
     exponent, weights = one.behaviour.exponent, one.weights.exponent if one.weights else None
     assert exponent is not None
-    also = "" if weights is None else f", in weights as its {weights.value} power"
+    also = "" if weights is None else f" and c_w = {weights.value} in weight space"
     return (
-        f"{shown(one.run.name)}: squared distance in log-likelihoods grows with lag as its {exponent.value} "
-        f"power{also} (1: diffusion)."
+        f"{shown(one.run.name)}: squared distance grows as lag^c, with c_q = {exponent.value} in log-likelihood "
+        f"space{also} (1: ordinary diffusion)."
     )
 
 
 def of_layers(found: Mapping[str, Sequence[Layer]], shown: Shown) -> Iterator[str]:
-    """Where the layers of each model change the most."""
+    """The layers of each model with the largest and the smallest change, in a sentence."""
     made = []
     for model, rows in found.items():
         steps = [(row.from_previous, row.layer) for row in rows if row.from_previous is not None]
@@ -154,7 +154,7 @@ def of_layers(found: Mapping[str, Sequence[Layer]], shown: Shown) -> Iterator[st
 
 
 def of_ladders(vectors: Vectors, ladders: Mapping[str, Sequence[str]], shown: Shown) -> Iterator[str]:
-    """The quantized variants of each model, nearest first."""
+    """The quantized variants of each model, nearest first, in a sentence."""
     made, around = [], Around(vectors)
     for base, variants in ladders.items():
         rungs, costly = [], []
@@ -164,7 +164,7 @@ def of_ladders(vectors: Vectors, ladders: Mapping[str, Sequence[str]], shown: Sh
             rungs.append(f"{kind} {value}{_minding(found)}")
             if vectors.bits_per_byte(name, base).interval[0] > 0:
                 costly.append(str(kind))
-        worse = f"; worse than it beyond the error: {', '.join(costly)}" if costly else ""
+        worse = f"; predict the texts worse (95 % interval above 0): {', '.join(costly)}" if costly else ""
         made.append(
             f"Quantized variants of {shown(base)}, KL from it in bits/byte, nearest first: {', '.join(rungs)}{worse}."
         )
@@ -174,7 +174,7 @@ def of_ladders(vectors: Vectors, ladders: Mapping[str, Sequence[str]], shown: Sh
 def _first(sentences: Sequence[str]) -> Iterator[str]:
     yield from sentences[:MOST]
     if len(sentences) > MOST:
-        yield f"Likewise for {len(sentences) - MOST:,} more, below."
+        yield f"{len(sentences) - MOST:,} more: see below."
 
 
 def _minding(found: Measured) -> str:

@@ -1,5 +1,5 @@
-"""What `klscale validate` shows of tails: of a pair, its estimates and the texts that carry it; of a store, each
-conclusion with and without the clip and the tails."""
+"""What `klscale validate` shows of tails: the estimates of a pair and the texts that make most of its KL; the results
+of a store with and without the clip and the tails."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ LABELS = {
     "huber": "Huber",
 }
 SHOWN_MODELS = 5
-"""Models that are named of those that the clip moves most."""
+"""Number of models that are named as those that the clip moves most."""
 NAME, DOMAIN, DOCUMENT, BEGINNING = 30, 10, 16, 22
-"""Characters of a model's name, of labels, and of a text that fit a row of 100."""
+"""Characters of a model's name, of labels, and of a text, so that a row has 100."""
 ROBUST = (
     f"trimmed: without the {TRIMMED:.0%} of texts farthest from the median, divided by "
-    f"{trimmed_consistency(1 - TRIMMED):.3f} (a Gaussian's variance keeps that share); Huber: his Proposal 2, which "
-    f"weighs "
-    "extreme texts down. Both diagnose a KL. Neither replaces it, as KL is about the whole variance."
+    f"{trimmed_consistency(1 - TRIMMED):.3f} (a Gaussian keeps that share of its variance). Huber: his Proposal 2, "
+    "which gives extreme texts little weight. Both diagnose a KL. Neither replaces it, as KL is about the whole "
+    "variance."
 )
 
 # ------------------------------------------------------------------------------------------------------------ columns
@@ -70,7 +70,7 @@ CLIP = (
     Column("clip_is_frozen", "Whether the text set has this clip."),
     Column(
         "clip_source",
-        "Where the clip is from.",
+        "The source of the clip.",
         value=lambda it: "text set" if it.clip_is_frozen else "pooled 2 % quantile of these vectors, not frozen",
     ),
     Column(
@@ -251,7 +251,7 @@ SQUARED_NORM = (
         title="share",
         cell=lambda it: f"{it.share:.2%}",
     ),
-    Column("model", "The model that stands out most on it."),
+    Column("model", "The model with the largest part of that share."),
     BYTES,
     *LABELS_OF_TEXT,
 )
@@ -272,22 +272,20 @@ PAIR = (
     Column("uses_clip", "Whether the reported value is with the clip."),
     Column("in_range", "Whether it is a KL."),
     Column("kurtosis", "Kurtosis of the log-likelihood difference."),
-    Column(
-        "cautions", "What keeps the value from being read plainly: keys.", value=lambda it: cautions.keys(it.measured)
-    ),
+    Column("cautions", "Keys of the cautions that hold.", value=lambda it: cautions.keys(it.measured)),
     *(Column(name, f"{what[0].upper()}{what[1:]}.", within=BY_ESTIMATOR) for name, what in ESTIMATORS.items()),
 )
 TAILS = (
     *CLIP,
     Column("n_pairs", "Pairs compared.", "pairs"),
-    Column("n_available", "Pairs that there are.", "pairs"),
+    Column("n_available", "All pairs.", "pairs"),
     Column("n_texts", "Fewest texts of a pair.", "texts", lambda it: int(it.found.pairs.n_texts.min())),
     Column("agreement", "The order of pairs by each estimator.", within=AGREEMENT, many=True),
     Column("settings", "The scale by each estimator.", within=SETTING, many=True),
     Column("moved_by_clip", "By model, the share of its values that the clip moves.", "share"),
     Column(
         "models_that_the_clip_does_not_serve",
-        "Models of which it moves more than 5 %.",
+        "Number of models where it moves more than 5 % of the values.",
         "models",
         lambda it: it.n_unserved,
     ),
@@ -328,7 +326,7 @@ def pair_tails_record(found: PairTails, vectors: Vectors) -> dict[str, Any]:
 
 
 def tails_record(found: Tails, vectors: Vectors) -> dict[str, Any]:
-    """Everything that was found of a store; of each pair its estimates."""
+    """All results of a store, with the estimates of each pair."""
     pairs, around = found.pairs, Around(vectors)
 
     def listed(n: int, a: str, b: str) -> SimpleNamespace:
@@ -359,7 +357,7 @@ def tails_record(found: Tails, vectors: Vectors) -> dict[str, Any]:
 
 
 def print_summary(sensitivity: TextSensitivity, found: PairTails | Tails, vectors: Vectors) -> None:
-    """The answer in five sentences or fewer, then cautions; the tables that follow hold the rest."""
+    """The answer in at most five sentences, then cautions; tables with the rest follow."""
     out.print(describe_texts(found.texts))
     say(f"{of_what(sensitivity)}; {units(sensitivity)}.\n")
     of_tails = _summary_of_pair(found) if isinstance(found, PairTails) else _summary_of_all(found)
@@ -379,9 +377,9 @@ def print_summary(sensitivity: TextSensitivity, found: PairTails | Tails, vector
 
 
 def _summary_of_pair(found: PairTails) -> list[str]:
-    """What the tails and the length of the texts make of this KL."""
+    """The effect of the tails and of text length on this KL, in sentences."""
     if not found.largest:
-        return ["The two models differ by the same on every text: their KL is 0."]
+        return ["The two models differ by the same amount on every text: their KL is 0."]
     kl, without = found.kl, found.estimates
     robust = f"; without the {found.n_left_out:,} most extreme texts {number(without['trimmed'])}"
     clipped = "" if found.kl.uses_clip else f"; with the clip {number(without['clipped'])}"
@@ -397,7 +395,7 @@ def _summary_of_pair(found: PairTails) -> list[str]:
 
 
 def _summary_of_all(found: Tails) -> list[str]:
-    """What the tails, the clip and the length of the texts make of all these KLs."""
+    """The effect of the tails, the clip and text length on all these KLs, in sentences."""
     of = {row.estimator: row for row in found.agreement}
     same = _as_the_headline(found)
     ways = {"trimmed": f"without {TRIMMED:.0%} of the texts"}
@@ -411,7 +409,7 @@ def _summary_of_all(found: Tails) -> list[str]:
 
 
 def print_pair_tails(found: PairTails) -> None:
-    """Each estimate of a pair's KL, the texts that carry it, and what their length explains."""
+    """Each estimate of a pair's KL, the texts that make most of it, and the share that their length explains."""
     kl = found.kl
     a, b = (plain(name) for name in short_names([found.a, found.b]))
     _print_clip(found)
@@ -431,26 +429,24 @@ def print_pair_tails(found: PairTails) -> None:
     say(_footnote(same, ROBUST), "dim")
     if found.n_left_out and math.isnan(found.differences["trimmed"].interval[0]):
         say(
-            f"The trimmed value leaves out {found.n_left_out} texts, too few for an interval of the difference; its "
+            f"The trimmed value leaves out {found.n_left_out} texts, too few for an interval of the difference. Its "
             "standard error is a lower bound.",
             "dim",
         )
     if not found.largest:
-        out.print("\nThe two models differ by the same on every text: no text carries more of a KL of 0.")
+        out.print("\nThe two models differ by the same amount on every text: no text has a share of a KL of 0.")
         return
-    out.print(table(CARRIED, found.largest, "\nThe texts that carry it"))
+    out.print(table(CARRIED, found.largest, "\nThe texts with the largest share of it"))
     say(
         "share: of the KL; change: of the KL without the text, bits/byte; log-likelihoods: of both models, nats, as "
-        "they "
-        "enter the KL; texts are counted from 0.",
+        "they enter the KL; texts are counted from 0.",
         "dim",
     )
     out.print()
     say(
         f"The ten largest of {kl.n_texts:,} texts carry {found.share_of_ten:.1%} of the KL, the largest "
         f"{_largest(kl.n_texts)} {found.share_of_percent:.1%}. {found.effective_texts:,.0f} texts of equal share "
-        f"would have "
-        f"the same relative error (N / kurtosis, kurtosis {kl.kurtosis:.1f})."
+        f"would give the same relative standard error (N / kurtosis, kurtosis {kl.kurtosis:.1f})."
     )
     if (document := found.largest_document) is not None:
         say(
@@ -458,7 +454,7 @@ def print_pair_tails(found: PairTails) -> None:
             f"{document.n_texts} of the texts."
         )
     if math.isnan(found.length_explains.value):
-        say("Text length explains nothing: all texts are of one length.")
+        say("Text length explains nothing: all texts have one length.")
     else:
         say(
             f"Text length: a straight line in it explains {_share(found.length_explains)} of the KL; one difference "
@@ -467,7 +463,7 @@ def print_pair_tails(found: PairTails) -> None:
 
 
 def print_tails(found: Tails) -> None:
-    """Every conclusion with and without the clip and the tails."""
+    """All results with and without the clip and the tails."""
     _print_clip(found)
     drawn = f" of {found.n_available:,}, drawn at random" if found.n_pairs < found.n_available else ""
     out.print(f"{found.n_pairs:,} pairs of models{drawn}; {int(found.in_range[: found.n_pairs].sum()):,} in range.")
@@ -484,15 +480,14 @@ def _print_clip(found: PairTails | Tails) -> None:
     if not found.clip_is_frozen:
         out.print()
         say(
-            "The text set has no clip, and reported values are unclipped; 'with clip' is with the pooled 2 % "
-            "quantile of "
+            "The text set has no clip, and reported values are unclipped. 'with clip' uses the pooled 2 % quantile of "
             f"these models, {found.clip:.1f} nats.",
             "dim",
         )
 
 
 def _footnote(same: list[str], text: str) -> str:
-    """With the estimators that are not shown, as they equal the reported value."""
+    """The text, after the estimators that equal the reported value and are not shown."""
     return (f"{', '.join(LABELS[name] for name in same)}: the same as the reported value. " if same else "") + text
 
 
@@ -504,13 +499,11 @@ def _print_agreement(found: Tails) -> None:
     rows = [row for row in found.agreement if row.estimator not in same]
     out.print(table(AGREEMENT, rows, "\nThe order of pairs, against the reported values"))
     elsewhere = (
-        "; elsewhere: pairs that are nearest to another setting when pair and scale are measured so"
-        if found.settings
-        else ""
+        "; elsewhere: pairs nearest to another setting, with pair and scale by this estimator" if found.settings else ""
     )
     text = (
         "ratio: to the reported value, median over pairs; Spearman: rank correlation over pairs; discordant: pairs of "
-        f"pairs in the other order{elsewhere}. ± over texts. {ROBUST}"
+        f"pairs in the opposite order{elsewhere}. ± is over texts. {ROBUST}"
     )
     say(_footnote(same, text), "dim")
 
@@ -552,11 +545,12 @@ def _print_clip_of_models(found: Tails) -> None:
     fractions = np.array([fraction for _, fraction in moved])
     consequence = ""
     if found.n_unserved:
-        consequence = ", whose KLs are unclipped" if found.clip_is_frozen else ", which it would not serve"
+        consequence = "; their KLs are unclipped" if found.clip_is_frozen else ""
     out.print()
     say(
         f"The clip moves {np.median(fractions):.1%} of the values of the median model, {fractions.max():.1%} at most. "
-        f"It moves more than {CLIP_LIMIT:.0%} in {found.n_unserved:,} of {len(moved):,} models{consequence}."
+        f"It moves more than {CLIP_LIMIT:.0%} of the values of {found.n_unserved:,} of {len(moved):,} "
+        f"models{consequence}."
     )
     listed = [(name, fraction) for name, fraction in moved[:SHOWN_MODELS] if fraction > 0]
     names = short_names([name for name, _ in listed], NAME)
@@ -574,7 +568,8 @@ def _print_runs(found: Tails) -> None:
     out.print(table(_run_columns(found.clip_is_frozen), runs, title))
     say(
         "steps: from one checkpoint past warm-up to the next; B: mean bytes of a text, of all and of those kept. The "
-        "filter is the published one (Kishino et al., arXiv 2505.15353); it leaves out what moves most by design.",
+        "filter is the published one (Kishino et al., arXiv 2505.15353). By design it leaves out the texts that change "
+        "most.",
         "dim",
     )
     if found.clip_is_frozen and not all(run.uses_clip for run in found.runs):
@@ -584,21 +579,21 @@ def _print_runs(found: Tails) -> None:
 def _print_squared_norm(found: Tails) -> None:
     if not found.leverage:
         return
-    out.print(table(SQUARED_NORM, found.leverage, "\nThe texts that carry the KL of all pairs"))
+    out.print(table(SQUARED_NORM, found.leverage, "\nThe texts with the largest share of the KL of all pairs"))
     n = found.n_common
     say(
-        f"share: of the sum of KL over all pairs, with the text set's clip, as in maps; of one text among equals "
+        f"share: of the sum of KL over all pairs, with the text set's clip, as in maps; equal shares would be "
         f"{1 / n:.2%}. Of {n:,} texts the largest {_largest(n)} {'carry' if n > 100 else 'carries'} "
         f"{found.leverage_of_percent:.1%}.",
         "dim",
     )
     model, times = Counter(row.model for row in found.leverage).most_common(1)[0]
     name = plain(short_names([model])[0])
-    say(f"On {times} of these {len(found.leverage)} texts {name} stands out most.", "dim")
+    say(f"On {times} of these {len(found.leverage)} texts {name} has the largest part.", "dim")
 
 
 def _largest(n_texts: int) -> str:
-    """How many texts the largest 1 % are: one at least."""
+    """The number of texts in the largest 1 %, at least one, in words."""
     return "one" if n_texts <= 100 else f"{-(-n_texts // 100):,}"
 
 
@@ -606,13 +601,13 @@ def _print_length(found: Tails) -> None:
     out.print()
     if found.length_explains is None:
         one = len(set(found.texts.bytes.tolist())) == 1
-        say(f"Text length explains nothing: {'all texts are of one length' if one else 'there is no KL'}.")
+        say(f"Text length explains nothing: {'all texts have one length' if one else 'there is no KL'}.")
         return
     row = found.length_explains
     a, b = (plain(name) for name in short_names(row.pair))
     say(
-        f"A straight line in the length of the texts explains {_percent(row.median)} of a KL in the median; most, "
-        f"{_share(row.largest)}, of {a} and {b}."
+        f"A straight line in the length of the texts explains {_percent(row.median)} of a KL (median over pairs). "
+        f"The largest share is that of {a} and {b}: {_share(row.largest)}."
     )
 
 

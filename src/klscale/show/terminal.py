@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.segment import Segment
 from rich.table import Table
 
 from klscale.errors import KlscaleError, printable
@@ -24,8 +26,26 @@ PROSE = 100
 WIDE = 200
 """Characters of a line where the output is no terminal: a file or a pipe does not wrap."""
 
-out = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else WIDE)
-err = Console(stderr=True, highlight=False, emoji=False, width=None if sys.stderr.isatty() else WIDE)
+for _stream in ("stdout", "stderr"):
+    if getattr(sys, _stream) is None:  # closed by who started the program: what is printed is for nobody
+        setattr(sys, _stream, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+
+
+class Terminal(Console):
+    """A console that only the program gives orders to: what a text holds of them is escaped, whoever wrote it."""
+
+    def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else _escaped(text), style, control)
+
+
+def _escaped(text: str) -> str:
+    lines = text.split("\n")
+    return text if all(map(str.isprintable, lines)) else "\n".join(map(printable, lines))
+
+
+out = Terminal(highlight=False, emoji=False, width=None if sys.stdout.isatty() else WIDE)
+err = Terminal(stderr=True, highlight=False, emoji=False, width=None if sys.stderr.isatty() else WIDE)
 
 
 def print_error(error: KlscaleError) -> None:

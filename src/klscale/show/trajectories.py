@@ -1,4 +1,4 @@
-"""What `klscale trajectory` shows: each run step by step, then what all of them say together."""
+"""What `klscale trajectory` shows: each run step by step, then exponents, laws, stabilisation and shape of all runs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from klscale.studies.directional import Directional
 from klscale.studies.trajectories import Checkpoint, Exponent, Motion, Seeds, Shape, Trajectory
 
 ROWS = 40
-"""Checkpoints of a run beyond which the terminal leaves some out."""
+"""Largest number of a run's checkpoints in the terminal; of more, some are left out."""
 SQUARED = "squared distance"
 PROBABILITY = "probability_that_c_q_is_below_c_w"
 
@@ -72,7 +72,7 @@ def rows(one: Trajectory) -> list[_Row]:
 
 
 def _weights(key: str, meaning: str, title: str = "") -> Column:
-    """A squared distance of weights; `?` where weights were not compared."""
+    """The column of a squared distance of weights; `?` where weights were not compared."""
 
     def cell(row: _Row) -> str:
         value = getattr(row.checkpoint, key)
@@ -185,27 +185,27 @@ SHAPE = (
     Column("tsne", "Its points by t-SNE in the plane."),
     Column("tsne3", "Its points by t-SNE in space."),
     Column("share", "Share of the variance on each principal component.", "share"),
-    Column("walk_share", "The same of a long random walk, 6 / (π²k²).", "share"),
+    Column("walk_share", "The same for a long random walk, 6 / (π²k²).", "share"),
     Column("speed", "Distance from the checkpoint before, by the steps between.", "root of the space a step"),
     Column("turning", "Angles between displacements; 90: a random walk.", "degrees"),
     estimate("winding", "Turns about the mean point in the plane of the first two components.", "turns"),
-    Column("nulls", "By name, what a path without direction gives.", within=NULL, many=True),
+    Column("nulls", "By name, the same for a path without direction.", within=NULL, many=True),
     Column("spiral", "Whether the path winds more than 97.5 % of both nulls."),
 )
 MOTION = (
     Column("space", "`log-likelihood` or `weights`."),
     Column("unit", "Unit of squared distances in this space."),
     Column("squared_distance", "Between all checkpoints.", "as the space"),
-    Column("exponent", "How distance grows; null for too few checkpoints.", within=EXPONENT),
-    Column("stabilisation", "From which step the run has settled, by threshold.", within=STABILISATION),
+    Column("exponent", "Growth of distance with lag; null for too few checkpoints.", within=EXPONENT),
+    Column("stabilisation", "The step from which the run has settled, by threshold.", within=STABILISATION),
     Column("shape", "The path past warm-up; null for too few checkpoints.", within=SHAPE),
 )
 TRAJECTORY = (
     Column("run", "Name of the run.", value=lambda it: it.run.name),
     Column("steps", "Its steps.", "steps", lambda it: it.run.steps),
     Column("warmup", "Where warm-up ends.", "steps", lambda it: it.run.warmup),
-    Column("warmup_known", "Whether that is known, or taken as one spacing.", value=lambda it: it.run.warmup_known),
-    Column("notes", "What to know of the run.", value=lambda it: it.run.notes),
+    Column("warmup_known", "Whether that is known; else it is one spacing.", value=lambda it: it.run.warmup_known),
+    Column("notes", "Cautions about the run.", value=lambda it: it.run.notes),
     Column("checkpoints", "Each checkpoint.", value=rows, within=CHECKPOINT, many=True),
     Column("n_parameters", "Parameters whose distances were summed; null: weights were not compared.", "parameters"),
     Column("log_likelihood", "The run in log-likelihood space.", value=lambda it: it.behaviour, within=MOTION),
@@ -214,13 +214,13 @@ TRAJECTORY = (
     Column(PROBABILITY, "Probability that c_q is below c_w.", "probability", lambda it: it.probability),
     kl(
         "noise_floor",
-        "KL between two readings of the last checkpoint; null where not measured.",
+        "Run-to-run noise: KL between a run and a repeat run of the last checkpoint; null where not measured.",
         lambda it: None if it.noise_floor is None else Measured(it.noise_floor, it.noise_floor.n_texts),
     ),
     Column("noise_subtracted", "Whether it was subtracted from squared distances."),
 )
 SEEDS = (
-    Column("runs", "Runs that differ in their seed alone."),
+    Column("runs", "Runs that differ only in their seed."),
     estimate("c_q", "Mean exponent in log-likelihoods; error over texts.", ""),
     estimate("c_q_over_seeds", "The same; error over seeds.", ""),
     estimate("c_w", "Mean exponent in weights; error over seeds.", ""),
@@ -263,7 +263,7 @@ DIRECTIONAL = (
         within=ESTIMATE,
         many=True,
     ),
-    kl("noise_floor", "KL between two readings of the checkpoint.", _floor, title="noise floor, bits/byte"),
+    kl("noise_floor", "KL between two runs of the checkpoint.", _floor, title="run-to-run noise, bits/byte"),
     Column("scales", "The scales ε of the direction."),
     Column(
         "kl_at_scales",
@@ -280,9 +280,9 @@ TRAJECTORIES = (
     Column("n_texts", "Texts of the set.", "texts", lambda it: len(it.texts)),
     unit(),
     Column("unit_of_weights", "Unit of weight distances.", value=lambda _: "squared distance of the parameters"),
-    Column("threshold_source", "Where the threshold of stabilisation is from."),
+    Column("threshold_source", "The source of the threshold of stabilisation."),
     Column("runs", "Each run.", within=TRAJECTORY, many=True),
-    Column("over_seeds", "Runs that differ in their seed alone, together.", within=SEEDS, many=True),
+    Column("over_seeds", "Runs that differ only in their seed, together.", within=SEEDS, many=True),
     Column("directional", "Directional exponents, with --directional.", within=DIRECTIONAL, many=True),
 )
 
@@ -294,7 +294,7 @@ def trajectories_record(
     texts: TextSet,
     threshold_source: str,
 ) -> dict[str, Any]:
-    """Everything that was measured; squared distances between all checkpoints too."""
+    """The record of all results, with squared distances between all checkpoints."""
     return record(
         TRAJECTORIES,
         SimpleNamespace(
@@ -304,7 +304,7 @@ def trajectories_record(
 
 
 def save_trajectories(found: Sequence[Trajectory], file: Path) -> None:
-    """A row a checkpoint as a table, or the picture of all runs; by the file's ending."""
+    """Write a table with a row for each checkpoint, or the picture of all runs, by the file's ending."""
     from klscale.show.pictures import training_trajectories
 
     def checkpoints() -> list[dict[str, Any]]:
@@ -323,7 +323,7 @@ def print_trajectories(
     texts: TextSet,
     threshold_source: str,
 ) -> None:
-    """Each run step by step, then what all of them say."""
+    """Each run step by step, then exponents, laws, stabilisation and shape of all runs."""
     out.print(describe_texts(texts))
     shown = [row for one in found for row in _print_checkpoints(one)]
     weights = "; weights: squared distance, the sum over all parameters" if any(one.weights for one in found) else ""
@@ -347,7 +347,7 @@ def print_motion(
 
 
 def _print_checkpoints(one: Trajectory) -> list[_Row]:
-    """The rows that are shown."""
+    """Print the checkpoints of a run. Returns the rows that are shown."""
     run = one.run
     known = "" if run.warmup_known else " (taken as one checkpoint spacing; --warmup STEP sets it)"
     out.print(
@@ -393,7 +393,7 @@ SPACE = Column(
 
 
 def in_both_spaces(found: Sequence[Trajectory]) -> list[Moving]:
-    """Each run in each space, of those that have an exponent."""
+    """Each run in each space where it has an exponent."""
     return [Moving(one.run.name, motion) for one in found for motion in one.motions if motion.exponent is not None]
 
 
@@ -414,9 +414,9 @@ def _print_exponents(found: Sequence[Trajectory], seeds: Sequence[Seeds]) -> Non
         f" (published: {diffusion.WINDOW})" if windows[0] < diffusion.WINDOW else ""
     )
     out.print(
-        f"c: mean slope over the starts past warm-up (how many), each over the next {over} checkpoints. "
-        "± and 95 %: over texts; weights have none within one run. The spread of slopes over starts is no confidence "
-        "interval: their windows overlap.",
+        f"c: mean slope over the starts past warm-up (their number in brackets), each over the next {over} "
+        "checkpoints. ± and 95 %: over texts; weights have none within one run. The spread of slopes over starts is no "
+        "confidence interval: their windows overlap.",
         style="dim",
     )
     if any(one.behaviour.exponent and one.behaviour.exponent.heavy_tails for one in moving):
@@ -428,16 +428,15 @@ def _print_exponents(found: Sequence[Trajectory], seeds: Sequence[Seeds]) -> Non
         if one.noise_floor is not None:
             taken = "subtracted" if one.noise_subtracted else "--subtract-noise subtracts it"
             out.print(
-                f"{plain(one.run.name)}: noise floor of KL {number(one.noise_floor)} bits/byte (two readings of its "
-                f"last "
-                f"checkpoint, in batches of another shape and order; {taken}).",
+                f"{plain(one.run.name)}: run-to-run noise is KL {number(one.noise_floor)} bits/byte (a repeat run of "
+                f"its last checkpoint, in batches of another shape and order; {taken}).",
                 style="dim",
             )
 
 
 @dataclass(frozen=True)
 class _Alpha:
-    """The exponents of a run, or of several seeds, beside each other."""
+    """The exponents in both spaces, of a run or of several seeds."""
 
     run: str
     c_q: Estimate
@@ -474,8 +473,10 @@ def _print_alpha(moving: Sequence[Trajectory], seeds: Sequence[Seeds]) -> None:
     rows = alphas(moving, seeds)
     if rows:
         out.print(table(ALPHA, rows, "\nLog-likelihood space against weight space"))
-        over = " Of several seeds: c_w and alpha ± over seeds, c_q ± over texts." if seeds else ""
-        out.print(f"Of one run: ± over texts, with c_w of this run; other seeds would move it.{over}", style="dim")
+        over = " For several seeds, ± of c_w and alpha is over seeds, that of c_q over texts." if seeds else ""
+        out.print(
+            f"For one run, ± is over texts, with the c_w of this run: it does not include the seed.{over}", style="dim"
+        )
         for group in seeds:
             low, high = group.c_w.interval
             alpha_low, alpha_high = group.alpha.interval
@@ -489,7 +490,7 @@ def _print_alpha(moving: Sequence[Trajectory], seeds: Sequence[Seeds]) -> None:
 
 
 def _probability(value: float | None) -> str:
-    """A probability; what rounds to certainty is not called certain."""
+    """A probability as a cell; within 0.001 of 0 or 1 only as a bound."""
     return "" if value is None else "> 0.999" if value > 0.999 else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
@@ -500,8 +501,8 @@ def _print_directions(moved: Sequence[Directional]) -> None:
     fitted = [float(scale) for one in moved for scale in one.scales[one.used]]
     between = f"ε from {min(fitted):.2g} to {max(fitted):.2g}" if fitted else "no ε: KL does not rise above the noise"
     out.print(
-        f"Fitted over {between}; ε = 1 is the whole step, or 1 % of each tensor's norm. a = 1 where the map from "
-        "weights to log-likelihoods is smooth, however large alpha is along the run.",
+        f"Fitted over {between}; ε = 1 is the whole step, or 1 % of each tensor's norm. a is 1 where the map from "
+        "weights to log-likelihoods is smooth, however small or large alpha is along the run.",
         style="dim",
     )
 
@@ -520,8 +521,8 @@ def _print_laws(rows: Sequence[Moving]) -> None:
     columns = (RUN, SPACE, *laws, Column("", title="best", cell=best, words=True))
     out.print(table(columns, rows, "\nIs it a power law? Error in predicting longer lags from the shorter 60 %"))
     out.print(
-        "Root mean square of ln(predicted / observed), mean over starts; samples are of the texts. An exponent "
-        "describes the growth over these lags, even where another law is the best.",
+        "Root mean square of ln(predicted / observed), mean over starts; samples are bootstrap samples of the texts. "
+        "An exponent describes the growth over these lags, even where another law is the best.",
         style="dim",
     )
 
@@ -566,8 +567,7 @@ def _print_stabilisation(found: Sequence[Trajectory], source: str) -> None:
     out.print(
         f"Settled: {sentences.SETTLED}. "
         f"Threshold: {levels[-1] if levels else 0.0:.3g} bits/byte ({plain(source)}). Weights: the same fraction "
-        f"('first "
-        "to last') of the squared distance from the first checkpoint to the last.",
+        f"('first to last') of the squared distance from the first checkpoint to the last.",
         style="dim",
     )
 
@@ -594,12 +594,11 @@ def _print_shapes(found: Sequence[Trajectory]) -> None:
         *map(winding, nulls),
         Column("", title="spiral?", cell=lambda it: "beyond both nulls" if it.shape.spiral else "no", words=True),
     )
-    out.print(table(columns, rows, "\nShape of the path past warm-up, beside two nulls"))
+    out.print(table(columns, rows, "\nShape of the path past warm-up, with two nulls"))
     out.print(
         f"A long random walk in many dimensions has {_shares(rows[0].shape.walk_share)} (6 / (π²k²)) and winds 0.65 "
-        "turns. A spiral winds more than 97.5 % of both nulls. Turning angle: the median; 90° is a random walk, more "
-        "is "
-        "stepping back.",
+        "turns. A spiral winds more than 97.5 % of both nulls. Turning angle: the median; 90° is a random walk, above "
+        "90° the path steps back.",
         style="dim",
     )
 

@@ -158,6 +158,10 @@ class Source(ABC):
         """Whether a model can be read without fetching anything, and without asking another machine."""
         return False
 
+    def is_at_hand(self, pinned: Any) -> bool:
+        """Whether a pinned model can be opened without fetching anything, and without asking another machine."""
+        return self.is_here(pinned.ref)
+
     def revisions(self, name: str) -> list[str]:
         """The revisions of a model by its name, such as branches and tags. Raises as `pin` does."""
         return []

@@ -7,13 +7,16 @@ import hashlib
 import json
 import os
 import re
+import socket
 import stat
+import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import psutil
 
 from klscale.errors import InputError, StorageError
 from klscale.inputs.texts import content_id
@@ -23,12 +26,22 @@ SEAL = "klscale-seal"
 _ZEROS = b"0" * 64
 
 
+ABANDONED_S = 86_400.0
+"""Age at which a temporary file is abandoned. One of a process that is gone from this host is so at once."""
+_HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+_TEMPORARY = re.compile(r"\.klscale-([0-9a-f]{8})-(\d{1,9})-[0-9a-f]{8}\.tmp(?:\.\w+)?|\..+\.[0-9a-f]{8}\.tmp")
+"""Names of temporary files, with host and process; klscale 0.1.0 did not name these."""
+
+
 class UnreadableError(ValueError):
     """A file of the store that cannot be used; says why, in words that follow the file's name."""
 
 
 class Files:
-    """Files under a directory or fsspec URL (`s3://...`). Raises InputError where there can be none."""
+    """Files under a directory or fsspec URL (`s3://...`). Before the first of them is written or removed, temporary
+    files of killed processes are cleared, and `tidy` is called. Raises InputError where there can be none."""
+
+    tidy: Callable[[], None] | None = None
 
     def __init__(self, location: str) -> None:
         try:
@@ -51,22 +64,13 @@ class Files:
     def write(self, path: str, data: bytes) -> None:
         """Write a file whole or not at all: locally a temporary name, fsync and rename; elsewhere one PUT. Raises
         StorageError where that fails."""
+        self._clear()
         try:
             if not self._local:
                 self.system.pipe_file(path, data)
                 return
-            target = Path(path)
-            self._require_inside(target.parent)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
-            try:
-                with temporary.open("wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                temporary.replace(target)
-            finally:
-                temporary.unlink(missing_ok=True)
+            self._require_inside(Path(path).parent)
+            write_whole(Path(path), lambda temporary: temporary.write_bytes(data))
         except UnreadableError as error:
             raise StorageError(f"{path} is not written.", f"Its directory {error}.", "Remove the link.") from error
         except OSError as error:
@@ -120,12 +124,53 @@ class Files:
 
     def remove(self, path: str) -> None:
         """Take a file away."""
+        self._clear()
         self.system.rm_file(path)
+
+    def _clear(self) -> None:
+        """Once: clear what killed processes have left."""
+        tidy, self.tidy = self.tidy, None
+        if tidy is not None:
+            if self._local:
+                for directory, _, names in os.walk(self.root):
+                    _clear_abandoned(Path(directory), names)
+            tidy()
 
     def forget(self, path: str, *, recursive: bool = False) -> None:
         """Take a file, or a directory with all that is in it, away if it can be."""
         with contextlib.suppress(OSError):  # never there, or taken away by another process
             self.system.rm(path, recursive=True) if recursive else self.system.rm_file(path)
+
+
+def write_whole(file: Path, write: Callable[[Path], Any]) -> None:
+    """Have `write` write a file under a temporary name with the same ending, then rename it: nobody sees half a file.
+    A link is followed. Raises OSError where it cannot be written."""
+    target = Path(os.path.realpath(file))
+    temporary = target.with_name(f".klscale-{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp{target.suffix}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        write(temporary)
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def clear_abandoned(directory: Path) -> None:
+    """Remove temporary files of killed processes from a directory."""
+    with contextlib.suppress(OSError):
+        _clear_abandoned(directory, [path.name for path in directory.iterdir()])
+
+
+def _clear_abandoned(directory: Path, names: Sequence[str]) -> None:
+    for name in names:
+        if (match := _TEMPORARY.fullmatch(name)) is None:
+            continue
+        with contextlib.suppress(OSError):
+            gone = match[1] == _HOST and not psutil.pid_exists(int(match[2]))
+            if gone or time.time() - (directory / name).lstat().st_mtime > ABANDONED_S:
+                (directory / name).unlink()
 
 
 def _name(path: str) -> str:

@@ -103,6 +103,7 @@ class Store:
     def __init__(self, location: str | os.PathLike[str]) -> None:
         self.location = os.fspath(location)
         self.files = Files(self.location)
+        self.files.tidy = self._clear_claims
         self.left_out: dict[str, str] = {}
         self.unsealed: set[str] = set()
         self._entries: dict[str, tuple[str, dict[str, Any] | None]] = {}
@@ -581,6 +582,11 @@ class Store:
         """The vectors that living processes work on: key -> the process, in words."""
         found = claims.claims(self.files, text_set)
         return {key: "process {pid} on {host}".format(**those[0]) for key, those in found.items()}
+
+    def _clear_claims(self) -> None:
+        """Remove the claims of processes that are gone."""
+        for directory in self.files.list("partial"):
+            claims.claims(self.files, directory.rsplit("/", 1)[-1])
 
     def claim(self, text_set: str, key: str) -> Claim | None:
         """Say that this process works on a vector, until the claim is released; None where another does already."""

@@ -1,9 +1,9 @@
-"""Tails: whether the clip, or a few texts, or the length of the texts make a KL, and which texts those are.
+"""Tails: whether a KL depends on the clip, on a few texts or on the length of the texts, and on which texts.
 
-KL is a variance over texts, and a variance hangs on its largest values. Here each KL stands beside what it is with the
-clip, without it, without its most extreme texts, and by Huber's estimate, which hardly sees them. Where these disagree
-the tails make the number. They are in it by right: KL is about the whole variance, and a robust value is a diagnosis
-of a KL, not a better one.
+KL is a variance over texts, and a variance depends most on its largest values. Here each KL is computed with the clip,
+without it, without the most extreme texts, and by Huber's estimate, which they hardly affect. Where these disagree, the
+tails make much of the KL. Tails belong to KL, which is about the whole variance: a robust value diagnoses a KL and does
+not replace it.
 """
 
 from __future__ import annotations
@@ -37,39 +37,40 @@ from klscale.studies.trajectories import Run, find_runs
 from klscale.vectors.vectors import Vectors
 
 CLIP_QUANTILE = 0.02
-"""Of all log-likelihoods, pooled: the clip of the publication (Oyama et al., arXiv 2502.16173), and what `klscale texts
-clip` freezes."""
+"""Quantile of all pooled log-likelihoods: the published clip (Oyama et al., arXiv 2502.16173), and the one that
+`klscale texts clip` freezes."""
 
 ESTIMATORS = {
-    "headline": "as everywhere else: with the text set's clip where that moves at most 5 % of either vector",
-    "clipped": "with the clip, however much it moves",
+    "headline": "the reported value: with the text set's clip where it moves at most 5 % of either vector",
+    "clipped": "with the clip, however many values it moves",
     "unclipped": "without the clip",
     "trimmed": "unclipped, without the 1 % of texts farthest from the median, consistent for a Gaussian",
-    "huber": "unclipped, Huber's Proposal 2, consistent for a Gaussian: the bulk of the texts alone",
+    "huber": "unclipped, by Huber's Proposal 2, consistent for a Gaussian: mostly the bulk of the texts",
 }
-"""Estimates of the variance behind a KL."""
+"""Estimators of the variance behind a KL."""
 ALTERNATIVES = tuple(name for name in ESTIMATORS if name != "headline")
 
 FEWEST_LEFT_OUT = 30
-"""Texts left out by trimming below which its difference to the headline has no interval, as these few texts make it: by
-simulation value ± z SE covers 60 to 83 % with three of them, 79 to 90 % with ten, 84 to 92 % with 30."""
+"""Fewest texts that trimming leaves out for an interval of its difference to the reported value. In simulations value
+± z SE covers 60 to 83 % if it leaves out three, 79 to 90 % with ten, 84 to 92 % with 30."""
 
 FILTERED = 0.03
 """Share of texts that the publication leaves out of training runs (Kishino et al., arXiv 2505.15353)."""
 
 MOST_PAIRS = 5000
-"""Of a store with more pairs, this many are examined, drawn at random, and those of the scale's settings."""
+"""Largest number of examined pairs. Of more, so many are drawn at random, and the pairs of the scale's settings are
+added."""
 LISTED = 10
-"""Texts that are named, of a pair or of a store."""
+"""Number of texts that are named, of a pair or of a store."""
 MOVED = 5
-"""Pairs whose rank changes most that are named."""
+"""Number of pairs that are named as those whose rank changes most."""
 BLOCK = 1 << 19
-"""Log-likelihoods of pairs that are worked on at once."""
+"""Number of log-likelihoods that are processed at once."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """A text of a text set: its `position`, counted from 0, and what is known of it. `beginning` is its first 60
+    """A text of a text set: its `position`, from 0, its length in bytes and its labels. `beginning` is its first 60
     characters, None in an external set."""
 
     position: int
@@ -80,7 +81,7 @@ class Text:
 
 
 def describe_text(texts: TextSet, position: int) -> Text:
-    """What is known of the text at a position."""
+    """The text at a position, with its labels."""
     return Text(
         position,
         int(texts.bytes[position]),
@@ -91,12 +92,12 @@ def describe_text(texts: TextSet, position: int) -> Text:
 
 
 def pooled_clip(vectors: Vectors, quantile: float = CLIP_QUANTILE) -> float:
-    """The pooled 2 % quantile of all log-likelihoods, in nats: what `klscale texts clip` freezes."""
+    """The pooled 2 % quantile of all log-likelihoods, in nats; `klscale texts clip` freezes it."""
     return float(np.nanquantile(vectors.log_likelihood, quantile))
 
 
 def _clip_of(vectors: Vectors) -> tuple[float, bool]:
-    """The clip, and whether it is the text set's own."""
+    """The clip in nats, and whether it is the text set's own."""
     clip = vectors.texts.clip
     return (pooled_clip(vectors), False) if clip is None else (clip, True)
 
@@ -108,15 +109,17 @@ def _clip_of(vectors: Vectors) -> tuple[float, bool]:
 class PairEstimates:
     """KL of P `pairs` in bits/byte by each of E `ESTIMATORS`, in that order.
 
-    `value`, `standard_error`, and against the headline `difference` with its paired `difference_standard_error` are (E,
-    P); standard errors are over texts, by influence functions, with the clip taken as given. `resampled` (E, P, R) are
-    the values in bootstrap samples of the texts, to first order. By simulation the 95 % intervals of values cover 90 to
-    96 % for 336 texts with a kurtosis below 10, those of Huber's difference 86 to 95 %. `kurtosis` (P,) is that of the
-    log-likelihood difference behind the headline, NaN where that is 0. `n_left_out` (P,) is by trimming.
+    `value` and `standard_error` are (E, P). `difference` (E, P) is the value minus the reported value, with its paired
+    `difference_standard_error`. Standard errors are over texts, by influence functions; the clip is taken as given.
+    `resampled` (E, P, R) are the values in bootstrap samples of the texts, to first order. In simulations of 336 texts
+    with a kurtosis below 10, 95 % intervals of values cover 90 to 96 %, those of Huber's difference 86 to 95 %.
 
-    `length` (2, P) are signed square roots: the correlation of a pair's log-likelihood difference d with the lengths of
-    the texts, and (mean of d per byte) SD(bytes) / SD(d); `length_standard_error`, `length_resampled` likewise. NaN
-    where all texts are of one length.
+    `kurtosis` (P,) is that of the log-likelihood difference behind the reported value, NaN where it is 0. `n_left_out`
+    (P,) counts the texts that trimming leaves out.
+
+    `length` (2, P) holds two signed square roots. The first is the correlation of a pair's log-likelihood difference d
+    with the lengths of the texts, the second is (mean of d per byte) SD(bytes) / SD(d). `length_standard_error` (2, P)
+    and `length_resampled` (2, P, R) belong to them. They are NaN where all texts have one length.
     """
 
     pairs: tuple[tuple[str, str], ...]
@@ -135,23 +138,23 @@ class PairEstimates:
     length_resampled: Floats
 
     def estimate(self, estimator: str, pair: int) -> Estimate:
-        """KL by an estimator, with its interval on the log scale."""
+        """KL in bits/byte by an estimator, with its interval on the log scale."""
         at = list(ESTIMATORS).index(estimator), pair
         value, error, documents = float(self.value[at]), float(self.standard_error[at]), int(self.n_documents[pair])
         return Estimate.positive(value, error, int(self.n_texts[pair]), n_documents=documents)
 
     def against_headline(self, estimator: str, pair: int) -> Estimate:
-        """By how much an estimator's KL exceeds the headline, with a paired standard error. Of a trimmed value that
-        leaves out fewer than 30 texts the interval is NaN, and the standard error a lower bound."""
+        """An estimator's KL minus the reported value in bits/byte, with a paired standard error. For a trimmed value
+        that leaves out fewer than 30 texts, the interval is NaN, and the standard error is a lower bound."""
         at = list(ESTIMATORS).index(estimator), pair
         value, error = float(self.difference[at]), float(self.difference_standard_error[at])
         found = Estimate.normal(value, error, int(self.n_texts[pair]), n_documents=int(self.n_documents[pair]))
         return _without_interval(found) if _rests_on_few(estimator, self.n_left_out[pair]) else found
 
     def length_share(self, kind: int, pair: int) -> Estimate:
-        """The square of a row of `length`, a share of a pair's KL: 0 what a straight line in the length of the texts
-        explains (R²), 1 what one difference per byte makes alone. Its interval comes from that of the root: Fisher's
-        scale for 0, ± z SE for 1."""
+        """A share of a pair's KL, the square of a row of `length`. Kind 0 is the share that a straight line in the
+        length of the texts explains (R²); kind 1 is the share that one constant difference per byte would make. The
+        interval is that of the root, squared: on Fisher's scale for 0, ± z SE for 1."""
         root, error = float(self.length[kind, pair]), float(self.length_standard_error[kind, pair])
         documents = int(self.n_documents[pair])
         if kind == 0:
@@ -164,7 +167,7 @@ class PairEstimates:
 
 
 def _rests_on_few(estimator: str, n_left_out: int) -> bool:
-    """Whether an estimator differs from the headline by too few texts to say how well the difference is known."""
+    """Whether too few texts make the difference of an estimator to the reported value, so that it has no interval."""
     return estimator == "trimmed" and n_left_out < FEWEST_LEFT_OUT
 
 
@@ -173,8 +176,8 @@ def _without_interval(estimate: Estimate) -> Estimate:
 
 
 def estimate_pairs(vectors: Vectors, pairs: Integers, *, resamples: int = RESAMPLES) -> PairEstimates:
-    """KL of some `pairs` (P, 2) of rows by each estimator; see `PairEstimates`. Pairs with fewer than two texts in
-    common are NaN. Raises InputError where the vectors were made by different conventions."""
+    """KL in bits/byte of some `pairs` (P, 2) of rows by each estimator. Pairs with fewer than two common texts are NaN.
+    Raises InputError where the vectors were made by different conventions."""
     vectors.require_one_convention()
     texts, (clip, frozen) = vectors.texts, _clip_of(vectors)
     E, P, R = len(ESTIMATORS), len(pairs), resamples
@@ -234,23 +237,25 @@ def estimate_pairs(vectors: Vectors, pairs: Integers, *, resamples: int = RESAMP
 
 
 def _blocks(L: Floats, pairs: Integers) -> Iterator[tuple[Integers, Integers]]:
-    """`clip.pairs_by_texts`, few pairs at a time."""
+    """Groups of pairs as `clip.pairs_by_texts` makes them, few pairs at a time."""
     for members, common in pairs_by_texts(L, pairs):
         for part in np.array_split(members, -(-len(members) * len(common) // BLOCK)):
             yield part, common
 
 
 def _differences(rows: Floats, scale: float) -> Floats:
-    """Differences (P, N) of pairs of rows (P, 2, N), of which those that vary by rounding alone are 0: tails and length
-    would explain that."""
+    """Differences (P, N; nats) of pairs of rows (P, 2, N). A difference that varies by rounding alone is set to 0: else
+    its tails and its correlation with length would describe rounding."""
     d = np.asarray(rows[:, 0] - rows[:, 1])
     return np.where(d.var(axis=1, keepdims=True) > ROUNDING * scale, d, 0.0)
 
 
 def _per_byte(d: Floats, size: Floats) -> tuple[float, Floats]:
-    """r = (sum d / sum bytes) SD(bytes) / SD(d) and its influence function (N,). r**2 is the share of Var(d) that texts
-    of these lengths would have if d were one number of nats per byte; it may exceed 1, where the rest of d works
-    against it."""
+    """r = (sum d / sum bytes) SD(bytes) / SD(d), a pure number, and its influence function (N,).
+
+    r**2 is the variance over texts of these lengths if d were a constant number of nats per byte, over Var(d). It may
+    exceed 1, where the rest of d cancels part of it.
+    """
     (spread, of_spread), (own, of_own) = variance(size), variance(d)
     if spread == 0 or own == 0:
         return math.nan, np.full(len(d), math.nan)
@@ -265,8 +270,10 @@ def _per_byte(d: Floats, size: Floats) -> tuple[float, Floats]:
 
 @dataclass(frozen=True)
 class CarriedText:
-    """A text with its share of a pair's KL, what leaving it out does to that KL (bits/byte, B of the other texts), and
-    the log-likelihoods of both models in nats as they enter the KL."""
+    """A text with its `share` of a pair's KL, and both models' log-likelihoods in nats as they enter the KL.
+
+    `change_without` is the change of the KL in bits/byte without this text, with B of the other texts.
+    """
 
     text: Text
     share: float
@@ -277,7 +284,7 @@ class CarriedText:
 
 @dataclass(frozen=True)
 class CarriedDocument:
-    """A document with the share of a pair's KL that its `n_texts` texts have."""
+    """A document with the share of a pair's KL on its `n_texts` texts."""
 
     document: str
     share: float
@@ -286,14 +293,16 @@ class CarriedDocument:
 
 @dataclass(frozen=True, eq=False)
 class PairTails:
-    """What a pair's KL is made of.
+    """A pair's KL in bits/byte by each estimator, and the texts that make it.
 
-    `estimates` by each estimator, `differences` to the headline. `clip` is the text set's, or where it has none
-    (`clip_is_frozen` is false) the pooled 2 % quantile. `largest` are the texts with the largest share of the headline,
-    of which `contributions` (N,), largest first, are all; `largest_document` is that of the largest share, where texts
-    share documents. `share_of_percent` of it lies with the largest 1 % of
-    texts, `share_of_ten` with the largest ten. `effective_texts` is N / kurtosis: as many texts of equal share would
-    give the same relative standard error. These describe the texts at hand and carry no error. NaN where KL is 0.
+    `estimates` has a value by each estimator, `differences` its difference to the reported value. `clip` (nats) is the
+    text set's; if the set has none, `clip_is_frozen` is false and the clip is the pooled 2 % quantile.
+
+    `contributions` (N,) are the shares of all texts in the reported value, largest first. `largest` are the texts with
+    the largest shares, `largest_document` is the document with the largest share, where texts share documents. The
+    largest 1 % of texts have `share_of_percent`, the largest ten `share_of_ten`. `effective_texts` is N / kurtosis:
+    so many texts of equal share would give the same relative standard error. These values describe the given texts and
+    have no standard error. They are NaN where KL is 0.
 
     `length_explains` (R² of d on the length of texts) and `length_alone` (one difference per byte) are shares of KL.
     """
@@ -318,10 +327,9 @@ class PairTails:
 
 
 def examine_pair(vectors: Vectors, a: str, b: str) -> PairTails:
-    """The KL of two models in bits per byte by several estimators, with standard errors: with and without the clip, the
-    largest texts, and their length; and which texts carry it.
+    """The KL of two models in bits per byte by each estimator, with standard errors, and the texts that make it.
 
-    Raises InputError for a model that is not there, or where the two have fewer than two texts in common.
+    Raises InputError for an unknown model, or where the two have fewer than two common texts.
     """
     places = np.array([[vectors.position(a), vectors.position(b)]])
     clip, frozen = _clip_of(vectors)
@@ -378,8 +386,8 @@ def _largest_document(share: Floats, texts: TextSet, common: Integers) -> Carrie
 
 
 def _without_each(squares: Floats, text_bytes: Integers) -> Floats:
-    """KL (N,) without each text in turn, from the squares of d centred: the mean moves by d / (N - 1), and with it the
-    sum of squares loses d**2 N / (N - 1). NaN for two texts, of which one would be left."""
+    """KL (N,) in bits/byte without each text in turn, from the squares of the centred d: the sum of squares loses
+    d**2 N / (N - 1), because the mean moves by d / (N - 1). NaN for two texts: a variance needs two."""
     N = len(squares)
     if N < 3:
         return np.full(N, math.nan)
@@ -393,7 +401,7 @@ def _without_each(squares: Floats, text_bytes: Integers) -> Floats:
 
 @dataclass(frozen=True)
 class Moved:
-    """A pair with its rank among all pairs, 1 the nearest, by the headline and by another estimator."""
+    """A pair with its rank among all pairs (1: the nearest) by the reported value and by another estimator."""
 
     pair: tuple[str, str]
     headline: Estimate
@@ -404,13 +412,14 @@ class Moved:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far the pairs are ordered alike by an estimator and by the headline.
+    """Agreement of the order of pairs by an estimator with their order by the reported value.
 
-    `spearman` is the rank correlation, with a standard error over texts and no interval, as noise lowers it; `swapped`
-    the share of pairs of pairs that stand in the other order, (1 - Kendall's tau) / 2. `ratio` is the median over pairs
-    of the KL to the headline, `quartiles` of that ratio over pairs. `n_other_place` of `n_pairs` are nearest to another
-    setting of the scale, where both scales are measured by their own estimator; None where there is no scale.
-    `most_moved` changed rank most.
+    `spearman` is the rank correlation. It has a standard error over texts but no interval, because sampling error
+    lowers it. `swapped` is the share of discordant pairs of pairs, (1 - Kendall's tau) / 2. `ratio` is the median over
+    pairs of the estimator's KL over the reported value; `quartiles` are those of the ratio over pairs.
+
+    `n_other_place` of `n_pairs` are nearest to another setting of the scale, where each scale is measured by its own
+    estimator; None where there is no scale. `most_moved` are the pairs whose rank changes most.
     """
 
     estimator: str
@@ -425,9 +434,12 @@ class Agreement:
 
 @dataclass(frozen=True)
 class SettingTails:
-    """The median KL of a setting's pairs in bits/byte by each estimator, and its difference to the headline's median,
-    with standard errors over texts. By simulation, 28 pairs of eight models on 500 texts with a kurtosis of 3 to 17,
-    the intervals of medians cover 89 to 93 %, and of the difference by Huber's estimate 93 %."""
+    """The median KL of a setting's pairs in bits/byte by each estimator, and its difference to the median reported
+    value, with standard errors over texts.
+
+    Coverage in simulations of 28 pairs of eight models on 500 texts, with a kurtosis of 3 to 17: 89 to 93 % for the
+    intervals of medians, 93 % for that of the difference by Huber's estimate.
+    """
 
     setting: str
     n_pairs: int
@@ -437,12 +449,13 @@ class SettingTails:
 
 @dataclass(frozen=True)
 class FilteredRun:
-    """KL between consecutive checkpoints past warm-up in bits/byte, with `all_texts` and `filtered`: without the
-    `n_dropped` of `n_texts` texts whose log-likelihood changed most between any two of them, and with B of those kept.
+    """KL between consecutive checkpoints past warm-up in bits/byte, with all texts and without those that change most.
 
-    One of each for every step (from, to); `difference` is filtered less all, paired. `median` and `median_filtered` are
-    over steps. Standard errors are over texts, with the texts that were dropped taken as given. The clip is used for
-    the whole run or, where it moves more than 5 % of a checkpoint, for none of it (`uses_clip`).
+    `filtered` leaves out `n_dropped` of the `n_texts` texts, and uses B of the others. It drops the texts whose
+    log-likelihood changed most between any two consecutive checkpoints. `all_texts` and `filtered` have a value for
+    each of `steps` (from, to). `difference` is filtered minus all, paired. `median` and `median_filtered` are over
+    steps. Standard errors are over texts; the choice of dropped texts is taken as given. The clip is used for the whole
+    run or, if it moves more than 5 % of any checkpoint, for none of it (`uses_clip`).
     """
 
     run: str
@@ -462,7 +475,8 @@ class FilteredRun:
 
 @dataclass(frozen=True)
 class Leverage:
-    """A text with its share of the sum of KL over all pairs of models, and the model that stands out most on it."""
+    """A text with its share of the squared norm, which is its share of the sum of KL over all pairs of models. `model`
+    has the largest part of it."""
 
     text: Text
     share: float
@@ -471,8 +485,8 @@ class Leverage:
 
 @dataclass(frozen=True)
 class LengthOverPairs:
-    """What text length explains of the KL of pairs: `median` of the shares over pairs, the pair with the largest, and
-    its share, whose interval does not know that it was chosen as the largest."""
+    """The share of KL that text length explains: its `median` over pairs, the pair with the largest share, and that
+    share. Its interval ignores that it was chosen as the largest."""
 
     median: Estimate
     largest: Estimate
@@ -481,12 +495,13 @@ class LengthOverPairs:
 
 @dataclass(frozen=True, eq=False)
 class Tails:
-    """What the clip and the tails do to the numbers of a store; see the parts.
+    """The effect of the clip and the tails on the KLs of a store, in bits/byte.
 
-    `n_available` pairs exist, of which `n_pairs` are compared: drawn at random where they are fewer. `moved_by_clip` is
-    the fraction of each model's values that the clip moves. `leverage` are the texts with the largest share of ‖Q‖²,
-    of the `n_common` that all models have, and `leverage_of_percent` the share of the largest 1 % of them (of one text
-    at least). `length_explains` and `length_alone` are None where all texts are of one length, or no pair has a KL.
+    `n_pairs` of the `n_available` pairs are compared, drawn at random where they are fewer. `moved_by_clip` is the
+    fraction of each model's values that the clip moves. `leverage` are the texts with the largest share of the squared
+    norm ‖Q‖², among the `n_common` texts that all models have. `leverage_of_percent` is the share of the largest 1 % of
+    them, at least one text. `length_explains` and `length_alone` are None where all texts have one length, or no pair
+    has a KL.
     """
 
     texts: TextSet
@@ -508,16 +523,16 @@ class Tails:
 
     @property
     def n_unserved(self) -> int:
-        """Models of which the clip would move more than 5 % of the values."""
+        """Number of models that the clip does not serve: it would move more than 5 % of their values."""
         return sum(map(beyond_clip_limit, self.moved_by_clip.values()))
 
 
 def examine_tails(vectors: Vectors, *, resamples: int = RESAMPLES, seed: int = 0) -> Tails:
-    """The order of pairs, the scale and the runs, with and without the clip and the tails; which texts carry the KL of
-    all models, and what their length explains. KL is in bits per byte, with standard errors.
+    """The order of pairs, the scale and the runs with and without the clip and the tails, in bits/byte with standard
+    errors; the texts that make most of the KL of all pairs, and the share that their length explains.
 
-    All pairs of models, or 5,000 of them, drawn at random. Raises InputError where fewer than two models have texts in
-    common, or where vectors were made by different conventions.
+    It compares all pairs of models, or 5,000 of them drawn at random. Raises InputError where no two models have two
+    common texts, or where vectors were made by different conventions.
     """
     vectors.require_one_convention()
     clip, frozen = _clip_of(vectors)
@@ -558,7 +573,7 @@ def examine_tails(vectors: Vectors, *, resamples: int = RESAMPLES, seed: int = 0
 
 
 def _some_pairs(n_models: int, seed: int) -> tuple[Integers, int]:
-    """All pairs (P, 2) of models, or some at random, and how many there are."""
+    """All pairs (P, 2) of models, or MOST_PAIRS of them at random, and the number of all pairs."""
     i, j = np.triu_indices(n_models, k=1)
     n = len(i)
     if n > MOST_PAIRS:
@@ -568,7 +583,7 @@ def _some_pairs(n_models: int, seed: int) -> tuple[Integers, int]:
 
 
 def _have_texts(L: Floats, pairs: Integers) -> NDArray[np.bool_]:
-    """Which pairs (P, 2) have two texts or more in common."""
+    """Boolean mask (P,) of the pairs (P, 2) with two common texts or more."""
     found = np.zeros(len(pairs), dtype=bool)
     for members, _ in pairs_by_texts(L, pairs):
         found[members] = True
@@ -578,8 +593,9 @@ def _have_texts(L: Floats, pairs: Integers) -> NDArray[np.bool_]:
 def _over_texts(
     value: float, resampled: Floats, found: PairEstimates, unit: str = "bits/byte", *, against: str = ""
 ) -> Estimate:
-    """A number made of many pairs, with the standard deviation of its values (R,) in samples of the texts; its interval
-    is value ± z SE. One that sets an estimator against the headline has none where that has none of a pair."""
+    """An estimate over many pairs. Its standard error is the standard deviation of its values (R,) in bootstrap samples
+    of the texts; its interval is value ± z SE. A comparison of an estimator with the reported value has no interval if
+    that of some pair has none."""
     error = float(np.std(resampled, ddof=1)) if len(resampled) > 1 else math.nan
     n_texts, n_documents = int(found.n_texts.min()), int(found.n_documents.min())
     over = Estimate.normal(float(value), error, n_texts, n_documents=n_documents, unit=unit)
@@ -613,7 +629,7 @@ def _agreement(
     known = np.flatnonzero(~np.isnan(found.value[e, :n_pairs]))
     headline, value = found.value[0, known], found.value[e, known]
     ranks = [stats.rankdata(values) for values in (headline, value)]
-    differ = known[headline > 0]  # a ratio to 0 says nothing
+    differ = known[headline > 0]  # a ratio to 0 has no meaning
     ratios = found.value[e, differ] / found.value[0, differ]
     ratio, quartiles = _over_texts(math.nan, np.empty(0), found, unit=""), (math.nan, math.nan)
     if differ.size:
@@ -644,9 +660,11 @@ def _agreement(
 
 
 def _spearman(found: PairEstimates, e: int, known: Integers) -> Estimate:
-    """Rank correlation of an estimator's KLs with the headline's over the pairs that are `known`. It has no interval:
-    the error of the texts shuffles ranks, which lowers the correlation by about as much as its standard error (by
-    simulation value ± z SE on Fisher's scale covers 73 %)."""
+    """Rank correlation over the `known` pairs of an estimator's KLs with the reported values.
+
+    It has no interval. The sampling error of the texts shuffles ranks and lowers the correlation by about its standard
+    error: in simulations value ± z SE on Fisher's scale covers 73 %.
+    """
     values = np.concatenate([found.value[..., None], found.resampled], axis=2)[[0, e]][:, known]
     ranks = stats.rankdata(values, axis=1)
     ranks -= ranks.mean(axis=1, keepdims=True)
@@ -663,7 +681,7 @@ def _other_places(
     settings: Sequence[SettingTails],
     texts: TextSet,
 ) -> int | None:
-    """How many values have another nearest setting, each on the scale of its own estimator."""
+    """Number of pairs with another nearest setting of the scale; each scale is measured by its own estimator."""
     nearest = []
     for name, values in (("headline", headline), (estimator, value)):
         own = [replace(row, median=of.medians[name].value) for row, of in zip(measured, settings, strict=True)]
@@ -688,8 +706,9 @@ def _length(found: PairEstimates, kind: int, n_pairs: int) -> LengthOverPairs | 
 
 
 def _leverage(vectors: Vectors) -> tuple[tuple[Leverage, ...], float]:
-    """Texts with the largest share of ‖Q‖², which is that of the sum of KL over all pairs: of the texts that all models
-    have, with the text set's clip, as in maps."""
+    """Texts with the largest share of the squared norm ‖Q‖², which is their share of the sum of KL over all pairs; and
+    the share of the largest 1 % of texts. As in maps, texts are those that all models have, with the text set's
+    clip."""
     common = np.flatnonzero(common_texts(vectors.log_likelihood))
     if len(common) < 2:
         return (), math.nan
@@ -709,9 +728,12 @@ def _leverage(vectors: Vectors) -> tuple[tuple[Leverage, ...], float]:
 
 
 def filter_run(run: Run, *, resamples: int = RESAMPLES) -> FilteredRun | None:
-    """KL along a run with all texts, and without the 3 % that change most: those with the largest |change of
-    log-likelihood| between any two consecutive checkpoints past warm-up, as is published for Pythia past step 2,000
-    (Kishino et al., arXiv 2505.15353). None where there are no two such checkpoints, or where 3 % is no text."""
+    """KL along a run in bits/byte, with all texts and without the 3 % that change most.
+
+    These are the texts with the largest |change of log-likelihood| between any two consecutive checkpoints past
+    warm-up. Kishino et al. (arXiv 2505.15353) publish this for Pythia past step 2,000. None where there are fewer than
+    two such checkpoints, or where 3 % is less than one text.
+    """
     past = np.flatnonzero(run.steps >= run.warmup)
     alike = run.vectors.subset([run.vectors.models[t] for t in past]).on_common_texts()
     common = np.flatnonzero(common_texts(alike.log_likelihood))

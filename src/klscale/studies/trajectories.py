@@ -1,8 +1,8 @@
 """Trajectories: how a training run moves, in log-likelihood space and in weight space.
 
-Behaviour settles early while weights keep drifting (Kishino et al., arXiv 2505.15353v1). A run is its checkpoints in
-order of steps; both spaces are seen through squared distances between them: KL in bits per byte, and the sum over all
-parameters of (W_a - W_b)**2. `docs/trajectories.md` says what each number is and what it is not.
+Log-likelihoods settle early while weights keep drifting (Kishino et al., arXiv 2505.15353v1). A run is its checkpoints
+in order of steps. Both spaces are described by squared distances between checkpoints: KL in bits per byte, and the sum
+over all parameters of (W_a - W_b)**2. `docs/trajectories.md` explains each number and its limits.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ from klscale.sweep.runs import weigh
 from klscale.vectors.vectors import Vectors
 
 THRESHOLDS = 60
-"""Points of the curve of stabilisation."""
+"""Number of points of the curve of stabilisation."""
 COMPONENTS = 5
-"""Principal components whose share of variance is told."""
+"""Number of principal components whose share of variance is reported."""
 FEWEST_OF_A_SHAPE = 8
-"""Checkpoints past warm-up that a shape takes."""
+"""Fewest checkpoints past warm-up for a shape."""
 LOG_LIKELIHOOD, WEIGHTS = "log-likelihood", "weights"
 """The two spaces."""
 
 Estimator = Callable[[float, Floats], Estimate]
-"""A number and its values in samples of the texts (R,), to an estimate."""
+"""(value, its values (R,) in bootstrap samples of the texts) -> estimate."""
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
     """Checkpoints of one training run: T `vectors` in order of `steps` (T,).
 
-    `warmup` is the step where warm-up ends, as is known of the run, else one checkpoint spacing after the start
-    (`warmup_known` is false). `notes` say what is wrong with the run: checkpoints that are missing or left out.
+    `warmup` is the step where warm-up ends. Where it is not known of the run, it is one checkpoint spacing after the
+    start, and `warmup_known` is false. `notes` name checkpoints that are missing or left out.
     """
 
     name: str
@@ -72,16 +72,16 @@ class Run:
         return self.vectors.names
 
     def attribute(self, name: str) -> Any:
-        """An attribute of the last checkpoint, None where it is not known."""
+        """An attribute of the last checkpoint; None where it is not known."""
         value = self.vectors.attributes[name].iloc[-1]
         return None if pd.isna(value) else value
 
 
 def find_runs(vectors: Vectors, *, warmup: int | None = None) -> list[Run]:
-    """The training runs among these models: checkpoints that differ in their step alone; two or more make a run.
+    """The training runs among these models: two or more checkpoints that differ only in their step.
 
-    Two checkpoints of one step count once where they are equal; else neither counts. Layers and quantized models are
-    no checkpoints. `warmup`: the step where warm-up ends, instead of what is known of the run.
+    Two checkpoints of the same step count once where they are equal; else neither counts. Layers and quantized models
+    are no checkpoints. `warmup` replaces the known step where warm-up ends.
     """
     groups: dict[tuple[Any, ...], list[int]] = {}
     for place, (ref, row) in enumerate(zip(vectors.models, vectors.attributes.to_dict("records"), strict=True)):
@@ -102,8 +102,8 @@ def _run(vectors: Vectors, places: Sequence[int], warmup: int | None) -> Run:
         rows, listed = vectors.log_likelihood[same], " and ".join(vectors.names[place] for place in same)
         if len(same) > 1:
             equal = all(np.array_equal(rows[0], row, equal_nan=True) for row in rows[1:])
-            which = "they are equal, the first is taken" if equal else "which is of the run cannot be told: left out"
-            notes.append(f"{listed} are of one step, {step:,}: {which}.")
+            which = "they are equal, the first is used" if equal else "they differ, and none is used"
+            notes.append(f"{listed} have the same step, {step:,}: {which}.")
             same = same[:1] if equal else []
         kept += same
     chosen = vectors.subset([vectors.models[place] for place in kept])
@@ -128,7 +128,7 @@ def _run(vectors: Vectors, places: Sequence[int], warmup: int | None) -> Run:
 
 
 def _missing(steps: Sequence[int], spacing: int) -> list[int]:
-    """Steps that are left out between the first and the last two checkpoints that are `spacing` steps apart."""
+    """Steps without a checkpoint, between the first and the last two checkpoints that are `spacing` steps apart."""
     regular = [n for n, (a, b) in enumerate(pairwise(steps)) if b - a == spacing]
     if not regular:
         return []
@@ -137,7 +137,7 @@ def _missing(steps: Sequence[int], spacing: int) -> list[int]:
 
 
 def _with_names(runs: Sequence[Run]) -> list[Run]:
-    """Runs of one directory or hub name are told apart by what they differ in."""
+    """The runs; those of one directory or hub name get the attributes in which they differ as part of their names."""
     named = []
     for run in runs:
         namesakes = [other for other in runs if other.name == run.name]
@@ -155,8 +155,8 @@ def _with_names(runs: Sequence[Run]) -> list[Run]:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One checkpoint of a run. KLs in bits per byte, weights as squared distances; None where there is no other
-    checkpoint, NaN where weights were not compared."""
+    """One checkpoint of a run: KLs in bits per byte, weights as squared distances (a pure number). None where there is
+    no other checkpoint, NaN where weights were not compared."""
 
     ref: str
     step: int
@@ -171,16 +171,18 @@ class Checkpoint:
 
 @dataclass(frozen=True, eq=False)
 class Exponent:
-    """How the squared distance from a checkpoint grows with the number of steps after it: as lag**c.
+    """The diffusion exponent c, a pure number: the squared distance from a checkpoint grows as lag**c, lags in steps.
 
-    `value` is c by the published rule, the mean over `starts` (S,) of the slopes (S,) of the log-log fits;
-    `time_averaged` the slope of the mean over starts, `averages`. Their standard errors are over texts; weights have
-    none, since one run has but one weight vector. The spread of the slopes over starts is no confidence interval:
-    windows overlap. `window`: how many later checkpoints each fit used; `lags` their smallest and largest lag in steps.
-    `dimension` is 2 / c. `kurtosis`: the median of those of the log-likelihood differences behind it (NaN for weights);
-    where tails are heavy, intervals cover too rarely. `law_errors`: of each law its out-of-sample error over lags (root
-    mean square of the ln of predicted by observed squared distance); `best_law` how often it was the best one over
-    samples of the texts.
+    `value` is c by the published rule: the mean of the `slopes` (S,) of the log-log fits over the `starts` (S,).
+    `time_averaged` is the slope of `averages`, the mean over starts. Their standard errors are over texts; weights have
+    none, because one run has only one weight vector. The spread of the slopes over starts is no confidence interval:
+    windows overlap. Each fit used `window` later checkpoints; `lags` are the smallest and the largest lag in steps.
+    `dimension` is 2 / c.
+
+    `kurtosis` is the median over pairs of the kurtosis of log-likelihood differences (NaN for weights). Where tails are
+    heavy, intervals cover too rarely. `law_errors` has the out-of-sample error of each law over lags: the root mean
+    square of ln(predicted / observed squared distance). `best_law` has the share of samples of the texts in which the
+    law was the best.
     """
 
     value: Estimate
@@ -196,7 +198,7 @@ class Exponent:
     law_errors: Mapping[str, Estimate]
     best_law: Mapping[str, float]
     resampled: Floats = field(repr=False)
-    """Of `value`, (R,), over texts; empty for weights."""
+    """`value` (R,) in bootstrap samples of the texts; empty for weights."""
 
     @property
     def heavy_tails(self) -> bool:
@@ -205,11 +207,12 @@ class Exponent:
 
 @dataclass(frozen=True, eq=False)
 class Stabilisation:
-    """The first step from which every later checkpoint stays within a threshold of the last one, on a curve over
-    `thresholds` (M,): `steps` (M,), `low` and `high` (M,) its 95 % interval over texts (NaN for weights).
+    """The first step from which every later checkpoint stays within a threshold of the last one.
 
-    `threshold` is the one asked for, and `step` what belongs to it with its interval; None without one. For weights
-    thresholds are the same fractions of the first-to-last squared distance.
+    It is a curve over `thresholds` (M,): `steps` (M,), with the ends `low` and `high` (M,) of its 95 % intervals over
+    texts (NaN for weights). `step` and `interval` belong to the given `threshold`; they are None without one.
+    Thresholds of log-likelihoods are in bits per byte. A threshold of weights is the same fraction of the squared
+    distance from the first checkpoint to the last.
     """
 
     thresholds: Floats
@@ -217,7 +220,7 @@ class Stabilisation:
     low: Floats
     high: Floats
     total: float
-    """The squared distance from the first checkpoint to the last, of which weights take the same fraction."""
+    """The squared distance from the first checkpoint to the last, in the unit of the thresholds."""
     threshold: float | None
     step: int | None
     interval: tuple[float, float] | None
@@ -225,8 +228,8 @@ class Stabilisation:
 
 @dataclass(frozen=True, eq=False)
 class Null:
-    """What a path without direction gives, over `RESAMPLES` draws: `share` (n,) of variance of the first principal
-    components, `winding` in turns with its 95 % range, and one draw of the path, (T, 2)."""
+    """Shape of a path without direction, over `RESAMPLES` draws: the mean `share` (n,) of variance of the first
+    principal components, the median `winding` in turns with its central 95 %, and one draw of the `path` (T, 2)."""
 
     share: Floats
     winding: float
@@ -238,13 +241,14 @@ class Null:
 class Shape:
     """The path of a run past warm-up, `steps` (T,), in one space.
 
-    `pca` (T, 3) and `tsne` (T, 2), `tsne3` (T, 3) are its points. `share` (n,): of the
-    variance on the first components, `walk_share` that of a pure random walk, 6 / (pi**2 k**2) (Antognini and
-    Sohl-Dickstein, arXiv 1806.08805). `speed` (T - 1,): root of the squared distance from the previous checkpoint by
-    the steps between; `turning` (T - 2,) the angle between consecutive displacements in degrees: 90 for a random walk
-    in many dimensions. `winding`: turns about the mean point, in the plane of the first two components.
-    `nulls`: an isotropic random walk with the same step lengths, and the run's own steps in random order and with
-    random signs. `spiral`: whether the run winds, by the lower end of its interval, more than 97.5 % of either null.
+    `pca` (T, 3), `tsne` (T, 2) and `tsne3` (T, 3) are its points. `share` (n,) is the fraction of variance on the first
+    components. `walk_share` (n,) is that of a pure random walk, 6 / (pi**2 k**2) (Antognini and Sohl-Dickstein,
+    arXiv 1806.08805). `speed` (T - 1,) is the root of the squared distance from the previous checkpoint, over the steps
+    between. `turning` (T - 2,) is the angle between consecutive displacements in degrees: 90 for a random walk in many
+    dimensions. `winding` counts turns about the mean point, in the plane of the first two components.
+
+    There are two `nulls`: an isotropic random walk with the same step lengths, and the run's own steps in random order
+    and with random signs. The path is a `spiral` if the lower end of its winding's interval exceeds 97.5 % of both.
     """
 
     steps: Integers
@@ -262,8 +266,8 @@ class Shape:
 
 @dataclass(frozen=True, eq=False)
 class Motion:
-    """A run in one space: squared distances (T, T) between its checkpoints in `unit`, and what they say. `exponent` and
-    `shape` are None where too few checkpoints lie past warm-up."""
+    """A run in one space: squared distances (T, T) between its checkpoints in `unit`, and results from them. `exponent`
+    and `shape` are None where too few checkpoints lie past warm-up."""
 
     space: str
     unit: str
@@ -275,14 +279,15 @@ class Motion:
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """A run, seen in log-likelihood space (`behaviour`) and, where weights were compared, in weight space.
+    """A run in log-likelihood space (`behaviour`) and, where weights were compared, in weight space.
 
-    `alpha` = c_q / c_w is the effective Hölder exponent of the map from weights to log-likelihoods along the run; its
-    standard error is over texts alone, with c_w as this run has it; None where c_w is not positive. `probability` that
-    c_q < c_w, likewise.
-    `noise_floor`: KL in bits per byte between two readings of the last checkpoint, in batches of different shape and
-    order, where it was measured; `noise_subtracted` says whether it was taken off the squared distances behind
-    exponent, stabilisation and shape.
+    `alpha` = c_q / c_w is the effective Hölder exponent of the map from weights to log-likelihoods along the run. It is
+    None where c_w is not positive. `probability` is that of c_q < c_w. The errors of both are over texts alone, with
+    the c_w of this run.
+
+    `noise_floor` is the run-to-run noise, where it was measured: KL in bits per byte between a run and a repeat run of
+    the last checkpoint, in batches of different shape and order. `noise_subtracted` says whether it was subtracted from
+    the squared distances behind exponent, stabilisation and shape.
     """
 
     run: Run
@@ -297,17 +302,18 @@ class Trajectory:
 
     @property
     def motions(self) -> tuple[Motion, ...]:
-        """The spaces that it was seen in."""
+        """The run in each space where it was measured."""
         return (self.behaviour,) if self.weights is None else (self.behaviour, self.weights)
 
 
 @dataclass(frozen=True)
 class Seeds:
-    """Runs that differ in their seed alone. `c_w` and `alpha` with standard errors over seeds, `c_q` over texts (of the
-    mean over seeds) and `c_q_over_seeds`.
+    """Mean exponents of S runs that differ only in their seed, pure numbers.
 
-    `probability` that c_q < c_w: Student's, of the mean of c_w - c_q by its error over seeds and that of c_q over
-    texts. What differs between seeds because of the texts is in both, so that it is rather too far from certainty.
+    `c_w`, `alpha` and `c_q_over_seeds` have standard errors over seeds. That of `c_q` is over texts, of the mean over
+    seeds. `probability` is that of c_q < c_w, by Student's t with S - 1 degrees of freedom: the mean of c_w - c_q over
+    its standard error. This combines the error of c_w - c_q over seeds and the error of c_q over texts. The sampling
+    error of the texts is in both, so the probability is rather too close to 0.5.
     """
 
     runs: tuple[str, ...]
@@ -332,19 +338,19 @@ def analyse_run(
     lags: int | None = None,
     resamples: int = RESAMPLES,
 ) -> Trajectory:
-    """How one run moves, from its vectors: KL in bits per byte along training, exponents with standard errors, the step
-    of stabilisation, the shape of the path. `klscale.trajectory` does this for the runs of a store.
+    """The trajectory of one run from its vectors: KL in bits per byte along training, exponents with standard errors,
+    the step of stabilisation, the shape of the path. `klscale.trajectory` does this for the runs of a store.
 
     `weights` (T, T): squared distances between the checkpoints' parameters, NaN where they were not compared;
-    `n_parameters` is their number. `threshold`: the run has settled within so many bits per byte of its last
-    checkpoint. `noise_floor`: KL between two readings of the last checkpoint, which `subtract_noise` takes off.
-    `resamples` of the texts give the standard errors.
+    `n_parameters` is the number of parameters. `threshold`: the run has settled within so many bits per byte of its
+    last checkpoint. `noise_floor`: KL between a run and a repeat run of the last checkpoint; `subtract_noise` subtracts
+    it. `resamples`: number of bootstrap samples of the texts for the standard errors.
 
-    `lags`: over how many later checkpoints each exponent is fitted, 5 at least; None: the published 10, or all later
-    ones of a run that has 6 to 10 checkpoints past warm-up.
+    `lags`: number of later checkpoints for each fit of an exponent, at least 5. None: the published 10, or all later
+    checkpoints of a run with 6 to 10 of them past warm-up.
 
-    Exponents and shapes are of the checkpoints past warm-up, on the texts that all of these have and with the clip for
-    all or none (`Vectors.on_common_texts`). Raises InputError where the vectors were made by different conventions.
+    Exponents and shapes use the checkpoints past warm-up and the texts that all of these have, with the clip for all or
+    none (`Vectors.on_common_texts`). Raises InputError where the vectors were made by different conventions.
     """
     floor = noise_floor.value if noise_floor is not None and subtract_noise else 0.0
     past = np.flatnonzero(run.steps >= run.warmup)
@@ -368,7 +374,7 @@ def analyse_run(
 
 
 def window_of(n_checkpoints: int) -> int:
-    """Over how many later checkpoints exponents are fitted, of a run with so many past warm-up."""
+    """Number of later checkpoints for each fit of an exponent, of a run with `n_checkpoints` past warm-up."""
     fewer = min(diffusion.WINDOW, n_checkpoints - 1)
     return fewer if fewer >= diffusion.FEWEST_LAGS else diffusion.WINDOW
 
@@ -386,10 +392,11 @@ def analyse_runs(
     from_store_only: bool = False,
     progress: Progress = SILENT,
 ) -> list[Trajectory]:
-    """How each run among these entries of a store moves (default: all entries on these texts).
+    """The trajectory of each run among these entries of a store (default: all entries on these texts).
 
-    Where the checkpoints' files are here, weights are compared and the noise floor is measured, unless the store has
-    them or `from_store_only` forbids it; `progress` tells what cannot be compared. The rest is as in `analyse_run`.
+    Where the checkpoints' files are present, weights are compared and run-to-run noise is measured, unless the store
+    has them or `from_store_only` is true. `progress` notes checkpoints that cannot be compared. The rest is as in
+    `analyse_run`.
     """
     entry_of = {str(entry.ref): entry for entry in (store.entries(texts.id) if entries is None else entries)}
     found = []
@@ -480,7 +487,7 @@ def _weights(
 
 
 def _no_texts(value: float, resampled: Floats) -> Estimate:
-    """A number of the weights of one run: its error is over seeds, and not known from one."""
+    """An estimate from the weights of one run. Its standard error would be over seeds: one run does not give it."""
     return Estimate(value, math.nan, (math.nan, math.nan), 0, unit="")
 
 
@@ -525,7 +532,7 @@ def _exponent(
 def _stabilisation(
     steps: Integers, to_last: Floats, threshold: float | None, resampled: Floats | None = None
 ) -> Stabilisation:
-    """From squared distances to the last checkpoint (T,), and in samples of the texts (R, T)."""
+    """The curve from squared distances to the last checkpoint (T,), and from those in samples of the texts (R, T)."""
     positive = to_last[to_last > 0]
     low, high = (positive.min(), positive.max()) if len(positive) else (1.0, 1.0)
     thresholds = np.geomspace(low, high, THRESHOLDS)
@@ -542,8 +549,8 @@ def _stabilisation(
 
 
 def settled_from(steps: Integers, to_last: Floats, thresholds: Floats) -> Integers:
-    """The first step from which every checkpoint is within a threshold of the last one: squared distances `to_last`
-    (..., T) and `thresholds` (M,) in one unit give (..., M)."""
+    """The first step (..., M) from which every checkpoint is within a threshold of the last one, from squared distances
+    `to_last` (..., T) and `thresholds` (M,) in one unit."""
     farthest = np.maximum.accumulate(to_last[..., ::-1], axis=-1)[..., ::-1]  # of this checkpoint and all later ones
     return np.asarray(steps[(farthest[..., None, :] <= thresholds[:, None]).argmax(axis=-1)])
 
@@ -591,14 +598,15 @@ def _displacements(distance: Floats) -> Floats:
 
 
 def _winding(points: Floats) -> Floats:
-    """Turns about the origin, the mean of the points, of paths (..., T, n) in the plane of their first two axes."""
+    """Turns (...,) of paths (..., T, n) about the origin, the mean of their points, in the plane of the first two
+    axes."""
     angle = np.arctan2(points[..., 1], points[..., 0])
     turn = (np.diff(angle, axis=-1) + math.pi) % (2 * math.pi) - math.pi
     return np.asarray(np.abs(turn.sum(axis=-1)) / (2 * math.pi))
 
 
 def _random_walk(length: Floats, n_dimensions: int, generator: np.random.Generator) -> Floats:
-    """Gram matrices (R, T - 1, T - 1) of displacements of these lengths in independent isotropic directions."""
+    """Gram matrices (R, T - 1, T - 1) of displacements with these lengths in independent isotropic directions."""
     p = len(length)
     if n_dimensions >= p:
         drawn = np.reshape(stats.wishart.rvs(n_dimensions, np.eye(p), RESAMPLES, generator), (RESAMPLES, p, p))
@@ -619,7 +627,7 @@ def _shuffled(moves: Floats, generator: np.random.Generator) -> Floats:
 
 
 def _null(moves: Floats) -> Null:
-    """Paths with these displacements (R, T - 1, T - 1; Gram matrices)."""
+    """The shape of paths with these displacements (R, T - 1, T - 1; Gram matrices)."""
     T = moves.shape[-1] + 1
     walk = np.tri(T, T - 1, k=-1)  # position = sum of the displacements before it
     walk -= walk.mean(axis=0)
@@ -633,9 +641,11 @@ def _null(moves: Floats) -> Null:
 
 
 def over_seeds(trajectories: Iterable[Trajectory]) -> list[Seeds]:
-    """The mean exponents of runs that differ in their seed alone, with standard errors over seeds; for each group of
-    such runs that have both exponents. Runs of unknown family and of two names are never taken for seeds of one
-    another; of two runs of one seed the first counts."""
+    """The mean exponents of each group of runs that differ only in their seed, with standard errors over seeds.
+
+    A run counts if it has exponents in both spaces. Runs of unknown family count as seeds of each other only if they
+    have the same name. Of two runs with one seed the first counts.
+    """
     groups: dict[tuple[Any, ...], dict[Any, Trajectory]] = {}
     for found in trajectories:
         if found.alpha is not None and (seed := found.run.attribute("seed")) is not None:
@@ -651,7 +661,7 @@ def _seeds(group: Sequence[Trajectory]) -> Seeds:
     c_q = np.array([exponent.value.value for exponent in behaviour])
     c_w = np.array([exponent.value.value for exponent in weights])
     n_texts = behaviour[0].value.n_texts
-    # The samples of the texts are the same for all runs, so that their errors do not average out.
+    # The samples of the texts are the same for all runs: errors over texts do not average out.
     over_texts = float(np.std(np.mean([exponent.resampled for exponent in behaviour], axis=0), ddof=1))
     mean, alpha = float(c_q.mean()), float(c_q.mean() / c_w.mean())
     gap = _over_units(c_w - c_q)
@@ -669,8 +679,8 @@ def _seeds(group: Sequence[Trajectory]) -> Seeds:
 
 
 def _over_units(values: Floats, centre: float | None = None) -> Estimate:
-    """The mean of independent values (S,) with its standard error and Student's interval; with `centre`, that number,
-    of which the values are the influences (a ratio of means, linearised)."""
+    """The mean of independent values (S,) with its standard error and Student's interval. With `centre`, the estimate
+    is that number, and the values are its influences (a ratio of means, linearised)."""
     S = len(values)
     value = float(values.mean()) if centre is None else centre
     error = float(values.std(ddof=1) / math.sqrt(S))

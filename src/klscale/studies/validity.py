@@ -3,8 +3,8 @@
     found = text_sensitivity(store.vectors(texts))
     both = compare_text_sets(store.vectors(first), store.vectors(second))
 
-KL here is the headline value (the text set's clip where it serves both models), on the texts that all models have.
-Texts that share a document are never torn apart: what is drawn at random are whole documents.
+KL here is the reported value (the text set's clip where it serves both models), on the texts that all models have.
+Whole documents are drawn at random: texts that share a document are never separated.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from klscale.studies.scales import MOST_PAIRS, expanded_percentiles, interval_ov
 from klscale.vectors.vectors import Vectors
 
 FEWEST_TEXTS, FEWEST_DOCUMENTS = 20, 5
-"""Of a block, or a domain, whose KL is looked at: the logarithm of an estimate from fewer is far from normal."""
+"""Smallest block or domain with a KL: the logarithm of an estimate from fewer texts or documents is far from normal."""
 FEWEST_MODELS = 5
-"""Behind an interval over models of a correlation or a ratio, which covers 95 to 100 % even then."""
+"""Fewest models for an interval over models of a correlation or a ratio. With five it covers 95 to 100 %."""
 BLOCKS = (2, 4, 8, 16, 32, 64)
 RELATIVE_ERRORS = (0.10, 0.05, 0.02)
 COMPARISONS = 200
-"""Pairs of disjoint blocks of each size; of halves, as many random splits."""
+"""Number of pairs of disjoint blocks of each size; for halves, of random splits."""
 CORRELATED = 50
-"""Random splits whose correlations over pairs are averaged."""
+"""Number of random splits whose correlations over pairs are averaged."""
 FOLLOWED = 200
-"""Pairs of models behind a slope and its standard error."""
+"""Largest number of pairs of models for a slope and its standard error."""
 GROUPS = 10
-"""Of texts, each left out once (jackknife)."""
+"""Number of groups of texts, each left out once (jackknife)."""
 TESTED, PERMUTATIONS = 100, 499
-"""Pairs of models that are tested for domains, and permutations of the labels."""
+"""Largest number of pairs of models in the test of domains, and number of permutations of the labels."""
 MODEL_RESAMPLES = 400
 NORMAL = math.sqrt(2) * float(special.ndtri(0.75))
 """Median difference between two draws from a normal distribution, in its standard deviations."""
@@ -50,7 +50,7 @@ NORMAL = math.sqrt(2) * float(special.ndtri(0.75))
 
 @dataclass(frozen=True)
 class TextsNeeded:
-    """How many texts of this kind a relative standard error of KL takes: for the median pair, and for the worst."""
+    """Number of texts of this kind for a relative standard error of KL, for the median pair and for the worst."""
 
     relative_error: float
     median: int
@@ -60,8 +60,8 @@ class TextsNeeded:
 
 @dataclass(frozen=True)
 class Correlation:
-    """A correlation over pairs of models. `interval` (95 %) is over models (`interval_kind` is `models`) where there
-    are five, else the central 95 % of the random splits (`splits`), or not there."""
+    """A correlation over pairs of models. With five models, `interval` (95 %) is over models (`interval_kind` is
+    `models`). With fewer, it is the central 95 % of the random splits (`splits`), or None (`none`)."""
 
     value: float
     interval: tuple[float, float] | None
@@ -70,14 +70,14 @@ class Correlation:
 
 @dataclass(frozen=True)
 class SplitHalves:
-    """KL on one random half of the texts against KL on the other, over many random splits.
+    """KL on one random half of the texts compared with KL on the other, over many random splits.
 
-    `typical` is the median over pairs (with `quartiles`) of the factor, less 1, by which the halves differ in the
-    median split; `largest` that of the pair where it is largest. `pearson` (of log KL) and `spearman` are means over 50
-    splits of the correlation over pairs, for half of the texts; `pearson_whole` and `spearman_whole` step them up to
-    the whole set by 2 r / (1 + r) (Spearman 1910, Brown 1910): how another set of as many texts of this kind would
-    correlate with this one. They are high where pairs differ much, whatever the error. None where there are fewer than
-    three pairs; without an interval over models, the whole has none.
+    The halves differ by a factor 1 + x in the median split. `typical` is the median of x over pairs, with `quartiles`;
+    `largest` is its largest value, for `largest_pair`. `pearson` (of log KL) and `spearman` are correlations over pairs
+    between halves, as means over 50 splits. `pearson_whole` and `spearman_whole` extend them to the whole set by
+    2 r / (1 + r) (Spearman 1910, Brown 1910): the correlation with another set of as many texts of this kind.
+    Correlations are high where pairs differ much, even if the error is large. They are None for fewer than three pairs.
+    Those of the whole set have an interval only over models.
     """
 
     n_splits: int
@@ -93,19 +93,21 @@ class SplitHalves:
 
 @dataclass(frozen=True, eq=False)
 class ErrorGrowth:
-    """The relative error of KL from `n_texts` (S,) texts, largest first: medians over pairs of models.
+    """The relative error of KL from `n_texts` (S,) texts, largest first: medians over pairs of models, pure numbers.
 
-    `standard_deviation` (S,) is that among disjoint random blocks; `quartiles` (S, 2) over pairs; `predicted` (S,) by
-    the delta method, SE / KL sqrt(N / n). `typical` (S,) is the median difference of log KL between two blocks, as the
-    standard deviation that a normal distribution with this median difference has.
+    `standard_deviation` (S,) is that of KL / KL of all texts among disjoint random blocks, with `quartiles` (S, 2) over
+    pairs. `predicted` (S,) is by the delta method, SE / KL sqrt(N / n). `typical` (S,) comes from the median difference
+    of log KL between two blocks: the standard deviation of a normal distribution with this median difference.
 
-    The standard deviation among random blocks falls as 1 / sqrt(n) whatever the texts are, but for what is not linear
-    in KL (the variance of a mean without replacement): that it agrees with `predicted` checks the formula, not the
-    texts. Tails show in `slope`, that of log `typical` on log n: -1/2 for normal errors, nearer to 0 where few texts
-    carry most of KL, since small blocks mostly miss them. Its standard error is by jackknife over ten groups of texts
-    (of whole documents), interval by Student's t; None with fewer than two sizes. `slope_normal` is the slope that
-    normal differences of independent texts have at these sizes, a little steeper than -1/2. `document_effect` is the
-    median over pairs of the variance with clusters over that of independent texts, None where texts share no documents.
+    The standard deviation among random blocks falls as 1 / sqrt(n) for any texts, except for parts that are not linear
+    in KL (the variance of a mean without replacement). Its agreement with `predicted` checks the formula, not the
+    texts. `slope`, of log `typical` on log n, shows tails: it is -1/2 for normal errors. It is nearer to 0 where few
+    texts carry most of KL, because small blocks mostly miss them. Its standard error is by jackknife over ten groups of
+    texts (of whole documents), its interval by Student's t. It is None with fewer than two sizes. `slope_normal` is the
+    slope of normal differences of independent texts at these sizes, a little steeper than -1/2.
+
+    `document_effect` is the design effect of documents: the median over pairs of the variance with clusters over that
+    of independent texts. It is None where texts share no documents.
     """
 
     n_texts: Integers
@@ -120,13 +122,15 @@ class ErrorGrowth:
 
 @dataclass(frozen=True)
 class Domain:
-    """One domain: the median over pairs of KL within it, from its own mean and its own mean bytes (standard error over
-    texts, bootstrap), `ratio` of KL to that on all texts (median and quartiles over pairs), and `agreement`, the rank
-    correlation over pairs with KL on all other texts.
+    """The KL of pairs on the texts of one domain, in bits per byte.
 
-    Without this domain KL changes by the factor 1 + `change` in the median over pairs, and at most by `largest_change`
-    for `largest_pair`; `by_chance` is the standard deviation of that change (median over pairs) if the texts left out
-    were random ones; `ranking` the rank correlation over pairs with KL on all texts.
+    `kl` is the median over pairs of KL on these texts alone, with their own mean and mean bytes; its standard error is
+    over texts, by bootstrap. `ratio` is KL over KL on all texts (median and quartiles over pairs). `agreement` is the
+    rank correlation over pairs with KL on all other texts.
+
+    The last fields describe KL without this domain. It changes by the factor 1 + `change` (median over pairs), and most
+    by `largest_change` for `largest_pair`. `by_chance` is the standard deviation of this change if as many random texts
+    were left out (median over pairs). `ranking` is the rank correlation over pairs with KL on all texts.
     """
 
     name: str
@@ -146,16 +150,17 @@ class Domain:
 
 @dataclass(frozen=True)
 class DomainTest:
-    """Do domains disagree on KL? Of each pair of models it is tested that KL, as the ratio of variance to bytes, is the
-    same in every domain.
+    """Permutation test, for each pair of models, that KL (the ratio of variance to bytes) is the same in every domain.
 
-    The statistic is the weighted sum of squares of log KL over domains about their mean, each over its own variance;
-    its distribution is that under random permutations of the labels of texts, of whole documents where these are
-    shared. So studentised it holds asymptotically though domains differ in all else (Janssen, Statistics & Probability
-    Letters 36:9, 1997; Chung and Romano, Annals of Statistics 41:484, 2013). `p_values` are of each pair alone;
-    `adjusted` hold for all pairs together, by the largest statistic in each permutation (Westfall and Young 1993),
-    which unlike Holm's correction needs no more permutations for more pairs; `n_different` have an adjusted p of 5 % or
-    less. `p_value`, the smallest of them, tests that no pair differs.
+    The statistic is the weighted sum of squares of log KL over domains about their mean, each over its own variance.
+    Its distribution is that under random permutations of the labels of texts, or of whole documents where texts share
+    them. The test is studentised, so it is asymptotically valid even if domains differ in other ways (Janssen,
+    Statistics & Probability Letters 36:9, 1997; Chung and Romano, Annals of Statistics 41:484, 2013).
+
+    `p_values` are of each pair alone. `adjusted` hold for all pairs together, by the largest statistic in each
+    permutation (Westfall and Young 1993); unlike Holm's correction this needs no more permutations for more pairs.
+    `n_different` pairs have an adjusted p of at most 5 %. `p_value`, the smallest adjusted p, tests that no pair
+    differs.
     """
 
     pairs: tuple[tuple[str, str], ...]
@@ -168,10 +173,12 @@ class DomainTest:
 
 @dataclass(frozen=True, eq=False)
 class Domains:
-    """KL by domain. `kl` and `standard_error` (P, D) in bits per byte are of each pair in each of the `domains`;
+    """KL by domain: `kl` and `standard_error` (P, D) in bits per byte, of each pair in each of the `domains`.
+
     `small` domains have too few texts or documents. `between` is the share of the variance of log-likelihood
-    differences that lies between the means of domains, median over pairs; `between_by_chance` that with random labels.
-    `test` is None where documents reach over domains (`notes` of the whole say so)."""
+    differences between the means of domains, median over pairs; `between_by_chance` is that share with random labels.
+    `test` is None where documents belong to several domains (`TextSensitivity.notes` say so).
+    """
 
     domains: tuple[Domain, ...]
     small: tuple[str, ...]
@@ -184,9 +191,12 @@ class Domains:
 
 @dataclass(frozen=True, eq=False)
 class TextSensitivity:
-    """How far the KL of these `pairs` of models depends on the texts. `kl` and `standard_error` (P,) in bits per byte
-    are on the `n_texts` that all models have. `n_available` pairs exist, of which those looked at were drawn at random
-    where they are fewer; `n_identical` more differ by the same on every text, and have no relative error."""
+    """How far the KL of these `pairs` of models depends on the texts.
+
+    `kl` and `standard_error` (P,) in bits per byte use the `n_texts` that all models have. `n_available` pairs exist;
+    `pairs` are drawn from them at random where they are fewer. `n_identical` further pairs have a constant
+    log-likelihood difference: KL is 0, and there is no relative error.
+    """
 
     n_texts: int
     n_documents: int | None
@@ -208,13 +218,14 @@ class TextSetComparison:
     """The same models on two text sets: `kl` (P, 2) in bits per byte of the same `pairs`, with standard errors.
 
     Values of two text sets are not expected to be equal: KL is an average over texts of a kind. `ratio` is the median
-    over pairs of second over first, with its interval over models (None below five) and its range; `spread` the
-    robust standard deviation over pairs of the log ratio, and `spread_by_error` what the standard errors alone give.
+    over pairs of second over first, with its interval over models (None below five) and its range. `spread` is the
+    robust standard deviation over pairs of the log ratio; `spread_by_error` is its value from standard errors alone.
+
     Correlations are over pairs: `pearson` of log KL, `spearman`, `kendall`; None below three pairs. `procrustes` is the
-    disparity (0: the same shape, 1: nothing in common) of two principal components after rotation and scaling
-    (scipy.spatial.procrustes), `procrustes_p_value` the share of random matchings of the models with no more of it.
-    `nearest` of `n_models` have the same nearest model on both sets, of which 1 / (K - 1) is expected by chance; its
-    interval takes models as independent (Wilson).
+    disparity of two principal components after rotation and scaling (scipy.spatial.procrustes): 0 for the same shape, 1
+    for nothing in common. `procrustes_p_value` is the share of random matchings of the models with at most this
+    disparity. `nearest` of `n_models` have the same nearest model on both sets; the share 1 / (K - 1) is expected by
+    chance. Its interval treats models as independent (Wilson).
     """
 
     names: tuple[str, str]
@@ -247,10 +258,11 @@ class TextSetComparison:
 
 
 def texts_needed(vectors: Vectors, *, seed: int = 0) -> tuple[TextsNeeded, ...]:
-    """Texts of this kind for a relative standard error p of KL of 10, 5 and 2 %: n = N (SE / KL)**2 / p**2 (delta
-    method), of the pairs that `text_sensitivity` looks at. Where texts share documents, SE is clustered and n is for
-    documents of as many texts. Empty where no pair has a KL, or fewer than 20 texts, or five documents, tell its error.
-    As uncertain as SE itself: with heavy tails a lower bound.
+    """Number of texts of this kind for a relative standard error p of KL of 10, 5 and 2 %.
+
+    n = N (SE / KL)**2 / p**2, by the delta method, over the pairs of `text_sensitivity`. Where texts share documents,
+    SE is clustered, and n is for documents of as many texts. Empty where no pair has a KL, or where there are fewer
+    than 20 texts or five documents. n is as uncertain as SE: with heavy tails it is a lower bound.
     """
     return _texts_needed(_sample(vectors, *_drawn_pairs(vectors, seed)))
 
@@ -270,9 +282,12 @@ def _texts_needed(sample: _Sample) -> tuple[TextsNeeded, ...]:
 
 @dataclass(frozen=True, eq=False)
 class _Sample:
-    """Pairs of models on the texts that all have. `rows` (R, N) in nats are unclipped and clipped, `places` (P, 2)
-    those of each pair's headline value; `models` (P, 2) numbers of names, a run counting once; `units` (N,) number what
-    is drawn as a whole, documents or texts."""
+    """Pairs of models on the texts that all have.
+
+    `rows` (R, N; nats) are unclipped, then clipped; `places` (P, 2) are the rows of each pair's reported value.
+    `models` (P, 2) are numbers of names, one for each run. `units` (N,) are numbers of the units that are drawn as a
+    whole: documents or texts.
+    """
 
     rows: Floats
     bytes: Integers
@@ -304,19 +319,19 @@ class _Sample:
         return self.n_texts >= n_blocks * FEWEST_TEXTS and self.n_units >= n_blocks * FEWEST_DOCUMENTS
 
     def kl_of(self, draws: Floats, which: Any = slice(None)) -> Floats:
-        """KL (P, R) of each pair, or of `which`, on the texts that `draws` (R, N) take, as often as they take them."""
+        """KL (P, R) in bits per byte of each pair, or of `which`; each text counts as often as `draws` (R, N) say."""
         with np.errstate(invalid="ignore", divide="ignore"):
             found = kl_pairs(self.rows, self.bytes, self.places[which], draws=draws)
         return np.asarray(found["resampled"], dtype=np.float64)
 
     def some(self, most: int) -> Integers:
-        """Places of at most so many pairs, spread evenly."""
+        """Positions of at most so many pairs, spread evenly."""
         count = len(self.labels)
         return np.linspace(0, count - 1, min(count, most)).round().astype(np.int64)
 
 
 def _sample(vectors: Vectors, pairs: Integers, models: Integers) -> _Sample:
-    """`pairs` (P, 2) of these vectors that differ; `models` (K,) number the names."""
+    """The sample of those `pairs` (P, 2) of these vectors that differ; `models` (K,) are the numbers of the names."""
     L, texts = vectors.log_likelihood, vectors.texts
     common = common_texts(L)
     if common.sum() < 2:
@@ -357,7 +372,7 @@ def _drawn_pairs(vectors: Vectors, seed: int) -> tuple[Integers, Integers]:
     if len(vectors) < 2:
         raise InputError(f"{len(vectors)} model: there is no pair.", remedy="Score another model on the same texts.")
     vectors.require_one_convention()
-    order = np.argsort(np.array(vectors.names, dtype=object), kind="stable")  # whatever order the models come in
+    order = np.argsort(np.array(vectors.names, dtype=object), kind="stable")  # the order of the models does not matter
     K = len(order)
     starts = np.concatenate([[0], np.cumsum(np.arange(K - 1, 0, -1))])
     codes = np.arange(starts[-1])
@@ -374,11 +389,11 @@ def _drawn_pairs(vectors: Vectors, seed: int) -> tuple[Integers, Integers]:
 
 
 def text_sensitivity(vectors: Vectors, *, seed: int = 0) -> TextSensitivity:
-    """How far the KL of all pairs of these models depends on their texts: halves, number of texts, domains. KL and
-    standard errors are in bits per byte. Of more than 1,000 pairs, 1,000 are drawn with this seed.
+    """How far the KL of all pairs of these models, in bits per byte, depends on their texts: halves, number of texts,
+    domains. Of more than 1,000 pairs, 1,000 are drawn with this seed.
 
     Raises InputError for fewer than two models, for vectors of different conventions, and where the models have fewer
-    than two texts in common.
+    than two common texts.
     """
     sample = _sample(vectors, *_drawn_pairs(vectors, seed))
     generator = np.random.default_rng(seed)
@@ -388,10 +403,10 @@ def text_sensitivity(vectors: Vectors, *, seed: int = 0) -> TextSensitivity:
     halves = growth = None
     sizes = [B for B in BLOCKS if sample.splits_into(B)]
     if not sample.labels:
-        notes.append("Every pair of models differs by the same on every text: there is no KL to be sensitive.")
+        notes.append("Every pair of models differs by the same amount on every text: all KLs are 0.")
     elif not sizes:
         notes.append(
-            f"Too few texts to split: halves take {2 * FEWEST_TEXTS} texts of {2 * FEWEST_DOCUMENTS} documents."
+            f"Too few texts to split: halves need {2 * FEWEST_TEXTS} texts of {2 * FEWEST_DOCUMENTS} documents."
         )
     else:
         halves, growth = _halves_and_growth(sample, sizes, generator)
@@ -414,8 +429,8 @@ def text_sensitivity(vectors: Vectors, *, seed: int = 0) -> TextSensitivity:
 
 
 def _partitions(units: Integers, n_blocks: int, generator: np.random.Generator) -> Floats:
-    """Random partitions into blocks of whole units, as draws (R B, N); R is such that there are `COMPARISONS` pairs of
-    neighbouring blocks, or just above."""
+    """Random partitions into B blocks of whole units, as draws (R B, N). R is the smallest number with at least
+    `COMPARISONS` pairs of neighbouring blocks."""
     n = int(units.max()) + 1
     shares = np.arange(n) * n_blocks // n
     count = -(-2 * COMPARISONS // n_blocks)
@@ -449,7 +464,7 @@ def _halves_and_growth(
         on_followed.append(float(np.median(medians[followed])))
         for g in range(GROUPS):
             fewer = draws * (groups != g)
-            # documents of a block may all be of the group that is left out
+            # all documents of a block may be in the group that is left out
             whole = fewer.any(axis=1).reshape(-1, 2).all(axis=1)
             ratios = _log_ratios(sample.kl_of(fewer[np.repeat(whole, 2)], followed))
             left_out[s, g] = np.median(np.median(np.abs(ratios), axis=1)) / NORMAL
@@ -490,7 +505,7 @@ def _document_effect(sample: _Sample) -> float | None:
 
 
 def _split_halves(sample: _Sample, halves: Floats) -> SplitHalves:
-    ratios = np.minimum(np.median(np.abs(_log_ratios(halves)), axis=1), 700.0)  # no larger exponential is a number
+    ratios = np.minimum(np.median(np.abs(_log_ratios(halves)), axis=1), 700.0)  # a larger exponential overflows
     worst = int(ratios.argmax())
     low, middle, high = np.expm1(np.quantile(ratios, [0.25, 0.5, 0.75])).tolist()
     whole = (halves > ROUNDING).all(axis=1)
@@ -513,14 +528,14 @@ def _split_halves(sample: _Sample, halves: Floats) -> SplitHalves:
 
 
 def _stepped_up(half: Correlation | None) -> Correlation | None:
-    """The correlation for twice as many texts: 2 r / (1 + r); below 0, where there is nothing in common, as it is."""
+    """The correlation for twice as many texts: 2 r / (1 + r). Below 0 nothing is in common, and r stays as it is."""
     if half is None:
         return None
 
     def up(r: float) -> float:
         return 2 * r / (1 + r) if r > 0 else r
 
-    if half.interval is None or half.interval_kind != "models":  # how splits of halves vary says nothing of the whole
+    if half.interval is None or half.interval_kind != "models":  # splits tell how halves vary
         return Correlation(up(half.value), None, "none")
     return Correlation(up(half.value), (up(half.interval[0]), up(half.interval[1])), half.interval_kind)
 
@@ -536,12 +551,12 @@ class _ModelDraws:
     n_models: int
 
     def interval(self, resampled: Floats) -> tuple[float, float]:
-        """Of what was found in each sample (R,)."""
+        """The 95 % interval over models of a number, from its value in each sample (R,)."""
         return expanded_percentiles(resampled[np.isfinite(resampled)], self.n_models)
 
 
 def _draw_models(models: Integers) -> _ModelDraws | None:
-    """Samples of the models that pairs (P, 2) are of; None below five models."""
+    """Bootstrap samples of the models of these pairs (P, 2); None below five models."""
     models = np.unique(models, return_inverse=True)[1].reshape(-1, 2)
     n = int(models.max()) + 1
     if n < FEWEST_MODELS:
@@ -551,7 +566,7 @@ def _draw_models(models: Integers) -> _ModelDraws | None:
 
 
 def _correlation(x: Floats, y: Floats, draws: _ModelDraws | None, kind: str) -> Correlation | None:
-    """Mean over splits of the correlation over pairs of x and y (P, S); None where all pairs are alike."""
+    """Mean over S splits of the correlation over pairs of x and y (P, S); None where all values are equal."""
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return None
     once = np.ones((1, len(x)))
@@ -580,7 +595,7 @@ def _spearman(x: Floats, y: Floats, weights: Floats) -> Floats:
 
 
 def _ranks(values: Floats, weights: Floats) -> Floats:
-    """Middle ranks (R, P) of values (P,) that count as often as `weights` (R, P) say."""
+    """Middle ranks (R, P) of values (P,); each value counts as often as `weights` (R, P) say."""
     order = np.argsort(values)
     below = np.zeros((len(weights), len(values) + 1))
     np.cumsum(weights[:, order], axis=1, out=below[:, 1:])
@@ -589,7 +604,7 @@ def _ranks(values: Floats, weights: Floats) -> Floats:
 
 
 def _kendall(x: Floats, y: Floats, weights: Floats) -> Floats:
-    """Tau-b (R,) of x and y (P,): concordant less discordant, over what is not tied."""
+    """Kendall's tau-b (R,) of x and y (P,): concordant minus discordant pairs, over the pairs without ties."""
     signs = [np.sign(v[:, None] - v[None, :]) for v in (x, y)]
 
     def total(matrix: Floats) -> Floats:
@@ -610,12 +625,12 @@ def _rank_correlation(x: Floats, y: Floats) -> float:
 
 
 def _by_domain(sample: _Sample, generator: np.random.Generator) -> tuple[Domains | None, list[str]]:
-    """KL by domain, and what is to be said of it."""
+    """KL by domain, and notes."""
     if not sample.labels:
         return None, []
     if sample.domain is None or len(set(sample.domain)) < 2:
         known = "are of one domain" if sample.domain is not None else "have no domains"
-        return None, [f"The texts {known}: nothing can be said by domain."]
+        return None, [f"The texts {known}: there is no KL by domain."]
     names, domain_of = np.unique(sample.domain, return_inverse=True)
     inside = (domain_of == np.arange(len(names))[:, None]).astype(np.float64)
     n_documents = np.array([len(np.unique(sample.units[domain_of == g])) for g in range(len(names))])
@@ -649,7 +664,7 @@ def _by_domain(sample: _Sample, generator: np.random.Generator) -> tuple[Domains
 
 
 def _domain(sample: _Sample, name: str, inside: Any, within: Floats, without: Floats) -> tuple[Domain, Floats]:
-    """One domain, and the standard error (P,) of the KL of each pair in it."""
+    """One domain, and the standard error (P,) in bits per byte of the KL of each pair in it."""
     documents = None if sample.documents is None else sample.documents[inside]
     n = int(inside.sum())
     draws = text_draws(n, documents, resamples=RESAMPLES)
@@ -681,8 +696,8 @@ def _domain(sample: _Sample, name: str, inside: Any, within: Floats, without: Fl
 
 
 def _between(sample: _Sample, inside: Floats, which: Integers) -> Floats:
-    """Share (P,) of the variance of differences that lies between groups of texts, given as draws (D, N): 1 less the
-    part within them, which is KL in each times its bytes."""
+    """Share (P,) of the variance of differences between groups of texts, given as draws (D, N). It is 1 minus the share
+    within groups, the sum of KL times bytes of each group."""
     size = inside @ sample.bytes
     within: Floats = np.nan_to_num(sample.kl_of(inside, which)) @ size
     return np.asarray(1 - within / (sample.kl[which] * size.sum()))
@@ -698,7 +713,7 @@ def _test_domains(
 ) -> tuple[DomainTest | None, list[str]]:
     labels = _unit_labels(sample.units, domain_of)
     if (labels[sample.units] != domain_of).any():
-        return None, ["Some documents reach over domains: whether domains disagree is not tested."]
+        return None, ["Some documents belong to several domains: the difference between domains is not tested."]
     tested = sample.some(TESTED)
     d = sample.rows[sample.places[tested, 0]] - sample.rows[sample.places[tested, 1]]
     for g in range(int(domain_of.max()) + 1):
@@ -724,10 +739,11 @@ def _test_domains(
 
 
 def _disagreement(columns: Floats, size: Floats, labels: Integers) -> Floats:
-    """Weighted sum of squares (T,) of log KL over domains, from sums over units: squared differences y, y**2 and y b,
-    as `columns` (U, 3 T), bytes b `size` (U,), and the domain of each unit `labels` (U,).
+    """Weighted sum of squares (T,) of log KL over domains, from sums over units.
 
-    KL in a domain is proportional to r = sum y / sum b, of variance sum (y - r b)**2 n / (n - 1) / (sum b)**2.
+    `columns` (U, 3 T) are squared differences y, then y**2, then y b; `size` (U,) are the bytes b; `labels` (U,) are
+    the domains of the units. KL in a domain is proportional to r = sum y / sum b. The variance of r is
+    sum (y - r b)**2 n / (n - 1) / (sum b)**2.
     """
     sums = (labels == np.unique(labels)[:, None]).astype(np.float64)
     y, yy, yb = np.split(sums @ columns, 3, axis=1)
@@ -745,10 +761,11 @@ def _disagreement(columns: Floats, size: Floats, labels: Integers) -> Floats:
 
 
 def compare_text_sets(first: Vectors, second: Vectors, *, seed: int = 0) -> TextSetComparison:
-    """KL in bits per byte of the same pairs of models on two text sets, with standard errors, and how well they agree.
+    """KL in bits per byte of the same pairs of models on two text sets, with standard errors, and their agreement.
     Models are matched by reference. Of more than 1,000 pairs, 1,000 are drawn with this seed.
 
-    Raises InputError where fewer than two models are on both, or the two sets are the same, clip included.
+    Raises InputError where fewer than two models have vectors on both, or where the two sets and their clips are the
+    same.
     """
     if (first.texts.id, first.texts.clip) == (second.texts.id, second.texts.clip):
         raise InputError(f"{first.texts.name} was given twice.", remedy="Name two text sets.")
@@ -758,7 +775,7 @@ def compare_text_sets(first: Vectors, second: Vectors, *, seed: int = 0) -> Text
     if len(shared) < 2:
         raise InputError(
             f"{len(shared)} model has vectors on both {first.texts.name} and {second.texts.name}.",
-            "KL of a pair takes two.",
+            "KL needs a pair.",
             "Score the same models on both.",
         )
     sets = [first.subset(shared), second.subset(shared)]
@@ -815,8 +832,8 @@ def compare_text_sets(first: Vectors, second: Vectors, *, seed: int = 0) -> Text
 
 
 def _procrustes(first: Vectors, second: Vectors, seed: int) -> tuple[float, float, float] | None:
-    """Disparity of two maps, its mean over random matchings of the models, and the share of them that match as well;
-    None where a map is no plane."""
+    """Disparity of two maps, its mean over random matchings of the models, and the share of matchings with at most this
+    disparity. None where a map has fewer than two dimensions."""
     a, b = (pca(vectors, 2) for vectors in (first, second))
     if min(a.share[-1], b.share[-1]) == 0 or len(first) < 4:  # three points have hardly a shape
         return None
@@ -828,7 +845,7 @@ def _procrustes(first: Vectors, second: Vectors, seed: int) -> tuple[float, floa
 
 
 def _same_nearest(first: Vectors, second: Vectors) -> tuple[int, int]:
-    """How many models have the same nearest one on both sets, and of how many."""
+    """The number of models with the same nearest model on both sets, and the number of models with a nearest one."""
     nearest = []
     for vectors in (first, second):
         value = vectors.kl().value.copy()
@@ -841,9 +858,9 @@ def _same_nearest(first: Vectors, second: Vectors) -> tuple[int, int]:
 def _notes_of_two(first: Vectors, second: Vectors) -> tuple[str, ...]:
     notes = []
     if first.attributes["convention"].iloc[0] != second.attributes["convention"].iloc[0]:
-        notes.append("The two were scored by different conventions, which moves KL too.")
+        notes.append("The two sets were scored by different conventions; this changes KL too.")
     if first.texts.texts and second.texts.texts:
         common = len(set(first.texts.texts) & set(second.texts.texts))
         if common:
-            notes.append(f"{common:,} texts are in both sets, which makes them agree more.")
+            notes.append(f"{common:,} texts are in both sets; this raises the agreement.")
     return tuple(notes)

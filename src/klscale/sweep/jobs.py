@@ -39,7 +39,7 @@ class Outcome:
 @dataclass(frozen=True)
 class Job:
     """A pinned model to score, with the keys that its vector may have, and the store's entry where there is one.
-    `others` are the models whose weights are compared with its own."""
+    `others` are the models whose weights are compared with its own. `unrepeated`: the entry lacks its noise floor."""
 
     place: int
     model: Model
@@ -49,6 +49,7 @@ class Job:
     layers: bool = False
     entry: Entry | None = None
     others: tuple[Pinned, ...] = ()
+    unrepeated: bool = False
 
     @property
     def ref(self) -> ModelRef:
@@ -67,7 +68,12 @@ class Job:
     @property
     def done(self) -> bool:
         """Whether nothing is left to do."""
-        return self.entry is not None and not self.others
+        return self.entry is not None and not self.others and not self.unrepeated
+
+    @property
+    def opens(self) -> bool:
+        """Whether the model itself is read."""
+        return self.entry is None or self.unrepeated
 
     @property
     def reads(self) -> tuple[Pinned, ...]:

@@ -23,6 +23,7 @@ from klscale.science.arrays import Integers
 from klscale.sources.source import (
     LAYERS,
     LONG_TEXTS,
+    REPEAT_RUNS,
     SAMPLED_TOKENS,
     Fetched,
     Pinned,
@@ -120,7 +121,7 @@ def score(
             outcomes[job.place] = Outcome(job.ref, "present", job.entry, download_bytes=0 if dry_run else None)
         if job.done:  # a sweep that was cut short may have left its files
             files[job.source].done(job.reads)
-    jobs = [job for job in jobs if not job.done]
+    jobs = [job for job in jobs if not (job.done or (dry_run and job.entry))]
     if jobs:
         outcomes.update(sweep.plan(jobs) if dry_run else sweep.run(jobs, files))
     for fetched in files.values():
@@ -159,6 +160,11 @@ class _Sweep:
         for entry in self.entries:
             found.setdefault(entry.ref, []).append(entry)
         return found
+
+    @cached_property
+    def repeated(self) -> Set[str]:
+        """The keys of the vectors whose noise floor the store had at first."""
+        return self.store.noise_floors(self.texts.id, [entry.key for entry in self.entries]).keys()
 
     # -------------------------------------------------------------------------------------------- what is there
 
@@ -243,8 +249,16 @@ class _Sweep:
         fit = [entry for entry in same if self._will_do(entry, layers)]
         mine = [entry for entry in fit if entry.ref == model.ref]
         there = self._labelled(model, (mine or fit)[-1]) if fit else None
-        # A file is replaced only by one that holds as much.
-        return Job(place, model, source, pinned, keys, layers or any(entry.n_layers for entry in same), there)
+        layers = layers or any(entry.n_layers for entry in same)  # a file is replaced only by one that holds as much
+        job = Job(place, model, source, pinned, keys, layers)
+        return job if there is None else self._with(job, there, self.repeated)
+
+    def _with(self, job: Job, entry: Entry, repeated: Set[str]) -> Job:
+        """The job with an entry of the store, which lacks its noise floor where what wrote it was cut short between the
+        two, or wrote elsewhere: it is completed where the model is at hand."""
+        n_texts = (entry.first or len(self.texts)) - len(entry.metadata.get("skipped") or ())
+        lacks = n_texts > 1 and entry.key not in repeated and REPEAT_RUNS in job.source.capabilities
+        return replace(job, entry=entry, unrepeated=lacks and job.source.is_at_hand(job.pinned))
 
     def _will_do(self, entry: Entry, layers: bool) -> bool:
         """Whether an entry with the right key makes scoring needless."""
@@ -304,7 +318,7 @@ class _Sweep:
                         raise
                     except KlscaleError as error:  # it can be scored all the same
                         unweighed.append(error)
-                return None if job.entry else self.sources.open(job.pinned, self._options(job), **alone)
+                return self.sources.open(job.pinned, self._options(job), **alone) if job.opens else None
 
         ahead: tuple[Job, Future[Reader | None]] | None = None
         with OneAhead() as thread:
@@ -328,9 +342,11 @@ class _Sweep:
                     if queue:
                         ahead = queue[0], thread.submit(read, queue[0], alone=alone)
                     entry = job.entry
-                    if entry is None:
-                        assert reader is not None
-                        entry = self._score(job, reader)
+                    if reader is not None:
+                        if entry is None:
+                            entry = self._score(job, reader)
+                        else:
+                            self._repeat(entry, reader, self.store.scores(entry))
                 except StorageError:
                     raise
                 except KlscaleError as problem:
@@ -365,7 +381,7 @@ class _Sweep:
                 entry = self.store.entry(self.texts.id, job.keys)
                 if entry is not None and self._will_do(entry, job.layers):
                     entry = self._labelled(job.model, entry)
-                    job = replace(job, entry=entry)
+                    job = self._with(job, entry, self.store.noise_floors(self.texts.id, [entry.key]).keys())
                     if job.done:
                         claim.release()
                         return job, entry
@@ -377,8 +393,11 @@ class _Sweep:
             time.sleep(random.uniform(0.5, 1.5) * LOOK_AGAIN_S)
 
     def _options(self, job: Job) -> ReaderOptions:
-        wanted = {LAYERS: job.layers, SAMPLED_TOKENS: self.sampled_tokens and SAMPLED_TOKENS in job.source.capabilities}
-        return replace(self.options, parts=frozenset(part for part, asked in wanted.items() if asked))
+        """A model that is read for its noise floor alone needs no parts."""
+        sampled = self.sampled_tokens and SAMPLED_TOKENS in job.source.capabilities
+        wanted = {LAYERS: job.layers, SAMPLED_TOKENS: sampled}
+        scored = job.entry is None
+        return replace(self.options, parts=frozenset(part for part, asked in wanted.items() if asked and scored))
 
     def _score(self, job: Job, reader: Reader) -> Entry:
         """Score what the partial work of one model lacks, and write its vector."""
@@ -449,13 +468,17 @@ class _Sweep:
         if np.isin(unfinished.text, scores.text).all():  # else it is of more texts than were asked for now
             self.store.drop_partial(self.texts.id, job.partial)
         if self.rescore or self.store.noise_floor(self.texts.id, entry.key) is None:
-            try:
-                keep_noise_floor(entry.key, reader, self.texts, self.store, known=scores)
-            except StorageError:
-                raise
-            except KlscaleError as error:  # its vector is whole all the same
-                self.progress.note(f"{job.ref}: its noise floor is not known. {error.what}")
+            self._repeat(entry, reader, scores)
         return entry
+
+    def _repeat(self, entry: Entry, reader: Reader, scores: Scores) -> None:
+        """Keep the noise floor of a vector."""
+        try:
+            keep_noise_floor(entry.key, reader, self.texts, self.store, known=scores)
+        except StorageError:
+            raise
+        except KlscaleError as error:  # its vector is whole all the same
+            self.progress.note(f"{reader.ref}: its noise floor is not known. {error.what}")
 
     def _keep(self, job: Job, reader: Reader, unsaved: Sequence[Scores]) -> Scores:
         part = Scores.concatenate(unsaved)

@@ -16,6 +16,7 @@ import pyarrow as pa
 from pyarrow import compute, csv
 
 from klscale.errors import InputError
+from klscale.vectors.spreadsheets import unguarded, unguarded_cells
 
 MISSING = (
     "", "NA", "N/A", "n/a", "#N/A", "#NA", "#NV", "NaN", "nan", "-nan", "null", "NULL", "None", "#VALUE!", "#DIV/0!",
@@ -88,7 +89,12 @@ def read_csv(data: bytearray, strings: Sequence[str], *, decimal: str | None, du
         why = re.sub(r"Row #(\d+)", lambda match: f"line {int(match[1]) + n_before}", why)
         raise InputError("not a readable csv file.", why, "Mend it, or write it again (CSV: as UTF-8).") from error
     columns = {name: table[str(n)] for n, name in enumerate(names) if name is not None}
-    return _tidied(columns, strings, decimal, separator, notes)
+    tidy = _tidied(columns, strings, decimal, separator, notes)
+    tidy.columns = {
+        unguarded(name): unguarded_cells(cells) if pa.types.is_string(cells.type) else cells
+        for name, cells in tidy.columns.items()
+    }
+    return tidy
 
 
 def read_parquet(table: Any) -> Table:

@@ -6,7 +6,7 @@ import { downloadFigure } from "./plots.js";
 
 /** A name in a CSV: quoted, and with an apostrophe where a spreadsheet would compute. */
 function cell(text) {
-  const safe = /^[=+\-@\t\r\n]/.test(text) ? `'${text}` : text;
+  const safe = /^'*[=+\-@\t\r\n]/.test(text) ? `'${text}` : text;
   return `"${safe.replaceAll('"', '""')}"`;
 }
 

@@ -47,6 +47,15 @@ def to_fetch(resolved: ResolvedModel) -> dict[tuple[str, str], int] | None:
     return found
 
 
+def is_at_hand(resolved: ResolvedModel) -> bool:
+    """Whether the local cache holds the weights that loading reads from the hub."""
+    of_hub = [(model, model.hub) for model in (resolved, resolved.base) if model is not None and model.hub is not None]
+    return all(
+        model.weights and all((Commit(model.ref.name, hub.commit).snapshot / name).exists() for name in model.weights)
+        for model, hub in of_hub
+    )
+
+
 class Commit(NamedTuple):
     """One commit of a hub model."""
 

@@ -34,7 +34,7 @@ from klscale.sources.source import (
 )
 from klscale.sources.tokens import Tokens
 from klscale.sources.transformers import load, next_token
-from klscale.sources.transformers.downloads import Downloads, to_fetch
+from klscale.sources.transformers.downloads import Downloads, is_at_hand, to_fetch
 from klscale.sources.transformers.engine import Engine
 from klscale.sources.transformers.files import ResolvedModel, resolve, weight_files
 from klscale.sources.transformers.hub import Hub
@@ -82,6 +82,9 @@ class Transformers(Source):
 
     def is_here(self, ref: ModelRef) -> bool:
         return ref.path is not None and ref.path.is_dir()
+
+    def is_at_hand(self, pinned: ResolvedModel) -> bool:
+        return is_at_hand(pinned)
 
     def revisions(self, name: str) -> list[str]:
         return self._hub.revisions(name)

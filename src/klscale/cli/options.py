@@ -28,18 +28,22 @@ FIELDS: dict[str, tuple[Any, Any]] = {
         Annotated[bool, typer.Option("--split-special-tokens", help=HELP["split_special_tokens"])],
         False,
     ),
+    "sampled_tokens": (
+        Annotated[int | None, typer.Option(min=0, metavar="TEXTS", help=HELP["sampled_tokens"])],
+        None,
+    ),
     "rescore": (Annotated[bool, typer.Option("--rescore", help=HELP["rescore"])], False),
     "keep_downloads": (Annotated[bool, typer.Option("--keep-downloads", help=HELP["keep_downloads"])], False),
 }
 """Each field of `Options` as a parameter of a command, and its default there."""
 
-_SCORING = ("store", "texts", *READING)
+_SCORING = ("store", "texts", *READING, "sampled_tokens")
 StoreOptions = Annotated[Options, ("store",)]
 TextsOptions = Annotated[Options, ("store", "texts")]
 ScoringOptions = Annotated[Options, _SCORING]
 RunOptions = Annotated[Options, (*_SCORING, "keep_downloads")]
 SweepOptions = Annotated[Options, (*_SCORING, "rescore", "keep_downloads")]
-TwoTextsOptions = Annotated[Options, tuple(name for name in _SCORING if name != "texts")]
+TwoTextsOptions = Annotated[Options, ("store", "device", "batch_tokens", "long_texts")]
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:

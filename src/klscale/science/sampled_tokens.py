@@ -156,7 +156,8 @@ def sampled_kl(
     """
     both: Floats = np.stack([a, b]).astype(np.float64)
     missing = np.isnan(both).any(axis=0)
-    outside = np.exp(np.where(missing, np.fmax(*both), -np.inf) - draws.log_proposal).mean()
+    lacking = np.where(missing, np.nan_to_num(np.fmax(*both), nan=-np.inf), -np.inf)
+    outside = np.exp(lacking - draws.log_proposal).mean()
     both[:, missing] = -np.inf
     both[both < RULED_OUT] = -np.inf
     clusters = cluster_codes(documents, draws.texts)

@@ -31,9 +31,11 @@ from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.progress import SILENT, Progress
 from klscale.science.arrays import Floats, Integers
+from klscale.science.sampled_tokens import draw_tokens
 from klscale.sources.source import (
     NEXT_TOKENS,
     REPEAT_RUNS,
+    SAMPLED_TOKENS,
     NextTokens,
     Pinned,
     Reader,
@@ -44,7 +46,8 @@ from klscale.sources.source import (
     within_window,
 )
 from klscale.sources.tokens import Tokens
-from klscale.vectors.scores import Scores
+from klscale.vectors.draws import Sampling
+from klscale.vectors.scores import Scores, Values
 
 COMMON = "etaoinshrdlcumwfgypbvk,.xjqz'\"-;:()!?0123456789"
 """Characters of English prose, the most common first."""
@@ -160,7 +163,7 @@ class Mock(Source):
     """Markov chains over bytes, by seed: `mock://7`."""
 
     name = "mock"
-    capabilities = frozenset({NEXT_TOKENS, REPEAT_RUNS})
+    capabilities = frozenset({NEXT_TOKENS, REPEAT_RUNS, SAMPLED_TOKENS})
 
     def __init__(self, progress: Progress = SILENT, *, sizes: bool = False) -> None:
         super().__init__(progress, sizes=sizes)
@@ -224,7 +227,23 @@ class MockReader(Reader):
         which, before, target = _transitions(tokens, block)
         chosen, log_p = np.array(block, dtype=np.int64), self.chain.log_p[before, target]
         found = np.bincount(which, log_p, len(block)).astype(np.float64)
-        return Scores(chosen, found, tokens.lengths[block], tokens.parts(chosen, log_p, found))
+        parts = tokens.parts(chosen, log_p, found)
+        if self.sampling is not None:
+            parts |= self._sampled(self.sampling, tokens, chosen)
+        return Scores(chosen, found, tokens.lengths[block], parts)
+
+    def _sampled(self, sampling: Sampling, tokens: Tokens, texts: Integers) -> dict[str, Values]:
+        log_p, found, top = self.chain.log_p, dict[int, Floats](), dict[int, Integers]()
+        for text in filter(sampling.wanted.__contains__, texts.tolist()):
+            _, before, _ = _transitions(tokens, [text])
+            if text not in sampling.draws.of:
+                seen, generator = sampling.seen(tokens.ids, self.n_vocabulary), sampling.generator(text)
+                sampling.add(text, *draw_tokens([log_p[before]], seen, generator, sampling.draws.m))
+            ids = sampling.draws.of[text].ids
+            known = np.concatenate([log_p[before], np.full((len(before), 1), np.nan)], axis=1)
+            found[text] = np.take_along_axis(known, np.minimum(ids, self.n_vocabulary), axis=1)
+            top[text] = log_p[before].argmax(axis=1)
+        return sampling.parts(texts, found, top)
 
     def facts(self, texts: TextSet) -> dict[str, Any]:
         return {

@@ -31,6 +31,7 @@ from klscale.inputs.texts import TextSet
 from klscale.progress import SILENT, Progress
 from klscale.science.arrays import Floats, Integers
 from klscale.sources.tokens import Tokens
+from klscale.vectors.draws import Sampling
 from klscale.vectors.scores import Scores
 from klscale.vectors.vectors import CONVENTION
 
@@ -42,6 +43,7 @@ SOURCES = {
 
 LAYERS, NEXT_TOKENS, REPEAT_RUNS = "layers", "next-token probabilities", "repeat runs"
 WEIGHT_FILES, WEIGHTS = "weight files", "weights in memory"
+SAMPLED_TOKENS = "sampled tokens"
 LONG_TEXTS = ("error", "skip", "window")
 WINDOWS = "; half-overlapping windows"
 """Added to the convention of a vector where some text was cut into windows."""
@@ -55,8 +57,8 @@ class ReaderOptions:
 
     `device` and `batch_tokens`: for sources that run a model on this machine. `long_texts`: texts beyond the model's
     window raise an error (`error`), are left out (`skip`) or scored in half-overlapping windows (`window`). `parts`:
-    what is wanted beside the log-likelihood of each text, by capability (`LAYERS`). `split_special_tokens`: a string
-    such as `<s>` in a text is read as text, not as a special token.
+    what is wanted beside the log-likelihood of each text, by capability (`LAYERS`, `SAMPLED_TOKENS`).
+    `split_special_tokens`: a string such as `<s>` in a text is read as text, not as a special token.
     """
 
     device: str | None = None
@@ -212,6 +214,8 @@ class Reader(ABC):
         self.window: int | None = None
         self.attributes: Mapping[str, Any] = {}
         self.device = "cpu"
+        self.sampling: Sampling | None = None
+        """The texts to sample, and what is drawn for them: given before `score` where the parts ask for it."""
 
     @property
     def ref(self) -> ModelRef:

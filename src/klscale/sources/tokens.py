@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from klscale.inputs.spans import TokenSpans, assign_tokens, pack
-from klscale.inputs.texts import TextSet
+from klscale.inputs.texts import TextSet, content_id
 from klscale.science.arrays import Floats, Integers
 from klscale.vectors.scores import GIVEN, SPANS, Ragged, Values
 
@@ -49,6 +50,11 @@ class Tokens:
         what is `counted`."""
         assert texts.cuts is not None
         return cls(ids, starts, not_round_trip, begin, assign_tokens(texts.cuts, starts, begin, end), **counted)
+
+    @cached_property
+    def key(self) -> str:
+        """A hash of all token ids: equal for models that read every text as the same tokens."""
+        return content_id([self.starts.astype("<i8").tobytes(), self.ids.astype("<i4").tobytes()])
 
     @property
     def lengths(self) -> Integers:

@@ -14,7 +14,7 @@ from klscale.vectors.scores import Scores
 if TYPE_CHECKING:
     from klscale.store.store import Store
 
-KINDS = ("vectors", "maps", "noise", "exact")
+KINDS = ("vectors", "draws", "maps", "noise", "exact")
 """Directories of files that belong to a text set."""
 
 
@@ -35,6 +35,7 @@ def problems(store: Store) -> Iterator[tuple[str, str]]:
             problem = _missing(scores, metadata, sizes[text_set])
             if text_set in sets and not problem:
                 problem, _ = _tried(partial(records.spans_of, scores, metadata, sets[text_set]))
+            problem = problem or _without_draws(store, scores, metadata, text_set)
         yield path, problem
 
 
@@ -42,6 +43,19 @@ def _missing(scores: Scores, metadata: dict[str, Any], n_texts: int) -> str:
     """What a vector lacks of a set of so many texts."""
     missing = (metadata.get("first") or n_texts) - len(scores) - len(metadata.get("skipped") or ())
     return f"lacks {missing:,} texts" if missing > 0 else ""
+
+
+def _without_draws(store: Store, scores: Scores, metadata: dict[str, Any], text_set: str) -> str:
+    """What is wrong with the sampled tokens of a vector, as the store has the draws."""
+    values, tokens = records.sampled_of(scores), (metadata.get("sampled") or {}).get("tokens")
+    if values is None:
+        return ""
+    if tokens is None:
+        return "does not say which tokens its draws belong to"
+    draws = store.draws(text_set, tokens)
+    marks = {} if draws is None else {text: draws.mark(text) for text in draws.of}
+    lost = sum(marks.get(text) != mark for text, mark in zip(values.text.tolist(), values.marks.tolist(), strict=True))
+    return f"has sampled tokens of {lost:,} texts whose draws are not in the store" if lost else ""
 
 
 def seal(store: Store) -> Iterator[str]:
@@ -86,6 +100,10 @@ def _read(store: Store) -> Iterator[tuple[str, str, Any]]:
     for path, text_set in _by_text_set(store, "vectors", ".parquet"):
         yield path, *_tried(partial(store.read_vector, path, text_set))
     read: Callable[..., Any]
+    for path, text_set in _by_text_set(store, "draws", ".parquet"):
+        tokens = path.rsplit("/", 1)[-1].removesuffix(".parquet")
+        read = partial(records.draws_from_parquet, text_set=text_set, tokens=tokens, n_texts=None)
+        yield path, *_tried(partial(store.read, path, read))
     for path in store.files.list("weights", suffix=".parquet"):
         read = partial(records.weights_from_parquet, file=path.rsplit("/", 1)[-1])
         yield path, *_tried(partial(store.read, path, read))

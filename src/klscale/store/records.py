@@ -29,13 +29,19 @@ from klscale.inputs.spans import are_packed
 from klscale.inputs.texts import TextSet, content_id
 from klscale.science.kl import KL
 from klscale.store.files import SEAL, UnreadableError, require_seal, sealed
-from klscale.vectors.scores import GIVEN, LOWEST, PARTS, SPANS, Part, Ragged, Scores, Values
+from klscale.vectors.draws import SampledValues, TextDraws, TokenDraws
+from klscale.vectors.scores import DRAWS, GIVEN, LOWEST, PARTS, SAMPLED, SPANS, TOP, Part, Ragged, Scores, Values
 from klscale.vectors.vectors import PackedSpans
 
 T = TypeVar("T")
 UNREADABLE = (pa.ArrowException, KeyError, TypeError, ValueError, OSError, OverflowError, RecursionError)
 VERSION = 2
 VECTOR = pa.schema([("text", pa.int32()), ("log_likelihood", pa.float64()), ("n_tokens", pa.int32())])
+DRAWN = pa.schema(
+    [("text", pa.int32()), ("token", pa.large_list(pa.int32())), ("log_proposal", pa.large_list(pa.float32()))]
+)
+MOST_DRAWS = 1024
+"""Token ids at a position, more than which no file holds."""
 WEIGHTS = pa.schema([("other", pa.string()), ("squared_distance", pa.float64())])
 ROUNDING = 1e-3
 """Nats by which rounding may lift a log-likelihood above 0."""
@@ -352,6 +358,7 @@ ENTRY = {
     "versions": MAPPING,
     "weights": LIST,
     "spans": MAPPING,
+    "sampled": Field("an object that names its 'tokens'", lambda it: isinstance(it, dict) and is_key(it.get("tokens"))),
 }
 """What is kept beside a vector; `ATTRIBUTE` says what its attributes are. Other fields are kept as they are."""
 ATTRIBUTE = {
@@ -400,6 +407,17 @@ def spans_of(scores: Scores, metadata: Mapping[str, Any], texts: TextSet) -> Pac
     scored[scores.text], before[scores.text] = True, first
     values[np.repeat(scored, counts)] = spans[np.argsort(scores.text)].values
     return PackedSpans(values, before)
+
+
+def sampled_of(scores: Scores) -> SampledValues | None:
+    """What a vector says of sampled tokens; None where it says nothing."""
+    marks, values, top = (scores.parts.get(part.name) for part in (DRAWS, SAMPLED, TOP))
+    if marks is None or not isinstance(values, Ragged) or not isinstance(top, Ragged):
+        return None
+    marked = np.asarray(marks)[:, 0]
+    chosen = np.flatnonzero(marked)
+    chosen = chosen[np.argsort(scores.text[chosen])]
+    return SampledValues(scores.text[chosen], marked[chosen], values[chosen], top[chosen])
 
 
 def partial_to_parquet(scores: Scores, key: str) -> bytes:
@@ -459,6 +477,27 @@ def require_scores(scores: Scores, n_texts: int | None = None) -> None:
         if len(values) != len(scores) or wrong.any():
             raise UnreadableError(f"has {name} that are not finite")
     _require_spans(scores)
+    _require_sampled(scores)
+
+
+def _require_sampled(scores: Scores) -> None:
+    """Raise UnreadableError for sampled tokens that do not belong to the positions of their texts."""
+    marks, values, top = (scores.parts.get(part.name) for part in (DRAWS, SAMPLED, TOP))
+    if marks is None and values is None and top is None:
+        return
+    if not isinstance(values, Ragged) or not isinstance(top, Ragged) or marks is None or isinstance(marks, Ragged):
+        raise UnreadableError("has some of the columns of sampled tokens, not all")
+    if marks.shape[1:] != (1,):
+        raise UnreadableError("has no single number for the draws of a text")
+    there = marks[:, 0] != 0
+    m = values.lengths.sum() // max(int(top.lengths.sum()), 1)
+    if (top.lengths[~there] > 0).any() or (values.lengths != m * top.lengths).any() or m > MOST_DRAWS:
+        raise UnreadableError("has log-probabilities of sampled tokens that belong to no position")
+    counted = there & (scores.n_tokens > 0)
+    if (top.lengths[counted] != scores.n_tokens[counted] - 1).any():
+        raise UnreadableError("does not have sampled tokens at each position of a text")
+    if (values.values > ROUNDING).any() or (top.values < 0).any():
+        raise UnreadableError("has sampled tokens with a log-probability above 0, or a negative id")
 
 
 def _require_spans(scores: Scores) -> None:
@@ -495,6 +534,52 @@ def _part_from_arrow(part: Part, lists: Any) -> Values:
     if not part.ragged:
         return np.asarray(values.reshape(len(lists), lists.type.list_size))
     return Ragged(values, np.diff(lists.offsets.to_numpy()).astype(np.int64))
+
+
+# --------------------------------------------------------------------------------------------------------------- draws
+
+
+def draws_to_parquet(draws: TokenDraws, text_set: str) -> bytes:
+    """The token ids that are drawn for some texts of a set under one tokenizer: one row a text."""
+    texts = sorted(draws.of)
+    columns = [_lists([draws.of[text].ids for text in texts], pa.int32()),
+               _lists([draws.of[text].log_proposal for text in texts], pa.float32())]  # fmt: skip
+    table = pa.table([pa.array(texts, pa.int32()), *columns], schema=DRAWN)
+    return to_parquet("draws", table, {"text_set": text_set, "tokens": draws.tokens, "m": draws.m})
+
+
+def _lists(rows: list[NDArray[Any]], kind: Any) -> Any:
+    offsets = np.cumsum([0, *(row.size for row in rows)])
+    flat = np.concatenate([row.ravel() for row in rows]) if rows else np.empty(0)
+    return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(flat, kind))
+
+
+def draws_from_parquet(data: bytes, text_set: str, tokens: str, n_texts: int | None) -> TokenDraws:
+    """What `draws_to_parquet` was given, from a file of this name; raises one of UNREADABLE."""
+    if not is_sealed(data):
+        raise UnreadableError("has no seal")
+    table, metadata = from_parquet("draws", data, most_rows=n_texts)
+    few = Field(f"a whole number from 1 to {MOST_DRAWS}", lambda value: _is_count(value) and 1 <= value <= MOST_DRAWS)
+    require_fields(metadata, {"text_set": required(KEY), "tokens": required(KEY), "m": required(few)})
+    _require_own(metadata, text_set=text_set, tokens=tokens)
+    if not table.schema.equals(DRAWN) or any(column.null_count for column in table.columns):
+        raise UnreadableError(f"does not have the columns {', '.join(DRAWN.names)} throughout")
+    text, ids, log_proposal = (column.combine_chunks() for column in table.columns)
+    texts, lengths = text.to_numpy(), np.diff(ids.offsets.to_numpy())
+    if len(np.unique(texts)) < len(texts) or (texts < 0).any() or (texts >= (n_texts or math.inf)).any():
+        raise UnreadableError("has texts twice, or that its text set does not have")
+    if (lengths != np.diff(log_proposal.offsets.to_numpy())).any() or (lengths % metadata["m"]).any():
+        raise UnreadableError("has draws that belong to no position")
+    values, chances = ids.flatten(), log_proposal.flatten()
+    if values.null_count or chances.null_count:
+        raise UnreadableError("has draws without an id or a probability")
+    values, chances = values.to_numpy(), chances.to_numpy()
+    if (values < 0).any() or not (np.isfinite(chances) & (chances <= ROUNDING)).all():
+        raise UnreadableError("has draws with a negative id, or without a probability")
+    places, shape = np.cumsum(lengths)[:-1], (-1, metadata["m"])
+    rows = zip(texts.tolist(), np.split(values, places), np.split(chances, places), strict=True) if len(texts) else ()
+    drawn = {text: TextDraws(token.reshape(shape), chance.reshape(shape)) for text, token, chance in rows}
+    return TokenDraws(tokens, metadata["m"], drawn)
 
 
 # ------------------------------------------------------------------------------------------------------------- weights

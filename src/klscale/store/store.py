@@ -2,6 +2,7 @@
 
     STORE/texts/<text set id>.jsonl, <id>.json          the texts, once; name, clip, counts
     STORE/vectors/<text set id>/<slug>-<key>.parquet    one file for each scored model
+    STORE/draws/<text set id>/<tokens>.parquet          token ids drawn for a text set and a tokenizer
     STORE/weights/<slug>-<key>.parquet                  distances of a checkpoint's weights to those of others
     STORE/maps/<text set id>/<key>.parquet              a kept map: one row a model
     STORE/noise/<text set id>/<key>.json                KL between two readings of one model
@@ -24,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,11 +43,14 @@ from klscale.store import check, claims, records
 from klscale.store.claims import Claim
 from klscale.store.files import Files, UnreadableError
 from klscale.store.records import UNREADABLE
-from klscale.vectors.scores import GIVEN, SPANS, Scores
-from klscale.vectors.vectors import PackedSpans, SpanRow, Vectors, attribute_table
+from klscale.vectors.draws import SampledValues, TokenDraws
+from klscale.vectors.scores import DRAWS, GIVEN, SAMPLED, SPANS, TOP, Scores
+from klscale.vectors.vectors import PackedSpans, SampledRow, SpanRow, Vectors, attribute_table
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+LARGE = (SPANS, GIVEN, DRAWS, SAMPLED, TOP)
+"""Parts that are read when they are asked for."""
 
 
 @dataclass(frozen=True)
@@ -391,7 +395,26 @@ class Store:
         ]
         models = tuple(ref for ref, _ in rows)
         spans = tuple(self._spans(entry, texts) if ref.layer is None else None for ref, entry in rows)
-        return Vectors(matrix, models, attribute_table(models, known), texts, spans)
+        read_draws = cache(partial(self.draws, texts.id))
+        sampled = tuple(self._sampled(entry, read_draws) if ref.layer is None else None for ref, entry in rows)
+        return Vectors(matrix, models, attribute_table(models, known), texts, spans, sampled)
+
+    def _sampled(self, entry: Entry, draws: Callable[[str], TokenDraws | None]) -> SampledRow | None:
+        """What an entry says of sampled tokens, read when it is asked for; None where it says nothing."""
+        if "sampled" not in entry.metadata:
+            return None
+        tokens = str(entry.metadata["sampled"]["tokens"])
+
+        def read() -> SampledValues:
+            try:
+                found = records.sampled_of(self.read_vector(entry.path, entry.text_set)[0])
+                if found is None:
+                    raise UnreadableError("holds no sampled tokens any more")
+            except (FileNotFoundError, UnreadableError) as error:
+                raise self._unusable(entry, error) from error
+            return found
+
+        return SampledRow(tokens, read, partial(draws, tokens))
 
     def _spans(self, entry: Entry, texts: TextSet) -> SpanRow | None:
         """The spans of an entry, read when they are asked for; None where it has none by the rule of today."""
@@ -414,11 +437,33 @@ class Store:
         found = self._vector_or_none(entry.path, entry.text_set)
         if found is None or found[1].get("n_layers", 0) != entry.n_layers:
             return None
-        return found[0].without(SPANS.name, GIVEN.name)  # large, and read when they are asked for
+        return found[0].without(*(part.name for part in LARGE))
 
     def remove(self, entry: Entry) -> None:
         """Take one model's vector out of the store."""
         self.files.remove(entry.path)
+
+    # ------------------------------------------------------------------------------------------------------- draws
+
+    def draws_file(self, text_set: str, tokens: str) -> str:
+        """Where the draws are kept for the tokenizer that reads a text set as these `tokens` (`Tokens.key`)."""
+        return self.files.path("draws", text_set, f"{tokens}.parquet")
+
+    def draws(self, text_set: str, tokens: str) -> TokenDraws | None:
+        """The token ids that are drawn for a text set and a tokenizer; None where none are, or are left out."""
+        n_texts = self._n_texts(text_set)
+        read = partial(records.draws_from_parquet, text_set=text_set, tokens=tokens, n_texts=n_texts)
+        return self._find(self.draws_file(text_set, tokens), read)
+
+    def freeze_draws(self, text_set: str, draws: TokenDraws) -> TokenDraws:
+        """Keep what was drawn, for good; what was kept of a text before stays. Returns all that is kept. Of two
+        processes that write at one moment, one is kept: marks tell whose."""
+        known = self.draws(text_set, draws.tokens)
+        if known is not None and (draws.of.keys() <= known.of.keys() or known.m != draws.m):
+            return known
+        whole = draws if known is None else known.joined(draws)
+        self.files.write(self.draws_file(text_set, draws.tokens), records.draws_to_parquet(whole, text_set))
+        return whole
 
     # ----------------------------------------------------------------------------------------------------- weights
 

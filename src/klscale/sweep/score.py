@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -23,6 +24,7 @@ from klscale.sources.source import (
     LAYERS,
     LONG_TEXTS,
     REPEAT_RUNS,
+    SAMPLED_TOKENS,
     Fetched,
     Pinned,
     Reader,
@@ -32,10 +34,12 @@ from klscale.sources.source import (
 )
 from klscale.store.claims import Claim
 from klscale.store.store import Entry, Store, now, vector_key
+from klscale.sweep.draws import begin, blocks, freeze, usable
 from klscale.sweep.jobs import Job, OneAhead, Outcome, by_files, with_windows, without_frames
 from klscale.sweep.repeat_noise import keep_noise_floor
 from klscale.sweep.runs import checkpoints, is_run, weigh_one
-from klscale.vectors.scores import SPANS, Scores
+from klscale.vectors.draws import SAMPLED_TEXTS
+from klscale.vectors.scores import DRAWS, SPANS, Scores
 
 KEEP_EVERY_S = 10.0
 """Seconds of work that a killed command may lose."""
@@ -60,6 +64,7 @@ def score(
     split_special_tokens: bool = False,
     layers: bool = False,
     first: int | None = None,
+    sampled_tokens: int | None = None,
     rescore: bool = False,
     dry_run: bool = False,
     keep_downloads: bool = True,
@@ -77,12 +82,13 @@ def score(
     or `window`. `split_special_tokens`: a string such as `<s>` in a text is read as text, not as a special token.
     `layers`: score every model at each of its layers too, through the logit lens; without it only models that ask for
     it. `first`: the first so many texts of the set's random order, instead of all. A vector with more texts stays as it
-    is, and a later call adds texts to one with fewer. `rescore`: score what the store has, too. `dry_run`: look up what
-    would be scored and fetched, and do nothing. `keep_downloads` False: drop a fetched file from the local cache as
-    soon as no further model needs it; about two checkpoints are then on disk at a time, and what the cache held before
-    stays. `weigh`: for runs of the hub, also keep the squared distances between the weights of each checkpoint and
-    those of the first and of the `runs.WINDOW` before it, which are then on disk at a time; for runs on this machine
-    there is `runs.weigh`.
+    is, and a later call adds texts to one with fewer. `sampled_tokens`: the first so many texts of that order get
+    sampled tokens (2,000 where None; 0: none); a vector that the store has stays as it is. `rescore`: score what the
+    store has, too. `dry_run`: look up what would be scored and fetched, and do nothing. `keep_downloads` False: drop a
+    fetched file from the local cache as soon as no further model needs it; about two checkpoints are then on disk at a
+    time, and what the cache held before stays. `weigh`: for runs of the hub, also keep the squared distances between
+    the weights of each checkpoint and those of the first and of the `runs.WINDOW` before it, which are then on disk at
+    a time; for runs on this machine there is `runs.weigh`.
 
     Raises InputError for options that cannot be used, and StorageError where the store cannot be written.
     """
@@ -91,8 +97,12 @@ def score(
     if first is not None and first < 1:
         raise InputError(f"first={first}: a vector is of one text at least.")
     first = None if first is None or first >= len(texts) else first
+    sampled_tokens = SAMPLED_TEXTS if sampled_tokens is None else sampled_tokens
+    if sampled_tokens < 0:
+        raise InputError(f"sampled_tokens={sampled_tokens}: a number of texts is at least 0.")
     options = ReaderOptions(device, batch_tokens, long_texts, split_special_tokens=split_special_tokens)
-    sweep = _Sweep(texts, store, options, layers, first, rescore, progress, Sources(progress, sizes=dry_run))
+    sources = Sources(progress, sizes=dry_run)
+    sweep = _Sweep(texts, store, options, layers, first, sampled_tokens, rescore, progress, sources)
     outcomes: dict[int, Outcome] = {}
     jobs: list[Job] = []
     for place, (model, found) in enumerate(sweep.look_up([_model(model) for model in models])):
@@ -137,6 +147,7 @@ class _Sweep:
     options: ReaderOptions
     layers: bool
     first: int | None
+    sampled_tokens: int
     rescore: bool
     progress: Progress
     sources: Sources
@@ -389,7 +400,11 @@ class _Sweep:
             time.sleep(random.uniform(0.5, 1.5) * LOOK_AGAIN_S)
 
     def _options(self, job: Job) -> ReaderOptions:
-        return replace(self.options, parts=frozenset({LAYERS} if job.layers and job.entry is None else ()))
+        """A model that is read for its noise floor alone needs no parts."""
+        sampled = self.sampled_tokens and SAMPLED_TOKENS in job.source.capabilities
+        wanted = {LAYERS: job.layers, SAMPLED_TOKENS: sampled}
+        scored = job.entry is None
+        return replace(self.options, parts=frozenset(part for part, asked in wanted.items() if asked and scored))
 
     def _score(self, job: Job, reader: Reader) -> Entry:
         """Score what the partial work of one model lacks, and write its vector."""
@@ -403,20 +418,29 @@ class _Sweep:
             self.store.drop_partial(self.texts.id, job.partial)
         unfinished = self.store.read_partial(self.texts.id, job.partial)
         kept = [unfinished.at(wanted)]
-        if there is not None and bool(there.n_layers) == job.layers and not self.rescore:
+        reader.sampling = None
+        if there is not None and (bool(there.n_layers) != job.layers or self.rescore):
+            there = None
+        has_sampled = there is None or "sampled" in there.metadata
+        if has_sampled and SAMPLED_TOKENS in reader.options.parts:
+            sampled = self.texts.sample(min(self.sampled_tokens, len(self.texts)))
+            reader.sampling = begin(reader, self.texts, self.store, np.intersect1d(sampled, wanted))
+            kept = [usable(unfinished.at(wanted), reader.sampling)]
+        if there is not None:
             kept.append(self.store.scores(there))
         parts, unsaved, saved_at = [Scores.concatenate(kept)], list[Scores](), time.monotonic()
         self.progress.advance(self._megabytes(parts[0].text))
         todo = np.setdiff1d(wanted, parts[0].text)
         try:
-            for scores in reader.score(self.texts, todo):
-                unsaved.append(scores)
-                self.progress.advance(self._megabytes(scores.text))
-                if time.monotonic() - saved_at > KEEP_EVERY_S:
-                    parts.append(self._keep(job, unsaved))
-                    unsaved, saved_at = [], time.monotonic()
+            with closing(blocks(reader, self.texts, todo, self.store, self.progress)) as found:
+                for scores in found:
+                    unsaved.append(scores)
+                    self.progress.advance(self._megabytes(scores.text))
+                    if time.monotonic() - saved_at > KEEP_EVERY_S:
+                        parts.append(self._keep(job, reader, unsaved))
+                        unsaved, saved_at = [], time.monotonic()
         except BaseException:  # Ctrl-C too: nothing that is computed is lost
-            self._keep(job, unsaved)
+            self._keep(job, reader, unsaved)
             raise
         scores = Scores.concatenate([*parts, *unsaved])
         if not len(scores):
@@ -446,6 +470,9 @@ class _Sweep:
                     else "--split-special-tokens reads it as text."
                 )
             )
+        if DRAWS.name in scores.parts:
+            n_sampled = int(np.count_nonzero(np.asarray(scores.parts[DRAWS.name])))
+            metadata["sampled"] = {"tokens": reader.tokens(self.texts).key, "texts": n_sampled}
         for note in reader.notes():
             self.progress.note(note)
         if first is not None:
@@ -470,9 +497,10 @@ class _Sweep:
         except KlscaleError as error:  # its vector is whole all the same
             self.progress.note(f"{reader.ref}: its noise floor is not known. {error.what}")
 
-    def _keep(self, job: Job, unsaved: Sequence[Scores]) -> Scores:
+    def _keep(self, job: Job, reader: Reader, unsaved: Sequence[Scores]) -> Scores:
         part = Scores.concatenate(unsaved)
         if len(part):
+            freeze(reader, self.texts, self.store)  # before the values that belong to it
             self.store.write_partial(self.texts.id, job.partial, part)
         return part
 

@@ -77,7 +77,14 @@ SPANS = Part("spans", "span_log_likelihood", "<f4", ragged=True, gaps=True)
 """The log-likelihood of each span of a text, as `inputs.spans.pack` makes it; NaN where the tokenizer loses the cut."""
 GIVEN = Part("given", "given_bytes", "<i4", unit="bytes")
 """The bytes (n, 1) of each text before its first scored token, where there are spans."""
-PARTS = {part.name: part for part in (LAYERS, SPANS, GIVEN)}
+DRAWS = Part("draws", "draws", "<i8", unit="")
+"""What stands for the token ids (n, 1) that were drawn for each text (`draws.TokenDraws.mark`); 0 for none."""
+SAMPLED = Part("sampled", "sampled_log_probability", "<f4", ragged=True, gaps=True)
+"""The log-probabilities of the drawn ids, position after position; NaN for an id that the vocabulary lacks, below
+`sampled_tokens.RULED_OUT` for one of probability 0."""
+TOP = Part("top", "top_token", "<i4", ragged=True, unit="token id")
+"""The most probable id at each position of a text with draws."""
+PARTS = {part.name: part for part in (LAYERS, SPANS, GIVEN, DRAWS, SAMPLED, TOP)}
 """Every part that there is. The order is that of the columns in a file."""
 
 

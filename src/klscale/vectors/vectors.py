@@ -24,7 +24,9 @@ from klscale.science.bootstrap import RESAMPLES, resampled_kl
 from klscale.science.clip import beyond_clip_limit, clip_for_all, common_texts, moved_by_clip
 from klscale.science.estimates import Estimate
 from klscale.science.kl import KLMatrix, bits_per_byte, coordinates, kl_difference, kl_matrix, shift_cosine
+from klscale.science.sampled_tokens import Draws, SampledKL, SampledKLMatrix, sampled_kl, sampled_kl_matrix
 from klscale.science.spans import SpanKL, SpanKLMatrix, Spans, span_kl, span_kl_matrix
+from klscale.vectors.draws import SampledValues, TokenDraws
 from klscale.vectors.scores import LOWEST
 
 CONVENTION = "default special tokens; tokens 2 to n; float64 sum of float32 token log-probabilities"
@@ -67,12 +69,23 @@ class SpanRow:
 
 
 @dataclass(frozen=True, eq=False)
+class SampledRow:
+    """What one model says of sampled tokens, which `read` reads from where it is kept; `read_draws` reads what was
+    drawn. `tokens` stands for the token ids of the text set (`draws.TokenDraws`)."""
+
+    tokens: str
+    read: Callable[[], SampledValues]
+    read_draws: Callable[[], TokenDraws | None]
+
+
+@dataclass(frozen=True, eq=False)
 class Vectors:
     """Log-likelihoods (K, N) in nats of N `texts` under K `models`, NaN where a text was not scored.
 
     `attributes` has a row for each model (index: the reference as a string) and the columns `COLUMNS`; `noise_floor` is
     the KL in bits per byte between two runs of the model. `spans` has a row for each model that has log-likelihoods of
-    spans, None for the others; None: no model has them. `Vectors.from_arrays` makes one from arrays.
+    spans, None for the others; None: no model has them. `sampled` is the same for sampled tokens. `Vectors.from_arrays`
+    makes one from arrays.
     """
 
     log_likelihood: Floats
@@ -80,6 +93,7 @@ class Vectors:
     attributes: pd.DataFrame
     texts: TextSet
     spans: tuple[SpanRow | None, ...] | None = None
+    sampled: tuple[SampledRow | None, ...] | None = None
 
     def __post_init__(self) -> None:
         shape = (len(self.models), len(self.texts))
@@ -157,6 +171,7 @@ class Vectors:
             models=tuple(self.models[p] for p in positions),
             attributes=self.attributes.iloc[positions],
             spans=None if self.spans is None else tuple(self.spans[p] for p in positions),
+            sampled=None if self.sampled is None else tuple(self.sampled[p] for p in positions),
         )
 
     def joined(self, others: Vectors) -> Vectors:
@@ -170,6 +185,7 @@ class Vectors:
             models=self.models + others.models,
             attributes=pd.concat([self.attributes, others.attributes]),
             spans=self._span_rows + others._span_rows,
+            sampled=self._sampled_rows + others._sampled_rows,
         )
 
     def position(self, model: str | ModelRef) -> int:
@@ -261,6 +277,68 @@ class Vectors:
         return np.where(np.repeat(scored, np.diff(self._text_spans.starts)), values, np.nan).astype(values.dtype)
 
     @property
+    def _sampled_rows(self) -> tuple[SampledRow | None, ...]:
+        return (None,) * len(self) if self.sampled is None else self.sampled
+
+    def has_sampled_tokens(self, *models: str | ModelRef) -> bool:
+        """Whether these models keep log-probabilities of sampled tokens, and read the texts as the same tokens."""
+        rows = [self._sampled_rows[self.position(model)] for model in models]
+        return None not in rows and len({row.tokens for row in rows if row is not None}) == 1
+
+    def sampled_kl(self, a: str | ModelRef, b: str | ModelRef) -> SampledKL:
+        """KL between the next-token distributions of two models of one tokenizer in bits per byte, with standard
+        errors: both directions, total variation, and how often their most probable tokens agree. Exact in expectation.
+
+        Raises InputError for models without sampled tokens, or with different tokens; for fewer than two texts for
+        which both have the same draws; and for vectors that were made by different conventions.
+        """
+        found = self.subset([a, b])._sampled_together()
+        (p, q), (p_top, q_top) = found.log_probability, found.top
+        return sampled_kl(p, q, found.draws, top=(p_top, q_top), documents=self.texts.document)
+
+    def sampled_kl_matrix(self) -> SampledKLMatrix:
+        """The same KL between all pairs of models, from the texts for which all have the same draws. Raises as
+        `sampled_kl` does."""
+        found = self._sampled_together()
+        values = np.stack(found.log_probability)
+        return sampled_kl_matrix(values, found.draws, documents=self.texts.document, labels=self.names)
+
+    def _sampled_together(self) -> _SampledTogether:
+        """What these models say of the tokens that are drawn for all of them."""
+        self.require_one_convention()
+        rows = [row for row in self._sampled_rows if row is not None]
+        if len(rows) < len(self):
+            without = self.names[self._sampled_rows.index(None)]
+            why = "It was imported, scored by an earlier version, or scored with --sampled-tokens 0."
+            raise InputError(f"{without} has no sampled tokens.", why, "Score it anew with --rescore.")
+        if other := [name for name, row in zip(self.names, rows, strict=True) if row.tokens != rows[0].tokens]:
+            why = "Sampled tokens compare distributions over the same next tokens."
+            remedy = "Their KL by spans needs no common tokenizer."
+            raise InputError(f"{self.names[0]} and {other[0]} read the texts as different tokens.", why, remedy)
+        kept, draws = [row.read() for row in rows], rows[0].read_draws()
+        draws = TokenDraws(rows[0].tokens) if draws is None else draws
+        marks = {text: draws.mark(text) for text in draws.of}
+        scored = set(np.flatnonzero(common_texts(self.log_likelihood)).tolist())
+        common = {text for text in marks if text in scored and len(draws.of[text].ids)}
+        for values in kept:
+            own = zip(values.text.tolist(), values.marks.tolist(), values.top.lengths.tolist(), strict=True)
+            common &= {text for text, mark, P in own if marks.get(text) == mark and P == len(draws.of[text].ids)}
+        if len(common) < 2:
+            what = f"{' and '.join(self.names[:2])} have the same draws for {len(common)} texts: two are needed."
+            why = "The draws of one of them are not in this store any more, or were made elsewhere."
+            raise InputError(what, why, "Score it anew with --rescore.")
+        texts = np.array(sorted(common), dtype=np.int64)
+        drawn = [draws.of[text] for text in texts.tolist()]
+        log_proposal = np.concatenate([one.log_proposal for one in drawn]).astype(np.float64)
+        position = np.repeat(texts, [len(one.ids) for one in drawn])
+        chosen = [(values, np.isin(values.text, texts)) for values in kept]
+        return _SampledTogether(
+            Draws(log_proposal, position, self.texts.bytes),
+            [values.log_probability[rows].values.reshape(-1, draws.m) for values, rows in chosen],
+            [values.top[rows].values for values, rows in chosen],
+        )
+
+    @property
     def noise_floor(self) -> Floats:
         """KL (K,) in bits per byte between two runs of each model, which differ by rounding; NaN where unknown."""
         return np.asarray(pd.to_numeric(self.attributes["noise_floor"]), dtype=np.float64)
@@ -345,6 +423,16 @@ class Vectors:
                 f"{conventions.iloc[0]!r} against {conventions[odd]!r}: their difference is not that of the models.",
                 "Score both the same way.",
             )
+
+
+@dataclass(frozen=True, eq=False)
+class _SampledTogether:
+    """What K models say of the same draws at P positions: log-probabilities (P, m) in nats, and the most probable ids
+    (P,), of each."""
+
+    draws: Draws
+    log_probability: list[NDArray[np.float32]]
+    top: list[NDArray[np.int32]]
 
 
 def attribute_table(models: Sequence[ModelRef], rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -23,11 +23,13 @@ from klscale.errors import KlscaleError
 from klscale.science.arrays import Floats, Integers
 from klscale.sources.source import within_window
 from klscale.sources.tokens import Tokens
-from klscale.sources.transformers.head import OutputHead, candidate_heads, widened
+from klscale.sources.transformers.head import OutputHead, candidate_heads, in_float64, widened
 from klscale.sources.transformers.load import LoadedModel
 from klscale.sources.transformers.placement import device_of
 from klscale.sources.transformers.readout import Readout, find_readout, no_lens
-from klscale.vectors.scores import Scores
+from klscale.sources.transformers.sampling import Sampled, TileSampler, Wanted
+from klscale.vectors.draws import Sampling
+from klscale.vectors.scores import Scores, Values
 
 T = TypeVar("T")
 
@@ -117,6 +119,10 @@ class Engine:
         self.batch_tokens = batch_tokens or self._budget()
         self.token_log_probability: Floats = np.empty(0)
         """In nats (t,), of the scored tokens of the last batch, row after row."""
+        self.sampling: Sampling | None = None
+        """The texts to sample beside; None for none."""
+        self.sampled: Sampled | None = None
+        """At the scored tokens of the last batch that are of texts to sample, row after row; None where none are."""
         self.head: OutputHead | None = None
         """Reads hidden states; None before the first batch, and for good where only the model's own logits will do."""
         self.own_logits = False
@@ -195,8 +201,9 @@ class Engine:
         waiting = Counter(part.text for part in queue)
         total: dict[int, Any] = dict.fromkeys(waiting, 0.0)
         pieces: dict[int, list[tuple[int, Floats]]] = {}
+        sampled: dict[int, list[tuple[int, Sampled]]] = {}
         for batch, values in in_batches((self,), queue, lambda batch: self._score_batch(tokens, batch)):
-            done, at = list[int](), 0
+            done, at, n_sampled = list[int](), 0, 0
             for part, value in zip(batch, values, strict=True):
                 if not np.isfinite(value).all():
                     raise self._not_finite(value, part.text)
@@ -204,14 +211,44 @@ class Engine:
                 n_tokens = part.stop - part.first
                 pieces.setdefault(part.text, []).append((part.first, self.token_log_probability[at : at + n_tokens]))
                 at += n_tokens
+                if self.sampled is not None and self._samples(part.text):
+                    positions = slice(n_sampled, n_sampled + n_tokens)
+                    sampled.setdefault(part.text, []).append((part.first, self.sampled.at(positions)))
+                    n_sampled += n_tokens
                 waiting[part.text] -= 1
                 if not waiting[part.text]:
                     done.append(part.text)
             if done:
                 chosen, found = np.array(done), np.stack([total.pop(s) for s in done])
-                in_order = [piece for s in done for _, piece in sorted(pieces.pop(s), key=lambda one: one[0])]
-                parts = tokens.parts(chosen, np.concatenate(in_order), found[:, -1])
+                ordered = [piece for s in done for piece in in_order(pieces.pop(s))]
+                parts = tokens.parts(chosen, np.concatenate(ordered), found[:, -1])
+                if self.sampling is not None:
+                    read = {s: Sampled.joined(in_order(sampled.pop(s))) for s in done if self._samples(s)}
+                    parts |= _sampled_parts(self.sampling, chosen, read)
                 yield Scores(chosen, found[:, -1], lengths[done], parts | ({"layers": found} if self.layers else {}))
+
+    def _samples(self, text: int) -> bool:
+        return self.sampling is not None and text in self.sampling.wanted
+
+    def _sampler(
+        self, tokens: Tokens, batch: Sequence[Segment], n_vocabulary: int, width: int, device: torch.device
+    ) -> TileSampler | None:
+        """Reads what is sampled off the tiles of a batch, `width` columns each; None where nothing is."""
+        chosen = [part for part in batch if self._samples(part.text)]
+        if self.sampling is None or not chosen:
+            return None
+        sampling, seen = self.sampling, self.sampling.seen(tokens.ids, n_vocabulary)
+        drawn = all(part.text in sampling.draws.of for part in chosen)
+        n_tiles = 0 if drawn else -(-n_vocabulary // width)
+        counts = [part.stop - part.first for part in batch]
+        places = np.flatnonzero(np.repeat([self._samples(part.text) for part in batch], counts))
+        wanted = [
+            Wanted.of(sampling, part.text, int(tokens.lengths[part.text]) - 1, seen, n_tiles).at(
+                slice(part.first - 1, part.stop - 1)
+            )
+            for part in chosen
+        ]
+        return TileSampler(places, Wanted.joined(wanted), seen, width, device)
 
     def _remedy(self) -> str:
         if self.kernel is None:
@@ -262,20 +299,36 @@ class Engine:
             if self.head is None:
                 raise no_lens(self.loaded.ref, "Its output head is of an unknown kind.")
             self.readout = find_readout(self.model, lambda: self._hidden_states(packed.inputs[-1:]), self.loaded.ref)
+        if self.head is None:
+            return self._score_by_own_logits(tokens, packed, batch)
+        head = self.head
+        sampler = self._sampler(tokens, batch, len(head.weight), head.width, head.weight.device)
         if not len(packed.owner):
             self.token_log_probability = np.empty(0)
-            return np.zeros((len(batch), 1 if self.readout is None else len(self.readout.blocks) + 1))
-        if self.head is None:
-            own = [self._from_own_logits(row[: part.length]) for row, part in zip(packed.inputs, batch, strict=True)]
-            scored = [row[part.first - part.start - 1 :] for row, part in zip(own, batch, strict=True)]
-            self.token_log_probability = in_float64(torch.cat(scored))
-            return packed.sums(self.token_log_probability)[:, None]
-        if self.readout is None:
-            self.token_log_probability = packed.read(self.head, self._hidden_states(packed.inputs))
-            return packed.sums(self.token_log_probability)[:, None]
-        return self._read_layers(packed, self.head, self.readout)
+            found = np.zeros((len(batch), 1 if self.readout is None else len(self.readout.blocks) + 1))
+        elif self.readout is None:
+            self.token_log_probability = packed.read(head, self._hidden_states(packed.inputs), sampler=sampler)
+            found = packed.sums(self.token_log_probability)[:, None]
+        else:
+            found = self._read_layers(packed, head, self.readout, sampler)
+        self.sampled = None if sampler is None else sampler.found()
+        return found
 
-    def _read_layers(self, packed: Packed, head: OutputHead, readout: Readout) -> Floats:
+    def _score_by_own_logits(self, tokens: Tokens, packed: Packed, batch: Sequence[Segment]) -> Floats:
+        """The same (rows, 1), without a head: one text after another."""
+        scored, sampled = [np.empty(0)], list[Sampled]()
+        for row, part in zip(packed.inputs, batch, strict=True):
+            logits, target = self._own_logits(row[: part.length]), row[1 : part.length, None]
+            mass, first = logits.logsumexp(dim=1), part.first - part.start - 1
+            scored.append(in_float64(logits.gather(1, target)[:, 0] - mass)[first:])
+            if sampler := self._sampler(tokens, [part], logits.shape[1], logits.shape[1], logits.device):
+                sampler.see(slice(0, len(logits) - first), 0, logits[first:], mass[first:])
+                sampled.append(sampler.found())
+        self.sampled = Sampled.joined(sampled) if sampled else None
+        self.token_log_probability = np.concatenate(scored)
+        return packed.sums(self.token_log_probability)[:, None]
+
+    def _read_layers(self, packed: Packed, head: OutputHead, readout: Readout, sampler: TileSampler | None) -> Floats:
         """Log-likelihood (rows, L + 1) at each layer, read as the forward pass reaches it."""
         last, found = len(readout.blocks), dict[int, Floats]()
 
@@ -285,7 +338,7 @@ class Engine:
 
         with readout.watching(see):
             final = self._hidden_states(packed.inputs)
-        self.token_log_probability = packed.read(head, final)
+        self.token_log_probability = packed.read(head, final, sampler=sampler)
         own = packed.sums(self.token_log_probability)
         if self.lens_error is None:
             self._check_lens(found[last] - own, np.bincount(packed.owner, minlength=len(own)))
@@ -456,20 +509,32 @@ class Packed:
         inputs = torch.from_numpy(ids).to(device)
         return cls(inputs, owner, torch.from_numpy(before), inputs.flatten()[torch.from_numpy(before + 1).to(device)])
 
-    def read(self, head: OutputHead, hidden: Tensor, readout: Readout | None = None) -> Floats:
+    def read(
+        self, head: OutputHead, hidden: Tensor, readout: Readout | None = None, sampler: TileSampler | None = None
+    ) -> Floats:
         """Log-probabilities (t,) of the scored tokens in nats, from hidden states (rows, tokens, H), of a layer where a
-        readout is given."""
+        readout is given; a sampler sees the tiles."""
         hidden = hidden.flatten(0, 1)[self.before.to(hidden.device)]
-        return in_float64(head.log_likelihood(hidden if readout is None else readout(hidden), self.target))
+        hidden = hidden if readout is None else readout(hidden)
+        return in_float64(head.log_likelihood(hidden, self.target, None if sampler is None else sampler.see))
 
     def sums(self, token_log_probability: Floats) -> Floats:
         """The values of the scored tokens, added up by row in float64."""
         return np.bincount(self.owner, weights=token_log_probability, minlength=len(self.inputs)).astype(np.float64)
 
 
-def in_float64(values: Tensor) -> Floats:
-    """The same values in NumPy."""
-    return np.asarray(values.cpu().double().numpy())
+def in_order(pieces: Sequence[tuple[int, T]]) -> list[T]:
+    """The pieces of a text by the token that each begins with."""
+    return [piece for _, piece in sorted(pieces, key=lambda one: one[0])]
+
+
+def _sampled_parts(sampling: Sampling, texts: Integers, read: Mapping[int, Sampled]) -> dict[str, Values]:
+    """The parts of these texts, from what was read of those that are sampled. What was drawn is added."""
+    for text, found in read.items():
+        if text not in sampling.draws.of:
+            sampling.add(text, found.ids, found.log_proposal)
+    log_probability = {text: found.log_probability for text, found in read.items()}
+    return sampling.parts(texts, log_probability, {text: found.top for text, found in read.items()})
 
 
 class _ReachedHeadError(Exception):

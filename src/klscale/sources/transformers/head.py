@@ -8,18 +8,25 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from klscale.science.arrays import Floats
 
 TOKENS, VOCABULARY = 2048, 1024
 """Tile shape: as many tokens as a batch on a CPU has, so that the weights are read once; no wider than the cache is
 large (on a GPU 4 times both)."""
+
+
+See = Callable[[slice, int, Tensor, Tensor], None]
+"""What looks at tiles: given the rows of the batch, the first token id of the tile, the tile of logits, and the
+log-sum-exp of each of its rows."""
 
 
 @dataclass(frozen=True)
@@ -42,26 +49,37 @@ class OutputHead:
             tile = torch.tanh(tile / self.soft_cap) * self.soft_cap
         return tile
 
-    def log_likelihood(self, hidden: Tensor, target: Tensor) -> Tensor:
-        """Log-probability (T,) in float32 of `target` (T,) token ids after `hidden` states (T, H)."""
+    @property
+    def width(self) -> int:
+        """Columns of a tile."""
+        return VOCABULARY * self._factor
+
+    @property
+    def _factor(self) -> int:
+        return 1 if self.weight.device.type == "cpu" else 4
+
+    def log_likelihood(self, hidden: Tensor, target: Tensor, see: See | None = None) -> Tensor:
+        """Log-probability (T,) in float32 of `target` (T,) token ids after `hidden` states (T, H). `see` is shown every
+        tile."""
         # A model spread over accelerators ends on any of them.
         hidden, target = hidden.to(self.weight.device), target.to(self.weight.device)
-        factor = 1 if hidden.device.type == "cpu" else 4
-        rows = [
-            self._tile_row(h, t, VOCABULARY * factor)
-            for h, t in zip(torch.split(hidden, TOKENS * factor), torch.split(target, TOKENS * factor), strict=True)
-        ]
+        size, rows = TOKENS * self._factor, []
+        for first in range(0, len(target), size):
+            part = slice(first, min(first + size, len(target)))
+            rows.append(self._tile_row(hidden[part], target[part], see and partial(see, part)))
         return torch.cat(rows)
 
-    def _tile_row(self, hidden: Tensor, target: Tensor, width: int) -> Tensor:
-        size = self.weight.shape[0]
+    def _tile_row(self, hidden: Tensor, target: Tensor, see: Callable[[int, Tensor, Tensor], None] | None) -> Tensor:
+        size, width = self.weight.shape[0], self.width
         total = target_logit = hidden.new_empty(0, dtype=torch.float32)
         for start in range(0, size, width):
             tile = self.logits(hidden, start, min(start + width, size))
             place = target - start
             inside = (place >= 0) & (place < tile.shape[1])
             found = tile.gather(1, place.clamp(0, tile.shape[1] - 1)[:, None])[:, 0]
-            part = _log_sum_exp(tile)
+            part = log_sum_exp(tile)
+            if see is not None:
+                see(start, tile, part)
             if start == 0:
                 total, target_logit = part, found
             else:
@@ -75,7 +93,12 @@ def widened(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _log_sum_exp(tile: Tensor) -> Tensor:
+def in_float64(values: Tensor) -> Floats:
+    """The same values in NumPy."""
+    return np.asarray(values.cpu().double().numpy())
+
+
+def log_sum_exp(tile: Tensor) -> Tensor:
     """Over the columns of (T, V), as logit - log_softmax of one column: one pass through the cache, where torch's
     logsumexp takes four. The column is one that counts: the largest of the first row, never a masked one."""
     column = tile[0].argmax()[None]

@@ -31,7 +31,6 @@ LEFT_OUT = 1e-3
 REPLACED = "\N{REPLACEMENT CHARACTER}"
 
 
-@torch.inference_mode()
 def compare_next_tokens(
     a: Engine,
     b: Engine,
@@ -45,27 +44,46 @@ def compare_next_tokens(
     Where one has more ids than the other (vocabularies padded to different sizes), both are renormalised on those that
     they share. Raises KlscaleError where that leaves out a probability above 1e-3, and for a KL that is not finite.
     """
+    (found,) = compare_pairs((a, b), ((0, 1),), tokens, texts, advance)
+    return found
+
+
+@torch.inference_mode()
+def compare_pairs(
+    engines: Sequence[Engine],
+    pairs: Sequence[tuple[int, int]],
+    tokens: Tokens,
+    texts: Sequence[int] | Integers,
+    advance: Callable[[int], None] = lambda _: None,
+) -> list[NextTokens]:
+    """The same for several pairs of places in `engines`; each model reads each text once. Raises as for one pair."""
     parts = [Segment(int(s), 0, int(tokens.lengths[s]), 1) for s in texts if tokens.lengths[s] > 1]
-    for engine in (a, b) if parts else ():
+    for engine in engines if parts else ():
         engine.find_head(tokens, parts[0])
-    found = [(np.empty(0, dtype=np.int64), np.empty((6, 0)))]
-    for batch, values in in_batches((a, b), parts, lambda batch: _read(a, b, tokens, batch)):
+    found = [(np.empty(0, dtype=np.int64), np.empty((len(pairs), 6, 0)))]
+    for batch, values in in_batches(engines, parts, lambda batch: _read(engines, pairs, tokens, batch)):
         found.append(values)
         advance(len(batch))
     text, rows = (np.concatenate(values, axis=-1) for values in zip(*found, strict=True))
     order = np.argsort(text, kind="stable")
-    text, rows = text[order], rows[:, order]
-    _require_sound(a.loaded.ref, b.loaded.ref, text, rows)
-    forward, backward, same_top, *log_likelihood, left_out = rows
-    return NextTokens(text, forward, backward, same_top > 0, np.stack(log_likelihood), float(left_out.max(initial=0.0)))
+    text, rows = text[order], rows[..., order]
+    for (a, b), of_pair in zip(pairs, rows, strict=True):
+        _require_sound(engines[a].loaded.ref, engines[b].loaded.ref, text, of_pair)
+    return [
+        NextTokens(text, forward, backward, same_top > 0, np.stack(log_likelihood), float(left_out.max(initial=0.0)))
+        for forward, backward, same_top, *log_likelihood, left_out in rows
+    ]
 
 
-def _read(a: Engine, b: Engine, tokens: Tokens, batch: Sequence[Segment]) -> tuple[Integers, Floats]:
-    """Which text each scored token of a batch is of, and the rows of `_compare`."""
-    packed = Packed.of(tokens, batch, max(part.length for part in batch), a.device)
+def _read(
+    engines: Sequence[Engine], pairs: Sequence[tuple[int, int]], tokens: Tokens, batch: Sequence[Segment]
+) -> tuple[Integers, Floats]:
+    """Which text each scored token of a batch is of, and the rows (P, 6, t) of `_compare` of each pair."""
+    device = engines[0].device
+    packed = Packed.of(tokens, batch, max(part.length for part in batch), device)
     # What has no float64 (Apple's GPUs) hands its logits to the CPU.
-    place = torch.device("cpu") if a.device.type == "mps" else a.device
-    readers = a.next_token_logits(packed), b.next_token_logits(packed)
+    place = torch.device("cpu") if device.type == "mps" else device
+    readers = [engine.next_token_logits(packed) for engine in engines]
     on_gpu, width = place.type == "cuda", max(read(slice(1)).shape[1] for read in readers)
     size = max(1, (16 * TILE if on_gpu else TILE) // width)
     piece = size if on_gpu else max(1, PIECE // width)
@@ -73,10 +91,11 @@ def _read(a: Engine, b: Engine, tokens: Tokens, batch: Sequence[Segment]) -> tup
     for start in range(0, len(packed.target), size):
         part = slice(start, start + size)
         tile = (*(read(part).to(place) for read in readers), packed.target[part].to(place))
-        for p, q, target in zip(*(torch.split(whole, piece) for whole in tile), strict=True):
-            found.append(_compare(p.double(), q.double(), target).cpu())
+        for *logits, target in zip(*(torch.split(whole, piece) for whole in tile), strict=True):
+            wide = [one.double() for one in logits]
+            found.append(torch.stack([_compare(wide[a], wide[b], target) for a, b in pairs]).cpu())
     text = np.array([part.text for part in batch], dtype=np.int64)[packed.owner]
-    return text, torch.cat(found, dim=1).numpy()
+    return text, torch.cat(found, dim=2).numpy()
 
 
 def _compare(a: Tensor, b: Tensor, target: Tensor) -> Tensor:

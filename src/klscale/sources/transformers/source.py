@@ -21,6 +21,7 @@ from klscale.sources.source import (
     LAYERS,
     NEXT_TOKENS,
     REPEAT_RUNS,
+    SAMPLED_TOKENS,
     WEIGHT_FILES,
     WEIGHTS,
     NextTokens,
@@ -52,7 +53,7 @@ class Transformers(Source):
     name = "transformers"
     dtypes = DTYPES
     quantizations = QUANTIZATIONS
-    capabilities = frozenset({LAYERS, NEXT_TOKENS, REPEAT_RUNS, WEIGHT_FILES, WEIGHTS})
+    capabilities = frozenset({LAYERS, NEXT_TOKENS, REPEAT_RUNS, SAMPLED_TOKENS, WEIGHT_FILES, WEIGHTS})
 
     def __init__(self, progress: Progress = SILENT, *, sizes: bool = False) -> None:
         super().__init__(progress, sizes=sizes)
@@ -129,6 +130,7 @@ class TransformersReader(Reader):
         return self._tokenize(self.loaded.tokenizer, texts)
 
     def score(self, texts: TextSet, positions: Sequence[int] | Integers) -> Iterator[Scores]:
+        self.engine.sampling = self.sampling
         return self.engine.score(self.tokens(texts), positions, long_texts=self.options.long_texts)
 
     def facts(self, texts: TextSet) -> dict[str, Any]:

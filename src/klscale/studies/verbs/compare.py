@@ -81,7 +81,7 @@ def compare(
     else:
         if options.rescore:
             raise InputError("rescore and precision exclude each other.", remedy="Score the models anew first.")
-        how = options.scoring(*READING, "keep_downloads", "progress")
+        how = options.scoring(*READING, "sampled_tokens", "keep_downloads", "progress")
         only = None if reference is None else refs[0]
         found = compare_to_precision(refs, options.chosen(place), place, precision, reference=only, **how)
         vectors, outcomes = found.vectors, found.outcomes

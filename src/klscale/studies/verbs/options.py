@@ -47,6 +47,10 @@ class Options:
     split_special_tokens: bool = field(
         default=False, metadata={"help": "Read a string such as <s> in a text as text, not as a special token."}
     )
+    sampled_tokens: int | None = field(
+        default=None,
+        metadata={"help": "Texts whose sampled tokens are kept, for KL of one tokenizer. 0: none. Default: 2,000."},
+    )
     rescore: bool = field(default=False, metadata={"help": "Score even what the store has."})
     keep_downloads: bool = field(
         default=True,
@@ -85,7 +89,7 @@ class Options:
 
     def scoring(self, *names: str) -> dict[str, Any]:
         """The options with these names (default: all options of scoring), as keywords."""
-        taken = names or (*READING, "rescore", "keep_downloads", "progress")
+        taken = names or (*READING, "sampled_tokens", "rescore", "keep_downloads", "progress")
         return {name: getattr(self, name) for name in taken}
 
 

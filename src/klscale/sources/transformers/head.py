@@ -100,8 +100,12 @@ def in_float64(values: Tensor) -> Floats:
 
 def log_sum_exp(tile: Tensor) -> Tensor:
     """Over the columns of (T, V), as logit - log_softmax of one column: one pass through the cache, where torch's
-    logsumexp takes four. The column is one that counts: the largest of the first row, never a masked one."""
-    column = tile[0].argmax()[None]
+    logsumexp takes four. The column is one that counts: the largest of the first row, never a masked one; a tile that
+    is masked as a whole has none."""
+    largest, column = tile[0].max(dim=0)
+    if largest == -torch.inf:
+        return tile.logsumexp(dim=1)
+    column = column[None]
     return (tile.index_select(1, column) - tile.log_softmax(dim=1).index_select(1, column))[:, 0]
 
 

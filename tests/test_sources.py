@@ -103,7 +103,7 @@ def test_what_a_source_does_not_know_is_refused(ref, words, texts, store):
 def test_capabilities_are_asked_for_by_name(texts, store):
     (outcome,) = score(["mock://1"], texts, store, layers=True)
     assert "the source mock has no layers" in str(outcome.error)
-    assert "It offers: next-token probabilities, repeat runs." in outcome.error.why
+    assert "It offers: next-token probabilities, repeat runs, sampled tokens." in outcome.error.why
     sources, ref = Sources(), ModelRef.parse("mock://1")
     with pytest.raises(InputError, match="no layers"):
         sources.open(sources.pin(ref), ReaderOptions(parts=frozenset({"layers"})))

@@ -461,7 +461,7 @@ class _Sweep:
                 "It models other strings: its KL to a model with another tokenizer measures that too.\n"
                 "Compare it with models of its own tokenizer, or leave such texts out of the set."
             )
-        if special := metadata["special_token_texts"]:
+        if special := metadata.get("special_token_texts"):
             self.progress.note(
                 f"{job.ref}: in {special:,} texts a string such as <s> is read as a special token, not as text.\n"
                 + (

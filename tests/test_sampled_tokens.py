@@ -11,12 +11,15 @@ from scipy import stats
 
 from klscale.science import sampled_tokens
 from klscale.science.sampled_tokens import (
+    FEW_EFFECTIVE,
+    HEAVY_WEIGHT,
     MIXTURE,
     Draws,
     directed_terms,
     draw_tokens,
     sampled_kl,
     sampled_kl_matrix,
+    tail_index,
     unigram,
 )
 
@@ -124,7 +127,8 @@ def test_pairs_and_the_matrix_equal_naive_loops(clustered, monkeypatch):
         assert pair.effective == pytest.approx(effective, rel=1e-12)
         assert matrix.effective[i, j] == pytest.approx(effective, rel=1e-12)
         assert matrix.largest_weight[i, j] == pytest.approx(pair.largest_weight, rel=1e-12)
-        assert bool(matrix.poor[i, j]) == pair.poor
+        rule = pair.effective < FEW_EFFECTIVE or pair.largest_weight > HEAVY_WEIGHT * pair.n_draws
+        assert bool(matrix.poor[i, j]) == rule <= pair.poor
 
 
 def test_near_pairs_keep_their_digits():
@@ -253,3 +257,15 @@ def test_draws_are_the_same_for_a_seed_and_float32():
 
 def test_unigram_counts_every_id_once_more():
     assert unigram(np.array([1, 1, 3]), 5).tolist() == [1 / 8, 3 / 8, 1 / 8, 2 / 8, 1 / 8]
+
+
+@pytest.mark.parametrize("k", [0.2, 0.5, 0.9])
+def test_the_index_of_a_tail_is_that_of_its_distribution(k):
+    """Of Pareto variables u**-k, whose tail is the same at every threshold."""
+    found = [tail_index(np.random.default_rng(seed).random(20_000) ** -k) for seed in range(20)]
+    assert np.mean(found) == pytest.approx(k, abs=3 * np.std(found) / np.sqrt(20) + 0.03)
+
+
+def test_terms_that_are_alike_have_no_tail():
+    assert math.isnan(tail_index(np.ones(1000)))
+    assert math.isnan(tail_index(np.array([1.0, 2.0])))

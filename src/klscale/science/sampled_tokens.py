@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
+from scipy import special, stats
 
 from klscale.science.arrays import Documents, Floats, Integers
 from klscale.science.estimates import Estimate, cluster_codes, n_clusters
@@ -35,6 +35,9 @@ MIXTURE = 0.6, 0.3, 0.1
 
 FEW_EFFECTIVE, HEAVY_WEIGHT = 0.2, 0.01
 """The draws are poor for a pair below this effective share, or where one weight is above this share of all."""
+
+HEAVY_TAIL = 0.5
+"""Pareto index of the terms of KL from which on their variance is infinite, and no standard error can be trusted."""
 
 CLOSE = 1e-6
 """Pairs are computed directly where their KL is this small against those of either model from the mean of all."""
@@ -78,8 +81,10 @@ class SampledKL:
     `symmetric` is the mean of both directions, `forward` KL(a, b), `backward` KL(b, a). `total_variation` is a mean
     over positions; `same_top` the share of positions where both have the same most probable token (None: not kept).
     `effective` is the effective sample size as a share of the draws, for weights (p + q) / 2r, and `largest_weight` the
-    largest p/r or q/r. `outside` is the probability, in the mean over positions, of drawn ids that one of the
-    vocabularies lacks: what concerns these is left out. KL is infinite where a model rules out what the other may say.
+    largest p/r or q/r. `tail_index` is the Pareto index of the largest terms of the symmetrised KL: below 0.5 their
+    variance is finite (Vehtari et al., arXiv 1507.02646, Section 2). `outside` is the probability, in the mean over
+    positions, of drawn ids that one of the vocabularies lacks: what concerns these is left out. KL is infinite where a
+    model rules out what the other may say.
     """
 
     symmetric: Estimate
@@ -90,13 +95,15 @@ class SampledKL:
     n_positions: int
     effective: float
     largest_weight: float
+    tail_index: float
     outside: float
     n_draws: int
 
     @property
     def poor(self) -> bool:
         """Whether the proposal is too far from one of the models for the standard errors to be trusted."""
-        return self.effective < FEW_EFFECTIVE or self.largest_weight > HEAVY_WEIGHT * self.n_draws
+        heavy = self.largest_weight > HEAVY_WEIGHT * self.n_draws or self.tail_index > HEAVY_TAIL
+        return heavy or self.effective < FEW_EFFECTIVE
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,9 +190,24 @@ def sampled_kl(
         n_positions=len(a),
         effective=float(mean.sum() ** 2 / (mean.size * (mean**2).sum())),
         largest_weight=float(weights.max()),
+        tail_index=tail_index((terms[0] + terms[1]).ravel()),
         outside=float(outside),
         n_draws=mean.size,
     )
+
+
+def tail_index(terms: Floats) -> float:
+    """Index k of a generalised Pareto distribution fitted to the largest of these terms (n,), no unit; NaN where fewer
+    than five are told apart. Moments of order 1/k and above are infinite (Vehtari et al., arXiv 1507.02646)."""
+    n = int(min(0.2 * len(terms), 3 * math.sqrt(len(terms))))
+    largest = np.partition(terms, len(terms) - n - 1)[len(terms) - n - 1 :] if n >= 5 else np.empty(0)
+    if not len(largest) or np.isinf(largest).any():
+        return math.nan
+    excess = largest - largest.min()
+    excess = excess[excess > 0]
+    if len(excess) < 5:
+        return math.nan
+    return float(stats.genpareto.fit(excess / excess.mean(), floc=0)[0])
 
 
 def _share(hits: Floats, positions: Floats, clusters: Integers | None) -> Estimate:

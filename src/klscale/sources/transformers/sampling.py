@@ -17,14 +17,14 @@ from torch import Tensor
 
 from klscale.science.arrays import Floats, Integers
 from klscale.science.sampled_tokens import MIXTURE
-from klscale.sources.transformers.head import in_float64, log_sum_exp
+from klscale.sources.transformers.head import in_float64
 from klscale.vectors.draws import Sampling
 
 WHOLE, ROOT, SEEN = range(3)
 """The parts of the proposal: the model's own p, the square root of p, and how often ids occur in the texts."""
 
-ROWS = 1024
-"""Rows of a tile in which ids are drawn at a time."""
+ROWS, IN_CACHE = 1024, 128
+"""Rows of a tile in which ids are drawn at a time, and those that fit the cache of a CPU."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,10 +122,10 @@ class TileSampler:
         mass = mass.to(self._kind)
         self._whole[here] = torch.logaddexp(self._whole[here], mass)
         if self._draws:
-            self._draw(here, start, tile, mass)
+            self._draw(here, start, tile, mass, largest)
 
-    def _draw(self, here: slice, start: int, tile: Tensor, mass: Tensor) -> None:
-        root = log_sum_exp(tile / 2).to(self._kind)
+    def _draw(self, here: slice, start: int, tile: Tensor, mass: Tensor, largest: Tensor) -> None:
+        root = _root_mass(tile, largest).to(self._kind)
         self._root[here] = torch.logaddexp(self._root[here], root)
         by_root = self._part[here] == ROOT
         chance = torch.where(
@@ -156,3 +156,13 @@ class TileSampler:
             shares = torch.tensor(MIXTURE, dtype=self._kind, device=self._device).log()
             log_r = torch.where(self._part >= 0, (parts + shares[:, None, None]).logsumexp(dim=0), log_r)
         return Sampled(self._ids.cpu().numpy(), in_float64(log_r), in_float64(log_p), self._top.cpu().numpy())
+
+
+def _root_mass(tile: Tensor, largest: Tensor) -> Tensor:
+    """The log-sum-exp (T,) of half the logits (T, v) of a tile, whose largest are given; a few rows at a time on a CPU,
+    for its cache."""
+    found, size = [], IN_CACHE if tile.device.type == "cpu" else len(tile)
+    top = largest.clamp(min=torch.finfo(largest.dtype).min) / 2  # a tile that is ruled out as a whole has none
+    for part, most in zip(tile.split(size), top.split(size), strict=True):
+        found.append((part / 2).sub_(most[:, None]).exp_().sum(dim=1).log_() + most)
+    return torch.cat(found)

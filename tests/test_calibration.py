@@ -93,6 +93,12 @@ def naive_kl(a, b, ids):
     return float((np.exp(log_p) * (log_p - log_q)).sum())
 
 
+def naive_top(a, b, ids):
+    """(2, positions): the largest probability of a, and whether b has the same most probable token."""
+    log_p, log_q = log_probabilities(a, ids), log_probabilities(b, ids)
+    return np.stack([np.exp(log_p).max(axis=1), log_p.argmax(axis=1) == log_q.argmax(axis=1)])
+
+
 def per_text(found, values):
     return np.bincount(found.text, weights=values)
 
@@ -125,6 +131,7 @@ def test_each_text_equals_a_plain_loop_in_float64(pair):
             assert values[found.text == s].sum() == pytest.approx(naive_kl(p, q, EVERY_TEXT[s]), abs=1e-10)
         tops = [log_probabilities(engine, EVERY_TEXT[s]).argmax(axis=1) for engine in pair]
         assert (found.same_top[found.text == s] == (tops[0] == tops[1])).all()
+        np.testing.assert_allclose(found.top[found.text == s], naive_top(*pair, EVERY_TEXT[s])[0], rtol=1e-9)
 
 
 @pytest.fixture
@@ -354,8 +361,8 @@ def test_monte_carlo_intervals_cover_the_enumerated_values(pair):
         sums = calibration.Sums(
             text=np.arange(n), n_tokens=np.full(n, 4), forward=exact[part], backward=exact[part],
             same_top=np.ones(n), drawn_bytes=np.full((2, n), LENGTH), drawn_exact=np.stack([exact[part]] * 2),
-            drawn_difference=np.stack([own[part]] * 2), quantiles=np.zeros(4), resampled_quantiles=np.zeros((4, 9)),
-            maximum=0.0, left_out=0.0, n_available=625,
+            drawn_difference=np.stack([own[part]] * 2), quantiles=np.zeros(5), resampled_quantiles=np.zeros((5, 9)),
+            by_top=np.zeros((3, 4, n)), maximum=0.0, left_out=0.0, n_available=625,
         )  # fmt: skip
         from_a = calibration.calibration(vectors, sums).from_a
         intervals = from_a.exact.interval, from_a.ratio.interval
@@ -413,6 +420,14 @@ def test_a_pair_from_end_to_end(scored, capsys):
     assert [one.value for one in found.per_token.quantiles] == pytest.approx(wanted, rel=1e-6)
     assert found.per_token.mean.value == pytest.approx(single.mean(), rel=1e-6)
     assert found.per_token.maximum == pytest.approx(single.max(), rel=1e-6)
+    top, same = np.concatenate([naive_top(first, second, tokens.of(s)) for s in range(40)], axis=1)
+    assert len(found.per_token.by_top) == 4
+    for bucket in found.per_token.by_top:
+        there = (top > bucket.low) & (top <= bucket.high)
+        assert bucket.share.value == pytest.approx(there.mean(), abs=1e-9)
+        if there.any():
+            assert bucket.mean.value == pytest.approx(single[there].mean(), rel=1e-6)
+            assert bucket.same_top.value == pytest.approx(same[there].mean(), rel=1e-6)
     assert all(one.standard_error > 0 for one in (found.per_token.mean, *found.per_token.quantiles))
     record = json.loads(json.dumps(calibration_record([found], vectors)))
     assert record["pairs"][0]["symmetrised"]["value"] == found.symmetrised.value

@@ -174,6 +174,10 @@ def test_kl_is_that_of_the_whole_vocabulary(make_model, texts, store):
         assert close_to(found.symmetric, (forward + backward) / 2)
         assert close_to(found.total_variation, variation)
         assert found.same_top.value == pytest.approx(same, abs=0.01)
+        n = sum(map(len, log_p[i]))
+        per_token = (found.forward_per_token, forward), (found.backward_per_token, backward)
+        for estimate, kl in per_token:
+            assert close_to(estimate, kl * texts.bytes.sum() * math.log(2) / n)
         assert found.forward.standard_error < 0.2 * forward
         assert found.outside == 0
         assert matrix.forward[i, j] == pytest.approx(found.forward.value, rel=1e-6)

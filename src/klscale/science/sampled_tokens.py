@@ -78,18 +78,22 @@ class Draws:
 class SampledKL:
     """KL divergence between two models by sampled tokens, in bits per byte with intervals on the log scale.
 
-    `symmetric` is the mean of both directions, `forward` KL(a, b), `backward` KL(b, a). `total_variation` is a mean
-    over positions; `same_top` the share of positions where both have the same most probable token (None: not kept).
-    `effective` is the effective sample size as a share of the draws, for weights (p + q) / 2r, and `largest_weight` the
-    largest p/r or q/r. `tail_index` is the Pareto index of the largest terms of the symmetrised KL: below 0.5 their
-    variance is finite (Vehtari et al., arXiv 1507.02646, Section 2). `outside` is the probability, in the mean over
-    positions, of drawn ids that one of the vocabularies lacks: what concerns these is left out. KL is infinite where a
-    model rules out what the other may say.
+    `symmetric` is the mean of both directions, `forward` KL(a, b), `backward` KL(b, a). `forward_per_token` and
+    `backward_per_token` are these in nats, as means over positions. `total_variation` is a mean over positions, too;
+    `same_top` the share of positions where both have the same most probable token (None: not kept). `effective` is the
+    effective sample size as a share of the draws, for weights (p + q) / 2r, and `largest_weight` the largest p/r or
+    q/r. `tail_index` is the Pareto index of the largest terms of the symmetrised KL: below 0.5 their variance is finite
+    (Vehtari et al., arXiv 1507.02646, Section 2). `outside` is the probability, in the mean over positions, of drawn
+    ids that one of the vocabularies lacks: what concerns these is left out. KL is infinite where a model rules out what
+    the other may say. Of the KL of single positions there are means alone: from a few draws each, their quantiles would
+    be those of the draws.
     """
 
     symmetric: Estimate
     forward: Estimate
     backward: Estimate
+    forward_per_token: Estimate
+    backward_per_token: Estimate
     total_variation: Estimate
     same_top: Estimate | None
     n_positions: int
@@ -185,6 +189,8 @@ def sampled_kl(
         symmetric=ratio((forward + backward) / 2, size, "bits/byte"),
         forward=ratio(forward, size, "bits/byte"),
         backward=ratio(backward, size, "bits/byte"),
+        forward_per_token=ratio(forward, positions, "nats/token"),
+        backward_per_token=ratio(backward, positions, "nats/token"),
         total_variation=ratio(variation, positions, ""),
         same_top=None if top is None else _share(draws.by_text(top[0] == top[1]), positions, clusters),
         n_positions=len(a),

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from klscale.science.estimates import format_estimate
+from klscale.science.estimates import Estimate, format_estimate
 from klscale.science.kl import KL
 from klscale.show import cautions
 from klscale.show.cautions import Around, Measured
@@ -25,7 +25,7 @@ BLOCKS = 3
 """Largest number of pairs that are printed as blocks; of more, each has one row."""
 LONGEST = 40
 """Characters of a model's name in a row."""
-_QUANTILES = tuple("median" if share == 0.5 else f"{share:.0%}" for share in QUANTILES)
+_QUANTILES = tuple("median" if share == 0.5 else f"{100 * share:g}%" for share in QUANTILES)
 TOKENS = "nats/token"
 DRAWN = (
     "On the texts: means over the text set. Drawn: means over texts that the models themselves generate, token by "
@@ -93,12 +93,20 @@ DRAWN_FROM = (
     kl("estimate", "The estimate on these texts.", lambda it: it.estimate),
     _estimate("ratio", "Unclipped estimate over exact KL.", ""),
 )
+BUCKET = (
+    Column("low", "Lower limit of that probability.", "probability"),
+    Column("high", "Upper limit of it.", "probability"),
+    estimate("share", "Share of the positions.", "share"),
+    estimate("mean", "Mean over them.", TOKENS),
+    estimate("same_top", "Share of them where both models have the same most probable token.", "share"),
+)
 PER_TOKEN = (
     estimate("mean", "Mean over tokens.", TOKENS),
     Column("quantiles", "Quantiles over tokens, at `quantiles_of_tokens`.", TOKENS, within=ESTIMATE, many=True),
     Column("maximum", "The largest.", TOKENS),
     estimate("same_top", "Share of positions where both models have the same most probable token.", "share"),
     Column("n_tokens", "Tokens.", "tokens"),
+    Column("by_top", "Positions by the probability of a's most probable token.", within=BUCKET, many=True),
 )
 CALIBRATION = (
     Column("a", "One model.", value=lambda it: it.found.a),
@@ -201,6 +209,11 @@ def _print_block(row: _Row) -> None:
     out.print(f"estimate on all {one.estimate_all.n_texts:,} texts: {all_texts}")
     tokens = zip((f"mean of {one.per_token.n_tokens:,} tokens", *_TOKENS[1:]), _of_tokens(one.per_token), strict=True)
     out.print(table(lines("KL(A‖B) of single tokens on the texts", TOKENS), list(tokens)))
+    buckets = [
+        (f"{bucket.low:g} to {bucket.high:g}", _percent(bucket.share), number(bucket.mean), _percent(bucket.same_top))
+        for bucket in one.per_token.by_top
+    ]
+    out.print(table(lines("probability of A's top token", "of the tokens", TOKENS, "same top token"), buckets))
 
 
 _TOKENS = ("mean", *_QUANTILES, "maximum", "same top token")
@@ -215,6 +228,9 @@ def _print_rows(rows: Sequence[_Row]) -> None:
 
 def _of_tokens(tokens: PerToken) -> list[str]:
     """The KL of single tokens as cells: mean, quantiles, maximum; and the share with the same top token."""
-    same = tokens.same_top
-    share = format_estimate(100 * same.value, 100 * same.standard_error)
-    return [number(tokens.mean), *map(number, tokens.quantiles), f"{tokens.maximum:.3g}", f"{share} %"]
+    quantiles = map(number, tokens.quantiles)
+    return [number(tokens.mean), *quantiles, f"{tokens.maximum:.3g}", _percent(tokens.same_top)]
+
+
+def _percent(share: Estimate) -> str:
+    return f"{format_estimate(100 * share.value, 100 * share.standard_error)} %" if share.n_texts else "n/a"

@@ -283,6 +283,7 @@ class MockReader(Reader):
             forward=a.kl_after(b)[before],
             backward=b.kl_after(a)[before],
             same_top=(a.log_p.argmax(axis=1) == b.log_p.argmax(axis=1))[before],
+            top=a.p.max(axis=1)[before],
             log_likelihood=np.stack([chain.log_p[before, target] for chain in (a, b)]),
             left_out=0.0,
         )

@@ -326,14 +326,16 @@ class NextTokens:
 
     `text` (T,) is the text of each token; `forward` and `backward` (T,) are KL(p_a || p_b) and KL(p_b || p_a) in nats
     of the distributions that predict it; `same_top` (T,) says whether their most probable tokens are the same;
-    `log_likelihood` (2, T) is that of the token itself in nats, under a and b. `left_out` is the largest probability
-    that either model gives, anywhere, to ids that the other does not have.
+    `top` (T,) is the probability that a gives to its most probable token; `log_likelihood` (2, T) is that of the token
+    itself in nats, under a and b. `left_out` is the largest probability that either model gives, anywhere, to ids that
+    the other does not have.
     """
 
     text: Integers
     forward: Floats
     backward: Floats
     same_top: NDArray[np.bool_]
+    top: Floats
     log_likelihood: Floats
     left_out: float
 

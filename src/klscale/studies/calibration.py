@@ -28,15 +28,17 @@ from klscale.science.bootstrap import RESAMPLES, estimate_from_resamples, text_d
 from klscale.science.clip import common_texts
 from klscale.science.estimates import Estimate, cluster_codes, n_clusters, standard_error_of_mean
 from klscale.science.kl import KL, LOG_2, bits_per_byte, kl
-from klscale.sources.source import NEXT_TOKENS, Reader, ReaderOptions, Sources, require_one_tokenizer
+from klscale.sources.source import NEXT_TOKENS, NextTokens, Reader, ReaderOptions, Sources, require_one_tokenizer
 from klscale.sources.tokens import Tokens
 from klscale.store.store import Entry, Store
 from klscale.vectors.vectors import Vectors
 
 N_TEXTS = 500
 """Largest number of texts for exact KL."""
-QUANTILES = (0.5, 0.9, 0.95, 0.99)
+QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
 """Quantiles of the KL of single tokens."""
+TOP = (0.0, 0.1, 0.5, 0.9, 1.0)
+"""Limits of the buckets of positions: by the probability that the first model gives to its most probable token."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +55,30 @@ class Drawn:
 
 
 @dataclass(frozen=True)
+class Bucket:
+    """Positions where the most probable token of a has a probability above `low`, up to `high`: their `share` of all,
+    the `mean` KL(p_a || p_b) in nats, and the share of them with the same most probable token, `same_top`. NaN where
+    there are none."""
+
+    low: float
+    high: float
+    share: Estimate
+    mean: Estimate
+    same_top: Estimate
+
+
+@dataclass(frozen=True)
 class PerToken:
     """KL(p_a || p_b) of single next tokens in nats: `mean`, quantiles (those of `QUANTILES`) and `maximum`. `same_top`
-    is the fraction of positions where both models have the same most probable token."""
+    is the fraction of positions where both models have the same most probable token. `by_top` has a bucket for each of
+    the ranges of `TOP`."""
 
     mean: Estimate
     quantiles: tuple[Estimate, ...]
     maximum: float
     same_top: Estimate
     n_tokens: int
+    by_top: tuple[Bucket, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +89,8 @@ class Sums:
     counts tokens. Three arrays (2, n) belong to the texts drawn from a and from b: `drawn_bytes`, `drawn_exact` (KL
     from the model that they were drawn from to the other) and `drawn_difference` (log-likelihood under a minus under
     b). `quantiles` (Q,) and `maximum` are of the forward KL of single tokens; `resampled_quantiles` (Q, R) are its
-    quantiles in R bootstrap samples of the texts.
+    quantiles in R bootstrap samples of the texts. Of the positions in each bucket of `TOP`, `by_top` (3, B, n) holds
+    their number, their `forward` and their `same_top`.
     """
 
     text: Integers
@@ -85,6 +103,7 @@ class Sums:
     drawn_difference: Floats
     quantiles: Floats
     resampled_quantiles: Floats
+    by_top: Floats
     maximum: float
     left_out: float
     n_available: int
@@ -213,6 +232,18 @@ def calibration(pair: Vectors, sums: Sums, seed: int = 0) -> Calibration:
         """A ratio of sums over texts, as bits per byte are, but per token."""
         return replace(exact(counted * LOG_2, sums.n_tokens), unit=unit)
 
+    def bucket(b: int) -> Bucket:
+        n, forward, same = sums.by_top[:, b]
+        there = n > 0
+
+        def over(values: Floats, unit: str) -> Estimate:
+            if there.sum() < 2:
+                return Estimate(math.nan, math.nan, (math.nan, math.nan), int(there.sum()), unit)
+            some = None if documents is None else documents[there]
+            return replace(bits_per_byte(-values[there] * LOG_2, n[there], documents=some), unit=unit)
+
+        return Bucket(TOP[b], TOP[b + 1], per_token(n, ""), over(forward, "nats/token"), over(same, ""))
+
     def quantile(value: float, resampled: Floats) -> Estimate:
         return estimate_from_resamples(value, resampled, len(size), documents=documents, unit="nats/token")
 
@@ -238,6 +269,7 @@ def calibration(pair: Vectors, sums: Sums, seed: int = 0) -> Calibration:
             maximum=sums.maximum,
             same_top=per_token(sums.same_top, ""),
             n_tokens=int(sums.n_tokens.sum()),
+            by_top=tuple(map(bucket, range(len(TOP) - 1))),
         ),
         left_out=sums.left_out,
         sums=sums,
@@ -328,6 +360,7 @@ class _Bench:
             drawn_difference=np.stack(drawn_difference),
             quantiles=quantiles[:, 0],
             resampled_quantiles=quantiles[:, 1:],
+            by_top=_by_top(there, which, len(text)),
             maximum=float(there.forward.max()),
             left_out=there.left_out,
             n_available=n_available,
@@ -374,6 +407,14 @@ class _Bench:
             seed = int(hashlib.sha256(f"{entry.key} {self.seed}".encode()).hexdigest()[:12], 16)
             self.drawn[key] = reader.sample(tokens, text, seed, n_ids, advance)
         return self.drawn[key]
+
+
+def _by_top(there: NextTokens, which: Integers, n_texts: int) -> Floats:
+    """`Sums.by_top` of all positions, whose texts are `which` (T,)."""
+    bucket, B = np.searchsorted(TOP[1:-1], there.top), len(TOP) - 1
+    place = bucket * n_texts + which
+    counted = (None, there.forward, there.same_top)
+    return np.stack([np.bincount(place, one, B * n_texts).reshape(B, n_texts) for one in counted]).astype(np.float64)
 
 
 def _weighted_quantiles(values: Floats, text: Integers, draws: Floats) -> Floats:

@@ -60,7 +60,7 @@ def compare_pairs(
     parts = [Segment(int(s), 0, int(tokens.lengths[s]), 1) for s in texts if tokens.lengths[s] > 1]
     for engine in engines if parts else ():
         engine.find_head(tokens, parts[0])
-    found = [(np.empty(0, dtype=np.int64), np.empty((len(pairs), 6, 0)))]
+    found = [(np.empty(0, dtype=np.int64), np.empty((len(pairs), 7, 0)))]
     for batch, values in in_batches(engines, parts, lambda batch: _read(engines, pairs, tokens, batch)):
         found.append(values)
         advance(len(batch))
@@ -70,15 +70,17 @@ def compare_pairs(
     for (a, b), of_pair in zip(pairs, rows, strict=True):
         _require_sound(engines[a].loaded.ref, engines[b].loaded.ref, text, of_pair)
     return [
-        NextTokens(text, forward, backward, same_top > 0, np.stack(log_likelihood), float(left_out.max(initial=0.0)))
-        for forward, backward, same_top, *log_likelihood, left_out in rows
+        NextTokens(
+            text, forward, backward, same_top > 0, top, np.stack(log_likelihood), float(left_out.max(initial=0.0))
+        )
+        for forward, backward, same_top, top, *log_likelihood, left_out in rows
     ]
 
 
 def _read(
     engines: Sequence[Engine], pairs: Sequence[tuple[int, int]], tokens: Tokens, batch: Sequence[Segment]
 ) -> tuple[Integers, Floats]:
-    """Which text each scored token of a batch is of, and the rows (P, 6, t) of `_compare` of each pair."""
+    """Which text each scored token of a batch is of, and the rows (P, 7, t) of `_compare` of each pair."""
     device = engines[0].device
     packed = Packed.of(tokens, batch, max(part.length for part in batch), device)
     # What has no float64 (Apple's GPUs) hands its logits to the CPU.
@@ -99,16 +101,17 @@ def _read(
 
 
 def _compare(a: Tensor, b: Tensor, target: Tensor) -> Tensor:
-    """The rows (6, t) of a tile, from the logits (t, V) of both models in float64."""
+    """The rows (7, t) of a tile, from the logits (t, V) of both models in float64."""
     common = min(a.shape[1], b.shape[1])
     left_out = a.new_zeros(len(a))
     for logits in (a, b):
         if logits.shape[1] > common:
             left_out = logits.softmax(dim=1)[:, common:].sum(dim=1)
     log_p, log_q = (logits[:, :common].log_softmax(dim=1) for logits in (a, b))
-    same_top = log_p.argmax(dim=1) == log_q.argmax(dim=1)
+    top, first = log_p.max(dim=1)
+    same_top = first == log_q.argmax(dim=1)
     own = [log.gather(1, target[:, None])[:, 0] for log in (log_p, log_q)]
-    return torch.stack([_kl(log_p, log_q), _kl(log_q, log_p), same_top.double(), *own, left_out])
+    return torch.stack([_kl(log_p, log_q), _kl(log_q, log_p), same_top.double(), top.exp(), *own, left_out])
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:

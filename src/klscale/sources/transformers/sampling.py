@@ -163,6 +163,6 @@ def _root_mass(tile: Tensor, largest: Tensor) -> Tensor:
     for its cache."""
     found, size = [], IN_CACHE if tile.device.type == "cpu" else len(tile)
     top = largest.clamp(min=torch.finfo(largest.dtype).min) / 2  # a tile that is ruled out as a whole has none
-    for part, most in zip(tile.split(size), top.split(size), strict=True):
+    for part, most in zip(torch.split(tile, size), torch.split(top, size), strict=True):
         found.append((part / 2).sub_(most[:, None]).exp_().sum(dim=1).log_() + most)
     return torch.cat(found)

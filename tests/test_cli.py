@@ -597,7 +597,10 @@ klscale.cli.main()
     assert all(set(statuses) == set(models) for statuses in found)
     assert all(set(statuses.values()) <= {"scored", "present"} for statuses in found)
     store = Store(tmp_path / "klscale-store")
-    assert len(list(store.check())) == 10, "head and lines of the texts, vectors and noise floors"
+    assert len(list(store.check())) == 11, "head and lines of the texts, vectors, draws and noise floors"
+    assert [problem for _, problem in store.check() if problem] == []
+    vectors = store.vectors(store.resolve_texts(None))
+    assert vectors.sampled_kl_matrix().n_texts == len(vectors.texts), "all have what one of them has drawn"
     assert all(not problem for _, problem in store.check())
     assert not list(tmp_path.glob("klscale-store/partial/*/*"))
 

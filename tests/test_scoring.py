@@ -189,7 +189,7 @@ def test_out_of_memory_with_one_text_is_an_error(make_model, texts, monkeypatch)
 
     directory = make_model()
     monkeypatch.setattr(Engine, "find_head", lambda *_: None)
-    monkeypatch.setattr(Engine, "_from_own_logits", no_memory)
+    monkeypatch.setattr(Engine, "_own_logits", no_memory)
     with pytest.raises(KlscaleError, match="out of memory on cpu with one text"):
         score(directory, texts)
 

@@ -41,7 +41,7 @@ START = 100
 LEAP = 2
 """Largest ratio of texts between one look and the next: a kurtosis from few texts is uncertain."""
 SMALLEST = 1e-6
-"""Smallest precision: even a Gaussian difference needs 2 * 10**12 texts for it. The square of a far smaller one is 0."""
+"""Smallest precision: even a Gaussian difference needs 2 * 10**12 texts. The square of a far smaller one is 0."""
 TYPICAL_KURTOSIS = 6.0
 """Kurtosis of a Laplace difference: the interval is narrowest at the number of texts that it needs."""
 

@@ -124,7 +124,7 @@ def text_table(sets: dict[str, Vectors]) -> str:
 
 
 def tail_table(sets: dict[str, Vectors]) -> str:
-    """The other estimates beside the headline, over all pairs."""
+    """The other estimates and the reported value, over all pairs."""
     words = {
         "clipped": "with a clip at the pooled 2 % quantile",
         "trimmed": "trimmed, 1 %",
@@ -143,7 +143,7 @@ def tail_table(sets: dict[str, Vectors]) -> str:
         if name.startswith("14"):
             pair = tails.examine_pair(vectors, "EleutherAI/pythia-410m", "EleutherAI/pythia-1.4b")
             pictures.save(pictures.text_contributions(pair), DOCS / "pictures" / "texts-that-carry-a-kl.png")
-    return table(("models", "estimate", "over the headline, median", "Spearman", "swapped", "elsewhere"), rows)
+    return table(("models", "estimate", "over the reported value, median", "Spearman", "discordant", "elsewhere"), rows)
 
 
 def setting_table(vectors: Vectors) -> str:
@@ -151,11 +151,11 @@ def setting_table(vectors: Vectors) -> str:
     found = tails.examine_tails(vectors).settings
     names = ("headline", "clipped", "trimmed", "huber")
     rows = [(one.setting, *(number(one.medians[name]) for name in names)) for one in found]
-    return table(("setting", "headline", "with a clip", "trimmed, 1 %", "Huber"), rows)
+    return table(("setting", "reported value", "with a clip", "trimmed, 1 %", "Huber"), rows)
 
 
 def noise_table(demo: Path, shared: Path | None) -> str:
-    """Readings of a model against each other."""
+    """KL between runs of a model."""
     refs = [(demo / "models" / run / "checkpoint-800", load_texts("pocket")) for run in LAST]
     stories = here(shared, "models/stories260K")
     refs.append((stories, load_texts(here(shared, "texts/public-domain-short-3k.jsonl"))))
@@ -170,7 +170,7 @@ def noise_table(demo: Path, shared: Path | None) -> str:
         if one.half_precision is not None:
             columns[name]["sums in half precision | as they are"] = number(one.half_precision)
     rows = dict.fromkeys(row for column in columns.values() for row in column)
-    return table(("reading", "against", *columns), [(row, *(c.get(row, "") for c in columns.values())) for row in rows])
+    return table(("run", "against", *columns), [(row, *(c.get(row, "") for c in columns.values())) for row in rows])
 
 
 def here(shared: Path | None, name: str) -> Path:

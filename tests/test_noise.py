@@ -475,7 +475,7 @@ def test_the_scale_shows_its_lowest_rung():
         record = scale.scale_record(vectors, measured)["noise_floor"]
         if floors is None:
             assert record is None
-            assert "Noise floor" not in captured.get()
+            assert "Run-to-run noise" not in captured.get()
         else:
             assert record == {"median": np.median(floors), "smallest": min(floors), "largest": max(floors),
                               "largest_of": f"f-10m-seed{np.argmax(floors)}", "n_models": 4}  # fmt: skip

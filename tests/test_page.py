@@ -251,8 +251,8 @@ def test_rounding_noise_is_said_of_its_pairs_and_on_the_scale(open_page):
             flag for flag in flags if words and flag.startswith(words)
         ]
         assert any("nois" in flag for flag in flags) == bool(words)
-    assert "Noise floor, KL between two readings of one model: median" in page.locator("#scale").text_content()
-    assert "Noise floor" not in open_page("fourteen").locator("#scale").text_content()
+    assert "Run-to-run noise, KL between two runs of one model: median" in page.locator("#scale").text_content()
+    assert "Run-to-run noise" not in open_page("fourteen").locator("#scale").text_content()
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -1,10 +1,10 @@
-"""KL to a wanted precision: as few texts as that takes, in the fixed random order of the text set.
+"""KL to a given precision, with as few texts as possible, in the fixed random order of the text set.
 
 The variance of a log-likelihood difference of kurtosis k has a relative standard error of sqrt((k - 1) / n) over n
-texts, so that a precision p needs n = (k - 1) / p**2 of them: 200 for a Gaussian difference and 10 %, 500 for a Laplace
-one. k is not known beforehand. So the models are scored on some texts, the standard errors are looked at, and the texts
-that they call for are added, at numbers that lie on a fixed grid; to stop by what one sees makes the usual interval too
-narrow, and the one given here is that of a confidence sequence. How well this works: benchmarks/precision.md.
+texts. A precision p therefore needs n = (k - 1) / p**2 texts: 200 for a Gaussian difference and 10 %, 500 for a Laplace
+one. k is not known beforehand. So the models are scored on some texts, and more are added by the standard errors, at
+numbers of texts on a fixed grid (sequential looks). Stopping by the results makes the usual interval too narrow: the
+interval here is that of a confidence sequence. benchmarks/precision.md measures this.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from klscale.sweep.jobs import Outcome
 from klscale.vectors.vectors import Vectors
 
 PRECISION = 0.1
-"""Standard error / KL."""
+"""Default precision, standard error / KL."""
 FEWEST = 200
-"""Texts that tell a kurtosis at all: with 100, intervals cover less where a few texts in a hundred are far out."""
+"""Fewest texts for a kurtosis: with 100, intervals cover less where a few texts in a hundred are extreme."""
 GAUSSIAN = 2.5
-"""The first look is at this many texts / p**2: what a Gaussian difference needs, and a quarter more."""
+"""The first look is at this many texts / p**2: a Gaussian difference needs 2 / p**2; this is a quarter more."""
 START = 100
-"""The smallest number of texts at which one may look."""
+"""Smallest number of texts of a look."""
 LEAP = 2
-"""How many times the texts of one look the next may take: a kurtosis from few texts is uncertain."""
+"""Largest ratio of texts between one look and the next: a kurtosis from few texts is uncertain."""
 SMALLEST = 1e-6
-"""A precision that takes 2 * 10**12 texts even for a Gaussian difference; far below, its square is no number."""
+"""Smallest precision: even a Gaussian difference needs 2 * 10**12 texts. The square of a far smaller one is 0."""
 TYPICAL_KURTOSIS = 6.0
-"""That of a Laplace difference: the interval is narrowest at the number of texts that it needs."""
+"""Kurtosis of a Laplace difference: the interval is narrowest at the number of texts that it needs."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """The least precise pair at one look: `n_texts` scored with both models, those skipped included, and its
+    """The least precise pair at one look: `n_texts` scored with both models, skipped texts included, and its
     `relative_error`, standard error / KL."""
 
     n_texts: int
@@ -57,9 +57,12 @@ class Look:
 
 @dataclass(frozen=True, eq=False)
 class SequentialComparison:
-    """KL of each pair of models to a wanted precision. `vectors` are those of the models that could be scored; `pairs`
-    holds each KL, and `anytime` the pairs whose interval is that of a confidence sequence since not all texts were
-    scored; of all texts it is the usual one. `outcomes` tell what became of each model."""
+    """KL of each pair of models in bits per byte, to a given precision: `pairs`, (name, name) -> KL.
+
+    `vectors` are those of the models that could be scored. `anytime` are the pairs from some of the texts: their
+    interval is that of a confidence sequence. With all texts it is the usual one. `outcomes` has the status of each
+    model.
+    """
 
     vectors: Vectors
     pairs: Mapping[tuple[str, str], KL]
@@ -70,12 +73,13 @@ class SequentialComparison:
 
     @property
     def reached(self) -> bool:
-        """Whether every pair is as precise as was wanted."""
+        """Whether every pair has the given precision."""
         return all(relative_error(kl) <= self.precision for kl in self.pairs.values())
 
 
 def parse_precision(text: str) -> float:
-    """`10%`, `10 %` and `0.1` are a tenth. Raises InputError for what is not from 0.0001 to 100 %."""
+    """A precision as a fraction: `10%`, `10 %` and `0.1` are a tenth. Raises InputError for text that is not a number
+    from 0.0001 to 100 %."""
     number = text.strip()
     try:
         value = float(number.removesuffix("%")) / (100 if number.endswith("%") else 1)
@@ -88,7 +92,7 @@ def _valid(precision: float, given: object) -> float:
     if not SMALLEST <= precision < 1:
         raise InputError(
             f"--precision {given}: not between 0.0001 and 100 %.",
-            "It is the standard error that a KL may have, relative to its value.",
+            "It is the largest standard error of a KL, relative to its value.",
             "Give a percentage (10%) or a fraction (0.1).",
         )
     return precision
@@ -104,12 +108,12 @@ def compare_to_precision(
     progress: Progress = SILENT,
     **how: Any,
 ) -> SequentialComparison:
-    """Score models on as many texts as the KL of every pair needs for a standard error of at most `precision` times its
-    value, or on all; with a `reference`, one of the models, only of the pairs that it is in.
+    """KL in bits per byte of each pair, each with a standard error of at most `precision` times its value, from as few
+    texts as possible, or from all. With a `reference`, one of the models, only its pairs count.
 
-    What the store holds is not scored again, and is looked at first; what is scored is kept there, and a smaller
-    `precision` or `score` adds to it. `how` goes to `score`: `device`, `batch_tokens`, `long_texts`. On
-    texts that nothing can be scored on, there is one look at what is there.
+    Stored vectors are not scored again, and are looked at first. New scores are kept in the store; a smaller
+    `precision` or `score` adds to them. `how` goes to `score`: `device`, `batch_tokens`, `long_texts`. For an external
+    text set, which cannot be scored, there is one look at the stored vectors.
 
     Raises InputError where `precision` is not from 1e-6 to below 1.
     """
@@ -130,7 +134,7 @@ def compare_to_precision(
         if pairs:
             worst = max(pairs, key=lambda pair: relative_error(pairs[pair]))
             looks.append(Look(n_scored[worst], relative_error(pairs[worst])))
-        # A model that is gone keeps the texts that it has.
+        # A model that cannot be scored any more keeps its texts.
         lacking = [pair for pair, kl in pairs.items() if relative_error(kl) > precision and n_scored[pair] < N]
         if all(n_scored[pair] == before.get(pair) for pair in lacking):
             break
@@ -149,14 +153,15 @@ def _pairs(names: Sequence[str], reference: ModelRef | None) -> list[tuple[str, 
 
 
 def relative_error(kl: KL) -> float:
-    """Standard error / KL; 0 for two models that agree on every text, infinite where it is not known, as from one."""
+    """Standard error / KL, a pure number: 0 for two models that agree on every text, infinite where it is not known, as
+    from one text."""
     if kl.value == 0 and kl.n_texts > 1:
         return 0.0
     return kl.standard_error / kl.value if kl.value > 0 and math.isfinite(kl.standard_error) else math.inf
 
 
 def look_times(n_texts: int) -> list[int]:
-    """The numbers of texts at which one may look: 100, each a tenth more than the one before, and all."""
+    """The numbers of texts of sequential looks: 100, then each a tenth more than the one before, and all."""
     times = [START]
     while times[-1] < n_texts:
         times.append(times[-1] + times[-1] // 10)
@@ -166,11 +171,12 @@ def look_times(n_texts: int) -> list[int]:
 def next_look(
     kl: KL, n_scored: int, precision: float, times: Sequence[int], crowding: Callable[[int], float] = lambda n: 0.0
 ) -> int:
-    """The first of these numbers of texts that is expected to give a KL, now from `n_scored` texts, the precision; at
+    """The first of these numbers of texts where a KL, now from `n_scored` texts, is expected to have the precision; at
     most one LEAP away.
 
-    With n texts the squared relative error is (kurtosis - 1) / n for independent texts, and 1 + r `crowding(n)` times
-    as large for texts that share documents, where r is the correlation of squared differences within a document.
+    With n texts the squared relative error is (kurtosis - 1) / n for independent texts. For texts that share documents
+    it is larger by the design effect 1 + r `crowding(n)`, where r is the correlation of squared differences within a
+    document.
     """
     independent = (kl.kurtosis - 1) / n_scored
     excess, crowded = relative_error(kl) ** 2 / independent - 1, crowding(n_scored)
@@ -183,7 +189,7 @@ def next_look(
 
 
 def crowding_of(texts: TextSet) -> Callable[[int], float]:
-    """How many others of the first n texts of the random order are of a text's own document, in the mean; by n."""
+    """n -> mean number of other texts from the same document, among the first n texts of the random order."""
 
     @cache
     def crowding(n: int) -> float:

@@ -1,8 +1,8 @@
 """The scale: how large KL is between checkpoints, seeds, sizes and relatives, measured and as published.
 
-Two models instance a setting when they differ in exactly that attribute; an attribute that is not known never counts as
-a difference. Published values hold for pile-10k with its clip and are never mixed with measured ones.
-`docs/scale.md` says what each setting is.
+Two models are a pair of a setting when they differ in exactly that attribute; an unknown attribute never counts as a
+difference. Published values hold for pile-10k with its clip and are never mixed with measured ones. `docs/scale.md`
+defines each setting.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from klscale.vectors.vectors import Vectors
 PILE_MEAN_BYTES = 972.3188
 IDENTITY = ("family", "type", "parameters", "seed", "step", "parent", "quantization", "dtype")
 EQUAL_SIZE = 1.3
-"""Ratio of parameters up to which models of different architecture are of equal size."""
+"""Largest ratio of parameters between models of different architecture that count as equal in size."""
 FEWEST_GROUPS, FEWEST_MODELS = 5, 6
-"""With fewer independent groups of pairs, or models in any pairs, the spread of a median is shown as the range of its
-pairs. Between all of five models even that range holds the median of the population in 85 % of simulations only."""
+"""Fewest independent groups of pairs, or else models, for an interval over models; with fewer, the range over pairs is
+shown. Between all of five models even that range holds the median of the population only in 85 % of simulations."""
 FEWEST_RANDOM = 20
 MOST_PAIRS = 1000
-"""A setting with more pairs is measured on this many, drawn at random."""
+"""Largest number of pairs on which a setting is measured; of more, so many are drawn at random."""
 UNIT_RESAMPLES = 2000
 
 PUBLISHED_AS = {
@@ -51,24 +51,26 @@ PUBLISHED_AS = {
     "4-bit (fp4)": "4-bit",
     "4-bit (fp4-kernel)": "4-bit",
 }
-"""Measured settings beside which a published one of another name stands: what was published is bitsandbytes'."""
+"""Measured setting -> published setting with another name: the published kinds are those of bitsandbytes."""
 UNSPECIFIC = ("same type", "random")
-"""How far apart models are that share little: a yardstick only for what exceeds every other setting."""
+"""Settings of models that have little in common. A KL is compared with them only if it exceeds every other setting."""
 
 
 @dataclass(frozen=True)
 class Setting:
     """KL of one setting in bits per byte: `values` and `standard_errors` (over texts) of its `pairs`, in that order.
 
-    `median` and `quartiles` are over pairs; `standard_error` is that of the median over texts (bootstrap; of one pair
-    alone its own).
-    `interval` is a 95 % interval of the median over models (`interval_kind` is `models`): what is independent of each
-    other is resampled. Pairs that share a model, a run (its checkpoints), or a name (its layers and quantizations)
-    depend on each other; pairs that are linked in this way form a group. With five groups or more, groups are drawn;
-    else models, where a pair counts as often as both its models were drawn; below six models the interval is the
-    range over pairs (`interval_kind` is `range`). Models, here and in `n_models`, are names: a run counts once.
-    `in_range` says which pairs are KL rather than mere distances. `n_available` pairs exist, of which those measured
-    were drawn at random where they are fewer.
+    `median` and `quartiles` are over pairs. `standard_error` is that of the median over texts (bootstrap; for a single
+    pair its own).
+
+    `interval` is a 95 % interval of the median over models (`interval_kind` is `models`): independent units are
+    resampled. Pairs that share a model, a run (its checkpoints), or a name (its layers and quantizations) depend on
+    each other; linked pairs form a group. With five groups or more, groups are drawn. With fewer, models are drawn, and
+    a pair counts as often as both its models were drawn. Below six models the interval is the range over pairs
+    (`interval_kind` is `range`). Models, here and in `n_models`, are names: a run counts once.
+
+    `in_range` marks the pairs whose value is a KL rather than a distance. `n_available` pairs exist; the measured ones
+    are drawn from them at random where they are fewer.
     """
 
     setting: str
@@ -88,8 +90,8 @@ class Setting:
 
 @dataclass(frozen=True)
 class NoiseFloor:
-    """KL in bits per byte between two readings of one model, over the `n_models` models of which it is known: below it
-    nothing can be told apart. `largest_of` is the model that has the largest."""
+    """Run-to-run noise: KL in bits per byte between two runs of one model, over the `n_models` models where it is
+    known. Smaller differences cannot be measured. `largest_of` is the model with the largest noise."""
 
     median: float
     smallest: float
@@ -101,7 +103,7 @@ class NoiseFloor:
     def sentence(self) -> str:
         """The same in words."""
         return (
-            f"Noise floor, KL between two readings of one model: median {self.median:.2g} bits/byte of "
+            f"Run-to-run noise, KL between two runs of one model: median {self.median:.2g} bits/byte of "
             f"{self.n_models:,} models (from {self.smallest:.2g} to {self.largest:.2g}, that of {self.largest_of})."
         )
 
@@ -152,14 +154,15 @@ def published_holds(texts: TextSet) -> bool:
 
 
 def published_beside(setting: str) -> PublishedSetting | None:
-    """The published value of what a measured setting measures: for quantizations, of that very kind."""
+    """The published setting of the same name as a measured one; for quantizations, of the same kind. None where there
+    is none."""
     name = PUBLISHED_AS.get(setting, setting)
     return next((row for row in published() if row.setting == name), None)
 
 
 def worth_of_a_seed(measured: Iterable[Setting], texts: TextSet) -> tuple[float, str] | None:
-    """The KL between two seeds in bits per byte, and whose value it is: the median measured on these texts, else the
-    published one where that holds; None where neither is known."""
+    """The KL between two seeds in bits per byte, and its source in words: the median measured on these texts, else the
+    published one where that holds. None where neither is known."""
     for row in measured:
         if row.setting == "seed" and row.median > 0:
             return row.median, "the median between seeds, measured on these texts"
@@ -170,7 +173,7 @@ def worth_of_a_seed(measured: Iterable[Setting], texts: TextSet) -> tuple[float,
 
 
 def not_measured(measured: Iterable[Setting]) -> list[PublishedSetting]:
-    """The published settings that have no measured one beside them."""
+    """The published settings that are not among the measured ones."""
     there = {PUBLISHED_AS.get(row.setting, row.setting) for row in measured}
     return [row for row in published() if row.setting not in there]
 
@@ -182,7 +185,7 @@ def setting_of(a: Mapping[str, Any], b: Mapping[str, Any], a_ref: ModelRef, b_re
     """The setting that two models instance by their attributes: `checkpoint`, `seed`, `size`, `architecture`,
     `fine-tuning`, `layer`, `8-bit (KIND)`, `4-bit (KIND)`, `quantization (KIND)`; None for anything else.
 
-    Says nothing of the rest of the store: whether these checkpoints are consecutive, or the last of their runs.
+    It does not depend on the rest of the store: whether these checkpoints are consecutive, or the last of their runs.
     """
     if a_ref.layer is not None or b_ref.layer is not None:
         same = replace(a_ref, layer=None) == replace(b_ref, layer=None)
@@ -208,8 +211,8 @@ _SETTING_OF = {"seed": "seed", "parameters": "size", "step": "checkpoint"}
 
 
 def quantization_setting(kind: str) -> str:
-    """The setting of a quantization, by the number of bits that its name tells: `4-bit (nf4)`, `8-bit (gguf-q8_0)`;
-    `quantization (awq)` where it tells none."""
+    """The setting of a quantization, by the number of bits in its name: `4-bit (nf4)`, `8-bit (gguf-q8_0)`;
+    `quantization (awq)` where the name has none."""
     for bits in (8, 4):
         if re.search(rf"(?:int|nf|fp|q){bits}(?!\d)|(?<!\d){bits}-?bit", kind, re.IGNORECASE):
             return f"{bits}-bit ({kind})"
@@ -221,22 +224,22 @@ def _adjacent(a: ModelRef, b: ModelRef) -> bool:
 
 
 def _quantization_between(a: Mapping[str, Any], b: Mapping[str, Any], a_ref: ModelRef, b_ref: ModelRef) -> str | None:
-    """The kind by which one of two models is the other, quantized."""
+    """The kind of quantization, where one of two models is the quantized other; else None."""
     if (a.get("quantization") is None) == (b.get("quantization") is None):
         return None
     if b.get("quantization") is None:
         a, b, a_ref, b_ref = b, a, b_ref, a_ref
     kind = str(b["quantization"])
-    if b_ref.quantization is not None:  # by klscale: the rest of the reference says of what
+    if b_ref.quantization is not None:  # by klscale: the rest of the reference is the whole model
         return kind if replace(b_ref, quantization=None) == a_ref else None
-    if _is_child(a, b, a_ref, b_ref):  # a checkpoint of its own, whose parent is what was quantized
+    if _is_child(a, b, a_ref, b_ref):  # a separate checkpoint, whose parent is the model that was quantized
         return kind
     alone = _differing(a, b) == ["quantization"] and (a.get("step") is None) == (b.get("step") is None)
     return kind if alone and _same_origin(a, b, a_ref, b_ref) else None
 
 
 def _is_child(parent: Mapping[str, Any], child: Mapping[str, Any], parent_ref: ModelRef, child_ref: ModelRef) -> bool:
-    """Whether the child names the parent, and both are of one dtype, which the name of a parent need not tell."""
+    """Whether the child names the parent, and both have the same dtype; the name of a parent need not have one."""
     named = parent_of(child)
     if named is None or named not in (str(parent_ref), str(replace(parent_ref, dtype="float32"))):
         return False
@@ -248,18 +251,19 @@ def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 
 
 def _known(attributes: Mapping[str, Any], name: str) -> Any:
-    """An attribute; that a model is derived from no other and not quantized is said by saying nothing."""
+    """An attribute. A missing parent or quantization means none."""
     value = attributes.get(name)
     return "none" if name in ("quantization", "parent") and value is None else value
 
 
 def _alike(a: Any, b: Any, name: str) -> bool:
-    """Equal; for parameters, within 10 %: a fine-tune with a few more tokens is not another size."""
+    """Whether two values are equal; parameters may differ by 10 %: a fine-tune with a few more tokens is of equal
+    size."""
     return bool(abs(a - b) <= 0.1 * max(a, b)) if name == "parameters" else bool(a == b)
 
 
 def parent_of(attributes: Mapping[str, Any]) -> str | None:
-    """The parent as a reference is printed; None where there is none, or it is none that can be read."""
+    """The parent as a printed reference; None where there is none, or it cannot be read as one."""
     try:
         return str(ModelRef.parse(str(attributes["parent"])))
     except (KeyError, InputError):
@@ -271,7 +275,7 @@ def _both(a: Mapping[str, Any], b: Mapping[str, Any], name: str) -> bool:
 
 
 def _same_origin(a: Mapping[str, Any], b: Mapping[str, Any], a_ref: ModelRef, b_ref: ModelRef) -> bool:
-    """One family, or one name: models of unknown family are never taken for relatives."""
+    """Whether two models have one family or one name: models of unknown family are never relatives."""
     return (a.get("family") is not None and a.get("family") == b.get("family")) or a_ref.name == b_ref.name
 
 
@@ -279,11 +283,11 @@ def _same_origin(a: Mapping[str, Any], b: Mapping[str, Any], a_ref: ModelRef, b_
 
 
 def ladders(vectors: Vectors) -> dict[str, list[str]]:
-    """Each model of which there are quantized variants, and these from the nearest to the farthest, by their KL from it
-    (the headline value). A variant that has no texts in common with it is left out.
+    """Each model with quantized variants -> its variants, from the nearest to the farthest by their KL from it (the
+    reported value). A variant without common texts is left out.
 
-    What is a variant of what is told by reference, parent or attributes, as for the settings of quantization. Raises
-    InputError where the vectors were made by different conventions.
+    Variants are found by reference, parent or attributes, as for the settings of quantization. Raises InputError where
+    the vectors were made by different conventions.
     """
     vectors.require_one_convention()
     models = _Models(vectors.models, vectors.attributes.to_dict("records"))
@@ -321,10 +325,10 @@ def _find_pairs(vectors: Vectors) -> dict[str, _Pairs]:
     """The pairs of each setting among these models; those of `random` and `same type` are drawn.
 
     Checkpoint pairs are consecutive at the run's most common spacing, in the first (`early training`) or the second
-    half (`later training`) of what follows warm-up, which ends at the attribute `warmup`, else one spacing after the
-    start. Seed, size and architecture pairs, and children, are last checkpoints only. Random pairs are of distinct
-    models, as many as there are fine-tuning pairs, at least 20; no model is drawn again before all others were. The
-    same models give the same pairs, whatever their order.
+    half (`later training`) of training after warm-up. Warm-up ends at the attribute `warmup`, else one spacing after
+    the start. Seed, size and architecture pairs, and children, are last checkpoints only. Random pairs are of distinct
+    models. There are as many as fine-tuning pairs, at least 20; no model is drawn again before all others were. The
+    same models give the same pairs in any order.
     """
     order = np.argsort(np.array(vectors.names, dtype=object), kind="stable")
     models = _Models([vectors.models[place] for place in order], vectors.attributes.iloc[order].to_dict("records"))
@@ -339,12 +343,12 @@ def _find_pairs(vectors: Vectors) -> dict[str, _Pairs]:
 
 
 class _Models:
-    """Which pairs of models, sorted by name, instance a setting. Models are meant by their places in that order."""
+    """The pairs of models of each setting. Models are sorted by name, and given by their positions in that order."""
 
     def __init__(self, refs: Sequence[ModelRef], rows: Iterable[Mapping[Any, Any]]) -> None:
         self.refs = refs
         self.rows = [{str(key): value for key, value in row.items() if not pd.isna(value)} for row in rows]
-        # a run, whatever its checkpoints, and a model, whatever its layers and quantizations, are of one name
+        # all checkpoints of a run have one name, and all layers and quantizations of a model
         self.names = [(ref.run, row.get("seed")) for ref, row in zip(refs, self.rows, strict=True)]
         self.at = {str(ref): place for place, ref in enumerate(refs)}
         self.plain = [p for p, row in enumerate(self.rows) if refs[p].layer is None and "quantization" not in row]
@@ -356,7 +360,7 @@ class _Models:
         self.last = [place for place in self.plain if place not in earlier]
 
     def grouped(self, places: Iterable[int], key: Callable[[int], Any]) -> list[list[int]]:
-        """Places that share a key, of those that have one."""
+        """Groups of the positions that have a key, by key."""
         groups: dict[Any, list[int]] = {}
         for place in places:
             if (value := key(place)) is not None:
@@ -370,7 +374,7 @@ class _Models:
         return setting_of(self.rows[a], self.rows[b], self.refs[a], self.refs[b])
 
     def pairs(self) -> dict[str, tuple[Integers, int]]:
-        """The pairs (P, 2) of each setting, and how many there are to draw from."""
+        """The pairs (P, 2) of each setting, and the number to draw from."""
         found: dict[str, dict[tuple[int, int], None]] = {}
         for half, a, b in self.checkpoints():
             found.setdefault(half, {})[a, b] = None
@@ -390,7 +394,7 @@ class _Models:
         return made
 
     def checkpoints(self) -> Iterator[tuple[str, int, int]]:
-        """Consecutive checkpoints after warm-up, with the half that their middle lies in."""
+        """Consecutive checkpoints after warm-up, with the half that contains their middle."""
         for run in self.runs:
             steps = [self.rows[place]["step"] for place in run]
             spacings = Counter(b - a for a, b in pairwise(steps) if b > a)
@@ -414,7 +418,7 @@ class _Models:
                 yield a, b
 
     def derived(self) -> Iterator[tuple[int, int]]:
-        """Models with what they may have been made from: the same unquantized, their parent, a relative."""
+        """Models with their possible origins: the unquantized model, the parent, a relative."""
         named: dict[str, list[int]] = {}
         for place, ref in enumerate(self.refs):
             for name in {str(ref), str(replace(ref, dtype="float32"))}:
@@ -437,7 +441,7 @@ class _Models:
                 yield place, self.at[above]
 
     def distinct(self) -> list[int]:
-        """One last checkpoint of each name, in float32 where it is there, else in the commonest dtype."""
+        """One last checkpoint of each name, in float32 if the store has it, else in the most common dtype."""
         count = Counter(self.refs[place].dtype for place in self.last)
         by_preference = sorted(
             self.last, key=lambda p: (self.refs[p].dtype != "float32", -count[self.refs[p].dtype], p)
@@ -445,7 +449,7 @@ class _Models:
         return sorted(group[0] for group in self.grouped(by_preference, lambda p: (*self.names[p], self.refs[p].file)))
 
     def architectures(self, pool: Iterable[int]) -> Integers:
-        """Pairs (P, 2) of different type and equal size; there may be hundreds of thousands, so not one by one."""
+        """Pairs (P, 2) of different type and equal size, as arrays: there may be hundreds of thousands."""
         known = [p for p in pool if {"type", "parameters"} <= self.rows[p].keys() and "parent" not in self.rows[p]]
         known.sort(key=lambda place: self.rows[place]["parameters"])
         places = np.array(known, dtype=np.int64)
@@ -476,10 +480,10 @@ def _drawn(groups: Sequence[Sequence[int]], n: int, seed: int = 0) -> Integers:
 
 
 def measure(vectors: Vectors, *, resamples: int = RESAMPLES) -> list[Setting]:
-    """KL in bits per byte of each setting that these models instance, with standard errors; smallest median first.
+    """KL in bits per byte of each setting among these models, with standard errors; smallest median first.
 
-    `resamples` of the texts give the standard errors of medians; with 0 these are NaN, and it takes half the time.
-    Raises InputError where the vectors were made by different conventions.
+    `resamples`: number of bootstrap samples of the texts for the standard errors of medians; with 0 these are NaN, in
+    half the time. Raises InputError where the vectors were made by different conventions.
     """
     vectors.require_one_convention()
     found = _find_pairs(vectors)
@@ -510,7 +514,7 @@ def measure(vectors: Vectors, *, resamples: int = RESAMPLES) -> list[Setting]:
 
 
 def noise_floor(vectors: Vectors) -> NoiseFloor | None:
-    """The lowest rung of the scale; None where no model's is known."""
+    """Run-to-run noise, the lowest rung of the scale, in bits per byte; None where it is known of no model."""
     floor = vectors.noise_floor
     known = floor[~np.isnan(floor)]
     if not len(known):
@@ -546,9 +550,9 @@ def interval_over_models(value: Floats, models: Integers, *, seed: int = 0) -> t
     """95 % interval of the median of `value` (P,), the KL of pairs of `models` (P, 2; the same number twice where a
     pair is of one model); None for too few models.
 
-    What is drawn with replacement are groups of pairs that no model links, where there are five; else models, where
-    there are six, and a pair counts as often as its models were drawn together (`expanded_percentiles`). By simulation
-    it covers 91 to 98 %, and more than that where models are drawn and few pairs share one.
+    With five groups of pairs or more that no model links, groups are drawn with replacement. Else models are drawn,
+    where there are six, and a pair counts as often as its models were drawn together (`expanded_percentiles`). In
+    simulations it covers 91 to 98 %, and more where models are drawn and few pairs share one.
     """
     models = np.unique(models, return_inverse=True)[1].reshape(-1, 2)
     n = int(models.max()) + 1
@@ -561,22 +565,22 @@ def interval_over_models(value: Floats, models: Integers, *, seed: int = 0) -> t
     order = np.argsort(value)
     weight = np.cumsum(pair_draws(units[order], n, UNIT_RESAMPLES, seed), axis=1)
     weight = weight[weight[:, -1] > 0]
-    # The median of the drawn pairs: the mean of the two in the middle where they are even in number.
+    # The median of the drawn pairs: for an even number, the mean of the two in the middle.
     middle = np.stack([(2 * weight < weight[:, -1:]).sum(axis=1), (2 * weight <= weight[:, -1:]).sum(axis=1)])
     medians = value[order][middle].mean(axis=0)
     return expanded_percentiles(medians, n)
 
 
 def pair_draws(units: Integers, n: int, resamples: int, seed: int = 0) -> Integers:
-    """How often each pair of `units` (P, 2), numbers below n, counts in each of `resamples` samples (R, P) of n units,
-    drawn with replacement: as often as both were drawn; one that is of a single unit, as often as that."""
+    """How often each pair of `units` (P, 2), numbers below n, counts in each of `resamples` samples of n units, drawn
+    with replacement (R, P): as often as both were drawn. A pair of a single unit counts as often as the unit."""
     drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
     first, second = units.T
     return np.where(first == second, drawn[:, first], drawn[:, first] * drawn[:, second])
 
 
 def expanded_percentiles(resampled: Floats, n: int) -> tuple[float, float]:
-    """95 % interval from what was found in samples (R,) of n units: percentiles, widened as Student's t is against the
+    """95 % interval from the values in samples (R,) of n units: percentiles, widened like Student's t compared with the
     normal (Hesterberg, The American Statistician 69:371, 2015)."""
     tail = special.ndtr(-math.sqrt(n / (n - 1)) * special.stdtrit(n - 1, (1 + CONFIDENCE) / 2))
     low, high = np.quantile(resampled, [tail, 1 - tail])
@@ -588,7 +592,8 @@ def expanded_percentiles(resampled: Floats, n: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Yardstick:
-    """A setting with its median in bits per byte, and the largest value that it is nearest to on a log axis."""
+    """A setting with its median in bits per byte. `up_to` is the largest value whose nearest setting it is, on a log
+    axis."""
 
     setting: str
     median: float
@@ -596,18 +601,18 @@ class Yardstick:
     up_to: float
 
     def places(self, value: float) -> str:
-        """Where a value lies, in words."""
+        """The place of a value on the scale, in words."""
         ratio = value / self.median
         times = f"{ratio:.1f} times" if 0.1 <= ratio < 10 else f"{ratio:.2g} times"
         return f"{times} the median of '{self.setting}' ({self.median:.3g}, {self.source})"
 
 
 def yardsticks(texts: TextSet, measured: Iterable[Setting] = (), pair: tuple[str, str] = ("", "")) -> list[Yardstick]:
-    """What a value is held against, smallest first: the scale measured on the same texts, less settings that the `pair`
-    in question makes up alone; else the published scale where that holds; nothing where neither does.
+    """The settings that a value is compared with, smallest first: those measured on the same texts, without settings
+    that consist of the given `pair` alone. Else the published scale where it holds, or none.
 
-    Random pairs, and pairs of one type, are a yardstick only for what exceeds every other; layers, which are no
-    models, never.
+    Random pairs, and pairs of one type, are used only for values above every other setting. Layers, which are no
+    models, are never used.
     """
     own = [(row.median, row.setting) for row in measured if row.median > 0 and {*row.pairs} - {pair, pair[::-1]}]
     known = [(row.median, row.setting) for row in published()] if published_holds(texts) else []
@@ -623,6 +628,6 @@ def yardsticks(texts: TextSet, measured: Iterable[Setting] = (), pair: tuple[str
 def place(
     value: float, texts: TextSet, measured: Iterable[Setting] = (), pair: tuple[str, str] = ("", "")
 ) -> str | None:
-    """Where the KL of a pair lies, in words: beside the nearest of its `yardsticks`; None where there is none."""
+    """The place of a pair's KL in words, by the nearest of its `yardsticks`; None where there is none."""
     nearest = next((row for row in yardsticks(texts, measured, pair) if 0 < value <= row.up_to), None)
     return None if nearest is None else nearest.places(value)

@@ -187,7 +187,7 @@ class TrainingWatch:
             except Exception as error:
                 if starts:
                     raise
-                self._say_once(f"The measurement at step {step} failed; training goes on.\n{_told(error)}", "failed")
+                self._say_once(f"The measurement at step {step} failed; training continues.\n{_told(error)}", "failed")
         self._agree()
         return values
 
@@ -332,7 +332,7 @@ class TrainingWatch:
         except Exception as error:
             if len(self._recent) == 1:
                 raise
-            self._say_once(f"The vector of step {step} is not kept; training goes on.\n{_told(error)}", "not kept")
+            self._say_once(f"The vector of step {step} is not kept; training continues.\n{_told(error)}", "not kept")
         return {
             f"kl/{name}{suffix}": number
             for name, estimate in found.items()

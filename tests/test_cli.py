@@ -296,6 +296,15 @@ def test_names_are_shown_as_text(run, tmp_path):
     assert "onerror" in shown
 
 
+def test_tables_of_identical_models_hold_no_nan(run, tmp_path):
+    """They have no spread: nothing is printed where nothing is known."""
+    lines = [f"40,{-30 - n},{-30 - n},{-30 - n}" for n in range(24)]
+    (tmp_path / "same.csv").write_text("\n".join(["bytes,a,b,c@step1", *lines]))
+    run("import", "same.csv")
+    for command in ("kl", "scale", "compare a b", "map", "validate", "texts info same"):
+        assert "nan" not in run(*command.split()).output.replace("nance", "").lower(), command
+
+
 ORDERS = "\x1b[31mred\x1b]0;title\x07\x9b2J\r\u202e"
 """What a terminal obeys."""
 

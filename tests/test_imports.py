@@ -436,6 +436,15 @@ def pickled(folder: Path, value: object, protocol: int = 4, name: str = "values.
     return write(folder, pickle.dumps(value, protocol), name)
 
 
+def test_a_pickle_of_too_many_dictionaries_is_refused_before_any_is_made(tmp_path, monkeypatch):
+    """Two bytes a dictionary of 64: a small file asks for much memory."""
+    monkeypatch.setenv("KLSCALE_LIMIT_PICKLE_CONTAINERS", "1000")
+    bomb = b"\x80\x04(" + b"}" * 1001 + b"l."
+    assert "1,001 dictionaries and lists" in refusal(write(tmp_path, bomb, "v.pkl"), texts=TEXTS).what
+    few = refusal(write(tmp_path, b"\x80\x04(" + b"}" * 999 + b"l.", "v.pkl"), texts=TEXTS)
+    assert "dictionaries and lists" not in few.what
+
+
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("numpy_1", [False, True])
 def test_published_dictionaries_of_every_protocol(tmp_path: Path, protocol: int, numpy_1: bool) -> None:

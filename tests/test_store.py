@@ -222,6 +222,27 @@ def test_names_from_elsewhere_stay_inside_the_store(store, texts):
     assert store.write(texts, scores_of(5), metadata(long)).ref.name == long
 
 
+def test_a_vector_that_would_take_too_much_is_left_out(store, texts, monkeypatch, caplog):
+    n = len(texts)
+    layers = np.full((n, 30), -9.0)
+    scores = Scores(np.arange(n), layers[:, -1], np.full(n, 30), {"layers": layers})
+    store.write(texts, scores, metadata("deep/one"))
+    assert len(Store(store.location).entries(texts.id)) == 3
+    monkeypatch.setenv("KLSCALE_LIMIT_VECTOR_LAYERS", "29")
+    assert len(Store(store.location).entries(texts.id)) == 2
+    assert "would take 30 layers. The limit is 29" in caplog.text
+    monkeypatch.setenv("KLSCALE_LIMIT_VECTOR_LAYERS", "30")
+    monkeypatch.setenv("KLSCALE_LIMIT_VECTOR_BYTES", str(8 * n * 30 - 1))
+    assert len(Store(store.location).entries(texts.id)) == 2
+    assert "bytes, decompressed" in caplog.text
+
+
+@pytest.mark.parametrize("chain", ["a::b", "simplecache::memory://x", "zip::file.zip", "::"])
+def test_a_chain_of_urls_is_no_store(chain):
+    with pytest.raises(InputError, match="is a chain of URLs"):
+        Store(chain)
+
+
 def test_a_store_that_cannot_be(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file"):

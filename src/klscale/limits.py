@@ -52,5 +52,12 @@ SUITE_BYTES = Limit("SUITE_BYTES", 10_000_000, "bytes")
 TEXT_FILE_BYTES = Limit("TEXT_FILE_BYTES", 4 << 30, "bytes, decompressed")
 TABLE_BYTES = Limit("TABLE_BYTES", 2 << 30, "bytes, decompressed")
 """The largest published file has 81 MB."""
+PICKLE_CONTAINERS = Limit("PICKLE_CONTAINERS", 1_000_000, "dictionaries and lists")
+VECTOR_BYTES = Limit("VECTOR_BYTES", 4 << 30, "bytes, decompressed")
+"""10,000 texts of 10,000 layers have 800 MB."""
+VECTOR_LAYERS = Limit("VECTOR_LAYERS", 10_000, "layers")
 
-LIMITS = (SUITE_MODELS, SUITE_DEPTH, SUITE_MERGED, SUITE_BYTES, TEXT_FILE_BYTES, TABLE_BYTES)
+LIMITS = (
+    SUITE_MODELS, SUITE_DEPTH, SUITE_MERGED, SUITE_BYTES, TEXT_FILE_BYTES, TABLE_BYTES, PICKLE_CONTAINERS, VECTOR_BYTES,
+    VECTOR_LAYERS,
+)  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,7 @@ KL_COLUMNS = (
         "",
         lambda it: it.kl.kurtosis,
         "kurtosis",
-        lambda it: f"{it.kl.kurtosis:.1f}",
+        lambda it: "" if math.isnan(it.kl.kurtosis) else f"{it.kl.kurtosis:.1f}",  # of equal models
     ),
     Column(
         "in_range",

@@ -44,6 +44,9 @@ class Files:
     tidy: Callable[[], None] | None = None
 
     def __init__(self, location: str) -> None:
+        if "::" in location:
+            what = f"The store {location!r} is a chain of URLs."
+            raise InputError(what, "What is written through one may not arrive.", "Give one directory or URL.")
         try:
             self.system, self.root = fsspec.core.url_to_fs(location)
         except (ValueError, ImportError) as error:

@@ -27,6 +27,7 @@ from klscale.inputs.attributes import NUMBERS
 from klscale.inputs.references import ModelRef
 from klscale.inputs.spans import are_packed
 from klscale.inputs.texts import TextSet, content_id
+from klscale.limits import VECTOR_BYTES, VECTOR_LAYERS
 from klscale.science.kl import KL
 from klscale.store.files import SEAL, UnreadableError, require_seal, sealed
 from klscale.vectors.draws import SampledValues, TextDraws, TokenDraws
@@ -116,7 +117,23 @@ def from_parquet(kind: str, data: bytes, *, most_rows: int | None = None) -> tup
     _require_record(kind, metadata.pop("record", None), None if seal is None else seal.decode(), data)
     if most_rows is not None and file.metadata.num_rows > most_rows:
         raise UnreadableError(f"has {file.metadata.num_rows:,} rows where there can be {most_rows:,}")
+    _require_bounded(file)
     return file.read(use_threads=False), metadata  # threads of the reader may outlive the interpreter
+
+
+def _require_bounded(file: Any) -> None:
+    """Raise UnreadableError for a file that would take more memory than any record, by what it says of itself."""
+    groups = (file.metadata.row_group(n) for n in range(file.metadata.num_row_groups))
+    chunks = (group.column(n) for group in groups for n in range(group.num_columns))
+    n_bytes = sum(max(8 * chunk.num_values, chunk.total_uncompressed_size) for chunk in chunks)
+    lists = (field.type for field in file.schema_arrow if pa.types.is_fixed_size_list(field.type))
+    try:
+        VECTOR_BYTES.require(n_bytes, "it")
+        for kind in lists:
+            VECTOR_LAYERS.require(kind.list_size, "it")
+            VECTOR_BYTES.require(8 * kind.list_size * file.metadata.num_rows, "it")
+    except InputError as error:
+        raise UnreadableError(f"would take {error.what.removeprefix('it: ').rstrip('.')}. {error.why}") from error
 
 
 # -------------------------------------------------------------------------------------------------------------- fields

@@ -124,6 +124,8 @@ def score(
             outcomes[job.place] = Outcome(job.ref, "present", job.entry, download_bytes=0 if dry_run else None)
         if job.done:  # a sweep that was cut short may have left its files
             files[job.source].done(job.reads)
+    if not dry_run:
+        sweep.drop_finished(jobs)
     jobs = [job for job in jobs if not (job.done or (dry_run and job.entry))]
     if jobs:
         outcomes.update(sweep.plan(jobs) if dry_run else sweep.run(jobs, files))
@@ -288,6 +290,24 @@ class _Sweep:
         if not same:
             metadata |= {"ref": str(model.ref), "date": now()}
         return self.store.write(self.texts, self.store.scores(entry), metadata)
+
+    def drop_finished(self, jobs: Sequence[Job]) -> None:
+        """Forget unfinished work on vectors that are whole: what wrote them was cut short before it could."""
+        left = {path.rsplit("/", 1)[-1] for path in self.store.files.list("partial", self.texts.id)}
+        for job in jobs:
+            if job.entry is None or job.partial not in left:
+                continue
+            if (claim := self.store.claim(self.texts.id, job.key)) is not None:
+                try:
+                    self._drop_partial(job, self.store.scores(job.entry))
+                finally:
+                    claim.release()
+
+    def _drop_partial(self, job: Job, scores: Scores) -> None:
+        """Forget unfinished work, unless it is of more texts than the vector."""
+        unfinished = self.store.read_partial(self.texts.id, job.partial)
+        if np.isin(unfinished.text, scores.text).all():
+            self.store.drop_partial(self.texts.id, job.partial)
 
     def plan(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome]]:
         """(place, outcome) of each job as a dry run tells it; what several models share is fetched by the first."""
@@ -482,8 +502,7 @@ class _Sweep:
             entry = self._labelled(job.model, there)  # written by another process meanwhile
         else:
             entry = self.store.write(self.texts, scores, metadata)
-        if np.isin(unfinished.text, scores.text).all():  # else it is of more texts than were asked for now
-            self.store.drop_partial(self.texts.id, job.partial)
+        self._drop_partial(job, scores)
         if self.rescore or self.store.noise_floor(self.texts.id, entry.key) is None:
             self._repeat(entry, reader, scores)
         return entry

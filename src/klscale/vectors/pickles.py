@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from klscale.errors import InputError
+from klscale.limits import PICKLE_CONTAINERS
 
 SAVE_AS = "Save the values as .csv or .parquet: one row a text, one column a model."
 
@@ -90,13 +91,20 @@ def load_pickle(data: bytearray) -> Any:
 
     Raises InputError, naming what it asks for, where it holds anything else.
     """
+    containers = 0
     try:
         for opcode, argument, _ in pickletools.genops(data):  # checks every length against what the file holds, too
             if opcode.name.startswith("EXT"):
                 raise _RefusedError(f"code {argument} of the extension registry")
+            if opcode.name.endswith(("DICT", "LIST", "SET", "TUPLE", "OBJ", "REDUCE")):
+                containers += 1
+                if containers > PICKLE_CONTAINERS.value:
+                    PICKLE_CONTAINERS.require(containers, "the file")
             if opcode.name.endswith("PUT") and (argument or 0) > len(data):
                 raise _RefusedError(f"a memo of {argument:,} entries")
         return _Unpickler(data).load()
+    except InputError:
+        raise
     except _RefusedError as refused:
         why = "A pickle can run any program; only arrays, numbers, strings, lists and dictionaries are read."
         raise InputError(f"refused, it asks for {refused}.", why, SAVE_AS) from None

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,8 +20,10 @@ from klscale.progress import Progress
 from klscale.sources.mock import Chain, Parameters, vocabulary
 from klscale.store import records
 from klscale.store.store import Store
+from klscale.studies import scales
 from klscale.sweep.score import score
 from klscale.vectors.scores import Ragged
+from klscale.vectors.vectors import ATTRIBUTES
 from test_spans import naive_kl, naive_sums, naive_texts, odd_texts
 
 OLD = ROOT / "tests" / "data" / "store-0.1.0"
@@ -354,28 +357,86 @@ def test_spans_by_another_rule_are_not_compared(compared):
 # ------------------------------------------------------------------------------------------------------------- compare
 
 
-def test_compare_prints_both(run, compared, tmp_path):
+def test_compare_prints_spans_and_the_published_estimator_beside(run, compared):
     texts, store = compared
-    (tmp_path / "my.jsonl").write_text("".join(json.dumps(record) + "\n" for record in texts.records()))
     how = ["compare", *REFS, "--texts", texts.id, "--store", store.location]
+    whole = store.vectors(texts).kl()
     for record in json.loads(run(*how, "--json").stdout):
         value, error, lost = naive_pair(record["a"], record["b"], texts)
-        assert record["kl_spans"] == pytest.approx(value, rel=1e-5)
-        assert record["standard_error_spans"] == pytest.approx(error, rel=1e-5)
+        assert record["spans_kl"] == pytest.approx(value, rel=1e-5)
+        assert record["spans_standard_error"] == pytest.approx(error, rel=1e-5)
         assert record["lost_cuts"] == pytest.approx(lost, abs=1e-12)
-        assert record["drift_share"] < 1
-    shown = run(*how).stdout
-    assert "KL by spans" in shown
-    assert "nearer to next-token KL" in " ".join(shown.split())
+        assert record["drift_share"]["value"] < 1
+        assert record["estimator"] in ("spans", "sampled tokens")
+        if record["estimator"] == "spans":
+            assert (record["kl"], record["standard_error"]) == (record["spans_kl"], record["spans_standard_error"])
+            assert record["interval_low"] < record["kl"] < record["interval_high"]
+        assert record["whole_texts_kl"] == whole[record["a"], record["b"]].value
+        assert record["whole_texts_kl"] != record["kl"]
+    shown = " ".join(run(*how).stdout.split())
+    assert "published estimator" in shown
+    assert "Drift is" in shown
 
 
-def test_compare_without_spans_has_no_such_column(run, tmp_path):
-    shutil.copytree(OLD, tmp_path / "store")
-    refs = ["runs/a@step1", "runs/a@step2"]
-    how = ["compare", *refs, "--texts", "817faccc080f", "--store", tmp_path / "store"]
-    found = run(*how, "--json", status=None)
-    if found.exit_code:
-        pytest.skip("the models of the old store are out of reach")
-    (record,) = json.loads(found.stdout)
-    assert record["kl_spans"] is None
-    assert "spans" not in run(*how).stdout
+def test_a_vector_without_spans_is_compared_by_whole_texts():
+    store = Store(OLD)
+    vectors = store.vectors(store.texts("817faccc080f"))
+    a, b = vectors.names[:2]
+    found = vectors.reported_kl(a, b)
+    assert found.is_published
+    assert found.value == found.whole_texts.value == vectors.kl()[a, b].value
+    assert (found.spans, found.sampled_tokens) == (None, None)
+    assert math.isnan(found.by_spans)
+
+
+def without_sampled_tokens(vectors):
+    """The same, where sampled tokens are kept, without them."""
+    return replace(vectors, sampled=None) if hasattr(vectors, "sampled") else vectors
+
+
+def test_the_matrix_of_all_pairs_has_each_pair_by_its_own_estimator(compared):
+    """Two models with spans and one without: by spans between the first two, else by whole texts."""
+    texts, store = compared
+    vectors = without_sampled_tokens(store.vectors(texts).subset(REFS))
+    bare = replace(vectors, spans=(*vectors.spans[:2], None))
+    matrix, whole = bare.reported_kl_matrix(), bare.kl()
+    assert matrix.estimator[0, 1] == matrix.estimator[1, 0] == "spans"
+    assert [matrix.estimator[place] for place in ((0, 0), (0, 2), (2, 1))] == ["whole texts"] * 3
+    pair = bare.reported_kl(*REFS[:2])
+    assert matrix.at(0, 1).value == pytest.approx(pair.value, rel=1e-5)
+    assert matrix.at(0, 1).interval == pytest.approx(pair.interval, rel=1e-4)
+    assert matrix.at(0, 2).value == whole[0, 2].value
+    many = matrix.at(np.array([0, 0]), np.array([1, 2]))
+    assert many.value.tolist() == [matrix.value[0, 1], matrix.value[0, 2]]
+    assert many.is_published.tolist() == [False, True]
+    assert many.whole_texts.value.tolist() == [whole.value[0, 1], whole.value[0, 2]]
+
+
+def test_a_paired_difference_by_spans_is_that_of_both_kls(compared):
+    texts, store = compared
+    vectors = store.vectors(texts)
+    first, second = (REFS[0], REFS[1]), (REFS[0], REFS[2])
+    values = np.stack([mock_spans(ref, texts) for ref in (*first, *second)])
+    spans = cut_texts(texts.texts).spans
+    kls = [naive_kl(*naive_texts(values, *values[at], spans)[1:3])[0] for at in ([0, 1], [2, 3])]
+    difference, estimator = vectors.paired_difference()
+    assert estimator == "spans"
+    assert difference(first, second).value == pytest.approx(kls[0] - kls[1], rel=1e-5)
+
+
+def test_a_scale_by_spans_places_spans(compared):
+    """Two seeds of one family beside a pair that is neither: its spans are held against theirs, not its whole texts."""
+    texts, store = compared
+    vectors = store.vectors(texts).subset(REFS)
+    about = dict.fromkeys(ATTRIBUTES) | {"family": "m", "seed": [1, 2, None]}
+    vectors = replace(vectors, attributes=vectors.attributes.assign(**about).astype(object))
+    (seed,) = [row for row in scales.measure(vectors) if row.setting == "seed"]
+    own = vectors.span_kl(*REFS[:2])
+    assert seed.pairs == seed.by_spans.pairs == (REFS[:2],)
+    assert seed.by_spans.median == pytest.approx(own.value, rel=1e-12)
+    assert seed.by_spans.standard_errors[0] == pytest.approx(own.standard_error, rel=1e-12)
+    assert seed.median == pytest.approx(vectors.kl()[REFS[:2]].value, rel=1e-9)
+    placed = scales.place(vectors.reported_kl(REFS[0], REFS[2]), texts, [seed])
+    ratio = vectors.span_kl(REFS[0], REFS[2]).value / own.value
+    assert placed.startswith(f"{ratio:.1f} times" if 0.1 <= ratio < 10 else f"{ratio:.2g} times")
+    assert "by spans, measured on these texts" in placed

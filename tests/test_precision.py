@@ -15,15 +15,38 @@ from conftest import EXAMPLE, write_texts
 from klscale.errors import InputError
 from klscale.inputs.texts import TextSet
 from klscale.progress import Progress
-from klscale.science.kl import kl, nats2_per_bit_per_byte
+from klscale.science import kl as estimator
+from klscale.science.kl import LOG_2, nats2_per_bit_per_byte
+from klscale.science.pair_sums import ratio_of_sums
+from klscale.science.reported import SAMPLED_TOKENS, SPANS, WHOLE_TEXTS, ReportedKL
 from klscale.science.sequential import anytime_critical_value, with_anytime_interval
 from klscale.sources.mock import MockReader
 from klscale.store.store import Store
 from klscale.studies import precision
-from klscale.studies.precision import compare_to_precision, look_times, next_look, parse_precision, relative_error
+from klscale.studies.precision import (
+    PLANNED,
+    compare_to_precision,
+    first_look,
+    look_times,
+    next_look,
+    parse_precision,
+    relative_error,
+)
 from klscale.sweep import score as sweeps
 from klscale.vectors.imports import read_log_likelihoods
+from klscale.vectors.vectors import Vectors
 from mocks import count_scored, plain_mock
+
+
+def kl(*arguments, **options):
+    """The published estimate, as it is reported where there is no other."""
+    return ReportedKL.of_whole_texts(estimator.kl(*arguments, **options))
+
+
+def changed(found, **values):
+    """The same with other values of the published estimate."""
+    return ReportedKL.of_whole_texts(replace(found.whole_texts, **values))
+
 
 # ------------------------------------------------------------------------------------------------ confidence sequence
 
@@ -83,10 +106,10 @@ def test_ten_per_cent_is_reached_with_the_texts_it_needs_and_intervals_cover(nam
     used, covered, n_looks = [], [], []
     for _ in range(250):
         d, variance, kurtosis = draws(name, generator, N)
-        n, looks = next(time for time in times if time >= precision.GAUSSIAN / p**2), 1
+        n, looks = first_look(WHOLE_TEXTS, p, times), 1
         while relative_error(found := kl(d[:n], np.zeros(n), sizes[:n])) > p and n < N:
             n, looks = next_look(found, n, p, times), looks + 1
-        low, high = with_anytime_interval(found, (precision.TYPICAL_KURTOSIS - 1) / p**2).interval
+        low, high = with_anytime_interval(found, PLANNED[WHOLE_TEXTS] / p**2).interval
         used.append(n / ((kurtosis - 1) / p**2))
         covered.append(low <= variance / nats2_per_bit_per_byte(1.0) <= high)
         n_looks.append(looks)
@@ -94,6 +117,36 @@ def test_ten_per_cent_is_reached_with_the_texts_it_needs_and_intervals_cover(nam
     assert np.mean(np.array(used) <= 1.5) >= 0.9
     assert np.mean(covered) >= (0.93 if name == "contaminated" else 0.97)
     assert np.mean(n_looks) < 4.5
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "needs"),
+    [(SPANS, 1.0, 100), (SPANS, 0.5, 200), (SAMPLED_TOKENS, 6.0, 17), (SAMPLED_TOKENS, 2.0, 50)],
+)
+def test_spans_and_sampled_tokens_take_fewer_texts_and_their_intervals_cover(name, shape, needs):
+    """500 simulated comparisons of texts with gamma distributed parts of KL and lognormal lengths. What models need is
+    measured: `needs` texts for 10 %."""
+    generator, N, p = np.random.default_rng(2), 4000, 0.1
+    times, used, covered = look_times(N), [], []
+    for _ in range(500):
+        size = np.exp(0.3 * generator.normal(size=N)) * 500
+        V = generator.gamma(shape, size / shape) * 0.01
+
+        def at(n, V=V, size=size):
+            value, error = ratio_of_sums(V[:n], size[:n] * LOG_2, None)
+            whole = estimator.kl(np.arange(n) % 2, np.zeros(n), np.ones(n, dtype=np.int64))
+            return replace(
+                ReportedKL.of_whole_texts(whole), estimator=name, value=value, standard_error=error, n_texts=n
+            )
+
+        n = first_look(name, p, times)
+        while relative_error(found := at(n)) > p:
+            n = next_look(found, n, p, times)
+        low, high = with_anytime_interval(found, PLANNED[name] / p**2).interval
+        used.append(n)
+        covered.append(low <= 0.01 / LOG_2 <= high)
+    assert np.quantile(used, 0.9) <= max(1.6 * needs, first_look(name, p, times))
+    assert np.mean(covered) >= 0.97
 
 
 def test_two_models_that_agree_are_as_precise_as_can_be():
@@ -109,12 +162,14 @@ def test_two_models_that_agree_are_as_precise_as_can_be():
 
 def test_looks_lie_on_one_fixed_grid():
     times = look_times(10_000)
-    assert times[0] == 100
+    assert times[0] == 40
+    assert 100 in times
     assert times[-1] == 10_000
     steps = np.array(times[1:]) / times[:-1]
-    assert steps.max() <= 1.25
+    assert steps.max() <= 1.3
     assert set(look_times(2000)[:-1]) < set(times)
-    assert look_times(60) == [60]
+    assert look_times(60) == [40, 50, 60]
+    assert look_times(30) == [30]
 
 
 def test_the_next_look_is_where_the_precision_is_expected():
@@ -155,7 +210,7 @@ def test_crowding_that_grows_is_foreseen_and_less_error_than_of_independent_text
     """Of kurtosis 3 at 200 texts: squared error (2 + 0.01 excess n) / n of n texts, and 2 / n where there is none."""
     d = np.random.default_rng(0).normal(size=200)
     found = kl(d, np.zeros(200), np.ones(200, dtype=np.int64))
-    found = replace(found, kurtosis=3.0, standard_error=found.value * math.sqrt(0.01 * (1 + excess)))
+    found = changed(found, kurtosis=3.0, standard_error=found.value * math.sqrt(0.01 * (1 + excess)))
     assert next_look(found, 200, math.sqrt(wanted), range(100, 401), lambda n: n / 50) == texts
 
 
@@ -163,6 +218,14 @@ def test_a_look_may_take_twice_the_texts_and_no_more():
     d = np.random.default_rng(0).laplace(size=100)
     found = kl(d, np.zeros(100), np.ones(100, dtype=np.int64))
     assert next_look(found, 100, 0.001, [100, 150, 200, 300]) == 200
+
+
+def test_the_first_look_that_counts_depends_on_the_estimator():
+    times = look_times(10_000)
+    assert first_look(WHOLE_TEXTS, 0.5, times) == min(time for time in times if time >= 200)
+    assert first_look(WHOLE_TEXTS, 0.1, times) == min(time for time in times if time >= 250)
+    assert first_look(SAMPLED_TOKENS, 0.1, times) <= 60
+    assert first_look(SPANS, 0.1, times) <= 100
 
 
 def test_crowding_is_how_many_others_are_of_a_texts_document():
@@ -206,7 +269,14 @@ def test_what_is_no_precision_is_refused(given):
 
 
 @pytest.fixture
-def many() -> TextSet:
+def by_whole_texts(monkeypatch):
+    """Vectors as if they had neither spans nor sampled tokens."""
+    for known in ("has_spans", "has_sampled_tokens"):
+        monkeypatch.setattr(Vectors, known, lambda *_: False, raising=False)
+
+
+@pytest.fixture
+def many(by_whole_texts) -> TextSet:
     """500 short texts."""
     generator = np.random.default_rng(0)
     return TextSet.from_texts("many", [f"{s} " + "ab cd "[: generator.integers(1, 6)] for s in range(500)])
@@ -234,8 +304,9 @@ def held(store, texts):
 
 def test_only_what_a_precision_takes_is_scored_and_more_is_added_to_it(pair, many, store, forwards):
     found = compare_to_precision(pair, many, store, 0.5)
-    n = found.looks[0].n_texts
-    assert (found.reached, len(found.looks), held(store, many)) == (True, 1, [(n, n)] * 2)
+    n = found.looks[-1].n_texts
+    assert [look.n_texts for look in found.looks] == [40, first_look(WHOLE_TEXTS, 0.5, look_times(500))]
+    assert (found.reached, held(store, many)) == (True, [(n, n)] * 2)
     assert sorted(forwards) == sorted([*many.random_order[:n]] * 2)
     assert not [problem for _, problem in store.check() if problem]
 
@@ -243,11 +314,11 @@ def test_only_what_a_precision_takes_is_scored_and_more_is_added_to_it(pair, man
     first, plain = np.sort(many.random_order[:n]), [plain_mock(ref, many) for ref in pair]
     d = (plain[0] - plain[1])[first]
     d -= d.mean()
-    kl = found.pairs[tuple(pair)]
+    kl = found.pairs[tuple(pair)].whole_texts
     assert kl.value == pytest.approx((d**2).mean() / (2 * many.bytes[first].mean() * math.log(2)), rel=1e-4)
     error = math.sqrt(((d**4).mean() / (d**2).mean() ** 2 - 1) / n)
-    assert found.looks[0].relative_error == pytest.approx(error, rel=1e-4)
-    assert math.log(kl.interval[1] / kl.value) > 3 * error
+    assert found.looks[-1].relative_error == pytest.approx(error, rel=1e-4)
+    assert math.log(found.pairs[tuple(pair)].interval[1] / kl.value) > 3 * error
     assert found.anytime == {tuple(pair)}
 
     forwards.clear()
@@ -268,13 +339,13 @@ def test_only_what_a_precision_takes_is_scored_and_more_is_added_to_it(pair, man
 
 def test_the_first_look_is_at_what_a_gaussian_difference_needs(pair, many, store, forwards):
     found = compare_to_precision(pair, many, store, 0.1)
-    assert found.looks[0].n_texts == min(time for time in look_times(500) if time >= 2.5 / 0.1**2)
+    assert found.looks[1].n_texts == min(time for time in look_times(500) if time >= 2.5 / 0.1**2)
 
 
 def test_what_cannot_be_reached_ends_with_all_texts_and_the_usual_interval(pair, many, store, forwards):
     found = compare_to_precision(pair, many, store, 0.001)
     assert (found.reached, found.looks[-1].n_texts, len(forwards)) == (False, 500, 1000)
-    assert found.pairs[tuple(pair)] == store.vectors(many).kl()[tuple(pair)]
+    assert found.pairs[tuple(pair)].whole_texts == store.vectors(many).kl()[tuple(pair)]
     assert not found.anytime
     assert held(store, many) == [(None, 500)] * 2
     forwards.clear()
@@ -292,7 +363,9 @@ def test_only_the_models_of_pairs_that_need_it_get_more_texts(many, store, monke
         return score(models, *arguments, **options)
 
     monkeypatch.setattr(sweeps, "score", watched)
-    monkeypatch.setattr(precision, "GAUSSIAN", 0.0)  # a first look at few texts
+    monkeypatch.setitem(precision.FIRST, WHOLE_TEXTS, 0.0)  # a first look that counts at few texts
+    monkeypatch.setitem(precision.FEWEST, SAMPLED_TOKENS, 200)
+    monkeypatch.setitem(precision.FIRST, SAMPLED_TOKENS, 0.0)
     names = ["mock://1", "mock://1?noise=0", "mock://2"]
     found = compare_to_precision(names, many, store, 0.06, reference=sweeps.ModelRef.parse(names[0]))
     assert [*found.pairs] == [(names[0], names[1]), (names[0], names[2])]
@@ -312,7 +385,9 @@ def test_a_look_is_at_what_the_pair_that_needs_most_needs(many, store, monkeypat
         return score(*arguments, first=first, **options)
 
     monkeypatch.setattr(sweeps, "score", watched)
-    monkeypatch.setattr(precision, "GAUSSIAN", 0.0)  # a first look at few texts
+    monkeypatch.setitem(precision.FIRST, WHOLE_TEXTS, 0.0)  # a first look that counts at few texts
+    monkeypatch.setitem(precision.FEWEST, SAMPLED_TOKENS, 200)
+    monkeypatch.setitem(precision.FIRST, SAMPLED_TOKENS, 0.0)
     monkeypatch.setattr(precision, "next_look", lambda *_: next(needed))
     compare_to_precision(["mock://1", "mock://2", "mock://3"], many, store, 0.01)
     assert asked == [212, 400, 500]
@@ -389,11 +464,12 @@ def test_more_texts_that_another_process_wrote_meanwhile_stay(pair, many, store,
     assert (outcome.entry.first, held(store, many)) == (None, [(None, 500)])
 
 
-def test_texts_that_are_skipped_count_as_looked_at(store):
+def test_texts_that_are_skipped_count_as_looked_at(store, by_whole_texts):
     texts = TextSet.from_texts("mixed", [f"{s} " + "x" * (40 if s % 10 == 0 else 5) for s in range(300)])
     models = [f"mock://{seed}?window=32" for seed in (1, 2)]
     found = compare_to_precision(models, texts, store, 0.5, long_texts="skip")
-    n, long = found.looks[0].n_texts, sum(s % 10 == 0 for s in texts.random_order[: found.looks[0].n_texts])
+    n = found.looks[-1].n_texts
+    long = sum(s % 10 == 0 for s in texts.random_order[:n])
     assert found.pairs[tuple(models)].n_texts == n - long
     assert [entry.metadata["skipped"] for entry in store.entries(texts.id)] == [
         sorted(s for s in texts.random_order[:n].tolist() if s % 10 == 0)
@@ -454,19 +530,19 @@ def test_imported_values_are_looked_at_as_they_are(store):
     names = vectors.names[:2]
     found = compare_to_precision(names, texts, store, 0.01)
     assert (len(found.looks), found.reached, found.anytime) == (1, False, frozenset())
-    assert found.pairs[names] == store.vectors(texts).subset(names).kl()[names]
+    assert found.pairs[names] == ReportedKL.of_whole_texts(store.vectors(texts).subset(names).kl()[names])
 
 
 # ------------------------------------------------------------------------------------------------------ command line
 
 
-def test_compare_to_a_precision_and_then_to_all_texts(run, make_model, tmp_path):
+def test_compare_to_a_precision_and_then_to_all_texts(run, make_model, tmp_path, by_whole_texts):
     for seed, name in enumerate("ab"):
         make_model(name, seed=seed)
     texts = write_texts(tmp_path / "texts.jsonl", 400)
     told = run("compare", "a", "b", "--precision", "40 %", "--texts", texts)
     n = next(time for time in look_times(400) if time >= 200)
-    assert f"{n} of 400 texts used (looks at {n})" in told.stdout
+    assert f"{n} of 400 texts used (looks at 40, {n})" in told.stdout
     assert "not reached" not in told.stdout
     assert "confidence sequence" in told.stdout
     assert f"{n} texts" in run("ls").stdout

@@ -5,12 +5,14 @@ from __future__ import annotations
 import statistics
 from dataclasses import replace
 from itertools import combinations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from klscale.inputs.references import QUANTIZATIONS, ModelRef
 from klscale.inputs.texts import PILE_CLIP, TextSet
+from klscale.science.reported import ReportedKL
 from klscale.studies import scales
 from klscale.vectors.vectors import CONVENTION, Vectors
 
@@ -375,6 +377,12 @@ def test_published_values_are_those_of_the_paper():
     assert all(row.source in ("P1v1", "P1v3") for row in scales.published())
 
 
+def reported(value):
+    """A KL by whole texts."""
+    kl = SimpleNamespace(value=value, standard_error=0.0, interval=None, n_texts=2, n_documents=None)
+    return ReportedKL.of_whole_texts(kl)
+
+
 def test_published_values_hold_for_the_published_texts_only():
     lengths = np.full(10_000, 972, dtype=np.int64)
     lengths[:3188] += 1
@@ -383,15 +391,15 @@ def test_published_values_hold_for_the_published_texts_only():
     assert scales.published_holds(pile)
     assert not scales.published_holds(pile.with_clip(None))
     assert not scales.published_holds(TextSet.from_texts("pile-10k", ["x"] * 10_000, clip=PILE_CLIP))
-    assert scales.place(0.12, pile) == "1.0 times the median of 'seed' (0.12, published)"
-    assert scales.place(0.12, pile.with_clip(None)) is None
+    assert scales.place(reported(0.12), pile) == "1.0 times the median of 'seed' (0.12, published)"
+    assert scales.place(reported(0.12), pile.with_clip(None)) is None
 
 
 def test_a_pair_is_not_placed_on_itself():
     vectors = vectors_of({"p/a": {"family": "p", "seed": 1}, "p/b": {"family": "p", "seed": 2}})
     measured = scales.measure(vectors)
-    assert scales.place(0.1, vectors.texts, measured, pair=("p/b", "p/a")) is None
-    assert "measured on these texts" in scales.place(0.1, vectors.texts, measured, pair=("p/a", "p/c"))
+    assert scales.place(reported(0.1), vectors.texts, measured, pair=("p/b", "p/a")) is None
+    assert "measured on these texts" in scales.place(reported(0.1), vectors.texts, measured, pair=("p/a", "p/c"))
 
 
 def test_yardsticks():
@@ -406,7 +414,7 @@ def test_yardsticks():
     assert median["seed"] < median["random"] < median["layer"]
 
     def placed(value):
-        return scales.place(value, vectors.texts, scales.measure(vectors)).split("'")[1]
+        return scales.place(reported(value), vectors.texts, scales.measure(vectors)).split("'")[1]
 
     assert placed(median["seed"] / 50) == "seed"
     assert placed(median["seed"] * 0.99) == "seed"
@@ -424,7 +432,7 @@ def test_the_yardstick_is_the_nearest_median():
     for value in np.geomspace(1e-4, 1e2, 400):
         among = specific if value <= max(specific.values()) else medians
         least = min(abs(np.log(value / median)) for median in among.values())
-        chosen = scales.place(value, pile).split("'")[1]
+        chosen = scales.place(reported(value), pile).split("'")[1]
         assert abs(np.log(value / among[chosen])) == pytest.approx(least)
     ends = [row.up_to for row in scales.yardsticks(pile)]
     assert ends == sorted(ends)

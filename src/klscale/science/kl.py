@@ -136,6 +136,13 @@ class KL(PairQuantities[float, int, int | None, bool]):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class KLPairs(PairQuantities[Floats, Integers, Integers, NDArray[np.bool_]]):
+    """The KLs of many pairs: arrays of each quantity, and of both ends of the intervals."""
+
+    interval: tuple[Floats, Floats]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class KLMatrix(PairQuantities[Floats, Integers, Integers, NDArray[np.bool_]]):
     """KL between all pairs of K models, symmetric (K, K) arrays in bits per byte; see `PairQuantities`.
 
@@ -153,6 +160,12 @@ class KLMatrix(PairQuantities[Floats, Integers, Integers, NDArray[np.bool_]]):
         found = {name: getattr(self, name)[i, j].item() for name in QUANTITIES}
         low, high = log_interval(found["value"], found["standard_error"], critical_value(found["n_documents"]))
         return KL(**{**found, "n_documents": found["n_documents"] or None, "interval": (float(low), float(high))})
+
+    def at(self, i: Any, j: Any) -> KLPairs:
+        """The pairs of the models at the positions `i` and `j`, as arrays of their shape."""
+        found = {name: getattr(self, name)[i, j] for name in QUANTITIES}
+        critical = critical_value(found["n_documents"])
+        return KLPairs(**found, interval=log_interval(found["value"], found["standard_error"], critical))
 
     def pairs(self) -> Iterator[tuple[str, str, KL]]:
         """Every pair once, in order of rows."""

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import TypeVar
 
 from scipy import special
 
 from klscale.science.estimates import CONFIDENCE, log_interval
 from klscale.science.kl import KL
+from klscale.science.reported import ReportedKL
+
+Reported = TypeVar("Reported", KL, ReportedKL)
 
 
 def anytime_critical_value(n_texts: float, planned: float, n_documents: int = 0) -> float:
@@ -35,7 +39,7 @@ def anytime_critical_value(n_texts: float, planned: float, n_documents: int = 0)
     return float(special.stdtrit(n_documents - 1.0, float(special.ndtr(normal)))) if n_documents else normal
 
 
-def with_anytime_interval(kl: KL, planned: float) -> KL:
+def with_anytime_interval(kl: Reported, planned: float) -> Reported:
     """The same KL with an anytime-valid interval on the log scale; see `anytime_critical_value`."""
     critical = anytime_critical_value(kl.n_texts, planned, kl.n_documents or 0)
     low, high = log_interval(kl.value, kl.standard_error, critical)

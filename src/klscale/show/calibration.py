@@ -63,7 +63,7 @@ def _rows(found: Sequence[Calibration], vectors: Vectors) -> list[_Row]:
     def row(one: Calibration) -> _Row:
         def measured(found: KL) -> Measured:
             known = around.pair(one.a, one.b, found)
-            return Measured(found, found.n_texts, known.dtypes, known.noise)
+            return Measured.of_whole_texts(found, found.n_texts, known.dtypes, known.noise)
 
         return _Row(
             one,

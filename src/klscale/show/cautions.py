@@ -5,29 +5,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from klscale.inputs.texts import TextSet
-from klscale.science.arrays import Floats, Integers
-from klscale.science.estimates import critical_value, log_interval
-from klscale.science.kl import KL, QUANTITIES, PairQuantities
+from klscale.science.kl import KL
+from klscale.science.reported import ReportedKL
 from klscale.show.terminal import out
 from klscale.vectors.vectors import NOISE_LIMIT, Vectors
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A KL with what cautions need to know of it: the texts of the set, the dtypes of both models (empty: not known),
-    and what rounding `noise` adds in bits per byte (`Vectors.noise`, NaN: not known). Of many pairs, arrays."""
+    """A `ReportedKL` with what cautions need to know of it: the texts of the set, the dtypes of both models (empty: not
+    known), and what rounding `noise` adds to the KL by whole texts, in bits per byte (`Vectors.noise`, NaN: not known).
+    Of many pairs, arrays."""
 
     kl: Any
     n_texts: int
     dtypes: tuple[Any, Any] = ("", "")
     noise: Any = math.nan
+
+    @classmethod
+    def of_whole_texts(cls, kl: Any, *known: Any) -> Measured:
+        """The same of a KL by whole texts."""
+        return cls(ReportedKL.of_whole_texts(kl), *known)
+
+    @property
+    def by_whole_texts(self) -> Measured:
+        """The published estimate of the same pair."""
+        return replace(self, kl=ReportedKL.of_whole_texts(self.kl.whole_texts))
 
     @property
     def cautions(self) -> tuple[Caution, ...]:
@@ -63,7 +73,13 @@ def _differing_dtypes(measured: Measured) -> Any:
 
 
 def _below_the_noise(measured: Measured) -> Any:
-    return (measured.kl.value > 0) & (measured.noise >= measured.kl.value)
+    value = measured.kl.whole_texts.value  # what the noise is of
+    return (value > 0) & (measured.noise >= value)
+
+
+def _of_whole_texts(condition: Callable[[Any], Any]) -> Callable[[Measured], Any]:
+    """A condition on the KL by whole texts, which holds where that is what is reported."""
+    return lambda it: np.logical_and(it.kl.is_published, condition(it.kl.whole_texts))
 
 
 CAUTIONS = (
@@ -81,22 +97,22 @@ CAUTIONS = (
         "unclipped",
         "u",
         "not clipped: the clip would move more than 5 % of a vector",
-        lambda it: it.kl.left_unclipped,
-        lambda it: f"not clipped: the clip would move {it.kl.clipped:.0%} of a vector",
+        _of_whole_texts(lambda kl: kl.left_unclipped),
+        lambda it: f"not clipped: the clip would move {it.kl.whole_texts.clipped:.0%} of a vector",
     ),
     Caution(
         "heavy_tails",
         "!",
         "heavy tails (kurtosis above 10): the interval covers less often than 95 %",
-        lambda it: it.kl.heavy_tails,
-        lambda it: f"heavy tails (kurtosis {it.kl.kurtosis:.0f}): the interval covers less often than 95 %",
+        _of_whole_texts(lambda kl: kl.heavy_tails),
+        lambda it: f"heavy tails (kurtosis {it.kl.whole_texts.kurtosis:.0f}): the interval covers less often than 95 %",
     ),
     Caution(
         "some_texts",
         "t",
         "some texts were not scored with both models",
-        lambda it: np.less(it.kl.n_texts, it.n_texts),
-        lambda it: f"only {it.kl.n_texts:,} of {it.n_texts:,} texts were scored with both models",
+        lambda it: np.less(it.kl.whole_texts.n_texts, it.n_texts),
+        lambda it: f"only {it.kl.whole_texts.n_texts:,} of {it.n_texts:,} texts were scored with both models",
     ),
     Caution(
         "different_dtypes",
@@ -108,9 +124,16 @@ CAUTIONS = (
     Caution(
         "rounding_noise",
         "~",
-        "rounding noise is more than 10 % of the value",
-        lambda it: (it.noise > NOISE_LIMIT * it.kl.value) & (it.kl.value > 0) & np.logical_not(_below_the_noise(it)),
-        lambda it: f"rounding noise is about {it.noise:.2g} bits/byte of the KL, {it.noise / it.kl.value:.0%} of it",
+        "rounding noise is more than 10 % of the value by whole texts",
+        lambda it: (
+            (it.noise > NOISE_LIMIT * it.kl.whole_texts.value)
+            & (it.kl.whole_texts.value > 0)
+            & np.logical_not(_below_the_noise(it))
+        ),
+        lambda it: (
+            f"rounding noise is about {it.noise:.2g} bits/byte of the KL by whole texts, "
+            f"{it.noise / it.kl.whole_texts.value:.0%} of it"
+        ),
     ),
     Caution(
         "below_noise_floor",
@@ -118,8 +141,16 @@ CAUTIONS = (
         "below the noise floor: rounding alone makes such a value of equal models",
         _below_the_noise,
         lambda it: (
-            f"below the noise floor: rounding alone adds about {it.noise:.2g} bits/byte, the KL is {it.kl.value:.2g}"
+            f"below the noise floor: rounding alone adds about {it.noise:.2g} bits/byte, the KL by whole texts is "
+            f"{it.kl.whole_texts.value:.2g}"
         ),
+    ),
+    Caution(
+        "poor_draws",
+        "p",
+        "few of the sampled tokens carry the value: its standard error may be too small",
+        lambda it: it.kl.poor,
+        lambda it: "few of the sampled tokens carry the value: its standard error may be too small",
     ),
 )
 """In the order in which they are shown."""
@@ -133,18 +164,13 @@ BY_KEY = {caution.key: caution for caution in CAUTIONS}
 # ------------------------------------------------------------------------------------------------------- many and one
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Pairs(PairQuantities[Floats, Integers, Integers, NDArray[np.bool_]]):
-    """The KLs of many pairs: arrays (P,) of each quantity, and of both ends of the intervals."""
-
-    interval: tuple[Floats, Floats]
-
-
 @dataclass(frozen=True)
 class Around:
-    """What the cautions of any pair of `vectors` need beside its KL."""
+    """What the cautions of any pair of `vectors` need beside its KL. `of_all`: every KL is that of the matrix of all
+    pairs, with the cuts that all models keep; else a pair's own."""
 
     vectors: Vectors
+    of_all: bool = False
     noise: NDArray[np.float64] = field(init=False)
     dtypes: NDArray[Any] = field(init=False)
 
@@ -153,19 +179,20 @@ class Around:
         object.__setattr__(self, "noise", self.vectors.noise())
         object.__setattr__(self, "dtypes", np.array(dtypes, dtype=object))
 
-    def pair(self, a: str, b: str, kl: KL | None = None) -> Measured:
-        """The KL of two models, or another estimate of it."""
+    def pair(self, a: str, b: str, kl: KL | ReportedKL | None = None) -> Measured:
+        """The KL of two models that is reported, or another estimate of it."""
         i, j = self.vectors.position(a), self.vectors.position(b)
-        kl = self.vectors.kl()[i, j] if kl is None else kl
-        return Measured(kl, len(self.vectors.texts), (self.dtypes[i], self.dtypes[j]), float(self.noise[i, j]))
+        if kl is None:
+            kl = self.vectors.reported_kl_matrix().at(i, j) if self.of_all else self.vectors.reported_kl(a, b)
+        reported = kl if isinstance(kl, ReportedKL) else ReportedKL.of_whole_texts(kl)
+        return Measured(reported, len(self.vectors.texts), (self.dtypes[i], self.dtypes[j]), float(self.noise[i, j]))
 
-    def pairs(self, i: Any, j: Any) -> Measured:
-        """The KLs of many pairs, of the models at these places, as arrays."""
-        matrix = self.vectors.kl()
-        found = {name: getattr(matrix, name)[i, j] for name in QUANTITIES}
-        critical = critical_value(found["n_documents"])
-        kl = Pairs(**found, interval=log_interval(found["value"], found["standard_error"], critical))
-        return Measured(kl, len(self.vectors.texts), (self.dtypes[i], self.dtypes[j]), self.noise[i, j])
+    def pairs(self, i: Any, j: Any, *, by_whole_texts: bool = False) -> Measured:
+        """The KLs of many pairs, of the models at these places, as arrays: those reported, or the published ones."""
+        vectors = self.vectors
+        whole = ReportedKL.of_whole_texts(vectors.kl().at(i, j)) if by_whole_texts else None
+        reported = whole or vectors.reported_kl_matrix().at(i, j)
+        return Measured(reported, len(self.vectors.texts), (self.dtypes[i], self.dtypes[j]), self.noise[i, j])
 
 
 def flags(measured: Measured) -> NDArray[np.uint16]:

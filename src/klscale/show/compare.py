@@ -12,14 +12,13 @@ from typing import Any
 from klscale.inputs.references import WEIGHTS_ONLY
 from klscale.inputs.texts import TextSet
 from klscale.science.estimates import Estimate, format_estimate
-from klscale.science.kl import KL
-from klscale.science.spans import SpanKL
+from klscale.science.reported import WHOLE_TEXTS, ReportedKL
 from klscale.show import cautions
 from klscale.show import precision as looks
 from klscale.show.cautions import Around, Measured
 from klscale.show.columns import BITS, HEAD, Column, estimate, number, table, within
 from klscale.show.columns import records as records_of
-from klscale.show.pairs import PAIR, marked
+from klscale.show.pairs import PAIR, marked, print_estimators
 from klscale.show.terminal import describe_texts, out, plain
 from klscale.studies import scales
 from klscale.studies.precision import SequentialComparison
@@ -30,18 +29,10 @@ MANY = 8
 """Models beyond which not all pairs of shifts are listed."""
 
 
-BY_SPANS = (
-    "KL: the published estimator, from whole texts. KL by spans: from pieces of about 32 bytes, nearer to next-token "
-    "KL (docs/validity.md)."
-)
-"""Below a table with both."""
-
-
 @dataclass(frozen=True)
 class Compared:
     """Two models beside each other. `others` makes the records of the pairs with every third model; `precise` is the
-    comparison to a wanted precision that the KL comes from, if any. `spans` is the KL by spans, where both have
-    them."""
+    comparison to a wanted precision that the KL comes from, if any."""
 
     a: str
     b: str
@@ -54,7 +45,6 @@ class Compared:
     texts: TextSet
     warnings: list[str]
     others: Callable[[], list[Beside]]
-    spans: SpanKL | None = None
     precise: SequentialComparison | None = None
 
     @property
@@ -88,30 +78,41 @@ BESIDE = (
     estimate("shift_cosine", "Cosine between the shifts from a to b and to the third model; 1: the same way.", ""),
 )
 
-SPANS = (
-    Column(
-        "kl_spans",
-        "KL from spans of the texts, nearer to next-token KL; null: not known of both models.",
-        BITS,
-        lambda it: it.value,
-        "KL by spans ± SE",
-        number,
-    ),
-    Column("standard_error_spans", "Its standard error over texts.", BITS, lambda it: it.standard_error),
-    Column(
+BY_SPANS = (
+    Column("spans_kl", "KL from spans of the texts; null: not known of both models.", BITS, lambda it: it.value),
+    Column("spans_standard_error", "Its standard error over texts.", BITS, lambda it: it.standard_error),
+    estimate(
         "drift_share",
         "1 - KL from spans / KL from whole texts, of the same texts without a clip.",
         "share",
-        lambda it: it.drift_share.value,
+        lambda it: it.drift_share,
     ),
     Column("lost_cuts", "Share of the cuts between spans that the tokenizer of either model loses.", "share",
            lambda it: it.lost),
 )  # fmt: skip
 """Of a `SpanKL`."""
 
+BY_SAMPLED_TOKENS = (
+    estimate("kl_forward", "KL(a‖b) of next tokens, by sampled tokens.", value=lambda it: it.forward),
+    estimate("kl_backward", "KL(b‖a) of next tokens, by sampled tokens.", value=lambda it: it.backward),
+    estimate(
+        "total_variation",
+        "Total variation of next tokens, mean over positions; 1 less it: acceptance rate of speculative decoding.",
+        "",
+    ),
+    estimate("same_top", "Share of positions at which both have the same most probable token.", "share"),
+    Column("effective_share", "Effective sample size of the draws, as a share of them.", "share",
+           lambda it: it.effective),
+    Column("largest_weight", "Largest probability of a drawn token over that of drawing it."),
+    Column("outside", "Mean probability of drawn tokens that either vocabulary lacks; they are left out.",
+           "probability"),
+)  # fmt: skip
+"""Of a `SampledKL`."""
+
 COMPARED = (
     *PAIR,
-    *within(SPANS, lambda it: it.spans),
+    *within(BY_SPANS, lambda it: it.measured.kl.spans),
+    *within(BY_SAMPLED_TOKENS, lambda it: it.measured.kl.sampled_tokens),
     Column("setting", "The setting of the scale that this pair is of; null: none."),
     Column("placed", "Where the KL lies on the scale of these texts, in words; null: there is none."),
     estimate("bits_per_byte_a", "How well a predicts the texts; less is better.", value=lambda it: it.of_a),
@@ -137,7 +138,7 @@ COMPARED = (
 
 def rows(
     vectors: Vectors,
-    pairs: Mapping[tuple[str, str], KL],
+    pairs: Mapping[tuple[str, str], ReportedKL],
     measured: Sequence[Setting],
     precise: SequentialComparison | None = None,
 ) -> list[Compared]:
@@ -146,7 +147,7 @@ def rows(
     around, attributes = Around(vectors), vectors.attributes
     alike = cache(vectors.on_common_texts)
 
-    def row(a: str, b: str, kl: KL) -> Compared:
+    def row(a: str, b: str, kl: ReportedKL) -> Compared:
         found = around.pair(a, b, kl)
         known = [{str(key): value for key, value in attributes.loc[name].dropna().items()} for name in (a, b)]
         refs = [vectors.models[vectors.position(name)] for name in (a, b)]
@@ -155,26 +156,17 @@ def rows(
             b,
             found,
             scales.setting_of(known[0], known[1], refs[0], refs[1]),
-            scales.place(found.kl.value, vectors.texts, measured, pair=(a, b)),
+            scales.place(found.kl, vectors.texts, measured, pair=(a, b)),
             vectors.bits_per_byte(a),
             vectors.bits_per_byte(b),
             vectors.bits_per_byte(b, a),
             vectors.texts,
             cautions.warnings(found, vectors.texts),
             lambda: beside(alike(), a, b),
-            by_spans(vectors, a, b),
             precise,
         )
 
     return [row(a, b, kl) for (a, b), kl in pairs.items()]
-
-
-def by_spans(vectors: Vectors, a: str, b: str) -> SpanKL | None:
-    """The KL of a pair from spans; None where one of them has none, and where fewer than two texts have a cut."""
-    if not (vectors.has_spans(a) and vectors.has_spans(b)):
-        return None
-    found = vectors.span_kl(a, b)
-    return None if math.isnan(found.value) else found
 
 
 def records(compared: Sequence[Compared]) -> list[dict[str, Any]]:
@@ -203,8 +195,7 @@ def print_comparison(vectors: Vectors, compared: Sequence[Compared]) -> None:
     """KL of each pair; bits per byte of each model; the ladder of variants; what that amounts to, and cautions."""
     out.print(describe_texts(vectors.texts))
     out.print(table(COMPARED, compared, "\nKL"))
-    if any(row.spans is not None for row in compared):
-        out.print(BY_SPANS, style="dim")
+    print_estimators(row.measured for row in compared)
     _print_levels(vectors)
     if has_ladder(vectors, [(row.a, row.b) for row in compared]):
         print_ladder(vectors)
@@ -216,6 +207,8 @@ def print_comparison(vectors: Vectors, compared: Sequence[Compared]) -> None:
         out.print(f"{plain(row.a)} and {plain(row.b)}: {row.verdict}.")
         if row.placed:
             out.print(f"  Their KL is {row.placed}.")
+        if (detail := _detail(row.measured.kl)) is not None:
+            out.print(f"  {detail}")
         for caution in row.measured.cautions:
             out.print(f"  {caution.mark} {caution.sentence(row.measured)}", style="yellow")
     for warning in cautions.of_documents(vectors.texts):
@@ -228,6 +221,24 @@ def print_comparison(vectors: Vectors, compared: Sequence[Compared]) -> None:
         )
     if compared[0].precise is not None:
         looks.print_precision(compared[0].precise)
+
+
+def _detail(kl: ReportedKL) -> str | None:
+    """How much of the KL by whole texts is drift, and how many cuts the tokenizers lose; by sampled tokens, both
+    directions."""
+    said = []
+    if (sampled := kl.sampled_tokens) is not None:
+        said.append(
+            f"KL from the first to the second {number(sampled.forward)}, back {number(sampled.backward)} bits/byte; "
+            f"total variation {number(sampled.total_variation)}."
+        )
+    if kl.spans is not None:
+        share = kl.spans.drift_share
+        lost = f" {kl.spans.lost:.1%} of the cuts are lost to tokens that straddle them." if kl.spans.lost else ""
+        said.append(
+            f"Drift is {format_estimate(100 * share.value, 100 * share.standard_error)} % of whole texts.{lost}"
+        )
+    return " ".join(said) or None
 
 
 def _print_levels(vectors: Vectors) -> None:
@@ -255,22 +266,22 @@ def print_ladder(vectors: Vectors) -> None:
     """The models from the nearest to the first to the farthest, each step with its paired standard error, and whether
     they differ from the first in the same way; on common texts and clip."""
     clip, vectors = vectors.texts.clip, vectors.on_common_texts()
-    first, matrix, around = vectors.names[0], vectors.kl(), Around(vectors)
-    order = sorted(vectors.names[1:], key=lambda name: matrix[first, name].value)
-    above = dict(zip(order[1:], order, strict=False))
-    rungs = {name: around.pair(first, name) for name in order}
+    first, around = vectors.names[0], Around(vectors)
+    rungs = {name: around.pair(first, name) for name in vectors.names[1:]}
+    order = sorted(rungs, key=lambda name: rungs[name].kl.value)
+    above, (difference, estimator) = dict(zip(order[1:], order, strict=False)), vectors.paired_difference()
 
     def step(name: str) -> str:
-        return number(vectors.kl_difference((first, name), (first, above[name]))) if name in above else ""
+        return number(difference((first, name), (first, above[name]))) if name in above else ""
 
     columns = (
         Column("", title="model", cell=plain, words=True),
         Column("", title=f"KL ± SE, {BITS}", cell=lambda name: marked(rungs[name])),
-        Column("", title="more than the one above", cell=step),
+        Column("", title=f"more than the one above, by {estimator}", cell=step),
     )
     out.print(table(columns, order, f"\nFrom {plain(first)}"))
     cautions.print_footnotes(None, rungs.values())
-    if vectors.texts.clip != clip:
+    if vectors.texts.clip != clip and estimator == WHOLE_TEXTS:
         out.print("Not clipped here: the clip would move more than 5 % of a vector.", style="yellow")
     if len(order) > MANY:
         return

@@ -61,7 +61,7 @@ def rows(vectors: Vectors) -> Mapping[str, list[_Row]]:
     n_texts = len(vectors.texts)
 
     def measured(found: KL | None, noise: float) -> Measured | None:
-        return None if found is None else Measured(found, n_texts, ("", ""), noise)
+        return None if found is None else Measured.of_whole_texts(found, n_texts, ("", ""), noise)
 
     made = {}
     for model, found in lens.layers(vectors).items():
@@ -72,7 +72,7 @@ def rows(vectors: Vectors) -> Mapping[str, list[_Row]]:
                 layer.layer,
                 layer.bits_per_byte,
                 measured(layer.from_previous, floor if n == last else math.nan),
-                Measured(layer.to_output, n_texts, ("", ""), floor),
+                Measured.of_whole_texts(layer.to_output, n_texts, ("", ""), floor),
                 n == last,
                 vectors.texts,
             )

@@ -147,7 +147,7 @@ def _rows(found: ModelMap, vectors: Vectors, n: int) -> tuple[list[_Row], Cluste
 
     def off_map(name: str) -> _OffMap | None:
         off = found.off_map.get(name)
-        return None if off is None else _OffMap(off, around.pair(name, off.nearest, off.kl))
+        return None if off is None else _OffMap(off, around.pair(name, off.nearest))
 
     rows = []
     for k, name in enumerate(found.models):

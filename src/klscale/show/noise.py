@@ -16,7 +16,7 @@ from klscale.studies.noise import NoiseStudy, Reading
 
 
 def _measured(reading: Reading) -> Measured | None:
-    return None if reading.kl is None else Measured(reading.kl, reading.kl.n_texts)
+    return None if reading.kl is None else Measured.of_whole_texts(reading.kl, reading.kl.n_texts)
 
 
 READING = (

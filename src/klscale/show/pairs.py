@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from klscale.science.estimates import format_estimate
+from klscale.science.reported import ESTIMATORS, PUBLISHED, SAMPLED_TOKENS, SPANS, WHOLE_TEXTS
 from klscale.show import cautions, files
 from klscale.show.cautions import Around, Measured
 from klscale.show.columns import BITS, Column, arrays, interval, number, table, unit, within
@@ -31,9 +32,14 @@ def marked(measured: Measured) -> str:
     return number(measured.kl) + cautions.marks(measured)
 
 
+def _beside(cell: Callable[[Measured], str]) -> Callable[[Measured], str]:
+    """A cell on whole texts; nothing where another estimator is reported."""
+    return lambda it: cell(it) if it.kl.is_published else ""
+
+
 def _unclipped(measured: Measured) -> str:
     """Nothing where the text set has no clip."""
-    kl = measured.kl
+    kl = measured.kl.whole_texts
     if not kl.uses_clip and not kl.clipped:
         return ""
     return format_estimate(kl.value_unclipped, kl.standard_error_unclipped)
@@ -42,13 +48,16 @@ def _unclipped(measured: Measured) -> str:
 KL_COLUMNS = (
     Column(
         "kl",
-        "KL divergence of the two models; with the clip, unless it moves more than 5 % of either vector.",
+        "KL divergence of the two models: by sampled tokens where both have them, else by spans, else by whole texts.",
         BITS,
         lambda it: it.kl.value,
         "KL ± SE, bits/byte",
         marked,
     ),
     Column("standard_error", "Its standard error over texts.", BITS, lambda it: it.kl.standard_error),
+    Column(
+        "estimator", f"Which of them: `{'`, `'.join(ESTIMATORS)}`.", "", lambda it: it.kl.estimator, "by", words=True
+    ),
     Column(
         "interval_low",
         "Lower end of the 95 % interval, kl / f with f = exp(z standard_error / kl); the exponent is at most 700.",
@@ -59,47 +68,115 @@ KL_COLUMNS = (
     ),
     Column("interval_high", "Upper end of that interval, kl f.", BITS, lambda it: it.kl.interval[1]),
     unit(),
-    Column("kl_unclipped", "KL without the clip.", BITS, lambda it: it.kl.value_unclipped, "unclipped", _unclipped),
+    Column(
+        "kl_in_range",
+        "Whether `kl` is in the range in which its estimator was found to be KL.",
+        "",
+        lambda it: it.kl.in_range,
+    ),
+    Column(
+        "whole_texts_kl",
+        "KL by the published estimator, from whole texts; with the clip, unless it moves more than 5 % of a vector.",
+        BITS,
+        lambda it: it.kl.whole_texts.value,
+        PUBLISHED,
+        lambda it: "" if it.kl.is_published else marked(it.by_whole_texts),
+    ),
+    Column(
+        "whole_texts_standard_error",
+        "Its standard error over texts.",
+        BITS,
+        lambda it: it.kl.whole_texts.standard_error,
+    ),
+    Column(
+        "whole_texts_interval_low",
+        "Lower end of its 95 % interval.",
+        BITS,
+        lambda it: it.kl.whole_texts.interval[0],
+    ),
+    Column(
+        "whole_texts_interval_high",
+        "Upper end of that interval.",
+        BITS,
+        lambda it: it.kl.whole_texts.interval[1],
+    ),
+    Column(
+        "kl_unclipped",
+        "KL from whole texts without the clip.",
+        BITS,
+        lambda it: it.kl.whole_texts.value_unclipped,
+        "unclipped",
+        _beside(_unclipped),
+    ),
     Column(
         "standard_error_unclipped",
         "The standard error of that.",
         BITS,
-        lambda it: it.kl.standard_error_unclipped,
+        lambda it: it.kl.whole_texts.standard_error_unclipped,
     ),
-    Column("clipped", "Largest share of either vector that the clip moves.", "share", lambda it: it.kl.clipped),
-    Column("uses_clip", "Whether `kl` is with the clip.", "", lambda it: it.kl.uses_clip),
-    Column("kl_nats_per_text", "The same KL for a text of mean length.", "nats/text", lambda it: it.kl.nats_per_text),
-    Column("n_texts", "Texts scored with both models.", "texts", lambda it: it.kl.n_texts),
+    Column(
+        "clipped",
+        "Largest share of either vector that the clip moves.",
+        "share",
+        lambda it: it.kl.whole_texts.clipped,
+    ),
+    Column("uses_clip", "Whether `whole_texts_kl` is with the clip.", "", lambda it: it.kl.whole_texts.uses_clip),
+    Column(
+        "kl_nats_per_text",
+        "The KL from whole texts, for a text of mean length.",
+        "nats/text",
+        lambda it: it.kl.whole_texts.nats_per_text,
+    ),
+    Column("n_texts", "Texts behind `kl`.", "texts", lambda it: it.kl.n_texts),
+    Column("whole_texts_n_texts", "Texts scored with both models.", "texts", lambda it: it.kl.whole_texts.n_texts),
     Column(
         "n_documents",
         "Documents of these texts, where texts share them: clusters of the standard error; else null.",
         "documents",
         lambda it: it.kl.n_documents,
     ),
-    Column("mean_bytes", "Mean length of these texts.", "bytes", lambda it: it.kl.mean_bytes),
+    Column(
+        "mean_bytes", "Mean length of the texts scored with both.", "bytes", lambda it: it.kl.whole_texts.mean_bytes
+    ),
     Column(
         "kurtosis",
-        "Kurtosis of the log-likelihood difference; 3 for a normal one.",
+        "Kurtosis of the log-likelihood difference of whole texts; 3 for a normal one.",
         "",
-        lambda it: it.kl.kurtosis,
+        lambda it: it.kl.whole_texts.kurtosis,
         "kurtosis",
-        lambda it: "" if math.isnan(it.kl.kurtosis) else f"{it.kl.kurtosis:.1f}",  # of equal models
+        _beside(lambda it: "" if math.isnan(it.kl.whole_texts.kurtosis) else f"{it.kl.whole_texts.kurtosis:.1f}"),
     ),
     Column(
         "in_range",
-        "Whether the value is a KL; else it is a distance that overstates KL.",
+        "Whether `whole_texts_kl` is a KL; else it is a distance that overstates KL.",
         "",
-        lambda it: it.kl.in_range,
+        lambda it: it.kl.whole_texts.in_range,
     ),
     Column(
         "noise",
-        "What rounding adds to the KL in expectation, by the noise floors of both models; null: not known.",
+        "What rounding adds to `whole_texts_kl` in expectation, by the noise floors of both; null: not known.",
         BITS,
         lambda it: it.noise,
     ),
     Column("cautions", "What keeps the value from being read plainly: keys of the list below.", "", cautions.keys),
 )
 """Of a `Measured`."""
+
+
+WHAT_IT_IS = {
+    SAMPLED_TOKENS: "exact next-token KL in expectation, mean of both directions",
+    SPANS: "from pieces of about 32 bytes, 1.1 to 1.5 times next-token KL where it was measured",
+    WHOLE_TEXTS: "the published estimator; above next-token KL where one model fits whole texts better",
+}
+"""Each estimator in a line."""
+
+
+def print_estimators(shown: Iterable[Measured]) -> None:
+    """What the KLs of a table are by; nothing where all are the published estimates."""
+    there = {measured.kl.estimator for measured in shown}
+    if there - {WHOLE_TEXTS}:
+        said = "; ".join(f"by {estimator}: {WHAT_IT_IS[estimator]}" for estimator in ESTIMATORS if estimator in there)
+        out.print(f"KL {said} (docs/validity.md).", style="dim")
 
 
 @dataclass(frozen=True)
@@ -153,7 +230,7 @@ def matrix_arrays(vectors: Vectors) -> dict[str, Any]:
 def print_matrix(vectors: Vectors) -> None:
     """All pairs from the nearest to the farthest; both ends where they are many."""
     out.print(describe_texts(vectors.texts))
-    value, around = vectors.kl().value, Around(vectors)
+    value, around = vectors.reported_kl_matrix().value, Around(vectors, of_all=True)
     i, j = np.triu_indices(len(vectors), k=1)
     order = np.argsort(value[i, j])
     if len(order) > MANY:
@@ -167,6 +244,7 @@ def print_matrix(vectors: Vectors) -> None:
 
     shown = list(pairs())
     out.print(table(PAIR, shown, "\nKL"))
+    print_estimators(pair.measured for pair in shown)
     cautions.print_footnotes(vectors.texts, (pair.measured for pair in shown))
 
 

@@ -34,6 +34,7 @@ from klscale.inputs.texts import TextSet
 from klscale.progress import SILENT, Progress
 from klscale.science.bootstrap import RESAMPLES
 from klscale.science.estimates import critical_value, log_interval
+from klscale.science.reported import ESTIMATORS, SPANS, WHOLE_TEXTS
 from klscale.show import cautions, sections, sentences
 from klscale.show.columns import number
 from klscale.show.files import whole
@@ -144,6 +145,13 @@ class Contents:
         return scales.ladders(self.vectors)
 
     @cached_property
+    def scale_by(self) -> str:
+        """The estimator by which pairs are held against the scale: spans where all have them, else whole texts."""
+        known = ~np.isnan(self.vectors.kl().value) & ~np.eye(len(self.vectors), dtype=bool)
+        whole = np.isnan(self.vectors.reported_kl_matrix().by_spans[known]).any()
+        return WHOLE_TEXTS if whole or all(row.by_spans is None for row in self.measured) else SPANS
+
+    @cached_property
     def seeds(self) -> list[Seeds]:
         """The runs that differ in their seed alone."""
         return trajectories.over_seeds(self.runs)
@@ -177,7 +185,7 @@ def read(store: Store, texts: TextSet, *, progress: Progress = SILENT) -> Conten
         raise InputError(what, "A report compares two or more.", "klscale score REF...")
     entries = [newest[name] for name in vectors.names]
     progress.begin("KL of all pairs, and the scale")
-    vectors.kl()
+    vectors.reported_kl_matrix()
     measured = scales.measure(everything)
     seed = scales.worth_of_a_seed(measured, texts)
     runs = trajectories.analyse_runs(
@@ -406,16 +414,23 @@ def _models(contents: Contents) -> dict[str, Any]:
 
 
 def _pairs(contents: Contents) -> dict[str, Any]:
-    vectors, matrix = contents.vectors, contents.vectors.kl()
+    vectors, matrix = contents.vectors, contents.vectors.reported_kl_matrix()
     upper = np.triu_indices(len(vectors), k=1)
     flags = cautions.flags(cautions.Around(vectors).pairs(*upper))
     known = not np.isnan(matrix.value).any()  # else two models have no texts in common, and nothing is a tree
     clustering = maps.cluster(matrix) if known else None
+    by = [ESTIMATORS.index(estimator) for estimator in matrix.estimator[upper]]
+    whole = vectors.kl()
     return {
         "value": _column(matrix.value[upper]),
         "standard_error": _column(matrix.standard_error[upper]),
         "critical_value": _column(critical_value(matrix.n_documents[upper])),
         "widest": math.log(float(log_interval(1.0, math.inf, 1.0)[1])),
+        "estimators": ESTIMATORS,
+        "estimator": _column(np.array(by)),
+        "whole_texts": _column(whole.value[upper]),
+        "on_scale": _column(matrix.by_spans[upper] if contents.scale_by == SPANS else whole.value[upper]),
+        "whole_texts_standard_error": _column(whole.standard_error[upper]),
         "n_texts": _column(matrix.n_texts[upper]),
         "flags": _column(flags),
         "flag_texts": [
@@ -429,19 +444,19 @@ def _pairs(contents: Contents) -> dict[str, Any]:
 def _place(contents: Contents) -> dict[str, Any]:
     """What values are held against; pairs that make up a setting alone are held against the others."""
     vectors, texts, measured = contents.vectors, contents.texts, contents.measured
-    matrix, own = vectors.kl(), {}
+    matrix, own = vectors.reported_kl_matrix(), dict[str, str | None]()
     for pair in {row.pairs[0] for row in measured if len(row.pairs) == 1}:
         if {*pair} <= {*vectors.names}:
             i, j = sorted(vectors.position(name) for name in pair)
-            own[f"{i},{j}"] = scales.place(float(matrix.value[i, j]), texts, measured, pair)
-    yardsticks = scales.yardsticks(texts, measured)
+            own[f"{i},{j}"] = scales.place(matrix.at(i, j), texts, measured, pair)
+    yardsticks = scales.yardsticks(texts, measured, estimator=contents.scale_by)
     return {"holds": bool(yardsticks), "yardsticks": [asdict(row) for row in yardsticks], "own": own}
 
 
 def _map(contents: Contents) -> dict[str, Any] | None:
     if (found := contents.map) is None:
         return None
-    matrix, vectors = contents.vectors.kl(), contents.vectors
+    matrix, vectors = contents.vectors.reported_kl_matrix(), contents.vectors
     at = _rows_of(found, vectors)
     threads = []
     for one in contents.runs:

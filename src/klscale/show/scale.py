@@ -70,6 +70,8 @@ def rows(vectors: Vectors, measured: Sequence[Setting]) -> list[_Row]:
             left_unclipped=False,
             heavy_tails=False,
             n_texts=n_texts,
+            n_documents=None,
+            interval=None,
         )
         return _Pair(row.setting, a, b, around.pair(a, b, kl))
 
@@ -79,9 +81,11 @@ def rows(vectors: Vectors, measured: Sequence[Setting]) -> list[_Row]:
 PAIR = (
     Column("a", "One model."),
     Column("b", "The other model."),
-    Column("kl", "KL divergence of the two.", BITS, lambda it: it.measured.kl.value),
-    Column("standard_error", "Its standard error over texts.", BITS, lambda it: it.measured.kl.standard_error),
-    Column("in_range", "Whether the value is a KL.", value=lambda it: it.measured.kl.in_range),
+    Column("kl", "KL divergence of the two.", BITS, lambda it: it.measured.kl.whole_texts.value),
+    Column(
+        "standard_error", "Its standard error over texts.", BITS, lambda it: it.measured.kl.whole_texts.standard_error
+    ),
+    Column("in_range", "Whether the value is a KL.", value=lambda it: it.measured.kl.whole_texts.in_range),
     Column("noise", "What rounding adds to it; null: not known.", BITS, lambda it: it.measured.noise),
     Column(
         "cautions",

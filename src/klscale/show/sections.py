@@ -51,7 +51,8 @@ def footnotes(shown: Sequence[Measured | None]) -> str:
 def ruler(contents: Contents) -> tuple[str, dict[str, float]] | None:
     """The scale as a figure, and where its axis lies: its ends in points and in log10 of bits/byte."""
     try:
-        figure = scale_strip(contents.measured, contents.texts)
+        by = [row.by(contents.scale_by) for row in contents.measured]
+        figure = scale_strip([row for row in by if row is not None], contents.texts)
     except InputError:
         return None
     axes = figure.axes[0]
@@ -283,14 +284,14 @@ RUNG = (
 
 def rungs(contents: Contents) -> dict[str, list[Rung]]:
     """The quantized variants of each model, nearest first."""
-    vectors, around, found = contents.vectors, Around(contents.vectors), {}
+    vectors, around, found = contents.vectors, Around(contents.vectors, of_all=True), {}
     for base, variants in contents.ladders.items():
-        alike = vectors.subset([base, *variants]).on_common_texts()
+        difference, _ = vectors.subset([base, *variants]).on_common_texts().paired_difference()
         rows = []
         for n, name in enumerate(variants):
             measured = around.pair(base, name)
-            more = None if n == 0 else alike.kl_difference((base, name), (base, variants[n - 1]))
-            placed = scales.place(measured.kl.value, contents.texts, contents.measured, (base, name))
+            more = None if n == 0 else difference((base, name), (base, variants[n - 1]))
+            placed = scales.place(measured.kl, contents.texts, contents.measured, (base, name))
             kind = str(vectors.attributes["quantization"][name])
             rows.append(Rung(base, name, kind, measured, more, vectors.bits_per_byte(name, base), placed))
         found[base] = rows

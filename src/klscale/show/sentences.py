@@ -50,7 +50,7 @@ def of_pairs(vectors: Vectors, shown: Shown) -> Iterator[str]:
     places = np.flatnonzero([kind is None for kind in vectors.attributes["quantization"]])
     if len(places) < 3:
         return
-    names, matrix, around = vectors.names, vectors.kl(), Around(vectors)
+    names, matrix, around = vectors.names, vectors.reported_kl_matrix(), Around(vectors, of_all=True)
     i, j = (places[ends] for ends in np.triu_indices(len(places), k=1))
     value = matrix.value[i, j]
     order, n_known = np.argsort(value), int((~np.isnan(value)).sum())  # unknown values come last
@@ -147,15 +147,15 @@ def of_layers(found: Mapping[str, Sequence[Layer]], shown: Shown) -> Iterator[st
             (most, into), (least, other) = (choose(steps, key=lambda step: step[0].value) for choose in (max, min))
             made.append(
                 f"{shown(model)}: KL from layer to layer is largest into layer {into}, {most}"
-                f"{_minding(Measured(most, most.n_texts))}, and smallest into layer {other}, {least}"
-                f"{_minding(Measured(least, least.n_texts))}."
+                f"{_minding(Measured.of_whole_texts(most, most.n_texts))}, and smallest into layer {other}, {least}"
+                f"{_minding(Measured.of_whole_texts(least, least.n_texts))}."
             )
     yield from _first(made)
 
 
 def of_ladders(vectors: Vectors, ladders: Mapping[str, Sequence[str]], shown: Shown) -> Iterator[str]:
     """The quantized variants of each model, nearest first, in a sentence."""
-    made, around = [], Around(vectors)
+    made, around = [], Around(vectors, of_all=True)
     for base, variants in ladders.items():
         rungs, costly = [], []
         for name in variants:

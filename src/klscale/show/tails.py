@@ -339,7 +339,7 @@ def tails_record(found: Tails, vectors: Vectors) -> dict[str, Any]:
             )
             for e, name in enumerate(ESTIMATORS)
         }
-        measured = around.pair(a, b)
+        measured = around.pair(a, b, vectors.kl()[a, b])
         return SimpleNamespace(
             a=a,
             b=b,
@@ -369,7 +369,7 @@ def print_summary(sensitivity: TextSensitivity, found: PairTails | Tails, vector
         return
     names = found.pairs.pairs[: found.n_pairs]
     i, j = (np.array([vectors.position(pair[side]) for pair in names], dtype=np.int64) for side in (0, 1))
-    measured = around.pairs(i, j)
+    measured = around.pairs(i, j, by_whole_texts=True)
     for caution in CAUTIONS:
         if count := int(caution.holds(measured).sum()):
             say(f"{caution.mark} {count:,} of {found.n_pairs:,} pairs: {caution.footnote}", "yellow")

@@ -57,7 +57,7 @@ def rows(one: Trajectory) -> list[_Row]:
     around, names = Around(one.run.vectors), one.run.names
 
     def measured(name: str, other: str, found: KL | None) -> Measured | None:
-        return None if found is None else around.pair(name, other, found)
+        return None if found is None else around.pair(name, other)
 
     return [
         _Row(
@@ -215,7 +215,7 @@ TRAJECTORY = (
     kl(
         "noise_floor",
         "Run-to-run noise: KL between a run and a repeat run of the last checkpoint; null where not measured.",
-        lambda it: None if it.noise_floor is None else Measured(it.noise_floor, it.noise_floor.n_texts),
+        lambda it: None if it.noise_floor is None else Measured.of_whole_texts(it.noise_floor, it.noise_floor.n_texts),
     ),
     Column("noise_subtracted", "Whether it was subtracted from squared distances."),
 )
@@ -235,7 +235,7 @@ def _slope_range(it: Directional) -> str:
 
 
 def _floor(it: Directional) -> Measured:
-    return Measured(it.noise_floor, it.noise_floor.n_texts)
+    return Measured.of_whole_texts(it.noise_floor, it.noise_floor.n_texts)
 
 
 DIRECTIONAL = (
@@ -268,7 +268,7 @@ DIRECTIONAL = (
     Column(
         "kl_at_scales",
         "KL between the checkpoint and itself moved by each scale.",
-        value=lambda it: [Measured(one, one.n_texts, ("", ""), it.noise_floor.value) for one in it.kl],
+        value=lambda it: [Measured.of_whole_texts(one, one.n_texts, ("", ""), it.noise_floor.value) for one in it.kl],
         within=KL_COLUMNS,
         many=True,
     ),

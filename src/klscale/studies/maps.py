@@ -26,6 +26,7 @@ from klscale.science.arrays import Floats, Integers
 from klscale.science.clip import CLIP_LIMIT, common_texts
 from klscale.science.estimates import Estimate, cluster_codes, n_clusters, standard_error_of_mean
 from klscale.science.kl import KL, KLMatrix
+from klscale.science.reported import ReportedKL
 from klscale.store.files import UnreadableError
 from klscale.store.records import UNREADABLE, Columns, from_record
 from klscale.store.store import Store
@@ -224,8 +225,8 @@ class OffMap:
     def sentence(self) -> str:
         """The result in words."""
         return (
-            f"Its nearest model on the map is {self.nearest}, at KL {self.kl} (median over the map's own models: "
-            f"{self.typical:.2g}). No combination of them explains {self.unexplained} of its squared distance."
+            f"Its nearest model on the map is {self.nearest}, at KL {self.kl} by whole texts (median over the map's "
+            f"own models: {self.typical:.2g}). No combination of them explains {self.unexplained} of its squared distance."
         )
 
 
@@ -461,7 +462,7 @@ class Clustering:
     order: Integers
 
 
-def cluster(matrix: KLMatrix) -> Clustering:
+def cluster(matrix: KLMatrix | ReportedKL) -> Clustering:
     """Clusters by average linkage on sqrt(KL), in root bits per byte. Up to 500 models, leaves are in optimal order:
     neighbours are adjacent.
 

@@ -1,8 +1,9 @@
 """KL to a given precision, with as few texts as possible, in the fixed random order of the text set.
 
-The variance of a log-likelihood difference of kurtosis k has a relative standard error of sqrt((k - 1) / n) over n
-texts. A precision p therefore needs n = (k - 1) / p**2 texts: 200 for a Gaussian difference and 10 %, 500 for a Laplace
-one. k is not known beforehand. So the models are scored on some texts, and more are added by the standard errors, at
+The number of texts depends on the estimator that is reported. By whole texts, the variance of a log-likelihood
+difference of kurtosis k has a relative standard error of sqrt((k - 1) / n) over n texts. A precision p therefore needs
+n = (k - 1) / p**2 texts: 200 for a Gaussian difference and 10 %, 500 for a Laplace one. Spans and sampled tokens need
+fewer. k is not known beforehand. So the models are scored on some texts, and more are added by the standard errors, at
 numbers of texts on a fixed grid (sequential looks). Stopping by the results makes the usual interval too narrow: the
 interval here is that of a confidence sequence. benchmarks/precision.md measures this.
 """
@@ -23,7 +24,7 @@ from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.progress import SILENT, Progress
 from klscale.science.estimates import cluster_codes
-from klscale.science.kl import KL
+from klscale.science.reported import SAMPLED_TOKENS, SPANS, WHOLE_TEXTS, ReportedKL
 from klscale.science.sequential import with_anytime_interval
 from klscale.store.store import Store
 from klscale.sweep import score as sweep
@@ -32,18 +33,22 @@ from klscale.vectors.vectors import Vectors
 
 PRECISION = 0.1
 """Default precision, standard error / KL."""
-FEWEST = 200
-"""Fewest texts for a kurtosis: with 100, intervals cover less where a few texts in a hundred are extreme."""
-GAUSSIAN = 2.5
-"""The first look is at this many texts / p**2: a Gaussian difference needs 2 / p**2; this is a quarter more."""
+FEWEST = {SAMPLED_TOKENS: 40, SPANS: 100, WHOLE_TEXTS: 200}
+"""Fewest texts for a standard error, by estimator. By whole texts that needs a kurtosis: with 100, intervals cover less
+where a few texts in a hundred are extreme."""
+FIRST = {SAMPLED_TOKENS: 0.4, SPANS: 1.0, WHOLE_TEXTS: 2.5}
+"""The first look that counts is at this many texts / p**2. By whole texts: a Gaussian difference needs 2 / p**2, and
+this is a quarter more. By the others: what models of 135M parameters need."""
+EARLY = 40, 50, 63, 80
+"""Numbers of texts of looks below 100: by sampled tokens they are enough."""
 START = 100
-"""Smallest number of texts of a look."""
+"""From here on, each look has a tenth more texts than the one before."""
 LEAP = 2
 """Largest ratio of texts between one look and the next: a kurtosis from few texts is uncertain."""
 SMALLEST = 1e-6
 """Smallest precision: even a Gaussian difference needs 2 * 10**12 texts. The square of a far smaller one is 0."""
-TYPICAL_KURTOSIS = 6.0
-"""Kurtosis of a Laplace difference: the interval is narrowest at the number of texts that it needs."""
+PLANNED = {SAMPLED_TOKENS: 0.5, SPANS: 2.0, WHOLE_TEXTS: 5.0}
+"""The interval is narrowest at this many texts / p**2. By whole texts: what a Laplace difference needs."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class SequentialComparison:
     """
 
     vectors: Vectors
-    pairs: Mapping[tuple[str, str], KL]
+    pairs: Mapping[tuple[str, str], ReportedKL]
     anytime: frozenset[tuple[str, str]]
     precision: float
     looks: tuple[Look, ...]
@@ -120,29 +125,43 @@ def compare_to_precision(
     _valid(precision, precision)
     N = len(texts)
     times, crowding = look_times(N), crowding_of(texts)
-    wanted = next(time for time in times if time >= min(max(FEWEST, GAUSSIAN / precision**2), N))
+    wanted = first_look(SAMPLED_TOKENS, precision, times)
     outcomes: dict[str, Outcome] = {}
     looks: list[Look] = []
     n_scored: dict[tuple[str, str], int] = {}
+    n_used: dict[tuple[str, str], int] = {}
     while True:
         for outcome in sweep.score(models, texts, store, first=wanted, progress=progress, **how):
             outcomes[str(outcome.ref)] = outcome
         entries = {name: outcome.entry for name, outcome in outcomes.items() if outcome.entry is not None}
         vectors = store.vectors(texts, [*entries.values()], [outcomes[name].ref for name in entries])
-        pairs = {pair: vectors.kl()[pair] for pair in _pairs(vectors.names, reference)}
+        pairs = {pair: vectors.reported_kl(*pair) for pair in _pairs(vectors.names, reference)}
         before, n_scored = n_scored, {pair: min(entries[name].first or N for name in pair) for pair in pairs}
+        used, n_used = n_used, {pair: kl.n_texts for pair, kl in pairs.items()}
         if pairs:
             worst = max(pairs, key=lambda pair: relative_error(pairs[pair]))
             looks.append(Look(n_scored[worst], relative_error(pairs[worst])))
-        # A model that cannot be scored any more keeps its texts.
-        lacking = [pair for pair, kl in pairs.items() if relative_error(kl) > precision and n_scored[pair] < N]
-        if all(n_scored[pair] == before.get(pair) for pair in lacking):
+        # A model that is gone keeps the texts that it has, and no further text has sampled tokens.
+        lacking = [
+            pair
+            for pair, kl in pairs.items()
+            if n_scored[pair] < N
+            and (relative_error(kl) > precision or n_scored[pair] < first_look(kl.estimator, precision, times))
+            and not (n_scored[pair] == before.get(pair) or n_used[pair] == used.get(pair))
+        ]
+        if not lacking:
             break
-        wanted = max(next_look(pairs[pair], n_scored[pair], precision, times, crowding) for pair in lacking)
+        firsts = {pair: first_look(pairs[pair].estimator, precision, times) for pair in lacking}
+        wanted = max(
+            next_look(pairs[pair], n_scored[pair], precision, times, crowding) if n_scored[pair] >= first else first
+            for pair, first in firsts.items()
+        )
         models = [vectors.models[vectors.position(name)] for name in dict.fromkeys(chain(*lacking))]
     some = frozenset(pair for pair in pairs if n_scored[pair] < N)
-    planned = (TYPICAL_KURTOSIS - 1) / precision**2
-    shown = {pair: with_anytime_interval(kl, planned) if pair in some else kl for pair, kl in pairs.items()}
+    shown = {
+        pair: with_anytime_interval(kl, PLANNED[kl.estimator] / precision**2) if pair in some else kl
+        for pair, kl in pairs.items()
+    }
     return SequentialComparison(vectors, shown, some, precision, tuple(looks), tuple(outcomes.values()))
 
 
@@ -152,7 +171,7 @@ def _pairs(names: Sequence[str], reference: ModelRef | None) -> list[tuple[str, 
     return [(str(reference), name) for name in names if name != str(reference) and str(reference) in names]
 
 
-def relative_error(kl: KL) -> float:
+def relative_error(kl: ReportedKL) -> float:
     """Standard error / KL, a pure number: 0 for two models that agree on every text, infinite where it is not known, as
     from one text."""
     if kl.value == 0 and kl.n_texts > 1:
@@ -161,25 +180,36 @@ def relative_error(kl: KL) -> float:
 
 
 def look_times(n_texts: int) -> list[int]:
-    """The numbers of texts of sequential looks: 100, then each a tenth more than the one before, and all."""
-    times = [START]
+    """Numbers of texts of sequential looks: a few below 100, then each a tenth more than the one before; and all."""
+    times = [*EARLY, START]
     while times[-1] < n_texts:
         times.append(times[-1] + times[-1] // 10)
     return [time for time in times if time < n_texts] + [n_texts]
 
 
+def first_look(estimator: str, precision: float, times: Sequence[int]) -> int:
+    """The first of these numbers of texts at which an estimator may have the precision, or all texts."""
+    fewest = max(FEWEST[estimator], FIRST[estimator] / precision**2)
+    return next((time for time in times if time >= fewest), times[-1])
+
+
 def next_look(
-    kl: KL, n_scored: int, precision: float, times: Sequence[int], crowding: Callable[[int], float] = lambda n: 0.0
+    kl: ReportedKL,
+    n_scored: int,
+    precision: float,
+    times: Sequence[int],
+    crowding: Callable[[int], float] = lambda n: 0.0,
 ) -> int:
     """The first of these numbers of texts where a KL, now from `n_scored` texts, is expected to have the precision; at
     most one LEAP away.
 
-    With n texts the squared relative error is (kurtosis - 1) / n for independent texts. For texts that share documents
-    it is larger by the design effect 1 + r `crowding(n)`, where r is the correlation of squared differences within a
-    document.
+    With n texts the squared relative error is in proportion to 1 / n. By whole texts it is (kurtosis - 1) / n for
+    independent texts. For texts that share documents it is larger by the design effect 1 + r `crowding(n)`, where r is
+    the correlation of squared differences within a document.
     """
-    independent = (kl.kurtosis - 1) / n_scored
-    excess, crowded = relative_error(kl) ** 2 / independent - 1, crowding(n_scored)
+    error2 = relative_error(kl) ** 2
+    independent = (kl.whole_texts.kurtosis - 1) / n_scored if kl.is_published else error2
+    excess, crowded = error2 / independent - 1, crowding(n_scored)
     correlation = max(excess / crowded, 0.0) if crowded else 0.0
     for time in times:
         expected = independent * n_scored / time * (1 + correlation * crowding(time))

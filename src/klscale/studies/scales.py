@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
+from numpy.typing import NDArray
 from scipy import sparse, special
 from scipy.sparse import csgraph
 
@@ -29,8 +30,10 @@ from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import PILE_CLIP, TextSet
 from klscale.science.arrays import Floats, Integers
 from klscale.science.bootstrap import RESAMPLES, text_draws
-from klscale.science.estimates import CONFIDENCE
-from klscale.science.kl import kl_pairs
+from klscale.science.estimates import CONFIDENCE, cluster_codes
+from klscale.science.kl import LOG_2, kl_pairs
+from klscale.science.pair_sums import ratio_of_sums
+from klscale.science.reported import LARGEST, SPANS, WHOLE_TEXTS, ReportedKL
 from klscale.vectors.vectors import Vectors
 
 PILE_MEAN_BYTES = 972.3188
@@ -43,6 +46,8 @@ shown. Between all of five models even that range holds the median of the popula
 FEWEST_RANDOM = 20
 MOST_PAIRS = 1000
 """Largest number of pairs on which a setting is measured; of more, so many are drawn at random."""
+MOST_BY_SPANS = 100
+"""The same by spans: each pair takes 50 times as long."""
 UNIT_RESAMPLES = 2000
 
 PUBLISHED_AS = {
@@ -71,6 +76,9 @@ class Setting:
 
     `in_range` marks the pairs whose value is a KL rather than a distance. `n_available` pairs exist; the measured ones
     are drawn from them at random where they are fewer.
+
+    All of this is by the published estimator, from whole texts. `by_spans` is the same setting by spans, of the pairs
+    that have them; at most 100, drawn at random.
     """
 
     setting: str
@@ -86,6 +94,11 @@ class Setting:
     n_models: int
     n_in_range: int
     n_available: int
+    by_spans: Setting | None = None
+
+    def by(self, estimator: str) -> Setting | None:
+        """The setting by one of the estimators that the scale has; None where it is not known."""
+        return self if estimator == WHOLE_TEXTS else self.by_spans
 
 
 @dataclass(frozen=True)
@@ -299,16 +312,11 @@ def ladders(vectors: Vectors) -> dict[str, list[str]]:
     ]
     if not found:
         return {}
-    texts = vectors.texts
-    pairs = np.array(sorted(found))
-    kl = kl_pairs(
-        vectors.log_likelihood, texts.bytes, pairs, clip=texts.clip, documents=texts.document
-    )["value"]  # fmt: skip
+    kl = vectors.reported_kl_matrix().value
     rungs: dict[str, list[str]] = {}
-    for n in np.lexsort((kl, pairs[:, 0])):
-        if not np.isnan(kl[n]):
-            base, variant = (vectors.names[place] for place in pairs[n])
-            rungs.setdefault(base, []).append(variant)
+    known = [pair for pair in found if not np.isnan(kl[pair])]
+    for base, variant in sorted(known, key=lambda pair: (pair[0], kl[pair], pair[1])):
+        rungs.setdefault(vectors.names[base], []).append(vectors.names[variant])
     return rungs
 
 
@@ -319,6 +327,10 @@ class _Pairs:
     places: Integers
     names: Integers
     n_available: int
+
+    def of(self, chosen: NDArray[Any]) -> _Pairs:
+        """Some of them."""
+        return replace(self, places=self.places[chosen], names=self.names[chosen])
 
 
 def _find_pairs(vectors: Vectors) -> dict[str, _Pairs]:
@@ -496,7 +508,7 @@ def measure(vectors: Vectors, *, resamples: int = RESAMPLES) -> list[Setting]:
         np.concatenate([pairs.places for pairs in found.values()]),
         clip=texts.clip,
         documents=texts.document,
-        draws=text_draws(len(texts), texts.document, resamples=resamples),
+        draws=(draws := text_draws(len(texts), texts.document, resamples=resamples)),
     )
     ends = np.cumsum([len(pairs.places) for pairs in found.values()])
     settings = []
@@ -505,12 +517,31 @@ def measure(vectors: Vectors, *, resamples: int = RESAMPLES) -> list[Setting]:
         known = ~np.isnan(part["value"])  # pairs with texts in common
         if known.any():
             part = {name: values[known] for name, values in part.items()}
-            settings.append(
-                _measured(
-                    vectors.names, setting, replace(pairs, places=pairs.places[known], names=pairs.names[known]), part
-                )
-            )
+            pairs = pairs.of(known)
+            found_here = _measured(vectors.names, setting, pairs, part)
+            settings.append(replace(found_here, by_spans=_by_spans(vectors, setting, pairs, draws)))
     return sorted(settings, key=lambda row: row.median)
+
+
+def _by_spans(vectors: Vectors, setting: str, pairs: _Pairs, draws: Floats) -> Setting | None:
+    """A setting by spans, of those of its pairs that have them."""
+    known = np.array([row for row, ref in enumerate(vectors.models) if vectors.has_spans(ref)])
+    chosen = np.flatnonzero(np.isin(pairs.places, known).all(axis=1))
+    pairs, texts = pairs.of(np.sort(np.random.default_rng(0).permutation(chosen)[:MOST_BY_SPANS])), vectors.texts
+    terms = np.zeros((2, len(pairs.places), len(texts)))
+    for n, (a, b) in enumerate(pairs.places):
+        terms[:, n] = vectors.span_terms(vectors.models[a], vectors.models[b])
+    pairs, terms = pairs.of(usable := (terms[1] > 0).sum(axis=1) > 1), terms[:, usable]
+    if not len(pairs.places):
+        return None
+    variances, size = terms[0], terms[1] * LOG_2
+    kl: dict[str, Any] = {"value": np.empty(len(size)), "standard_error": np.empty(len(size))}
+    for n, there in enumerate(size > 0):
+        clusters = cluster_codes(texts.document, there)
+        kl["value"][n], kl["standard_error"][n] = ratio_of_sums(variances[n, there], size[n, there], clusters)
+    kl["in_range"] = kl["value"] <= LARGEST[SPANS]
+    kl["resampled"] = (variances @ draws.T) / (size @ draws.T)
+    return _measured(vectors.names, setting, pairs, kl)
 
 
 def noise_floor(vectors: Vectors) -> NoiseFloor | None:
@@ -607,27 +638,39 @@ class Yardstick:
         return f"{times} the median of '{self.setting}' ({self.median:.3g}, {self.source})"
 
 
-def yardsticks(texts: TextSet, measured: Iterable[Setting] = (), pair: tuple[str, str] = ("", "")) -> list[Yardstick]:
-    """The settings that a value is compared with, smallest first: those measured on the same texts, without settings
-    that consist of the given `pair` alone. Else the published scale where it holds, or none.
+def yardsticks(
+    texts: TextSet,
+    measured: Iterable[Setting] = (),
+    pair: tuple[str, str] = ("", ""),
+    estimator: str = WHOLE_TEXTS,
+) -> list[Yardstick]:
+    """The settings that a value by one estimator is compared with, smallest first: those measured on the same texts by
+    the same estimator, without settings that consist of the given `pair` alone. Else, for whole texts, the published
+    scale where it holds, or none.
 
     Random pairs, and pairs of one type, are used only for values above every other setting. Layers, which are no
     models, are never used.
     """
-    own = [(row.median, row.setting) for row in measured if row.median > 0 and {*row.pairs} - {pair, pair[::-1]}]
-    known = [(row.median, row.setting) for row in published()] if published_holds(texts) else []
+    rows = filter(None, (row.by(estimator) for row in measured))
+    own = [(row.median, row.setting) for row in rows if row.median > 0 and {*row.pairs} - {pair, pair[::-1]}]
+    holds = estimator == WHOLE_TEXTS and published_holds(texts)
+    known = [(row.median, row.setting) for row in published()] if holds else []
     scale = sorted((row for row in own or known if row[1] != "layer"), key=lambda row: row[0])
     specific = [row for row in scale if row[1] not in UNSPECIFIC]
     if specific:
         scale = specific + [row for row in scale if row[1] in UNSPECIFIC and row[0] > specific[-1][0]]
     ends = [*(math.sqrt(a * b) for (a, _), (b, _) in pairwise(scale)), math.inf][: len(scale)]
-    source = "measured on these texts" if own else "published"
+    source = f"by {estimator}, measured on these texts" if own else "published"
     return [Yardstick(setting, median, source, end) for (median, setting), end in zip(scale, ends, strict=True)]
 
 
 def place(
-    value: float, texts: TextSet, measured: Iterable[Setting] = (), pair: tuple[str, str] = ("", "")
+    kl: ReportedKL, texts: TextSet, measured: Sequence[Setting] = (), pair: tuple[str, str] = ("", "")
 ) -> str | None:
-    """The place of a pair's KL in words, by the nearest of its `yardsticks`; None where there is none."""
-    nearest = next((row for row in yardsticks(texts, measured, pair) if 0 < value <= row.up_to), None)
-    return None if nearest is None else nearest.places(value)
+    """The place of a pair's KL in words, by the nearest of its `yardsticks`; None where there is none. Spans are
+    compared with spans where both are known, else whole texts with whole texts."""
+    for estimator, value in ((SPANS, kl.by_spans), (WHOLE_TEXTS, kl.whole_texts.value)):
+        for row in yardsticks(texts, measured, pair, estimator):
+            if 0 < value <= row.up_to:
+                return row.places(value)
+    return None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -24,11 +26,14 @@ from klscale.science.bootstrap import RESAMPLES, resampled_kl
 from klscale.science.clip import beyond_clip_limit, clip_for_all, common_texts, moved_by_clip
 from klscale.science.estimates import Estimate
 from klscale.science.kl import KLMatrix, bits_per_byte, coordinates, kl_difference, kl_matrix, shift_cosine
+from klscale.science.reported import SAMPLED_TOKENS, SPANS, WHOLE_TEXTS, ReportedKL
 from klscale.science.sampled_tokens import Draws, SampledKL, SampledKLMatrix, sampled_kl, sampled_kl_matrix
-from klscale.science.spans import SpanKL, SpanKLMatrix, Spans, span_kl, span_kl_matrix
+from klscale.science.spans import SpanKL, SpanKLMatrix, Spans, span_kl, span_kl_difference, span_kl_matrix, span_terms
 from klscale.vectors.draws import SampledValues, TokenDraws
 from klscale.vectors.scores import LOWEST
 
+MOST_SAMPLED = 2**28
+"""Log-probabilities of sampled tokens that are compared between all pairs at once: 1 GB."""
 CONVENTION = "default special tokens; tokens 2 to n; float64 sum of float32 token log-probabilities"
 """How klscale scores a text. Vectors of different conventions are never compared."""
 
@@ -237,15 +242,24 @@ class Vectors:
 
         Raises InputError for a model without spans, and for vectors that were made by different conventions.
         """
-        pair = self.subset([a, b])
-        pair.require_one_convention()
-        kept, spans = [row.kept for row in pair._require_spans()], pair._text_spans
-        first, second = (
-            pair._scored_alone(unpack(row.values, pair.log_likelihood[place], spans.starts), place)
-            for place, row in enumerate(kept)
-        )
-        given = np.stack([row.given for row in kept])
-        return span_kl(first, second, spans, given=given, documents=self.texts.document)
+        (first, second), given = self.subset([a, b])._unpacked_spans()
+        return span_kl(first, second, self._text_spans, given=given, documents=self.texts.document)
+
+    def span_terms(self, a: str | ModelRef, b: str | ModelRef) -> tuple[Floats, Floats]:
+        """V (N,) in nats of each text and the bytes (N,) that it is of, whose sums make `span_kl` (`spans.span_terms`).
+        Raises as `span_kl` does."""
+        (first, second), given = self.subset([a, b])._unpacked_spans()
+        return span_terms(first, second, self._text_spans, given=given)
+
+    def span_kl_difference(self, first: tuple[str, str], second: tuple[str, str]) -> Estimate:
+        """KL(first pair) - KL(second pair) from spans, with the standard error of the paired difference. Raises as
+        `span_kl` does."""
+        names = [*dict.fromkeys((*first, *second))]
+        rows, given = self.subset(names)._unpacked_spans()
+        places = [names.index(name) for name in (*first, *second)]
+        a, b, c, d = (rows[place] for place in places)
+        documents = self.texts.document
+        return span_kl_difference((a, b), (c, d), self._text_spans, given=given[places], documents=documents)
 
     def span_kl_matrix(self) -> SpanKLMatrix:
         """The same between all pairs of models, each with the cuts that all of them keep. Raises as `span_kl` does."""
@@ -257,6 +271,61 @@ class Vectors:
             found = row.read()  # not kept: all of them are large
             values[place], given[place] = self._scored_alone(found.values, place), found.given
         return span_kl_matrix(values, spans, given=given, documents=self.texts.document, labels=self.names)
+
+    def reported_kl(self, a: str | ModelRef, b: str | ModelRef) -> ReportedKL:
+        """The KL between two models that is reported, in bits per byte: by sampled tokens where both have them, else by
+        spans, else by whole texts. Raises InputError for vectors that were made by different conventions."""
+        whole = self.kl()[self.position(a), self.position(b)]
+        spans = self.span_kl(a, b) if self.has_spans(a) and self.has_spans(b) else None
+        if spans is not None and math.isnan(spans.value):  # fewer than two texts have a cut
+            spans = None
+        sampled = None
+        if self.has_sampled_tokens(a, b):
+            with contextlib.suppress(InputError):  # they have no draws in common
+                sampled = self.sampled_kl(a, b)
+        return ReportedKL.nearest(whole, spans, sampled)
+
+    def reported_kl_matrix(self) -> ReportedKL:
+        """The same of all pairs, as (K, K) arrays; computed once. Spans are those whose cuts all models keep that have
+        spans, and sampled tokens are of the texts for which all models of a tokenizer have them; `reported_kl` has
+        those of the two. Where sampled tokens would take more than 1 GB, spans stand for them."""
+        return self._reported
+
+    @cached_property
+    def _reported(self) -> ReportedKL:
+        whole = self.kl()
+        found = {name: getattr(whole, name).copy() for name in ("value", "standard_error", "n_texts", "n_documents")}
+        estimator = np.full(whole.value.shape, WHOLE_TEXTS, dtype=object)
+        rows = np.flatnonzero([row is not None for row in self._span_rows])
+        if len(rows) > 1:
+            spans = self.subset([self.models[row] for row in rows]).span_kl_matrix()
+            known = ~np.isnan(spans.value) & ~np.eye(len(rows), dtype=bool)
+            at = tuple(rows[side] for side in np.nonzero(known))
+            estimator[at] = SPANS
+            for name, values in found.items():
+                values[at] = getattr(spans, name)[known]
+        by_spans, poor = np.where(estimator == SPANS, found["value"], np.nan), np.zeros(estimator.shape, dtype=bool)
+        for rows, sampled in self._sampled_by_tokenizer():
+            known = np.isfinite(sampled.symmetric) & ~np.eye(len(rows), dtype=bool)
+            at = tuple(rows[side] for side in np.nonzero(known))
+            estimator[at], poor[at] = SAMPLED_TOKENS, sampled.poor[known]
+            found["value"][at], found["standard_error"][at] = sampled.symmetric[known], sampled.symmetric_error[known]
+            found["n_texts"][at], found["n_documents"][at] = sampled.n_texts, sampled.n_documents
+        return ReportedKL(estimator=estimator, interval=None, whole_texts=whole, by_spans=by_spans, poor=poor, **found)
+
+    def _sampled_by_tokenizer(self) -> Iterator[tuple[Integers, SampledKLMatrix]]:
+        """The rows of the models of each tokenizer, and KL between them by sampled tokens."""
+        groups: dict[str, list[int]] = {}
+        for place, row in enumerate(self._sampled_rows):
+            if row is not None:
+                groups.setdefault(row.tokens, []).append(place)
+        for rows in groups.values():
+            first = self._sampled_rows[rows[0]]
+            draws = first.read_draws() if first is not None and len(rows) > 1 else None
+            if draws is None or len(rows) * sum(one.ids.size for one in draws.of.values()) > MOST_SAMPLED:
+                continue
+            with contextlib.suppress(InputError):  # they have no draws in common
+                yield np.array(rows), self.subset([self.models[row] for row in rows]).sampled_kl_matrix()
 
     @property
     def _text_spans(self) -> Spans:
@@ -270,6 +339,17 @@ class Vectors:
             why = "It was imported, scored by an earlier version, or has a tokenizer without offsets."
             raise InputError(f"{without} has no log-likelihoods of spans.", why, "Score it anew with --rescore.")
         return rows
+
+    def _unpacked_spans(self) -> tuple[list[Floats], Integers]:
+        """Log-likelihoods (S,) in nats of the spans of each model, and the bytes (K, N) before the first scored token
+        of each text."""
+        self.require_one_convention()
+        kept, starts = [row.kept for row in self._require_spans()], self._text_spans.starts
+        rows = [
+            self._scored_alone(unpack(row.values, self.log_likelihood[place], starts), place)
+            for place, row in enumerate(kept)
+        ]
+        return rows, np.stack([row.given for row in kept])
 
     def _scored_alone(self, values: NDArray[Any], place: int) -> NDArray[Any]:
         """Values (S,) of a row's spans, NaN in the texts that this row has no log-likelihood of."""
@@ -373,6 +453,12 @@ class Vectors:
         self.require_one_convention()
         a, b, c, d = (self.log_likelihood[self.position(model)] for model in (*first, *second))
         return kl_difference((a, b), (c, d), self.texts.bytes, clip=self.texts.clip, documents=self.texts.document)
+
+    def paired_difference(self) -> tuple[Callable[[tuple[str, str], tuple[str, str]], Estimate], str]:
+        """`span_kl_difference` where all models have spans, else `kl_difference`; and the estimator that it is by."""
+        if all(row is not None for row in self._span_rows):
+            return self.span_kl_difference, SPANS
+        return self.kl_difference, WHOLE_TEXTS
 
     def shift_cosine(self, base: str, first: str, second: str) -> Estimate:
         """Cosine between the shifts of two models from `base`, a pure number: 1 if they differ from it alike."""

@@ -16,16 +16,18 @@ const short = (value) => (value === undefined || Number.isNaN(value) ? "" : Stri
 /** All pairs, in parts that the browser joins: half a million pairs are no single string. */
 function allPairs() {
   const bits = data.pairs.flag_texts;
-  const head = ["a", "b", "kl", "standard_error", "interval_low", "interval_high", "n_texts"];
-  const parts = [`${[...head, ...bits.map(([, sentence]) => cell(sentence))].join(",")}\r\n`];
+  const head = ["a", "b", "kl", "standard_error", "interval_low", "interval_high", "n_texts", "whole_texts_kl"];
+  const parts = [`${[...head, "estimator", ...bits.map(([, sentence]) => cell(sentence))].join(",")}\r\n`];
   const names = data.refs.map(cell);
   for (let i = 0, at = 0; i < K; i += 1) {
     const lines = [];
     for (let j = i + 1; j < K; j += 1, at += 1) {
       const [low, high] = intervalAt(at) ?? [NaN, NaN];
-      const figures = [pairs.value[at], pairs.standard_error[at], low, high, pairs.n_texts[at]].map(short);
+      const known = [pairs.value[at], pairs.standard_error[at], low, high, pairs.n_texts[at], pairs.whole_texts[at]];
+      const figures = known.map(short);
       const flags = bits.map(([bit]) => (pairs.flags[at] & bit ? 1 : 0));
-      lines.push(`${[names[i], names[j], ...figures, ...flags].join(",")}\r\n`);
+      const by = data.pairs.estimators[pairs.estimator[at]];
+      lines.push(`${[names[i], names[j], ...figures, by, ...flags].join(",")}\r\n`);
     }
     parts.push(lines.join(""));
   }

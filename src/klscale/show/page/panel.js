@@ -64,6 +64,7 @@ function both(a, b) {
   const ends = found.interval ? `${interval(found.interval)} bits/byte` : "n/a";
   const facts = [
     ["95 % interval", ends],
+    ["Whole texts (published estimator)", formatEstimate(found.whole_texts, found.whole_texts_standard_error)],
     ["Texts", count(found.n_texts)],
     ["A predicts with", bits(a)],
     ["B predicts with", bits(b)],
@@ -77,6 +78,7 @@ function both(a, b) {
       "KL ",
       element("strong", {}, formatEstimate(found.kl, found.standard_error)),
       " bits/byte",
+      element("small", { id: "pair-estimator" }, ` by ${found.estimator}`),
     ),
     isThatALot(found),
     found.flags.map((sentence) => element("p", { class: "warning" }, `Careful: ${sentence}.`)),

@@ -18,18 +18,19 @@ function mark(/** @type {number[]} */ [a, b]) {
   const figure = byId("ruler").querySelector("svg");
   figure.querySelector(".chosen-pair")?.remove();
   const found = b === undefined ? null : pair(a, b);
-  if (!found?.kl) return;
+  if (!found?.on_scale) return;
   const { top, bottom, left, right } = axis;
-  const x = across(found.kl);
+  const x = across(found.on_scale);
+  const same = found.on_scale === found.kl;
   const made = svgElement("g", { class: "chosen-pair" });
-  if (found.interval) {
+  if (found.interval && same) {
     const [from, to] = found.interval.map(across);
     made.append(svgElement("rect", { x: from, y: top, width: to - from, height: bottom - top }));
   }
   made.append(svgElement("line", { x1: x, x2: x, y1: top, y2: bottom }));
   const anchor = x < left + 50 ? "start" : x > right - 50 ? "end" : "middle";
   const text = svgElement("text", { x, y: top - 3, "text-anchor": anchor });
-  text.textContent = `this pair: ${formatEstimate(found.kl, found.standard_error)}`;
+  text.textContent = `this pair: ${formatEstimate(found.on_scale, same ? found.standard_error : null)}`;
   made.append(text);
   figure.append(made);
 }

@@ -68,7 +68,19 @@ interface Report {
   command: string;
   chosen: number[];
   models: { length: number; columns: Attribute[]; looks: Record<string, Record<string, Look>> };
-  pairs: Record<"value" | "standard_error" | "critical_value" | "n_texts" | "flags", Packed> & {
+  pairs: Record<
+    | "value"
+    | "standard_error"
+    | "critical_value"
+    | "estimator"
+    | "whole_texts"
+    | "whole_texts_standard_error"
+    | "on_scale"
+    | "n_texts"
+    | "flags",
+    Packed
+  > & {
+    estimators: string[];
     widest: number;
     flag_texts: [number, string][];
     order: number[];
@@ -86,6 +98,10 @@ interface Pair {
   kl: number | null;
   standard_error: number | null;
   interval: [number, number] | null;
+  estimator: string;
+  whole_texts: number | null;
+  whole_texts_standard_error: number | null;
+  on_scale: number | null;
   placed: string | null;
   setting: string | null;
   flags: string[];

@@ -51,7 +51,7 @@ def kl_heat_map(vectors: Vectors) -> Figure:
     """
     from matplotlib.colors import ListedColormap, LogNorm
 
-    matrix, K = vectors.kl(), len(vectors)
+    matrix, K = vectors.reported_kl_matrix(), len(vectors)
     if K < 2:
         raise InputError("There is no pair to draw.", "One model alone has no KL.", "Score another one.")
     clusters = maps.cluster(matrix)

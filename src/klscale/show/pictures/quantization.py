@@ -38,7 +38,7 @@ def quantization_ladder(vectors: Vectors, measured: Sequence[Setting] = ()) -> F
     there is no model with a variant."""
     from matplotlib.lines import Line2D
 
-    ladders = scales.ladders(vectors)
+    ladders, matrix = scales.ladders(vectors), vectors.reported_kl_matrix()
     if not ladders:
         raise InputError(
             "There is no ladder to draw.", "No model has a quantized variant.", "klscale score NAME --quantize int8,nf4"
@@ -52,15 +52,16 @@ def quantization_ladder(vectors: Vectors, measured: Sequence[Setting] = ()) -> F
     divergences, differences = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     place, labels, headings = 0, dict[int, str](), list[int]()
     for base, rungs in ladders.items():
-        kl = vectors.subset([base, *rungs]).kl()
         headings.append(place)
         labels[place] = short[base]
-        for n, variant in enumerate(rungs, start=1):
+        for variant in rungs:
             place += 1
             labels[place] = shortened(kind[variant], 24)
             dot: dict[str, Any] = {"fmt": look[kind[variant]].marker, "color": look[kind[variant]].colour}
             dot |= {"elinewidth": 0.8, "markersize": 3.5}
-            if (away := kl[0, n]).value > 0:  # a log axis has no zero
+            if (
+                away := matrix.at(vectors.position(base), vectors.position(variant))
+            ).value > 0:  # a log axis has no zero
                 divergences.errorbar([away.value], [place], xerr=bars([away]), **dot)
             else:
                 divergences.annotate("0", (0.01, place), xycoords=divergences.get_yaxis_transform(), va="center")

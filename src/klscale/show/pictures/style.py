@@ -17,6 +17,7 @@ from klscale.inputs.texts import TextSet
 from klscale.science.arrays import Floats
 from klscale.science.estimates import Estimate
 from klscale.science.kl import KL
+from klscale.science.reported import ReportedKL
 from klscale.show.names import shortened
 
 if TYPE_CHECKING:
@@ -240,7 +241,7 @@ def step_axis(axis: Any, steps: Iterable[int], most: int = 6) -> None:
     axis.axes.set_xlim(low, last * 10 ** (0.06 * reach))
 
 
-def bars(found: Sequence[KL | Estimate]) -> Floats:
+def bars(found: Sequence[KL | ReportedKL | Estimate]) -> Floats:
     """Lengths (2, n) of the error bars that reach the ends of 95 % intervals."""
     value = np.array([one.value for one in found])
     return np.asarray(np.abs(np.array([one.interval for one in found]).reshape(-1, 2).T - value))

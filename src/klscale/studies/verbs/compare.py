@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 from klscale.errors import InputError, ScoringError
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
-from klscale.science.kl import KL
+from klscale.science.reported import ReportedKL
 from klscale.store.store import Store
 from klscale.studies import scales
 from klscale.studies.precision import SequentialComparison, compare_to_precision
@@ -23,7 +24,8 @@ from klscale.vectors.vectors import Vectors
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """KL in bits per byte of each pair of models: `pairs`, (name, name) -> KL.
+    """KL in bits per byte of each pair of models: `pairs`, (name, name) -> KL, with the estimator that it is from.
+    `pairs[a, b].whole_texts` is the published estimate.
 
     `vectors` are those of the models that could be scored, for bits per byte, paired differences and everything else.
     `measured` is the scale of the store on these texts. `outcomes` has the status of each model. `sequential` is not
@@ -31,14 +33,14 @@ class Comparison:
     """
 
     vectors: Vectors
-    pairs: Mapping[tuple[str, str], KL]
+    pairs: Mapping[tuple[str, str], ReportedKL]
     measured: tuple[Setting, ...]
     outcomes: tuple[Outcome, ...]
     sequential: SequentialComparison | None = None
 
     def placed(self, a: str, b: str) -> str | None:
         """The place of a pair's KL on the scale, in words; None where no scale is known for these texts."""
-        return scales.place(self.pairs[a, b].value, self.vectors.texts, self.measured, pair=(a, b))
+        return scales.place(self.pairs[a, b], self.vectors.texts, self.measured, pair=(a, b))
 
     def __str__(self) -> str:
         lines = [f"{name}: {self.vectors.bits_per_byte(name)}" for name in self.vectors.names]
@@ -68,7 +70,7 @@ def compare(
     texts or options that cannot be used.
 
         compared = klscale.compare(["gpt2", "gpt2+int8", "gpt2+nf4"], reference="gpt2")
-        print(compared.pairs["gpt2", "gpt2+nf4"])  # value ± standard error, bits/byte
+        print(compared.pairs["gpt2", "gpt2+nf4"])  # value ± standard error, bits/byte, and by which estimator
         print(compared.vectors.bits_per_byte("gpt2+nf4", "gpt2"))  # difference to gpt2: above 0 is worse
     """
     refs = distinct([*((reference,) if reference is not None else ()), *models])
@@ -91,7 +93,7 @@ def compare(
         pairs = found.pairs
     elif reference is not None:
         first, *others = vectors.names
-        pairs = {(first, name): vectors.kl()[first, name] for name in others}
+        pairs = {(first, name): vectors.reported_kl(first, name) for name in others}
     else:
-        pairs = {(a, b): kl for a, b, kl in vectors.kl().pairs()}
+        pairs = {(a, b): vectors.reported_kl(a, b) for a, b in combinations(vectors.names, 2)}
     return Comparison(vectors, pairs, scale_beside(place, vectors.texts, options.progress), tuple(outcomes), found)

@@ -226,7 +226,8 @@ class OffMap:
         """The result in words."""
         return (
             f"Its nearest model on the map is {self.nearest}, at KL {self.kl} by whole texts (median over the map's "
-            f"own models: {self.typical:.2g}). No combination of them explains {self.unexplained} of its squared distance."
+            f"own models: {self.typical:.2g}). No combination of them explains {self.unexplained} of its squared "
+            "distance."
         )
 
 

@@ -93,7 +93,7 @@ KL_COLUMNS = (
     ),
     Column(
         "noise",
-        "What rounding adds to the KL in expectation, by the noise floors of both models; null: not known.",
+        "What rounding adds to the KL in expectation, by the run-to-run noise of both models; null: not known.",
         BITS,
         lambda it: it.noise,
     ),

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LEVELS: dict[str, Any] = {"later training": "--", "seed": ":"}
-"""Settings whose median stands beside a ladder, from the finest, with the line of each."""
+"""Settings whose median is drawn with a ladder, from the finest, with the line of each."""
 
 
 @styled

@@ -42,8 +42,8 @@ def scale_ruler(measured: Sequence[Setting], texts: TextSet, noise_floor: NoiseF
     """The scale: a row for each setting, smallest median on top, KL in bits/byte on a log axis; see `scales.measure`.
 
     Every pair is a dot, hollow where it is out of range. A box spans the quartiles, a tick marks the median with its
-    interval over models, a diamond the published median, a hairline the median noise floor if it lies in view. Raises
-    InputError where no setting has a positive median.
+    interval over models, a diamond the published median, a hairline the median run-to-run noise if it lies in view.
+    Raises InputError where no setting has a positive median.
     """
     rows = [row for row in measured if row.median > 0]
     if not rows:
@@ -129,7 +129,7 @@ def _legend(hollow: bool, published: bool, noise: bool) -> list[Any]:
         diamond: dict[str, Any] = {"marker": "D", "markerfacecolor": "white", "markersize": 4, "linestyle": ""}
         handles.append(Line2D([], [], color=PUBLISHED, label="published", **diamond))
     if noise:
-        handles.append(Line2D([], [], color=NOISE, linewidth=0.6, linestyle=(0, (4, 2)), label="noise floor, median"))
+        handles.append(Line2D([], [], color=NOISE, linewidth=0.6, linestyle=(0, (4, 2)), label="noise, median"))
     return handles
 
 

@@ -51,7 +51,7 @@ def scale_ruler(measured: Sequence[Setting], texts: TextSet, noise_floor: NoiseF
     beside = [published_beside(row.setting) for row in rows]
     lines = ["Each row: median ± standard error over texts, bits/byte"]
     if any(beside) and not published_holds(texts):
-        lines.append("published: pile-10k, other texts: beside, not comparable")
+        lines.append("published: pile-10k, other texts: not comparable")
     figure = new_figure(SINGLE, 0.92 + 0.12 * len(lines) + ROW * len(rows))
     headline(figure, "\n".join([describe(texts), *lines]))
     axes = figure.add_subplot()
@@ -60,7 +60,7 @@ def scale_ruler(measured: Sequence[Setting], texts: TextSet, noise_floor: NoiseF
     axes.set_xscale("log")
     axes.set_ylim(len(rows) - 0.45, -0.55)
     low, high = axes.get_xlim()
-    room = (high / low) ** 0.04  # for what is written beside the outermost diamonds
+    room = (high / low) ** 0.04  # for the labels of the outermost diamonds
     axes.set_xlim(low / room, high * room)
     noise = noise_floor is not None and low / room < noise_floor.median < high * room
     if noise_floor is not None and noise:

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 @styled
 def text_contributions(found: PairTails) -> Figure:
-    """How a pair's KL is shared among the texts, the largest first: the share of each (log-log), and of all up to it,
-    with the ten largest and the largest 1 % marked. Gaussian differences stand beside: the expected shares of as many.
-    Raises InputError for a KL of 0."""
+    """The shares of the texts in a pair's KL, largest first: the share of each (log-log), and their cumulated sum, with
+    the ten largest and the largest 1 % marked. A line has the expected shares of as many Gaussian differences. Raises
+    InputError for a KL of 0."""
     from scipy import special
 
     if not found.largest:

@@ -192,7 +192,7 @@ def test_a_model_that_cannot_be_read_again_is_scored_all_the_same(texts, store, 
     (outcome,) = sweeps.score(["mock://1"], texts, store, progress=Told())
     assert (outcome.status, len(store.scores(outcome.entry))) == ("scored", len(texts))
     assert store.noise_floor(texts.id, outcome.entry.key) is None
-    assert said == ["mock://1: its noise floor is not known. No kernel for this shape."]
+    assert said == ["mock://1: its run-to-run noise is not known. No kernel for this shape."]
 
 
 @pytest.mark.parametrize("model", ["mock://1?noise=0.01", "directory"])
@@ -432,7 +432,7 @@ def pair(kl, floor):
             0.011,
             "below_noise_floor",
             " ~~",
-            "below the noise floor: rounding alone adds about 0.011 bits/byte, the KL is 0.01",
+            "below run-to-run noise: rounding alone adds about 0.011 bits/byte, the KL is 0.01",
         ),
         (0.0, 0.01, "", "", None),
     ],

@@ -234,7 +234,7 @@ def kind(sentence):
         "heavy tails",
         "different dtypes",
         "rounding noise",
-        "below the noise floor",
+        "below run-to-run noise",
     )
     return next((start for start in starts if sentence.startswith(start)), "texts" if "texts" in sentence else sentence)
 
@@ -243,7 +243,7 @@ def test_rounding_noise_is_said_of_its_pairs_and_on_the_scale(open_page):
     page = open_page("mixed")
     refs = page.evaluate("klscale.data.refs")
     base = f"runs/seed1@step{STEPS[-1]}"
-    for kind, words in (("int8", "below the noise floor"), ("nf4", "rounding noise is more than 10 %"), ("fp4", "")):
+    for kind, words in (("int8", "below run-to-run noise"), ("nf4", "rounding noise is more than 10 %"), ("fp4", "")):
         flags = page.evaluate("([i, j]) => klscale.pair(i, j)", [refs.index(base), refs.index(f"{base}+{kind}")])[
             "flags"
         ]

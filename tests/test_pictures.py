@@ -346,7 +346,7 @@ def test_ruler(vectors):
     shown = [text.get_text() for text, _ in drawn(figure)]
     assert "0.173 ± 0.011  (26 pairs)" in shown
     assert "0.48" in shown
-    assert any("beside, not comparable" in text for text in shown)
+    assert any("other texts: not comparable" in text for text in shown)
 
 
 def test_dots_out_of_range_are_hollow(vectors):

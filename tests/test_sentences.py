@@ -95,7 +95,7 @@ def test_each_caution_is_that_of_its_pairs():
                 ("unclipped", f"the clip would move {below:.0%} of a vector"),
                 ("heavy_tails", "heavy tails"), ("different_dtypes", "dtypes"),
                 ("rounding_noise", "rounding noise is about 0.002 bits/byte"),
-                ("below_noise_floor", "below the noise floor"),
+                ("below_noise_floor", "below run-to-run noise"),
             ):  # fmt: skip
                 assert any(words in sentence for sentence in told) == (key in wanted), (a, b, told)
             assert any(f"only {kept.size:,} of {N:,} texts" in sentence for sentence in told) == (

@@ -41,7 +41,7 @@ def trajectory(
     ] = None,
     subtract_noise: Annotated[
         bool,
-        typer.Option("--subtract-noise", help="Subtract the noise floor from the distances behind the exponents."),
+        typer.Option("--subtract-noise", help="Subtract run-to-run noise from the distances behind the exponents."),
     ] = False,
     lags: Annotated[
         int | None,

@@ -138,10 +138,10 @@ CAUTIONS = (
     Caution(
         "below_noise_floor",
         "~~",
-        "below the noise floor: rounding alone makes such a value of equal models",
+        "below run-to-run noise: rounding alone gives equal models such a value",
         _below_the_noise,
         lambda it: (
-            f"below the noise floor: rounding alone adds about {it.noise:.2g} bits/byte, the KL by whole texts is "
+            f"below run-to-run noise: rounding alone adds about {it.noise:.2g} bits/byte, the KL by whole texts is "
             f"{it.kl.whole_texts.value:.2g}"
         ),
     ),

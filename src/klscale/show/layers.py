@@ -55,8 +55,8 @@ LAYER = (
 
 
 def rows(vectors: Vectors) -> Mapping[str, list[_Row]]:
-    """The layers of each model. The noise floor of a model is that of its output; of earlier layers it is not known,
-    and what is known of a pair is a lower bound on its noise."""
+    """The layers of each model. The run-to-run noise of a model is that of its output. That of earlier layers is not
+    known: for a pair with the output, half of the output's noise is a lower bound."""
     floors = dict(zip(vectors.names, vectors.noise_floor.tolist(), strict=True))
     n_texts = len(vectors.texts)
 

@@ -154,7 +154,7 @@ KL_COLUMNS = (
     ),
     Column(
         "noise",
-        "What rounding adds to `whole_texts_kl` in expectation, by the noise floors of both; null: not known.",
+        "What rounding adds to `whole_texts_kl` in expectation, by the run-to-run noise of both; null: not known.",
         BITS,
         lambda it: it.noise,
     ),

@@ -165,11 +165,11 @@ SETTING = (
 """Of a `_Row`."""
 
 NOISE_FLOOR = (
-    Column("median", "Median over models of the KL between two readings of a model.", BITS),
+    Column("median", "Median over models of the KL between two runs of a model.", BITS),
     Column("smallest", "The smallest of them.", BITS),
     Column("largest", "The largest of them.", BITS),
     Column("largest_of", "The model that has the largest."),
-    Column("n_models", "Models whose noise floor is known.", "models"),
+    Column("n_models", "Models whose run-to-run noise is known.", "models"),
 )
 PUBLISHED = (
     Column("setting", "The setting.", title="setting", words=True),
@@ -203,7 +203,7 @@ SCALE = (
     Column("n_texts", "Texts of the set.", "texts", lambda it: len(it.texts)),
     Column("mean_bytes", "Their mean length.", "bytes", lambda it: it.texts.mean_bytes),
     unit(),
-    Column("noise_floor", "KL between readings of one model; null: not known.", within=NOISE_FLOOR),
+    Column("noise_floor", "Run-to-run noise, KL between two runs of one model; null: not known.", within=NOISE_FLOOR),
     Column("measured", "Each setting that the store has a pair of.", within=SETTING, many=True),
     Column(
         "published",

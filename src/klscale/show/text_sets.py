@@ -163,9 +163,9 @@ SENSITIVITY = (
             Column("n_documents", "Their documents, where texts share them; else null.", "documents"),
             Column("n_models", "Models.", "models"),
             Column("pairs", "Each pair looked at.", value=lambda it: _pairs(it), within=PAIR, many=True),
-            Column("n_available", "Pairs that there are.", "pairs"),
-            Column("n_identical", "Pairs that differ by the same on every text: they have no KL.", "pairs"),
-            Column("needed", "Texts that a relative error needs.", within=NEEDED, many=True),
+            Column("n_available", "All pairs.", "pairs"),
+            Column("n_identical", "Pairs with the same difference on every text: their KL is 0.", "pairs"),
+            Column("needed", "Number of texts for a relative error.", within=NEEDED, many=True),
             Column("halves", "One half of the texts against the other.", within=HALVES),
             Column("growth", "The relative error of KL from fewer texts.", within=GROWTH),
             Column("domains", "KL by domain; null without domains.", within=DOMAINS),
@@ -295,7 +295,7 @@ def summary_of_texts(found: TextSensitivity) -> list[str]:
 
 
 def print_sensitivity(found: TextSensitivity) -> None:
-    """How far KL depends on the texts, for a person; of a single pair without what needs more."""
+    """Print how far KL depends on the texts; for a single pair, without the parts that need several."""
     if found.needed:
         print_texts_needed(found.needed)
     if found.halves is not None:
@@ -309,7 +309,7 @@ def print_sensitivity(found: TextSensitivity) -> None:
 
 
 def print_texts_needed(needed: Sequence[TextsNeeded]) -> None:
-    """How many texts of this kind a relative standard error needs."""
+    """Print the number of texts of this kind for a relative standard error."""
     alone = all(row.median == row.worst for row in needed)
     columns = [replace(NEEDED[1], title="texts")] if alone else NEEDED[1:]
     out.print("\nTexts that KL needs, by the standard error found here", style="bold")
@@ -319,7 +319,7 @@ def print_texts_needed(needed: Sequence[TextsNeeded]) -> None:
 
 
 def _both(pair: tuple[str, str]) -> str:
-    """Two models by names that tell them apart."""
+    """Two models by short names that differ."""
     return " and ".join(map(plain, short_names(pair, 44)))
 
 
@@ -343,7 +343,7 @@ def _print_halves(halves: SplitHalves, found: TextSensitivity) -> None:
     out.print(table(lines("correlation over pairs", "of halves", "of whole sets"), rows))
     kind = "95 % over models"
     if halves.pearson.interval_kind != "models":
-        kind = "what 95 % of the splits give, no interval: fewer than five models, a run as one"
+        kind = "the central 95 % of the splits, no interval over models: fewer than five models, a run as one"
     say(f"In brackets {kind}. Whole sets: 2 r / (1 + r). High where pairs differ much.", "dim")
 
 

@@ -679,7 +679,7 @@ def _map_checksum(columns: Mapping[str, NDArray[Any]], metadata: Mapping[str, An
 
 
 def noise_to_json(kl: KL, text_set: str, key: str) -> bytes:
-    """The KL between two readings of the model that has the vector `key`."""
+    """The record of the KL between two runs of the model with the vector `key`."""
     return to_json("noise", {"text_set": text_set, "key": key, **to_record(kl)})
 
 
@@ -689,7 +689,7 @@ def noise_from_json(data: bytes, text_set: str, key: str) -> KL:
     _require_own(found, text_set=text_set, key=key)
     kl = from_record(KL, found)
     if not all(0 <= number < math.inf for number in (kl.value, kl.standard_error, *kl.interval)):
-        raise UnreadableError(f"has a noise floor of {kl.value:.3g} ± {kl.standard_error:.3g} bits/byte")
+        raise UnreadableError(f"has a run-to-run noise of {kl.value:.3g} ± {kl.standard_error:.3g} bits/byte")
     return kl
 
 

@@ -5,7 +5,7 @@
     STORE/draws/<text set id>/<tokens>.parquet          token ids drawn for a text set and a tokenizer
     STORE/weights/<slug>-<key>.parquet                  distances of a checkpoint's weights to those of others
     STORE/maps/<text set id>/<key>.parquet              a kept map: one row a model
-    STORE/noise/<text set id>/<key>.json                KL between two readings of one model
+    STORE/noise/<text set id>/<key>.json                KL between two runs of one model
     STORE/exact/<text set id>/<key>.json                exact KL of two models, as it was measured
     STORE/partial/<text set id>/<key>/                  unfinished work of a model
     STORE/partial/<text set id>/<key>.<owner>.claim     a process is at work on it
@@ -472,8 +472,8 @@ class Store:
     ) -> None:
         """Keep squared distances of one checkpoint's weights to those of others, beside those that the store has.
 
-        `identity` and the keys say whose weights they are, whatever they are called: `commit:NAME@SHA` or
-        `files:FINGERPRINT`. Of two processes that write of one checkpoint at one moment, one is kept.
+        `identity` and the keys identify the weights, not their names: `commit:NAME@SHA` or `files:FINGERPRINT`.
+        Of two processes that write of one checkpoint at one moment, one is kept.
         """
         path = self.files.path("weights", f"{ref.slug}{records.weights_name(identity)}")
         held, metadata = self._weight_distances(path)
@@ -531,16 +531,16 @@ class Store:
     # ------------------------------------------------------------------------------------------------------- noise
 
     def write_noise_floor(self, text_set: str, key: str, kl: KL) -> None:
-        """Keep the KL between two readings of the model that has the vector `key`."""
+        """Keep the KL between two runs of the model with the vector `key`."""
         self.files.write(self.files.path("noise", text_set, f"{key}.json"), records.noise_to_json(kl, text_set, key))
 
     def noise_floor(self, text_set: str, key: str) -> KL | None:
-        """The KL between two readings of a model; None where it is not there or is left out."""
+        """The KL in bits per byte between two runs of a model; None where it is not there or is left out."""
         path = self.files.path("noise", text_set, f"{key}.json")
         return self._find(path, partial(records.noise_from_json, text_set=text_set, key=key))
 
     def noise_floors(self, text_set: str, keys: Sequence[str]) -> dict[str, float]:
-        """KL in bits per byte between two readings of each of these models for which it is known."""
+        """Key -> KL in bits per byte between two runs of the model, for the keys where it is known."""
         there = {*map(_stem, self.files.list("noise", text_set, suffix=".json"))}
         known = [key for key in dict.fromkeys(keys) if key in there]
         with ThreadPoolExecutor(8) as pool:

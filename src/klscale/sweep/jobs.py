@@ -39,7 +39,7 @@ class Outcome:
 @dataclass(frozen=True)
 class Job:
     """A pinned model to score, with the keys that its vector may have, and the store's entry where there is one.
-    `others` are the models whose weights are compared with its own. `unrepeated`: the entry lacks its noise floor."""
+    `others` are the models whose weights are compared with its own. `unrepeated`: the entry has no run-to-run noise."""
 
     place: int
     model: Model

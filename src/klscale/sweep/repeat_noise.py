@@ -13,7 +13,7 @@ from klscale.store.store import Entry, Store
 from klscale.vectors.scores import Scores
 
 NOISE_PART, NOISE_TEXTS = 0.02, (20, 100)
-"""Share of a model's texts that are read again to measure its noise floor, and how many at least and at most."""
+"""Share of a model's texts in a repeat run, and the smallest and the largest number of them."""
 
 
 def noise_floor(
@@ -31,12 +31,12 @@ def noise_floor(
     reader = sources.open(
         sources.pin(entry.ref), ReaderOptions(device=device, split_special_tokens=SPLIT in entry.metadata["convention"])
     )
-    progress.begin(f"reading {entry.ref} twice")
+    progress.begin(f"repeat run of {entry.ref}")
     return keep_noise_floor(entry.key, reader, texts, store)
 
 
 def noise_texts(texts: Integers) -> Integers:
-    """Random texts among these for the noise floor, in order: 2 %, at least 20 and at most 100."""
+    """Random texts among these for the repeat run, in order: 2 %, at least 20 and at most 100."""
     n = int(np.clip(NOISE_PART * len(texts), *NOISE_TEXTS))
     return np.sort(np.random.default_rng(0).permutation(texts)[:n])
 
@@ -44,11 +44,12 @@ def noise_texts(texts: Integers) -> Integers:
 def keep_noise_floor(
     key: str, reader: Reader, texts: TextSet, store: Store, *, known: Scores | None = None
 ) -> KL | None:
-    """Read some texts again, in batches of another shape and in another order, and keep the noise floor of the vector
-    `key`: KL in bits per byte between both runs. None for fewer than two texts, and for a source without repeat runs.
+    """Run-to-run noise of the vector `key`: KL in bits per byte between two runs on some texts, the second in batches
+    of another shape and in another order. The store keeps it. None for fewer than two texts, and for a source without
+    repeat runs.
 
     `known` holds values of the model already: the texts are chosen from it, and it is the first run. Texts that leave
-    no room for padding are cut short, and then read twice.
+    no room for padding are cut short, and both runs are made anew.
     """
     chosen = noise_texts(np.arange(len(texts)) if known is None else known.text)
     if len(chosen) < 2 or REPEAT_RUNS not in reader.source.capabilities:

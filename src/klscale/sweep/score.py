@@ -168,7 +168,7 @@ class _Sweep:
 
     @cached_property
     def repeated(self) -> Set[str]:
-        """The keys of the vectors whose noise floor the store had at first."""
+        """The keys of the vectors whose run-to-run noise the store had at first."""
         return self.store.noise_floors(self.texts.id, [entry.key for entry in self.entries]).keys()
 
     # -------------------------------------------------------------------------------------------- what is there
@@ -263,8 +263,8 @@ class _Sweep:
         return job if there is None else self._with(job, there, self.repeated)
 
     def _with(self, job: Job, entry: Entry, repeated: Set[str]) -> Job:
-        """The job with an entry of the store, which lacks its noise floor where what wrote it was cut short between the
-        two, or wrote elsewhere: it is completed where the model is at hand."""
+        """The job with an entry of the store. The entry has no run-to-run noise if its writer was interrupted between
+        the two, or wrote elsewhere. It is completed where the model is at hand."""
         n_texts = (entry.first or len(self.texts)) - len(entry.metadata.get("skipped") or ())
         lacks = n_texts > 1 and entry.key not in repeated and REPEAT_RUNS in job.source.capabilities
         return replace(job, entry=entry, unrepeated=lacks and job.source.is_at_hand(job.pinned))
@@ -420,7 +420,7 @@ class _Sweep:
             time.sleep(random.uniform(0.5, 1.5) * LOOK_AGAIN_S)
 
     def _options(self, job: Job) -> ReaderOptions:
-        """A model that is read for its noise floor alone needs no parts."""
+        """The options of a job's reader. A model that is run only for its run-to-run noise needs no parts."""
         sampled = self.sampled_tokens and SAMPLED_TOKENS in job.source.capabilities
         wanted = {LAYERS: job.layers, SAMPLED_TOKENS: sampled}
         scored = job.entry is None
@@ -508,13 +508,13 @@ class _Sweep:
         return entry
 
     def _repeat(self, entry: Entry, reader: Reader, scores: Scores) -> None:
-        """Keep the noise floor of a vector."""
+        """Measure and keep the run-to-run noise of a vector."""
         try:
             keep_noise_floor(entry.key, reader, self.texts, self.store, known=scores)
         except StorageError:
             raise
         except KlscaleError as error:  # its vector is whole all the same
-            self.progress.note(f"{reader.ref}: its noise floor is not known. {error.what}")
+            self.progress.note(f"{reader.ref}: its run-to-run noise is not known. {error.what}")
 
     def _keep(self, job: Job, reader: Reader, unsaved: Sequence[Scores]) -> Scores:
         part = Scores.concatenate(unsaved)

@@ -427,7 +427,7 @@ class Vectors:
         """Expected KL (K, K) in bits per byte that run-to-run noise adds to each pair; NaN where not known.
 
         A run of model i gives l_i + e_i, where rounding errors e_i have variance s_i**2 over texts. Two runs of one
-        model differ by e_i - e_i', with variance 2 s_i**2: its noise floor. Runs of two models differ by
+        model differ by e_i - e_i', with variance 2 s_i**2: its `noise_floor`. Runs of two models differ by
         l_i - l_j + e_i - e_j. If the errors are independent of each other and of the models, they add s_i**2 + s_j**2
         to the variance: half the sum of both floors. Errors that two models share add less; two quantizations of one
         model may share some. Errors that every run repeats are no noise but part of the KL: a coarser dtype rounds the

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 @styled
 def layer_threads(vectors: Vectors) -> Figure:
     """Layers of models through the logit lens: KL from layer to layer and to the output in bits per byte with 95 %
-    intervals, and all layers of all models on one map (principal components), each model a thread. Raises InputError
-    as `lens.layers` does."""
+    intervals. Another panel has all layers on one map (principal components), each model a thread. Raises InputError as
+    `lens.layers` does."""
     from matplotlib.lines import Line2D
 
     found = lens.layers(vectors)

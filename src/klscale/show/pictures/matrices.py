@@ -1,4 +1,4 @@
-"""The picture of all pairs: KL as colours and numbers, relatives beside each other, with their dendrogram."""
+"""The picture of all pairs: KL as colours and numbers, with a dendrogram; near models are neighbours."""
 
 from __future__ import annotations
 
@@ -30,24 +30,23 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAMED = 60
-"""Models beyond which a name has no room beside its row."""
+"""Largest number of models with names: of more, a name has no room in its row."""
 ALL_COLOURS = 20
-"""Models up to which the colours span all values; of more, the outermost 0.5 % of the pairs do not stretch them."""
+"""Largest number of models whose colours span all values; of more, the outermost 0.5 % of the pairs are cut off."""
 TREE, GAP = 0.55, 0.06
-"""Inches: of the dendrogram, and between it and the cells."""
+"""Width of the dendrogram, and of the gap between it and the cells, in inches."""
 CHARACTER = 0.62 * SMALL / 72
-"""Inches that a character takes, about."""
+"""Approximate width of a character in inches."""
 MARGIN = 0.08
 
 
 @styled
 def kl_heat_map(vectors: Vectors) -> Figure:
-    """KL between all pairs in bits per byte, nearest models beside each other: average linkage on sqrt(KL), whose
-    dendrogram stands at the left.
+    """KL between all pairs in bits per byte, ordered by average linkage on sqrt(KL), with the dendrogram at the left.
 
-    The colour is KL on a log scale; cells hold value and standard error where there is room for both. Each name stands
-    at the end of its model's row and on top of its column; beyond 60 models there are no names. Raises InputError
-    for fewer than two models, and where two models have no texts in common.
+    The colour is KL on a log scale; cells hold value and standard error where there is room for both. Each name is at
+    the end of its model's row and on top of its column; beyond 60 models there are no names. Raises InputError for
+    fewer than two models, and where two models have no common texts.
     """
     from matplotlib.colors import ListedColormap, LogNorm
 

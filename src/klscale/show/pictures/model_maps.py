@@ -39,11 +39,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAMED = 25
-"""Models beyond which only the ends of threads are named."""
+"""Largest number of models that are all named; of more, only the ends of threads."""
 LONG = 10
-"""Checkpoints from which on the first one of a run is named too, by its step."""
+"""A run with at least this many checkpoints has its first one named too, by its step."""
 WIDE = 120
-"""Models beyond which a map takes two columns."""
+"""Largest number of models of a map in one column; of more, it has two."""
 NUMBERS = ("parameters", "step", "warmup", "layer")
 """Attributes that are amounts; all others, seeds among them, are categories."""
 LINES = 6
@@ -280,8 +280,8 @@ def _names(vectors: Vectors, runs: Sequence[Run]) -> dict[int, str]:
 
 
 def _write_names(figure: Figure, axes: Any, points: Floats, named: Mapping[int, str], size: float) -> None:
-    """Each name beside its point, where it lies over no other name and the fewest points; farther away with a line that
-    leads to it. A name for which there is no such place is not written."""
+    """Write each name next to its point, over no other name and over the fewest points; farther away with a line to the
+    point. A name without such a place is not written."""
     from matplotlib.patheffects import withStroke
 
     halo = [withStroke(linewidth=1.6, foreground="white", alpha=0.85)]
@@ -346,5 +346,5 @@ def _place_names(
 
 
 def _inside(points: Floats, low: Floats, high: Floats) -> Any:
-    """Which of the points (P, 2) lie in which of the boxes (B, 2): (B, P)."""
+    """Boolean mask (B, P) of the points (P, 2) in each of the boxes (B, 2)."""
     return ((points > low[:, None]) & (points < high[:, None])).all(axis=2)

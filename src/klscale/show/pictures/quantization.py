@@ -27,15 +27,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LEVELS: dict[str, Any] = {"later training": "--", "seed": ":"}
-"""Settings whose median stands beside a ladder, from the finest, with the line of each."""
+"""Settings whose median is drawn with a ladder, from the finest, with the line of each."""
 
 
 @styled
 def quantization_ladder(vectors: Vectors, measured: Sequence[Setting] = ()) -> Figure:
-    """For each model its quantized variants, nearest first: KL from it in bits per byte on a log axis, and by how much
-    a variant's bits per byte exceed the model's, both with 95 % intervals over texts. Of the scale `measured` on these
-    texts, the medians between neighbouring checkpoints and between seeds stand beside. Raises InputError where
-    there is no model with a variant."""
+    """The quantized variants of each model, nearest first. One panel has KL from the model in bits per byte on a log
+    axis, the other the difference in bits/byte to the model, both with 95 % intervals over texts. Lines are the medians
+    between neighbouring checkpoints and between seeds, from the scale `measured` on these texts. Raises InputError
+    where there is no model with a variant."""
     from matplotlib.lines import Line2D
 
     ladders, matrix = scales.ladders(vectors), vectors.reported_kl_matrix()

@@ -42,8 +42,8 @@ def scale_ruler(measured: Sequence[Setting], texts: TextSet, noise_floor: NoiseF
     """The scale: a row for each setting, smallest median on top, KL in bits/byte on a log axis; see `scales.measure`.
 
     Every pair is a dot, hollow where it is out of range. A box spans the quartiles, a tick marks the median with its
-    interval over models, a diamond the published median, a hairline the median noise floor if it lies in view. Raises
-    InputError where no setting has a positive median.
+    interval over models, a diamond the published median, a hairline the median run-to-run noise if it lies in view.
+    Raises InputError where no setting has a positive median.
     """
     rows = [row for row in measured if row.median > 0]
     if not rows:
@@ -51,7 +51,7 @@ def scale_ruler(measured: Sequence[Setting], texts: TextSet, noise_floor: NoiseF
     beside = [published_beside(row.setting) for row in rows]
     lines = ["Each row: median ± standard error over texts, bits/byte"]
     if any(beside) and not published_holds(texts):
-        lines.append("published: pile-10k, other texts: beside, not comparable")
+        lines.append("published: pile-10k, other texts: not comparable")
     figure = new_figure(SINGLE, 0.92 + 0.12 * len(lines) + ROW * len(rows))
     headline(figure, "\n".join([describe(texts), *lines]))
     axes = figure.add_subplot()
@@ -60,7 +60,7 @@ def scale_ruler(measured: Sequence[Setting], texts: TextSet, noise_floor: NoiseF
     axes.set_xscale("log")
     axes.set_ylim(len(rows) - 0.45, -0.55)
     low, high = axes.get_xlim()
-    room = (high / low) ** 0.04  # for what is written beside the outermost diamonds
+    room = (high / low) ** 0.04  # for the labels of the outermost diamonds
     axes.set_xlim(low / room, high * room)
     noise = noise_floor is not None and low / room < noise_floor.median < high * room
     if noise_floor is not None and noise:
@@ -129,7 +129,7 @@ def _legend(hollow: bool, published: bool, noise: bool) -> list[Any]:
         diamond: dict[str, Any] = {"marker": "D", "markerfacecolor": "white", "markersize": 4, "linestyle": ""}
         handles.append(Line2D([], [], color=PUBLISHED, label="published", **diamond))
     if noise:
-        handles.append(Line2D([], [], color=NOISE, linewidth=0.6, linestyle=(0, (4, 2)), label="noise floor, median"))
+        handles.append(Line2D([], [], color=NOISE, linewidth=0.6, linestyle=(0, (4, 2)), label="noise, median"))
     return handles
 
 

@@ -91,7 +91,7 @@ P = ParamSpec("P")
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """matplotlib as it comes with this style, whatever the user's settings are: the same result, the same bytes."""
+    """matplotlib's defaults with this style, without the user's settings: the same result gives the same bytes."""
     import matplotlib
 
     settings: Any = STYLE
@@ -179,7 +179,7 @@ def _natural(value: Any) -> tuple[Any, ...]:
 
 
 def describe(texts: TextSet) -> str:
-    """How many texts of which set."""
+    """The number of texts and the name of their set."""
     return f"{len(texts):,} texts of {shortened(texts.name, 36)}"
 
 

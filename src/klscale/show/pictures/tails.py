@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 @styled
 def text_contributions(found: PairTails) -> Figure:
-    """How a pair's KL is shared among the texts, the largest first: the share of each (log-log), and of all up to it,
-    with the ten largest and the largest 1 % marked. Gaussian differences stand beside: the expected shares of as many.
-    Raises InputError for a KL of 0."""
+    """The shares of the texts in a pair's KL, largest first: the share of each (log-log), and their cumulated sum, with
+    the ten largest and the largest 1 % marked. A line has the expected shares of as many Gaussian differences. Raises
+    InputError for a KL of 0."""
     from scipy import special
 
     if not found.largest:
@@ -76,13 +76,13 @@ def text_contributions(found: PairTails) -> Figure:
 
 
 PANELS = {"clipped": "with the clip", "trimmed": "trimmed, 1 %", "huber": "Huber's Proposal 2"}
-"""Estimates that have a panel each; without the clip where that is not the headline itself."""
+"""Estimates with a panel each; and the one without the clip, where that is not the reported value itself."""
 
 
 @styled
 def tails_of_pairs(found: Tails) -> Figure:
-    """KL of each pair by the other estimators against the headline, in bits per byte on log axes; hollow where the pair
-    is out of range. Raises InputError where no two models differ."""
+    """KL of each pair by the other estimators against the reported value, in bits per byte on log axes; hollow where
+    the pair is out of range. Raises InputError where no two models differ."""
     value = found.pairs.value[:, : found.n_pairs]
     shown = np.flatnonzero(value[0] > 0)
     if not shown.size:
@@ -108,7 +108,7 @@ def tails_of_pairs(found: Tails) -> Figure:
         axes.set_title(label)
         plain_ticks(axes.xaxis, 4)
         plain_ticks(axes.yaxis, 6)
-        axes.set_xlabel("headline KL, bits/byte")
+        axes.set_xlabel("reported KL, bits/byte")
         axes.grid()
         axes.tick_params(labelsize=SMALL, which="both")
     figure.axes[0].set_ylabel("KL, bits/byte")

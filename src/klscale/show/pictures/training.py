@@ -45,8 +45,8 @@ FROM: dict[str, Callable[[Checkpoint], KL | None]] = {
 @styled
 def kl_along_training(found: Sequence[Trajectory]) -> Figure:
     """KL of each checkpoint of these runs from the first, the previous and the last one, in bits per byte with 95 %
-    intervals over texts. Steps are on a log scale that has a place for step 0. Where stabilisation has a threshold, a
-    seed's worth, it is drawn. Raises InputError where there is no run."""
+    intervals over texts. Steps are on a log scale that has a place for step 0. The threshold of stabilisation is drawn,
+    where there is one. Raises InputError where there is no run."""
     colours = _colours(found)
     figure = new_figure(DOUBLE, 2.45 + _legend_height(found))
     headline(figure, _texts(found))
@@ -62,10 +62,10 @@ def kl_along_training(found: Sequence[Trajectory]) -> Figure:
 
 @styled
 def displacement(found: Sequence[Trajectory]) -> Figure:
-    """How far these runs move in a number of steps, in both spaces: the mean squared distance over starts against lag,
-    with the time-averaged fit of each run and ordinary diffusion (c = 1) beside it; and the one squared distance
-    against the other at the same lags, with the slope alpha = c_q / c_w. A slope's ± is over texts; weights have none
-    within one run. Raises InputError where no run has an exponent."""
+    """Mean squared distance over starts against lag in both spaces, with the time-averaged fit of each run and ordinary
+    diffusion (c = 1). A third panel has the squared distance of log-likelihoods against that of weights at the same
+    lags, with the slope alpha = c_q / c_w. A slope's ± is over texts; weights have none within one run. Raises
+    InputError where no run has an exponent."""
     if all(one.behaviour.exponent is None for one in found):
         raise InputError("There is no displacement to draw.", "Too few checkpoints lie past warm-up.", "Save more.")
     colours = _colours(found)
@@ -80,8 +80,8 @@ def displacement(found: Sequence[Trajectory]) -> Figure:
 @styled
 def training_trajectories(found: Sequence[Trajectory]) -> Figure:
     """Training runs on one page. All of them: `kl_along_training`, `displacement`, stabilisation, and the variance on
-    principal components. Then the path of the first one in both spaces, and a random walk with the same step lengths
-    beside it. Raises InputError where there is no run."""
+    principal components. Then the path of the first run in both spaces, and a random walk with the same step lengths.
+    Raises InputError where there is no run."""
     colours = _colours(found)
     figure = new_figure(DOUBLE, 8.6 + _legend_height(found))
     headline(figure, _texts(found))

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 BLOCKS, TYPICAL = COLOURS[:2]
 BARS = 200
-"""Pairs up to which each has its bars."""
+"""Largest number of pairs that are drawn with bars."""
 ROW = 0.16
 """Inches of a domain."""
 
@@ -128,8 +128,8 @@ def _draw_domains(axes: Any, domains: Domains, found: TextSensitivity) -> None:
 
 @styled
 def two_text_sets(found: TextSetComparison) -> Figure:
-    """KL of each pair on one text set against KL on the other, log-log, with bars of one standard error where pairs are
-    few enough, the line of equal values and that of the median ratio."""
+    """KL of each pair on one text set against KL on the other, log-log, with the line of equal values and that of the
+    median ratio. Up to 200 pairs have bars of one standard error."""
     figure = new_figure(SINGLE, SINGLE)
     axes = figure.add_subplot()
     x, y = found.kl.T

@@ -102,7 +102,7 @@ def test_each_caution_is_that_of_its_pairs():
                 "some_texts" in wanted
             )
             seen |= wanted
-    assert seen == {*cautions.BITS}
+    assert seen == {*cautions.BITS} - {"poor_draws"}, "without sampled tokens"
 
 
 @pytest.mark.parametrize(("count", "words"), [(1, "one document"), (19, "only 19 documents"), (20, ""), (0, "")])

@@ -16,8 +16,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 demo: $(VENV)/installed
 	$(BIN)/klscale demo $(ARGS)
 
+# Two processes, of one thread each. `make test ARGS="-m 'not slow'"` leaves out what takes long.
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 lint: $(VENV)/installed-dev lint-page
 	$(BIN)/ruff format --check .

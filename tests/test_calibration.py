@@ -345,6 +345,7 @@ def toy_vectors(engines, log_likelihood, names=("a", "b")):
     return Vectors.from_arrays(np.stack(log_likelihood), names, texts)
 
 
+@pytest.mark.slow
 def test_monte_carlo_intervals_cover_the_enumerated_values(pair):
     """80 draws of 150 texts: KL(a || b) over texts, and the ratio of half the enumerated variance of log p/q to it."""
     log_p, log_q = map(enumerated, pair)

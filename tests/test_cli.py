@@ -46,6 +46,7 @@ def test_importing_the_package_loads_no_torch():
     assert output == "False\n"
 
 
+@pytest.mark.slow
 def test_every_public_name_is_there():
     import klscale
 
@@ -87,6 +88,7 @@ def test_imported_matrix_end_to_end(run, imported):
     assert "0 with a problem" in run("check").output
 
 
+@pytest.mark.slow
 def test_matrix_is_saved(run, imported, tmp_path):
     run("kl", "--out", "deep/kl.csv")
     run("kl", "--out", "kl.parquet")
@@ -460,6 +462,7 @@ def test_wrong_arguments_exit_with_2(run, tmp_path, arguments, message):
     assert message in result.output
 
 
+@pytest.mark.slow
 def test_errors_are_three_lines(tmp_path, make_model):
     """What, why, remedy on standard error, and nothing on standard output."""
     texts = write_texts(tmp_path / "mine.jsonl")
@@ -495,6 +498,7 @@ klscale.cli.main()
 """A command that waits for a signal as soon as unfinished work is kept."""
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_is_done_and_the_same_command_resumes(run, tmp_path, make_model):
     """A real interrupt in the middle of a model: exit status 130, partial work kept, the rest scored afterwards."""
     texts = write_texts(tmp_path / "mine.jsonl")
@@ -555,6 +559,7 @@ def test_a_full_disk_behind_standard_output_is_said(run, imported, tmp_path, com
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_models(tmp_path, make_model):
     """Each model is scored by one of them, and both end with everything. One that is killed holds nothing up."""
     texts = write_texts(tmp_path / "mine.jsonl")
@@ -629,6 +634,8 @@ def test_texts_are_built_and_inspected(run, tmp_path):
 # --------------------------------------------------------------------------------------------------------------- demo
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("demo")
 def test_demo_quick(quick_demo, run, monkeypatch):
     """The main job without any download; a second run trains and scores nothing."""
     shown = (quick_demo / "stdout.txt").read_text(encoding="utf-8")
@@ -659,6 +666,7 @@ def test_demo_quick(quick_demo, run, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in quick_demo.rglob("*.parquet")} == before
 
 
+@pytest.mark.slow
 def test_the_pictures_of_the_documentation_are_current(tmp_path):
     sys.path.insert(0, str(ROOT / "docs"))
     try:

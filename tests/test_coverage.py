@@ -15,6 +15,7 @@ from simulated import QUICK, Sample, coverage
 BOOTSTRAPS = tuple(simulate for simulate in simulated.SLOW if simulate is not simulated.of_stabilisation)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("simulate", QUICK)
 @pytest.mark.parametrize("shared", [False, True])
 def test_intervals_over_texts_cover(simulate, shared):
@@ -33,6 +34,7 @@ def test_heavy_tails_cost_a_few_percent(simulate):
         assert 0.87 <= held <= 0.98, what
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("simulate", BOOTSTRAPS)
 @pytest.mark.parametrize("shared", [False, True])
 def test_standard_errors_by_bootstrap_cover(simulate, shared):

@@ -178,6 +178,7 @@ def fractional_brownian_motion(steps, exponent, generator, n=1000):
     return np.vstack([np.zeros(n), walk])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("steps", "exponent"), [(REGULAR, 0.2), (REGULAR, 0.5), (REGULAR, 1.0), (REGULAR, 1.5), (IRREGULAR, 0.5)]
 )

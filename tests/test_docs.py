@@ -39,6 +39,7 @@ def output_of(run, command):
     return "\n".join(line.rstrip() for line in run(*command.split()[1:]).stdout.splitlines()) + "\n"
 
 
+@pytest.mark.slow
 def test_commands_and_their_output(run, place, make_model):
     """Those that need no network are run; where output is shown, it is that."""
     for name in ("runs/a/checkpoint-500", "runs/b/checkpoint-500"):

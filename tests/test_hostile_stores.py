@@ -64,6 +64,7 @@ def numbers(place: Path) -> dict[str, object]:
     return found
 
 
+@pytest.mark.slow
 def test_every_changed_bit_is_found_and_no_number_comes_from_it(place):
     """One bit in every 151st byte of every file, and in every 7th of a head and a noise floor."""
     whole = numbers(place)
@@ -151,6 +152,7 @@ def test_a_vector_with_wrong_metadata_is_left_out_and_said(change, said, tmp_pat
     require_left_out(tmp_path / "store", path, said, run, caplog)
 
 
+@pytest.mark.slow
 def test_a_vector_that_is_left_out_is_so_by_every_command(tmp_path, run, caplog):
     shutil.copytree(OLD, tmp_path / "store")
     path = next((tmp_path / "store" / "vectors" / OWN).glob("runs-a-step1-*"))
@@ -356,6 +358,7 @@ def test_a_clip_and_labels_can_be_changed_and_are_whole_at_every_step(place, mon
     assert (killed, Store(place).texts(OWN).clip) == (3, -50.0)
 
 
+@pytest.mark.slow
 def test_check_ends_as_it_should_every_time(place):
     """A reader's thread that is alive at the end takes the interpreter down."""
     import subprocess

@@ -230,6 +230,7 @@ def start(hub, tmp_path, *arguments, program="import klscale.cli; klscale.cli.ma
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_revisions_are_pinned_scored_and_known_offline(hub, klscale, make_model, tmp_path):
     hub.models["org/model"] = {"main": make_model("m", seed=0), "step5": make_model("s", seed=1)}
     result = klscale("score", "org/model", "org/model@step5", "--texts", "mine.jsonl", "--keep-downloads", "--json")
@@ -308,6 +309,7 @@ def test_an_adapter_and_its_model_are_pinned(hub, klscale, make_model, tmp_path)
     np.testing.assert_allclose(store.vectors(texts).log_likelihood[0], expected, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_download_ends_the_command(hub, make_model, tmp_path):
     hub.models["org/model"] = {"main": make_model()}
     hub.stuck = threading.Event()
@@ -435,6 +437,7 @@ def test_a_hub_that_asks_for_a_pause_gets_it(hub, here, make_model, tmp_path, mo
     assert "the hub does not answer" in outcome.error.what
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_models_are_looked_up(hub, make_model, tmp_path):
     """Answers that never come are not waited for."""
     model = make_model()
@@ -499,6 +502,7 @@ def test_a_dry_run_tells_what_is_downloaded(hub, klscale, make_model, tmp_path):
     assert shown_total(silent.stdout) == "to download: 0 bytes, and 3 of unknown size"
 
 
+@pytest.mark.slow
 def test_the_weights_are_those_of_the_commit_that_is_recorded(hub, klscale, make_model, tmp_path):
     """A pull request that holds safetensors with other values is left alone, and not even looked for."""
     from transformers import AutoModelForCausalLM
@@ -689,6 +693,7 @@ def test_an_adapter_is_dropped_with_its_model(hub, here, make_model, tmp_path):
     assert not list((tmp_path / "hf" / "hub").glob("models--*"))
 
 
+@pytest.mark.slow
 def test_a_sweep_that_was_killed_goes_on_and_drops_what_it_left(hub, here, make_model, tmp_path):
     hub.models["org/model"] = {f"step{n}": make_model(f"m{n}", seed=n) for n in range(3)}
     hub.stuck, hub.stuck_at = threading.Event(), "step1"

@@ -38,6 +38,7 @@ def data_of(page):
     return json.loads(re.search(r'id="data">(.*?)</script>', page.read_text(encoding="utf-8"), re.DOTALL)[1])
 
 
+@pytest.mark.slow
 def test_models_are_added_and_the_others_do_not_move(run, vectors, make_model, tmp_path):
     """Scored, placed, told and drawn: in the record, the page and the table; later commands have them too."""
     before = {row["model"]: row for row in json.loads(run("map", "--json").stdout)["models"]}

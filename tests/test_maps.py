@@ -101,6 +101,7 @@ def test_axes_that_models_do_not_fill_are_zero():
 # -------------------------------------------------------------------------------------------------- the map of models
 
 
+@pytest.mark.slow
 def test_a_map_is_the_same_again_in_another_process(tmp_path):
     """Two fresh computations, bit for bit."""
     np.save(tmp_path / "L.npy", families(30))

@@ -156,6 +156,7 @@ def test_two_percent_of_the_texts_are_read_again(n, again):
     assert (np.diff(chosen) > 0).all()
 
 
+@pytest.mark.slow
 def test_every_model_that_is_scored_has_its_noise_floor(make_model, texts, store, batches, monkeypatch):
     """Of 40 texts 20 are read again, in other batches and another order, and not again where that is known."""
     directory = str(make_model())

@@ -431,6 +431,7 @@ def test_work_on_all_texts_that_was_cut_short_is_not_lost_to_a_look_at_some(pair
     assert sorted(forwards) == list(range(500)), "each text once"
 
 
+@pytest.mark.slow
 def test_layers_are_extended_with_the_rest(make_model, many, store):
     model = str(make_model())
     sweeps.score([model], many, store, first=120, layers=True)

@@ -107,6 +107,7 @@ def test_variants_score_as_their_dequantized_weights(kind, architecture, make_mo
     assert all(".*." in name and count == 2 for name, count in loaded.quantization.modules.items())
 
 
+@pytest.mark.slow
 def test_the_ladder_of_a_real_model(stories, shared, tmp_path):
     """KL and standard errors equal those from weights dequantized here and scored text by text in float64."""
     full = load_texts(shared / "texts" / "public-domain-short-3k.jsonl")

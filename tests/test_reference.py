@@ -17,6 +17,7 @@ finally:
     sys.path.pop(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["python.md", "commands.md"])
 def test_the_reference_is_current(page):
     kept = (ROOT / "docs" / "reference" / page).read_text(encoding="utf-8")

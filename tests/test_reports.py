@@ -395,6 +395,7 @@ def test_sections_that_hold_nothing_are_left_out(tmp_path):
     assert {row["section"] for row in data["summary"]} <= {*data["sections"]}
 
 
+@pytest.mark.slow
 def test_the_same_store_gives_the_same_data(contents, data):
     again = json.loads(json.dumps(reports._finite(reports.gather(contents))))
     assert {**again, "date": ""} == {**data, "date": ""}
@@ -468,6 +469,7 @@ def test_the_page_is_written_whole_or_not_at_all(tmp_path, data, monkeypatch):
     assert [path.name for path in file.parent.iterdir()] == ["report.html"]
 
 
+@pytest.mark.slow
 def test_report_command(run, tmp_path):
     mixed_store(tmp_path / "store")
     result = run("report", "--store", "store", "--out", "page.html")

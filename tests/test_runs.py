@@ -42,6 +42,7 @@ def identities(refs):
     return [files.resolve(ref).identity for ref in refs]
 
 
+@pytest.mark.slow
 def test_all_pairs_of_a_run_on_this_machine(make_model, store, tmp_path, monkeypatch):
     directories = [make_model(f"run/checkpoint-{step}", seed=step) for step in (2, 4, 16)]
     refs = runs.checkpoints(ModelRef(f"{tmp_path}/run"))

@@ -340,6 +340,7 @@ def coverage(pairs, value_of, population, rounds=200):
     return hits / rounds
 
 
+@pytest.mark.slow
 def test_the_interval_over_models_covers():
     """KL between vectors of independent lengths in many dimensions, r_a + r_b: between all of 6, 7 or 12 models,
     and between the two of each of 6 or 20 pairs; and layers of 8 models, which differ between models only."""

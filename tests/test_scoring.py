@@ -51,6 +51,7 @@ def test_any_batch_budget_and_order(batch_tokens, make_model, texts):
     np.testing.assert_allclose(values, expected, atol=1e-3, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", CAUSAL)
 def test_bfloat16_is_as_good_as_the_models_own(architecture, make_model, texts):
     """Within 0.1 nats a text (80 tokens in the mean, about 6 nats each) of the model's own bfloat16 logits, and no

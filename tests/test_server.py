@@ -60,6 +60,7 @@ def assert_headers(answer):
     assert answer.headers["Cache-Control"] == "no-store"
 
 
+@pytest.mark.slow
 def test_the_page_is_current_at_each_load(served):
     store, port = served
     answer, page = get(port)
@@ -109,6 +110,7 @@ def test_a_host_that_others_reach_answers_to_any_name(tmp_path, monkeypatch):
             assert [get(port, Host=name)[0].status for name in ("localhost", "127.0.0.1:1", "[::1]:1")] == [200] * 3
 
 
+@pytest.mark.slow
 def test_other_names_and_paths_are_refused(served):
     """A page of another site that points a name of its own at this machine reads nothing."""
     _, port = served
@@ -142,6 +144,7 @@ def test_a_port_that_is_taken():
         server.listen("127.0.0.1", taken.getsockname()[1])
 
 
+@pytest.mark.slow
 def test_serve_command(tmp_path):
     """Says where it listens; Ctrl-C ends it."""
     mixed_store(tmp_path / "store")

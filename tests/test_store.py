@@ -140,6 +140,7 @@ def test_partial_work_is_kept_and_forgotten(store, texts):
     assert len(store.read_partial(texts.id, "k")) == 0
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_no_half_file(tmp_path):
     """Kill a process in the middle of its fifth write, again and again: every file that is there reads."""
     program = f"""

@@ -173,6 +173,7 @@ def trained(tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 def test_a_run_of_the_pocket_suite_is_found(trained):
     """Among its layers, a fine-tuned model, and runs of which one checkpoint was kept."""
     assert trained.run.steps.tolist() == [0, 1, 2, *range(3, 46, 3)]
@@ -627,6 +628,7 @@ def test_a_spiral_is_told_from_its_nulls(no_tsne):
     assert 0 < winding.standard_error < 0.1
 
 
+@pytest.mark.slow
 def test_random_walks_are_no_spirals(no_tsne):
     """At most few of 40, half of them in either space, though on principal components all wind by two thirds of a
     turn."""

@@ -45,6 +45,7 @@ def texts(tmp_path):
     return "texts.jsonl"
 
 
+@pytest.mark.slow
 def test_a_directory_is_scored_and_analysed(run, make_run, texts):
     """Each number is that of `compare`; weights that of NumPy; what is there is not done again."""
     from safetensors.numpy import load_file
@@ -81,6 +82,7 @@ def test_the_store_alone_will_do(run, make_run, texts):
         assert json.loads(run(*command).stdout)["runs"] == before["runs"]
 
 
+@pytest.mark.slow
 def test_a_run_is_one_run_however_its_directory_is_written(run, make_run, texts):
     """What a suite says of it stands, and nothing is kept twice."""
     folder = make_run()
@@ -100,6 +102,7 @@ def test_a_run_is_one_run_however_its_directory_is_written(run, make_run, texts)
     assert sorted(Path("klscale-store/vectors").rglob("*.parquet")) == held
 
 
+@pytest.mark.slow
 def test_tables_say_what_they_are(run, make_run, texts):
     make_run()
     make_run("runs/b", seed=1)
@@ -193,6 +196,7 @@ def test_nothing_to_follow(run, make_model, texts):
     assert "holds no checkpoints" in run("trajectory", "runs/only", status=2).stderr
 
 
+@pytest.mark.slow
 def test_a_run_of_the_hub(hub, klscale, run, make_run, texts, tmp_path):  # noqa: F811
     """Fetched one by one, weighed in a window, and dropped: the exponents are those of the same run here."""
     folder = make_run()

@@ -145,6 +145,7 @@ def test_the_interval_of_the_slope_covers_that_of_ever_new_texts(monkeypatch):
     assert sum(low <= truth <= high for low, high in intervals) >= 43
 
 
+@pytest.mark.slow
 def test_halves_stepped_up_correlate_as_two_whole_sets_do(monkeypatch):
     generator = np.random.default_rng(6)
     spread = np.exp(0.15 * generator.normal(size=(10, 1)))
@@ -420,6 +421,7 @@ def test_a_rotated_and_scaled_map_is_the_same_map():
     assert found.nearest == 9
 
 
+@pytest.mark.slow
 def test_two_sets_of_one_population_agree_and_unrelated_ones_do_not(monkeypatch):
     monkeypatch.setattr(validity, "PERMUTATIONS", 99)
     generator = np.random.default_rng(16)

@@ -48,6 +48,7 @@ def test_compare(run, imported):
         klscale.compare([A, A])
 
 
+@pytest.mark.slow
 def test_what_fails_is_told_and_nothing_left_is_an_error(imported, make_model, tmp_path):
     texts = str(write_texts(tmp_path / "t.jsonl", 8))
     models = [make_model(f"m{seed}", seed=seed) for seed in (1, 2)]
@@ -193,6 +194,8 @@ def test_options(run, imported, monkeypatch, tmp_path):
     assert any("Not all texts were scored with" in note for note in told.notes)
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("demo")
 def test_demo(quick_demo, tmp_path):
     """What the command made is taken as it is."""
     place = tmp_path / "demo"

@@ -317,13 +317,14 @@ def _distinct(points: Floats, near: _Neighbours) -> tuple[Integers, Integers]:
     """The first of each group of points (K, N) that coincide to rounding (D,), and the group of each point (K,).
     t-SNE would spread the points of a group: to it the nearest neighbours of a point are never at no distance."""
     K = len(points)
-    first, group = np.arange(K), np.arange(K)
+    first, group = np.arange(K, dtype=np.int64), np.arange(K, dtype=np.int64)
     limit = np.sqrt(max(ROUNDING, NEGLIGIBLE * float(np.einsum("kn,kn->k", points, points).max())))
     while len(first) > 1:
         a, b = np.nonzero(near.distances <= limit)
         links = sparse.coo_matrix((np.ones(len(a)), (a, near.indices[a, b])), shape=(len(first), len(first)))
-        found = connected_components(links, directed=False)[1]
-        _, kept, found = np.unique(found, return_index=True, return_inverse=True)
+        _, kept, found = np.unique(
+            connected_components(links, directed=False)[1], return_index=True, return_inverse=True
+        )
         if len(kept) == len(first):
             break
         order = np.argsort(kept)

@@ -85,6 +85,11 @@ class Pinned:
         return []
 
     @property
+    def content(self) -> str:
+        """Equal for models whose files hold the same, under whichever name: they have the same vector."""
+        return self.identity
+
+    @property
     def files(self) -> str:
         """Equal for models that are read from the same files, such as the quantized variants of one."""
         return self.identity

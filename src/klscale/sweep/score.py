@@ -101,7 +101,7 @@ def score(
     if sampled_tokens < 0:
         raise InputError(f"sampled_tokens={sampled_tokens}: a number of texts is at least 0.")
     options = ReaderOptions(device, batch_tokens, long_texts, split_special_tokens=split_special_tokens)
-    sources = Sources(progress, sizes=dry_run)
+    sources = Sources(progress)
     sweep = _Sweep(texts, store, options, layers, first, sampled_tokens, rescore, progress, sources)
     outcomes: dict[int, Outcome] = {}
     jobs: list[Job] = []
@@ -321,6 +321,13 @@ class _Sweep:
         """The entries of the store by what their vectors depend on."""
         return {_what(entry): entry for entry in self.entries if "content" in entry.metadata}
 
+    def _will_read(self, job: Job, after: Job) -> bool:
+        """Whether a model has to be read: not where another one that is scored, or is just now, has the same vector."""
+        same = (job.pinned.content, job.ref.quantization or "", job.ref.dtype)
+        now_scored = (after.pinned.content, after.ref.quantization or "", after.ref.dtype)
+        known = {what[:3] for what, entry in self.by_content.items() if self._will_do(entry, job.layers)}
+        return bool(job.others) or same not in {now_scored, *known}
+
     def _equal(self, job: Job) -> Entry | None:
         """The entry of a model whose files hold the same as those of another that is scored; None where none does."""
         for convention in job.source.conventions(self.options):
@@ -402,7 +409,7 @@ class _Sweep:
                 entry = error = reader = None
                 try:
                     reader = opening.result()
-                    if queue and queue[0].pinned.content != job.pinned.content:  # else it is not read at all
+                    if queue and self._will_read(queue[0], after=job):
                         ahead = queue[0], thread.submit(read, queue[0], alone=alone)
                     entry = job.entry
                     if reader is not None:

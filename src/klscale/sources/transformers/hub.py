@@ -53,10 +53,10 @@ class HubCommit:
 
 
 class Hub:
-    """Asks the hub for each revision once, whichever thread needs it first; with `sizes` for the sizes of files too."""
+    """Asks the hub for each revision once, whichever thread needs it first."""
 
-    def __init__(self, progress: Progress = SILENT, *, sizes: bool = False) -> None:
-        self._progress, self._sizes, self._lock = progress, sizes, threading.Lock()
+    def __init__(self, progress: Progress = SILENT) -> None:
+        self._progress, self._lock = progress, threading.Lock()
         self._asked: dict[ModelRef, Future[HubCommit]] = {}
         self._revisions: dict[str, list[str]] = {}
         self._quiet_until = 0.0

@@ -748,3 +748,18 @@ def test_the_command_keeps_downloads_where_asked_to(hub, klscale, make_model, tm
     assert offline.exit_code == 0, offline.stderr
     assert klscale("score", "org/model", "--rescore", "--keep-downloads").exit_code == 0
     assert cached(tmp_path) == [hub.commit("org/model", "main")]
+
+
+def test_equal_weights_under_two_revisions_are_fetched_and_scored_once(hub, make_model, klscale):
+    """They are other commits, and the hub says that their files hold the same; another model is scored for itself."""
+    model, other = make_model("m", seed=0), make_model("o", seed=1)
+    (copy := model.parent / "copy").mkdir()
+    for path in model.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    (copy / "README.md").write_text("A later step.")
+    hub.models["org/model"] = {"main": model, "step10": copy, "step20": other}
+    result = klscale("score", "org/model@step10", "org/model@step20", "org/model", "--texts", "mine.jsonl", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert [record["status"] for record in json.loads(result.stdout)] == ["scored", "scored", "present"]
+    assert "scored once: org/model is org/model@step10" in " ".join(result.stderr.split())
+    assert [revision for revision, file in hub.downloads if file == "model.safetensors"] == ["step10", "step20"]

@@ -25,6 +25,7 @@ from klscale.progress import Progress
 from klscale.science.estimates import format_estimate
 from klscale.show import cautions, files
 from klscale.show import maps as shown_maps
+from klscale.show.pictures import model_map
 from klscale.store.files import Files
 from klscale.store.store import Store
 from klscale.studies import maps
@@ -206,6 +207,53 @@ def test_conventions_are_never_mixed():
 
 
 # ------------------------------------------------------------------------------------------------------ added models
+
+
+# ---------------------------------------------------------------------------------------------------------- hard sets
+
+ROWS = families(12)
+FAR = np.random.default_rng(1).normal(scale=4e3, size=300)
+HARD = {
+    "two": ROWS[:2],
+    "four": ROWS[:4],
+    "one twice": ROWS[[0, 0]],
+    "all equal": ROWS[[0] * 9],
+    "two of three equal": ROWS[[0, 0, 1]],
+    "shifted by constants": ROWS[[0] * 7] - np.arange(7)[:, None],
+    "some shifted, some not": np.concatenate([ROWS, ROWS[[0, 0, 3]] - [[3], [9], [0]]]),
+    "more equal ones than neighbours": ROWS[[0] * 60 + [*range(12)]],
+    "equal to rounding": np.concatenate([ROWS[[5] * 8] + 1e-9 * FAR[None, :] * np.arange(8)[:, None] / 4e3, ROWS]),
+    "one far away": np.concatenate([ROWS, ROWS[:1] + FAR]),
+    "one far away, others equal": np.concatenate([ROWS[[0, 0, 1, 1, 2]], ROWS[:1] + FAR]),
+}
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_maps_of_hard_sets(name):
+    """Models that are equal up to a constant have one place, different ones have different places, nothing is NaN, and
+    there is a picture."""
+    rows = HARD[name]
+    found = maps.model_map(vectors := made(rows))
+    Q = rows - rows.mean(axis=1, keepdims=True)
+    equal = np.abs(Q[:, None] - Q).max(axis=2) < 1e-6
+    for points in (found.pca, found.tsne, found.tsne3):
+        if points is not None:
+            assert np.isfinite(points).all()
+            away = np.abs(points[:, None] - points).max(axis=2)
+            assert away[equal].max() < 1e-6
+            if points is not found.pca:  # which may have more directions than axes
+                assert (away[~equal] > 1e-3).all()
+    assert (found.tsne is None) == (len(np.unique(equal, axis=0)) < maps.FEWEST)
+    assert np.isfinite([found.typical, *found.share]).all()
+    json.dumps(shown_maps.map_record(found, vectors), allow_nan=False)
+    model_map(found, vectors, method="pca" if found.tsne is None else "tsne")
+
+
+def test_a_new_model_that_equals_an_old_one_has_its_place():
+    kept = maps.model_map(vectors := made(ROWS))
+    found = maps.place(kept, vectors, made(ROWS[[4]] - 2.0, ["again"]))
+    for points in (found.tsne, found.tsne3):
+        np.testing.assert_array_equal(points[12], points[4])
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 
@@ -14,6 +15,7 @@ from klscale.inputs.references import Model, ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.progress import Progress
 from klscale.sources.mock import Mock
+from klscale.sources.source import Sources
 from klscale.sources.transformers.source import TransformersReader
 from klscale.store.store import Store
 from klscale.sweep import score as sweeps
@@ -328,3 +330,43 @@ def test_a_store_that_fails_between_two_models_leaves_no_thread_behind(texts, st
         sweeps.score(models, texts, store)
     assert read == models
     assert store.vectors(texts).names == (models[0],)
+
+
+# ------------------------------------------------------------------------------------------------------- equal content
+
+
+def renamed(directory, name, **changes):
+    """A copy of a model's directory, with other values in its configuration."""
+    there = directory.parent / name
+    shutil.copytree(directory, there)
+    if changes:
+        config = json.loads((there / "config.json").read_text())
+        (there / "config.json").write_text(json.dumps({**config, **changes}))
+    return there
+
+
+def test_equal_weights_are_scored_once_and_said(make_model, texts, store, monkeypatch):
+    """Under another name, and under another step with another line of where it was saved; not with another setting."""
+    model = make_model("checkpoint-10")
+    twin = renamed(model, "other-name")
+    later = renamed(model, "checkpoint-20", _name_or_path="elsewhere", transformers_version="4.0")
+    changed = renamed(model, "checkpoint-30", layer_norm_eps=0.1)
+    opened, notes, really = [], [], Sources.open
+    monkeypatch.setattr(Sources, "open", lambda *a, **options: opened.append(1) or really(*a, **options))
+    progress = Progress()
+    progress.note = notes.append
+    outcomes = sweeps.score([str(one) for one in (model, twin, later, changed)], texts, store, progress=progress)
+    assert [one.status for one in outcomes] == ["scored", "present", "present", "scored"]
+    assert len(opened) == 2
+    first, *others = (store.scores(one.entry).log_likelihood for one in outcomes)
+    assert [np.array_equal(first, other) for other in others] == [True, True, False]
+    assert [one.entry.ref.name for one in outcomes] == [str(one) for one in (model, twin, later, changed)]
+    assert [one.entry.metadata["attributes"].get("step") for one in outcomes] == [10, None, 20, 30]
+    assert len({one.entry.key for one in outcomes}) == 3
+    (said,) = [note for note in notes if "scored once" in note]
+    assert f"{later} is {model}" in said
+    assert f"{twin} is {model}" in said
+    assert store.noise_floor(texts.id, outcomes[2].entry.key) is not None
+    (again,) = sweeps.score([str(renamed(model, "checkpoint-40", _name_or_path="a"))], texts, store)
+    assert again.status == "present"
+    assert len(opened) == 2

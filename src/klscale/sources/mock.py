@@ -165,8 +165,8 @@ class Mock(Source):
     name = "mock"
     capabilities = frozenset({NEXT_TOKENS, REPEAT_RUNS, SAMPLED_TOKENS})
 
-    def __init__(self, progress: Progress = SILENT, *, sizes: bool = False) -> None:
-        super().__init__(progress, sizes=sizes)
+    def __init__(self, progress: Progress = SILENT) -> None:
+        super().__init__(progress)
         self._tokens: dict[tuple[str, str], Tokens] = {}
 
     def pin(self, ref: ModelRef) -> Pinned:

@@ -85,6 +85,11 @@ class Pinned:
         return []
 
     @property
+    def content(self) -> str:
+        """Equal for models whose files hold the same, under whichever name: they have the same vector."""
+        return self.identity
+
+    @property
     def files(self) -> str:
         """Equal for models that are read from the same files, such as the quantized variants of one."""
         return self.identity
@@ -118,8 +123,7 @@ class Source(ABC):
     """Where log-likelihoods come from. One object serves one call: it may keep connections and tokenized texts.
 
     `name` is part of a vector's key. `dtypes` and `quantizations` are those that a reference may ask for;
-    `capabilities` name what readers can do beside `score`; `convention` says how a text is scored. With `sizes` the
-    sizes of files are asked for, too.
+    `capabilities` name what readers can do beside `score`; `convention` says how a text is scored.
     """
 
     name: ClassVar[str]
@@ -128,8 +132,8 @@ class Source(ABC):
     capabilities: ClassVar[frozenset[str]] = frozenset()
     convention: ClassVar[str] = CONVENTION
 
-    def __init__(self, progress: Progress = SILENT, *, sizes: bool = False) -> None:
-        self.progress, self.sizes = progress, sizes
+    def __init__(self, progress: Progress = SILENT) -> None:
+        self.progress = progress
 
     @abstractmethod
     def pin(self, ref: ModelRef) -> Any:
@@ -370,15 +374,15 @@ class Sources:
     """The sources of one call, each made when a reference first needs it. All models are pinned and opened here, so
     that a dtype, a quantization or a capability that a source does not know is refused in one place."""
 
-    def __init__(self, progress: Progress = SILENT, *, sizes: bool = False) -> None:
-        self._progress, self._sizes, self._lock = progress, sizes, threading.Lock()
+    def __init__(self, progress: Progress = SILENT) -> None:
+        self._progress, self._lock = progress, threading.Lock()
         self._made: dict[str, Source] = {}
 
     def of(self, ref: ModelRef) -> Source:
         """The source that a reference names. Raises InputError for a scheme that no source has."""
         with self._lock:
             if ref.scheme not in self._made:
-                self._made[ref.scheme] = source_class(ref)(self._progress, sizes=self._sizes)
+                self._made[ref.scheme] = source_class(ref)(self._progress)
             return self._made[ref.scheme]
 
     def pin(self, ref: ModelRef) -> Any:

@@ -363,6 +363,7 @@ ENTRY = {
     "dtype": TEXT,
     "device": TEXT,
     "identity": TEXT,
+    "content": TEXT,
     "date": TEXT,
     "first": Field("a whole number of at least 1", lambda value: _is_count(value) and value > 0),
     "skipped": Field("a list of texts", lambda value: isinstance(value, list) and all(map(_is_count, value))),

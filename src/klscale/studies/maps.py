@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg, sparse
 from scipy.cluster import hierarchy
+from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import eigsh
 from scipy.spatial.distance import squareform
 
@@ -276,15 +277,30 @@ def model_map(vectors: Vectors) -> ModelMap:
     points = _coordinates(vectors)
     components, notes = _pca(points, AXES), _notes(vectors, points.shape[1])
     near = _Neighbours(points, perplexity(K))
+    typical = float(np.median(near.distances[:, 0] ** 2))
+    first, place_of = _distinct(points, near)
+    if (n_distinct := len(first)) < K:
+        near = _Neighbours(points[first], perplexity(n_distinct)) if n_distinct >= FEWEST else near
+        if n_distinct > 1:
+            equal = K - n_distinct
+            have = (
+                "models have the place of other ones, which they equal"
+                if equal > 1
+                else "model has the place of another, which it equals"
+            )
+            notes.append(f"{equal:,} {have} up to a constant.")
     on_plane = in_space = None
+    which = f"{n_distinct} models" if n_distinct == K else f"{n_distinct} different models"
     if not components.points.any():
         notes.append("All of these models agree on every text: there is no map of them.")
-    elif K < FEWEST:
-        notes.append(f"No t-SNE of {K} models: {min(K - 1, AXES)} principal components show all of their distances.")
+    elif n_distinct < FEWEST:
+        n_axes = min(n_distinct - 1, AXES)
+        shown = "1 principal component shows" if n_axes == 1 else f"{n_axes} principal components show"
+        notes.append(f"No t-SNE of {which}: {shown} all of their distances.")
     else:
-        on_plane, in_space = (_tsne(near, components.points[:, :n]) for n in (2, 3))
+        on_plane, in_space = (_tsne(near, components.points[first, :n])[place_of] for n in (2, 3))
         if near.perplexity < PERPLEXITY:
-            notes.append(f"t-SNE of {K} models has perplexity {near.perplexity:.3g}, not the {PERPLEXITY:g} of many.")
+            notes.append(f"t-SNE of {which} has perplexity {near.perplexity:.3g}, not the {PERPLEXITY:g} of many.")
     return ModelMap(
         models=vectors.names,
         pca=components.points,
@@ -292,11 +308,32 @@ def model_map(vectors: Vectors) -> ModelMap:
         tsne=on_plane,
         tsne3=in_space,
         perplexity=None if on_plane is None else near.perplexity,
-        typical=float(np.median(near.distances[:, 0] ** 2)),
+        typical=typical,
         n_texts=points.shape[1],
         added=np.zeros(K, dtype=bool),
         notes=tuple(notes),
     )
+
+
+def _distinct(points: Floats, near: _Neighbours) -> tuple[Integers, Integers]:
+    """The first of each group of points (K, N) that coincide to rounding (D,), and the group of each point (K,).
+    t-SNE would spread the points of a group: to it the nearest neighbours of a point are never at no distance."""
+    K = len(points)
+    first, group = np.arange(K, dtype=np.int64), np.arange(K, dtype=np.int64)
+    limit = np.sqrt(max(ROUNDING, NEGLIGIBLE * float(np.einsum("kn,kn->k", points, points).max())))
+    while len(first) > 1:
+        a, b = np.nonzero(near.distances <= limit)
+        links = sparse.coo_matrix((np.ones(len(a)), (a, near.indices[a, b])), shape=(len(first), len(first)))
+        _, kept, found = np.unique(
+            connected_components(links, directed=False)[1], return_index=True, return_inverse=True
+        )
+        if len(kept) == len(first):
+            break
+        order = np.argsort(kept)
+        first, group = first[kept[order]], np.argsort(order)[found[group]]
+        if len(first) > 1:  # a group may be larger than a neighbourhood
+            near = _Neighbours(points[first], perplexity(len(first)))
+    return first, group
 
 
 def _coordinates(vectors: Vectors) -> Floats:
@@ -353,11 +390,15 @@ def place(kept: ModelMap, old: Vectors, new: Vectors) -> ModelMap:
     components = products @ kept.pca[ground] / np.where(length > 0, length, 1.0)
     far2, near2 = (np.einsum("kn,kn->k", rows, rows) for rows in (far, near))
     distance = (far2[:, None] + near2 - 2 * products).clip(min=0.0)
+    limit = max(ROUNDING, NEGLIGIBLE * float(near2.max()))  # below it a distance is rounding
 
     def tsne_with_new(points: Floats | None) -> Floats | None:
         if points is None or kept.perplexity is None:
             return None
-        return np.concatenate([points, _placed(points[ground], distance, min(PLACING, kept.perplexity))])
+        there, placed = points[ground], _placed(points[ground], distance, min(PLACING, kept.perplexity))
+        closest, equal = distance.argmin(axis=1), distance.min(axis=1) <= limit
+        placed[equal] = there[closest[equal]]
+        return np.concatenate([points, placed])
 
     common = common_texts(old.log_likelihood) & common_texts(new.log_likelihood)
     unexplained = _unexplained(near, far, old.texts.documents_of(np.flatnonzero(common)))

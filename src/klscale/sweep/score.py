@@ -101,7 +101,7 @@ def score(
     if sampled_tokens < 0:
         raise InputError(f"sampled_tokens={sampled_tokens}: a number of texts is at least 0.")
     options = ReaderOptions(device, batch_tokens, long_texts, split_special_tokens=split_special_tokens)
-    sources = Sources(progress, sizes=dry_run)
+    sources = Sources(progress)
     sweep = _Sweep(texts, store, options, layers, first, sampled_tokens, rescore, progress, sources)
     outcomes: dict[int, Outcome] = {}
     jobs: list[Job] = []
@@ -131,6 +131,10 @@ def score(
         outcomes.update(sweep.plan(jobs) if dry_run else sweep.run(jobs, files))
     for fetched in files.values():
         fetched.drop()
+    if sweep.equal:
+        listed = "; ".join(f"{name} is {other}" for name, other in [*sweep.equal.items()][:3])
+        more = "; ..." if len(sweep.equal) > 3 else ""
+        progress.note(f"The same files under two names are scored once: {listed}{more}.")
     return [outcomes[place] for place in sorted(outcomes)]
 
 
@@ -154,6 +158,8 @@ class _Sweep:
     progress: Progress
     sources: Sources
     started: str = field(default_factory=now)
+    equal: dict[str, str] = field(default_factory=dict)
+    """Each model that has the vector of another one -> that one's name."""
 
     @cached_property
     def entries(self) -> list[Entry]:
@@ -288,6 +294,7 @@ class _Sweep:
             known = attributes_of(model.ref, {name: known.get(name) for name in IN_FILES})
         metadata = {**entry.metadata, "attributes": {**known, **model.attributes}}
         if not same:
+            self.equal[str(model.ref)] = str(entry.ref)
             metadata |= {"ref": str(model.ref), "date": now()}
         return self.store.write(self.texts, self.store.scores(entry), metadata)
 
@@ -308,6 +315,42 @@ class _Sweep:
         unfinished = self.store.read_partial(self.texts.id, job.partial)
         if np.isin(unfinished.text, scores.text).all():
             self.store.drop_partial(self.texts.id, job.partial)
+
+    @cached_property
+    def by_content(self) -> dict[tuple[str, ...], Entry]:
+        """The entries of the store by what their vectors depend on."""
+        return {_what(entry): entry for entry in self.entries if "content" in entry.metadata}
+
+    def _will_read(self, job: Job, after: Job) -> bool:
+        """Whether a model has to be read: not where another one that is scored, or is just now, has the same vector."""
+        same = (job.pinned.content, job.ref.quantization or "", job.ref.dtype)
+        now_scored = (after.pinned.content, after.ref.quantization or "", after.ref.dtype)
+        known = {what[:3] for what, entry in self.by_content.items() if self._will_do(entry, job.layers)}
+        return bool(job.others) or same not in {now_scored, *known}
+
+    def _equal(self, job: Job) -> Entry | None:
+        """The entry of a model whose files hold the same as those of another that is scored; None where none does."""
+        for convention in job.source.conventions(self.options):
+            what = job.pinned.content, job.ref.quantization or "", job.ref.dtype, convention, job.source.name
+            entry = self.by_content.get(what)
+            if entry is None or not self._will_do(entry, job.layers):
+                continue
+            known = attributes_of(job.ref, {name: entry.metadata["attributes"].get(name) for name in IN_FILES})
+            metadata = {
+                **entry.metadata,
+                "ref": str(job.ref),
+                "key": vector_key(job.pinned.identity, job.ref, convention, job.source.name),
+                "identity": job.pinned.identity,
+                "attributes": {**known, **job.model.attributes},
+                "weights": job.pinned.weights,
+                "date": now(),
+            }
+            self.equal[str(job.ref)] = str(entry.ref)
+            made = self.store.write(self.texts, self.store.scores(entry), metadata)
+            if (noise := self.store.noise_floor(self.texts.id, entry.key)) is not None:
+                self.store.write_noise_floor(self.texts.id, made.key, noise)
+            return made
+        return None
 
     def plan(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome]]:
         """(place, outcome) of each job as a dry run tells it; what several models share is fetched by the first."""
@@ -366,12 +409,13 @@ class _Sweep:
                 entry = error = reader = None
                 try:
                     reader = opening.result()
-                    if queue:
+                    if queue and self._will_read(queue[0], after=job):
                         ahead = queue[0], thread.submit(read, queue[0], alone=alone)
                     entry = job.entry
                     if reader is not None:
                         if entry is None:
                             entry = self._score(job, reader)
+                            self.by_content[_what(entry)] = entry
                         else:
                             self._repeat(entry, reader, self.store.scores(entry))
                 except StorageError:
@@ -408,6 +452,9 @@ class _Sweep:
                 entry = self.store.entry(self.texts.id, job.keys)
                 if entry is not None and self._will_do(entry, job.layers):
                     entry = self._labelled(job.model, entry)
+                else:
+                    entry = self._equal(job) if job.entry is None else None
+                if entry is not None:
                     job = self._with(job, entry, self.store.noise_floors(self.texts.id, [entry.key]).keys())
                     if job.done:
                         claim.release()
@@ -475,9 +522,10 @@ class _Sweep:
             "weights": job.pinned.weights,
         }  # fmt: skip
         if (lost := metadata["not_round_trip"]) > NOT_ROUND_TRIP:
-            kinds = ", ".join(f"{kind} in {n:,}" for kind, n in metadata["not_round_trip_kinds"].items())
+            lost_kinds = metadata.get("not_round_trip_kinds", {})
+            kinds = f" ({', '.join(f'{kind} in {n:,}' for kind, n in lost_kinds.items())})" if lost_kinds else ""
             self.progress.note(
-                f"{job.ref}: its tokenizer does not give back {lost:.1%} of the texts ({kinds}).\n"
+                f"{job.ref}: its tokenizer does not give back {lost:.1%} of the texts{kinds}.\n"
                 "It models other strings: its KL to a model with another tokenizer measures that too.\n"
                 "Compare it with models of its own tokenizer, or leave such texts out of the set."
             )
@@ -536,6 +584,7 @@ def metadata_of(
         "ref": str(reader.ref),
         "key": vector_key(reader.pinned.identity, reader.ref, convention, reader.source.name),
         "identity": reader.pinned.identity,
+        "content": reader.pinned.content,
         "attributes": dict(attributes),
         "convention": convention,
         "source": reader.source.name,
@@ -547,6 +596,13 @@ def metadata_of(
         cuts = texts.cuts
         about["spans"] = {"rule": cuts.rule, "mean_bytes": cuts.mean_bytes, "lost_cuts": scores.lost_cuts}
     return about
+
+
+def _what(entry: Entry) -> tuple[str, ...]:
+    """What the values of a vector depend on; equal for models of other names whose files hold the same."""
+    known = entry.metadata
+    content = str(known.get("content", known.get("identity")))
+    return content, entry.ref.quantization or "", entry.ref.dtype, str(known["convention"]), str(known.get("source"))
 
 
 def larger(first: int | None, other: int | None) -> int | None:

@@ -27,7 +27,7 @@ READ_BESIDE = ("generation_config.json", "chat_template.*")
 
 def to_fetch(resolved: ResolvedModel) -> dict[tuple[str, str], int] | None:
     """(repository, content) -> bytes of what loading would fetch, without what the local cache holds; None where that
-    is not known. For what was resolved by a `Hub` that asks for sizes."""
+    is not known."""
     found: dict[tuple[str, str], int] = {}
     for model in filter(None, (resolved, resolved.base)):
         if model.hub is None:

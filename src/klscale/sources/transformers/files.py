@@ -39,6 +39,8 @@ READ_WITH_WEIGHTS = (
     "merges.txt",
     "*.model",
 )
+OF_SAVING = ("_name_or_path", "transformers_version")
+"""Keys of a configuration on which no value depends: where a model came from, and what wrote it."""
 LARGE = 2**24
 """The hash of a file with at least so many bytes is kept."""
 
@@ -51,6 +53,8 @@ class ResolvedModel(Pinned):
     hub: HubCommit | None = None
     base: ResolvedModel | None = None
     """Of an adapter: the model that it changes."""
+    of_content: str | None = None
+    """Hash of weights, configuration and tokenizer, where it is known before anything is fetched."""
 
     @property
     def location(self) -> str:
@@ -65,6 +69,10 @@ class ResolvedModel(Pinned):
         if self.base is not None:
             return [*[name for name in ADAPTER_WEIGHTS if name in names][:1], *self.base.weights]
         return weights_read(names)
+
+    @property
+    def content(self) -> str:
+        return self.of_content or self.identity
 
     @property
     def files(self) -> str:
@@ -90,13 +98,16 @@ def _resolve(ref: ModelRef, asked: Hub, base_of: ModelRef | None) -> ResolvedMod
     """As `resolve`. `base_of` is the adapter that names this model, which then must be no adapter itself."""
     reading = f" {READING}" if ref.file else ""
     if ref.path is not None:
-        identity = f"files:{_fingerprint(ref)}{reading}"
-        adapter = ref.path / ADAPTER
-        return _on_base(ref, asked, base_of, identity, adapter) if adapter.is_file() else ResolvedModel(ref, identity)
+        fingerprint, content = _fingerprint(ref)
+        identity, adapter = f"files:{fingerprint}{reading}", ref.path / ADAPTER
+        if adapter.is_file():
+            return _on_base(ref, asked, base_of, identity, adapter)
+        return ResolvedModel(ref, identity, of_content=f"{content}{reading}")
     hub = asked.commit(ref)
     identity = f"commit:{ref.name}@{hub.commit}{reading}"
     if ADAPTER not in hub.files:
-        return ResolvedModel(ref, identity, hub)
+        told = _hub_content(ref, hub)
+        return ResolvedModel(ref, identity, hub, of_content=told and f"{told}{reading}")
     if weights_among(hub.files):
         raise _both(ref, ref.name)
     try:
@@ -141,8 +152,31 @@ def _both(ref: ModelRef, place: Any) -> InputError:
     )
 
 
-def _fingerprint(ref: ModelRef) -> str:
-    """Hash of the files that scoring reads: config, tokenizer, weights. Other files may change freely."""
+def _hub_content(ref: ModelRef, hub: HubCommit) -> str | None:
+    """Hash of what the files of a commit hold that scoring reads; None where the hub has not told. Where only a line
+    of config.json differs that says where the model was saved, this differs, too."""
+    if hub.blobs is None:
+        return None
+    weights = [ref.file] if ref.file else weights_read(hub.files)
+    read = {name for name in hub.blobs if any(fnmatch(name, pattern) for pattern in READ_WITH_WEIGHTS)}
+    if not weights or not all(name in hub.blobs for name in weights):
+        return None
+    contents = sorted((name, hub.blobs[name][0]) for name in {*weights, *read})
+    return hashlib.sha256(repr(contents).encode()).hexdigest()
+
+
+def _configuration(path: Path) -> bytes:
+    """A configuration without the lines that change with its place and time."""
+    try:
+        told = json.loads(path.read_bytes())
+        return json.dumps({key: told[key] for key in sorted(told) if key not in OF_SAVING}).encode()
+    except (ValueError, TypeError, RecursionError):
+        return path.read_bytes()
+
+
+def _fingerprint(ref: ModelRef) -> tuple[str, str]:
+    """Hash of the files that scoring reads: config, tokenizer, weights. Other files may change freely. The second one
+    does not depend on what a configuration says of its place and time."""
     directory = ref.path
     assert directory is not None
     if not directory.is_dir():
@@ -180,10 +214,13 @@ def _fingerprint(ref: ModelRef) -> str:
             "Check that the download or the save was complete.",
         )
     others = {path for pattern in READ_WITH_WEIGHTS for path in directory.glob(pattern) if path.is_file()}
-    digest = hashlib.sha256()
+    digest, content = hashlib.sha256(), hashlib.sha256()
     for path in sorted({*(directory / name for name in weights), *others}):
-        digest.update(path.name.encode() + b"\0" + _digest(path))
-    return digest.hexdigest()
+        digest.update(path.name.encode() + b"\0" + (of_file := _digest(path)))
+        name = "" if path.name == ref.file else path.name
+        what = _configuration(path) if name == "config.json" else of_file
+        content.update(name.encode() + b"\0" + hashlib.sha256(what).digest())
+    return digest.hexdigest(), content.hexdigest()
 
 
 def _digest(path: Path) -> bytes:

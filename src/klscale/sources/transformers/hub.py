@@ -42,7 +42,7 @@ class HubCommit:
     parent: str | None = None
     """The model that this one was tuned, adapted or quantized from, according to its repository."""
     blobs: Mapping[str, tuple[str, int]] | None = None
-    """Name of each file -> the name of its content and its size in bytes. Only where sizes were asked for."""
+    """Name of each file -> the name of its content and its size in bytes, where the hub tells."""
     cached: bool = False
     """Whether the local cache held a part of it at that time."""
 
@@ -53,10 +53,10 @@ class HubCommit:
 
 
 class Hub:
-    """Asks the hub for each revision once, whichever thread needs it first; with `sizes` for the sizes of files too."""
+    """Asks the hub for each revision once, whichever thread needs it first."""
 
-    def __init__(self, progress: Progress = SILENT, *, sizes: bool = False) -> None:
-        self._progress, self._sizes, self._lock = progress, sizes, threading.Lock()
+    def __init__(self, progress: Progress = SILENT) -> None:
+        self._progress, self._lock = progress, threading.Lock()
         self._asked: dict[ModelRef, Future[HubCommit]] = {}
         self._revisions: dict[str, list[str]] = {}
         self._quiet_until = 0.0
@@ -84,7 +84,7 @@ class Hub:
     def _info(self, ref: ModelRef) -> Any:
         from huggingface_hub import HfApi
 
-        ask = partial(HfApi().model_info, ref.name, revision=ref.revision, timeout=20, files_metadata=self._sizes)
+        ask = partial(HfApi().model_info, ref.name, revision=ref.revision, timeout=20, files_metadata=True)
         return self._answer(ask)
 
     def _answer(self, ask: Callable[[], Any]) -> Any:

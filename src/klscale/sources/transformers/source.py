@@ -55,9 +55,9 @@ class Transformers(Source):
     quantizations = QUANTIZATIONS
     capabilities = frozenset({LAYERS, NEXT_TOKENS, REPEAT_RUNS, SAMPLED_TOKENS, WEIGHT_FILES, WEIGHTS})
 
-    def __init__(self, progress: Progress = SILENT, *, sizes: bool = False) -> None:
-        super().__init__(progress, sizes=sizes)
-        self._hub, self._tokenized = Hub(progress, sizes=sizes), TokenCache()
+    def __init__(self, progress: Progress = SILENT) -> None:
+        super().__init__(progress)
+        self._hub, self._tokenized = Hub(progress), TokenCache()
         self.without_offsets: set[str] = set()
         """Ids of the tokenizers of which it was said that they give no offsets."""
 

@@ -11,13 +11,17 @@ DEMO ?= klscale-demo
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint lint-page format pictures study reference clean
+.PHONY: demo test fuzz lint lint-page format pictures study reference clean
 
 demo: $(VENV)/installed
 	$(BIN)/klscale demo $(ARGS)
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(ARGS)
+
+# Broken inputs, kills, damaged files and hostile stores, each time others, until interrupted.
+fuzz: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/attack.py --forever $(ARGS)
 
 lint: $(VENV)/installed-dev lint-page
 	$(BIN)/ruff format --check .

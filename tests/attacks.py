@@ -397,7 +397,7 @@ def kills(place: Path, budget: int, seed: int, *, said: Callable[[str], object] 
 # ------------------------------------------------------------------------------------------------------------- damage
 
 HOW = ("flip", "cut", "zeros", "lose", "add", "swap", "delete", "directory", "link", "retype")
-"""What happens to a file: a bit, its end, a block, some bytes, more bytes, another file of its kind in its place, ..."""
+"""What happens to a file: a bit, its end, a block, some bytes, more bytes, a file of its kind in its place, ..."""
 
 
 def mixed(place: Path) -> Path:
@@ -474,7 +474,7 @@ def damages(place: Path, budget: int, seed: int, *, said: Callable[[str], object
         wrong += [("vectors lost", f"{what}: {key}") for key in elsewhere]
         if tally.tries % 10 == 0:  # as a user meets it
             ended = run(
-                generator.choice([["check"], ["kl", "--texts", "817faccc080f"], ["ls"]]) + ["--store", "store"], base
+                [*generator.choice([["check"], ["kl", "--texts", "817faccc080f"], ["ls"]]), "--store", "store"], base
             )
             if ended.wrong:
                 wrong.append((ended.wrong.split(":")[0], f"{what}: {ended.wrong}"))
@@ -489,9 +489,17 @@ def damages(place: Path, budget: int, seed: int, *, said: Callable[[str], object
 # ------------------------------------------------------------------------------------------------------ hostile stores
 
 COMMANDS = [
-    ["check"], ["ls", "--json"], ["kl", "--json"], ["scale"], ["map"], ["texts", "clip"], ["check", "--seal"],
-    ["compare", "mock://1", "mock://2"], ["rm", "a"], ["score", "mock://3"],
-]  # fmt: skip
+    ["check"],
+    ["ls", "--json"],
+    ["kl", "--json"],
+    ["scale"],
+    ["map"],
+    ["texts", "clip"],
+    ["check", "--seal"],
+    ["compare", "mock://1", "mock://2"],
+    ["rm", "a"],
+    ["score", "mock://3"],
+]
 
 
 def hostile(place: Path, n: int) -> str:
@@ -500,7 +508,7 @@ def hostile(place: Path, n: int) -> str:
     generator = random.Random(n)
     outside = store.parent / "outside"
     outside.mkdir()
-    (outside / "secret.json").write_text('{"secret": true}')
+    (outside / "secret.json").write_text('{"told": "what nobody may read"}')
     text_set = generator.choice(["817faccc080f", "44150156611b"])
     head = store / "texts" / f"{text_set}.json"
     known = json.loads(head.read_text())
@@ -527,7 +535,10 @@ def hostile(place: Path, n: int) -> str:
     ways: list[tuple[str, Callable[[], Any]]] = [
         ("an id that is a path", lambda: rewritten(id=generator.choice(names))),
         ("a name that is a path", lambda: rewritten(name=generator.choice(names).encode("utf-8", "replace").decode())),
-        ("a directory that is a link outside", lambda: links(generator.choice(["vectors", "noise", "maps", "partial"]), outside)),
+        (
+            "a directory that is a link outside",
+            lambda: links(generator.choice(["vectors", "noise", "maps", "partial"]), outside),
+        ),
         ("texts that are a link outside", lambda: links(f"texts/{text_set}.jsonl", outside / "secret.json")),
         ("a vector that is a link to a device", lambda: links(str(vector.relative_to(store)), Path("/dev/zero"))),
         ("a pipe", lambda: (head.unlink(), os.mkfifo(head))),
@@ -535,16 +546,26 @@ def hostile(place: Path, n: int) -> str:
         ("a clip of another type", lambda: rewritten(clip=generator.choice([{}, "x", 1e400, True, 10**400]))),
         ("a reference that is no string", lambda: vector_with(ref=generator.choice([1, None, [], names[0]]))),
         ("a key that is a path", lambda: vector_with(key=generator.choice(names[:5]))),
-        ("attributes of other types", lambda: vector_with(attributes=generator.choice([[], "x", {"step": "x"}, {"seed": 10**30}]))),
+        (
+            "attributes of other types",
+            lambda: vector_with(attributes=generator.choice([[], "x", {"step": "x"}, {"seed": 10**30}])),
+        ),
         ("deep JSON", lambda: head.write_bytes(b'{"a":' * 100_000)),
         ("a claim that is a link outside", lambda: links(f"partial/{text_set}/k.o.claim", outside / "secret.json")),
-        ("a claim from the future", lambda: (
-            (store / "partial" / text_set).mkdir(parents=True, exist_ok=True),
-            (store / "partial" / text_set / "k.o.claim").write_text('{"key": "k", "owner": "o", "beat": 1e300}'))),
+        (
+            "a claim from the future",
+            lambda: (
+                (store / "partial" / text_set).mkdir(parents=True, exist_ok=True),
+                (store / "partial" / text_set / "k.o.claim").write_text('{"key": "k", "owner": "o", "beat": 1e300}'),
+            ),
+        ),
         ("two sets of one name", lambda: shutil.copy(head, head.with_name("0123456789ab.json"))),
-        ("a temporary file that is a link outside", lambda: links(".klscale-00000000-1-01234567.tmp", outside / "secret.json")),
+        (
+            "a temporary file that is a link outside",
+            lambda: links(".klscale-00000000-1-01234567.tmp", outside / "secret.json"),
+        ),
         ("a store that is a directory of links", lambda: links("texts", outside)),
-    ]  # fmt: skip
+    ]
     what, make = ways[n % len(ways)]
     make()
     return what
@@ -568,7 +589,7 @@ def hostile_stores(place: Path, budget: int, seed: int, *, said: Callable[[str],
                 if ended.wrong:
                     tally.add(ended.wrong.split(":")[0], f"{n}, {what}, {command}: {ended.wrong}")
                     said(f"{n}, {what}, {command}: {ended.wrong}")
-                if set(ended.output) & {"\x1b", "\x07"} or "secret" in ended.output.replace("outside/secret", ""):
+                if set(ended.output) & {"\x1b", "\x07"} or "nobody may read" in ended.output:
                     tally.add("silent changes", f"{n}, {what}, {command} prints {ended.output[:200]!r}")
         if tree(base / "outside") != outside or {p.name for p in base.iterdir()} - {"store", "outside", "cache", "hf"}:
             tally.add("writes outside", f"{n}, {what}")

@@ -36,17 +36,100 @@ MEMORY = 6 << 30
 """Bytes that a child may take beyond those of its parent."""
 
 VALUES: list[Any] = [
-    None, True, False, -1, 0, 1, 2**31, 2**63, 2**64, 10**400, -(10**400), 1e308, -1e308, 1e-320, float("nan"),
-    float("inf"), "", " ", "\ud800", "a\x00b", "\x1b[2J\r\n", "\u202e", "=1+1", "../../../x", "/etc/passwd", "~nosuch/x",
-    "a::b", "mock://1", "mock://" + "9" * 400, "http://[", "x" * 70_000, "1e400B", "9" * 5000, "NaN", "{x}", "{step}",
-    "{step:>99999999}", "1..1000000000000", "0..9/0", [], {}, [[]], {"a": {}}, [1, "a", None], {"": ""},
-]  # fmt: skip
+    None,
+    True,
+    False,
+    -1,
+    0,
+    1,
+    2**31,
+    2**63,
+    2**64,
+    10**400,
+    -(10**400),
+    1e308,
+    -1e308,
+    1e-320,
+    float("nan"),
+    float("inf"),
+    "",
+    " ",
+    "\ud800",
+    "a\x00b",
+    "\x1b[2J\r\n",
+    "\u202e",
+    "=1+1",
+    "../../../x",
+    "/etc/passwd",
+    "~nosuch/x",
+    "a::b",
+    "mock://1",
+    "mock://" + "9" * 400,
+    "http://[",
+    "x" * 70_000,
+    "1e400B",
+    "9" * 5000,
+    "NaN",
+    "{x}",
+    "{step}",
+    "{step:>99999999}",
+    "1..1000000000000",
+    "0..9/0",
+    [],
+    {},
+    [[]],
+    {"a": {}},
+    [1, "a", None],
+    {"": ""},
+]
 TOKENS = [
-    b"9" * 400, b"-1e400", b"1e-400", b"NaN", b"-inf", b"\xff\xfe", b"\xef\xbb\xbf", b"\x00", b"\x1b[2J", b'"\\ud800"',
-    b"[" * 5000, b'{"a":' * 5000, b"=1+1", b"../../", b"\r", b"\n", b"\n\n", b'"', b'""', b",", b";", b"\t", b"'", b"&a ",
-    b"*a", b"<<: *a", b"!!python/object/apply:os.system", b"{step}", b"- ", b": ", b"#", b"%", b"@", b"+nf4", b"~", b"::",
-    b"\xc3", b"\xed\xa0\x80", b"\xe2\x80\xae", b"sep=;", b"Total", b"1,234", b"1.234,5", b"-0", b"1e5", b"2020-01-01",
-]  # fmt: skip
+    b"9" * 400,
+    b"-1e400",
+    b"1e-400",
+    b"NaN",
+    b"-inf",
+    b"\xff\xfe",
+    b"\xef\xbb\xbf",
+    b"\x00",
+    b"\x1b[2J",
+    b'"\\ud800"',
+    b"[" * 5000,
+    b'{"a":' * 5000,
+    b"=1+1",
+    b"../../",
+    b"\r",
+    b"\n",
+    b"\n\n",
+    b'"',
+    b'""',
+    b",",
+    b";",
+    b"\t",
+    b"'",
+    b"&a ",
+    b"*a",
+    b"<<: *a",
+    b"!!python/object/apply:os.system",
+    b"{step}",
+    b"- ",
+    b": ",
+    b"#",
+    b"%",
+    b"@",
+    b"+nf4",
+    b"~",
+    b"::",
+    b"\xc3",
+    b"\xed\xa0\x80",
+    b"\xe2\x80\xae",
+    b"sep=;",
+    b"Total",
+    b"1,234",
+    b"1.234,5",
+    b"-0",
+    b"1e5",
+    b"2020-01-01",
+]
 
 
 def broken(data: bytes, generator: random.Random, others: list[bytes]) -> bytes:
@@ -130,9 +213,16 @@ SUITE = {
 ATTRIBUTES = "model,type,family,parameters,seed,step\norg/a-1b@step100,x,y,1B,1,100\nb-seed3,z,,6.9B,3,\n"
 PICKLES = [
     {"a": np.arange(-30.0, -6.0), "b": np.arange(-60.0, -12.0, 2.0)},
-    [{"model_name": "a", "log-likelihood-10k": np.arange(-30.0, -6.0), "model_type": "x", "model_size": 1.5,
-      "tags": ["base_model:finetune:b"]}],
-]  # fmt: skip
+    [
+        {
+            "model_name": "a",
+            "log-likelihood-10k": np.arange(-30.0, -6.0),
+            "model_type": "x",
+            "model_size": 1.5,
+            "tags": ["base_model:finetune:b"],
+        }
+    ],
+]
 REFERENCES = [
     "org/m@step1000",
     "gpt2+nf4",
@@ -292,15 +382,33 @@ def _record(generator: random.Random) -> Input:
             metadata = {"ref": metadata}
         if generator.random() < 0.4:
             n = generator.randrange(table.num_columns)
-            cells = generator.choice([pa.nulls(table.num_rows), pa.array(["x"] * table.num_rows),
-                                      pa.array([float("nan")] * table.num_rows), pa.array([[1]] * table.num_rows)])  # fmt: skip
+            cells = generator.choice(
+                [
+                    pa.nulls(table.num_rows),
+                    pa.array(["x"] * table.num_rows),
+                    pa.array([float("nan")] * table.num_rows),
+                    pa.array([[1]] * table.num_rows),
+                ]
+            )
             table = table.set_column(n, table.column_names[n], cells)
         sealed_as = {"vectors": "vector", "weights": "weights", "maps": "map"}[kind]
         text = json.dumps(metadata).encode("utf-8", "replace").decode()
         data = records.to_parquet(sealed_as, table, json.loads(text))
     files[name] = data
-    command = generator.choice(["check", "kl --texts t", "ls", "scale --texts t", "map --texts t", "check --seal",
-                                "texts clip t", "texts list", "trajectory --texts t", "kl --texts 44150156611b"])  # fmt: skip
+    command = generator.choice(
+        [
+            "check",
+            "kl --texts t",
+            "ls",
+            "scale --texts t",
+            "map --texts t",
+            "check --seal",
+            "texts clip t",
+            "texts list",
+            "trajectory --texts t",
+            "kl --texts 44150156611b",
+        ]
+    )
     text_set = generator.choice(["817faccc080f", "44150156611b"])
     words = [text_set if word == "t" else word for word in command.split()]
     return [*words, "--store", "old"] if words[:2] != ["texts", "list"] else ["ls", "--store", "old"], {

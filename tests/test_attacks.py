@@ -132,7 +132,11 @@ def test_suites_are_read_or_refused(tmp_path: Path, data: str) -> None:
 
 
 @bounded
-@given(text=st.text(max_size=40) | st.text(string.ascii_letters + "@+%:#/~.?&=", max_size=20))
+@given(
+    text=st.text(max_size=40)
+    | st.binary(max_size=9).map(os.fsdecode)
+    | st.text(string.ascii_letters + "@+%:#/~.?&=", max_size=20)
+)
 def test_references_are_read_back_as_they_are_printed(text: str) -> None:
     try:
         ref = ModelRef.parse(text)

@@ -529,7 +529,7 @@ def hostile(place: Path, n: int) -> str:
         table = pq.read_table(vector)
         metadata = {**json.loads(table.schema.metadata[b"klscale"]), **change}
         metadata.pop("record", None)
-        text = json.dumps(metadata).encode("utf-8", "replace").decode()
+        text = json.dumps(metadata, ensure_ascii=False).encode("utf-8", "replace")
         vector.write_bytes(records.to_parquet("vector", table, json.loads(text)))
 
     ways: list[tuple[str, Callable[[], Any]]] = [

@@ -392,8 +392,7 @@ def _record(generator: random.Random) -> Input:
             )
             table = table.set_column(n, table.column_names[n], cells)
         sealed_as = {"vectors": "vector", "weights": "weights", "maps": "map"}[kind]
-        text = json.dumps(metadata).encode("utf-8", "replace").decode()
-        data = records.to_parquet(sealed_as, table, json.loads(text))
+        data = records.to_parquet(sealed_as, table, _without_surrogates(metadata))
     files[name] = data
     command = generator.choice(
         [
@@ -414,6 +413,11 @@ def _record(generator: random.Random) -> Input:
     return [*words, "--store", "old"] if words[:2] != ["texts", "list"] else ["ls", "--store", "old"], {
         f"old/{path}": content for path, content in files.items()
     }
+
+
+def _without_surrogates(value: Any) -> Any:
+    """The same JSON value, as the metadata of Parquet can hold it."""
+    return json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
 
 
 KINDS: dict[str, Callable[[random.Random], Input]] = {

@@ -11,7 +11,7 @@ DEMO ?= klscale-demo
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint lint-page format pictures study reference clean
+.PHONY: demo test fuzz lint lint-page format pictures study reference clean
 
 demo: $(VENV)/installed
 	$(BIN)/klscale demo $(ARGS)
@@ -19,6 +19,10 @@ demo: $(VENV)/installed
 # Two processes, of one thread each. `make test ARGS="-m 'not slow'"` leaves out what takes long.
 test: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+
+# Broken inputs, kills, damaged files and hostile stores, each time others, until interrupted.
+fuzz: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/attack.py --forever $(ARGS)
 
 lint: $(VENV)/installed-dev lint-page
 	$(BIN)/ruff format --check .

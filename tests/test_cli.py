@@ -521,6 +521,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_resumes(run, tmp_path, m
     assert not list(tmp_path.glob("klscale-store/partial/*/*"))
 
 
+@pytest.mark.slow
 def test_sigterm_ends_as_ctrl_c_does(tmp_path):
     """Schedulers of clusters end jobs with it: the partial work and its words are kept, and no claim is left."""
     texts = write_texts(tmp_path / "mine.jsonl")
@@ -538,6 +539,7 @@ def test_sigterm_ends_as_ctrl_c_does(tmp_path):
     assert not list(tmp_path.rglob("*.claim"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["kl", "kl --json", "ls", "--help"])
 @pytest.mark.parametrize("reader", ["| head -c 1", "| true", ">&-", ">&- 2>&-"])
 def test_output_that_nobody_reads_is_no_error(run, imported, tmp_path, command, reader):
@@ -547,6 +549,7 @@ def test_output_that_nobody_reads_is_no_error(run, imported, tmp_path, command, 
     assert result.returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("command", ["kl", "kl --json", "--help"])
 def test_a_full_disk_behind_standard_output_is_said(run, imported, tmp_path, command):

@@ -10,6 +10,7 @@ from graphlib import TopologicalSorter
 import pytest
 
 from conftest import EXAMPLE, ROOT, write_texts
+from klscale.limits import LIMITS
 from klscale.science.estimates import format_estimate
 from klscale.studies import scales
 from klscale.vectors.imports import read_log_likelihoods
@@ -188,3 +189,17 @@ def test_links_lead_somewhere():
         text = document.read_text(encoding="utf-8")
         for target in re.findall(r"\]\((?!https?://)([^)#\s]+)\)|<img src=\"([^\"]+)\"", text):
             assert (document.parent / (target[0] or target[1])).exists(), (document.name, target)
+
+
+def test_the_security_page_lists_every_limit():
+    """Each with its default, in the order of `limits.py`."""
+    page = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`[A-Z].*?) \| (.*?) \|", page, re.MULTILINE)
+    names = [name for cell, _ in rows for name in re.findall(r"`(\w+)`", cell)]
+    defaults = [default for _, cell in rows for default in cell.split("; ")]
+    units = {"GiB": 2**30, "MB": 10**6}
+    given = []
+    for default in defaults:
+        number, _, unit = default.partition(" ")
+        given.append(int(number.replace(",", "")) * units.get(unit, 1))
+    assert [*zip(names, given, strict=True)] == [(limit.name, limit.default) for limit in LIMITS]

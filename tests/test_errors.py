@@ -40,7 +40,13 @@ def short_window(directory):
     (directory / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 32}))
 
 
+def odd_window(directory):
+    config = json.loads((directory / "tokenizer_config.json").read_text())
+    (directory / "tokenizer_config.json").write_text(json.dumps(config | {"model_max_length": {}}))
+
+
 CASES = {
+    "a window of another type": (odd_window, "", "model_max_length is {}, which is no number", "whole"),
     "no weights": (lambda d: (d / "model.safetensors").unlink(), "", "holds no weights", "Check that the download"),
     "half a file": (
         lambda d: (d / "model.safetensors").write_bytes((d / "model.safetensors").read_bytes()[:5000]),

@@ -408,6 +408,12 @@ def test_types_of_parquet(tmp_path: Path) -> None:
     assert texts.document == ("p", "q", "r") * 10
 
 
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x1c", "\x0b"])
+def test_a_name_may_hold_what_only_python_takes_for_the_end_of_a_line(tmp_path: Path, mark: str) -> None:
+    path = write(tmp_path, f"bytes,a{mark}b,c\n5,-1.5,-2\n6,-2.5,-3\n7,-2,-4\n")
+    assert [ref.name for ref in read_log_likelihoods(path).models] == [f"a{mark}b", "c"]
+
+
 def test_numbers_that_no_model_has_are_refused(tmp_path: Path) -> None:
     assert "-1e+13 is below -1e+12" in refusal(write(tmp_path, "bytes,m\n5,-1.5\n6,-1e13\n7,-2\n")).what
     assert "a number of 20 digits" in refusal(write(tmp_path, f"bytes,m@step{10**19}\n5,-1.5\n6,-2.5\n")).what

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from klscale.errors import InputError, nearest
+from klscale.errors import InputError, nearest, printable
 from klscale.inputs.checkpoint_names import without_checkpoint
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -58,6 +58,8 @@ class ModelRef:
     @classmethod
     def parse(cls, text: str) -> ModelRef:
         """Read a reference. Raises InputError for an unknown quantization or dtype, with the nearest known one."""
+        if any("\ud800" <= character <= "\udfff" for character in text):  # what no file or hub can be called here
+            raise InputError(f"{printable(text)} is not a model.", "It holds bytes that are not UTF-8.", "Write %XX.")
         rest, dtype, quantization, revision, layer = text.strip(), "", None, None, None
         is_address = _SCHEME.match(rest) is not None
         if not is_address and (match := _LAYER.search(rest)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import csv as standard_csv
+import io
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -165,7 +166,7 @@ def _is_header(line: str) -> bool:
 
 
 def _header(text: str, separator: str) -> list[str]:
-    reader = standard_csv.reader(text[:1_000_000].splitlines(keepends=True), delimiter=separator)
+    reader = standard_csv.reader(io.StringIO(text[:1_000_000], newline=""), delimiter=separator)
     try:
         return next(reader)
     except StopIteration as error:

@@ -86,6 +86,8 @@ def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading
             _refuse_quantized(config, resolved)
             what = f"The tokenizer of {ref} cannot be loaded."
             tokenizer, tokenizer_read = read_tokenizer(resolved, options)
+            if not isinstance(tokenizer.model_max_length, int | float):
+                raise ValueError(f"model_max_length is {tokenizer.model_max_length!r:.40}, which is no number")
             if file is not None:
                 applied += set_tokenizer(tokenizer, file)
             what = f"{base.ref} cannot be loaded as a causal language model."

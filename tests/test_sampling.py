@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import threading
 
@@ -14,6 +15,7 @@ from klscale.errors import InputError
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.progress import Progress
+from klscale.science.estimates import format_estimate
 from klscale.science.sampled_tokens import MIXTURE
 from klscale.sources.mock import Chain, Parameters
 from klscale.sources.source import ReaderOptions, Sources
@@ -73,7 +75,7 @@ def test_tiles_draw_from_the_proposal(width):
     whole = torch.tensor(logits).float().expand(P, -1)
     for rows, start in itertools.product((slice(0, 9000), slice(9000, P)), range(0, V, width)):
         tile = whole[rows, start : start + width]
-        sampler.see(rows, start, tile, log_sum_exp(tile))
+        sampler.see(rows, start, tile, log_sum_exp(tile) if tile.isfinite().any() else tile.logsumexp(dim=1))
     found = sampler.found()
     log_p = logits - np.log(np.exp(logits).sum())
     log_r = proposal(log_p, ids, V)
@@ -445,8 +447,12 @@ def test_draws_that_a_store_has_lost_are_no_draws(texts, store):
     problems = [problem for _, problem in again.check() if problem]
     assert problems == ["has sampled tokens of 5 texts whose draws are not in the store"] * 2
     store.files.remove(store.draws_file(texts.id, drawn.tokens))
-    with pytest.raises(InputError, match="same draws for 0 texts"):
-        Store(store.location).vectors(texts).sampled_kl(*REFS[:2])
+    vectors = Store(store.location).vectors(texts)
+    found, matrix = vectors.sampled_kl(*REFS[:2]), vectors.sampled_kl_matrix()
+    assert math.isnan(found.symmetric.value)
+    assert not found.poor
+    assert np.isnan(matrix.symmetric[0, 1])
+    assert matrix.n_texts == found.n_positions == 0
 
 
 def hostile(**changes):
@@ -527,3 +533,23 @@ def test_sampled_tokens_that_cannot_be_are_refused(change, said, texts, store):
 
 def shorter(lengths, by):
     return np.append(lengths[:-1], lengths[-1] - by)
+
+
+# ------------------------------------------------------------------------------------------------------------- compare
+
+
+def test_compare_shows_next_tokens_of_quantized_variants(make_model, texts, tmp_path, run):
+    base = str(make_model("base"))
+    (tmp_path / "my.jsonl").write_text("".join(json.dumps(record) + "\n" for record in texts.records()))
+    how = ("--texts", tmp_path / "my.jsonl", "--store", tmp_path / "store")
+    shown = run("compare", base, f"{base}%bfloat16", "mock://1", *how).stdout
+    assert "Next tokens of quantized variants" not in shown
+    pytest.importorskip("bitsandbytes")
+    shown = run("compare", base, f"{base}+int8", f"{base}+nf4", *how).stdout
+    assert "Next tokens of quantized variants" in shown
+    vectors = Store(tmp_path / "store").vectors(texts)
+    for variant in ("+int8", "+nf4"):
+        found = vectors.sampled_kl(base, base + variant)
+        line = next(line for line in shown.split("Next tokens of")[1].splitlines() if variant in line)
+        assert format_estimate(found.forward_per_token.value, found.forward_per_token.standard_error) in line
+        assert format_estimate(100 * found.same_top.value, 100 * found.same_top.standard_error) in line

@@ -69,6 +69,8 @@ class ReportedKL:
     @classmethod
     def nearest(cls, whole_texts: KL, spans: SpanKL | None, sampled_tokens: SampledKL | None) -> ReportedKL:
         """The first of the `ESTIMATORS` that is known of a pair."""
+        if sampled_tokens is not None and math.isnan(sampled_tokens.symmetric.value):  # no draws in common
+            sampled_tokens = None
         found: Any = whole_texts
         estimator, n_documents = WHOLE_TEXTS, whole_texts.n_documents
         if sampled_tokens is not None and math.isfinite(sampled_tokens.symmetric.value):

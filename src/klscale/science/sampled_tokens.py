@@ -163,8 +163,11 @@ def sampled_kl(
     """KL between two models from their log-probabilities `a`, `b` (P, m) in nats of the drawn ids; -inf for a token
     that a model rules out, NaN for an id that its vocabulary lacks.
 
-    `top` the most probable ids (P,) of both, where kept; `documents` (N,) labels of texts that are not independent.
+    `top` the most probable ids (P,) of both, where kept; `documents` (N,) labels of texts that are not independent. NaN
+    for fewer than two texts.
     """
+    if len(draws.texts) < 2:
+        return _unknown(len(draws.texts))
     both: Floats = np.stack([a, b]).astype(np.float64)
     missing = np.isnan(both).any(axis=0)
     lacking = np.where(missing, np.nan_to_num(np.fmax(*both), nan=-np.inf), -np.inf)
@@ -202,6 +205,14 @@ def sampled_kl(
     )
 
 
+def _unknown(n_texts: int) -> SampledKL:
+    """What nothing is known of."""
+    bits, nats, none = (
+        Estimate(math.nan, math.nan, (math.nan, math.nan), n_texts, unit) for unit in ("bits/byte", "nats/token", "")
+    )
+    return SampledKL(bits, bits, bits, nats, nats, none, None, 0, math.nan, math.nan, math.nan, 0.0, 0)
+
+
 def tail_index(terms: Floats) -> float:
     """Index k of a generalised Pareto distribution fitted to the largest of these terms (n,), no unit; NaN where fewer
     than five are told apart. Moments of order 1/k and above are infinite (Vehtari et al., arXiv 1507.02646)."""
@@ -229,11 +240,15 @@ def sampled_kl_matrix(
     labels: Sequence[str] | None = None,
 ) -> SampledKLMatrix:
     """KL with standard errors between all pairs of K models, from `log_probability` (K, P, m) in nats of the drawn ids;
-    see `sampled_kl`. Read a few texts at a time.
+    see `sampled_kl`. Read a few texts at a time. NaN for fewer than two texts.
 
     With P = p/r and L as matrices of models by draws, sum (p_i - p_j)(l_i - l_j)/r is made of P L^T alone.
     """
     (K, P, m), log_r = log_probability.shape, draws.log_proposal.ravel()
+    names = tuple(labels) if labels is not None else tuple(map(str, range(K)))
+    if len(draws.texts) < 2:
+        none = np.where(np.eye(K, dtype=bool), 0.0, np.nan)
+        return SampledKLMatrix(names, none, none, none, none, none, none, 0.0, len(draws.texts), 0, 0)
     flat = log_probability.reshape(K, -1)
     missing, ruled_out = np.zeros((2, len(log_r)), dtype=bool)
     for row in flat:
@@ -312,7 +327,7 @@ def sampled_kl_matrix(
     own_squares = np.diagonal(square.total)
     mean_squares = (own_squares[:, None] + own_squares + 2 * square.total) * m**2 / 4
     return SampledKLMatrix(
-        labels=tuple(labels) if labels is not None else tuple(map(str, range(K))),
+        labels=names,
         symmetric=symmetric,
         symmetric_error=symmetric_error,
         forward=forward,

@@ -13,7 +13,7 @@ from klscale.inputs.references import WEIGHTS_ONLY
 from klscale.inputs.texts import TextSet
 from klscale.science.estimates import Estimate, format_estimate
 from klscale.science.reported import WHOLE_TEXTS, ReportedKL
-from klscale.show import cautions
+from klscale.show import cautions, next_tokens
 from klscale.show import precision as looks
 from klscale.show.cautions import Around, Measured
 from klscale.show.columns import BITS, HEAD, Column, estimate, number, table, within
@@ -199,6 +199,7 @@ def print_comparison(vectors: Vectors, compared: Sequence[Compared]) -> None:
     _print_levels(vectors)
     if has_ladder(vectors, [(row.a, row.b) for row in compared]):
         print_ladder(vectors)
+    next_tokens.print_variants(vectors, [(row.a, row.b) for row in compared])
     out.print()
     alone = sorted({ref.quantization for ref in vectors.models if ref.quantization in WEIGHTS_ONLY})
     if alone:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
 from collections import Counter
@@ -279,10 +278,7 @@ class Vectors:
         spans = self.span_kl(a, b) if self.has_spans(a) and self.has_spans(b) else None
         if spans is not None and math.isnan(spans.value):  # fewer than two texts have a cut
             spans = None
-        sampled = None
-        if self.has_sampled_tokens(a, b):
-            with contextlib.suppress(InputError):  # they have no draws in common
-                sampled = self.sampled_kl(a, b)
+        sampled = self.sampled_kl(a, b) if self.has_sampled_tokens(a, b) else None  # NaN without common draws
         return ReportedKL.nearest(whole, spans, sampled)
 
     def reported_kl_matrix(self) -> ReportedKL:
@@ -324,8 +320,7 @@ class Vectors:
             draws = first.read_draws() if first is not None and len(rows) > 1 else None
             if draws is None or len(rows) * sum(one.ids.size for one in draws.of.values()) > MOST_SAMPLED:
                 continue
-            with contextlib.suppress(InputError):  # they have no draws in common
-                yield np.array(rows), self.subset([self.models[row] for row in rows]).sampled_kl_matrix()
+            yield np.array(rows), self.subset([self.models[row] for row in rows]).sampled_kl_matrix()
 
     @property
     def _text_spans(self) -> Spans:
@@ -368,9 +363,10 @@ class Vectors:
     def sampled_kl(self, a: str | ModelRef, b: str | ModelRef) -> SampledKL:
         """KL between the next-token distributions of two models of one tokenizer in bits per byte, with standard
         errors: both directions, total variation, and how often their most probable tokens agree. Exact in expectation.
+        NaN for fewer than two texts for which both have the same draws.
 
-        Raises InputError for models without sampled tokens, or with different tokens; for fewer than two texts for
-        which both have the same draws; and for vectors that were made by different conventions.
+        Raises InputError for models without sampled tokens, or with different tokens, and for vectors that were made by
+        different conventions.
         """
         found = self.subset([a, b])._sampled_together()
         (p, q), (p_top, q_top) = found.log_probability, found.top
@@ -403,13 +399,10 @@ class Vectors:
         for values in kept:
             own = zip(values.text.tolist(), values.marks.tolist(), values.top.lengths.tolist(), strict=True)
             common &= {text for text, mark, P in own if marks.get(text) == mark and P == len(draws.of[text].ids)}
-        if len(common) < 2:
-            what = f"{' and '.join(self.names[:2])} have the same draws for {len(common)} texts: two are needed."
-            why = "The draws of one of them are not in this store any more, or were made elsewhere."
-            raise InputError(what, why, "Score it anew with --rescore.")
         texts = np.array(sorted(common), dtype=np.int64)
         drawn = [draws.of[text] for text in texts.tolist()]
-        log_proposal = np.concatenate([one.log_proposal for one in drawn]).astype(np.float64)
+        none = np.empty((0, draws.m), dtype=np.float32)
+        log_proposal = np.concatenate([none, *(one.log_proposal for one in drawn)]).astype(np.float64)
         position = np.repeat(texts, [len(one.ids) for one in drawn])
         chosen = [(values, np.isin(values.text, texts)) for values in kept]
         return _SampledTogether(

@@ -10,7 +10,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,14 @@ class OutputHead:
         """Columns of a tile."""
         return VOCABULARY * self._factor
 
+    @cached_property
+    def _ruled_out(self) -> frozenset[int]:
+        """Where tiles begin in which the bias rules out every id, as it may the padding of a vocabulary."""
+        if self.bias is None or not (never := self.bias == -torch.inf).any():
+            return frozenset()
+        tiles = torch.split(never, self.width)
+        return frozenset(n * self.width for n, tile in enumerate(tiles) if tile.all())
+
     @property
     def _factor(self) -> int:
         return 1 if self.weight.device.type == "cpu" else 4
@@ -77,7 +85,7 @@ class OutputHead:
             place = target - start
             inside = (place >= 0) & (place < tile.shape[1])
             found = tile.gather(1, place.clamp(0, tile.shape[1] - 1)[:, None])[:, 0]
-            part = log_sum_exp(tile)
+            part = tile.logsumexp(dim=1) if start in self._ruled_out else log_sum_exp(tile)
             if see is not None:
                 see(start, tile, part)
             if start == 0:
@@ -100,12 +108,8 @@ def in_float64(values: Tensor) -> Floats:
 
 def log_sum_exp(tile: Tensor) -> Tensor:
     """Over the columns of (T, V), as logit - log_softmax of one column: one pass through the cache, where torch's
-    logsumexp takes four. The column is one that counts: the largest of the first row, never a masked one; a tile that
-    is masked as a whole has none."""
-    largest, column = tile[0].max(dim=0)
-    if largest == -torch.inf:
-        return tile.logsumexp(dim=1)
-    column = column[None]
+    logsumexp takes four. The column is one that counts: the largest of the first row, never a masked one."""
+    column = tile[0].argmax()[None]
     return (tile.index_select(1, column) - tile.log_softmax(dim=1).index_select(1, column))[:, 0]
 
 

@@ -1,0 +1,57 @@
+"""Quantized variants beside the model that they were made from, in the figures that their makers compare by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from klscale.science.estimates import Estimate, format_estimate
+from klscale.science.sampled_tokens import SampledKL
+from klscale.show.columns import Column, number, table
+from klscale.show.terminal import out, plain
+from klscale.vectors.vectors import Vectors
+
+EXACT = "Quantiles over tokens, and KL by the top token's probability, of full distributions: klscale validate --exact"
+"""Below the table. A quantile of estimates from two draws a token would be that of the draws."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A quantized variant, and its KL from the model that it was made from."""
+
+    name: str
+    found: SampledKL
+
+
+def variants(vectors: Vectors, pairs: Iterable[tuple[str, str]]) -> dict[str, list[Variant]]:
+    """The quantized variants among the second models of these pairs, by the first: the model that each was made from.
+    Only those whose sampled tokens are known."""
+    found: dict[str, list[Variant]] = {}
+    for a, b in pairs:
+        base, variant = (vectors.models[vectors.position(name)] for name in (a, b))
+        same = (base.name, base.revision, base.file) == (variant.name, variant.revision, variant.file)
+        if same and variant.quantization and not base.quantization and vectors.has_sampled_tokens(a, b):
+            found.setdefault(a, []).append(Variant(b, vectors.sampled_kl(a, b)))
+    return {a: known for a, rows in found.items() if (known := [row for row in rows if row.found.n_positions])}
+
+
+def _percent(share: Estimate | None) -> str:
+    return "" if share is None else f"{format_estimate(100 * share.value, 100 * share.standard_error)} %"
+
+
+COLUMNS = (
+    Column("", title="model", cell=lambda it: plain(it.name), words=True),
+    Column("", title="KL, nats/token ± SE", cell=lambda it: number(it.found.forward_per_token)),
+    Column("", title="same top token", cell=lambda it: _percent(it.found.same_top)),
+    Column("", title="total variation", cell=lambda it: _percent(it.found.total_variation)),
+)
+"""Of a `Variant`, for the terminal alone."""
+
+
+def print_variants(vectors: Vectors, pairs: Iterable[tuple[str, str]]) -> None:
+    """A table for each model that has quantized variants among these pairs; nothing where none has."""
+    found = variants(vectors, pairs)
+    for base, its_variants in found.items():
+        out.print(table(COLUMNS, its_variants, f"\nNext tokens of quantized variants, from {plain(base)}"))
+    if found:
+        out.print(EXACT, style="dim")

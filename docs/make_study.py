@@ -51,6 +51,7 @@ def main(demo: Path, shared: Path | None = None) -> None:
         "conventions": lambda: convention_table(shared),
         "learned": lambda: learned_table(demo),
         "chat": lambda: chat_table(demo),
+        "real-models": real_models_table,
         "calibration": lambda: calibration_table(study()),
         "range": lambda: range_table(study()),
     }
@@ -75,6 +76,25 @@ def insert(name: str, text: str) -> None:
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def real_models_table() -> str:
+    """Of study/real-models.csv, which study/real_models.py makes: a row a pair, over its text sets."""
+    measured = pd.read_csv(DOCS / "study" / "real-models.csv")
+
+    def span(values: pd.Series, places: int) -> str:
+        return f"{values.median():.{places}f} ({values.min():.{places}f} to {values.max():.{places}f})"
+
+    rows = []
+    for (a, b), of_pair in measured.groupby(["a", "b"], sort=False):
+        low, high = of_pair["exact"].min(), of_pair["exact"].max()
+        rows.append(
+            [f"{a}, {b}", f"{low:.2g} to {high:.2g}", span(of_pair["sampled_tokens"], 2), span(of_pair["spans"], 1),
+             span(of_pair["whole_texts"], 1)]
+        )  # fmt: skip
+    return table(
+        ["pair", "exact KL, bits/byte", "sampled tokens / exact", "spans / exact", "whole texts / exact"], rows
+    )
 
 
 def number(found: Estimate | KL) -> str:

@@ -1,7 +1,7 @@
 """Which KL of two models is reported: of the estimators that both models allow, the one that is nearest to KL.
 
     sampled tokens    exact next-token KL in expectation; one tokenizer                        `sampled_tokens`
-    spans             1.1 to 1.5 times KL for trained models; any two tokenizers               `spans`
+    spans             1.1 to 2.1 times KL for trained models; any two tokenizers               `spans`
     whole texts       the published estimator; 1.4 to 24 times KL on a fixed text set          `kl`
 
 The last is always known, and it alone is placed on the published scale.

@@ -293,7 +293,7 @@ def test_batches_take_the_least_in_sum_and_keep_their_budget_in_any_order(shuffl
         lengths = lengths if shuffled else np.sort(lengths)[::-1]
         budget, beyond = int(generator.integers(10, 300)), generator.choice([None, 10, 40])
         engine = Engine.__new__(Engine)
-        engine.own_logits = engine.alone = engine.padded = False
+        engine.own_logits = engine.alone = engine.padded = engine.fewest = False
         engine.batch_tokens, engine.stretches_beyond = budget, beyond
         engine.shuffled, engine.device = shuffled, torch.device("cpu")
 
@@ -427,13 +427,19 @@ def pair(kl, floor):
     ("kl", "floor", "key", "mark", "words"),
     [
         (0.01, 0.0009, "", "", None),
-        (0.01, 0.0011, "rounding_noise", " ~", "rounding noise is about 0.0011 bits/byte of the KL, 11% of it"),
+        (
+            0.01,
+            0.0011,
+            "rounding_noise",
+            " ~",
+            "rounding noise is about 0.0011 bits/byte of the KL by whole texts, 11% of it",
+        ),
         (
             0.01,
             0.011,
             "below_noise_floor",
             " ~~",
-            "below run-to-run noise: rounding alone adds about 0.011 bits/byte, the KL is 0.01",
+            "below run-to-run noise: rounding alone adds about 0.011 bits/byte, the KL by whole texts is 0.01",
         ),
         (0.0, 0.01, "", "", None),
     ],

@@ -99,12 +99,12 @@ def test_every_pair_is_that_of_the_store(data, contents):
 
 
 def test_pairs_are_placed_as_compare_does(data, contents):
-    matrix, texts = contents.vectors.kl(), contents.texts
+    matrix, texts = contents.vectors.reported_kl_matrix(), contents.texts
     for i in range(len(contents.vectors)):
         for j in range(i + 1, len(contents.vectors)):
-            kl = matrix[i, j]
+            kl = matrix.at(i, j).whole_texts
             wanted = scales.place(
-                kl.value, texts, contents.measured, (contents.vectors.names[i], contents.vectors.names[j])
+                matrix.at(i, j), texts, contents.measured, (contents.vectors.names[i], contents.vectors.names[j])
             )
             if (key := f"{i},{j}") in data["place"]["own"]:
                 assert data["place"]["own"][key] == wanted

@@ -150,8 +150,11 @@ def test_the_nearest_and_the_farthest_pair_are_told():
     place = {"a": 0, "b": 3, "c": 4, "d": 19}
     rows = {name: base + x * WAVE + 0.1 * x * x * ACROSS for name, x in place.items()}
     near, far = sentences.of_pairs(made(rows), shown)
-    assert near == f"<b> and <c> are nearest to each other: {kl_by_hand(rows['b'], rows['c'])} bits/byte."
-    assert far == f"<a> and <d> are farthest apart: {kl_by_hand(rows['a'], rows['d'])} bits/byte (out of range)."
+    assert (
+        near == f"<b> and <c> are nearest to each other: {kl_by_hand(rows['b'], rows['c'])} bits/byte (by whole texts)."
+    )
+    farthest = f"{kl_by_hand(rows['a'], rows['d'])} bits/byte (by whole texts) (out of range)"
+    assert far == f"<a> and <d> are farthest apart: {farthest}."
     near, far = sentences.of_pairs(made({**rows, "a+int8": base - 30 * WAVE}), shown)
     assert near.startswith("Of the models that are not quantized, <b> and <c>")
     assert far.startswith("Of the models that are not quantized, <a> and <d>")

@@ -294,7 +294,7 @@ print(result.stdout)
     texts = load_texts(tmp_path / "my.jsonl")
     difference = plain_mock("mock://1", texts) - plain_mock("mock://2", texts)
     expected = difference.var() / (2 * texts.bytes.mean() * math.log(2))
-    assert records[0]["kl"] == pytest.approx(expected, rel=1e-9)
+    assert records[0]["whole_texts_kl"] == pytest.approx(expected, rel=1e-9)
     assert records[1]["kl"] < records[0]["kl"] / 10
 
 

@@ -327,7 +327,7 @@ def test_models_that_agree_on_every_text_have_no_relative_error():
     assert (found.n_identical, len(found.pairs), found.n_available) == (1, 5, 6)
     same = text_sensitivity(vectors_of(L[[0, 0]]))
     assert (same.n_identical, same.halves, same.needed) == (1, None, ())
-    assert any("differs by the same on every text" in note for note in same.notes)
+    assert any("differs by the same amount on every text" in note for note in same.notes)
 
 
 def test_texts_that_a_model_lacks_are_left_out():

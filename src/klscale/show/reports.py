@@ -450,7 +450,8 @@ def _place(contents: Contents) -> dict[str, Any]:
             i, j = sorted(vectors.position(name) for name in pair)
             own[f"{i},{j}"] = scales.place(matrix.at(i, j), texts, measured, pair)
     yardsticks = scales.yardsticks(texts, measured, estimator=contents.scale_by)
-    return {"holds": bool(yardsticks), "yardsticks": [asdict(row) for row in yardsticks], "own": own}
+    by = contents.scale_by
+    return {"holds": bool(yardsticks), "by": by, "yardsticks": [asdict(row) for row in yardsticks], "own": own}
 
 
 def _map(contents: Contents) -> dict[str, Any] | None:

@@ -30,7 +30,8 @@ function mark(/** @type {number[]} */ [a, b]) {
   made.append(svgElement("line", { x1: x, x2: x, y1: top, y2: bottom }));
   const anchor = x < left + 50 ? "start" : x > right - 50 ? "end" : "middle";
   const text = svgElement("text", { x, y: top - 3, "text-anchor": anchor });
-  text.textContent = `this pair: ${formatEstimate(found.on_scale, same ? found.standard_error : null)}`;
+  const by = same ? "" : ` by ${data.place.by}`;
+  text.textContent = `this pair${by}: ${formatEstimate(found.on_scale, same ? found.standard_error : null)}`;
   made.append(text);
   figure.append(made);
 }

@@ -86,7 +86,7 @@ interface Report {
     order: number[];
     merges: [number, number, number][];
   };
-  place: { holds: boolean; yardsticks: Yardstick[]; own: Record<string, string | null> };
+  place: { holds: boolean; by: string; yardsticks: Yardstick[]; own: Record<string, string | null> };
   settings: Kind[];
   ruler: Record<"left" | "right" | "low" | "high" | "top" | "bottom", number> | null;
   map: ModelMap | null;

@@ -82,7 +82,7 @@ class Engine:
     """Scores texts with one model; with `layers` at every layer too, through the logit lens. `batch_tokens` is the
     budget of a batch, padding included (None: found).
 
-    Two options are for repeat runs, which differ by rounding alone. `shuffled`: texts come in random order instead of
+    Three options are for repeat runs, which differ by rounding alone. `shuffled`: texts come in random order instead of
     by length, so that each has other neighbours. `padded`: every batch is wider than its texts need, by an eighth and
     at least 16 tokens; a kernel then sums in another order.
     """
@@ -96,10 +96,11 @@ class Engine:
         layers: bool = False,
         shuffled: bool = False,
         padded: bool = False,
+        fewest: bool = False,
     ) -> None:
         self.loaded = loaded
         self.layers = layers
-        self.shuffled, self.padded = shuffled, padded
+        self.shuffled, self.padded, self.fewest = shuffled, padded, fewest
         self.readout: Readout | None = None
         """Reads layers; None before the first batch."""
         self.lens_error: float | None = None
@@ -172,7 +173,7 @@ class Engine:
     def batch_cost(self) -> int:
         """What a batch costs beside its tokens, in tokens. Texts in random order are put together as they come: the
         fewer batches, the better."""
-        return self.batch_tokens if self.shuffled else BATCH_COST.get(self.device.type, 512)
+        return self.batch_tokens if self.shuffled or self.fewest else BATCH_COST.get(self.device.type, 512)
 
     def fits(self, lengths: Integers) -> NDArray[np.bool_]:
         """Whether the first 1, 2, ... n of texts with these `lengths` (n,) may share a batch; one alone always may.

@@ -226,5 +226,7 @@ class TransformersRepeatRuns(RepeatRuns):
             budget = engine.other_budget(self._tokens, self._positions) if batches else engine.batch_tokens
             padded = batches and self._padded
             device = str(engine.device)
-            engine = Engine(engine.loaded, device=device, batch_tokens=budget, shuffled=order, padded=padded)
+            engine = Engine(
+                engine.loaded, device=device, batch_tokens=budget, shuffled=order, padded=padded, fewest=batches
+            )
         return Scores.concatenate([*engine.score(self._tokens, self._positions)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -185,3 +186,10 @@ def test_how_pre_tokenizers_cut(pre, pieces):
     splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PRE_TOKENIZERS[pre]]
     whole = pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     assert [piece for piece, _ in whole.pre_tokenize_str("Hello 1234 world's\n\n")] == pieces
+
+
+def test_the_audit_of_all_architectures_is_that_of_the_installed_transformers(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "docs"))
+    from make_gguf_audit import audit
+
+    assert audit() == (Path(__file__).parents[1] / "docs" / "gguf-audit.md").read_text(encoding="utf-8")

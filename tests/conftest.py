@@ -16,12 +16,30 @@ import numpy as np
 import pytest
 
 from klscale.inputs.texts import TextSet
+from klscale.progress import Progress
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("KLSCALE_SHARED") or ROOT.parent / "shared")
 EXAMPLE = ROOT / "examples" / "pile-trained-14.csv"
 PATIENCE_S = 600
 """Ends a test that hangs. No machine is so slow that what works takes as long."""
+
+
+class Interrupt(Progress):
+    """Ctrl-C after so many megabytes of text."""
+
+    def __init__(self, after: float) -> None:
+        super().__init__()
+        self.after, self.unit = after, ""
+
+    def begin(self, what: str, total: float | None = None, unit: str = "") -> None:
+        super().begin(what, total, unit)
+        self.unit = unit
+
+    def advance(self, amount: float = 1.0) -> None:
+        super().advance(amount)
+        if self.unit == "MB of text" and self.done >= self.after:
+            raise KeyboardInterrupt
 
 
 def wait_until(condition: Callable[[], object]) -> None:

@@ -500,20 +500,25 @@ klscale.cli.main()
 """A command that waits for a signal as soon as unfinished work is kept."""
 
 
+def stopped_by(which, arguments, place):
+    """Run a command until unfinished work is kept, and end it by this signal: exit status 130, and it says so."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", STOPS, *map(str, arguments)],
+        cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "kept\n", process.stderr.read()
+    process.send_signal(which)
+    _, errors = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 130, errors
+    assert "the same command goes on from there" in errors
+
+
 @pytest.mark.slow
 def test_ctrl_c_keeps_what_is_done_and_the_same_command_resumes(run, tmp_path, make_model):
     """A real interrupt in the middle of a model: exit status 130, partial work kept, the rest scored afterwards."""
     texts = write_texts(tmp_path / "mine.jsonl")
     arguments = ["score", make_model(), "--texts", texts, "--batch-tokens", "300", "--json"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", STOPS, *map(str, arguments)],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdout.readline() == "kept\n", process.stderr.read()
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 130, errors
-    assert "the same command goes on from there" in errors
+    stopped_by(signal.SIGINT, arguments, tmp_path)
     store = Store(tmp_path / "klscale-store")
     assert all(not problem for _, problem in store.check())
     kept = list(tmp_path.glob("klscale-store/partial/*/*/*.parquet"))
@@ -528,15 +533,7 @@ def test_sigterm_ends_as_ctrl_c_does(tmp_path):
     """Schedulers of clusters end jobs with it: the partial work and its words are kept, and no claim is left."""
     texts = write_texts(tmp_path / "mine.jsonl")
     arguments = ["score", "mock://1", "--texts", str(texts), "--batch-tokens", "300"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", STOPS, *arguments], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True,
-    )  # fmt: skip
-    assert process.stdout.readline() == "kept\n", process.stderr.read()
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 130, errors
-    assert "the same command goes on from there" in errors
+    stopped_by(signal.SIGTERM, arguments, tmp_path)
     assert list(tmp_path.glob("klscale-store/partial/*/*/*.parquet"))
     assert not list(tmp_path.rglob("*.claim"))
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, Interrupt
 from klscale.errors import InputError, KlscaleError
 from klscale.inputs.references import ModelRef
 from klscale.inputs.spans import RULE, byte_offsets, cut_texts, unpack
@@ -123,30 +123,13 @@ def test_long_texts_in_windows_have_spans(make_model, store):
     assert rows_of(scores.parts["spans"])[1][0] == pytest.approx(first, abs=1e-3)
 
 
-class _Interrupt(Progress):
-    """Ctrl-C after so many megabytes of text."""
-
-    def __init__(self, after):
-        super().__init__()
-        self.after, self.unit = after, ""
-
-    def begin(self, what, total=None, unit=""):
-        super().begin(what, total, unit)
-        self.unit = unit
-
-    def advance(self, amount=1.0):
-        super().advance(amount)
-        if self.unit == "MB of text" and self.done >= self.after:
-            raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize("which", ["mock", "model"])
 def test_an_interrupted_sweep_has_the_spans_of_one_that_was_not(which, make_model, long_texts, store):
     ref = "mock://1?tokens=pairs" if which == "mock" else str(make_model(max_position_embeddings=1024))
     whole = Store(store.location + "-whole")
     (undisturbed,) = score([ref], long_texts, whole, batch_tokens=900)
     with pytest.raises(KeyboardInterrupt):
-        score([ref], long_texts, store, batch_tokens=900, progress=_Interrupt(long_texts.bytes.sum() / 2e6))
+        score([ref], long_texts, store, batch_tokens=900, progress=Interrupt(long_texts.bytes.sum() / 2e6))
     assert store.entries(long_texts.id) == []
     (resumed,) = score([ref], long_texts, store, batch_tokens=900)
     a, b = whole.scores(undisturbed.entry), store.scores(resumed.entry)

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from conftest import EXAMPLE, write_texts
+from conftest import EXAMPLE, Interrupt, write_texts
 from klscale.errors import InputError
 from klscale.inputs.texts import TextSet
-from klscale.progress import Progress
 from klscale.science import kl as estimator
 from klscale.science.kl import LOG_2, nats2_per_bit_per_byte
 from klscale.science.pair_sums import ratio_of_sums
@@ -393,27 +392,11 @@ def test_a_look_is_at_what_the_pair_that_needs_most_needs(many, store, monkeypat
     assert asked == [212, 400, 500]
 
 
-class _Interrupt(Progress):
-    """Ctrl-C after so many megabytes of text."""
-
-    def __init__(self, after):
-        self.after, self.unit = after, ""
-
-    def begin(self, what, total=None, unit=""):
-        super().begin(what, total, unit)
-        self.unit = unit
-
-    def advance(self, amount=1.0):
-        super().advance(amount)
-        if self.unit == "MB of text" and self.done >= self.after:
-            raise KeyboardInterrupt
-
-
 def test_an_interrupted_look_resumes(pair, many, store, forwards):
     sweeps.score(pair[:1], many, store, first=150)
     few = float(many.bytes[many.random_order[:150]].sum()) / 1e6
     with pytest.raises(KeyboardInterrupt):
-        sweeps.score(pair[:1], many, store, first=400, batch_tokens=300, progress=_Interrupt(1.5 * few))
+        sweeps.score(pair[:1], many, store, first=400, batch_tokens=300, progress=Interrupt(1.5 * few))
     assert held(store, many) == [(150, 150)], "what was finished is there"
     done = len(forwards)
     assert 150 < done < 400
@@ -424,7 +407,7 @@ def test_an_interrupted_look_resumes(pair, many, store, forwards):
 
 def test_work_on_all_texts_that_was_cut_short_is_not_lost_to_a_look_at_some(pair, many, store, forwards):
     with pytest.raises(KeyboardInterrupt):
-        sweeps.score(pair[:1], many, store, batch_tokens=300, progress=_Interrupt(float(many.bytes.sum()) / 2e6))
+        sweeps.score(pair[:1], many, store, batch_tokens=300, progress=Interrupt(float(many.bytes.sum()) / 2e6))
     sweeps.score(pair[:1], many, store, first=200)
     assert held(store, many) == [(200, 200)]
     sweeps.score(pair[:1], many, store)

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from conftest import Interrupt
 from klscale.errors import InputError
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
@@ -286,26 +287,9 @@ def test_another_tokenizer_has_its_own_draws(make_model, texts, store):
 # ------------------------------------------------------------------------------------------------------------- sweeps
 
 
-class _Interrupt(Progress):
-    """Ctrl-C after so many megabytes of text."""
-
-    def __init__(self, after):
-        super().__init__()
-        self.after, self.unit = after, ""
-
-    def begin(self, what, total=None, unit=""):
-        super().begin(what, total, unit)
-        self.unit = unit
-
-    def advance(self, amount=1.0):
-        super().advance(amount)
-        if self.unit == "MB of text" and self.done >= self.after:
-            raise KeyboardInterrupt
-
-
 def killed(*arguments, texts, **how):
     with pytest.raises(KeyboardInterrupt):
-        score(*arguments, progress=_Interrupt(texts.bytes.sum() / 2e6), **how)
+        score(*arguments, progress=Interrupt(texts.bytes.sum() / 2e6), **how)
 
 
 @pytest.mark.parametrize("which", ["mock", "model"])

@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 
-from conftest import PATIENCE_S, plain_log_likelihoods
+from conftest import PATIENCE_S, Interrupt, plain_log_likelihoods
 from klscale.errors import InputError, StorageError
 from klscale.inputs.references import Model, ModelRef
 from klscale.inputs.texts import TextSet
@@ -181,27 +181,11 @@ def test_a_directory_without_checkpoints_is_no_run(make_model, tmp_path):
         raise sweeps.score([f"{tmp_path}/run"], TextSet.from_texts("t", ["a"]), Store(tmp_path / "s"))[0].error
 
 
-class _Interrupt(Progress):
-    """Ctrl-C after so many megabytes."""
-
-    def __init__(self, after):
-        self.after, self.unit = after, ""
-
-    def begin(self, what, total=None, unit=""):
-        super().begin(what, total, unit)
-        self.unit = unit
-
-    def advance(self, amount=1.0):
-        super().advance(amount)
-        if self.unit == "MB of text" and self.done >= self.after:
-            raise KeyboardInterrupt
-
-
 def test_an_interrupted_model_resumes(texts, store, forwards):
     ref = "mock://1"
     half = float(texts.bytes.sum()) / 2e6
     with pytest.raises(KeyboardInterrupt):
-        sweeps.score([ref], texts, store, batch_tokens=300, progress=_Interrupt(half))
+        sweeps.score([ref], texts, store, batch_tokens=300, progress=Interrupt(half))
     assert store.entries(texts.id) == []
     done = len(store.read_partial(texts.id, next(iter(_partial_keys(store, texts)))))
     assert 0 < done < 40

@@ -62,10 +62,11 @@ def format_estimate(value: float, standard_error: float, *, sign: bool = False) 
 # ------------------------------------------------------------------------------------------------------- intervals
 
 
-def critical_value(n_documents: int | Integers = 0) -> Any:
-    """Two-sided 95 % quantile: normal, or Student's t with G - 1 degrees of freedom for G > 0 clusters of texts."""
+def critical_value(n_documents: int | Integers = 0, confidence: float = CONFIDENCE) -> Any:
+    """Two-sided quantile (default: 95 %): normal, or Student's t with G - 1 degrees of freedom for G > 0 clusters of
+    texts."""
     freedom = np.where(np.asarray(n_documents) > 0, np.asarray(n_documents) - 1.0, np.inf)
-    return special.stdtrit(freedom, (1 + CONFIDENCE) / 2)
+    return special.stdtrit(freedom, (1 + confidence) / 2)
 
 
 def log_interval(value: float | Floats, standard_error: float | Floats, critical: Any) -> tuple[Any, Any]:

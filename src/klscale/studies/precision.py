@@ -21,6 +21,7 @@ import numpy as np
 
 from klscale.errors import InputError
 from klscale.inputs.references import ModelRef
+from klscale.inputs.shares import parse_share
 from klscale.inputs.texts import TextSet
 from klscale.progress import SILENT, Progress
 from klscale.science.estimates import cluster_codes
@@ -85,12 +86,7 @@ class SequentialComparison:
 def parse_precision(text: str) -> float:
     """A precision as a fraction: `10%`, `10 %` and `0.1` are a tenth. Raises InputError for text that is not a number
     from 0.0001 to 100 %."""
-    number = text.strip()
-    try:
-        value = float(number.removesuffix("%")) / (100 if number.endswith("%") else 1)
-    except ValueError:
-        value = math.nan
-    return _valid(value, text)
+    return _valid(parse_share(text), text)
 
 
 def _valid(precision: float, given: object) -> float:

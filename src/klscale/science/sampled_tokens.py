@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special, stats
+from scipy import special
 
 from klscale.science.arrays import Documents, Floats, Integers
 from klscale.science.estimates import Estimate, cluster_codes, n_clusters
@@ -216,6 +216,8 @@ def _unknown(n_texts: int) -> SampledKL:
 def tail_index(terms: Floats) -> float:
     """Index k of a generalised Pareto distribution fitted to the largest of these terms (n,), no unit; NaN where fewer
     than five are told apart. Moments of order 1/k and above are infinite (Vehtari et al., arXiv 1507.02646)."""
+    from scipy.stats import genpareto  # takes a second to import
+
     n = int(min(0.2 * len(terms), 3 * math.sqrt(len(terms))))
     largest = np.partition(terms, len(terms) - n - 1)[len(terms) - n - 1 :] if n >= 5 else np.empty(0)
     if not len(largest) or np.isinf(largest).any():
@@ -224,7 +226,7 @@ def tail_index(terms: Floats) -> float:
     excess = excess[excess > 0]
     if len(excess) < 5:
         return math.nan
-    return float(stats.genpareto.fit(excess / excess.mean(), floc=0)[0])
+    return float(genpareto.fit(excess / excess.mean(), floc=0)[0])
 
 
 def _share(hits: Floats, positions: Floats, clusters: Integers | None) -> Estimate:

@@ -199,7 +199,7 @@ def print_comparison(vectors: Vectors, compared: Sequence[Compared]) -> None:
     _print_levels(vectors)
     if has_ladder(vectors, [(row.a, row.b) for row in compared]):
         print_ladder(vectors)
-    next_tokens.print_variants(vectors, [(row.a, row.b) for row in compared])
+    next_tokens.print_variants(vectors, {(row.a, row.b): row.measured.kl for row in compared})
     out.print()
     alone = sorted({ref.quantization for ref in vectors.models if ref.quantization in WEIGHTS_ONLY})
     if alone:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from klscale.science.estimates import Estimate, format_estimate
+from klscale.science.reported import ReportedKL
 from klscale.science.sampled_tokens import SampledKL
 from klscale.show.columns import Column, number, table
 from klscale.show.terminal import out, plain
@@ -23,16 +24,16 @@ class Variant:
     found: SampledKL
 
 
-def variants(vectors: Vectors, pairs: Iterable[tuple[str, str]]) -> dict[str, list[Variant]]:
+def variants(vectors: Vectors, pairs: Mapping[tuple[str, str], ReportedKL]) -> dict[str, list[Variant]]:
     """The quantized variants among the second models of these pairs, by the first: the model that each was made from.
     Only those whose sampled tokens are known."""
     found: dict[str, list[Variant]] = {}
-    for a, b in pairs:
+    for (a, b), kl in pairs.items():
         base, variant = (vectors.models[vectors.position(name)] for name in (a, b))
         same = (base.name, base.revision, base.file) == (variant.name, variant.revision, variant.file)
-        if same and variant.quantization and not base.quantization and vectors.has_sampled_tokens(a, b):
-            found.setdefault(a, []).append(Variant(b, vectors.sampled_kl(a, b)))
-    return {a: known for a, rows in found.items() if (known := [row for row in rows if row.found.n_positions])}
+        if same and variant.quantization and not base.quantization and kl.sampled_tokens is not None:
+            found.setdefault(a, []).append(Variant(b, kl.sampled_tokens))
+    return found
 
 
 def _percent(share: Estimate | None) -> str:
@@ -48,7 +49,7 @@ COLUMNS = (
 """Of a `Variant`, for the terminal alone."""
 
 
-def print_variants(vectors: Vectors, pairs: Iterable[tuple[str, str]]) -> None:
+def print_variants(vectors: Vectors, pairs: Mapping[tuple[str, str], ReportedKL]) -> None:
     """A table for each model that has quantized variants among these pairs; nothing where none has."""
     found = variants(vectors, pairs)
     for base, its_variants in found.items():

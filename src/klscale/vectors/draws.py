@@ -39,9 +39,15 @@ class TokenDraws:
     tokens: str
     m: int = DRAWS_A_POSITION
     of: dict[int, TextDraws] = field(default_factory=dict)
+    _marks: dict[int, int] = field(default_factory=dict, init=False)
 
     def mark(self, text: int) -> int:
         """64 bits that stand for a text's tokens and draws: models with the same have the same ids."""
+        if text not in self._marks:
+            self._marks[text] = self._mark(text)
+        return self._marks[text]
+
+    def _mark(self, text: int) -> int:
         found = self.of[text]
         content = (found.ids.astype("<i4").tobytes(), found.log_proposal.astype("<f4").tobytes())
         digest = hashlib.sha256(b"\0".join([self.tokens.encode(), str(text).encode(), *content])).digest()

@@ -81,6 +81,11 @@ class SampledRow:
     read: Callable[[], SampledValues]
     read_draws: Callable[[], TokenDraws | None]
 
+    @cached_property
+    def kept(self) -> SampledValues:
+        """The same, read once."""
+        return self.read()
+
 
 @dataclass(frozen=True, eq=False)
 class Vectors:
@@ -368,19 +373,19 @@ class Vectors:
         Raises InputError for models without sampled tokens, or with different tokens, and for vectors that were made by
         different conventions.
         """
-        found = self.subset([a, b])._sampled_together()
+        found = self.subset([a, b])._sampled_together(lambda row: row.kept)
         (p, q), (p_top, q_top) = found.log_probability, found.top
         return sampled_kl(p, q, found.draws, top=(p_top, q_top), documents=self.texts.document)
 
     def sampled_kl_matrix(self) -> SampledKLMatrix:
         """The same KL between all pairs of models, from the texts for which all have the same draws. Raises as
         `sampled_kl` does."""
-        found = self._sampled_together()
+        found = self._sampled_together(lambda row: row.read())  # not kept: all of them are large
         values = np.stack(found.log_probability)
         return sampled_kl_matrix(values, found.draws, documents=self.texts.document, labels=self.names)
 
-    def _sampled_together(self) -> _SampledTogether:
-        """What these models say of the tokens that are drawn for all of them."""
+    def _sampled_together(self, read: Callable[[SampledRow], SampledValues]) -> _SampledTogether:
+        """What these models say of the tokens that are drawn for all of them; `read` makes the values of a row."""
         self.require_one_convention()
         rows = [row for row in self._sampled_rows if row is not None]
         if len(rows) < len(self):
@@ -391,7 +396,7 @@ class Vectors:
             why = "Sampled tokens compare distributions over the same next tokens."
             remedy = "Their KL by spans needs no common tokenizer."
             raise InputError(f"{self.names[0]} and {other[0]} read the texts as different tokens.", why, remedy)
-        kept, draws = [row.read() for row in rows], rows[0].read_draws()
+        kept, draws = [read(row) for row in rows], rows[0].read_draws()
         draws = TokenDraws(rows[0].tokens) if draws is None else draws
         marks = {text: draws.mark(text) for text in draws.of}
         scored = set(np.flatnonzero(common_texts(self.log_likelihood)).tolist())

@@ -24,6 +24,7 @@ from klscale.store import records
 from klscale.store.files import UnreadableError
 from klscale.store.store import Store
 from klscale.sweep import draws as sweep_draws
+from klscale.sweep import jobs
 from klscale.sweep.score import score
 from klscale.vectors.draws import Sampling, TextDraws, TokenDraws
 from klscale.vectors.scores import Ragged, Scores
@@ -378,7 +379,7 @@ def test_windows_have_draws_at_each_token(make_model, store):
 
 def test_a_process_waits_for_what_another_draws(texts, store, monkeypatch):
     """It scores the texts without draws first."""
-    monkeypatch.setattr(sweep_draws, "LOOK_AGAIN_S", 0.05)
+    monkeypatch.setattr(jobs, "LOOK_AGAIN_S", 0.05)
     drawing = Store(store.location)
     drawing.keep_texts(texts)
     reader = Sources().of(ModelRef.parse(REFS[0])).open(Sources().pin(ModelRef.parse(REFS[0])))

@@ -6,8 +6,6 @@ processes one draws, by a claim; the others score the texts without draws meanwh
 
 from __future__ import annotations
 
-import random
-import time
 from collections.abc import Generator
 from dataclasses import replace
 
@@ -18,11 +16,9 @@ from klscale.progress import Progress
 from klscale.science.arrays import Integers
 from klscale.sources.source import Reader
 from klscale.store.store import Store
+from klscale.sweep.jobs import wait_for_others
 from klscale.vectors.draws import Sampling, TokenDraws
 from klscale.vectors.scores import DRAWS, Scores
-
-LOOK_AGAIN_S = 1.0
-"""Seconds between two looks whether another process has drawn what is needed."""
 
 
 def begin(reader: Reader, texts: TextSet, store: Store, sampled: Integers) -> Sampling:
@@ -76,7 +72,7 @@ def blocks(
             if not waiting:
                 progress.note(f"{reader.ref}: another process draws tokens of its tokenizer: waiting for them.")
                 waiting = True
-            time.sleep(random.uniform(0.5, 1.5) * LOOK_AGAIN_S)
+            wait_for_others()
             claim = store.claim(texts.id, key)
             sampling.draws = _known(reader, texts, store).joined(sampling.draws)
     else:  # what was drawn before the claim

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -15,6 +17,8 @@ from klscale.store.store import Entry, Store
 from klscale.sweep.runs import windows
 
 T = TypeVar("T")
+LOOK_AGAIN_S = 1.0
+"""Seconds between two looks whether another process has finished."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,12 @@ class Job:
         return self.model.ref
 
     @property
+    def content(self) -> tuple[str, str, str]:
+        """What its values depend on besides the convention: equal for models of other names whose files hold the
+        same."""
+        return self.pinned.content, self.ref.quantization or "", self.ref.dtype
+
+    @property
     def key(self) -> str:
         """The key that the work on it is claimed by."""
         return self.keys[-1]
@@ -79,6 +89,11 @@ class Job:
     def reads(self) -> tuple[Pinned, ...]:
         """The models whose files it needs."""
         return (self.pinned, *self.others)
+
+
+def wait_for_others() -> None:
+    """Sleep for about LOOK_AGAIN_S, not as long as other processes do."""
+    time.sleep(random.uniform(0.5, 1.5) * LOOK_AGAIN_S)
 
 
 def with_windows(jobs: Sequence[Job], store: Store) -> list[Job]:

@@ -35,7 +35,7 @@ from klscale.sources.source import (
 from klscale.store.claims import Claim
 from klscale.store.store import Entry, Store, now, vector_key
 from klscale.sweep.draws import begin, blocks, freeze, usable
-from klscale.sweep.jobs import Job, OneAhead, Outcome, by_files, with_windows, without_frames
+from klscale.sweep.jobs import Job, OneAhead, Outcome, by_files, wait_for_others, with_windows, without_frames
 from klscale.sweep.repeat_noise import keep_noise_floor
 from klscale.sweep.runs import checkpoints, is_run, weigh_one
 from klscale.vectors.draws import SAMPLED_TEXTS
@@ -45,8 +45,6 @@ KEEP_EVERY_S = 10.0
 """Seconds of work that a killed command may lose."""
 IN_FILES = ("type", "parameters", "parent", "quantization")
 """Attributes that come from a model's files and do not depend on its name."""
-LOOK_AGAIN_S = 1.0
-"""Seconds between two looks whether another process has finished a model."""
 LOOK_UPS = 8
 """Models that are looked up at the same time: each may take a round trip to the hub."""
 NOT_ROUND_TRIP = 0.001
@@ -290,12 +288,19 @@ class _Sweep:
         known, same = entry.metadata.get("attributes", {}), _place(entry.ref) == _place(model.ref)
         if same and all(known.get(name) == value for name, value in model.attributes.items()):
             return entry
-        if not same:  # the same files: of their attributes only those that are in them
-            known = attributes_of(model.ref, {name: known.get(name) for name in IN_FILES})
-        metadata = {**entry.metadata, "attributes": {**known, **model.attributes}}
         if not same:
-            self.equal[str(model.ref)] = str(entry.ref)
-            metadata |= {"ref": str(model.ref), "date": now()}
+            return self._renamed(entry, model)
+        metadata = {**entry.metadata, "attributes": {**known, **model.attributes}}
+        return self.store.write(self.texts, self.store.scores(entry), metadata)
+
+    def _renamed(self, entry: Entry, model: Model, **pinned: Any) -> Entry:
+        """The vector of an entry under the name of a model whose files hold the same. Of its attributes only those that
+        are in its files stay; `pinned` is what the store keeps of the model's own files."""
+        known = entry.metadata.get("attributes", {})
+        known = attributes_of(model.ref, {name: known.get(name) for name in IN_FILES})
+        self.equal[str(model.ref)] = str(entry.ref)
+        named = {"ref": str(model.ref), "attributes": {**known, **model.attributes}, "date": now()}
+        metadata = {**entry.metadata, **pinned, **named}
         return self.store.write(self.texts, self.store.scores(entry), metadata)
 
     def drop_finished(self, jobs: Sequence[Job]) -> None:
@@ -323,30 +328,19 @@ class _Sweep:
 
     def _will_read(self, job: Job, after: Job) -> bool:
         """Whether a model has to be read: not where another one that is scored, or is just now, has the same vector."""
-        same = (job.pinned.content, job.ref.quantization or "", job.ref.dtype)
-        now_scored = (after.pinned.content, after.ref.quantization or "", after.ref.dtype)
-        known = {what[:3] for what, entry in self.by_content.items() if self._will_do(entry, job.layers)}
-        return bool(job.others) or same not in {now_scored, *known}
+        alike = (entry for what, entry in self.by_content.items() if what[:3] == job.content)
+        scored = after.content == job.content or any(self._will_do(entry, job.layers) for entry in alike)
+        return bool(job.others) or not scored
 
     def _equal(self, job: Job) -> Entry | None:
         """The entry of a model whose files hold the same as those of another that is scored; None where none does."""
         for convention in job.source.conventions(self.options):
-            what = job.pinned.content, job.ref.quantization or "", job.ref.dtype, convention, job.source.name
-            entry = self.by_content.get(what)
+            entry = self.by_content.get((*job.content, convention, job.source.name))
             if entry is None or not self._will_do(entry, job.layers):
                 continue
-            known = attributes_of(job.ref, {name: entry.metadata["attributes"].get(name) for name in IN_FILES})
-            metadata = {
-                **entry.metadata,
-                "ref": str(job.ref),
-                "key": vector_key(job.pinned.identity, job.ref, convention, job.source.name),
-                "identity": job.pinned.identity,
-                "attributes": {**known, **job.model.attributes},
-                "weights": job.pinned.weights,
-                "date": now(),
-            }
-            self.equal[str(job.ref)] = str(entry.ref)
-            made = self.store.write(self.texts, self.store.scores(entry), metadata)
+            identity = job.pinned.identity
+            key = vector_key(identity, job.ref, convention, job.source.name)
+            made = self._renamed(entry, job.model, key=key, identity=identity, weights=job.pinned.weights)
             if (noise := self.store.noise_floor(self.texts.id, entry.key)) is not None:
                 self.store.write_noise_floor(self.texts.id, made.key, noise)
             return made
@@ -464,7 +458,7 @@ class _Sweep:
                 by = ", ".join(sorted(set(claims.values())))
                 self.progress.note(f"{queue[0].ref} is being scored by {by}: waiting for its vector.")
                 waiting = True
-            time.sleep(random.uniform(0.5, 1.5) * LOOK_AGAIN_S)
+            wait_for_others()
 
     def _options(self, job: Job) -> ReaderOptions:
         """The options of a job's reader. A model that is run only for its run-to-run noise needs no parts."""

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from jackknife import standard_error
+from numpy.typing import NDArray
 
 from klscale.science import diffusion
 from klscale.science.arrays import Floats
@@ -24,7 +26,6 @@ from klscale.studies import trajectories
 from klscale.studies.scales import setting_of
 from klscale.vectors.vectors import Vectors
 
-FOLDS = 20
 MATRICES: dict[str, Callable[[Vectors], Floats]] = {
     "whole texts": lambda vectors: vectors.kl().value,
     "spans": lambda vectors: vectors.span_kl_matrix().value,
@@ -34,15 +35,12 @@ MATRICES: dict[str, Callable[[Vectors], Floats]] = {
 
 
 def jackknifed(vectors: Vectors, statistic: Callable[[Vectors], Floats]) -> tuple[Floats, Floats]:
-    """A statistic (n,) and its standard errors, with a twentieth of the documents left out at a time."""
-    document = vectors.texts.document or tuple(map(str, range(len(vectors.texts))))
-    fold = pd.factorize(np.array(document))[0] % FOLDS
-    again = []
-    for left_out in range(FOLDS):
-        kept = np.where(fold != left_out, vectors.log_likelihood, np.nan)
-        again.append(statistic(replace(vectors, log_likelihood=kept)))
-    spread = np.stack(again) - np.mean(again, axis=0)
-    return statistic(vectors), np.sqrt((FOLDS - 1) / FOLDS * (spread**2).sum(axis=0))
+    """A statistic (n,) and its standard errors."""
+
+    def of(kept: NDArray[np.bool_]) -> Floats:
+        return statistic(replace(vectors, log_likelihood=np.where(kept, vectors.log_likelihood, np.nan)))
+
+    return statistic(vectors), standard_error(vectors.texts, of)
 
 
 def exponents(vectors: Vectors) -> Iterator[dict[str, Any]]:

@@ -11,19 +11,21 @@ from __future__ import annotations
 
 import argparse
 import copy
-import math
 import shutil
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from jackknife import standard_error
+from numpy.typing import NDArray
 
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet, build_texts, is_held_out, load_texts, pocket_corpus
@@ -47,8 +49,6 @@ PACKAGES = {
 }
 """Packages of the Python Package Index, and the file that they hold, whole or in parts."""
 KINDS = ("int8", "int4", "nf4", "fp4")
-FOLDS = 20
-"""Groups of texts, each left out once: the standard errors of ratios are those of this jackknife."""
 
 
 # -------------------------------------------------------------------------------------------------------------- models
@@ -215,25 +215,21 @@ ESTIMATES: dict[str, Callable[[Vectors], float]] = {
 
 
 def ratios(pair: Vectors, nats: Floats) -> dict[str, float]:
-    """Every estimate over exact KL, with the standard errors of a jackknife over documents."""
-    size = pair.texts.bytes * LOG_2
-    document = pair.texts.document or tuple(map(str, range(len(pair.texts))))
-    codes = pd.factorize(np.array(document))[0] % FOLDS
-    n_folds = codes.max() + 1
-    told: dict[str, float] = {}
+    """Exact KL in bits per byte and every estimate over it, with the standard errors of a jackknife."""
+    size, told = pair.texts.bytes * LOG_2, dict[str, float]()
 
-    def of(kept: Any, estimate: Callable[[Vectors], float]) -> float:
+    def exactly(kept: NDArray[np.bool_]) -> float:
+        return float(nats[kept].sum() / size[kept].sum())
+
+    def over_exact(kept: NDArray[np.bool_], estimate: Callable[[Vectors], float]) -> float:
         part = replace(pair, log_likelihood=np.where(kept, pair.log_likelihood, np.nan))
-        return estimate(part) / (nats[kept].sum() / size[kept].sum())
+        return estimate(part) / exactly(kept)
 
-    whole = np.ones(len(codes), dtype=bool)
-    for name, estimate in ESTIMATES.items():
-        told[name] = of(whole, estimate)
-        again = np.array([of(codes != fold, estimate) for fold in range(n_folds)])
-        told[f"{name}_se"] = math.sqrt((n_folds - 1) / n_folds * ((again - again.mean()) ** 2).sum())
-    own = np.array([nats[codes != fold].sum() / size[codes != fold].sum() for fold in range(n_folds)])
-    value = nats.sum() / size.sum()
-    return {"exact": value, "exact_se": math.sqrt((n_folds - 1) / n_folds * ((own - own.mean()) ** 2).sum())} | told
+    statistics = {name: partial(over_exact, estimate=estimate) for name, estimate in ESTIMATES.items()}
+    for name, statistic in ({"exact": exactly} | statistics).items():
+        told[name] = statistic(np.ones(len(size), dtype=bool))
+        told[f"{name}_se"] = float(standard_error(pair.texts, statistic))
+    return told
 
 
 def rows(name: str, cache: Path, texts: TextSet, store: Store) -> Iterator[dict[str, Any]]:

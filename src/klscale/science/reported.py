@@ -26,10 +26,6 @@ SAMPLED_TOKENS, SPANS, WHOLE_TEXTS = ESTIMATORS = ("sampled tokens", "spans", "w
 PUBLISHED = "whole texts (published estimator)"
 """The last of them, where it stands beside another."""
 
-LARGEST = {SAMPLED_TOKENS: math.inf, SPANS: math.inf}
-"""KL in bits per byte up to which an estimate was found to be within 1.6 times exact KL. That of whole texts has its
-own limits (`kl.RANGE_LIMIT`)."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class ReportedKL:
@@ -99,13 +95,9 @@ class ReportedKL:
 
     @property
     def in_range(self) -> Any:
-        """Whether the value is in the range in which its estimator was found to be KL, and no mere distance."""
-        limit = np.full(np.shape(self.value), math.inf)
-        for estimator, largest in LARGEST.items():
-            limit = np.where(np.equal(self.estimator, estimator), largest, limit)
-        found = np.where(
-            np.equal(self.estimator, WHOLE_TEXTS), self.whole_texts.in_range, np.less_equal(self.value, limit)
-        )
+        """Whether the value is a KL, and no mere distance. By whole texts that has a range (`kl.RANGE_LIMIT`); by the
+        others none was found."""
+        found = np.logical_or(np.logical_not(self.is_published), self.whole_texts.in_range)
         return found if np.ndim(found) else bool(found)
 
     @property

@@ -70,7 +70,7 @@ KL_COLUMNS = (
     unit(),
     Column(
         "kl_in_range",
-        "Whether `kl` is in the range in which its estimator was found to be KL.",
+        "Whether `kl` is a KL, no mere distance; false only by whole texts, where `in_range` is.",
         "",
         lambda it: it.kl.in_range,
     ),

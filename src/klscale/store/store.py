@@ -43,7 +43,7 @@ from klscale.store import check, claims, records
 from klscale.store.claims import Claim
 from klscale.store.files import Files, UnreadableError
 from klscale.store.records import UNREADABLE
-from klscale.vectors.draws import SampledValues, TokenDraws
+from klscale.vectors.draws import TokenDraws
 from klscale.vectors.scores import DRAWS, GIVEN, SAMPLED, SPANS, TOP, Scores
 from klscale.vectors.vectors import PackedSpans, SampledRow, SpanRow, Vectors, attribute_table
 
@@ -404,16 +404,7 @@ class Store:
         if "sampled" not in entry.metadata:
             return None
         tokens = str(entry.metadata["sampled"]["tokens"])
-
-        def read() -> SampledValues:
-            try:
-                found = records.sampled_of(self.read_vector(entry.path, entry.text_set)[0])
-                if found is None:
-                    raise UnreadableError("holds no sampled tokens any more")
-            except (FileNotFoundError, UnreadableError) as error:
-                raise self._unusable(entry, error) from error
-            return found
-
+        read = partial(self._part_of, entry, "sampled tokens", lambda scores, _: records.sampled_of(scores))
         return SampledRow(tokens, read, partial(draws, tokens))
 
     def _spans(self, entry: Entry, texts: TextSet) -> SpanRow | None:
@@ -421,16 +412,20 @@ class Store:
         if texts.external or (entry.metadata.get("spans") or {}).get("rule") != RULE:
             return None
 
-        def read() -> PackedSpans:
-            try:
-                found = records.spans_of(*self.read_vector(entry.path, entry.text_set), texts)
-                if found is None:
-                    raise UnreadableError("holds no spans any more")
-            except (FileNotFoundError, UnreadableError) as error:
-                raise self._unusable(entry, error) from error
-            return found
+        def take(scores: Scores, metadata: dict[str, Any]) -> PackedSpans | None:
+            return records.spans_of(scores, metadata, texts)
 
-        return SpanRow(read)
+        return SpanRow(partial(self._part_of, entry, "spans", take))
+
+    def _part_of(self, entry: Entry, what: str, take: Callable[[Scores, dict[str, Any]], T | None]) -> T:
+        """What `take` makes of an entry's file. Raises KlscaleError where that cannot be read, or holds it no more."""
+        try:
+            found = take(*self.read_vector(entry.path, entry.text_set))
+            if found is None:
+                raise UnreadableError(f"holds no {what} any more")
+        except (FileNotFoundError, UnreadableError) as error:
+            raise self._unusable(entry, error) from error
+        return found
 
     def _vector_of(self, entry: Entry) -> Scores | None:
         """The values of an entry; None where its file is left out, or holds other layers by now."""

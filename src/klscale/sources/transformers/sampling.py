@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Self
 
 import numpy as np
 import torch
@@ -27,8 +28,22 @@ ROWS, IN_CACHE = 1024, 128
 """Rows of a tile in which ids are drawn at a time, and those that fit the cache of a CPU."""
 
 
+class _Positions:
+    """A dataclass of arrays that have a row for each position."""
+
+    def at(self, positions: slice) -> Self:
+        """Some of the positions."""
+        return type(self)(*(getattr(self, entry.name)[positions] for entry in fields(self)))  # type: ignore[arg-type]
+
+    @classmethod
+    def joined(cls, pieces: Sequence[Self]) -> Self:
+        """The positions of all pieces, one piece after the other."""
+        names = [entry.name for entry in fields(cls)]  # type: ignore[arg-type]
+        return cls(*(np.concatenate([getattr(piece, name) for piece in pieces]) for name in names))
+
+
 @dataclass(frozen=True, eq=False)
-class Wanted:
+class Wanted(_Positions):
     """What is to be read at R positions: `ids` (R, m), and `part` (R, m) of the proposal to draw from; -1 where the id
     is given. `uniform` (R, m, tiles) are random numbers."""
 
@@ -48,19 +63,9 @@ class Wanted:
         ids = np.searchsorted(np.cumsum(seen)[:-1], generator.random((n_positions, m)), side="right")
         return cls(ids, part, generator.random((n_positions, m, n_tiles)))
 
-    def at(self, positions: slice) -> Wanted:
-        """Of some of the positions."""
-        return Wanted(self.ids[positions], self.part[positions], self.uniform[positions])
-
-    @classmethod
-    def joined(cls, pieces: Sequence[Wanted]) -> Wanted:
-        """The positions of all pieces, one piece after the other."""
-        names = cls.__dataclass_fields__
-        return cls(*(np.concatenate([getattr(piece, name) for piece in pieces]) for name in names))
-
 
 @dataclass(frozen=True, eq=False)
-class Sampled:
+class Sampled(_Positions):
     """What was read at R positions: `ids` (R, m), their `log_proposal` (R, m), NaN where they were given, and
     `log_probability` (R, m) in nats, -inf for a token that is ruled out and NaN for an id that the vocabulary lacks;
     `top` (R,) the most probable id."""
@@ -69,16 +74,6 @@ class Sampled:
     log_proposal: Floats
     log_probability: Floats
     top: Integers
-
-    def at(self, positions: slice) -> Sampled:
-        """At some of the positions."""
-        return Sampled(*(getattr(self, name)[positions] for name in self.__dataclass_fields__))
-
-    @classmethod
-    def joined(cls, pieces: Sequence[Sampled]) -> Sampled:
-        """The positions of all pieces, one piece after the other."""
-        names = cls.__dataclass_fields__
-        return cls(*(np.concatenate([getattr(piece, name) for piece in pieces]) for name in names))
 
 
 class TileSampler:

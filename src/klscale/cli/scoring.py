@@ -154,7 +154,8 @@ def compare(
 
     wanted = None if precision is None else parse_precision(precision)
     if confidence is not None and fail_above is None:
-        raise InputError("--confidence goes with --fail-above.", remedy="Give the limit: --fail-above X.")
+        why = "Without a limit there is nothing to decide."
+        raise InputError("--confidence goes with --fail-above.", why, "Give the limit: --fail-above X.")
     certain = None if confidence is None else parse_confidence(confidence)
     with at_work(options) as how:
         found = compare(models, reference=reference, precision=wanted, options=how)

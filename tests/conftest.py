@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -23,6 +24,10 @@ SHARED = Path(os.environ.get("KLSCALE_SHARED") or ROOT.parent / "shared")
 EXAMPLE = ROOT / "examples" / "pile-trained-14.csv"
 PATIENCE_S = 600
 """Ends a test that hangs. No machine is so slow that what works takes as long."""
+
+
+# A shell script's background processes ignore Ctrl-C, and what they start inherits that: the commands of the tests too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Interrupt(Progress):

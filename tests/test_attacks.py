@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import string
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,20 @@ def _loaded() -> None:
 
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
+@forks
+def test_a_column_described_as_another_type_does_not_abort(tmp_path: Path) -> None:
+    """A histogram of levels that the column does not have ends the process in pyarrow's own listing of columns."""
+    shutil.copytree(attacks.OLD, tmp_path / "old")
+    (file,) = (tmp_path / "old").rglob("org-m-bfloat16-04581b-946d07ebc1db.parquet")
+    data = bytearray(file.read_bytes())
+    assert data[571] == 2
+    data[571] = 34
+    file.write_bytes(data)
+    ended = attacks.run(["check", "--store", "old"], tmp_path)
+    assert (ended.status, ended.wrong) == (1, "")
+    assert "histogram size mismatch" in ended.output
 
 
 @pytest.mark.slow

@@ -270,6 +270,10 @@ def test_models_are_removed(run, imported):
     run("rm", "EleutherAI/pythia-1b", "EleutherAI/pythia-1b")
     assert len(json.loads(run("ls", "--json").output)[0]["models"]) == 13
     assert "Did you mean" in run("rm", "EleutherAI/pythia-1bb", status=2).output
+    # Stopped after one of two, the same command takes out the other, and says what is not there.
+    ended = run("rm", "EleutherAI/pythia-1b", "EleutherAI/pythia-410m", status=2)
+    assert "holds no 'EleutherAI/pythia-1b'." in ended.stderr
+    assert len(json.loads(run("ls", "--json").output)[0]["models"]) == 12
 
 
 def test_clip_is_frozen(run, imported):

@@ -270,6 +270,10 @@ def test_a_branch_that_moved_is_another_vector(hub, klscale, make_model, monkeyp
         ("org/model@step7", 2, "has no revision 'step7'", "branches and tags"),
         ("org/gated", 1, "org/gated is gated", "Accept the terms"),
         ("org/empty", 1, "org/empty cannot be fetched", "whole"),
+        ("org/m-", 2, "neither a directory here nor a hub id", "Check the path"),
+        ("1..2", 2, "neither a directory here nor a hub id", "Check the path"),
+        ("org/model:/nf4", 2, "has no file '/nf4'", "It is no path"),
+        ("org/model:../x.gguf", 2, "has no file '../x.gguf'", "It is no path"),
     ],
 )
 def test_what_the_hub_refuses_is_said(hub, klscale, make_model, tmp_path, ref, status, message, remedy):

@@ -204,6 +204,7 @@ def test_which_columns_are_models(tmp_path: Path, column: str, is_model: bool) -
         ("bytes,m\n5,-1.5\n,-2\n", {}, "column 'bytes', row 2: None "),
         ("bytes,m\n5,-1.5\nmany,-2\n", {}, "column 'bytes', row 2: 'many' "),
         ("bytes,m\n5,-1.5\n6,-2,-3\n", {}, "not a readable csv file"),
+        ("bytes,m,\0eed\n5,-1.5,1\n", {}, "not a readable csv file"),
         (b"bytes,m,l\n5,-1.5,\xff\n6,-2,x\n", {}, "not a readable csv file"),
         ("bytes,document,m\n5,a,-1.5\n6,,-2\n", {}, "column 'document', row 2: empty"),
         ("text,m\nhello,-1.5\n,-2\n", {}, "column 'text', row 2: empty"),
@@ -499,6 +500,7 @@ def test_published_metadata(tmp_path: Path) -> None:
             "model_name": "z",
             "log-likelihood-10k": np.array([-1.0, -2.0, -2.0]),
             "raw_log-likelihood-10k": np.array([-1.0, -2.0, -9.0]),
+            "model_size": 1e300,
         },
     ]
     for protocol in (0, 4):
@@ -507,6 +509,7 @@ def test_published_metadata(tmp_path: Path) -> None:
         first, second = vectors.attributes.iloc[0], vectors.attributes.iloc[1]
         assert (first["type"], first["parameters"], first["parent"]) == ("llama-3", 8_000_000_000, "x/base-8B")
         assert (second["type"], second["parameters"]) == (None, 410_000_000)
+        assert pd.isna(vectors.attributes.iloc[2]["parameters"])
 
 
 def test_values_that_were_clipped_are_another_convention(tmp_path: Path) -> None:

@@ -14,13 +14,14 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from conftest import wait_until
 from klscale.errors import InputError, KlscaleError
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
-from klscale.store import claims, files
+from klscale.store import claims, files, records
 from klscale.store.store import Store, vector_key
 from klscale.vectors.scores import Scores
 from klscale.vectors.vectors import CONVENTION
@@ -418,6 +419,19 @@ def test_weight_distances_are_symmetric_whichever_file_has_them(where, tmp_path)
     assert of_weights(store, 0, 1, 0) == ([[0, 0.1, 0], [0.1, 0, 0.1], [0, 0.1, 0]], 70)
     assert of_weights(store) == ([], None)
     assert [problem for _, problem in store.check()] == ["", ""]
+
+
+@pytest.mark.parametrize("others", [[None, "b"], [1.5, 2.5]])
+def test_weight_distances_of_nameless_checkpoints_are_left_out(others, tmp_path):
+    store = Store(tmp_path / "s")
+    put_weights(store, 1, {0: 0.1})
+    (file,) = (tmp_path / "s").glob("weights/*.parquet")
+    table, metadata = records.from_parquet("weights", file.read_bytes())
+    table = pa.table({"other": pa.array(others), "squared_distance": [0.1, 0.2]})
+    file.write_bytes(records.to_parquet("weights", table, metadata))
+    (problem,) = (problem for _, problem in store.check() if problem)
+    assert problem.startswith("does not have the columns other, squared_distance")
+    assert of_weights(store, 0, 1) == ([[0, -1], [-1, 0]], None)
 
 
 def test_weight_distances_are_added_to_those_that_are_there(tmp_path):

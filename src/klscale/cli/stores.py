@@ -90,17 +90,15 @@ def rm(
     options: TextsOptions,
     as_json: JsonOption = False,
 ) -> None:
-    """Take models out of the store."""
+    """Take models out of the store. Those that it does not hold are an error, after the others are out."""
     place, texts = options.opened(), options.texts
     heads = [head for head in place.text_sets() if texts in (None, head["id"], head["name"])]
     entries = [entry for head in heads for entry in place.entries(head["id"])]
-    found: list[Entry] = []
+    found, unknown = list[Entry](), list[str]()
     for model in models:
         named = [entry for entry in entries if model in (str(entry.ref), entry.key, entry.metadata["ref"])]
         if not named:
-            raise InputError(
-                f"{place.location} holds no {model!r}.", nearest(model, {str(entry.ref) for entry in entries})
-            )
+            unknown.append(model)
         if len({entry.text_set for entry in named}) > 1:
             raise InputError(f"{model!r} is there on several text sets.", remedy="Choose one with --texts.")
         found += named
@@ -109,9 +107,12 @@ def rm(
         place.remove(entry)
     if as_json:
         print_json([{"model": str(entry.ref), "key": entry.key, "file": entry.path} for entry in unique])
-        return
-    for entry in unique:
-        out.print(f"Removed {plain(entry.ref)} ({entry.key}).")
+    else:
+        for entry in unique:
+            out.print(f"Removed {plain(entry.ref)} ({entry.key}).")
+    if unknown:  # last: where this was stopped half way, the same command takes out the rest
+        near = nearest(unknown[0], {str(entry.ref) for entry in entries})
+        raise InputError(f"{place.location} holds no {', '.join(map(repr, unknown))}.", near)
 
 
 def check(

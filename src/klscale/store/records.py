@@ -123,6 +123,8 @@ def from_parquet(kind: str, data: bytes, *, most_rows: int | None = None) -> tup
 
 def _require_bounded(file: Any) -> None:
     """Raise UnreadableError for a file that would take more memory than any record, by what it says of itself."""
+    # A description of a column that does not fit its type aborts the process in `column`, but raises here.
+    next(iter(file.reader.iter_batches(0, [*range(file.num_row_groups)])), None)
     groups = (file.metadata.row_group(n) for n in range(file.metadata.num_row_groups))
     chunks = (group.column(n) for group in groups for n in range(group.num_columns))
     n_bytes = sum(max(8 * chunk.num_values, chunk.total_uncompressed_size) for chunk in chunks)
@@ -566,6 +568,12 @@ def draws_to_parquet(draws: TokenDraws, text_set: str) -> bytes:
     return to_parquet("draws", table, {"text_set": text_set, "tokens": draws.tokens, "m": draws.m})
 
 
+def _require_table(table: Any, schema: Any) -> None:
+    """Raise UnreadableError for other columns, or a cell without a value."""
+    if not table.schema.equals(schema) or any(column.null_count for column in table.columns):
+        raise UnreadableError(f"does not have the columns {', '.join(schema.names)} throughout")
+
+
 def _lists(rows: list[NDArray[Any]], kind: Any) -> Any:
     offsets = np.cumsum([0, *(row.size for row in rows)])
     flat = np.concatenate([row.ravel() for row in rows]) if rows else np.empty(0)
@@ -580,8 +588,7 @@ def draws_from_parquet(data: bytes, text_set: str, tokens: str, n_texts: int | N
     few = Field(f"a whole number from 1 to {MOST_DRAWS}", lambda value: _is_count(value) and 1 <= value <= MOST_DRAWS)
     require_fields(metadata, {"text_set": required(KEY), "tokens": required(KEY), "m": required(few)})
     _require_own(metadata, text_set=text_set, tokens=tokens)
-    if not table.schema.equals(DRAWN) or any(column.null_count for column in table.columns):
-        raise UnreadableError(f"does not have the columns {', '.join(DRAWN.names)} throughout")
+    _require_table(table, DRAWN)
     text, ids, log_proposal = (column.combine_chunks() for column in table.columns)
     texts, lengths = text.to_numpy(), np.diff(ids.offsets.to_numpy())
     if len(np.unique(texts)) < len(texts) or (texts < 0).any() or (texts >= (n_texts or math.inf)).any():
@@ -612,6 +619,7 @@ def weights_to_parquet(squared_distances: Mapping[str, float], metadata: Mapping
 def weights_from_parquet(data: bytes, file: str) -> tuple[dict[str, float], dict[str, Any]]:
     """Squared distances to other checkpoints, by identity, and metadata; raises one of UNREADABLE."""
     table, metadata = from_parquet("weights", data)
+    _require_table(table, WEIGHTS)
     found = dict(zip(*(table.column(name).to_pylist() for name in WEIGHTS.names), strict=True))
     if _weights_checksum(found) != metadata["checksum"]:
         raise UnreadableError(CHANGED)

@@ -168,11 +168,14 @@ def _is_header(line: str) -> bool:
 def _header(text: str, separator: str) -> list[str]:
     reader = standard_csv.reader(io.StringIO(text[:1_000_000], newline=""), delimiter=separator)
     try:
-        return next(reader)
+        header = next(reader)
     except StopIteration as error:
         raise InputError("the file has no header.", remedy="The first line names the columns.") from error
     except standard_csv.Error as error:
         raise InputError("not a readable csv file.", str(error), "Mend the header.") from error
+    if any("\0" in name for name in header):
+        raise InputError("not a readable csv file.", "Its header holds a NUL character.", "Mend the header.")
+    return header
 
 
 def _names(header: Sequence[str], duplicates: str | None, notes: list[str]) -> list[str | None]:

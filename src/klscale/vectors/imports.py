@@ -386,8 +386,8 @@ def _metadata(record: Mapping[Any, Any]) -> dict[str, Any]:
     kind, tags = record.get("model_type"), record.get("tags")
     size: Any = record.get("model_size")
     known: dict[str, Any] = {"type": kind if isinstance(kind, str) else None}
-    if isinstance(size, float | int) and 0 < size < math.inf:
-        known["parameters"] = round(size * 1e9)
+    if isinstance(size, float | int) and 0 < (parameters := size * 1e9) < math.inf:
+        known["parameters"] = round(parameters)
     for tag in tags if isinstance(tags, list) else ():
         if isinstance(tag, str) and tag.startswith("base_model:finetune:"):
             known["parent"] = tag.removeprefix("base_model:finetune:")

@@ -128,7 +128,7 @@ def _hub_commit(ref: ModelRef, ask: Callable[[ModelRef], Any]) -> HubCommit:
     """What a revision of a hub model points to: asked of the hub, else of the local cache."""
     from huggingface_hub import errors, hf_hub_download
 
-    _require_hub_id(ref.name)
+    _require_hub_id(ref.name, ref.file)
     try:
         info = ask(ref)
         files = info.siblings or ()
@@ -179,9 +179,18 @@ def _hub_revisions(name: str, answer: Callable[[Callable[[], Any]], Any]) -> lis
         return held
 
 
-def _require_hub_id(name: str) -> None:
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name, re.ASCII):
-        raise InputError(f"{name!r} is neither a directory here nor a hub id.", remedy="Check the path.")
+def _require_hub_id(name: str, file: str | None = None) -> None:
+    """Raises InputError for what can be no repository of the hub, or no file in one."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        what = f"{name!r} is neither a directory here nor a hub id."
+        raise InputError(what, first_line(error), "Check the path.") from error
+    if file is not None and (re.search(r"[:\\]", file) or not {"", ".", ".."}.isdisjoint(file.split("/"))):
+        raise InputError(f"{name} has no file {file!r}.", "It is no path in a repository.", f"Give {name}:FILE.gguf.")
 
 
 def _no_model(name: str) -> UnavailableError:

@@ -10,7 +10,7 @@ import typer
 from klscale.cli.options import JsonOption, ScoringOptions, SweepOptions, at_work
 from klscale.cli.status import failure_status, gate_status
 from klscale.errors import InputError, KlscaleError
-from klscale.show.files import require_ending
+from klscale.show.files import PICTURES, require_ending, save_picture
 from klscale.show.scoring import outcome_record, print_failures, print_outcomes, print_plan, problem_record
 from klscale.show.terminal import err, out, plain, print_error, print_json, progress_bar
 
@@ -141,6 +141,10 @@ def compare(
             metavar="P%", help="Score only as many random texts as give each KL a standard error of P % of its value."
         ),
     ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="A picture of KL from the first model against size (.png, ...)."),
+    ] = None,
     *,
     options: ScoringOptions,
     as_json: JsonOption = False,
@@ -157,6 +161,8 @@ def compare(
         why = "Without a limit there is nothing to decide."
         raise InputError("--confidence goes with --fail-above.", why, "Give the limit: --fail-above X.")
     certain = None if confidence is None else parse_confidence(confidence)
+    if file is not None:
+        require_ending(file, PICTURES)  # before hours of scoring
     with at_work(options) as how:
         found = compare(models, reference=reference, precision=wanted, options=how)
     print_failures(found.outcomes)
@@ -165,6 +171,11 @@ def compare(
         print_json(records(compared))
     else:
         print_comparison(found.vectors, compared)
+    if file is not None:
+        from klscale.show.pictures import kl_against_size
+
+        save_picture(file, kl_against_size(found.vectors))
+        err.print(f"Wrote {plain(file)}.")
     status = failure_status(found.outcomes)
     if fail_above is not None:
         verdicts = {pair: verdict(kl, fail_above, certain) for pair, kl in found.pairs.items()}

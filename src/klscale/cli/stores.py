@@ -65,6 +65,9 @@ def import_command(
 
 def ls(*, options: TextsOptions, as_json: JsonOption = False) -> None:
     """What the store holds."""
+    from klscale.show.sizes import printed_columns
+    from klscale.vectors.sizes import Size
+
     place, texts = options.opened(), options.texts
     heads = [head for head in place.text_sets() if texts in (None, head["id"], head["name"])]
     if texts is not None and not heads:
@@ -77,10 +80,12 @@ def ls(*, options: TextsOptions, as_json: JsonOption = False) -> None:
         out.print(f"{plain(place.location)} is empty.")
     for head, entries in listed:
         title = f"{plain(head['name'])} ({head['id']}): {head['n_texts']:,} texts, {len(entries)} models"
-        shown = new_table("model", "key", "scored", "source", title=title)
+        shown = new_table("model", "key", "scored", "bits/weight", "size", "source", right=(3, 4), title=title)
         for entry in entries:
             source = str(entry.metadata.get("source", "")) + (f", {entry.first:,} texts" if entry.first else "")
-            shown.add_row(plain(entry.ref), entry.key, str(entry.metadata.get("date", ""))[:16], plain(source))
+            size = Size.of(entry.metadata.get("size") or {})
+            large = [column.printed(size) for column in printed_columns(lambda known: known)]
+            shown.add_row(plain(entry.ref), entry.key, str(entry.metadata.get("date", ""))[:16], *large, plain(source))
         out.print(shown)
 
 

@@ -13,16 +13,18 @@ from klscale.inputs.references import WEIGHTS_ONLY
 from klscale.inputs.texts import TextSet
 from klscale.science.estimates import Estimate, format_estimate
 from klscale.science.reported import WHOLE_TEXTS, ReportedKL
-from klscale.show import cautions, next_tokens
+from klscale.show import cautions, next_tokens, sizes
 from klscale.show import precision as looks
 from klscale.show.cautions import Around, Measured
 from klscale.show.columns import BITS, HEAD, Column, estimate, number, table, within
 from klscale.show.columns import records as records_of
 from klscale.show.pairs import PAIR, marked, print_estimators
+from klscale.show.sizes import megabytes, size_column
 from klscale.show.terminal import describe_texts, out, plain
 from klscale.studies import scales
 from klscale.studies.precision import SequentialComparison
 from klscale.studies.scales import Setting
+from klscale.vectors.sizes import Size
 from klscale.vectors.vectors import Vectors
 
 MANY = 8
@@ -45,6 +47,7 @@ class Compared:
     texts: TextSet
     warnings: list[str]
     others: Callable[[], list[Beside]]
+    sizes: tuple[Size | None, Size | None]
     precise: SequentialComparison | None = None
 
     @property
@@ -122,6 +125,8 @@ COMPARED = (
         "Difference in bits/byte, b less a, paired: above 0, a is better.",
         value=lambda it: it.difference,
     ),
+    size_column("size_a", "How large a is;", lambda it: it.sizes[0]),
+    size_column("size_b", "How large b is;", lambda it: it.sizes[1]),
     *HEAD,
     Column(
         "warnings", "The cautions as sentences, with figures, and those of the texts.", value=lambda it: it.warnings
@@ -163,6 +168,7 @@ def rows(
             vectors.texts,
             cautions.warnings(found, vectors.texts),
             lambda: beside(alike(), a, b),
+            (vectors.size(a), vectors.size(b)),
             precise,
         )
 
@@ -277,11 +283,16 @@ def print_ladder(vectors: Vectors) -> None:
 
     columns = (
         Column("", title="model", cell=plain, words=True),
+        *(sizes.printed_columns(vectors.size) if any(map(vectors.size, order)) else ()),
         Column("", title=f"KL ± SE, {BITS}", cell=lambda name: marked(rungs[name])),
         Column("", title=f"more than the one above, by {estimator}", cell=step),
     )
     out.print(table(columns, order, f"\nFrom {plain(first)}"))
     cautions.print_footnotes(None, rungs.values())
+    if any(map(vectors.size, order)):
+        own = vectors.size(first)
+        itself = "" if own is None else f" {plain(first)}: {own.bits_per_weight:.2f} bits, {megabytes(own.file_bytes)}."
+        out.print(f"{sizes.COUNTED}{itself}", style="dim")
     if vectors.texts.clip != clip and estimator == WHOLE_TEXTS:
         out.print("Not clipped here: the clip would move more than 5 % of a vector.", style="yellow")
     if len(order) > MANY:

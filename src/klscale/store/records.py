@@ -377,6 +377,7 @@ ENTRY = {
     "special_token_texts": COUNT,
     "versions": MAPPING,
     "weights": LIST,
+    "size": Field("an object of counts", lambda it: isinstance(it, dict) and all(map(_is_count, it.values()))),
     "spans": MAPPING,
     "sampled": Field("an object that names its 'tokens'", lambda it: isinstance(it, dict) and is_key(it.get("tokens"))),
 }

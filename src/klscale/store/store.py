@@ -388,6 +388,7 @@ class Store:
             {
                 **entry.metadata.get("attributes", {}),
                 **entry.metadata,
+                **(entry.metadata.get("size") or {}),
                 "layer": ref.layer,
                 "noise_floor": floors.get(entry.key) if ref.layer is None else None,
             }

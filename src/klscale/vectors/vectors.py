@@ -30,6 +30,7 @@ from klscale.science.sampled_tokens import Draws, SampledKL, SampledKLMatrix, sa
 from klscale.science.spans import SpanKL, SpanKLMatrix, Spans, span_kl, span_kl_difference, span_kl_matrix, span_terms
 from klscale.vectors.draws import SampledValues, TokenDraws
 from klscale.vectors.scores import LOWEST
+from klscale.vectors.sizes import SIZE, Size
 
 MOST_SAMPLED = 2**28
 """Log-probabilities of sampled tokens that are compared between all pairs at once: 1 GB."""
@@ -44,7 +45,7 @@ ATTRIBUTES = (
     "layer",
 )  # fmt: skip
 
-COLUMNS = (*ATTRIBUTES, "dtype", "convention", "noise_floor")
+COLUMNS = (*ATTRIBUTES, "dtype", "convention", "noise_floor", *SIZE)
 """Columns of `Vectors.attributes`."""
 
 NOISE_LIMIT = 0.1
@@ -92,9 +93,9 @@ class Vectors:
     """Log-likelihoods (K, N) in nats of N `texts` under K `models`, NaN where a text was not scored.
 
     `attributes` has a row for each model (index: the reference as a string) and the columns `COLUMNS`; `noise_floor` is
-    the KL in bits per byte between two runs of the model. `spans` has a row for each model that has log-likelihoods of
-    spans, None for the others; None: no model has them. `sampled` is the same for sampled tokens. `Vectors.from_arrays`
-    makes one from arrays.
+    the KL in bits per byte between two runs of the model; `size` reads the columns of `Size`. `spans` has a row for
+    each model that has log-likelihoods of spans, None for the others; None: no model has them. `sampled` is the same
+    for sampled tokens. `Vectors.from_arrays` makes one from arrays.
     """
 
     log_likelihood: Floats
@@ -471,6 +472,10 @@ class Vectors:
             self.require_one_convention()
             row = row - self.log_likelihood[self.position(other)]
         return bits_per_byte(row, self.texts.bytes, documents=self.texts.document)
+
+    def size(self, model: str | ModelRef) -> Size | None:
+        """Bytes and bits per weight of a model; None where they were not recorded."""
+        return Size.of({str(key): value for key, value in self.attributes.iloc[self.position(model)].items()})
 
     def coordinates(self) -> Floats:
         """Points (K, n) in log-likelihood space whose squared distances are KL in bits per byte.

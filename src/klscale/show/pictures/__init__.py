@@ -7,7 +7,7 @@ from klscale.show.pictures.calibration import estimate_against_exact
 from klscale.show.pictures.layers import layer_threads
 from klscale.show.pictures.matrices import kl_heat_map
 from klscale.show.pictures.model_maps import model_map
-from klscale.show.pictures.quantization import quantization_ladder
+from klscale.show.pictures.quantization import kl_against_size, quantization_ladder
 from klscale.show.pictures.rulers import scale_ruler, scale_strip
 from klscale.show.pictures.style import COLOURS, Look, looks, save
 from klscale.show.pictures.tails import tails_of_pairs, text_contributions
@@ -19,6 +19,7 @@ __all__ = [
     "Look",
     "displacement",
     "estimate_against_exact",
+    "kl_against_size",
     "kl_along_training",
     "kl_heat_map",
     "layer_threads",

@@ -1,8 +1,9 @@
-"""The picture of quantization: how far each variant of a model is from it."""
+"""Pictures of quantization: how far each variant of a model is from it, and how large it is."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from klscale.errors import InputError
@@ -104,6 +105,51 @@ def quantization_ladder(vectors: Vectors, measured: Sequence[Setting] = ()) -> F
         ]
         figure.legend(handles=lines, loc="outside lower left", ncols=len(lines))
     return figure
+
+
+@styled
+def kl_against_size(vectors: Vectors) -> Figure:
+    """KL of every other model from the first, in bits per byte with 95 % intervals, against the size of its files. The
+    line joins the models that no other is both nearer and smaller than (the Pareto front). Models of unknown size, and
+    those that are equal to the first, are left out. Raises InputError where none is left."""
+    first, *others = vectors.names
+    sizes = {name: size for name in others if (size := vectors.size(name)) is not None}
+    away = {name: kl for name in sizes if (kl := vectors.reported_kl(first, name)).value > 0}
+    if not away:
+        why = "Sizes are recorded when a model is scored; those of older vectors are not known."
+        raise InputError("There is no KL against size to draw.", why, "klscale score REF... --rescore")
+    look = looks(away)
+    figure = new_figure(DOUBLE / 2 + 1, 2.6)
+    headline(figure, f"KL from {shortened(first, 40)}, {describe(vectors.texts)}")
+    axes = figure.subplots()
+    front = pareto_front({name: (sizes[name].file_bytes, kl.value) for name, kl in away.items()})
+    corner = [(sizes[name].file_bytes / 1e6, away[name].value) for name in front]
+    axes.step(*zip(*corner, strict=True), where="post", color=GREY, linewidth=0.8, linestyle="--", zorder=0)
+    middle = (min(size.file_bytes for size in sizes.values()) + max(size.file_bytes for size in sizes.values())) / 2e6
+    for (name, kl), label in zip(away.items(), short_names(list(away), 32), strict=True):
+        dot: dict[str, Any] = {"fmt": look[name].marker, "color": look[name].colour, "elinewidth": 0.8}
+        at = sizes[name].file_bytes / 1e6
+        axes.errorbar([at], [kl.value], yerr=bars([kl]), markersize=3.5, **dot)
+        text, right = f"{label} ({sizes[name].bits_per_weight:.2f} bits)", at > middle
+        beside: dict[str, Any] = {"xytext": (-4 if right else 4, 3), "ha": "right" if right else "left"}
+        axes.annotate(text, (at, kl.value), textcoords="offset points", fontsize=SMALL, **beside)
+    axes.set_yscale("log")
+    plain_ticks(axes.yaxis)
+    axes.margins(x=0.25)
+    axes.set_xlabel("size of the weights in files, MB (embeddings counted)")
+    axes.set_ylabel("KL, bits/byte (95 % interval)")
+    axes.grid(axis="both")
+    return figure
+
+
+def pareto_front(points: Mapping[str, tuple[float, float]]) -> list[str]:
+    """The names of the points (size, KL) that no other point is at or below in both, smallest first."""
+    found, least = list[str](), math.inf
+    for name, (_, value) in sorted(points.items(), key=lambda item: item[1]):
+        if value < least:
+            found.append(name)
+            least = value
+    return found
 
 
 def _kind(vectors: Vectors, variant: str) -> str:

@@ -85,6 +85,8 @@ class GgufFile:
     fields: Mapping[str, Any]
     tensors: Mapping[str, int]
     """Number of elements of each tensor."""
+    n_bytes: int = 0
+    """Of all tensors as the file holds them."""
 
     @classmethod
     def read(cls, path: Path, name: str) -> GgufFile:
@@ -98,7 +100,7 @@ class GgufFile:
         if (parts := fields.get("split.count") or 0) > 1:
             why = f"split.count is {parts}: the other tensors are in other files, which are not read."
             raise KlscaleError(f"{name} is one part of a model.", why, "Join them: llama-gguf-split --merge FIRST OUT")
-        return cls(name, fields, tensors)
+        return cls(name, fields, tensors, sum(int(tensor.n_bytes) for tensor in reader.tensors))
 
     @property
     def architecture(self) -> str:

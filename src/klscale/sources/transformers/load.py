@@ -20,13 +20,15 @@ from klscale.sources.quiet import quiet_transformers
 from klscale.sources.transformers import quantization
 from klscale.sources.transformers.adapters import require_peft, with_adapter
 from klscale.sources.transformers.failures import failure
-from klscale.sources.transformers.files import ResolvedModel, file_of
+from klscale.sources.transformers.files import ResolvedModel, file_of, weight_files
 from klscale.sources.transformers.gguf_files import GgufFile, complete, configure, set_tokenizer
 from klscale.sources.transformers.gguf_once import read_once
 from klscale.sources.transformers.hub import fetch
 from klscale.sources.transformers.placement import device_of, placement_of
 from klscale.sources.transformers.quantization import Quantization
+from klscale.sources.transformers.sizes import size_of, size_of_gguf
 from klscale.sources.transformers.tokens import read_tokenizer
+from klscale.vectors.sizes import Size
 
 _BUFFER = re.compile(r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$|(^|\.)(position_ids|masked_bias|attn_mask)$")
 """Names of tensors that a model computes itself and does not read from a file."""
@@ -51,6 +53,8 @@ class LoadedModel:
     """What the tokenizer was read from, and the class that its files name."""
     applied: tuple[str, ...] = ()
     """Keys and tensors of a GGUF file that transformers leaves out."""
+    size: Size | None = None
+    """How large its weights are; None where that is not known."""
     offload: tempfile.TemporaryDirectory[str] | None = None
     """For a model larger than memory, whose layers each forward pass reads again: a folder with layers that are not in
     its own files. It is deleted with the model."""
@@ -79,6 +83,7 @@ def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading
                 fetch(base.ref, base.hub, base.ref.file or "config.json")
             what = f"The configuration of {base.ref} cannot be loaded."
             config = AutoConfig.from_pretrained(base.location, trust_remote_code=False, **options)
+            saved = config.dtype or torch.float32  # of the files
             file = GgufFile.read(file_of(base), str(base.ref)) if base.ref.file else None
             applied = configure(config, file) if file is not None else []
             _refuse_kernels(config, base.ref)
@@ -141,9 +146,14 @@ def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading
     if quantized is not None:
         known["quantization"] = quantized.kind
     attributes = attributes_of(ref, known)
+    if file is not None:
+        size: Size | None = size_of_gguf(file.tensors, file.n_bytes, file_of(base))
+    else:
+        size = size_of(model, weight_files(base), saved, quantized)
     return LoadedModel(
-        ref, model, tokenizer, window_of(config), attributes, quantized, unused, tokenizer_read, tuple(applied), folder
-    )
+        ref, model, tokenizer, window_of(config), attributes, quantized, unused, tokenizer_read, tuple(applied), size,
+        folder,
+    )  # fmt: skip
 
 
 def _refuse_incomplete(model: Any, info: Any, resolved: ResolvedModel) -> tuple[str, ...]:

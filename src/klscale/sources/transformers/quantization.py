@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -35,13 +35,18 @@ SLACK = 0.01
 @dataclass(frozen=True)
 class Quantization:
     """What was done to a model, as it is recorded with its vector. `modules` counts the quantized weights by name,
-    layer numbers as `*`; `fraction` is their share of the parameters outside the embeddings, where that is known."""
+    layer numbers as `*`; `fraction` is their share of the parameters outside the embeddings, where that is known. Of
+    weights that were quantized here, `n_weights` is their number and `stored_bytes` what codes and scales take; `saved`
+    says that the model's files hold the codes."""
 
     kind: str
     library: str
     weights_only: bool
     modules: dict[str, int]
     fraction: float | None = None
+    n_weights: int = 0
+    stored_bytes: int = 0
+    saved: bool = False
 
 
 def require(ref: ModelRef) -> None:
@@ -75,9 +80,8 @@ def quantize_weights(model: Any, ref: ModelRef, device: torch.device) -> Quantiz
     Raises KlscaleError where a weight does not come back within the rounding error of its code, and where less than
     half of the weights can be quantized: mixture-of-experts layers, whose weights are held in one tensor, are not.
     """
-    kind, done, left = str(ref.quantization), dict[str, nn.Parameter](), list[str]()
-    head = model.get_output_embeddings()
-    kept = {id(parameter) for module in _embeddings(model, head) for parameter in module.parameters(recurse=False)}
+    kind, done, left, stored = str(ref.quantization), dict[str, nn.Parameter](), list[str](), 0
+    kept = {id(parameter) for module in embeddings(model) for parameter in module.parameters(recurse=False)}
     seen = set(kept)  # a weight that two layers share is quantized once
     for name, module in model.named_modules():
         if not _is_linear(module) or id(module.weight) in seen:
@@ -92,8 +96,10 @@ def quantize_weights(model: Any, ref: ModelRef, device: torch.device) -> Quantiz
         _verify(ref, name, there, back, bound)
         module.weight.data.copy_(back if isinstance(module, nn.Linear) else back.T)
         done[name] = module.weight
+        stored += stored_bytes(kind, weight.shape)
     all_of_it = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in kept)
-    fraction = sum(parameter.numel() for parameter in done.values()) / max(1, all_of_it)
+    n_weights = sum(parameter.numel() for parameter in done.values())
+    fraction = n_weights / max(1, all_of_it)
     if fraction < FEWEST:
         why = f"Only {fraction:.0%} of the weights outside the embeddings are those of linear layers."
         if left:
@@ -101,12 +107,24 @@ def quantize_weights(model: Any, ref: ModelRef, device: torch.device) -> Quantiz
         remedy = "Such a variant would be the model itself in all but name; take another kind, or another model."
         raise KlscaleError(f"{ref} cannot be quantized.", why, remedy)
     package = _package(kind)
-    return Quantization(kind, f"{package} {version(package)}", True, _patterns(done), fraction)
+    return Quantization(kind, f"{package} {version(package)}", True, _patterns(done), fraction, n_weights, stored)
 
 
-def _embeddings(model: Any, head: Any) -> Iterator[Any]:
+def stored_bytes(kind: str, shape: Sequence[int]) -> int:
+    """Bytes that the library stores of a weight (outputs, inputs): codes, and a float32 scale for each row (int8), each
+    block of 64 (nf4, fp4) or each group of 32 (int4)."""
+    rows, width = shape
+    codes, scales = {
+        "int8": (rows * width, rows),
+        "int8-torchao": (rows * width, rows),
+        "int4": (-(-rows * width // 2), rows * width // GROUP),
+    }.get(kind, (-(-rows * width // 2), -(-rows * width // BLOCK)))
+    return codes + 4 * scales
+
+
+def embeddings(model: Any) -> Iterator[Any]:
     """What no library quantizes: embeddings, and the output embedding."""
-    if head is not None:
+    if (head := model.get_output_embeddings()) is not None:
         yield head
     for module in model.modules():
         if isinstance(module, nn.Embedding):
@@ -206,13 +224,19 @@ def loaded_so(model: Any, ref: ModelRef) -> Quantization | None:
     if config is None:
         return None
     told = config if isinstance(config, dict) else config.to_dict()
-    done = [name for name, module in model.named_modules() if "4bit" in type(module).__name__.lower()
-            or "8bit" in type(module).__name__.lower()]  # fmt: skip
+    done = [name for name, module in model.named_modules() if is_kernel(module)]
     if ref.quantization in KERNELS and not done:
         raise KlscaleError(f"{ref}: nothing was quantized.", "The model has no linear layers that bitsandbytes knows.")
     method = str(getattr(told.get("quant_method"), "value", told.get("quant_method")))
     library = f"{method} {version(method)}" if method == "bitsandbytes" else method
-    return Quantization(_kind_of(told, method), library, False, _patterns(done))
+    saved = ref.quantization is None
+    return Quantization(_kind_of(told, method), library, False, _patterns(done), saved=saved)
+
+
+def is_kernel(module: Any) -> bool:
+    """Whether a module is a layer of bitsandbytes."""
+    name = type(module).__name__.lower()
+    return "4bit" in name or "8bit" in name
 
 
 def _kind_of(told: dict[str, Any], method: str) -> str:
@@ -232,4 +256,4 @@ def gguf(file_type: int | None) -> Quantization | None:
         name = "?"
     if name in ("all_f32", "f16", "bf16"):
         return None
-    return Quantization("gguf" if name == "?" else f"gguf-{name}", f"gguf {version('gguf')}", True, {})
+    return Quantization("gguf" if name == "?" else f"gguf-{name}", f"gguf {version('gguf')}", True, {}, saved=True)

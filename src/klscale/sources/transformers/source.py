@@ -141,6 +141,7 @@ class TransformersReader(Reader):
             "batch_tokens": engine.batch_tokens,
             "head": "own logits" if engine.own_logits else "tiles",
             "quantized": asdict(loaded.quantization) if loaded.quantization else None,
+            "size": asdict(loaded.size) if loaded.size else None,
             "unused_tensors": list(loaded.unused_tensors),
             "applied": list(loaded.applied),
             "window": loaded.window,

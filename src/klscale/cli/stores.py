@@ -99,7 +99,8 @@ def rm(
     place, texts = options.opened(), options.texts
     heads = [head for head in place.text_sets() if texts in (None, head["id"], head["name"])]
     entries = [entry for head in heads for entry in place.entries(head["id"])]
-    found, unknown = list[Entry](), list[str]()
+    found: list[Entry] = []
+    unknown: list[str] = []
     for model in models:
         named = [entry for entry in entries if model in (str(entry.ref), entry.key, entry.metadata["ref"])]
         if not named:

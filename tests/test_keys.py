@@ -131,9 +131,9 @@ def test_a_column_is_a_value_a_cell_and_columns_of_a_file():
     assert [*flat(COLUMNS, bare)] == [*flat(COLUMNS, full)] == ["name", "count", "share", "part", "part_standard_error"]
     assert (flat(COLUMNS, full)["part"], flat(COLUMNS, bare)["part"]) == (1.5, None)
     shown = table(COLUMNS, [bare])
-    assert [column.header for column in shown.columns] == ["name", "count", "twice"]  # a share is nowhere known
-    assert [column.justify for column in shown.columns] == ["left", "right", "right"]
-    assert [next(iter(column.cells)) for column in shown.columns] == ["a\\[b]", "1,234", "2468"]
+    assert [column.title for column in shown.columns] == ["name", "count", "twice"]  # a share is nowhere known
+    assert [column.words for column in shown.columns] == [True, False, False]
+    assert [*shown.columns[0].cells, *shown.columns[1].cells, *shown.columns[2].cells] == ["a[b]", "1,234", "2468"]
     moved = within(COLUMNS[:2], lambda it: it.part)
     assert record(moved, bare) == {"name": None, "count": None}
     assert estimate("x", "An estimate.").within[0].key == "value"

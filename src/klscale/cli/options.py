@@ -10,9 +10,10 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from klscale.show.terminal import progress_bar
+from klscale.show.terminal import out, progress_bar
 from klscale.studies.verbs.options import HELP, READING, STORE, Options
 
+WideOption = Annotated[bool, typer.Option("--wide", help="Tables with all columns and whole names, of any width.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 FIELDS: dict[str, tuple[Any, Any]] = {
@@ -47,7 +48,8 @@ TwoTextsOptions = Annotated[Options, ("store", "device", "batch_tokens", "long_t
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """A command as typer reads it: with a parameter for each field that its `options` names, in place of that."""
+    """A command as typer reads it: with a parameter for each field that its `options` names, in place of that. Each
+    that prints tables or JSON has --wide."""
     parameters: list[inspect.Parameter] = []
     names: tuple[str, ...] = ()
     for parameter in inspect.signature(command, eval_str=True).parameters.values():
@@ -59,8 +61,13 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
             ]
         else:
             parameters.append(parameter.replace(kind=parameter.KEYWORD_ONLY))
+    if any(parameter.name == "as_json" for parameter in parameters):
+        parameters.append(
+            inspect.Parameter("wide", inspect.Parameter.KEYWORD_ONLY, annotation=WideOption, default=False)
+        )
 
     def run(**given: Any) -> None:
+        out.widen(given.pop("wide", False))
         if names:
             given["options"] = Options(**{name: given.pop(name) for name in names})
         command(**given)

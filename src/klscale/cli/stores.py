@@ -9,7 +9,8 @@ import typer
 
 from klscale.cli.options import JsonOption, StoreOptions, TextsOptions, at_work
 from klscale.errors import InputError, nearest
-from klscale.show.terminal import describe_texts, new_table, out, plain, print_json
+from klscale.show.columns import Column, table
+from klscale.show.terminal import describe_texts, out, plain, print_json
 
 if TYPE_CHECKING:
     from klscale.store.store import Entry
@@ -63,6 +64,19 @@ def import_command(
 # -------------------------------------------------------------------------------------------------- ls, rm and check
 
 
+def _source(entry: Entry) -> str:
+    return str(entry.metadata.get("source", "")) + (f", {entry.first:,} texts" if entry.first else "")
+
+
+ENTRY = (
+    Column("", title="model", cell=lambda it: plain(it.ref), words=True, importance=2),
+    Column("", title="key", cell=lambda it: it.key, words=True, importance=2),
+    Column("", title="scored", cell=lambda it: str(it.metadata.get("date", ""))[:16], words=True),
+    Column("", title="source", cell=lambda it: plain(_source(it)), words=True, importance=0),
+)
+"""Of an `Entry`."""
+
+
 def ls(*, options: TextsOptions, as_json: JsonOption = False) -> None:
     """What the store holds."""
     from klscale.show.sizes import printed_columns
@@ -73,6 +87,8 @@ def ls(*, options: TextsOptions, as_json: JsonOption = False) -> None:
     if texts is not None and not heads:
         raise InputError(f"{place.location} holds no text set {texts!r}.", remedy="klscale ls")
     listed = [(head, place.entries(head["id"])) for head in heads]
+    sizes = printed_columns(lambda entry: Size.of(entry.metadata.get("size") or {}))
+    columns = (*ENTRY[:2], *sizes, *ENTRY[2:])
     if as_json:
         print_json([{**head, "models": [dict(entry.metadata) for entry in entries]} for head, entries in listed])
         return
@@ -80,13 +96,7 @@ def ls(*, options: TextsOptions, as_json: JsonOption = False) -> None:
         out.print(f"{plain(place.location)} is empty.")
     for head, entries in listed:
         title = f"{plain(head['name'])} ({head['id']}): {head['n_texts']:,} texts, {len(entries)} models"
-        shown = new_table("model", "key", "scored", "bits/weight", "size", "source", right=(3, 4), title=title)
-        for entry in entries:
-            source = str(entry.metadata.get("source", "")) + (f", {entry.first:,} texts" if entry.first else "")
-            size = Size.of(entry.metadata.get("size") or {})
-            large = [column.printed(size) for column in printed_columns(lambda known: known)]
-            shown.add_row(plain(entry.ref), entry.key, str(entry.metadata.get("date", ""))[:16], *large, plain(source))
-        out.print(shown)
+        out.print(table(columns, entries, title))
 
 
 def rm(

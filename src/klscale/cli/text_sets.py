@@ -10,8 +10,19 @@ import typer
 
 from klscale.cli.options import JsonOption, StoreOptions, at_work
 from klscale.errors import InputError
+from klscale.show.columns import Column, lines, records, table
 from klscale.show.files import whole
-from klscale.show.terminal import describe_texts, new_table, out, plain, print_json
+from klscale.show.terminal import describe_texts, out, plain, print_json
+
+TEXT_SET = (
+    Column("", title="name", cell=lambda it: plain(it["name"]), words=True, importance=2),
+    Column("", title="id", cell=lambda it: it["id"], words=True, importance=2),
+    Column("", title="texts", cell=lambda it: f"{it['n_texts']:,}"),
+    Column("", title="mean bytes", cell=lambda it: f"{it['mean_bytes']:.1f}"),
+    Column("", title="clip, nats", cell=lambda it: "" if it["clip"] is None else f"{it['clip']:.1f}"),
+    Column("", title=" ", cell=lambda it: "log-likelihoods only" if it["external"] else "", words=True),
+)
+"""Of the head of a text set."""
 
 
 def list_command(*, options: StoreOptions, as_json: JsonOption = False) -> None:
@@ -22,14 +33,10 @@ def list_command(*, options: StoreOptions, as_json: JsonOption = False) -> None:
     if as_json:
         print_json({"named": NAMED, "store": heads})
         return
-    shown = new_table("name", "id", "texts", "mean bytes", "clip, nats", "", right=(2, 3, 4))
-    for head in heads:
-        clip = "" if head["clip"] is None else f"{head['clip']:.1f}"
-        kind = "log-likelihoods only" if head["external"] else "in the store"
-        shown.add_row(plain(head["name"]), head["id"], f"{head['n_texts']:,}", f"{head['mean_bytes']:.1f}", clip, kind)
+    if heads:
+        out.print(table(TEXT_SET, heads))
     for name, what in NAMED.items():
-        shown.add_row(name, "", "", "", "", what)
-    out.print(shown)
+        out.print(f"{name}: {what}")
 
 
 def info(
@@ -41,7 +48,6 @@ def info(
     """What a text set holds: size, lengths, domains, documents, clip; how many texts a wanted error needs."""
     import numpy as np
 
-    from klscale.show.columns import records
     from klscale.show.text_sets import NEEDED, print_texts_needed
     from klscale.studies.validity import texts_needed
 
@@ -69,10 +75,7 @@ def info(
     if found.name.startswith("pocket-python-"):
         out.print("Made from this Python installation: another Python version makes another set, with another id.")
     if domains:
-        shown = new_table("domain", "texts", right=(1,))
-        for domain, count in domains.items():
-            shown.add_row(plain(domain), f"{count:,}")
-        out.print(shown)
+        out.print(table(lines("domain", "texts"), [(plain(name), f"{count:,}") for name, count in domains.items()]))
     if needed:
         print_texts_needed(needed)
     else:
@@ -96,8 +99,8 @@ def build(
     if file.suffix != ".jsonl" or file.resolve() in [path.resolve() for path in files]:
         raise InputError(f"--out {file}: not a new .jsonl file.", remedy="A text set is written as JSON lines.")
     built = build_texts(file.stem, read_documents(files), n_texts, max_bytes=max_bytes, min_bytes=min_bytes, seed=seed)
-    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in built.records())
-    whole(file, lambda temporary: temporary.write_text(lines, encoding="utf-8"))
+    made = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in built.records())
+    whole(file, lambda temporary: temporary.write_text(made, encoding="utf-8"))
     if as_json:
         print_json({"file": str(file), "id": built.id, "n_texts": len(built), "mean_bytes": built.mean_bytes})
         return

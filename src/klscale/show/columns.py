@@ -11,12 +11,12 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from klscale.show.terminal import new_table, plain
+from rich.text import Text
 
-if TYPE_CHECKING:
-    from rich.table import Table
+from klscale.show.tables import Shown, Table
+from klscale.show.terminal import plain
 
 BITS = "bits/byte"
 
@@ -28,8 +28,9 @@ class Column:
     `key` names it in JSON and in files; without a key it is for the terminal alone. `meaning` is one sentence for the
     documentation. `value` takes it from a source, by default the attribute `key`. `title` heads it in the terminal; a
     column without a title is not printed. `cell` prints it, by default `printed` its value. Columns of `words` stand to
-    the left and sort as words; the others stand to the right and sort by value. `within` are the columns of a nested
-    record; of a list, or a mapping by name, of such records where there are `many`.
+    the left and sort as words; the others stand to the right and sort by value. Where a line of the terminal is short,
+    columns of `importance` 0 are left out first, then those of 1, each time the last; those of 2 stay. `within` are the
+    columns of a nested record; of a list, or a mapping by name, of such records where there are `many`.
     """
 
     key: str
@@ -41,6 +42,7 @@ class Column:
     words: bool = False
     within: tuple[Column, ...] = ()
     many: bool = False
+    importance: int = 1
 
     def raw(self, source: Any) -> Any:
         """The value as the source has it."""
@@ -120,16 +122,16 @@ def arrays(columns: Iterable[Column], source: Any) -> dict[str, Any]:
 def table(columns: Iterable[Column], sources: Iterable[Any], title: str | None = None) -> Table:
     """The columns with a title, a row for each source; without those that are empty in every row."""
     rows = list(sources)
-    cells = [(column, [column.printed(row) for row in rows]) for column in columns if column.title]
-    cells = [(column, values) for column, values in cells if any(values) or not rows]
-    made = new_table(
-        *(column.title for column, _ in cells),
-        right=[n for n, (column, _) in enumerate(cells) if not column.words],
-        title=title,
-    )
-    for row in zip(*(values for _, values in cells), strict=True):
-        made.add_row(*row)
-    return made
+    shown = [
+        Shown(_text(column.title), [_text(column.printed(row)) for row in rows], column.words, column.importance)
+        for column in columns
+        if column.title
+    ]
+    return Table([column for column in shown if any(column.cells) or not rows], title)
+
+
+def _text(cell: str) -> str:
+    return Text.from_markup(cell).plain
 
 
 def flat(columns: Iterable[Column], source: Any) -> dict[str, Any]:
@@ -209,9 +211,10 @@ def estimate(
     *,
     title: str = "",
     cell: Callable[[Any], str] | None = None,
+    importance: int = 1,
 ) -> Column:
     """A column of estimates."""
-    return Column(key, meaning, unit, value, title, cell, within=ESTIMATE)
+    return Column(key, meaning, unit, value, title, cell, within=ESTIMATE, importance=importance)
 
 
 HEAD = (

@@ -64,6 +64,10 @@ def _place(part: str, axis: int, digits: int) -> Any:
     return lambda it: "" if (points := getattr(it.found, part)) is None else f"{points[it.k, axis]:.{digits}f}"
 
 
+def _plane(it: Any) -> str:
+    return "" if it.found.tsne is None else "{:.1f}, {:.1f}".format(*it.found.tsne[it.k, :2])
+
+
 NEIGHBOUR = (Column("model", "The other model."), *within(KL_COLUMNS, lambda it: it.measured))
 OFF_MAP = (
     estimate(
@@ -95,8 +99,7 @@ MODEL = (
     Column("", title="PC 1", cell=_place("pca", 0, 3)),
     Column("", title="PC 2", cell=_place("pca", 1, 3)),
     Column("tsne", "Its place by t-SNE in the plane; null for few models.", "", lambda it: it.place(it.found.tsne)),
-    Column("", title="t-SNE 1", cell=_place("tsne", 0, 1)),
-    Column("", title="t-SNE 2", cell=_place("tsne", 1, 1)),
+    Column("", title="t-SNE", cell=_plane, importance=0),
     Column("tsne3", "Its place by t-SNE in space; null for few models.", "", lambda it: it.place(it.found.tsne3)),
     Column(
         "nearest",
@@ -104,6 +107,7 @@ MODEL = (
         title="nearest",
         cell=lambda it: plain(it.nearest[0].model) if it.nearest else "",
         words=True,
+        importance=2,
         within=NEIGHBOUR,
         many=True,
     ),
@@ -111,6 +115,7 @@ MODEL = (
         "",
         title="KL ± SE, bits/byte",
         cell=lambda it: marked(it.nearest[0].measured) if it.nearest else "",
+        importance=2,
     ),
     Column("off_map", "Of an added model, how far it is from the others; else null.", within=OFF_MAP),
 )

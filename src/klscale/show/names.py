@@ -12,13 +12,14 @@ CHECKPOINT = re.compile(r"(?:checkpoint|step)[-_]\d")
 """What the last part of a name begins with that says nothing without the part before."""
 
 
-def shortened(name: object, longest: int = 32) -> str:
-    """A name as plain text of at most `longest` characters, its middle left out: both ends tell models apart."""
+def shortened(name: object, longest: int = 32, tail: float = 0.5) -> str:
+    """A name as plain text of at most `longest` characters, its middle left out: both ends tell models apart. `tail` is
+    the share of the end in what is left."""
     text = printable(name)
     if len(text) <= longest:
         return text
-    tail = (longest - 1) // 2
-    return f"{text[: longest - 1 - tail]}…{text[len(text) - tail :]}"
+    end = int((longest - 1) * tail)
+    return f"{text[: longest - 1 - end]}…{text[len(text) - end :]}"
 
 
 def short_names(names: Sequence[str], longest: int = 32) -> list[str]:

@@ -53,10 +53,17 @@ KL_COLUMNS = (
         lambda it: it.kl.value,
         "KL ± SE, bits/byte",
         marked,
+        importance=2,
     ),
     Column("standard_error", "Its standard error over texts.", BITS, lambda it: it.kl.standard_error),
     Column(
-        "estimator", f"Which of them: `{'`, `'.join(ESTIMATORS)}`.", "", lambda it: it.kl.estimator, "by", words=True
+        "estimator",
+        f"Which of them: `{'`, `'.join(ESTIMATORS)}`.",
+        "",
+        lambda it: it.kl.estimator,
+        "by",
+        words=True,
+        importance=2,
     ),
     Column(
         "interval_low",
@@ -81,6 +88,7 @@ KL_COLUMNS = (
         lambda it: it.kl.whole_texts.value,
         PUBLISHED,
         lambda it: "" if it.kl.is_published else marked(it.by_whole_texts),
+        importance=0,
     ),
     Column(
         "whole_texts_standard_error",
@@ -107,6 +115,7 @@ KL_COLUMNS = (
         lambda it: it.kl.whole_texts.value_unclipped,
         "unclipped",
         _beside(_unclipped),
+        importance=0,
     ),
     Column(
         "standard_error_unclipped",
@@ -145,6 +154,7 @@ KL_COLUMNS = (
         lambda it: it.kl.whole_texts.kurtosis,
         "kurtosis",
         _beside(lambda it: "" if math.isnan(it.kl.whole_texts.kurtosis) else f"{it.kl.whole_texts.kurtosis:.1f}"),
+        importance=0,
     ),
     Column(
         "in_range",
@@ -189,18 +199,20 @@ class Pair:
 
 
 A = Column("a", "One model.", title="model", cell=lambda it: plain(it.a), words=True)
-B = Column("b", "The other model.", title="model", cell=lambda it: plain(it.b), words=True)
+B = Column("b", "The other model.", title="model", cell=lambda it: plain(it.b), words=True, importance=2)
 PAIR = (A, B, *within(KL_COLUMNS, lambda it: it.measured))
 """Of a `Pair`."""
 
 
-def kl(key: str, meaning: str, value: Callable[[Any], Measured | None], *, title: str = "") -> Column:
+def kl(
+    key: str, meaning: str, value: Callable[[Any], Measured | None], *, title: str = "", importance: int = 1
+) -> Column:
     """A column of KLs, each a record of its own."""
 
     def cell(source: Any) -> str:
         return "" if (measured := value(source)) is None else marked(measured)
 
-    return Column(key, meaning, BITS, value, title, cell, within=KL_COLUMNS)
+    return Column(key, meaning, BITS, value, title, cell, within=KL_COLUMNS, importance=importance)
 
 
 # ------------------------------------------------------------------------------------------------------- klscale kl

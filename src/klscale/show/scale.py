@@ -130,11 +130,27 @@ SETTING = (
         lambda it: plain(it.setting.setting),
         words=True,
     ),
-    Column("median", "Median KL over pairs.", BITS, lambda it: it.setting.median, "median ± SE, bits/byte", _median),
+    Column(
+        "median",
+        "Median KL over pairs.",
+        BITS,
+        lambda it: it.setting.median,
+        "median ± SE, bits/byte",
+        _median,
+        importance=2,
+    ),
     Column(
         "standard_error", "Its standard error over texts, by bootstrap.", BITS, lambda it: it.setting.standard_error
     ),
-    Column("quartiles", "Quartiles of KL over pairs.", BITS, lambda it: it.setting.quartiles, "quartiles", _quartiles),
+    Column(
+        "quartiles",
+        "Quartiles of KL over pairs.",
+        BITS,
+        lambda it: it.setting.quartiles,
+        "quartiles",
+        _quartiles,
+        importance=0,
+    ),
     Column(
         "interval_low",
         "Lower end of the 95 % interval of the median over models.",
@@ -160,7 +176,7 @@ SETTING = (
         "pairs",
         lambda it: it.setting.n_available,
     ),
-    Column("", title="published", cell=_published, words=True),
+    Column("", title="published", cell=_published, words=True, importance=2),
 )
 """Of a `_Row`."""
 

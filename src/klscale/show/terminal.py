@@ -6,14 +6,13 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.segment import Segment
-from rich.table import Table
 
 from klscale.errors import KlscaleError, printable
 from klscale.progress import Progress
@@ -23,8 +22,10 @@ if TYPE_CHECKING:
 
 PROSE = 100
 """Characters of a line of sentences."""
-WIDE = 200
-"""Characters of a line where the output is no terminal: a file or a pipe does not wrap."""
+PIPED = 200
+"""Characters of a line of anything but a table where the output is no terminal."""
+ENDLESS = 100_000
+"""Characters of a line that is never broken."""
 
 for _stream in ("stdout", "stderr"):
     if getattr(sys, _stream) is None:  # closed by who started the program: what is printed is for nobody
@@ -33,6 +34,13 @@ for _stream in ("stdout", "stderr"):
 
 class Terminal(Console):
     """A console that only the program gives orders to: what a text holds of them is escaped, whoever wrote it."""
+
+    wide = False
+    """Whether tables have all their columns, and lines any length."""
+
+    def widen(self, wide: bool) -> None:
+        """Print tables in full from now on, or in the width that there is."""
+        self.wide, self._width = wide, ENDLESS if wide else None if sys.stdout.isatty() else PIPED
 
     def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
         for text, style, control in super().render(renderable, options):
@@ -44,8 +52,8 @@ def _escaped(text: str) -> str:
     return text if all(map(str.isprintable, lines)) else "\n".join(map(printable, lines))
 
 
-out = Terminal(highlight=False, emoji=False, width=None if sys.stdout.isatty() else WIDE)
-err = Terminal(stderr=True, highlight=False, emoji=False, width=None if sys.stderr.isatty() else WIDE)
+out = Terminal(highlight=False, emoji=False, width=None if sys.stdout.isatty() else PIPED)
+err = Terminal(stderr=True, highlight=False, emoji=False, width=None if sys.stderr.isatty() else PIPED)
 
 
 def print_error(error: KlscaleError) -> None:
@@ -67,14 +75,6 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def new_table(*titles: str, right: Sequence[int] = (), title: str | None = None) -> Table:
-    """An empty table with these headings; the columns at the places `right` stand to the right."""
-    made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for n, heading in enumerate(titles):
-        made.add_column(heading, justify="right" if n in right else "left", header_style="dim", overflow="fold")
-    return made
 
 
 def plain(text: object) -> str:

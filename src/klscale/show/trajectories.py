@@ -99,7 +99,7 @@ CHECKPOINT = (
         title="bits/byte",
     ),
     kl("kl_from_previous", "KL from the checkpoint before.", lambda it: it.from_previous, title="KL from previous"),
-    kl("kl_from_first", "KL from the first checkpoint.", lambda it: it.from_first, title="from first"),
+    kl("kl_from_first", "KL from the first checkpoint.", lambda it: it.from_first, title="from first", importance=0),
     kl("kl_from_last", "KL from the last checkpoint.", lambda it: it.from_last, title="from last"),
     _weights("weights_from_previous", "Weight distance from the checkpoint before.", "weights from previous"),
     _weights("weights_from_first", "Weight distance from the first checkpoint.", "from first"),
@@ -136,7 +136,7 @@ EXPONENT = (
         cell=_exponent,
     ),
     Column("", title="95 %", cell=lambda it: interval(it.value)),
-    estimate("time_averaged", "Slope of the mean over starts.", "", title="time-averaged"),
+    estimate("time_averaged", "Slope of the mean over starts.", "", title="time-averaged", importance=0),
     Column(
         "lags",
         "Shortest and longest lag of the fits.",
@@ -145,7 +145,7 @@ EXPONENT = (
         cell=lambda it: f"{it.lags[0]:,} to {it.lags[1]:,}",
     ),
     Column("starts", "Steps that the fits start from.", "steps"),
-    Column("slopes", "The slope from each start.", title="slopes over starts", cell=_slopes),
+    Column("slopes", "The slope from each start.", title="slopes over starts", cell=_slopes, importance=0),
     Column(
         "r_squared",
         "R² of each fit.",
@@ -518,7 +518,7 @@ def _print_laws(rows: Sequence[Moving]) -> None:
         return name + (f" (in {exponent.best_law[name]:.0%} of samples)" if name and exponent.best_law else "")
 
     laws = map(error, rows[0].exponent.law_errors)
-    columns = (RUN, SPACE, *laws, Column("", title="best", cell=best, words=True))
+    columns = (RUN, SPACE, *laws, Column("", title="best", cell=best, words=True, importance=2))
     out.print(table(columns, rows, "\nIs it a power law? Error in predicting longer lags from the shorter 60 %"))
     out.print(
         "Root mean square of ln(predicted / observed), mean over starts; samples are bootstrap samples of the texts. "
@@ -579,10 +579,11 @@ def _print_shapes(found: Sequence[Trajectory]) -> None:
     nulls = list(rows[0].shape.nulls)
 
     def share(null: str) -> Column:
-        return Column("", title=null, cell=lambda it: _shares(it.shape.nulls[null].share))
+        return Column("", title=null, cell=lambda it: _shares(it.shape.nulls[null].share), importance=0)
 
     def winding(null: str) -> Column:
-        return Column("", title=null, cell=lambda it: "{:.2f} to {:.2f}".format(*it.shape.nulls[null].winding_range))
+        span = "{:.2f} to {:.2f}"
+        return Column("", title=null, cell=lambda it: span.format(*it.shape.nulls[null].winding_range), importance=0)
 
     columns = (
         RUN,
@@ -592,7 +593,13 @@ def _print_shapes(found: Sequence[Trajectory]) -> None:
         Column("", title="turning angle", cell=lambda it: f"{np.median(it.shape.turning):.0f}°"),
         Column("", title="winding, turns", cell=lambda it: number(it.shape.winding)),
         *map(winding, nulls),
-        Column("", title="spiral?", cell=lambda it: "beyond both nulls" if it.shape.spiral else "no", words=True),
+        Column(
+            "",
+            title="spiral?",
+            cell=lambda it: "beyond both nulls" if it.shape.spiral else "no",
+            words=True,
+            importance=2,
+        ),
     )
     out.print(table(columns, rows, "\nShape of the path past warm-up, with two nulls"))
     out.print(

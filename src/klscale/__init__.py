@@ -4,8 +4,8 @@
     print(compared)
     print(klscale.scale(store="klscale-store"))
 
-The verbs are those of the command line: `score`, `compare`, `layers`, `trajectory`, `scale`, `validate`, `map`,
-`report`, `demo`. Names are loaded when they are first used: `import klscale` loads no torch.
+The verbs are those of the command line: `score`, `compare`, `layers`, `sensitivity`, `trajectory`, `scale`,
+`validate`, `map`, `report`, `demo`. Names are loaded when they are first used: `import klscale` loads no torch.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ _EXPORTS = {
     "studies.noise": ("noise_study",),
     "studies.precision": ("compare_to_precision",),
     "studies.scales": ("measure", "published"),
+    "studies.sensitivity": ("Sensitivity",),
     "studies.tails": ("examine_pair", "examine_tails"),
     "studies.trajectories": ("analyse_run", "analyse_runs", "find_runs", "over_seeds"),
     "studies.validity": ("compare_text_sets", "text_sensitivity"),
@@ -37,6 +38,7 @@ _EXPORTS = {
     "studies.verbs.options": ("Options",),
     "studies.verbs.scale": ("Scale", "scale"),
     "studies.verbs.score": ("Scored", "score"),
+    "studies.verbs.sensitivity": ("sensitivity",),
     "studies.verbs.trajectory": ("Trajectories", "trajectory"),
     "studies.verbs.validate": ("Validation", "validate"),
     "training.callbacks": ("TrainingWatch", "TrajectoryCallback"),

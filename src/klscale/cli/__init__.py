@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from klscale.cli import pages, scoring, stores, studies, text_sets, validation
+from klscale.cli import pages, quantizing, scoring, stores, studies, text_sets, validation
 from klscale.cli.options import with_options
 from klscale.cli.status import failure_status
 from klscale.errors import KlscaleError, ScoringError
@@ -70,6 +70,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "score": scoring.score,
     "compare": scoring.compare,
     "layers": scoring.layers,
+    "sensitivity": quantizing.sensitivity,
     "trajectory": studies.trajectory,
     "kl": studies.kl,
     "scale": studies.scale,

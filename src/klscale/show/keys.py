@@ -13,6 +13,7 @@ from klscale.show import (
     pairs,
     precision,
     scale,
+    sensitivity,
     tails,
     text_sets,
     trajectories,
@@ -28,6 +29,7 @@ RECORDS: dict[str, tuple[Column, ...]] = {
     "klscale scale": scale.SCALE,
     "klscale scale --published": scale.PUBLISHED_SCALE,
     "klscale layers": layers.LAYER,
+    "klscale sensitivity": sensitivity.SENSITIVITY,
     "klscale map": maps.MAP,
     "klscale trajectory": trajectories.TRAJECTORIES,
     "klscale validate": (

@@ -44,6 +44,7 @@ SOURCES = {
 LAYERS, NEXT_TOKENS, REPEAT_RUNS = "layers", "next-token probabilities", "repeat runs"
 WEIGHT_FILES, WEIGHTS = "weight files", "weights in memory"
 SAMPLED_TOKENS = "sampled tokens"
+CHANGED_MODULES = "changed modules"
 LONG_TEXTS = ("error", "skip", "window")
 WINDOWS = "; half-overlapping windows"
 """Added to the convention of a vector where some text was cut into windows."""
@@ -306,6 +307,28 @@ class Reader(ABC):
         """UTF-8 length (N,) of the text that the tokens of each text stand for (capability NEXT_TOKENS)."""
         raise self.source.unsupported(self.ref, NEXT_TOKENS)
 
+    def modules(self) -> list[Module]:
+        """The linear layers that can be quantized one by one, in the order of the model (capability
+        CHANGED_MODULES)."""
+        raise self.source.unsupported(self.ref, CHANGED_MODULES)
+
+    def changed_kl(
+        self,
+        changes: Sequence[Change],
+        tokens: Tokens,
+        positions: Sequence[int] | Integers,
+        known: Callable[[Change, Integers], bool],
+        report: Callable[[Change, Integers, Floats], None],
+    ) -> None:
+        """Exact next-token KL from this model to itself with each of these `changes`, on texts that fit its window
+        (capability CHANGED_MODULES).
+
+        `report` is given a change, some texts (n,) and the KL of each (n,): the sum over its scored tokens in nats.
+        What is `known` of a change and some texts is not computed. The model is left as it was, also by Ctrl-C. Raises
+        KlscaleError for a KL that is not finite, and for a weight that its kind cannot hold.
+        """
+        raise self.source.unsupported(self.ref, CHANGED_MODULES)
+
     def weights(self) -> Mapping[str, Any]:
         """The weights in memory as torch tensors by name, which may be changed in place (capability WEIGHTS)."""
         raise self.source.unsupported(self.ref, WEIGHTS)
@@ -322,6 +345,27 @@ class RepeatRuns(ABC):
     def read(self, *, batches: bool = False, order: bool = False) -> Scores:
         """Log-likelihoods in nats of the texts: in `batches` of another shape, in another `order` of texts. With
         neither this is the usual run."""
+
+
+@dataclass(frozen=True)
+class Module:
+    """A linear layer: its `name`, the number of its `block` (None: it is in no block), its number of weights, and the
+    bytes of codes and scales by each kind that can hold it."""
+
+    name: str
+    block: int | None
+    n_weights: int
+    stored_bytes: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Change:
+    """Modules that are changed together, (module, kind) each: the weights are quantized; or, for `noise`, normal
+    random numbers are added that have the norm of the quantization error of each weight."""
+
+    name: str
+    kinds: tuple[tuple[str, str], ...]
+    noise: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from klscale.show.pictures.calibration import estimate_against_exact
 from klscale.show.pictures.layers import layer_threads
 from klscale.show.pictures.matrices import kl_heat_map
 from klscale.show.pictures.model_maps import model_map
-from klscale.show.pictures.quantization import kl_against_size, quantization_ladder
+from klscale.show.pictures.quantization import kl_against_size, quantization_ladder, sensitivity_grid
 from klscale.show.pictures.rulers import scale_ruler, scale_strip
 from klscale.show.pictures.style import COLOURS, Look, looks, save
 from klscale.show.pictures.tails import tails_of_pairs, text_contributions
@@ -29,6 +29,7 @@ __all__ = [
     "save",
     "scale_ruler",
     "scale_strip",
+    "sensitivity_grid",
     "tails_of_pairs",
     "text_contributions",
     "text_set_sensitivity",

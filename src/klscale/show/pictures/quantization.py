@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from klscale.errors import InputError
 from klscale.show.names import short_names, shortened
 from klscale.show.pictures.style import (
@@ -22,6 +24,7 @@ from klscale.show.pictures.style import (
 )  # fmt: skip
 from klscale.studies import scales
 from klscale.studies.scales import Setting
+from klscale.studies.sensitivity import Sensitivity
 from klscale.vectors.vectors import Vectors
 
 if TYPE_CHECKING:
@@ -139,6 +142,39 @@ def kl_against_size(vectors: Vectors) -> Figure:
     axes.set_xlabel("size of the weights in files, MB (embeddings counted)")
     axes.set_ylabel("KL, bits/byte (95 % interval)")
     axes.grid(axis="both")
+    return figure
+
+
+@styled
+def sensitivity_grid(found: Sensitivity) -> Figure:
+    """KL of each part of a model quantized alone, in bits per byte on a log scale of colours. Blocks are from left to
+    right, parts of a block from top to bottom. A panel for each kind. Parts in no block are not drawn. Raises
+    InputError where no part is in a block."""
+    from matplotlib.colors import LogNorm
+
+    inside = {one.kind: [part for part in one.parts if part.block is not None] for one in found.kinds}
+    values = [part.kl.value for parts in inside.values() for part in parts if part.kl.value > 0]
+    if not values:
+        raise InputError("There is no part of a block to draw.", remedy="Write a table: --out FILE.csv")
+    names = list(dict.fromkeys(part.short for parts in inside.values() for part in parts))
+    n_blocks = 1 + max(part.block or 0 for parts in inside.values() for part in parts)
+    figure = new_figure(DOUBLE, 0.75 + len(inside) * (0.45 + 0.16 * len(names)))
+    headline(figure, f"{shortened(found.base, 40)}, {found.n_texts:,} texts of {shortened(found.texts.name, 36)}")
+    panels = figure.subplots(len(inside), 1, squeeze=False, sharex=True)[:, 0]
+    norm = LogNorm(min(values), max(values) if max(values) > min(values) else 2 * min(values))
+    for axes, (kind, parts) in zip(panels, inside.items(), strict=True):
+        grid = np.full((len(names), n_blocks), np.nan)
+        for part in parts:
+            grid[names.index(part.short), part.block] = part.kl.value or np.nan
+        axes.imshow(grid, norm=norm, cmap="viridis", aspect="auto", interpolation="nearest")
+        axes.set_yticks(range(len(names)), [name or "block" for name in names], fontsize=SMALL)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_title(f"one {found.by} at a time as {kind}")
+        axes.tick_params(length=0)
+    panels[-1].set_xlabel("block")
+    colours = figure.colorbar(panels[0].images[0], ax=list(panels), pad=0.01)
+    colours.set_label("KL, bits/byte")
+    plain_ticks(colours.ax.yaxis)
     return figure
 
 

@@ -52,9 +52,14 @@ class Quantization:
 def require(ref: ModelRef) -> None:
     """Raises KlscaleError where the library that a quantized model needs is not here."""
     if ref.quantization:
-        _library(_package(ref.quantization), str(ref))
+        require_kind(ref.quantization, str(ref))
     elif ref.file:
         _library("gguf", str(ref))
+
+
+def require_kind(kind: str, what: str) -> None:
+    """Raises KlscaleError, which begins with `what`, where the library of a kind is not here."""
+    _library(_package(kind), what)
 
 
 def _package(kind: str) -> str:
@@ -82,21 +87,14 @@ def quantize_weights(model: Any, ref: ModelRef, device: torch.device) -> Quantiz
     """
     kind, done, left, stored = str(ref.quantization), dict[str, nn.Parameter](), list[str](), 0
     kept = {id(parameter) for module in embeddings(model) for parameter in module.parameters(recurse=False)}
-    seen = set(kept)  # a weight that two layers share is quantized once
-    for name, module in model.named_modules():
-        if not _is_linear(module) or id(module.weight) in seen:
-            continue
-        seen.add(id(module.weight))
-        weight = _oriented(module, module.weight.data)
-        if kind == "int4" and weight.shape[1] % GROUP:
+    for name, module in linear_layers(model):
+        shape = shape_of(module)
+        if not holds(kind, shape):
             left.append(name)
             continue
-        there = weight.to(device if device.type == "cuda" else "cpu", torch.float32)
-        back, bound = _WAYS[kind](there)
-        _verify(ref, name, there, back, bound)
-        module.weight.data.copy_(back if isinstance(module, nn.Linear) else back.T)
+        module.weight.data.copy_(quantized_weight(module, kind, device, f"{ref}: {name}"))
         done[name] = module.weight
-        stored += stored_bytes(kind, weight.shape)
+        stored += stored_bytes(kind, shape)
     all_of_it = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in kept)
     n_weights = sum(parameter.numel() for parameter in done.values())
     fraction = n_weights / max(1, all_of_it)
@@ -108,6 +106,37 @@ def quantize_weights(model: Any, ref: ModelRef, device: torch.device) -> Quantiz
         raise KlscaleError(f"{ref} cannot be quantized.", why, remedy)
     package = _package(kind)
     return Quantization(kind, f"{package} {version(package)}", True, _patterns(done), fraction, n_weights, stored)
+
+
+def linear_layers(model: Any) -> Iterator[tuple[str, Any]]:
+    """(name, module) of each linear layer but the output embedding; of layers that share a weight the first."""
+    seen = {id(parameter) for module in embeddings(model) for parameter in module.parameters(recurse=False)}
+    for name, module in model.named_modules():
+        if _is_linear(module) and id(module.weight) not in seen:
+            seen.add(id(module.weight))
+            yield name, module
+
+
+def shape_of(module: Any) -> tuple[int, int]:
+    """(outputs, inputs) of a linear layer."""
+    rows, width = module.weight.shape if isinstance(module, nn.Linear) else reversed(module.weight.shape)
+    return int(rows), int(width)
+
+
+def holds(kind: str, shape: Sequence[int]) -> bool:
+    """Whether a kind can hold a weight (outputs, inputs): groups of int4 divide its width."""
+    return kind != "int4" or shape[1] % GROUP == 0
+
+
+def quantized_weight(module: Any, kind: str, device: torch.device, name: str) -> Tensor:
+    """The weight of a linear layer after quantization, as the layer holds it. The library works on `device` where that
+    is CUDA, else on the CPU. Raises KlscaleError, which begins with `name`, where the weight does not come back within
+    the rounding error of its code."""
+    there = _oriented(module, module.weight.data).to(device if device.type == "cuda" else "cpu", torch.float32)
+    back, bound = _WAYS[kind](there)
+    _verify(name, kind, there, back, bound)
+    back = back if isinstance(module, nn.Linear) else back.T
+    return back.to(module.weight.device, module.weight.dtype)
 
 
 def stored_bytes(kind: str, shape: Sequence[int]) -> int:
@@ -142,16 +171,16 @@ def _oriented(module: Any, weight: Tensor) -> Tensor:
     return weight if isinstance(module, nn.Linear) else weight.T.contiguous()
 
 
-def _verify(ref: ModelRef, name: str, weight: Tensor, back: Tensor, bound: Tensor) -> None:
+def _verify(name: str, kind: str, weight: Tensor, back: Tensor, bound: Tensor) -> None:
     excess = (back - weight).abs() - bound
     if not back.isfinite().all():
         why = "It holds values that are not finite, or beyond the range of half precision."
-        raise KlscaleError(f"{ref}: {name} cannot be quantized.", why, "Check the weights, or take another kind.")
+        raise KlscaleError(f"{name} cannot be quantized.", why, "Check the weights, or take another kind.")
     if back.shape != weight.shape or not excess.max() <= 0:
         raise KlscaleError(
-            f"{ref}: {name} was not quantized as it should be.",
+            f"{name} was not quantized as it should be.",
             f"A weight comes back farther away than rounding allows (by {excess.max():.2g}).",
-            f"This version of {_package(str(ref.quantization))} fails on this machine; try another.",
+            f"This version of {_package(kind)} fails on this machine; try another.",
         )
 
 

@@ -54,11 +54,9 @@ class Readout:
 def find_readout(model: Any, forward: Callable[[], Tensor], name: object) -> Readout:
     """The readout of a model. `forward` runs it up to the output embedding and returns what that is given (batch,
     tokens, H). Raises KlscaleError for a model that the lens does not fit."""
-    stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)]
-    if not stacks:
+    blocks = blocks_of(model)
+    if not blocks:
         raise no_lens(name, "It has no stack of blocks.")
-    sizes = [sum(parameter.numel() for parameter in stack.parameters()) for stack in stacks]
-    blocks = tuple(stacks[sizes.index(max(sizes))])
     tail: list[nn.Module] = []
     last: list[Tensor] = []
     depth = 0
@@ -97,6 +95,13 @@ def find_readout(model: Any, forward: Callable[[], Tensor], name: object) -> Rea
     if again.shape != given.shape or (again - given).float().abs().mean() > 1e-3 * given.float().abs().mean():
         raise no_lens(name, "Between its last block and its output embedding there is more than modules in a row.")
     return readout
+
+
+def blocks_of(model: Any) -> tuple[nn.Module, ...]:
+    """The blocks of a model: its list of modules with the most weights; empty where it has none."""
+    stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)]
+    sizes = [sum(parameter.numel() for parameter in stack.parameters()) for stack in stacks]
+    return tuple(stacks[sizes.index(max(sizes))]) if stacks else ()
 
 
 def no_lens(name: object, why: str) -> KlscaleError:

@@ -16,14 +16,17 @@ from klscale.errors import InputError, KlscaleError
 from klscale.inputs.references import DTYPES, QUANTIZATIONS, ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.progress import SILENT, Progress
-from klscale.science.arrays import Integers
+from klscale.science.arrays import Floats, Integers
 from klscale.sources.source import (
+    CHANGED_MODULES,
     LAYERS,
     NEXT_TOKENS,
     REPEAT_RUNS,
     SAMPLED_TOKENS,
     WEIGHT_FILES,
     WEIGHTS,
+    Change,
+    Module,
     NextTokens,
     Pinned,
     Reader,
@@ -34,6 +37,7 @@ from klscale.sources.source import (
 )
 from klscale.sources.tokens import Tokens
 from klscale.sources.transformers import load, next_token
+from klscale.sources.transformers.changes import Bench, modules_of
 from klscale.sources.transformers.downloads import Downloads, is_at_hand, to_fetch
 from klscale.sources.transformers.engine import Engine
 from klscale.sources.transformers.files import ResolvedModel, resolve, weight_files
@@ -53,7 +57,7 @@ class Transformers(Source):
     name = "transformers"
     dtypes = DTYPES
     quantizations = QUANTIZATIONS
-    capabilities = frozenset({LAYERS, NEXT_TOKENS, REPEAT_RUNS, SAMPLED_TOKENS, WEIGHT_FILES, WEIGHTS})
+    capabilities = frozenset({CHANGED_MODULES, LAYERS, NEXT_TOKENS, REPEAT_RUNS, SAMPLED_TOKENS, WEIGHT_FILES, WEIGHTS})
 
     def __init__(self, progress: Progress = SILENT) -> None:
         super().__init__(progress)
@@ -199,6 +203,19 @@ class TransformersReader(Reader):
 
     def decoded_bytes(self, tokens: Tokens) -> Integers:
         return next_token.decoded_bytes(self.loaded.tokenizer, tokens)
+
+    def modules(self) -> list[Module]:
+        return modules_of(self.loaded)
+
+    def changed_kl(
+        self,
+        changes: Sequence[Change],
+        tokens: Tokens,
+        positions: Sequence[int] | Integers,
+        known: Callable[[Change, Integers], bool],
+        report: Callable[[Change, Integers, Floats], None],
+    ) -> None:
+        Bench(self.loaded, changes, self.options, known, report).read(tokens, positions)
 
     def weights(self) -> Mapping[str, Tensor]:
         if self.loaded.quantization is not None:

@@ -1,0 +1,94 @@
+"""What `klscale sensitivity` shows: the KL of each part of a model quantized alone, and of all parts together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from klscale.science.estimates import Estimate
+from klscale.show import files
+from klscale.show.columns import HEAD, Column, estimate, flat, number, record, table, unit
+from klscale.show.terminal import describe_texts, out, plain, say
+from klscale.studies.sensitivity import OfKind, Part, Sensitivity
+
+MOST = 20
+"""Parts that the terminal shows, the costliest first."""
+
+
+def _alone(part: Part) -> Estimate:
+    return part.kl
+
+
+PART = (
+    Column("part", "The part that is quantized.", value=lambda it: it.name, title="part", words=True),
+    Column("block", "Number of its block; null: it is in none."),
+    Column("modules", "Its linear layers."),
+    Column("n_weights", "Weights that are quantized.", "weights", title="weights"),
+    Column("stored_bytes", "Codes and scales of these.", "bytes"),
+    estimate("kl", "KL from the model to itself with this part quantized.", value=_alone, title="KL ± SE, bits/byte"),
+    estimate("kl_noise", "The same with normal noise of the same norm.", value=lambda it: it.noise, title="noise"),
+    estimate("kl_over_noise", "Their ratio.", "", lambda it: it.over_noise, title="KL / noise"),
+)
+
+OF_KIND = (
+    Column("kind", "How the parts are quantized."),
+    estimate("whole", "KL with all parts quantized."),
+    estimate("total", "Sum of the KLs of the parts."),
+    estimate("additivity", "whole / total, with the paired standard error.", ""),
+    Column("left", "Layers that this kind cannot hold: they are in no part."),
+    Column("parts", "Each part.", within=PART, many=True),
+)
+
+SENSITIVITY = (
+    Column("base", "The model."),
+    Column("by", "What a part is: a module, a layer (attention or MLP) or a block."),
+    *(column for column in HEAD if column.key != "clip"),
+    Column("n_texts", "Texts that were read.", "texts"),
+    Column("n_available", "Texts that fit the window, from which these are drawn at random.", "texts"),
+    Column("seconds", "Time of what was measured now; the rest was kept from before.", "s"),
+    unit(),
+    Column("kinds", "Each kind of quantization.", within=OF_KIND, many=True),
+)
+
+
+def sensitivity_record(found: Sensitivity) -> dict[str, Any]:
+    """The JSON of the result."""
+    return record(SENSITIVITY, found)
+
+
+def save_sensitivity(found: Sensitivity, file: Path) -> None:
+    """A row for each kind and part (.csv, .parquet), or the picture (.png, .svg, .pdf)."""
+    from klscale.show.pictures import sensitivity_grid
+
+    files.save(file, lambda: _rows(found), lambda: sensitivity_grid(found))
+
+
+def _rows(found: Sensitivity) -> list[dict[str, Any]]:
+    return [{"kind": one.kind, **flat(PART, part)} for one in found.kinds for part in one.parts]
+
+
+def print_sensitivity(found: Sensitivity) -> None:
+    """The costliest parts of each kind, and how the parts add up."""
+    out.print(describe_texts(found.texts))
+    out.print(f"Exact next-token KL on {found.n_texts:,} of {found.n_available:,} texts, drawn at random.")
+    for one in found.kinds:
+        ordered = sorted(one.parts, key=lambda part: -part.kl.value)
+        out.print(table(PART, ordered[:MOST], f"\n{plain(found.base)}, one {found.by} at a time as {one.kind}"))
+        if len(ordered) > MOST:
+            rest = sum(part.kl.value for part in ordered[MOST:]) / one.total.value
+            out.print(
+                f"{len(ordered) - MOST:,} more, which add {rest:.0%} of the sum. All: --out FILE.csv", style="dim"
+            )
+        _print_sums(one)
+    out.print(f"\nMeasured in {found.seconds:,.0f} s.", style="dim")
+
+
+def _print_sums(one: OfKind) -> None:
+    say(
+        f"All {len(one.parts):,} together: {number(one.whole)} bits/byte. The parts add up to {number(one.total)}: "
+        f"together they cost {number(one.additivity)} times their sum."
+    )
+    if one.left:
+        first: Sequence[str] = one.left[:1]
+        say(f"{len(one.left)} layers, first of them {plain(first[0])}, have no shape for {one.kind}.", "yellow")

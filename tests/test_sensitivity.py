@@ -55,7 +55,7 @@ def positions_of(texts, n):
 def test_each_module_costs_what_a_naive_loop_says(architecture, make_model, texts, tmp_path):
     wide = {"n_embd": 64} if "gpt2" in architecture else {"hidden_size": 64, "intermediate_size": 96}
     small = make_model(architecture=architecture, **wide)
-    found = klscale.sensitivity(str(small), ["nf4", "int4"], texts, tmp_path / "store", n_texts=4)
+    found = klscale.sensitivity(str(small), ["nf4", "int4"], texts, tmp_path / "store", n_texts=4).found
     chosen = positions_of(texts, 4)
     n_bytes = texts.bytes[chosen].sum()
     for one, way in zip(found.kinds, (quantization._WAYS["nf4"], quantization._WAYS["int4"]), strict=True):
@@ -77,7 +77,7 @@ def test_standard_errors_are_over_documents(small, texts, tmp_path):
     from dataclasses import replace
 
     texts = replace(texts, document=tuple(f"d{n // 2}" for n in range(len(texts))))
-    found = klscale.sensitivity(str(small), "nf4", texts, tmp_path / "store", n_texts=40)
+    found = klscale.sensitivity(str(small), "nf4", texts, tmp_path / "store", n_texts=40).found
     part = found.kinds[0].parts[0]
     nats = naive(small, texts, range(40), {part.name: lambda weight: quantization._WAYS["nf4"](weight)[0]})
     document = np.arange(40) // 2
@@ -87,7 +87,7 @@ def test_standard_errors_are_over_documents(small, texts, tmp_path):
 
 
 def test_noise_has_the_norm_of_the_error(small, texts, tmp_path):
-    found = klscale.sensitivity(str(small), "nf4", texts, tmp_path / "store", n_texts=6, by="block", control=True)
+    found = klscale.sensitivity(str(small), "nf4", texts, tmp_path / "store", n_texts=6, by="block", control=True).found
     from klscale.sources.transformers.changes import _noise
 
     error = torch.randn(64, 96, generator=torch.Generator().manual_seed(1)) ** 3
@@ -118,8 +118,8 @@ def test_the_model_is_left_as_it_was_and_work_is_kept(small, texts, tmp_path):
 
     count = Count()
     options = klscale.Options(progress=count, batch_tokens=64)
-    again = klscale.sensitivity(str(small), "nf4", texts, tmp_path / "cut", n_texts=8, options=options)
-    whole = klscale.sensitivity(str(small), "nf4", texts, tmp_path / "whole", n_texts=8)
+    again = klscale.sensitivity(str(small), "nf4", texts, tmp_path / "cut", n_texts=8, options=options).found
+    whole = klscale.sensitivity(str(small), "nf4", texts, tmp_path / "whole", n_texts=8).found
     assert count.total < 8 * (len(whole.kinds[0].parts) + 1) - 20
     for one, other in zip(again.kinds[0].parts, whole.kinds[0].parts, strict=True):
         assert one.kl.value == pytest.approx(other.kl.value, rel=1e-4)
@@ -128,8 +128,9 @@ def test_the_model_is_left_as_it_was_and_work_is_kept(small, texts, tmp_path):
 
 
 def test_parts_nest(small, texts, tmp_path):
-    parts = {by: klscale.sensitivity(str(small), "nf4", texts, tmp_path / "store", n_texts=2, by=by).kinds[0].parts
-             for by in ("module", "layer", "block")}  # fmt: skip
+    shared = (str(small), "nf4", texts, tmp_path / "store")
+    every = {by: klscale.sensitivity(*shared, n_texts=2, by=by).found for by in ("module", "layer", "block")}
+    parts = {by: found.kinds[0].parts for by, found in every.items()}
     assert [part.block for part in parts["block"]] == [0, 1]
     assert {len(part.modules) for part in parts["module"]} == {1}
     assert len(parts["layer"]) == 4, "attention and MLP of two blocks"
@@ -166,3 +167,40 @@ def test_the_command_prints_and_writes_what_is_measured(small, texts, run, tmp_p
     shown = run("sensitivity", *shared, "--out", tmp_path / "parts.svg").stdout
     assert "together they cost" in shown
     assert "down_proj" in (tmp_path / "parts.svg").read_text(encoding="utf-8")
+
+
+def test_a_budget_is_spent_best(small, texts, run, tmp_path):
+    """Against every assignment, enumerated; the check is that of a naive loop on texts that chose nothing."""
+    import json
+    from itertools import product
+
+    file = tmp_path / "texts.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts.texts), encoding="utf-8")
+    kinds = ["nf4", "int8"]
+    shared = (small, "--texts", file, "--store", tmp_path / "store", "--sample", 4, "--quantize", ",".join(kinds))
+    arguments = ("--by", "layer", "--budget", "6.5bpw", "--recipe", tmp_path / "mix.json")
+    record = json.loads(run("sensitivity", *shared, *arguments, "--json").stdout)
+    mix, parts = record["mix"], [one["parts"] for one in record["kinds"]]
+    weights = [part["n_weights"] for part in parts[0]]
+    best = np.inf
+    for places in product(range(3), repeat=len(weights)):
+        size = sum(16 * n if place == 2 else 8 * parts[place][p]["stored_bytes"]
+                   for p, (place, n) in enumerate(zip(places, weights, strict=True)))  # fmt: skip
+        cost = sum(0 if place == 2 else parts[place][p]["kl"]["value"] for p, place in enumerate(places))
+        if size <= 6.5 * sum(weights):
+            best = min(best, cost)
+    assert mix["promised"]["value"] == pytest.approx(best)
+    assert mix["bits"] <= 6.5
+    assert mix["held_out"]
+    chosen = np.sort(texts.random_order[4:8])
+    changed = {name: (lambda weight, kind=kind: quantization._WAYS[kind](weight)[0])
+               for name, kind in mix["kinds"].items() if kind}  # fmt: skip
+    expected = naive(small, texts, chosen, changed).sum() / texts.bytes[chosen].sum() / np.log(2)
+    assert mix["got"]["value"] == pytest.approx(expected, rel=1e-5)
+    recipe = json.loads((tmp_path / "mix.json").read_text(encoding="utf-8"))
+    assert recipe["kinds"] == mix["kinds"]
+    assert r"^blk\.1\.ffn_down\.weight$=" in " ".join(recipe["llama_cpp"])
+    assert "The mix" in run("sensitivity", *shared, *arguments).stdout
+    refused = run("sensitivity", *shared, "--budget", "3bpw", status=2)
+    assert "smallest of these kinds has" in refused.output
+    assert "no number of bits" in run("sensitivity", *shared, "--budget", "small", status=2).output

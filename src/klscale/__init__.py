@@ -38,7 +38,7 @@ _EXPORTS = {
     "studies.verbs.options": ("Options",),
     "studies.verbs.scale": ("Scale", "scale"),
     "studies.verbs.score": ("Scored", "score"),
-    "studies.verbs.sensitivity": ("sensitivity",),
+    "studies.verbs.sensitivity": ("PartCosts", "sensitivity"),
     "studies.verbs.trajectory": ("Trajectories", "trajectory"),
     "studies.verbs.validate": ("Validation", "validate"),
     "training.callbacks": ("TrainingWatch", "TrajectoryCallback"),

@@ -29,7 +29,7 @@ RECORDS: dict[str, tuple[Column, ...]] = {
     "klscale scale": scale.SCALE,
     "klscale scale --published": scale.PUBLISHED_SCALE,
     "klscale layers": layers.LAYER,
-    "klscale sensitivity": sensitivity.SENSITIVITY,
+    "klscale sensitivity": sensitivity.COSTS,
     "klscale map": maps.MAP,
     "klscale trajectory": trajectories.TRAJECTORIES,
     "klscale validate": (

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from klscale.science.estimates import Estimate
 from klscale.show import files
-from klscale.show.columns import HEAD, Column, estimate, flat, number, record, table, unit
+from klscale.show.columns import HEAD, Column, estimate, flat, number, record, table, unit, within
 from klscale.show.terminal import describe_texts, out, plain, say
+from klscale.studies.budget import Mix
 from klscale.studies.sensitivity import OfKind, Part, Sensitivity
+from klscale.studies.verbs.sensitivity import PartCosts
 
 MOST = 20
 """Parts that the terminal shows, the costliest first."""
@@ -52,9 +55,67 @@ SENSITIVITY = (
 )
 
 
-def sensitivity_record(found: Sensitivity) -> dict[str, Any]:
+UNIFORM = (
+    Column("kind", "All parts as this kind.", title="quantized as", words=True),
+    Column("bits", "Bits of a weight of the linear layers.", "bits", title="bits/weight"),
+    estimate("kl", "KL from the model.", value=lambda it: it.kl, title="KL ± SE, bits/byte"),
+    estimate(
+        "difference",
+        "KL of the mix less this, paired.",
+        value=lambda it: it.difference,
+        title="mix less this",
+        cell=lambda it: number(it.difference, sign=True),
+    ),
+)
+MIX = (
+    Column("budget", "Bits of a weight of the linear layers, at most; embeddings are not counted.", "bits"),
+    Column("bits", "Bits of a weight that the mix takes.", "bits"),
+    Column("kinds", "The kind of each linear layer; null: left in 16 bits."),
+    estimate("promised", "Sum of the KLs of the parts of the mix, on the texts that chose them."),
+    estimate("got", "KL of the whole mix, on the texts that check it."),
+    Column("n_texts", "Texts that check it.", "texts"),
+    Column("held_out", "Whether these are other texts than those that chose the mix."),
+    Column("uniform", "Each kind alone, on the same texts.", within=UNIFORM, many=True),
+)
+COSTS = (
+    *within(SENSITIVITY, lambda it: it.found),
+    Column("mix", "The mix within the budget; null: none was asked for.", within=MIX),
+)
+"""Of a `PartCosts`."""
+
+
+def sensitivity_record(costs: PartCosts) -> dict[str, Any]:
     """The JSON of the result."""
-    return record(SENSITIVITY, found)
+    return record(COSTS, costs)
+
+
+def save_recipe(costs: PartCosts, file: Path) -> None:
+    """The mix as JSON for other tools."""
+    from klscale.show.recipes import recipe
+
+    assert costs.mix is not None
+    files.save_json(file, recipe(costs.mix, str(costs.found.bench.reader.attributes.get("type", ""))))
+
+
+def print_mix(mix: Mix) -> None:
+    """Which kinds the mix has, what it promised and got, and the kinds alone beside it."""
+    counts = Counter(kind or "16 bits" for kind in mix.kinds.values())
+    out.print(
+        f"\nWithin {mix.budget:g} bits per weight of the linear layers: a mix of {mix.bits:.2f} bits", style="bold"
+    )
+    say(", ".join(f"{count:,} modules as {kind}" for kind, count in counts.most_common()) + ".")
+    where = f"{mix.n_texts:,} other texts" if mix.held_out else "the same texts, for want of others"
+    say(f"Promised, as the sum of parts: {number(mix.promised)} bits/byte. Measured on {where}: {number(mix.got)}.")
+    out.print(table(UNIFORM, mix.uniform))
+    fitting = [one for one in mix.uniform if one.bits <= mix.budget + 1e-9]
+    if not fitting:
+        say("No kind alone fits this budget.")
+        return
+    best = min(fitting, key=lambda one: one.kl.value)
+    low, high = best.difference.interval
+    verdict = "is nearer to the model than" if high < 0 else "is farther from the model than" if low > 0 else None
+    said = f"The mix {verdict}" if verdict else "Within the error the mix is as near to the model as"
+    say(f"{said} {best.kind} alone, the best kind that fits the budget.")
 
 
 def save_sensitivity(found: Sensitivity, file: Path) -> None:

@@ -42,6 +42,7 @@ class Part:
     are of the quantized weights."""
 
     name: str
+    kind: str
     block: int | None
     modules: tuple[str, ...]
     n_weights: int
@@ -49,6 +50,11 @@ class Part:
     kl: Estimate
     noise: Estimate | None = None
     over_noise: Estimate | None = None
+
+    @property
+    def change(self) -> Change:
+        """What it is measured by."""
+        return change_of(self.name, dict.fromkeys(self.modules, self.kind))
 
     @property
     def short(self) -> str:
@@ -68,6 +74,11 @@ class OfKind:
     total: Estimate
     additivity: Estimate
     left: tuple[str, ...] = ()
+
+    @property
+    def change(self) -> Change:
+        """All parts together."""
+        return change_of(WHOLE, {module: self.kind for part in self.parts for module in part.modules})
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,6 +177,7 @@ def _of_kind(bench: Bench, kind: str, parts: Mapping[str, Sequence[Module]], cho
     def part(name: str, modules: Sequence[Module]) -> Part:
         return Part(
             name,
+            kind,
             modules[0].block,
             tuple(module.name for module in modules),
             sum(module.n_weights for module in modules),

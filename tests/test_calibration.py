@@ -19,14 +19,13 @@ from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.show.calibration import calibration_record, print_calibration
 from klscale.sources.source import ReaderOptions, Sources, require_one_tokenizer
-from klscale.sources.tokens import Tokens
+from klscale.sources.tokens import Tokens, decoded_bytes
 from klscale.sources.transformers import next_token
 from klscale.sources.transformers.engine import Engine
 from klscale.sources.transformers.files import resolve
 from klscale.sources.transformers.load import LoadedModel, load
 from klscale.sources.transformers.next_token import (
     compare_next_tokens,
-    decoded_bytes,
     sample_texts,
 )
 from klscale.sources.transformers.tokens import tokenize
@@ -281,6 +280,8 @@ def test_samples_have_the_models_own_probabilities():
     state = torch.random.get_rng_state()
     tokens = as_tokens([(0, 1, 1, 1)] * 6000)
     drawn = sample_texts(engine, tokens, range(6000), 3, LETTERS)
+    engine.batch_tokens //= 3  # the batches change nothing
+    assert (sample_texts(engine, tokens, range(100), 3, LETTERS).ids == drawn.ids[:400]).all()
     assert torch.equal(torch.random.get_rng_state(), state)
     assert engine.model.generation_config.to_dict() == before
     rows = drawn.ids.reshape(6000, 4)
@@ -333,7 +334,8 @@ def test_bytes_of_decoded_tokens():
     rows = [tokenizer(text)["input_ids"] for text in texts]
     vocabulary = tokenizer.get_vocab()
     rows.append([*rows[0], vocabulary["ÿ"], vocabulary["ÿ"], vocabulary["<s>"], *rows[0][1:]])  # two bytes 0xFF
-    assert decoded_bytes(tokenizer, as_tokens(rows)).tolist() == [4, 17, 10]
+    decoded = tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert decoded_bytes(decoded).tolist() == [4, 17, 10]
 
 
 # --------------------------------------------------------------------------------------------------------- calibration

@@ -33,6 +33,7 @@ _EXPORTS = {
     "studies.trajectories": ("analyse_run", "analyse_runs", "find_runs", "over_seeds"),
     "studies.validity": ("compare_text_sets", "text_sensitivity"),
     "studies.verbs.compare": ("Comparison", "compare"),
+    "studies.verbs.draw": ("DrawnTexts", "draw_texts"),
     "studies.verbs.layers": ("Layers", "layers"),
     "studies.verbs.map": ("StoreMap",),
     "studies.verbs.options": ("Options",),

@@ -62,7 +62,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="How far apart are two language models, and is that a lot? KL divergence in bits per byte, with error bars.",
 )
-texts_app = typer.Typer(cls=_Commands, no_args_is_help=True, help="Text sets: list, inspect, build, freeze a clip.")
+texts_app = typer.Typer(
+    cls=_Commands, no_args_is_help=True, help="Text sets: list, inspect, build, draw from a model, freeze a clip."
+)
 app.add_typer(texts_app, name="texts")
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -87,6 +89,7 @@ TEXTS_COMMANDS: dict[str, Callable[..., None]] = {
     "list": text_sets.list_command,
     "info": text_sets.info,
     "build": text_sets.build,
+    "draw": text_sets.draw,
     "clip": text_sets.clip,
 }
 for name in COMMANDS:

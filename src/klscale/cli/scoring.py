@@ -166,7 +166,7 @@ def compare(
     with at_work(options) as how:
         found = compare(models, reference=reference, precision=wanted, options=how)
     print_failures(found.outcomes)
-    compared = rows(found.vectors, found.pairs, found.measured, found.sequential)
+    compared = rows(found.vectors, found.pairs, found.measured, found.sequential, found.drawn)
     if as_json:
         print_json(records(compared))
     else:

@@ -1,18 +1,26 @@
-"""Commands on text sets: list, info, build, clip."""
+"""Commands on text sets: list, info, build, draw, clip."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from klscale.cli.options import JsonOption, StoreOptions, at_work
+from klscale.cli.options import DrawOptions, JsonOption, StoreOptions, at_work
 from klscale.errors import InputError
 from klscale.show.columns import Column, lines, records, table
 from klscale.show.files import whole
 from klscale.show.terminal import describe_texts, out, plain, print_json
+
+def _origin(head: Mapping[str, Any]) -> str:
+    if head["external"]:
+        return "log-likelihoods only"
+    drawn = head["drawn"]
+    return "" if drawn is None else f"written by {plain(drawn.get('author'))}, seed {plain(drawn.get('seed'))}"
+
 
 TEXT_SET = (
     Column("", title="name", cell=lambda it: plain(it["name"]), words=True, importance=2),
@@ -20,7 +28,7 @@ TEXT_SET = (
     Column("", title="texts", cell=lambda it: f"{it['n_texts']:,}"),
     Column("", title="mean bytes", cell=lambda it: f"{it['mean_bytes']:.1f}"),
     Column("", title="clip, nats", cell=lambda it: "" if it["clip"] is None else f"{it['clip']:.1f}"),
-    Column("", title=" ", cell=lambda it: "log-likelihoods only" if it["external"] else "", words=True),
+    Column("", title=" ", cell=_origin, words=True),
 )
 """Of the head of a text set."""
 
@@ -106,6 +114,51 @@ def build(
         return
     out.print(describe_texts(built))
     out.print(f"Wrote {plain(file)}. Next: klscale score REF... --texts {plain(file)}")
+
+
+def draw(
+    model: Annotated[str, typer.Argument(metavar="REF", help="The model that writes the texts.")],
+    texts_of: Annotated[
+        str | None,
+        typer.Option("--texts-of", metavar="NAME|FILE", help="Begin as texts of this set do, with about 32 bytes."),
+    ] = None,
+    prompts: Annotated[
+        str | None, typer.Option("--prompts", metavar="NAME|FILE", help="Begin with whole texts of this set.")
+    ] = None,
+    n_texts: Annotated[int, typer.Option("-n", min=2, metavar="N", help="Number of texts to draw.")] = 500,
+    n_bytes: Annotated[int, typer.Option("--bytes", min=1, metavar="N", help="Length of a text in UTF-8 bytes.")] = 512,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the draws.")] = 0,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of the set. Default: from REF and seed.")
+    ] = None,
+    *,
+    options: DrawOptions,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw a text set from a model, at temperature 1 and with nothing cut off. On it `klscale compare` shows KL from
+    this model to any other, across tokenizers."""
+    from klscale.studies.verbs.draw import draw_texts
+
+    given = texts_of or prompts
+    if given is None or (texts_of and prompts):
+        raise InputError("Give either --texts-of or --prompts.", remedy=f"klscale texts draw {model} --texts-of pocket")
+    with at_work(options) as how:
+        found = draw_texts(
+            model, given, whole_prompts=texts_of is None, n_texts=n_texts, n_bytes=n_bytes, seed=seed, name=name,
+            options=how,
+        )  # fmt: skip
+    texts = found.texts
+    if as_json:
+        print_json(
+            {"name": texts.name, "id": texts.id, "n_texts": len(texts), "mean_bytes": texts.mean_bytes,
+             "drawn": texts.drawn}
+        )  # fmt: skip
+        return
+    out.print(describe_texts(texts))
+    out.print(f"{found.n_drawn:,} drawn; left out: {found.changed:,} that are read again as other tokens, "
+              f"{found.ended:,} that ended at once.")  # fmt: skip
+    where = f"--texts {plain(texts.name)} --store {plain(found.store.location)}"
+    out.print(f"Next: klscale compare {plain(model)} REF {where}", soft_wrap=True)
 
 
 def clip(

@@ -80,7 +80,7 @@ class Cuts:
         return np.repeat(np.arange(len(self.bytes)), np.diff(self.first))
 
 
-def cut_texts(texts: Sequence[str]) -> Cuts:
+def cut_texts(texts: Sequence[str], given: Integers | None = None) -> Cuts:
     """The cuts of some texts, the same on every machine: about every 32 bytes, where tokenizers of nearly every kind
     have a boundary (SCIENCE, 10.1).
 
@@ -88,11 +88,13 @@ def cut_texts(texts: Sequence[str]) -> Cuts:
     16 from the end: before a single space between two characters that are no whitespace. Where there is none, it is
     the nearest character boundary, if possible one that separates no accent, no joined emoji and no CR LF. What is
     shorter than 48 bytes is not cut.
+
+    A text whose first `given` bytes (N,) are a prompt has its first cut behind them, and the rule goes on from there.
     """
     lengths, cuts = [np.empty(0, dtype=np.int64)], [np.empty((0, 2), dtype=np.int64)]
     done = 0
     for block in _blocks(texts):
-        size, found = _cut(block)
+        size, found = _cut(block, np.zeros(len(block), np.int64) if given is None else given[done : done + len(block)])
         lengths.append(size)
         cuts.append(found + np.array([done, 0]))
         done += len(block)
@@ -110,8 +112,9 @@ def _changes(values: NDArray[Any]) -> Integers:
     return np.flatnonzero(np.diff(values)) + 1
 
 
-def _cut(texts: Sequence[str]) -> tuple[Integers, Integers]:
-    """Lengths in bytes (n,) of some texts, and their cuts (C, 2): text and byte offset, in order."""
+def _cut(texts: Sequence[str], given: Integers) -> tuple[Integers, Integers]:
+    """Lengths in bytes (n,) of some texts, and their cuts (C, 2): text and byte offset, in order. The first of a text
+    is behind the bytes that are `given` (n,)."""
     characters, place, begin = _characters(texts)
     begin, end = begin[:-1], begin[1:]
     before, after = np.roll(characters, 1), np.roll(characters, -1)
@@ -122,7 +125,8 @@ def _cut(texts: Sequence[str]) -> tuple[Integers, Integers]:
     joined |= (before == JOINER) | ((characters == 0x0A) & (before == 0x0D))
     kinds = place[space], place[~joined], place  # a place wanted is never the first or last of a text
 
-    last, active, found = begin.copy(), np.arange(len(texts)), [np.empty((0, 2), dtype=np.int64)]
+    prompted = np.flatnonzero(given)
+    last, active, found = begin + given, np.arange(len(texts)), [np.stack([prompted, given[prompted]], axis=1)]
     while (active := active[end[active] - last[active] >= SPAN + SHORTEST]).size:
         low, high = last[active] + SHORTEST, np.minimum(last[active] + LONGEST, end[active] - SHORTEST)
         cut = np.full(len(active), -1)

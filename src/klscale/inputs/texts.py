@@ -50,6 +50,10 @@ class TextSet:
     `bytes` (N,) are UTF-8 lengths. `domain` and `document` label the texts where known; texts of one document are
     not independent. `clip` (nats) is the frozen lower limit for log-likelihoods, or None. An *external* set knows
     the lengths but not the texts: log-likelihoods that came from elsewhere.
+
+    `prompt_bytes` (N,) are those at the beginning of each text that were given to the model that wrote the rest, for
+    texts drawn from a model. `drawn` says from which, and how: `author` (reference), `key` (of its vector), `seed`,
+    `prompts`, counts of what was left out, and versions.
     """
 
     name: str
@@ -60,12 +64,14 @@ class TextSet:
     clip: float | None = None
     id: str = ""
     labels: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    prompt_bytes: Integers | None = None
+    drawn: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not self.id:
             if self.texts is None:
                 raise ValueError("an external text set needs an id")
-            object.__setattr__(self, "id", content_id(text.encode() for text in self.texts))
+            object.__setattr__(self, "id", text_set_id(self.texts, self.prompt_bytes))
 
     @classmethod
     def from_texts(cls, name: str, texts: Sequence[str], **labels: Any) -> TextSet:
@@ -92,8 +98,8 @@ class TextSet:
 
     @cached_property
     def cuts(self) -> Cuts | None:
-        """Where the texts are cut into spans; None for an external set. The texts alone fix it."""
-        return None if self.texts is None else cut_texts(self.texts)
+        """Where the texts are cut into spans; None for an external set. The texts and their prompts alone fix it."""
+        return None if self.texts is None else cut_texts(self.texts, self.prompt_bytes)
 
     def sample(self, n: int | None) -> Integers:
         """The first n texts of the random order, or all (None), in the order of the set."""
@@ -118,10 +124,18 @@ class TextSet:
         for s in range(len(self)):
             record: dict[str, Any] = {} if self.texts is None else {"text": self.texts[s]}
             record["bytes"] = int(self.bytes[s])
+            if self.prompt_bytes is not None:
+                record["prompt_bytes"] = int(self.prompt_bytes[s])
             for key, values in (("domain", self.domain), ("document", self.document), *self.labels.items()):
                 if values is not None:
                     record[key] = values[s]
             yield record
+
+
+def text_set_id(texts: Iterable[str], prompt_bytes: Integers | None = None) -> str:
+    """The id of a text set: of its texts, their order, and their prompts where they have some."""
+    prompts = [] if prompt_bytes is None else [prompt_bytes.astype("<i8").tobytes()]
+    return content_id([*(text.encode() for text in texts), *prompts])
 
 
 def content_id(parts: Iterable[bytes]) -> str:
@@ -139,7 +153,8 @@ def content_id(parts: Iterable[bytes]) -> str:
 def load_texts(source: str | os.PathLike[str] | TextSet, *, progress: Progress = SILENT) -> TextSet:
     """N texts in a fixed order, by name (`pile-10k`, `pocket`) or from a file or fsspec URL.
 
-    `.jsonl` (also `.gz`, `.zst`): one JSON object a line with a `text` field, and `domain`, `document` if known.
+    `.jsonl` (also `.gz`, `.zst`): one JSON object a line with a `text` field, and `domain`, `document` if known;
+    `prompt_bytes` of texts that a model wrote, from there on.
     `.parquet`: the same as columns (`hf://datasets/...` reads one of the Hugging Face hub). `.txt`: one text a line.
 
     Raises InputError for a file that cannot be used, naming the line, and KlscaleError when a download fails.
@@ -191,6 +206,7 @@ def _read(spec: str, name: str) -> TextSet:
             domain=label("domain", "pile_set_name"),
             document=label("document", "pile_idx"),
             clip=PILE_CLIP if is_pile else None,
+            prompt_bytes=_prompts(spec, records),
         )
     except UnicodeEncodeError as error:
         raise InputError(
@@ -198,6 +214,28 @@ def _read(spec: str, name: str) -> TextSet:
             f"{error.reason} ({error.object[:40]!r}).",
             "Delete that record.",
         ) from error
+
+
+def _prompts(spec: str, records: Sequence[Mapping[str, Any]]) -> Integers | None:
+    """The bytes at the beginning of each text that were given to its author; None where they are not known."""
+    values = [record.get("prompt_bytes") for record in records]
+    if None in values:
+        return None
+    for n, (value, record) in enumerate(zip(values, records, strict=True), 1):
+        if not is_prompt(value, record["text"]):
+            raise InputError(
+                f"{spec}, text {n}: prompt_bytes {str(value)[:40]!r} is no place in the text.",
+                "It counts the bytes in front that were given to the model which wrote the rest.",
+                "Mend it, or leave `prompt_bytes` out.",
+            )
+    return np.array(values, dtype=np.int64)
+
+
+def is_prompt(value: Any, text: str) -> bool:
+    """Whether a value is a number of bytes after which a text goes on, with a whole character."""
+    data = text.encode()
+    whole = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(data)
+    return whole and data[value] & 0xC0 != 0x80
 
 
 def _records(spec: str) -> list[dict[str, Any]]:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
 from typing import Any
 
 from klscale.inputs.references import WEIGHTS_ONLY
 from klscale.inputs.texts import TextSet
+from klscale.science.drawn import DrawnKL
 from klscale.science.estimates import Estimate, format_estimate
 from klscale.science.reported import WHOLE_TEXTS, ReportedKL
 from klscale.show import cautions, next_tokens, sizes
 from klscale.show import precision as looks
 from klscale.show.cautions import Around, Measured
-from klscale.show.columns import BITS, HEAD, Column, estimate, number, table, within
+from klscale.show.columns import BITS, HEAD, Column, estimate, interval, number, table, within
 from klscale.show.columns import records as records_of
 from klscale.show.pairs import PAIR, marked, print_estimators
 from klscale.show.sizes import megabytes, size_column
@@ -49,6 +50,7 @@ class Compared:
     others: Callable[[], list[Beside]]
     sizes: tuple[Size | None, Size | None]
     precise: SequentialComparison | None = None
+    drawn: FromAuthor | None = None
 
     @property
     def verdict(self) -> str:
@@ -62,6 +64,15 @@ class Compared:
             return f"neither is better within the error ({format_estimate(value, error, sign=True)} bits/byte)"
         better = self.a if value > 0 else self.b
         return f"{plain(better)} is better by {format_estimate(abs(value), error)} bits/byte"
+
+
+@dataclass(frozen=True)
+class FromAuthor:
+    """KL from the model that wrote the texts to another."""
+
+    author: str
+    other: str
+    kl: DrawnKL
 
 
 @dataclass(frozen=True)
@@ -112,10 +123,38 @@ BY_SAMPLED_TOKENS = (
 )  # fmt: skip
 """Of a `SampledKL`."""
 
+DRAWN = (
+    Column("author", "The model that wrote the texts; null: neither did."),
+    Column("", title="KL from", cell=lambda it: plain(it.author), words=True),
+    Column("", title="to", cell=lambda it: plain(it.other), words=True),
+    estimate(
+        "drawn_kl",
+        "KL from the author to the other model on the part of the texts that it wrote.",
+        value=lambda it: it.kl.estimate,
+        title="KL ± SE, bits/byte",
+        cell=lambda it: number(it.kl.estimate),
+    ),
+    Column(
+        "drawn_by", "What that is by: `sampled tokens` or `log-ratios`.", value=lambda it: it.kl.by, title="by",
+        words=True,
+    ),
+    Column("", title="95 % interval", cell=lambda it: interval(it.kl.estimate)),
+    estimate(
+        "drawn_log_ratios",
+        "The same by log-ratios of the two models, their mean over texts.",
+        value=lambda it: it.kl.log_ratios,
+        title="by log-ratios",
+        cell=lambda it: number(it.kl.log_ratios),
+    ),
+    Column("", title="texts", cell=lambda it: f"{it.kl.log_ratios.n_texts:,}"),
+)  # fmt: skip
+"""Of a `FromAuthor`."""
+
 COMPARED = (
     *PAIR,
     *within(BY_SPANS, lambda it: it.measured.kl.spans),
     *within(BY_SAMPLED_TOKENS, lambda it: it.measured.kl.sampled_tokens),
+    *within([replace(column, title="") for column in DRAWN if column.key], lambda it: it.drawn),
     Column("setting", "The setting of the scale that this pair is of; null: none."),
     Column("placed", "Where the KL lies on the scale of these texts, in words; null: there is none."),
     estimate("bits_per_byte_a", "How well a predicts the texts; less is better.", value=lambda it: it.of_a),
@@ -146,9 +185,10 @@ def rows(
     pairs: Mapping[tuple[str, str], ReportedKL],
     measured: Sequence[Setting],
     precise: SequentialComparison | None = None,
+    drawn: Mapping[tuple[str, str], DrawnKL] = {},
 ) -> list[Compared]:
     """Each pair of models beside each other, with its KL; `measured` is the scale of the store. `precise` is the
-    comparison to a wanted precision that the KLs come from, if any."""
+    comparison to a wanted precision that the KLs come from, if any; `drawn` the KLs from the author of the texts."""
     around, attributes = Around(vectors), vectors.attributes
     alike = cache(vectors.on_common_texts)
 
@@ -170,6 +210,7 @@ def rows(
             lambda: beside(alike(), a, b),
             (vectors.size(a), vectors.size(b)),
             precise,
+            next((FromAuthor(*way, drawn[way]) for way in ((a, b), (b, a)) if way in drawn), None),
         )
 
     return [row(a, b, kl) for (a, b), kl in pairs.items()]
@@ -202,6 +243,7 @@ def print_comparison(vectors: Vectors, compared: Sequence[Compared]) -> None:
     out.print(describe_texts(vectors.texts))
     out.print(table(COMPARED, compared, "\nKL"))
     print_estimators(row.measured for row in compared)
+    _print_drawn(vectors.texts, [row.drawn for row in compared if row.drawn is not None])
     _print_levels(vectors)
     if has_ladder(vectors, [(row.a, row.b) for row in compared]):
         print_ladder(vectors)
@@ -228,6 +270,19 @@ def print_comparison(vectors: Vectors, compared: Sequence[Compared]) -> None:
         )
     if compared[0].precise is not None:
         looks.print_precision(compared[0].precise)
+
+
+def _print_drawn(texts: TextSet, drawn: Sequence[FromAuthor]) -> None:
+    """KL from the author of the texts."""
+    if not drawn or texts.drawn is None:
+        return
+    out.print(table(DRAWN, drawn, "\nFrom the model that wrote the texts"))
+    changed = int(texts.drawn.get("changed", 0)) / max(1, int(texts.drawn.get("n_drawn", 0)))
+    out.print(
+        "Exact in expectation, of what was drawn alone, on texts that are read as the tokens drawn"
+        f" ({changed:.1%} were not).",
+        style="dim",
+    )
 
 
 def _detail(kl: ReportedKL) -> str | None:

@@ -24,6 +24,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import numpy as np
+from numpy.typing import NDArray
 
 from klscale.errors import InputError, nearest
 from klscale.inputs.attributes import attributes_of
@@ -45,7 +46,7 @@ from klscale.sources.source import (
     versions,
     within_window,
 )
-from klscale.sources.tokens import Tokens
+from klscale.sources.tokens import REPLACED, Tokens
 from klscale.vectors.draws import Sampling
 from klscale.vectors.scores import Scores, Values
 
@@ -295,20 +296,30 @@ class MockReader(Reader):
         seed: int,
         n_ids: int,
         advance: Callable[[int], None] = lambda _: None,
+        *,
+        more: Integers | None = None,
     ) -> Tokens:
-        generator, cumulative = np.random.default_rng(seed), self.chain.p.cumsum(axis=1)
+        cumulative = self.chain.p.cumsum(axis=1)
         drawn = []
-        for position in positions:
-            ids = tokens.of(int(position)).copy()
-            for n in range(2, len(ids)):
-                ids[n] = np.searchsorted(cumulative[ids[n - 1]], generator.random() * cumulative[ids[n - 1], -1])
+        for place, position in enumerate(positions):
+            ids = tokens.of(int(position))
+            first, length = (2, len(ids)) if more is None else (len(ids), len(ids) + int(more[place]))
+            ids = np.resize(ids, length)
+            uniform = np.random.default_rng([seed, int(position)]).random(length)
+            for n in range(first, length):
+                ids[n] = np.searchsorted(cumulative[ids[n - 1]], uniform[n] * cumulative[ids[n - 1], -1])
             drawn.append(ids)
             advance(1)
-        return Tokens(np.concatenate(drawn), np.concatenate([[0], np.cumsum([len(ids) for ids in drawn])]), 0.0)
+        return Tokens.from_rows(drawn)
 
-    def decoded_bytes(self, tokens: Tokens) -> Integers:
-        sizes = np.array([*map(len, vocabulary(self.parameters.tokens)), 0])
-        return np.add.reduceat(sizes[tokens.ids], tokens.starts[:-1])
+    def decode(self, tokens: Tokens) -> list[str]:
+        words = [*vocabulary(self.parameters.tokens), b""]
+        each = (tokens.of(s).tolist() for s in range(len(tokens.lengths)))
+        whole = (b"".join(words[n] for n in ids).decode(errors="surrogateescape") for ids in each)
+        return [text.translate(dict.fromkeys(range(0xDC80, 0xDD00), REPLACED)) for text in whole]
+
+    def is_special(self, ids: NDArray[np.int32]) -> NDArray[np.bool_]:
+        return np.asarray(ids == self.n_vocabulary)
 
 
 class MockRepeatRuns(RepeatRuns):

@@ -298,13 +298,21 @@ class Reader(ABC):
         seed: int,
         n_ids: int,
         advance: Callable[[int], None] = lambda _: None,
+        *,
+        more: Integers | None = None,
     ) -> Tokens:
         """A text drawn from the model for each of these texts, in their order: it begins as the text does, has as many
-        tokens, and uses the first `n_ids` ids (capability NEXT_TOKENS)."""
+        tokens, and uses the first `n_ids` ids. With `more` (n,) it goes on where the text ends, by so many tokens
+        (capability NEXT_TOKENS)."""
         raise self.source.unsupported(self.ref, NEXT_TOKENS)
 
-    def decoded_bytes(self, tokens: Tokens) -> Integers:
-        """UTF-8 length (N,) of the text that the tokens of each text stand for (capability NEXT_TOKENS)."""
+    def decode(self, tokens: Tokens) -> list[str]:
+        """The text that the tokens of each text stand for, special tokens left out, with U+FFFD for bytes that are no
+        character (capability NEXT_TOKENS)."""
+        raise self.source.unsupported(self.ref, NEXT_TOKENS)
+
+    def is_special(self, ids: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """Which ids (T,) stand for no text, such as an end of text (capability NEXT_TOKENS)."""
         raise self.source.unsupported(self.ref, NEXT_TOKENS)
 
     def modules(self) -> list[Module]:

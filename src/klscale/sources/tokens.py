@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -14,6 +14,15 @@ from klscale.inputs.spans import TokenSpans, assign_tokens, pack
 from klscale.inputs.texts import TextSet, content_id
 from klscale.science.arrays import Floats, Integers
 from klscale.vectors.scores import GIVEN, SPANS, Ragged, Values
+
+REPLACED = "\N{REPLACEMENT CHARACTER}"
+"""What stands for bytes that are no character, where tokens are decoded."""
+
+
+def decoded_bytes(texts: Sequence[str]) -> Integers:
+    """UTF-8 length (N,) of decoded texts. The mark of a byte that is no character is three bytes long, and counts as
+    one."""
+    return np.array([len(text.encode()) - 2 * text.count(REPLACED) for text in texts], dtype=np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +59,12 @@ class Tokens:
         what is `counted`."""
         assert texts.cuts is not None
         return cls(ids, starts, not_round_trip, begin, assign_tokens(texts.cuts, starts, begin, end), **counted)
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[NDArray[np.int32]]) -> Tokens:
+        """The tokens of texts of which nothing else is known, a row for each."""
+        starts = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
+        return cls(np.concatenate([*rows, np.empty(0, np.int32)]).astype(np.int32), starts, 0.0)
 
     @cached_property
     def key(self) -> str:

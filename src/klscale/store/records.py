@@ -26,7 +26,7 @@ from klscale.errors import InputError
 from klscale.inputs.attributes import NUMBERS
 from klscale.inputs.references import ModelRef
 from klscale.inputs.spans import are_packed
-from klscale.inputs.texts import TextSet, content_id
+from klscale.inputs.texts import TextSet, content_id, is_prompt, text_set_id
 from klscale.limits import VECTOR_BYTES, VECTOR_LAYERS
 from klscale.science.kl import KL
 from klscale.store.files import SEAL, UnreadableError, require_seal, sealed
@@ -265,6 +265,7 @@ HEAD = {
     "mean_bytes": required(NUMBER),
     "clip": Field("a finite number below 0", lambda value: _is_finite(value) and value < 0),
     "external": required(Field("true or false", lambda value: isinstance(value, bool))),
+    "drawn": MAPPING,
 }
 """What a store says of a text set beside its texts."""
 
@@ -278,6 +279,7 @@ def head_of(texts: TextSet) -> dict[str, Any]:
         "mean_bytes": texts.mean_bytes,
         "clip": texts.clip,
         "external": texts.external,
+        "drawn": None if texts.drawn is None else dict(texts.drawn),
     }
 
 
@@ -318,7 +320,11 @@ def texts_from_lines(data: bytes, head: Mapping[str, Any]) -> TextSet:
     names = _require_lines(records, external=head["external"])
     columns = {name: tuple(record[name] for record in records) for name in names}
     sizes, texts = columns.pop("bytes"), columns.pop("text", None)
-    if texts is not None and content_id(text.encode() for text in texts) != head["id"]:
+    given = columns.pop("prompt_bytes", None) if texts is not None else None
+    if given is not None and not all(map(is_prompt, given, texts or ())):
+        raise UnreadableError("has 'prompt_bytes' that are no places in the texts")
+    prompts = None if given is None else np.array(given, dtype=np.int64)
+    if texts is not None and text_set_id(texts, prompts) != head["id"]:
         raise UnreadableError("does not hold the texts that its id stands for")
     if texts is not None and (wrong := [s for s, text in enumerate(texts) if len(text.encode()) != sizes[s]]):
         raise UnreadableError(f"gives text {wrong[0] + 1} a length that is not its own")
@@ -331,6 +337,8 @@ def texts_from_lines(data: bytes, head: Mapping[str, Any]) -> TextSet:
         domain=columns.pop("domain", None),
         document=columns.pop("document", None),
         labels=columns,
+        prompt_bytes=prompts,
+        drawn=head["drawn"],
     )
 
 

@@ -29,7 +29,7 @@ from klscale.science.clip import common_texts
 from klscale.science.estimates import Estimate, cluster_codes, n_clusters, standard_error_of_mean
 from klscale.science.kl import KL, LOG_2, bits_per_byte, kl
 from klscale.sources.source import NEXT_TOKENS, NextTokens, Reader, ReaderOptions, Sources, require_one_tokenizer
-from klscale.sources.tokens import Tokens
+from klscale.sources.tokens import Tokens, decoded_bytes
 from klscale.store.store import Entry, Store
 from klscale.vectors.vectors import Vectors
 
@@ -344,7 +344,7 @@ class _Bench:
         for n, (entry, reader) in enumerate(zip((a, b), readers, strict=True)):
             drawn = self._draw(entry, reader, tokens, text, n_ids, advance)
             along = first.compare_next_tokens(second, drawn, range(len(text)), advance)
-            drawn_bytes.append(reader.decoded_bytes(drawn))
+            drawn_bytes.append(decoded_bytes(reader.decode(drawn)))
             drawn_exact.append(per_text(along.text, (along.forward, along.backward)[n]))
             drawn_difference.append(per_text(along.text, np.subtract(*along.log_likelihood)))
         draws = text_draws(len(text), self.texts.documents_of(text), resamples=RESAMPLES)

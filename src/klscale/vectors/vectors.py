@@ -23,6 +23,7 @@ from klscale.inputs.texts import TextSet, content_id
 from klscale.science.arrays import Floats, Integers
 from klscale.science.bootstrap import RESAMPLES, resampled_kl
 from klscale.science.clip import beyond_clip_limit, clip_for_all, common_texts, moved_by_clip
+from klscale.science.drawn import LOG_RATIOS, DrawnKL, log_ratio_kl
 from klscale.science.estimates import Estimate
 from klscale.science.kl import KLMatrix, bits_per_byte, coordinates, kl_difference, kl_matrix, shift_cosine
 from klscale.science.reported import SAMPLED_TOKENS, SPANS, WHOLE_TEXTS, ReportedKL
@@ -384,6 +385,56 @@ class Vectors:
         found = self._sampled_together(lambda row: row.read())  # not kept: all of them are large
         values = np.stack(found.log_probability)
         return sampled_kl_matrix(values, found.draws, documents=self.texts.document, labels=self.names)
+
+    def drawn_kl(self, author: str | ModelRef, other: str | ModelRef) -> DrawnKL:
+        """KL(author, other) in bits per byte with its standard error, on texts that were drawn from `author`. Exact in
+        expectation, also between tokenizers. Only what was drawn counts, not the prompts.
+
+        Texts are left out in which one of the tokenizers joins the end of the prompt with what follows. Raises
+        InputError for texts that were not drawn, for models without spans, and where fewer than two texts are left.
+        """
+        if self.texts.prompt_bytes is None:
+            what = f"The texts of {self.texts.name} were not drawn from a model."
+            raise InputError(what, remedy=f"klscale texts draw {author} --texts-of {self.texts.name}")
+        pair = self.subset([author, other])
+        size = self.texts.bytes - self.texts.prompt_bytes
+        a, b = pair._drawn_parts(self.texts.prompt_bytes)
+        left = ~np.isnan(a - b)
+        if left.sum() < 2:
+            what = f"{author} and {other} have {left.sum()} texts in common whose prompts both can tell from the rest."
+            raise InputError(what, remedy="Draw with prompts that end where a word does.")
+        by_ratios = log_ratio_kl(a, b, size, documents=self.texts.document)
+        if (sampled := pair._drawn_sampled(size)) is not None:
+            return DrawnKL(sampled, SAMPLED_TOKENS, by_ratios)
+        return DrawnKL(by_ratios, LOG_RATIOS, by_ratios)
+
+    def _drawn_parts(self, prompt_bytes: Integers) -> Floats:
+        """Log-likelihoods (K, N) in nats of what follows the prompt of each text, given it; NaN where that is not
+        known. A prompt is the first span of its text. It has no scored token where a model's first token is all of
+        it."""
+        rows, given = self._unpacked_spans()
+        first = self._text_spans.starts[:-1]
+        behind = np.minimum(first + 1, len(self._text_spans.bytes) - 1)
+        found = []
+        for row, own, bytes_given in zip(rows, self.log_likelihood, given, strict=True):
+            told = np.where((prompt_bytes > 0) & ~np.isnan(row[behind]), own - row[first], np.nan)
+            found.append(np.where(bytes_given == prompt_bytes, own, told))
+        return np.stack(found)
+
+    def _drawn_sampled(self, drawn_bytes: Integers) -> Estimate | None:
+        """KL of next tokens from the first model to the second at the positions that were drawn; None where that is not
+        known, or the sampled tokens are too few."""
+        prompt = self.texts.labels.get("prompt_tokens")
+        if prompt is None or not self.has_sampled_tokens(*self.models):
+            return None
+        found = self._sampled_together(lambda row: row.kept)
+        text = found.draws.text
+        place = np.arange(len(text)) - np.repeat(found.draws.starts[:-1], np.diff(found.draws.starts))
+        drawn = place >= np.asarray(prompt, dtype=np.int64)[text] - 1  # the first position is that of the second token
+        draws = Draws(found.draws.log_proposal[drawn], text[drawn], drawn_bytes)
+        a, b = (values[drawn] for values in found.log_probability)
+        kl = sampled_kl(a, b, draws, documents=self.texts.document)
+        return kl.forward if math.isfinite(kl.forward.value) and not kl.poor else None
 
     def _sampled_together(self, read: Callable[[SampledRow], SampledValues]) -> _SampledTogether:
         """What these models say of the tokens that are drawn for all of them; `read` makes the values of a row."""

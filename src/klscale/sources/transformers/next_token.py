@@ -8,7 +8,6 @@ for as many tokens at a time as `TILE` allows: those of two models for a whole b
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +27,6 @@ TILE, PIECE = 2**22, 2**18
 for the cache of a CPU; on a GPU 16 times as many, all at once."""
 LEFT_OUT = 1e-3
 """Largest probability that a padded vocabulary may give to ids that the other model does not have."""
-REPLACED = "\N{REPLACEMENT CHARACTER}"
 
 
 def compare_next_tokens(
@@ -153,50 +151,70 @@ def sample_texts(
     seed: int,
     n_ids: int,
     advance: Callable[[int], None] = lambda _: None,
+    *,
+    more: Integers | None = None,
 ) -> Tokens:
     """A text from the model for each of these texts, in their order: as many tokens, begun with the special tokens in
     front and the first token of the text, the others drawn one after another from the whole distribution, renormalised
-    on the first `n_ids` ids where there are more. An end of text neither ends a sample nor is avoided. torch's global
-    random state is left as it was.
+    on the first `n_ids` ids where there are more. With `more` (n,) each text is kept as a whole, and so many tokens
+    follow. An end of text neither ends a sample nor is avoided. The random numbers of a text depend on the seed and its
+    position alone, not on the batch that it is in.
     """
     special = {*engine.loaded.tokenizer.all_special_ids}
     drawn: dict[int, NDArray[np.int32]] = {}
 
     def draw(batch: Sequence[Segment]) -> NDArray[np.int32]:
         first = np.array([tokens.of(part.text)[: part.first] for part in batch], dtype=np.int64)
-        return _generate(engine, torch.from_numpy(first), batch[0].length - batch[0].first, n_ids)
+        uniform = np.zeros((len(batch), batch[0].length))
+        for row, part in zip(uniform, batch, strict=True):
+            row[: part.length] = np.random.default_rng([seed, part.text]).random(part.length)
+        return _generate(engine, torch.from_numpy(first), uniform[:, batch[0].first :], n_ids)
 
     by_start: dict[int, list[Segment]] = {}
-    for s in map(int, texts):
+    for place, s in enumerate(map(int, texts)):
         ids = tokens.of(s)
         n_special = next((n for n, token in enumerate(ids) if int(token) not in special), len(ids))
         part = Segment(s, 0, len(ids), n_special + 1)
+        if more is not None:
+            part = Segment(s, 0, len(ids) + int(more[place]), len(ids))
         if part.first < part.stop:
             by_start.setdefault(part.first, []).append(part)
         else:
             drawn[s] = ids  # nothing is left to draw
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
-        for parts in by_start.values():
-            for batch, rows in in_batches((engine,), parts, draw):
-                drawn |= {part.text: row[: part.length] for part, row in zip(batch, rows, strict=True)}
-                advance(len(batch))
-    found = [drawn[int(s)] for s in texts]
-    return Tokens(np.concatenate(found), np.concatenate([[0], np.cumsum([len(ids) for ids in found])]), 0.0)
+    for parts in by_start.values():
+        for batch, rows in in_batches((engine,), parts, draw):
+            drawn |= {part.text: row[: part.length] for part, row in zip(batch, rows, strict=True)}
+            advance(len(batch))
+    return Tokens.from_rows([drawn[int(s)] for s in texts])
 
 
-def _generate(engine: Engine, first: Tensor, more: int, n_ids: int) -> NDArray[np.int32]:
-    """Token ids (rows, n + more) that go on from `first` (rows, n)."""
-    from transformers import GenerationConfig
+def _generate(engine: Engine, first: Tensor, uniform: Floats, n_ids: int) -> NDArray[np.int32]:
+    """Token ids (rows, n + more) that go on from `first` (rows, n) at temperature 1, by the random numbers `uniform`
+    (rows, more)."""
+    from transformers import GenerationConfig, LogitsProcessorList
 
     model, first = engine.model, first.to(engine.device)
-    others = list(range(n_ids, n_vocabulary(engine)))
-    plain = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=more, suppress_tokens=others or None)
+    kind = torch.float32 if engine.device.type == "mps" else torch.float64
+    chances = torch.from_numpy(uniform).to(kind).to(engine.device)
+
+    def choose(ids: Tensor, logits: Tensor) -> Tensor:
+        """0 for the token of each row whose share of the distribution holds the random number, -inf for the others."""
+        running = logits[:, :n_ids].to(kind).softmax(dim=1).cumsum(dim=1)
+        place = chances[:, ids.shape[1] - first.shape[1], None] * running[:, -1:]
+        chosen = torch.searchsorted(running, place, right=True).clamp(max=running.shape[1] - 1)
+        return torch.full_like(logits, -torch.inf).scatter(1, chosen, 0.0)
+
+    plain = GenerationConfig(do_sample=False, max_new_tokens=uniform.shape[1])
     # What the configuration of a call leaves open is taken from the model's own: temperature, end of text and all.
     own, model.generation_config = model.generation_config, GenerationConfig()
     try:
         with quiet_transformers():
-            found = model.generate(first, generation_config=plain, attention_mask=torch.ones_like(first))
+            found = model.generate(
+                first,
+                generation_config=plain,
+                attention_mask=torch.ones_like(first),
+                logits_processor=LogitsProcessorList([choose]),
+            )
     finally:
         model.generation_config = own
     ids: NDArray[np.int32] = found.cpu().numpy().astype(np.int32)
@@ -206,11 +224,3 @@ def _generate(engine: Engine, first: Tensor, more: int, n_ids: int) -> NDArray[n
 def n_vocabulary(engine: Engine) -> int:
     """How many ids a model gives a probability to, padding included."""
     return int(engine.model.config.get_text_config().vocab_size)
-
-
-def decoded_bytes(tokenizer: Any, tokens: Tokens) -> Integers:
-    """UTF-8 length (N,) of what the tokens of each text decode to, special tokens left out. Bytes that are no character
-    decode to a mark that is three bytes long; it counts as one."""
-    ids = [tokens.of(s).tolist() for s in range(len(tokens.lengths))]
-    decoded = tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return np.array([len(text.encode()) - 2 * text.count(REPLACED) for text in decoded], dtype=np.int64)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from klscale.errors import InputError, KlscaleError
@@ -44,7 +45,7 @@ from klscale.sources.transformers.files import ResolvedModel, resolve, weight_fi
 from klscale.sources.transformers.hub import Hub
 from klscale.sources.transformers.load import LoadedModel
 from klscale.sources.transformers.placement import device_of
-from klscale.sources.transformers.tokens import TokenCache, tokenizer_id
+from klscale.sources.transformers.tokens import TokenCache, special_tokens, tokenizer_id
 from klscale.vectors.scores import Scores
 
 WHOLE = 0.95
@@ -198,11 +199,20 @@ class TransformersReader(Reader):
         seed: int,
         n_ids: int,
         advance: Callable[[int], None] = lambda _: None,
+        *,
+        more: Integers | None = None,
     ) -> Tokens:
-        return next_token.sample_texts(self.engine, tokens, positions, seed, n_ids, advance)
+        return next_token.sample_texts(self.engine, tokens, positions, seed, n_ids, advance, more=more)
 
-    def decoded_bytes(self, tokens: Tokens) -> Integers:
-        return next_token.decoded_bytes(self.loaded.tokenizer, tokens)
+    def decode(self, tokens: Tokens) -> list[str]:
+        ids = [tokens.of(s).tolist() for s in range(len(tokens.lengths))]
+        found: list[str] = self.loaded.tokenizer.batch_decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return found
+
+    def is_special(self, ids: NDArray[np.int32]) -> NDArray[np.bool_]:
+        return np.isin(ids, [*special_tokens(self.loaded.tokenizer)])
 
     def modules(self) -> list[Module]:
         return modules_of(self.loaded)

@@ -99,8 +99,7 @@ def tokenize(tokenizer: Any, texts: TextSet, *, split: bool = False) -> Tokens:
 def _with_special_tokens(tokenizer: Any, texts: TextSet, encoded: list[list[int]]) -> set[int]:
     """The texts in which a string is read as a special token: they have more of it than the tokenizer adds itself."""
     assert texts.texts is not None
-    special = {tokenizer.convert_tokens_to_ids(name): name for name in tokenizer.all_special_tokens}
-    special |= {n: str(token) for n, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special = special_tokens(tokenizer)
     if not special:
         return set()
     own = Counter(tokenizer("")["input_ids"])
@@ -112,6 +111,12 @@ def _with_special_tokens(tokenizer: Any, texts: TextSet, encoded: list[list[int]
             if any(counts[n] > own[n] for n, name in special.items() if name in names):
                 found.add(s)
     return found
+
+
+def special_tokens(tokenizer: Any) -> dict[int, str]:
+    """The special tokens by id: those that decoding leaves out."""
+    special = {tokenizer.convert_tokens_to_ids(name): name for name in tokenizer.all_special_tokens}
+    return special | {n: str(token) for n, token in tokenizer.added_tokens_decoder.items() if token.special}
 
 
 def _loss(text: str, back: str, unknown: bool) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations
 
 from klscale.errors import InputError, ScoringError
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
+from klscale.progress import Progress
+from klscale.science.drawn import DrawnKL
 from klscale.science.reported import ReportedKL
 from klscale.store.store import Store
 from klscale.studies import scales
@@ -30,6 +32,9 @@ class Comparison:
     `vectors` are those of the models that could be scored, for bits per byte, paired differences and everything else.
     `measured` is the scale of the store on these texts. `outcomes` has the status of each model. `sequential` is not
     None where a precision was given: its intervals from some of the texts are confidence sequences.
+
+    `drawn`, on texts that one of the models wrote: (author, other) -> KL(author, other), exact in expectation, also
+    between tokenizers.
     """
 
     vectors: Vectors
@@ -37,6 +42,7 @@ class Comparison:
     measured: tuple[Setting, ...]
     outcomes: tuple[Outcome, ...]
     sequential: SequentialComparison | None = None
+    drawn: Mapping[tuple[str, str], DrawnKL] = field(default_factory=dict)
 
     def placed(self, a: str, b: str) -> str | None:
         """The place of a pair's KL on the scale, in words; None where no scale is known for these texts."""
@@ -47,6 +53,8 @@ class Comparison:
         for (a, b), kl in self.pairs.items():
             placed = self.placed(a, b)
             lines.append(f"{a} and {b}: KL {kl}" + (f", {placed}" if placed else ""))
+        for (author, other), from_author in self.drawn.items():
+            lines.append(f"from {author}, which wrote the texts, to {other}: KL {from_author}")
         return "\n".join([*lines, *failures(self.outcomes)])
 
 
@@ -96,4 +104,23 @@ def compare(
         pairs = {(first, name): vectors.reported_kl(first, name) for name in others}
     else:
         pairs = {(a, b): vectors.reported_kl(a, b) for a, b in combinations(vectors.names, 2)}
-    return Comparison(vectors, pairs, scale_beside(place, vectors.texts, options.progress), tuple(outcomes), found)
+    measured = scale_beside(place, vectors.texts, options.progress)
+    drawn = _from_author(vectors, pairs, outcomes, options.progress)
+    return Comparison(vectors, pairs, measured, tuple(outcomes), found, drawn)
+
+
+def _from_author(
+    vectors: Vectors, pairs: Iterable[tuple[str, str]], outcomes: Sequence[Outcome], progress: Progress
+) -> dict[tuple[str, str], DrawnKL]:
+    """KL from the author of the texts to each model that it is paired with; none for texts that no model here wrote."""
+    key = (vectors.texts.drawn or {}).get("key")
+    authors = {str(one.ref) for one in outcomes if one.entry is not None and one.entry.key == key}
+    found = {}
+    for pair in pairs:
+        for author, other in (pair, pair[::-1]):
+            if author in authors:
+                try:
+                    found[author, other] = vectors.drawn_kl(author, other)
+                except InputError as error:
+                    progress.note(f"No KL from {author} to {other}: {error.what} {error.why}".rstrip())
+    return found

@@ -297,7 +297,7 @@ def test_names_are_shown_as_text(run, tmp_path):
     L.columns = ["<img src=x onerror=alert(1)>", "[red]o/m[/red]"]
     L.assign(bytes=280).to_csv(tmp_path / "odd.csv", index=False)
     run("import", "odd.csv")
-    shown = run("kl").output + run("ls").output
+    shown = run("kl", "--wide").output + run("ls", "--wide").output
     assert "[red]o/m[/red]" in shown or "%5Bred%5Do/m%5B/red%5D" in shown
     assert "onerror" in shown
 

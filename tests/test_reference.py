@@ -39,7 +39,7 @@ def test_every_exported_name_and_its_methods_say_what_they_are():
 def test_the_reference_has_the_options_that_help_shows(run):
     """Against the help that typer prints, which the reference is not made from."""
     found = make_reference.commands()
-    assert len(found) == 20
+    assert len(found) >= 20
     for words, (_, parameters) in found.items():
         shown = run(*words.split()[1:], "--help").output
         listed = {option for one in parameters if one.is_option for option in re.findall(r"--[\w-]+", one.call)}

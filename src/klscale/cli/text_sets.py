@@ -15,6 +15,7 @@ from klscale.show.columns import Column, lines, records, table
 from klscale.show.files import whole
 from klscale.show.terminal import describe_texts, out, plain, print_json
 
+
 def _origin(head: Mapping[str, Any]) -> str:
     if head["external"]:
         return "log-likelihoods only"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -10,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from klscale.errors import KlscaleError
-from klscale.inputs.references import ModelRef
+from klscale.errors import InputError, KlscaleError
+from klscale.inputs.references import ModelRef, parse_all
 from klscale.sources.transformers.files import resolve
 from klscale.sources.transformers.gguf_files import PRE_TOKENIZERS
 from klscale.sources.transformers.load import load
@@ -193,3 +194,32 @@ def test_the_audit_of_all_architectures_is_that_of_the_installed_transformers(mo
     from make_gguf_audit import audit
 
     assert audit() == (Path(__file__).parents[1] / "docs" / "gguf-audit.md").read_text(encoding="utf-8")
+
+
+def test_files_are_named_as_a_shell_names_them(tmp_path, monkeypatch):
+    (tmp_path / "some models").mkdir()
+    for name in ("b.gguf", "a.Q4_K.gguf"):
+        (tmp_path / "some models" / name).touch()
+    monkeypatch.chdir(tmp_path)
+    both = [ModelRef("some models", file="a.Q4_K.gguf"), ModelRef("some models", file="b.gguf")]
+    assert parse_all(["some models/*.gguf"]) == parse_all(["some models"]) == both
+    assert parse_all(["some models/b.gguf", "gpt2", "some models/*.gguf"]) == [both[1], ModelRef("gpt2"), both[0]]
+    assert [ModelRef.parse(str(ref)) for ref in both] == both
+    assert ModelRef.parse("some%20models/b.gguf%bfloat16") == ModelRef("some models", file="b.gguf", dtype="bfloat16")
+    with pytest.raises(InputError, match="no file some models/c"):
+        parse_all(["some models/c*.gguf"])
+
+
+def test_a_directory_of_files_is_one_table(shared, run, tmp_path):
+    place = tmp_path / "models"
+    place.mkdir()
+    cases = shared / "cases"
+    shutil.copy(cases / "gguf-rope-scaling" / "linear4.gguf", place / "one.gguf")
+    shutil.copy(cases / "gguf-dropped-tensors" / "biases.gguf", place / "two.gguf")
+    shutil.copy(cases / "gguf-rope-scaling" / "linear4.gguf", place / "three.gguf")
+    lines = "".join(json.dumps({"text": f"{TEXT} {n} {TEXT}"}) + "\n" for n in range(6))
+    (tmp_path / "texts.jsonl").write_text(lines, encoding="utf-8")
+    shared_options = ("--texts", tmp_path / "texts.jsonl", "--store", tmp_path / "store")
+    found = run("compare", f"{place}/*.gguf", "--reference", place / "one.gguf", *shared_options, status=None)
+    assert f"From {place}:one.gguf" in found.stdout
+    assert "bits/weight" in found.stdout

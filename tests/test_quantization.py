@@ -313,3 +313,58 @@ def test_tiny_and_huge_weights(make_model):
     assert quantized(1e-6).fraction > 0.9
     with pytest.raises(KlscaleError, match="beyond the range of half precision"):
         quantized(1e6)
+
+
+def saved_with(directory, quantization_config):
+    import json
+
+    file = directory / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "quantization_config": quantization_config}))
+
+
+def test_fp8_with_block_scales_is_read_as_its_definition_says(make_model):
+    """Weights are codes in float8 (e4m3) times the scale of their block of 128 x 128."""
+    from safetensors.torch import load_file, save_file
+
+    directory = make_model(architecture="llama, grouped queries", hidden_size=256, intermediate_size=384)
+    saved, expected = {}, {}
+    for name, weight in load_file(directory / "model.safetensors").items():
+        saved[name] = weight
+        if "proj" not in name:
+            continue
+        rows, width = weight.shape
+        if rows % 128 or width % 128:
+            pytest.skip("no weights of whole blocks")
+        blocks = weight.reshape(rows // 128, 128, width // 128, 128)
+        scale = blocks.abs().amax(dim=(1, 3)) / 448
+        codes = (blocks / scale[:, None, :, None]).to(torch.float8_e4m3fn)
+        expected[name] = (codes.float() * scale[:, None, :, None]).reshape(rows, width)
+        saved |= {name: codes.reshape(rows, width), f"{name}_scale_inv": scale}
+    save_file(saved, directory / "model.safetensors", metadata={"format": "pt"})
+    saved_with(directory, {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]})
+    loaded = load(resolve(ModelRef(str(directory))), device="cpu")
+    assert len(expected) == 14
+    for name, weight in expected.items():
+        torch.testing.assert_close(loaded.model.get_parameter(name).data, weight, rtol=0, atol=0)
+    assert loaded.attributes["quantization"] == "fp8"
+    assert loaded.quantization.saved
+
+
+@pytest.mark.parametrize(
+    ("config", "package", "message"),
+    [
+        ({"quant_method": "gptq", "bits": 4, "group_size": 128}, "optimum", "is quantized by GPTQ"),
+        ({"quant_method": "awq", "bits": 4, "group_size": 128}, "gptqmodel", "is quantized by AWQ"),
+        ({"quant_method": "invented"}, "", "'invented', which transformers does not know"),
+    ],
+)
+def test_a_format_that_cannot_be_read_names_what_it_needs(make_model, config, package, message):
+    from importlib.util import find_spec
+
+    if package and find_spec(package):
+        pytest.skip(f"{package} is here")
+    directory = make_model(architecture="llama, grouped queries")
+    saved_with(directory, config)
+    with pytest.raises(KlscaleError, match=message) as raised:
+        load(resolve(ModelRef(str(directory))))
+    assert package in str(raised.value)

@@ -88,7 +88,7 @@ def score(
     as_json: JsonOption = False,
 ) -> None:
     """Score models on the texts: their log-likelihood vectors go into the store. Resumes what was interrupted."""
-    from klscale.inputs.references import Model, ModelRef
+    from klscale.inputs.references import Model, parse_all
     from klscale.inputs.suites import read_suite, with_quantized
     from klscale.studies.verbs.score import score
 
@@ -100,7 +100,7 @@ def score(
         study = read_suite(suite)
         wanted, texts, problems = list(study.models), texts or study.texts, study.problems
     else:
-        wanted = [Model(ModelRef.parse(model)) for model in dict.fromkeys(models or ())]
+        wanted = [Model(ref) for ref in parse_all(models or ())]
         for model in wanted:
             if kinds and (model.ref.quantization or model.ref.file):
                 what, remedy = f"--quantize is not for {model.ref}.", "Give the model itself, or leave --quantize out."

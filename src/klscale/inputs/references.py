@@ -6,8 +6,9 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from glob import glob
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -86,6 +87,8 @@ class ModelRef:
         if "@" in rest:
             rest, revision = rest.split("@", 1)
         name, _, file = rest.partition(":")
+        if not file and name.endswith(".gguf") and (given := Path(unquote(name))).is_file():  # as a shell names it
+            name, file = _encode(_directory(given)), _encode(given.name)
         if not name or revision == "":
             raise InputError(f"{text!r} is not a model.", remedy="Write NAME[@REVISION][+QUANTIZATION][%DTYPE].")
         try:
@@ -167,6 +170,36 @@ class Model:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     layers: bool = False
     line: str = ""
+
+
+def parse_all(models: Sequence[str | ModelRef]) -> list[ModelRef]:
+    """These models as references, each once. A pattern (`models/*.gguf`), and a directory that holds GGUF files but no
+    model of its own, stand for their GGUF files. Raises InputError for a name that is no reference, and for a pattern
+    of no files."""
+    found: dict[ModelRef, None] = {}
+    for model in models:
+        for one in [model] if isinstance(model, ModelRef) else _files_of(model) or [ModelRef.parse(model)]:
+            found[one] = None
+    return [*found]
+
+
+def _files_of(text: str) -> list[ModelRef]:
+    """The GGUF files that a pattern or a directory stands for; none for anything else."""
+    path = Path(text)
+    if path.suffix == ".gguf" and any(mark in text for mark in "*?["):
+        files = [Path(one) for one in sorted(glob(text))]  # noqa: PTH207 (of any directory)
+        if not files:
+            raise InputError(f"There is no file {text}.", remedy="Check the pattern, and quote it: 'DIR/*.gguf'.")
+    elif path.is_dir() and not ((path / "config.json").exists() or (path / "adapter_config.json").exists()):
+        files = sorted(path.glob("*.gguf"))
+    else:
+        return []
+    return [ModelRef(_directory(file), file=file.name) for file in files]
+
+
+def _directory(file: Path) -> str:
+    """The directory of a file as the name of a local model."""
+    return str(file.parent) if file.is_absolute() or str(file.parent) != "." else "."
 
 
 def _encode(part: str) -> str:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 from klscale.errors import KlscaleError
 from klscale.inputs.references import ModelRef
+
+METHOD = r"(?i)(?:loading an? (\w+) quantized|required for ([\w-]+) quantization|valid (HQQ) version)"
+"""How transformers says that the package of a quantization is missing."""
 
 
 def first_line(error: BaseException | str) -> str:
@@ -23,6 +28,9 @@ def failure(ref: ModelRef, what: str, error: Exception) -> KlscaleError:
     if any(isinstance(cause, GatedRepoError) for cause in causes):
         what, why = f"{ref.name} is gated.", "Its owner asks for consent before a download."
         remedy = f"Accept the terms at https://huggingface.co/{ref.name}, then `hf auth login`."
+    elif (method := re.search(METHOD, text)) is not None:
+        what = f"{ref} is quantized by {method[method.lastindex or 0]}, which cannot be read on this machine."
+        remedy = "Install that package, or score it where it runs and `klscale import` its log-likelihoods."
     elif "Weights only load failed" in text:
         why = "Its .bin file is a pickle that holds more than tensors, and could run any code: it is not read."
         remedy = "Ask its owner for safetensors."

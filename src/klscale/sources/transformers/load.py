@@ -89,6 +89,7 @@ def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading
             _refuse_kernels(config, base.ref)
             _refuse_others(config, base.ref)
             _refuse_quantized(config, resolved)
+            saved_so = getattr(config, "quantization_config", None)
             what = f"The tokenizer of {ref} cannot be loaded."
             tokenizer, tokenizer_read = read_tokenizer(resolved, options)
             if not isinstance(tokenizer.model_max_length, int | float):
@@ -142,7 +143,7 @@ def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading
     elif ref.quantization in WEIGHTS_ONLY:
         quantized = quantization.quantize_weights(model, ref, device_of(device))
     else:
-        quantized = quantization.loaded_so(model, ref)
+        quantized = quantization.loaded_so(model, ref, saved_so)
     if quantized is not None:
         known["quantization"] = quantized.kind
     attributes = attributes_of(ref, known)
@@ -206,6 +207,16 @@ def _refuse_quantized(config: Any, resolved: ResolvedModel) -> None:
     if resolved.base is not None and (saved_so or ref.quantization in KERNELS):
         what = f"The adapter {ref} cannot be merged into quantized weights."
         raise InputError(what, "They are held as codes, not as numbers.", "Take the unquantized base model.")
+    if saved_so:
+        from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+        method = quantization.method_of(config.quantization_config)
+        if method not in {*AUTO_QUANTIZATION_CONFIG_MAPPING, "bitsandbytes"}:
+            raise KlscaleError(
+                f"{ref} is quantized by {method!r}, which transformers does not know.",
+                "Its weights would be read as if they were not quantized.",
+                f"A newer transformers may know it; these are known: {', '.join(AUTO_QUANTIZATION_CONFIG_MAPPING)}.",
+            )
 
 
 def _refuse_others(config: Any, ref: ModelRef) -> None:

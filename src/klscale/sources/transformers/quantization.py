@@ -247,19 +247,35 @@ def kernel_options(ref: ModelRef, device: torch.device) -> dict[str, Any]:
     return {"quantization_config": config, "device_map": {"": device}}
 
 
-def loaded_so(model: Any, ref: ModelRef) -> Quantization | None:
-    """What is known of a model that runs through its kernels: asked for, or saved so."""
+def loaded_so(model: Any, ref: ModelRef, saved_so: Any = None) -> Quantization | None:
+    """What is known of a model that runs through its kernels: asked for, or saved so. What was `saved_so`, by its
+    configuration, and comes without one has been dequantized: transformers does that to FP8 and MXFP4 on a CPU."""
     config = getattr(model.config, "quantization_config", None)
+    if config is None and saved_so is not None:
+        kind = _kind_of(_told(saved_so), method_of(saved_so))
+        return Quantization(kind, f"transformers {version('transformers')}", True, {}, saved=True)
     if config is None:
         return None
-    told = config if isinstance(config, dict) else config.to_dict()
+    told = _told(config)
     done = [name for name, module in model.named_modules() if is_kernel(module)]
     if ref.quantization in KERNELS and not done:
         raise KlscaleError(f"{ref}: nothing was quantized.", "The model has no linear layers that bitsandbytes knows.")
-    method = str(getattr(told.get("quant_method"), "value", told.get("quant_method")))
+    method = method_of(config)
     library = f"{method} {version(method)}" if method == "bitsandbytes" else method
     saved = ref.quantization is None
     return Quantization(_kind_of(told, method), library, False, _patterns(done), saved=saved)
+
+
+def method_of(config: Any) -> str:
+    """The method that a configuration of quantization names: `gptq`."""
+    method = _told(config).get("quant_method")
+    if method is None and any(_told(config).get(key) for key in ("load_in_8bit", "load_in_4bit")):
+        return "bitsandbytes"
+    return str(getattr(method, "value", method))
+
+
+def _told(config: Any) -> dict[str, Any]:
+    return config if isinstance(config, dict) else dict(config.to_dict())
 
 
 def is_kernel(module: Any) -> bool:

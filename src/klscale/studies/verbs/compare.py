@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 
 from klscale.errors import InputError, ScoringError
-from klscale.inputs.references import ModelRef
+from klscale.inputs.references import ModelRef, parse_all
 from klscale.inputs.texts import TextSet
 from klscale.progress import Progress
 from klscale.science.drawn import DrawnKL
@@ -19,7 +19,7 @@ from klscale.studies.precision import SequentialComparison, compare_to_precision
 from klscale.studies.scales import Setting
 from klscale.studies.verbs.options import READING, Options
 from klscale.studies.verbs.scale import scale_beside
-from klscale.studies.verbs.score import distinct, failures, scored_vectors
+from klscale.studies.verbs.score import failures, scored_vectors
 from klscale.sweep.jobs import Outcome
 from klscale.vectors.vectors import Vectors
 
@@ -81,7 +81,7 @@ def compare(
         print(compared.pairs["gpt2", "gpt2+nf4"])  # value ± standard error, bits/byte, and by which estimator
         print(compared.vectors.bits_per_byte("gpt2+nf4", "gpt2"))  # difference to gpt2: above 0 is worse
     """
-    refs = distinct([*((reference,) if reference is not None else ()), *models])
+    refs = parse_all([*((reference,) if reference is not None else ()), *models])
     if len(refs) < 2:
         raise InputError("Two different models are needed.", remedy="klscale compare REF REF...")
     options = options.at(texts, store)

@@ -6,13 +6,13 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from klscale.inputs.references import ModelRef
+from klscale.inputs.references import ModelRef, parse_all
 from klscale.inputs.texts import TextSet
 from klscale.store.store import Store
 from klscale.studies import lens
 from klscale.studies.lens import Layer
 from klscale.studies.verbs.options import Options
-from klscale.studies.verbs.score import distinct, failures, scored_vectors
+from klscale.studies.verbs.score import failures, scored_vectors
 from klscale.sweep.jobs import Outcome
 from klscale.vectors.vectors import Vectors
 
@@ -47,5 +47,5 @@ def layers(
         for row in klscale.layers(["gpt2"]).layers["gpt2"]:
             print(row.layer, row.from_previous, row.to_output)
     """
-    vectors, outcomes = scored_vectors(distinct(models), options.at(texts, store), layers=True)
+    vectors, outcomes = scored_vectors(parse_all(models), options.at(texts, store), layers=True)
     return Layers(vectors, lens.layers(vectors), outcomes)

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from klscale.errors import InputError, ScoringError
-from klscale.inputs.references import ModelRef
+from klscale.inputs.references import ModelRef, parse_all
 from klscale.inputs.texts import TextSet
 from klscale.store.store import Store
 from klscale.studies import maps
 from klscale.studies.maps import ModelMap
 from klscale.studies.verbs.options import Options
-from klscale.studies.verbs.score import distinct, failures, score, stored_vectors
+from klscale.studies.verbs.score import failures, score, stored_vectors
 from klscale.sweep.jobs import Outcome
 from klscale.vectors.vectors import Vectors
 
@@ -62,7 +62,7 @@ def map_models(
     options = options.at(texts, store)
     place, outcomes = options.opened(), tuple[Outcome, ...]()
     if add:
-        outcomes = score(distinct(add), options=options).outcomes
+        outcomes = score(parse_all(add), options=options).outcomes
     added = [str(outcome.ref) for outcome in outcomes if outcome.entry is not None]
     if add and not added:
         raise ScoringError(outcomes)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from klscale.errors import InputError, ScoringError, printable
-from klscale.inputs.references import Model, ModelRef
+from klscale.inputs.references import Model, ModelRef, parse_all
 from klscale.inputs.texts import TextSet
 from klscale.store.store import Store
 from klscale.studies.verbs.options import Options
@@ -75,9 +75,9 @@ def score(
     log-likelihoods (nats).
 
     `models`: references (`NAME[@REVISION][+QUANT][%DTYPE]`), or models with attributes from `read_suite`. A directory
-    of `checkpoint-*`, or `NAME@step*`, names every checkpoint of a run. `layers`: score every layer too, through the
-    logit lens, in the same pass. `dry_run`: score nothing; the outcomes have what would be scored, and the bytes that
-    would be fetched.
+    of `checkpoint-*`, or `NAME@step*`, names every checkpoint of a run; `DIR/*.gguf` names every GGUF file. `layers`:
+    score every layer too, through the logit lens, in the same pass. `dry_run`: score nothing; the outcomes have what
+    would be scored, and the bytes that would be fetched.
 
     A model that fails has its error in its outcome; the others are scored. An interrupted call keeps its finished
     texts, also within a model. Raises InputError for texts or options that cannot be used, and StorageError where the
@@ -89,7 +89,8 @@ def score(
     options = options.at(texts, store)
     place = options.opened()
     chosen = options.chosen(place)
-    outcomes = sweeps.score(models, chosen, place, layers=layers, dry_run=dry_run, **options.scoring())
+    wanted = [one for model in models for one in ([model] if isinstance(model, Model) else parse_all([model]))]
+    outcomes = sweeps.score(wanted, chosen, place, layers=layers, dry_run=dry_run, **options.scoring())
     return Scored(place, chosen, tuple(outcomes))
 
 
@@ -127,8 +128,3 @@ def stored_vectors(store: Store, options: Options, *, layers: bool = False) -> V
             "common texts of both models, a map those of all. `klscale score REF` adds the missing texts."
         )
     return vectors
-
-
-def distinct(models: Sequence[str | ModelRef]) -> list[ModelRef]:
-    """These models as references, each once. Raises InputError for a name that is no reference."""
-    return list(dict.fromkeys(model if isinstance(model, ModelRef) else ModelRef.parse(model) for model in models))

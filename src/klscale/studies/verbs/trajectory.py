@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from klscale.errors import InputError, ScoringError, nearest
-from klscale.inputs.references import ModelRef
+from klscale.inputs.references import ModelRef, parse_all
 from klscale.inputs.texts import TextSet
 from klscale.store.store import Entry, Store
 from klscale.studies import scales, trajectories
@@ -15,7 +15,7 @@ from klscale.studies.directional import Directional, directional_exponent
 from klscale.studies.trajectories import Seeds, Trajectory
 from klscale.studies.verbs.options import Options
 from klscale.studies.verbs.scale import scale_beside
-from klscale.studies.verbs.score import distinct, failures
+from klscale.studies.verbs.score import failures
 from klscale.sweep import score as sweeps
 from klscale.sweep.jobs import Outcome
 from klscale.sweep.runs import checkpoints, is_run
@@ -82,7 +82,7 @@ def trajectory(
         print(found.runs[0].alpha, found.runs[0].behaviour.stabilisation.step)
     """
     options = options.at(texts, store)
-    place, named, progress = options.opened(), distinct(runs), options.progress
+    place, named, progress = options.opened(), parse_all(runs), options.progress
     remedy = "klscale trajectory RUN  scores the checkpoints of a run."
     chosen = options.chosen(place) if named else options.stored(place, remedy)
     here = [ref for ref in named if (ref.path and ref.path.is_dir()) or is_run(ref)]

@@ -10,7 +10,7 @@ from itertools import combinations
 import numpy as np
 
 from klscale.errors import InputError, ScoringError
-from klscale.inputs.references import ModelRef
+from klscale.inputs.references import ModelRef, parse_all
 from klscale.inputs.texts import TextSet
 from klscale.store.store import Store
 from klscale.studies.calibration import Calibration, calibrate
@@ -18,7 +18,7 @@ from klscale.studies.noise import NoiseStudy, noise_study
 from klscale.studies.tails import PairTails, Tails, examine_pair, examine_tails
 from klscale.studies.validity import TextSensitivity, TextSetComparison, compare_text_sets, text_sensitivity
 from klscale.studies.verbs.options import Options
-from klscale.studies.verbs.score import distinct, failures, scored_vectors, stored_vectors
+from klscale.studies.verbs.score import failures, scored_vectors, stored_vectors
 from klscale.sweep.jobs import Outcome
 from klscale.vectors.vectors import Vectors
 
@@ -96,7 +96,7 @@ def validate(
             "Each is a study of its own.",
             "Run klscale validate once for each.",
         )
-    refs = distinct(models)
+    refs = parse_all(models)
     each = [options.at(one, store) for one in sets or [None]]
     if noise:
         return _noise(refs, n_texts, each[0])

@@ -148,6 +148,8 @@ def test_wrong_arguments_are_named(small, texts, tmp_path):
             klscale.sensitivity(str(small), texts=texts, store=tmp_path / "store", **arguments)
     with pytest.raises(InputError, match="has no changed modules"):
         klscale.sensitivity("mock://1", "nf4", texts, tmp_path / "store")
+    with pytest.raises(InputError, match="quantized already"):
+        klscale.sensitivity(f"{small}+nf4", "int4", texts, tmp_path / "store")
 
 
 def test_the_command_prints_and_writes_what_is_measured(small, texts, run, tmp_path):

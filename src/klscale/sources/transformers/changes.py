@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from klscale.errors import KlscaleError
+from klscale.errors import InputError, KlscaleError
 from klscale.inputs.references import WEIGHTS_ONLY
 from klscale.science.arrays import Floats, Integers
 from klscale.sources.source import Change, Module, ReaderOptions
@@ -35,10 +35,10 @@ ROUNDING = 1e-4
 
 
 def modules_of(loaded: LoadedModel) -> list[Module]:
-    """The linear layers of a model, without the output embedding. Raises KlscaleError for a model that is quantized
-    already or does not fit into memory."""
+    """The linear layers of a model, without the output embedding. Raises InputError for a model that is quantized
+    already, and KlscaleError for one that does not fit into memory."""
     if loaded.quantization is not None and loaded.ref.file is None:  # the weights of a GGUF file are plain numbers here
-        raise KlscaleError(f"{loaded.ref} is quantized already.", remedy="Give the model that it was made from.")
+        raise InputError(f"{loaded.ref} is quantized already.", remedy="Give the model that it was made from.")
     if loaded.offload is not None:
         raise KlscaleError(f"{loaded.ref} does not fit into memory, so that its weights cannot be changed.")
     block_of = {module: n for n, block in enumerate(blocks_of(loaded.model)) for module in block.modules()}

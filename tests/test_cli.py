@@ -21,6 +21,7 @@ import pytest
 
 from conftest import EXAMPLE, PATIENCE_S, QUICK_DEMO, ROOT, write_texts
 from klscale.inputs.references import ModelRef
+from klscale.science.estimates import format_estimate
 from klscale.store import files
 from klscale.store.store import Store
 from klscale.vectors import spreadsheets
@@ -658,8 +659,12 @@ def test_demo_quick(quick_demo, run, monkeypatch):
     }
     quantized = {"8-bit (int8)", "4-bit (nf4)", "4-bit (fp4)"} if find_spec("bitsandbytes") else set()
     assert rows.keys() == settings | {"layer"} | quantized
-    for setting in rows:
+    for setting, row in rows.items():
         assert setting in shown
+        assert format_estimate(row["median"], row["standard_error"]) in shown
+    paths = ("/", "klscale ")  # as long as the directory is
+    assert len(shown.splitlines()) <= 15
+    assert max(len(line) for line in shown.splitlines() if not any(part in line for part in paths)) <= 100
     assert (quick_demo / "report.html").as_uri() in shown
     assert (quick_demo / "scale.png").stat().st_size > 10_000
     assert all(row["median"] > 0 and row["standard_error"] > 0 for row in rows.values())

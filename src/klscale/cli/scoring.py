@@ -12,7 +12,7 @@ from klscale.cli.status import failure_status, gate_status
 from klscale.errors import InputError, KlscaleError
 from klscale.show.files import PICTURES, require_ending, save_picture
 from klscale.show.scoring import outcome_record, print_failures, print_outcomes, print_plan, problem_record
-from klscale.show.terminal import err, out, plain, print_error, print_json, progress_bar
+from klscale.show.terminal import err, plain, print_error, print_json, progress_bar
 
 # -------------------------------------------------------------------------------------------------------------- demo
 
@@ -27,34 +27,16 @@ def demo(
     """Train a small suite of models on this machine's own text, score it, print the scale, and write the report. No
     download."""
     from klscale.show import verbs
-    from klscale.show.scale import print_scale, scale_record
-    from klscale.show.trajectories import print_motion
+    from klscale.show.demo import print_demo
+    from klscale.show.scale import scale_record
 
     with progress_bar() as progress:
         found = verbs.demo(directory, quick=quick, progress=progress)
-    vectors, runs = found.scale.vectors, found.trajectories.runs
     print_failures(found.scored.outcomes)
     if as_json:
-        print_json(scale_record(vectors, found.scale.settings))
+        print_json(scale_record(found.scale.vectors, found.scale.settings))
     else:
-        print_scale(vectors, found.scale.settings)
-        if runs:
-            print_motion(runs, found.trajectories.seeds, [], found.trajectories.threshold_source)
-        where, whole = f"--store {plain(found.scored.store.location)}", [r for r in vectors.models if r.layer is None]
-        last = next(plain(ref) for ref in reversed(whole) if ref.quantization is None)
-        pictures = "the pictures scale.png and trajectory.png" if runs else "the picture scale.png"
-        out.print(f"\n{len(whole)} models; {plain(directory)} holds {pictures}, scale.json, and the report.")
-        out.print(f"Open it in a browser: {found.page.resolve().as_uri()}", soft_wrap=True)
-        out.print("Look closer:")
-        for command in (
-            f"klscale serve {where}",
-            f"klscale kl {where} --out {plain(directory)}/kl.png",
-            f"klscale compare {where} {plain(whole[0])} {last}",
-            f"klscale validate {where}",
-            f"klscale layers {where} {last}",
-            f"klscale trajectory {where} {plain(whole[0].name.rpartition('/')[0])}",
-        ):
-            out.print(f"  {command}", style="dim", soft_wrap=True)
+        print_demo(found)
     raise typer.Exit(failure_status(found.scored.outcomes))
 
 

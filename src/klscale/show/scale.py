@@ -111,7 +111,8 @@ def _count(row: _Row) -> str:
     return f"{len(row.pairs):,}{drawn}"
 
 
-def _median(row: _Row) -> str:
+def median(row: _Row) -> str:
+    """The median KL ± standard error of a setting, with its marks."""
     return format_estimate(row.setting.median, row.setting.standard_error) + row.marks
 
 
@@ -136,7 +137,7 @@ SETTING = (
         BITS,
         lambda it: it.setting.median,
         "median ± SE, bits/byte",
-        _median,
+        median,
         importance=2,
     ),
     Column(

@@ -267,6 +267,19 @@ def test_one_document_is_said(run, make_model, tmp_path):
         assert "all texts are of one document" in run(*command, "--texts", "set.jsonl").output
 
 
+def test_ls_shows_the_models_that_a_pattern_names(run, imported):
+    names = set(pd.read_csv(EXAMPLE).filter(like="/"))
+
+    def shown(*patterns):
+        (head,) = json.loads(run("ls", *patterns, "--json").stdout)
+        return {model["ref"] for model in head["models"]}
+
+    assert shown() == names
+    assert shown("rwkv", "mamba") == {name for name in names if "rwkv" in name or "mamba" in name}
+    assert shown("pythia*0m") == {name for name in names if name.endswith("0m") and "pythia" in name}
+    assert "nothing-like-this" in run("ls", "nothing-like-this", status=2).output
+
+
 def test_models_are_removed(run, imported):
     run("rm", "EleutherAI/pythia-1b", "EleutherAI/pythia-1b")
     assert len(json.loads(run("ls", "--json").output)[0]["models"]) == 13

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -77,7 +78,17 @@ ENTRY = (
 """Of an `Entry`."""
 
 
-def ls(*, options: TextsOptions, as_json: JsonOption = False) -> None:
+def ls(
+    patterns: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="PATTERN...", help="Only models whose name holds one of these; '*' stands for any text."
+        ),
+    ] = None,
+    *,
+    options: TextsOptions,
+    as_json: JsonOption = False,
+) -> None:
     """What the store holds."""
     from klscale.show.sizes import printed_columns
     from klscale.vectors.sizes import Size
@@ -86,7 +97,15 @@ def ls(*, options: TextsOptions, as_json: JsonOption = False) -> None:
     heads = [head for head in place.text_sets() if texts in (None, head["id"], head["name"])]
     if texts is not None and not heads:
         raise InputError(f"{place.location} holds no text set {texts!r}.", remedy="klscale ls")
-    listed = [(head, place.entries(head["id"])) for head in heads]
+
+    def wanted(entry: Entry) -> bool:
+        name = str(entry.ref)
+        return not patterns or any(fnmatchcase(name, f"*{pattern}*") for pattern in patterns)
+
+    listed = [(head, list(filter(wanted, place.entries(head["id"])))) for head in heads]
+    if patterns and not any(entries for _, entries in listed):
+        names = {str(entry.ref) for head in heads for entry in place.entries(head["id"])}
+        raise InputError(f"{place.location} holds no model like {patterns[0]!r}.", nearest(patterns[0], names))
     sizes = printed_columns(lambda entry: Size.of(entry.metadata.get("size") or {}))
     columns = (*ENTRY[:2], *sizes, *ENTRY[2:])
     if as_json:

@@ -17,6 +17,7 @@ from klscale.show import pictures, text_sets
 from klscale.show.terminal import out, without_nan
 from klscale.studies import validity
 from klscale.studies.validity import compare_text_sets, text_sensitivity, texts_needed
+from klscale.studies.verbs.score import score
 from klscale.vectors.imports import read_log_likelihoods
 from klscale.vectors.vectors import CONVENTION, Vectors
 
@@ -559,3 +560,29 @@ def test_pictures_hold_the_errors_the_domains_and_every_pair(example, by_corpus,
     assert len(alone.axes) == 1
     with pytest.raises(InputError, match="Too few texts"):
         pictures.text_set_sensitivity(text_sensitivity(vectors_of(distinct(3, 10))), example.texts)
+
+
+# ------------------------------------------------------------------------------------------------------- by estimator
+
+
+def test_texts_needed_by_each_estimator(tmp_path):
+    """As the standard errors of single pairs say; models of another tokenizer have no sampled tokens in common."""
+    words = np.random.default_rng(3).choice(["the", "tree", "runs", "and", "house", "green"], size=(60, 50))
+    texts = TextSet.from_texts("words", [" ".join(row) for row in words])
+    names = ["mock://1", "mock://1?shift=0.2", "mock://2", "mock://2?tokens=pairs"]
+    vectors = score(names, texts, tmp_path / "store").vectors()
+    found = texts_needed(vectors)
+    assert [row.estimator for row in found[::3]] == ["sampled tokens", "spans", "whole texts"]
+    tokens = [vectors.sampled_kl(a, b).symmetric for a, b in combinations(names[:3], 2)]
+    spans = vectors.span_kl_matrix()
+    i, j = np.triu_indices(4, k=1)
+    by_tokens = np.array([kl.standard_error / kl.value for kl in tokens])
+    for row, n, relative, pairs in (
+        (found[0], 60, by_tokens, [*combinations(names[:3], 2)]),
+        (found[3], spans.n_texts[i, j], spans.standard_error[i, j] / spans.value[i, j], [*combinations(names, 2)]),
+    ):
+        needed = n * relative**2
+        assert row.median == np.ceil(np.median(needed) / 0.01)
+        assert row.worst == np.ceil(needed.max() / 0.01)
+        assert row.worst_pair == pairs[int(needed.argmax())]
+    assert found[0].median < found[3].median < found[6].median

@@ -64,6 +64,8 @@ def info(
     with at_work(options) as how:
         found = how.at(texts, None).chosen(place)
     scored, _ = place.vectors(found).of_one_convention()
+    lost = {str(entry.ref): entry.metadata["spans"]["lost_cuts"] for entry in place.entries(found.id)
+            if isinstance((entry.metadata.get("spans") or {}).get("lost_cuts"), float)}  # fmt: skip
     needed = texts_needed(scored) if len(scored) > 1 else ()
     low, middle, high = (int(q) for q in np.quantile(found.bytes, [0.0, 0.5, 1.0]))
     domains = {d: sum(x == d for x in found.domain) for d in sorted(set(found.domain))} if found.domain else {}
@@ -73,7 +75,7 @@ def info(
             {"name": found.name, "id": found.id, "n_texts": len(found), "mean_bytes": found.mean_bytes,
              "min_bytes": low, "median_bytes": middle, "max_bytes": high, "clip": found.clip,
              "external": found.external, "domains": domains, "n_documents": documents,
-             "texts_needed": records(NEEDED, needed)}
+             "lost_cuts": lost, "texts_needed": records(NEEDED, needed)}
         )  # fmt: skip
         return
     out.print(describe_texts(found))
@@ -85,6 +87,12 @@ def info(
         out.print("Made from this Python installation: another Python version makes another set, with another id.")
     if domains:
         out.print(table(lines("domain", "texts"), [(plain(name), f"{count:,}") for name, count in domains.items()]))
+    if lost:
+        most = max(lost, key=lambda name: lost[name])
+        out.print(
+            f"cuts between spans that a tokenizer loses: {min(lost.values()):.1%} to {lost[most]:.1%} over "
+            f"{len(lost):,} models (most: {plain(most)})"
+        )
     if needed:
         print_texts_needed(needed)
     else:

@@ -12,7 +12,7 @@ from klscale.errors import InputError
 from klscale.science.estimates import format_estimate
 from klscale.show import cautions, files
 from klscale.show.cautions import Around, Measured
-from klscale.show.columns import BITS, HEAD, Column, flat, record, table, unit
+from klscale.show.columns import BITS, HEAD, Column, flat, record, table, unit, within
 from klscale.show.terminal import describe_texts, out, plain
 from klscale.studies import scales
 from klscale.studies.scales import Setting
@@ -116,10 +116,23 @@ def median(row: _Row) -> str:
     return format_estimate(row.setting.median, row.setting.standard_error) + row.marks
 
 
+def _by_spans(row: _Row) -> str:
+    spans = row.setting.by_spans
+    return "" if spans is None else format_estimate(spans.median, spans.standard_error)
+
+
 def _published(row: _Row) -> str:
     known = scales.published_beside(row.setting.setting)
     return f"{known.median:#.2g} {known.source}" if known else ""
 
+
+BY_SPANS = (
+    Column("spans_median", "Median KL over pairs by spans, which is nearer to KL; null: no pair has them.", BITS,
+           lambda it: it.median),
+    Column("spans_standard_error", "Its standard error over texts, by bootstrap.", BITS, lambda it: it.standard_error),
+    Column("spans_n_pairs", "Pairs behind it: at most 100, drawn at random.", "pairs", lambda it: len(it.pairs)),
+)  # fmt: skip
+"""Of a setting by spans."""
 
 SETTING = (
     Column(
@@ -143,6 +156,8 @@ SETTING = (
     Column(
         "standard_error", "Its standard error over texts, by bootstrap.", BITS, lambda it: it.setting.standard_error
     ),
+    Column("", title="by spans", cell=_by_spans),
+    *within(BY_SPANS, lambda it: it.setting.by_spans),
     Column(
         "quartiles",
         "Quartiles of KL over pairs.",
@@ -277,6 +292,9 @@ def print_scale(vectors: Vectors, measured: Sequence[Setting]) -> None:
     out.print(describe_texts(vectors.texts))
     found = rows(vectors, measured)
     out.print(table(SETTING, found, "\nThe scale"))
+    if any(row.setting.by_spans for row in found):
+        said = "median: by whole texts, which published values are by; by spans: nearer to KL (docs/validity.md)."
+        out.print(said, style="dim")
     out.print(
         "± is the standard error over texts; (range): over the pairs, for too few models. A run counts as one model.",
         style="dim",

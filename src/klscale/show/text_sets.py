@@ -62,6 +62,7 @@ def _correlation(key: str, meaning: str) -> Column:
 
 
 NEEDED = (
+    Column("estimator", "The estimator that the KL is by.", title="by", words=True),
     Column(
         "relative_error",
         "Standard error over KL.",
@@ -311,11 +312,14 @@ def print_sensitivity(found: TextSensitivity) -> None:
 def print_texts_needed(needed: Sequence[TextsNeeded]) -> None:
     """Print the number of texts of this kind for a relative standard error."""
     alone = all(row.median == row.worst for row in needed)
-    columns = [replace(NEEDED[1], title="texts")] if alone else NEEDED[1:]
+    columns = [replace(NEEDED[2], title="texts")] if alone else NEEDED[2:]
     out.print("\nTexts that KL needs, by the standard error found here", style="bold")
-    out.print(table((NEEDED[0], *columns), needed))
+    out.print(table((*NEEDED[:2], *columns), needed))
     if not alone:
-        say(f"worst pair: {_both(needed[0].worst_pair)}", "dim")
+        worst = {row.estimator: row.worst_pair for row in needed}
+        same = len(set(worst.values())) == 1
+        for estimator, pair in [*worst.items()][: 1 if same else None]:
+            say(f"worst pair{'' if same else f' by {estimator}'}: {_both(pair)}", "dim")
 
 
 def _both(pair: tuple[str, str]) -> str:

@@ -10,7 +10,7 @@ Whole documents are drawn at random: texts that share a document are never separ
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,12 +23,15 @@ from klscale.science.bootstrap import RESAMPLES, estimate_from_resamples, text_d
 from klscale.science.clip import beyond_clip_limit, common_texts, moved_by_clip
 from klscale.science.estimates import CONFIDENCE, Estimate, cluster_codes
 from klscale.science.kl import kl_pairs
+from klscale.science.reported import SAMPLED_TOKENS, SPANS, WHOLE_TEXTS
 from klscale.studies.maps import ROUNDING, pca
 from klscale.studies.scales import MOST_PAIRS, expanded_percentiles, interval_over_models, pair_draws
 from klscale.vectors.vectors import Vectors
 
 FEWEST_TEXTS, FEWEST_DOCUMENTS = 20, 5
 """Smallest block or domain with a KL: the logarithm of an estimate from fewer texts or documents is far from normal."""
+MOST_MODELS = 45
+"""Models whose pairs are looked at by sampled tokens and by spans: 990 pairs."""
 FEWEST_MODELS = 5
 """Fewest models for an interval over models of a correlation or a ratio. With five it covers 95 to 100 %."""
 BLOCKS = (2, 4, 8, 16, 32, 64)
@@ -50,12 +53,14 @@ NORMAL = math.sqrt(2) * float(special.ndtri(0.75))
 
 @dataclass(frozen=True)
 class TextsNeeded:
-    """Number of texts of this kind for a relative standard error of KL, for the median pair and for the worst."""
+    """Number of texts of this kind for a relative standard error of KL, for the median pair and for the worst, and the
+    estimator that the KL is by."""
 
     relative_error: float
     median: int
     worst: int
     worst_pair: tuple[str, str]
+    estimator: str = WHOLE_TEXTS
 
 
 @dataclass(frozen=True)
@@ -263,18 +268,59 @@ def texts_needed(vectors: Vectors, *, seed: int = 0) -> tuple[TextsNeeded, ...]:
     n = N (SE / KL)**2 / p**2, by the delta method, over the pairs of `text_sensitivity`. Where texts share documents,
     SE is clustered, and n is for documents of as many texts. Empty where no pair has a KL, or where there are fewer
     than 20 texts or five documents. n is as uncertain as SE: with heavy tails it is a lower bound.
+
+    First by sampled tokens, then by spans, then by whole texts; the former two where some models allow them, for all
+    pairs of at most 45 of these models, drawn with the seed.
     """
-    return _texts_needed(_sample(vectors, *_drawn_pairs(vectors, seed)))
+    found = dict[str, list[tuple[float, tuple[str, str]]]]()
+    for estimator, part, matrix in _nearer(vectors, seed):
+        found.setdefault(estimator, []).extend(_needed_of(part, *matrix))
+    nearer = [row for name in (SAMPLED_TOKENS, SPANS) for row in _rows_needed(name, found.get(name, ()))]
+    return (*nearer, *_texts_needed(_sample(vectors, *_drawn_pairs(vectors, seed))))
+
+
+def _nearer(
+    vectors: Vectors, seed: int
+) -> Iterator[tuple[str, Vectors, tuple[Floats, Floats, Integers | int, Integers | int]]]:
+    """The estimators nearer to KL than whole texts: each with the models that allow it, and value, standard error,
+    texts and documents (0: texts are independent) of their pairs."""
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(vectors))[:MOST_MODELS])
+    some = vectors.subset([vectors.models[n] for n in chosen])
+    with_spans = [name for name in some.names if some.has_spans(name)]
+    if len(with_spans) > 1:
+        part = some.subset(with_spans)
+        spans = part.span_kl_matrix()
+        yield SPANS, part, (spans.value, spans.standard_error, spans.n_texts, spans.n_documents)
+    for rows, sampled in some.sampled_kl_matrices():
+        part = some.subset([some.models[n] for n in rows])
+        matrix = sampled.symmetric, sampled.symmetric_error, sampled.n_texts, sampled.n_documents
+        yield SAMPLED_TOKENS, part, matrix
+
+
+def _needed_of(
+    vectors: Vectors, value: Floats, error: Floats, n_texts: Integers | int, n_documents: Integers | int
+) -> Iterator[tuple[float, tuple[str, str]]]:
+    """N (SE / KL)**2 of each pair that has a KL, from texts and documents enough."""
+    n, documents = np.broadcast_to(n_texts, value.shape), np.broadcast_to(n_documents, value.shape)
+    enough = (n >= FEWEST_TEXTS) & ((documents == 0) | (documents >= FEWEST_DOCUMENTS))
+    known = enough & np.isfinite(error) & (error > 0) & (value > 0)
+    for i, j in np.argwhere(np.triu(known, k=1)):
+        yield float(n[i, j] * (error[i, j] / value[i, j]) ** 2), (vectors.names[i], vectors.names[j])
+
+
+def _rows_needed(estimator: str, needed: Sequence[tuple[float, tuple[str, str]]]) -> list[TextsNeeded]:
+    """A row for each wanted error, from N (SE / KL)**2 of the pairs."""
+    if not needed:
+        return []
+    median, (most, pair) = float(np.median([n for n, _ in needed])), max(needed)
+    return [TextsNeeded(p, math.ceil(median / p**2), math.ceil(most / p**2), pair, estimator) for p in RELATIVE_ERRORS]
 
 
 def _texts_needed(sample: _Sample) -> tuple[TextsNeeded, ...]:
     if not sample.labels or not sample.splits_into(1):
         return ()
     needed = sample.n_texts * (sample.standard_error / sample.kl) ** 2
-    worst = int(needed.argmax())
-    median, most = float(np.median(needed)), float(needed[worst])
-    pair = sample.labels[worst]
-    return tuple(TextsNeeded(p, math.ceil(median / p**2), math.ceil(most / p**2), pair) for p in RELATIVE_ERRORS)
+    return tuple(_rows_needed(WHOLE_TEXTS, list(zip(needed.tolist(), sample.labels, strict=True))))
 
 
 # ------------------------------------------------------------------------------------------- the pairs and the texts

@@ -308,7 +308,7 @@ class Vectors:
             for name, values in found.items():
                 values[at] = getattr(spans, name)[known]
         by_spans, poor = np.where(estimator == SPANS, found["value"], np.nan), np.zeros(estimator.shape, dtype=bool)
-        for rows, sampled in self._sampled_by_tokenizer():
+        for rows, sampled in self.sampled_kl_matrices():
             known = np.isfinite(sampled.symmetric) & ~np.eye(len(rows), dtype=bool)
             at = tuple(rows[side] for side in np.nonzero(known))
             estimator[at], poor[at] = SAMPLED_TOKENS, sampled.poor[known]
@@ -316,8 +316,9 @@ class Vectors:
             found["n_texts"][at], found["n_documents"][at] = sampled.n_texts, sampled.n_documents
         return ReportedKL(estimator=estimator, interval=None, whole_texts=whole, by_spans=by_spans, poor=poor, **found)
 
-    def _sampled_by_tokenizer(self) -> Iterator[tuple[Integers, SampledKLMatrix]]:
-        """The rows of the models of each tokenizer, and KL between them by sampled tokens."""
+    def sampled_kl_matrices(self) -> Iterator[tuple[Integers, SampledKLMatrix]]:
+        """The rows (k,) of the models of each tokenizer that two or more have, and KL between them by sampled tokens;
+        without those whose sampled tokens would take more than 1 GB."""
         groups: dict[str, list[int]] = {}
         for place, row in enumerate(self._sampled_rows):
             if row is not None:

@@ -10,6 +10,7 @@ from typing import Any
 from klscale.inputs.texts import TextSet
 from klscale.science.estimates import Estimate
 from klscale.science.kl import KL
+from klscale.science.reported import PUBLISHED
 from klscale.show import cautions
 from klscale.show.cautions import Measured
 from klscale.show.columns import HEAD, Column, estimate, records, table, unit
@@ -95,5 +96,9 @@ def print_layers(vectors: Vectors) -> None:
         out.print(table(LAYER, layers, f"\n{plain(model)}: the logit lens"))
     everything = [row for layers in found.values() for row in layers]
     shown = [row.from_previous for row in everything] + [row.to_output for row in everything if not row.is_output]
-    out.print("KL in bits/byte ± standard error over texts; the last layer is the model itself.", style="dim")
+    out.print(
+        f"KL in bits/byte ± standard error over texts, by {PUBLISHED}: layers keep no spans. "
+        "The last layer is the model itself.",
+        style="dim",
+    )
     cautions.print_footnotes(vectors.texts, filter(None, shown))

@@ -15,6 +15,7 @@ from klscale.inputs.texts import TextSet
 from klscale.science import diffusion
 from klscale.science.estimates import Estimate
 from klscale.science.kl import KL
+from klscale.science.reported import PUBLISHED
 from klscale.show import cautions, files, sentences
 from klscale.show.cautions import BY_KEY, Around, Measured
 from klscale.show.columns import (
@@ -327,7 +328,7 @@ def print_trajectories(
     out.print(describe_texts(texts))
     shown = [row for one in found for row in _print_checkpoints(one)]
     weights = "; weights: squared distance, the sum over all parameters" if any(one.weights for one in found) else ""
-    out.print(f"KL in bits/byte ± standard error over texts{weights}.", style="dim")
+    out.print(f"KL in bits/byte ± standard error over texts, by {PUBLISHED}{weights}.", style="dim")
     kls = (kl for row in shown for kl in (row.from_previous, row.from_first, row.from_last))
     cautions.print_footnotes(texts, filter(None, kls))
     print_motion(found, seeds, moved, threshold_source)

@@ -53,11 +53,13 @@ TEXT_FILE_BYTES = Limit("TEXT_FILE_BYTES", 4 << 30, "bytes, decompressed")
 TABLE_BYTES = Limit("TABLE_BYTES", 2 << 30, "bytes, decompressed")
 """The largest published file has 81 MB."""
 PICKLE_CONTAINERS = Limit("PICKLE_CONTAINERS", 1_000_000, "dictionaries and lists")
+TEMPLATE_BYTES = Limit("TEMPLATE_BYTES", 1 << 20, "bytes of a chat template")
+PROMPT_CHARACTERS = Limit("PROMPT_CHARACTERS", 1 << 24, "characters of a rendered prompt")
 VECTOR_BYTES = Limit("VECTOR_BYTES", 4 << 30, "bytes, decompressed")
 """10,000 texts of 10,000 layers have 800 MB."""
 VECTOR_LAYERS = Limit("VECTOR_LAYERS", 10_000, "layers")
 
 LIMITS = (
-    SUITE_MODELS, SUITE_DEPTH, SUITE_MERGED, SUITE_BYTES, TEXT_FILE_BYTES, TABLE_BYTES, PICKLE_CONTAINERS, VECTOR_BYTES,
-    VECTOR_LAYERS,
+    SUITE_MODELS, SUITE_DEPTH, SUITE_MERGED, SUITE_BYTES, TEXT_FILE_BYTES, TABLE_BYTES, PICKLE_CONTAINERS,
+    TEMPLATE_BYTES, PROMPT_CHARACTERS, VECTOR_BYTES, VECTOR_LAYERS,
 )  # fmt: skip

@@ -29,6 +29,7 @@ FIELDS: dict[str, tuple[Any, Any]] = {
         Annotated[bool, typer.Option("--split-special-tokens", help=HELP["split_special_tokens"])],
         False,
     ),
+    "template": (Annotated[str | None, typer.Option(metavar="own|none|FILE", help=HELP["template"])], None),
     "sampled_tokens": (
         Annotated[int | None, typer.Option(min=0, metavar="TEXTS", help=HELP["sampled_tokens"])],
         None,

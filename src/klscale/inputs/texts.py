@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from klscale.errors import InputError, KlscaleError, nearest
+from klscale.inputs.conversations import Prompt, as_messages, content_of, conversation_of
 from klscale.inputs.spans import Cuts, cut_texts
 from klscale.limits import TEXT_FILE_BYTES
 from klscale.progress import SILENT, Progress
@@ -48,8 +49,9 @@ class TextSet:
     """N texts in a fixed order.
 
     `bytes` (N,) are UTF-8 lengths. `domain` and `document` label the texts where known; texts of one document are
-    not independent. `clip` (nats) is the frozen lower limit for log-likelihoods, or None. An *external* set knows
-    the lengths but not the texts: log-likelihoods that came from elsewhere.
+    not independent. `clip` (nats) is the frozen lower limit for log-likelihoods, or None. Where there are `prompts`, a
+    text is the response to its prompt, and is scored given that. An *external* set knows the lengths but not the texts:
+    log-likelihoods that came from elsewhere.
 
     `prompt_bytes` (N,) are those at the beginning of each text that were given to the model that wrote the rest, for
     texts drawn from a model. `drawn` says from which, and how: `author` (reference), `key` (of its vector), `seed`,
@@ -66,16 +68,17 @@ class TextSet:
     labels: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     prompt_bytes: Integers | None = None
     drawn: Mapping[str, Any] | None = None
+    prompts: tuple[Prompt, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.id:
             if self.texts is None:
                 raise ValueError("an external text set needs an id")
-            object.__setattr__(self, "id", text_set_id(self.texts, self.prompt_bytes))
+            object.__setattr__(self, "id", text_set_id(self.texts, self.prompt_bytes, self.prompts))
 
     @classmethod
     def from_texts(cls, name: str, texts: Sequence[str], **labels: Any) -> TextSet:
-        """A set from strings; `domain=`, `document=` and `clip=` as in the class."""
+        """A set from strings; `domain=`, `document=`, `clip=` and `prompts=` as in the class."""
         lengths = np.array([len(text.encode()) for text in texts], dtype=np.int64)
         return cls(name=name, bytes=lengths, texts=tuple(texts), **labels)
 
@@ -119,10 +122,17 @@ class TextSet:
         """The same texts, and so the same id, with another clip value."""
         return replace(self, clip=clip)
 
+    def responses_alone(self) -> TextSet:
+        """The responses without their prompts, as a set of their own: what PMI is relative to."""
+        name = f"{self.name}, responses alone"
+        return replace(self, name=name, id="", clip=None, prompts=((),) * len(self))
+
     def records(self) -> Iterator[dict[str, Any]]:
         """One dictionary a text, as in a JSON lines file."""
         for s in range(len(self)):
             record: dict[str, Any] = {} if self.texts is None else {"text": self.texts[s]}
+            if self.texts is not None and self.prompts is not None:
+                record = {"messages": as_messages(self.prompts[s], self.texts[s])}
             record["bytes"] = int(self.bytes[s])
             if self.prompt_bytes is not None:
                 record["prompt_bytes"] = int(self.prompt_bytes[s])
@@ -132,10 +142,13 @@ class TextSet:
             yield record
 
 
-def text_set_id(texts: Iterable[str], prompt_bytes: Integers | None = None) -> str:
+def text_set_id(
+    texts: Iterable[str], prompt_bytes: Integers | None = None, prompts: Sequence[Prompt] | None = None
+) -> str:
     """The id of a text set: of its texts, their order, and their prompts where they have some."""
-    prompts = [] if prompt_bytes is None else [prompt_bytes.astype("<i8").tobytes()]
-    return content_id([*(text.encode() for text in texts), *prompts])
+    given = [] if prompt_bytes is None else [prompt_bytes.astype("<i8").tobytes()]
+    said = () if prompts is None else content_of(prompts)
+    return content_id([*(text.encode() for text in texts), *given, *said])
 
 
 def content_id(parts: Iterable[bytes]) -> str:
@@ -154,7 +167,8 @@ def load_texts(source: str | os.PathLike[str] | TextSet, *, progress: Progress =
     """N texts in a fixed order, by name (`pile-10k`, `pocket`) or from a file or fsspec URL.
 
     `.jsonl` (also `.gz`, `.zst`): one JSON object a line with a `text` field, and `domain`, `document` if known;
-    `prompt_bytes` of texts that a model wrote, from there on.
+    `prompt_bytes` of texts that a model wrote, from there on. In place of `text`, all
+    lines may have `prompt` and `response`, or `messages` whose last one is the response.
     `.parquet`: the same as columns (`hf://datasets/...` reads one of the Hugging Face hub). `.txt`: one text a line.
 
     Raises InputError for a file that cannot be used, naming the line, and KlscaleError when a download fails.
@@ -185,7 +199,7 @@ def _read(spec: str, name: str) -> TextSet:
             why,
             hint or "Give a .jsonl, .parquet or .txt file, pile-10k or pocket.",
         ) from error
-    records = _records(spec)
+    records = _records(spec, with_prompts=True)
     if not records:
         raise InputError(
             f"{spec} holds no texts.", remedy="Each line of a .jsonl file is an object with a 'text' field."
@@ -207,6 +221,7 @@ def _read(spec: str, name: str) -> TextSet:
             document=label("document", "pile_idx"),
             clip=PILE_CLIP if is_pile else None,
             prompt_bytes=_prompts(spec, records),
+            prompts=tuple(record["prompt"] for record in records) if records[0].get("prompted") else None,
         )
     except UnicodeEncodeError as error:
         raise InputError(
@@ -238,14 +253,15 @@ def is_prompt(value: Any, text: str) -> bool:
     return whole and data[value] & 0xC0 != 0x80
 
 
-def _records(spec: str) -> list[dict[str, Any]]:
-    """The texts of a file as dictionaries that hold a non-empty string `text`."""
+def _records(spec: str, *, with_prompts: bool = False) -> list[dict[str, Any]]:
+    """The texts of a file as dictionaries that hold a non-empty string `text`. `with_prompts`: all may be responses;
+    they have their `prompt` then, and `prompted`."""
     found: list[tuple[str, Any]]
     try:
         if spec.endswith(".parquet"):
             import pandas as pd
 
-            found = [(f"row {n}", record) for n, record in enumerate(pd.read_parquet(spec).to_dict("records"), 1)]
+            found = [(f"row {n}", _plain(one)) for n, one in enumerate(pd.read_parquet(spec).to_dict("records"), 1)]
         else:
             with fsspec.open(spec, "rb", compression="infer") as file:
                 lines = [
@@ -257,6 +273,8 @@ def _records(spec: str) -> list[dict[str, Any]]:
     except (OSError, EOFError, ValueError, RuntimeError, zlib.error, zipfile.BadZipFile, lzma.LZMAError) as error:
         # damaged Parquet and compressed files
         raise InputError(f"{spec} cannot be read.", str(error).split("\n")[0][:200], "Is the file whole?") from error
+    if with_prompts:
+        found = _with_prompts(spec, found)
     for place, record in found:
         if not isinstance(record, dict) or not isinstance(record.get("text"), str) or not record["text"]:
             raise InputError(
@@ -265,6 +283,31 @@ def _records(spec: str) -> list[dict[str, Any]]:
                 "Mend or delete that record; for whole documents see `klscale texts build`.",
             )
     return [record for _, record in found]
+
+
+def _plain(record: Mapping[Any, Any]) -> dict[str, Any]:
+    """A row with lists in place of arrays."""
+    return {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in record.items()}
+
+
+def _with_prompts(spec: str, found: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """The records of a file; those of responses have the response under `text`, its `prompt`, and `prompted`."""
+    made = list[tuple[str, Any]]()
+    for place, record in found:
+        try:
+            conversation = conversation_of(record) if isinstance(record, dict) else None
+        except ValueError as error:
+            remedy = "A line has 'text'; or 'prompt' and 'response'; or 'messages', the last one the assistant's."
+            raise InputError(f"{spec}, {place}: {error}.", remedy=remedy) from error
+        if made and (conversation is not None) != ("prompted" in made[0][1]):
+            what = "a text without a prompt" if conversation is None else "a response to a prompt"
+            raise InputError(f"{spec}, {place}: {what}, unlike the first.", "A set holds texts or responses, not both.")
+        if conversation is not None:
+            record = {**record, "prompt": conversation[0], "text": conversation[1], "prompted": True}
+        elif isinstance(record, dict):
+            record = {key: value for key, value in record.items() if key != "prompted"}
+        made.append((place, record))
+    return made
 
 
 def _bounded(file: IO[bytes], spec: str) -> bytes:

@@ -141,7 +141,8 @@ def say(sentence: str, style: str | None = None) -> None:
 
 
 def name_texts(texts: TextSet) -> str:
-    return f"{plain(texts.name)} ({texts.id}): {len(texts):,} texts, mean {texts.mean_bytes:.1f} bytes"
+    what = "texts" if texts.prompts is None else "responses to prompts"
+    return f"{plain(texts.name)} ({texts.id}): {len(texts):,} {what}, mean {texts.mean_bytes:.1f} bytes"
 
 
 def describe_texts(texts: TextSet) -> str:

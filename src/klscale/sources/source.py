@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from klscale.errors import InputError, KlscaleError, nearest
+from klscale.inputs.conversations import Template
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.progress import SILENT, Progress
@@ -45,6 +46,7 @@ LAYERS, NEXT_TOKENS, REPEAT_RUNS = "layers", "next-token probabilities", "repeat
 WEIGHT_FILES, WEIGHTS = "weight files", "weights in memory"
 SAMPLED_TOKENS = "sampled tokens"
 CHANGED_MODULES = "changed modules"
+RESPONSES = "responses to prompts"
 LONG_TEXTS = ("error", "skip", "window")
 WINDOWS = "; half-overlapping windows"
 """Added to the convention of a vector where some text was cut into windows."""
@@ -59,7 +61,8 @@ class ReaderOptions:
     `device` and `batch_tokens`: for sources that run a model on this machine. `long_texts`: texts beyond the model's
     window raise an error (`error`), are left out (`skip`) or scored in half-overlapping windows (`window`). `parts`:
     what is wanted beside the log-likelihood of each text, by capability (`LAYERS`, `SAMPLED_TOKENS`).
-    `split_special_tokens`: a string such as `<s>` in a text is read as text, not as a special token.
+    `split_special_tokens`: a string such as `<s>` in a text is read as text, not as a special token. `template`: how
+    the prompts of a set become what is read before the responses (capability `RESPONSES`); None for plain texts.
     """
 
     device: str | None = None
@@ -67,6 +70,7 @@ class ReaderOptions:
     long_texts: str = "error"
     parts: frozenset[str] = frozenset()
     split_special_tokens: bool = False
+    template: Template | None = None
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,13 @@ class Source(ABC):
     def conventions(self, options: ReaderOptions) -> tuple[str, ...]:
         """How a vector may have been scored to be the one that is asked for; the last one is that of cut texts."""
         whole = self.convention + SPLIT * options.split_special_tokens
+        if options.template is not None:  # which always splits them
+            whole = options.template.convention
         return (whole, whole + WINDOWS) if options.long_texts == "window" else (whole,)
+
+    def with_chat_template(self, pinned: Any) -> Any:
+        """The pinned model where its own chat template is read too: its identity covers that (capability RESPONSES)."""
+        return pinned
 
     def prepare(self, options: ReaderOptions) -> None:  # noqa: B027 (most sources need none)
         """Raises InputError for options that this machine cannot serve, before any model is read."""

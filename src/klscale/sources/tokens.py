@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,8 @@ class Tokens:
     model's distribution is over other strings. `offsets` (T,) says at which byte of its text each token begins; None
     where the source does not know. `spans` are those of the text set in which the tokens lie, where it does. `lost`
     counts the texts that do not come back, by what is lost; `special` counts those in which a string such as `<s>` is
-    read as a special token.
+    read as a special token. `prompt` (N,) counts the tokens of each text that are its prompt and not scored; None where
+    texts have no prompts: then the first token alone is not scored.
     """
 
     ids: NDArray[np.int32]
@@ -43,6 +45,7 @@ class Tokens:
     spans: TokenSpans | None = None
     lost: Mapping[str, int] = field(default_factory=dict)
     special: int = 0
+    prompt: Integers | None = None
 
     @classmethod
     def with_offsets(
@@ -53,12 +56,26 @@ class Tokens:
         not_round_trip: float,
         begin: Integers,
         end: Integers,
+        prompts: Sequence[Sequence[int]] | None = None,
         **counted: Any,
     ) -> Tokens:
         """The tokens of all texts of a set, from the bytes `begin` to `end` (T,) that each covers in its text; with
-        what is `counted`."""
+        what is `counted`. With the token ids of their `prompts`, the texts stand behind these."""
         assert texts.cuts is not None
-        return cls(ids, starts, not_round_trip, begin, assign_tokens(texts.cuts, starts, begin, end), **counted)
+        if prompts is None:
+            return cls(ids, starts, not_round_trip, begin, assign_tokens(texts.cuts, starts, begin, end), **counted)
+        # To spans, a prompt is one token without bytes: all tokens behind it are scored.
+        begin, end = (np.insert(place, starts[:-1], 0) for place in (begin, end))
+        spans = assign_tokens(texts.cuts, starts + np.arange(len(starts)), begin, end)
+        return cls(ids, starts, not_round_trip, spans=spans, **counted).behind(prompts)
+
+    def behind(self, prompts: Sequence[Sequence[int]]) -> Tokens:
+        """The same texts, each behind the token ids of its prompt. All tokens of the texts are then scored."""
+        count = np.array([len(ids) for ids in prompts], dtype=np.int64)
+        flat = np.fromiter(chain.from_iterable(prompts), dtype=np.int32, count=int(count.sum()))
+        ids = np.insert(self.ids, np.repeat(self.starts[:-1], count), flat)
+        starts = self.starts + np.concatenate([[0], np.cumsum(count)])
+        return replace(self, ids=ids, starts=starts, offsets=None, prompt=count)
 
     @classmethod
     def from_rows(cls, rows: Sequence[NDArray[np.int32]]) -> Tokens:
@@ -69,12 +86,23 @@ class Tokens:
     @cached_property
     def key(self) -> str:
         """A hash of all token ids: equal for models that read every text as the same tokens."""
-        return content_id([self.starts.astype("<i8").tobytes(), self.ids.astype("<i4").tobytes()])
+        prompt = [] if self.prompt is None else [self.prompt.astype("<i8").tobytes()]
+        return content_id([self.starts.astype("<i8").tobytes(), self.ids.astype("<i4").tobytes(), *prompt])
 
     @property
     def lengths(self) -> Integers:
         """Tokens of each text (N,), special tokens included."""
         return np.diff(self.starts)
+
+    @property
+    def before(self) -> Integers:
+        """Tokens of each text (N,) before its first scored one."""
+        return np.ones(len(self.starts) - 1, dtype=np.int64) if self.prompt is None else self.prompt
+
+    @property
+    def counts(self) -> Integers:
+        """Scored tokens of each text (N,) and one before them: its length where it has no prompt."""
+        return self.lengths if self.prompt is None else self.lengths - self.prompt + 1
 
     def cut(self, longest: int) -> Tokens:
         """The same texts, each with its first `longest` tokens at most."""
@@ -82,7 +110,8 @@ class Tokens:
         starts = np.concatenate([[0], np.cumsum(lengths)])
         kept = np.arange(starts[-1]) + np.repeat(self.starts[:-1] - starts[:-1], lengths)
         offsets = None if self.offsets is None else self.offsets[kept]
-        return Tokens(self.ids[kept], starts, self.not_round_trip, offsets)
+        prompt = None if self.prompt is None else np.minimum(self.prompt, lengths)
+        return Tokens(self.ids[kept], starts, self.not_round_trip, offsets, prompt=prompt)
 
     def parts(self, texts: Integers, token_log_probability: Floats, log_likelihood: Floats) -> dict[str, Values]:
         """The parts of `Scores` that say what some texts (n,) have in their spans; none where no spans are known.

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from klscale.errors import InputError
 from klscale.inputs.attributes import NUMBERS
+from klscale.inputs.conversations import conversation_of
 from klscale.inputs.references import ModelRef
 from klscale.inputs.spans import are_packed
 from klscale.inputs.texts import TextSet, content_id, is_prompt, text_set_id
@@ -314,7 +315,7 @@ def texts_from_lines(data: bytes, head: Mapping[str, Any]) -> TextSet:
     """A text set from its head and lines; raises one of UNREADABLE."""
     if head["lines"] and digest(data) not in head["lines"]:
         raise UnreadableError("does not hold the lines that it was written with")
-    records = [json.loads(line) for line in data.split(b"\n") if line]
+    records = [_as_response(json.loads(line)) for line in data.split(b"\n") if line]
     if len(records) != head["n_texts"]:
         raise UnreadableError(f"has {len(records):,} lines where {head['n_texts']:,} texts belong")
     names = _require_lines(records, external=head["external"])
@@ -323,8 +324,9 @@ def texts_from_lines(data: bytes, head: Mapping[str, Any]) -> TextSet:
     given = columns.pop("prompt_bytes", None) if texts is not None else None
     if given is not None and not all(map(is_prompt, given, texts or ())):
         raise UnreadableError("has 'prompt_bytes' that are no places in the texts")
-    prompts = None if given is None else np.array(given, dtype=np.int64)
-    if texts is not None and text_set_id(texts, prompts) != head["id"]:
+    prompt_bytes = None if given is None else np.array(given, dtype=np.int64)
+    prompts = columns.pop("messages") if isinstance(records[0].get("messages"), tuple) else None
+    if texts is not None and text_set_id(texts, prompt_bytes, prompts) != head["id"]:
         raise UnreadableError("does not hold the texts that its id stands for")
     if texts is not None and (wrong := [s for s, text in enumerate(texts) if len(text.encode()) != sizes[s]]):
         raise UnreadableError(f"gives text {wrong[0] + 1} a length that is not its own")
@@ -337,9 +339,20 @@ def texts_from_lines(data: bytes, head: Mapping[str, Any]) -> TextSet:
         domain=columns.pop("domain", None),
         document=columns.pop("document", None),
         labels=columns,
-        prompt_bytes=prompts,
+        prompt_bytes=prompt_bytes,
         drawn=head["drawn"],
+        prompts=prompts,
     )
+
+
+def _as_response(record: Any) -> Any:
+    """A line of messages with the response under `text`, and those before it under `messages`; another line as it is.
+    Raises ValueError for messages that are none."""
+    if not isinstance(record, dict) or not isinstance(record.get("messages"), list):
+        return record
+    if (found := conversation_of(record)) is None:
+        raise UnreadableError("has a line without a response")
+    return {"text": found[1], **record, "messages": found[0]}
 
 
 def _require_lines(records: list[Any], *, external: bool) -> list[str]:
@@ -383,6 +396,7 @@ ENTRY = {
         "counts", lambda value: isinstance(value, dict) and all(map(_is_count, value.values()))
     ),
     "special_token_texts": COUNT,
+    "template": MAPPING,
     "versions": MAPPING,
     "weights": LIST,
     "size": Field("an object of counts", lambda it: isinstance(it, dict) and all(map(_is_count, it.values()))),

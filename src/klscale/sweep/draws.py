@@ -30,7 +30,7 @@ def _known(reader: Reader, texts: TextSet, store: Store) -> TokenDraws:
     """What the store has drawn; without texts whose draws are not those of their tokens."""
     tokens = reader.tokens(texts)
     found = store.draws(texts.id, tokens.key) or TokenDraws(tokens.key)
-    positions = tokens.lengths - 1
+    positions = tokens.counts - 1
     return TokenDraws(found.tokens, found.m, {s: one for s, one in found.of.items() if len(one.ids) == positions[s]})
 
 

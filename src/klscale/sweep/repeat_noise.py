@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from klscale.inputs.conversations import Template
 from klscale.inputs.texts import TextSet
 from klscale.progress import SILENT, Progress
 from klscale.science.arrays import Integers
@@ -28,9 +29,12 @@ def noise_floor(
     sources = Sources(progress)
     if texts.external or not sources.of(entry.ref).is_here(entry.ref):
         return None
-    reader = sources.open(
-        sources.pin(entry.ref), ReaderOptions(device=device, split_special_tokens=SPLIT in entry.metadata["convention"])
+    options = ReaderOptions(
+        device=device,
+        split_special_tokens=SPLIT in entry.metadata["convention"],
+        template=Template.of_record(entry.metadata.get("template")),
     )
+    reader = sources.open(sources.pin(entry.ref), options)
     progress.begin(f"repeat run of {entry.ref}")
     return keep_noise_floor(entry.key, reader, texts, store)
 

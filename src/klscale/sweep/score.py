@@ -16,6 +16,7 @@ import numpy as np
 
 from klscale.errors import InputError, KlscaleError, StorageError, UnavailableError, nearest
 from klscale.inputs.attributes import attributes_of
+from klscale.inputs.conversations import Template
 from klscale.inputs.references import Model, ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.progress import SILENT, Progress
@@ -24,6 +25,7 @@ from klscale.sources.source import (
     LAYERS,
     LONG_TEXTS,
     REPEAT_RUNS,
+    RESPONSES,
     SAMPLED_TOKENS,
     Fetched,
     Pinned,
@@ -60,6 +62,7 @@ def score(
     batch_tokens: int | None = None,
     long_texts: str = "error",
     split_special_tokens: bool = False,
+    template: str | None = None,
     layers: bool = False,
     first: int | None = None,
     sampled_tokens: int | None = None,
@@ -78,6 +81,7 @@ def score(
 
     `device`, `batch_tokens`: chosen where None. `long_texts`: texts beyond a model's window are an `error`, or `skip`,
     or `window`. `split_special_tokens`: a string such as `<s>` in a text is read as text, not as a special token.
+    `template`: for a set with prompts, `own` (the default: each model's own chat template), `none`, or a Jinja file.
     `layers`: score every model at each of its layers too, through the logit lens; without it only models that ask for
     it. `first`: the first so many texts of the set's random order, instead of all. A vector with more texts stays as it
     is, and a later call adds texts to one with fewer. `sampled_tokens`: the first so many texts of that order get
@@ -98,7 +102,9 @@ def score(
     sampled_tokens = SAMPLED_TEXTS if sampled_tokens is None else sampled_tokens
     if sampled_tokens < 0:
         raise InputError(f"sampled_tokens={sampled_tokens}: a number of texts is at least 0.")
-    options = ReaderOptions(device, batch_tokens, long_texts, split_special_tokens=split_special_tokens)
+    options = ReaderOptions(
+        device, batch_tokens, long_texts, split_special_tokens=split_special_tokens, template=_template(texts, template)
+    )
     sources = Sources(progress)
     sweep = _Sweep(texts, store, options, layers, first, sampled_tokens, rescore, progress, sources)
     outcomes: dict[int, Outcome] = {}
@@ -134,6 +140,17 @@ def score(
         more = "; ..." if len(sweep.equal) > 3 else ""
         progress.note(f"The same files under two names are scored once: {listed}{more}.")
     return [outcomes[place] for place in sorted(outcomes)]
+
+
+def _template(texts: TextSet, asked: str | None) -> Template | None:
+    """How the prompts of a set are rendered; None for plain texts. Responses that all stand alone need no template."""
+    if texts.prompts is not None:
+        found = Template.of(asked or "own")
+        return found if any(texts.prompts) else Template("none")
+    if asked is not None:
+        what = f"--template {asked}: {texts.name} has no prompts."
+        raise InputError(what, "A chat template renders the prompts of responses.", "Leave it out.")
+    return None
 
 
 def _model(model: str | ModelRef | Model) -> Model:
@@ -212,6 +229,11 @@ class _Sweep:
         if self.texts.external:
             return None
         pinned: Pinned = self.sources.pin(model.ref)
+        if self.options.template is not None:
+            source = self.sources.of(model.ref)
+            source.require(model.ref, RESPONSES)
+            if self.options.template.kind == "own":
+                pinned = source.with_chat_template(pinned)
         if model.line and "parent" in model.attributes:
             parent = ModelRef.parse(model.attributes["parent"])
             if parent not in known and not self.sources.of(parent).may_have(parent):
@@ -528,7 +550,7 @@ class _Sweep:
                 f"{job.ref}: in {special:,} texts a string such as <s> is read as a special token, not as text.\n"
                 + (
                     "Its tokenizer cannot split them: leave such texts out of the set."
-                    if self.options.split_special_tokens
+                    if self.options.split_special_tokens or self.options.template is not None
                     else "--split-special-tokens reads it as text."
                 )
             )

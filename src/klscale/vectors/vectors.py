@@ -199,6 +199,20 @@ class Vectors:
             sampled=self._sampled_rows + others._sampled_rows,
         )
 
+    def pmi(self, alone: Vectors) -> Floats:
+        """PMI (K, N) in nats of responses and prompts: log p(response | prompt) - log p(response), NaN where either is
+        not known (arXiv 2603.18593). Squared distances between its rows are not KL.
+
+        `alone` has the same models on `texts.responses_alone()`. Raises InputError for other texts, for a model that it
+        lacks, and for vectors that were made by different conventions.
+        """
+        if self.texts.prompts is None or alone.texts.id != self.texts.responses_alone().id:
+            what = f"{alone.texts.name} are not the responses of {self.texts.name} alone."
+            raise InputError(what, remedy="Score texts.responses_alone(), where texts has prompts.")
+        self.require_one_convention()
+        alone.require_one_convention()
+        return self.log_likelihood - alone.log_likelihood[[alone.position(name) for name in self.names]]
+
     def position(self, model: str | ModelRef) -> int:
         """Row of a model."""
         if str(model) not in self._positions:

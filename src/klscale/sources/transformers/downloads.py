@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from klscale.sources.source import Fetched
-from klscale.sources.transformers.files import READ_WITH_WEIGHTS, ResolvedModel
+from klscale.sources.transformers.files import CHAT_TEMPLATE, READ_WITH_WEIGHTS, ResolvedModel
 from klscale.sources.transformers.hub import ADAPTER_FILES, cache_folder, is_cached
 
 try:
@@ -21,8 +21,8 @@ except ImportError:  # Windows
 
 _MARK = ".klscale"
 """Name of a file that marks a commit which a sweep fetched and will drop. It is dropped with the commit."""
-READ_BESIDE = ("generation_config.json", "chat_template.*")
-"""Fetched by transformers, though no score depends on them."""
+READ_BESIDE = ("generation_config.json", CHAT_TEMPLATE)
+"""Fetched by transformers, though no score of plain texts depends on them."""
 
 
 def to_fetch(resolved: ResolvedModel) -> dict[tuple[str, str], int] | None:

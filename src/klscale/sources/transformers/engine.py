@@ -54,7 +54,7 @@ CHECKED = 16
 @dataclass(frozen=True)
 class Segment:
     """Tokens `start` to `stop` of a text as one input; those from `first` on are scored. A text that fits the window
-    is one segment with first = start + 1: its first token has nothing before it."""
+    is one segment; with no prompt, first is 1: its first token has nothing before it."""
 
     text: int
     start: int
@@ -66,13 +66,14 @@ class Segment:
         return self.stop - self.start
 
 
-def segments_of(text: int, length: int, window: int | None) -> list[Segment]:
-    """One segment, or half-overlapping windows in which each token is scored once, with the longest context."""
+def segments_of(text: int, length: int, window: int | None, first: int = 1) -> list[Segment]:
+    """One segment, or half-overlapping windows in which each token from `first` on is scored once, with the longest
+    context."""
     if window is None or length <= window:
-        return [Segment(text, 0, length, 1)]
-    found, scored = [Segment(text, 0, window, 1)], window
+        return [Segment(text, 0, length, first)]
+    found, scored = list[Segment](), first
     while scored < length:
-        stop = min(scored + window // 2, length)
+        stop = window if scored < window else min(scored + window // 2, length)
         found.append(Segment(text, stop - window, stop, scored))
         scored = stop
     return found
@@ -195,10 +196,10 @@ class Engine:
         Raises KlscaleError for logits that are not finite, when one text alone exhausts the memory, and for layers of a
         model that the logit lens does not fit.
         """
-        lengths = tokens.lengths
+        lengths, before, counts = tokens.lengths, tokens.before, tokens.counts
         window = self.loaded.window
         kept = within_window(self.loaded.ref, window, lengths, texts, long_texts)
-        queue = [part for s in kept for part in segments_of(int(s), int(lengths[s]), window)]
+        queue = [part for s in kept for part in segments_of(int(s), int(lengths[s]), window, int(before[s]))]
         waiting = Counter(part.text for part in queue)
         total: dict[int, Any] = dict.fromkeys(waiting, 0.0)
         pieces: dict[int, list[tuple[int, Floats]]] = {}
@@ -226,7 +227,7 @@ class Engine:
                 if self.sampling is not None:
                     read = {s: Sampled.joined(in_order(sampled.pop(s))) for s in done if self._samples(s)}
                     parts |= _sampled_parts(self.sampling, chosen, read)
-                yield Scores(chosen, found[:, -1], lengths[done], parts | ({"layers": found} if self.layers else {}))
+                yield Scores(chosen, found[:, -1], counts[done], parts | ({"layers": found} if self.layers else {}))
 
     def _samples(self, text: int) -> bool:
         return self.sampling is not None and text in self.sampling.wanted
@@ -243,9 +244,10 @@ class Engine:
         n_tiles = 0 if drawn else -(-n_vocabulary // width)
         counts = [part.stop - part.first for part in batch]
         places = np.flatnonzero(np.repeat([self._samples(part.text) for part in batch], counts))
+        before, n_tokens = tokens.before, tokens.counts
         wanted = [
-            Wanted.of(sampling, part.text, int(tokens.lengths[part.text]) - 1, seen, n_tiles).at(
-                slice(part.first - 1, part.stop - 1)
+            Wanted.of(sampling, part.text, int(n_tokens[part.text]) - 1, seen, n_tiles).at(
+                slice(part.first - int(before[part.text]), part.stop - int(before[part.text]))
             )
             for part in chosen
         ]

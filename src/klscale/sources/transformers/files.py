@@ -8,7 +8,7 @@ import json
 import re
 import time
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ READ_WITH_WEIGHTS = (
     "merges.txt",
     "*.model",
 )
+CHAT_TEMPLATE = "chat_template.*"
+"""Read for the responses to prompts alone."""
 OF_SAVING = ("_name_or_path", "transformers_version")
 """Keys of a configuration on which no value depends: where a model came from, and what wrote it."""
 LARGE = 2**24
@@ -86,6 +88,24 @@ class ResolvedModel(Pinned):
     @property
     def is_fetched(self) -> bool:
         return self.hub is not None
+
+
+def with_chat_template(resolved: ResolvedModel) -> ResolvedModel:
+    """The same model with a chat template that is a file of its own as part of what it is. One in the configuration of
+    a tokenizer or in a GGUF file is so already."""
+    digest = hashlib.sha256()
+    for model in filter(None, (resolved, resolved.base)):
+        if model.hub is not None:
+            blobs = model.hub.blobs or {}
+            found = sorted((name, blobs[name][0]) for name in blobs if fnmatch(name, CHAT_TEMPLATE))
+        else:
+            found = sorted((path.name, _digest(path).hex()) for path in Path(model.location).glob(CHAT_TEMPLATE))
+        digest.update(repr(found).encode() if found else b"")
+    if digest.digest() == hashlib.sha256().digest():
+        return resolved
+    mark = f" chat template {digest.hexdigest()}"
+    content = resolved.of_content and resolved.of_content + mark
+    return replace(resolved, identity=resolved.identity + mark, of_content=content)
 
 
 def resolve(ref: ModelRef, hub: Hub | None = None) -> ResolvedModel:

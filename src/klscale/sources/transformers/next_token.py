@@ -55,7 +55,8 @@ def compare_pairs(
     advance: Callable[[int], None] = lambda _: None,
 ) -> list[NextTokens]:
     """The same for several pairs of places in `engines`; each model reads each text once. Raises as for one pair."""
-    parts = [Segment(int(s), 0, int(tokens.lengths[s]), 1) for s in texts if tokens.lengths[s] > 1]
+    lengths, before = tokens.lengths.tolist(), tokens.before.tolist()
+    parts = [Segment(s, 0, lengths[s], before[s]) for s in map(int, texts) if lengths[s] > before[s]]
     for engine in engines if parts else ():
         engine.find_head(tokens, parts[0])
     found = [(np.empty(0, dtype=np.int64), np.empty((len(pairs), 7, 0)))]

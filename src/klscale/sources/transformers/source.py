@@ -23,6 +23,7 @@ from klscale.sources.source import (
     LAYERS,
     NEXT_TOKENS,
     REPEAT_RUNS,
+    RESPONSES,
     SAMPLED_TOKENS,
     WEIGHT_FILES,
     WEIGHTS,
@@ -41,11 +42,12 @@ from klscale.sources.transformers import load, next_token
 from klscale.sources.transformers.changes import Bench, modules_of
 from klscale.sources.transformers.downloads import Downloads, is_at_hand, to_fetch
 from klscale.sources.transformers.engine import Engine
-from klscale.sources.transformers.files import ResolvedModel, resolve, weight_files
+from klscale.sources.transformers.files import ResolvedModel, resolve, weight_files, with_chat_template
 from klscale.sources.transformers.hub import Hub
 from klscale.sources.transformers.load import LoadedModel
 from klscale.sources.transformers.placement import device_of
-from klscale.sources.transformers.tokens import TokenCache, special_tokens, tokenizer_id
+from klscale.sources.transformers.prompts import special_tokens, template_record
+from klscale.sources.transformers.tokens import TokenCache, tokenizer_id
 from klscale.vectors.scores import Scores
 
 WHOLE = 0.95
@@ -58,7 +60,9 @@ class Transformers(Source):
     name = "transformers"
     dtypes = DTYPES
     quantizations = QUANTIZATIONS
-    capabilities = frozenset({CHANGED_MODULES, LAYERS, NEXT_TOKENS, REPEAT_RUNS, SAMPLED_TOKENS, WEIGHT_FILES, WEIGHTS})
+    capabilities = frozenset(
+        {CHANGED_MODULES, LAYERS, NEXT_TOKENS, REPEAT_RUNS, RESPONSES, SAMPLED_TOKENS, WEIGHT_FILES, WEIGHTS}
+    )
 
     def __init__(self, progress: Progress = SILENT) -> None:
         super().__init__(progress)
@@ -77,8 +81,11 @@ class Transformers(Source):
         alone: threading.Event | None = None,
     ) -> TransformersReader:
         loaded = load.load(pinned, options.device, alone=alone)
-        tokenize = partial(self._tokenized.get, split=options.split_special_tokens)
+        tokenize = partial(self._tokenized.get, split=options.split_special_tokens, template=options.template)
         return TransformersReader(self, pinned, options, loaded, tokenize)
+
+    def with_chat_template(self, pinned: ResolvedModel) -> ResolvedModel:
+        return with_chat_template(pinned)
 
     def prepare(self, options: ReaderOptions) -> None:
         device_of(options.device)
@@ -140,7 +147,9 @@ class TransformersReader(Reader):
 
     def facts(self, texts: TextSet) -> dict[str, Any]:
         loaded, engine, tokens = self.loaded, self.engine, self.tokens(texts)
+        template = self.options.template
         return {
+            **({} if template is None else {"template": template_record(loaded.tokenizer, template)}),
             "dtype": loaded.ref.dtype,
             "device": str(engine.device),
             "batch_tokens": engine.batch_tokens,
@@ -244,8 +253,9 @@ class TransformersRepeatRuns(RepeatRuns):
         self._tokens, self.bytes = reader.tokens(texts), texts.bytes[positions]
         lengths, longest = self._tokens.lengths[positions], reader.engine.longest_padded
         if padded and longest is not None and (lengths > longest).any():
+            prompt = 0 if self._tokens.prompt is None else self._tokens.prompt[positions]
             self.cut, self._tokens = True, self._tokens.cut(longest)
-            kept = self.bytes * np.minimum(lengths, longest) / lengths
+            kept = self.bytes * np.maximum(np.minimum(lengths, longest) - prompt, 0) / (lengths - prompt)
             self.bytes = np.rint(kept).astype(np.int64)
 
     def read(self, *, batches: bool = False, order: bool = False) -> Scores:

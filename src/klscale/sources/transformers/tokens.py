@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import unicodedata
 from collections import Counter
 from itertools import chain
@@ -13,12 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from klscale.errors import KlscaleError
+from klscale.errors import InputError, KlscaleError
+from klscale.inputs.conversations import Template
 from klscale.inputs.spans import byte_offsets
 from klscale.inputs.texts import TextSet
 from klscale.sources.tokens import Tokens
 from klscale.sources.transformers.adapters import tokenizer_of
 from klscale.sources.transformers.files import ResolvedModel
+from klscale.sources.transformers.prompts import any_special, special_tokens, tokenized
 
 ORIGINAL = "tokenizer.json"
 """The file that holds a whole tokenizer. Every other file needs a class that knows how to cut texts."""
@@ -57,15 +58,24 @@ def read_tokenizer(resolved: ResolvedModel, options: dict[str, Any]) -> tuple[An
     return tokenizer, {"files": files, "named": named, "loaded": type(tokenizer).__name__}
 
 
-def tokenize(tokenizer: Any, texts: TextSet, *, split: bool = False) -> Tokens:
+def tokenize(tokenizer: Any, texts: TextSet, *, split: bool = False, template: Template | None = None) -> Tokens:
     """All texts with the tokenizer's own default special tokens, neither truncated nor padded; with offsets and spans
     where the tokenizer is a fast one. `split`: a string such as `<s>` in a text is text, not a special token.
+    `template`: for a set with prompts; each response then stands behind its prompt, and has no special tokens.
 
-    Raises KlscaleError for a text that has no tokens.
+    Raises KlscaleError for a text that has no tokens, and as `prompts.tokenized` does. Raises InputError for responses
+    to prompts where there is no template.
     """
     assert texts.texts is not None
-    how: dict[str, Any] = {"add_special_tokens": True, "truncation": False, "padding": False, "verbose": False}
-    if split:
+    if texts.prompts is not None and template is None:
+        raise InputError(
+            f"{texts.name} holds responses to prompts; here texts are read without prompts.",
+            remedy="Give a set of plain texts.",
+        )
+    prompts = None if template is None else tokenized(tokenizer, texts, template)
+    how: dict[str, Any] = {"truncation": False, "padding": False, "verbose": False}
+    how["add_special_tokens"] = prompts is None
+    if split or prompts is not None:
         how["split_special_tokens"] = True
     found = tokenizer(list(texts.texts), return_offsets_mapping=tokenizer.is_fast, **how)
     encoded = found["input_ids"]
@@ -78,7 +88,8 @@ def tokenize(tokenizer: Any, texts: TextSet, *, split: bool = False) -> Tokens:
             "Leave that text out of the set.",
         )
     decoded = tokenizer.batch_decode(encoded, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    special = _with_special_tokens(tokenizer, texts, encoded)
+    added = Counter(tokenizer("")["input_ids"] if prompts is None else ())
+    special = _with_special_tokens(tokenizer, texts, encoded, added)
     # A leading space is a tokenizer's own mark of a word's beginning: adding or dropping one loses nothing else.
     lost = Counter(
         "special tokens" if s in special else _loss(text, back, tokenizer.unk_token_id in encoded[s])
@@ -88,35 +99,32 @@ def tokenize(tokenizer: Any, texts: TextSet, *, split: bool = False) -> Tokens:
     flat = np.fromiter((i for ids in encoded for i in ids), dtype=np.int32, count=int(lengths.sum()))
     starts, not_round_trip = np.concatenate([[0], np.cumsum(lengths)]), lost.total() / len(lengths)
     counted: dict[str, Any] = {"lost": dict(lost.most_common()), "special": len(special)}
+    if prompts is not None:
+        counted["special"] = len(special | prompts.special)
     if not tokenizer.is_fast:
-        return Tokens(flat, starts, not_round_trip, **counted)
+        tokens = Tokens(flat, starts, not_round_trip, **counted)
+        return tokens if prompts is None else tokens.behind(prompts.ids)
     edges = chain.from_iterable(chain.from_iterable(found["offset_mapping"]))
     characters = np.fromiter(edges, dtype=np.int64, count=2 * len(flat)).reshape(-1, 2)
     begin, end = byte_offsets(texts.texts, starts, characters).T
-    return Tokens.with_offsets(texts, flat, starts, not_round_trip, begin, end, **counted)
+    before = None if prompts is None else prompts.ids
+    return Tokens.with_offsets(texts, flat, starts, not_round_trip, begin, end, before, **counted)
 
 
-def _with_special_tokens(tokenizer: Any, texts: TextSet, encoded: list[list[int]]) -> set[int]:
-    """The texts in which a string is read as a special token: they have more of it than the tokenizer adds itself."""
+def _with_special_tokens(tokenizer: Any, texts: TextSet, encoded: list[list[int]], own: Counter[int]) -> set[int]:
+    """The texts in which a string is read as a special token: they have more of it than the tokenizer adds itself,
+    `own`."""
     assert texts.texts is not None
     special = special_tokens(tokenizer)
     if not special:
         return set()
-    own = Counter(tokenizer("")["input_ids"])
-    any_of = re.compile("|".join(map(re.escape, sorted(special.values(), key=len, reverse=True))))
-    found = set()
+    any_of, found = any_special(special), set[int]()
     for s, text in enumerate(texts.texts):
         if names := set(any_of.findall(text)):
             counts = Counter(encoded[s])
             if any(counts[n] > own[n] for n, name in special.items() if name in names):
                 found.add(s)
     return found
-
-
-def special_tokens(tokenizer: Any) -> dict[int, str]:
-    """The special tokens by id: those that decoding leaves out."""
-    special = {tokenizer.convert_tokens_to_ids(name): name for name in tokenizer.all_special_tokens}
-    return special | {n: str(token) for n, token in tokenizer.added_tokens_decoder.items() if token.special}
 
 
 def _loss(text: str, back: str, unknown: bool) -> str:
@@ -150,13 +158,14 @@ class TokenCache:
     """Tokens of the last few tokenizers, so that the checkpoints of a run are prepared for once."""
 
     def __init__(self, size: int = 4) -> None:
-        self._size, self._kept = size, dict[tuple[str, str, bool], Tokens]()
+        self._size, self._kept = size, dict[tuple[Any, ...], Tokens]()
 
-    def get(self, tokenizer: Any, texts: TextSet, *, split: bool = False) -> Tokens:
+    def get(self, tokenizer: Any, texts: TextSet, *, split: bool = False, template: Template | None = None) -> Tokens:
         """All texts as this tokenizer reads them, as `tokenize` has it."""
-        key = texts.id, tokenizer_id(tokenizer), split
+        own = repr(tokenizer.chat_template) if template is not None and template.kind == "own" else ""
+        key = texts.id, tokenizer_id(tokenizer), split, template, own
         if key not in self._kept:
-            self._kept[key] = tokenize(tokenizer, texts, split=split)
+            self._kept[key] = tokenize(tokenizer, texts, split=split, template=template)
             if len(self._kept) > self._size:
                 del self._kept[next(iter(self._kept))]
         return self._kept[key]

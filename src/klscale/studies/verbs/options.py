@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 STORE = "./klscale-store"
 """The store where none is named."""
-READING = ("device", "batch_tokens", "long_texts", "split_special_tokens")
+READING = ("device", "batch_tokens", "long_texts", "split_special_tokens", "template")
 """How models are read."""
 
 
@@ -46,6 +46,12 @@ class Options:
     long_texts: str = field(default="error", metadata={"help": "Texts longer than a model's window."})
     split_special_tokens: bool = field(
         default=False, metadata={"help": "Read a string such as <s> in a text as text, not as a special token."}
+    )
+    template: str | None = field(
+        default=None,
+        metadata={
+            "help": "How prompts are put to a model: its own chat template, none, or a Jinja file. Default: own."
+        },
     )
     sampled_tokens: int | None = field(
         default=None,

@@ -248,7 +248,7 @@ def of_placing(sample: Sample, K: int = 10) -> Found:
     L[K] = L[:K].mean(axis=0) + 8 * noise[K + 1]
     points = coordinates(L + 40 * noise[K], BYTES)
     points -= points[:K].mean(axis=0)
-    (found,) = maps._unexplained(points[:K], points[K:], sample.documents)
+    (found,) = maps.unexplained(points[:K], points[K:], sample.documents)
     yield f"off the map of {K} models", found.interval, 64 / UNIT
 
 

@@ -5,7 +5,7 @@
     print(klscale.scale(store="klscale-store"))
 
 The verbs are those of the command line: `score`, `compare`, `layers`, `sensitivity`, `trajectory`, `scale`,
-`validate`, `map`, `report`, `demo`. Names are loaded when they are first used: `import klscale` loads no torch.
+`validate`, `map`, `place`, `report`, `demo`. Names are loaded when they are first used: `import klscale` loads no torch.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ _EXPORTS = {
     "studies.verbs.layers": ("Layers", "layers"),
     "studies.verbs.map": ("StoreMap",),
     "studies.verbs.options": ("Options",),
+    "studies.verbs.place": ("Placed", "place"),
     "studies.verbs.scale": ("Scale", "scale"),
     "studies.verbs.score": ("Scored", "score"),
     "studies.verbs.sensitivity": ("PartCosts", "sensitivity"),

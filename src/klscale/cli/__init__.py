@@ -77,6 +77,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "kl": studies.kl,
     "scale": studies.scale,
     "validate": validation.validate,
+    "place": studies.place,
     "map": pages.map_command,
     "report": pages.report,
     "serve": pages.serve,

@@ -1,4 +1,4 @@
-"""Commands that study what is scored: trajectory, kl, scale."""
+"""Commands that study what is scored: trajectory, kl, scale, place."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from klscale.cli.options import JsonOption, RunOptions, TextsOptions, at_work
+from klscale.cli.options import JsonOption, RunOptions, ScoringOptions, TextsOptions, at_work
 from klscale.cli.status import failure_status
 from klscale.show.files import require_ending
 from klscale.show.scoring import print_failures
@@ -142,3 +142,27 @@ def scale(
         print_json(scale_record(found.vectors, found.settings))
     elif file is None:
         print_scale(found.vectors, found.settings)
+
+
+# ------------------------------------------------------------------------------------------------------------- place
+
+
+def place(
+    model: Annotated[str, typer.Argument(metavar="REF", help="The model; it is scored where the store lacks it.")],
+    among: Annotated[
+        str | None, typer.Option(metavar="DIR", help="A store with the other models. Default: the same store.")
+    ] = None,
+    *,
+    options: ScoringOptions,
+    as_json: JsonOption = False,
+) -> None:
+    """Where a model stands among others: the nearest, its family, what it derives from, how far off it is."""
+    from klscale.show.placing import placement_record, print_placement
+    from klscale.studies.verbs.place import place
+
+    with at_work(options) as how:
+        found = place(model, among=among, options=how)
+    if as_json:
+        print_json(placement_record(found))
+    else:
+        print_placement(found)

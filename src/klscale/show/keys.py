@@ -11,6 +11,7 @@ from klscale.show import (
     maps,
     noise,
     pairs,
+    placing,
     precision,
     scale,
     sensitivity,
@@ -31,6 +32,7 @@ RECORDS: dict[str, tuple[Column, ...]] = {
     "klscale layers": layers.LAYER,
     "klscale sensitivity": sensitivity.COSTS,
     "klscale map": maps.MAP,
+    "klscale place": placing.PLACEMENT,
     "klscale trajectory": trajectories.TRAJECTORIES,
     "klscale validate": (
         Column("texts", "How far KL depends on the texts.", within=text_sets.SENSITIVITY),

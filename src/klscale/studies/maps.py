@@ -401,9 +401,9 @@ def place(kept: ModelMap, old: Vectors, new: Vectors) -> ModelMap:
         return np.concatenate([points, placed])
 
     common = common_texts(old.log_likelihood) & common_texts(new.log_likelihood)
-    unexplained = _unexplained(near, far, old.texts.documents_of(np.flatnonzero(common)))
+    left_over = unexplained(near, far, old.texts.documents_of(np.flatnonzero(common)))
     off_map = {}
-    for name, row, estimate in zip(new.names, distance, unexplained, strict=True):
+    for name, row, estimate in zip(new.names, distance, left_over, strict=True):
         pair = old.subset([old.names[int(row.argmin())]]).joined(new.subset([name]))
         off_map[name] = OffMap(estimate, pair.names[0], pair.kl()[0, 1], kept.typical)
     notes = list(kept.notes)
@@ -427,7 +427,7 @@ def place(kept: ModelMap, old: Vectors, new: Vectors) -> ModelMap:
     )
 
 
-def _unexplained(old: Floats, new: Floats, documents: Any = None) -> list[Estimate]:
+def unexplained(old: Floats, new: Floats, documents: Any = None) -> list[Estimate]:
     """Squared residual of each new point (M, N) from a least-squares fit by the old points (K, N), on texts that the
     fit has not used; an estimate in bits per byte. It is 0 where the old points span every direction, as N of them do.
 

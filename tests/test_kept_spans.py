@@ -356,8 +356,8 @@ def test_compare_prints_spans_and_the_published_estimator_beside(run, compared):
             assert record["interval_low"] < record["kl"] < record["interval_high"]
         assert record["whole_texts_kl"] == whole[record["a"], record["b"]].value
         assert record["whole_texts_kl"] != record["kl"]
-    shown = " ".join(run(*how).stdout.split())
-    assert "published estimator" in shown
+    shown = " ".join(run(*how, "--wide").stdout.split())
+    assert "whole texts (published" in shown
     assert "Drift is" in shown
 
 

@@ -5,7 +5,8 @@
     print(klscale.scale(store="klscale-store"))
 
 The verbs are those of the command line: `score`, `compare`, `layers`, `sensitivity`, `trajectory`, `scale`,
-`validate`, `map`, `place`, `report`, `demo`. Names are loaded when they are first used: `import klscale` loads no torch.
+`validate`, `map`, `place`, `report`, `demo`. Names are loaded when they are first used: `import klscale` loads no
+torch.
 """
 
 from __future__ import annotations

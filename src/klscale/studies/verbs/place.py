@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, replace
 
 from klscale.errors import InputError
-from klscale.inputs.references import ModelRef
+from klscale.inputs.references import ModelRef, parse_all
 from klscale.inputs.texts import TextSet
 from klscale.science.reported import ReportedKL
 from klscale.store.store import Store
@@ -15,7 +15,7 @@ from klscale.studies.placing import NEW, Placement, place_model
 from klscale.studies.scales import Setting
 from klscale.studies.verbs.options import Options
 from klscale.studies.verbs.scale import scale_beside
-from klscale.studies.verbs.score import distinct, scored_vectors, stored_vectors
+from klscale.studies.verbs.score import scored_vectors, stored_vectors
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +72,7 @@ def place(
     if options.texts is None:
         options = others = replace(options, texts=others.stored(others.opened()))
         others = replace(others, store=others.opened() if among is None else among)
-    scored, _ = scored_vectors(distinct([model]), options)
+    scored, _ = scored_vectors(parse_all([model]), options)
     if len(scored) != 1:
         raise InputError(f"{model} stands for {len(scored):,} models.", remedy="Place one at a time.")
     (name,) = scored.names

@@ -15,7 +15,7 @@ from conftest import MakeModel
 from klscale.errors import InputError
 from klscale.inputs.conversations import Message, Template
 from klscale.inputs.texts import TextSet, load_texts
-from klscale.sources.transformers.engine import Segment, segments_of
+from klscale.sources.tokens import Segment, segments_of
 from klscale.sources.transformers.tokens import tokenize
 from klscale.store.store import Store
 from klscale.sweep.repeat_noise import noise_floor

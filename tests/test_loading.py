@@ -18,6 +18,7 @@ import torch
 from conftest import PATIENCE_S, byte_tokenizer, plain_log_likelihoods
 from klscale.errors import InputError, KlscaleError, UnavailableError
 from klscale.inputs.references import ModelRef
+from klscale.sources import digests
 from klscale.sources.transformers import files, placement
 from klscale.sources.transformers.files import resolve
 from klscale.sources.transformers.load import load
@@ -171,11 +172,11 @@ def test_adapter_weights_that_are_missing_are_not_passed_over(make_model, tmp_pa
 
 
 def test_large_files_are_hashed_once_and_again_when_they_change(make_model, monkeypatch):
-    monkeypatch.setattr(files, "LARGE", 1000)
+    monkeypatch.setattr(digests, "LARGE", 1000)
     directory, other = make_model(), make_model("other", seed=1)
     weights, hashed = directory / "model.safetensors", []
-    whole = files.hashlib.file_digest
-    monkeypatch.setattr(files.hashlib, "file_digest", lambda file, *a: hashed.append(file.name) or whole(file, *a))
+    whole = digests.hashlib.file_digest
+    monkeypatch.setattr(digests.hashlib, "file_digest", lambda file, *a: hashed.append(file.name) or whole(file, *a))
 
     def identity(age):
         """Resolve it with weights that were written so many seconds ago."""

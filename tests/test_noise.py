@@ -25,9 +25,10 @@ from klscale.show.pictures.rulers import NOISE, scale_ruler
 from klscale.show.terminal import out
 from klscale.sources.mock import MockRepeatRuns
 from klscale.sources.source import Sources
+from klscale.sources.tokens import Segment
 from klscale.sources.transformers import engine as engine_module
 from klscale.sources.transformers import load as loading
-from klscale.sources.transformers.engine import BATCH_COST, Engine, Segment, cuts
+from klscale.sources.transformers.engine import BATCH_COST, Engine, cuts
 from klscale.store.store import Store
 from klscale.studies import scales
 from klscale.studies.noise import half_precision_floor, in_half_precision, noise_study

@@ -10,8 +10,9 @@ from conftest import ARCHITECTURES, byte_tokenizer, plain_log_likelihoods
 from klscale.errors import InputError, KlscaleError
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet, load_texts
+from klscale.sources.tokens import segments_of
 from klscale.sources.transformers import engine as engine_module
-from klscale.sources.transformers.engine import Engine, segments_of
+from klscale.sources.transformers.engine import Engine
 from klscale.sources.transformers.files import resolve
 from klscale.sources.transformers.head import OutputHead
 from klscale.sources.transformers.load import load

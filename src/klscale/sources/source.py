@@ -38,6 +38,7 @@ from klscale.vectors.vectors import CONVENTION
 
 SOURCES = {
     "": "klscale.sources.transformers.source:Transformers",
+    "llamacpp": "klscale.sources.llama_cpp:LlamaCpp",
     "mock": "klscale.sources.mock:Mock",
 }
 """Where the source of each scheme is defined, as `module:class`. A reference without a scheme is of transformers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -128,3 +129,46 @@ class Tokens:
     def of(self, text: int) -> NDArray[np.int32]:
         """Token ids of one text, in order."""
         return self.ids[self.starts[text] : self.starts[text + 1]]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Tokens `start` to `stop` of a text as one input; those from `first` on are scored. A text that fits the window
+    is one segment; with no prompt, first is 1: its first token has nothing before it."""
+
+    text: int
+    start: int
+    stop: int
+    first: int
+
+    @property
+    def length(self) -> int:
+        return self.stop - self.start
+
+
+def segments_of(text: int, length: int, window: int | None, first: int = 1) -> list[Segment]:
+    """One segment, or half-overlapping windows in which each token from `first` on is scored once, with the longest
+    context."""
+    if window is None or length <= window:
+        return [Segment(text, 0, length, first)]
+    found, scored = list[Segment](), first
+    while scored < length:
+        stop = window if scored < window else min(scored + window // 2, length)
+        found.append(Segment(text, stop - window, stop, scored))
+        scored = stop
+    return found
+
+
+def loss_of(text: str, back: str, unknown: bool) -> str:
+    """What a text has lost that comes back otherwise."""
+    if unknown:
+        return "unknown characters"
+    if "".join(text.splitlines()) == "".join(back.splitlines()):
+        return "line ends"
+    before, after = "".join(text.split()), "".join(back.split())
+    if before == after:
+        return "white space"
+    for form in ("NFC", "NFKC"):
+        if unicodedata.normalize(form, before) == unicodedata.normalize(form, after):
+            return f"Unicode normalization ({form})"
+    return "letter case" if before.casefold() == after.casefold() else "other"

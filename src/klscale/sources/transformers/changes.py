@@ -21,9 +21,9 @@ from klscale.errors import InputError, KlscaleError
 from klscale.inputs.references import WEIGHTS_ONLY
 from klscale.science.arrays import Floats, Integers
 from klscale.sources.source import Change, Module, ReaderOptions
-from klscale.sources.tokens import Tokens
+from klscale.sources.tokens import Segment, Tokens
 from klscale.sources.transformers import quantization
-from klscale.sources.transformers.engine import Engine, Packed, Segment, in_batches
+from klscale.sources.transformers.engine import Engine, Packed, in_batches
 from klscale.sources.transformers.load import LoadedModel
 from klscale.sources.transformers.next_token import n_vocabulary
 from klscale.sources.transformers.readout import blocks_of

@@ -22,7 +22,7 @@ from torch import Tensor
 from klscale.errors import KlscaleError
 from klscale.science.arrays import Floats, Integers
 from klscale.sources.source import within_window
-from klscale.sources.tokens import Tokens
+from klscale.sources.tokens import Segment, Tokens, segments_of
 from klscale.sources.transformers.head import OutputHead, candidate_heads, in_float64, widened
 from klscale.sources.transformers.load import LoadedModel
 from klscale.sources.transformers.placement import device_of
@@ -49,34 +49,6 @@ products to that of memory, whatever the model. Measured on a CPU (one thread: 3
 
 CHECKED = 16
 """Tokens of one text on which the head is compared with the model's own logits."""
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Tokens `start` to `stop` of a text as one input; those from `first` on are scored. A text that fits the window
-    is one segment; with no prompt, first is 1: its first token has nothing before it."""
-
-    text: int
-    start: int
-    stop: int
-    first: int
-
-    @property
-    def length(self) -> int:
-        return self.stop - self.start
-
-
-def segments_of(text: int, length: int, window: int | None, first: int = 1) -> list[Segment]:
-    """One segment, or half-overlapping windows in which each token from `first` on is scored once, with the longest
-    context."""
-    if window is None or length <= window:
-        return [Segment(text, 0, length, first)]
-    found, scored = list[Segment](), first
-    while scored < length:
-        stop = window if scored < window else min(scored + window // 2, length)
-        found.append(Segment(text, stop - window, stop, scored))
-        scored = stop
-    return found
 
 
 class Engine:

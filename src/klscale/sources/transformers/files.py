@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import re
-import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
@@ -15,7 +13,7 @@ from typing import Any
 
 from klscale.errors import InputError, KlscaleError, UnavailableError
 from klscale.inputs.references import ModelRef
-from klscale.inputs.texts import cache_directory
+from klscale.sources.digests import file_digest
 from klscale.sources.source import Pinned
 from klscale.sources.transformers.failures import failure
 from klscale.sources.transformers.gguf_files import READING
@@ -43,8 +41,6 @@ CHAT_TEMPLATE = "chat_template.*"
 """Read for the responses to prompts alone."""
 OF_SAVING = ("_name_or_path", "transformers_version")
 """Keys of a configuration on which no value depends: where a model came from, and what wrote it."""
-LARGE = 2**24
-"""The hash of a file with at least so many bytes is kept."""
 
 
 @dataclass(frozen=True)
@@ -236,29 +232,11 @@ def _fingerprint(ref: ModelRef) -> tuple[str, str]:
     others = {path for pattern in READ_WITH_WEIGHTS for path in directory.glob(pattern) if path.is_file()}
     digest, content = hashlib.sha256(), hashlib.sha256()
     for path in sorted({*(directory / name for name in weights), *others}):
-        digest.update(path.name.encode() + b"\0" + (of_file := _digest(path)))
+        digest.update(path.name.encode() + b"\0" + (of_file := file_digest(path)))
         name = "" if path.name == ref.file else path.name
         what = _configuration(path) if name == "config.json" else of_file
         content.update(name.encode() + b"\0" + hashlib.sha256(what).digest())
     return digest.hexdigest(), content.hexdigest()
-
-
-def _digest(path: Path) -> bytes:
-    """Hash of a file's content. The hash of a large file is kept until its path, inode, size or time changes."""
-    stat = path.stat()
-    what = f"{path.resolve()}\0{stat.st_ino}\0{stat.st_size}\0{stat.st_mtime_ns}"
-    kept = cache_directory() / "digests" / hashlib.sha256(what.encode()).hexdigest()
-    with contextlib.suppress(OSError):
-        if stat.st_size >= LARGE and len(content := kept.read_bytes()) == 64:
-            return content
-    with path.open("rb") as file:
-        content = hashlib.file_digest(file, "blake2b").digest()
-    settled = time.time() - stat.st_mtime > 2  # it might be written to again within the clock's tick
-    if stat.st_size >= LARGE and settled:
-        with contextlib.suppress(OSError):
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            kept.write_bytes(content)
-    return content
 
 
 def weight_files(resolved: ResolvedModel) -> list[Path]:

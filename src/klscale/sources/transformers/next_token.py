@@ -19,8 +19,8 @@ from klscale.inputs.references import ModelRef
 from klscale.science.arrays import Floats, Integers
 from klscale.sources.quiet import quiet_transformers
 from klscale.sources.source import NextTokens
-from klscale.sources.tokens import Tokens
-from klscale.sources.transformers.engine import Engine, Packed, Segment, in_batches
+from klscale.sources.tokens import Segment, Tokens
+from klscale.sources.transformers.engine import Engine, Packed, in_batches
 
 TILE, PIECE = 2**22, 2**18
 """Logits of one model that are held at a time (16 MB), and of these the ones that are worked on in float64, few enough

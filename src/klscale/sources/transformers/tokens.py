@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import unicodedata
 from collections import Counter
 from itertools import chain
 from pathlib import Path
@@ -16,7 +15,7 @@ from klscale.errors import InputError, KlscaleError
 from klscale.inputs.conversations import Template
 from klscale.inputs.spans import byte_offsets
 from klscale.inputs.texts import TextSet
-from klscale.sources.tokens import Tokens
+from klscale.sources.tokens import Tokens, loss_of
 from klscale.sources.transformers.adapters import tokenizer_of
 from klscale.sources.transformers.files import ResolvedModel
 from klscale.sources.transformers.prompts import any_special, special_tokens, tokenized
@@ -92,7 +91,7 @@ def tokenize(tokenizer: Any, texts: TextSet, *, split: bool = False, template: T
     special = _with_special_tokens(tokenizer, texts, encoded, added)
     # A leading space is a tokenizer's own mark of a word's beginning: adding or dropping one loses nothing else.
     lost = Counter(
-        "special tokens" if s in special else _loss(text, back, tokenizer.unk_token_id in encoded[s])
+        "special tokens" if s in special else loss_of(text, back, tokenizer.unk_token_id in encoded[s])
         for s, (back, text) in enumerate(zip(decoded, texts.texts, strict=True))
         if back != text and back.removeprefix(" ") != text.removeprefix(" ")
     )
@@ -125,21 +124,6 @@ def _with_special_tokens(tokenizer: Any, texts: TextSet, encoded: list[list[int]
             if any(counts[n] > own[n] for n, name in special.items() if name in names):
                 found.add(s)
     return found
-
-
-def _loss(text: str, back: str, unknown: bool) -> str:
-    """What a text has lost that comes back otherwise."""
-    if unknown:
-        return "unknown characters"
-    if "".join(text.splitlines()) == "".join(back.splitlines()):
-        return "line ends"
-    before, after = "".join(text.split()), "".join(back.split())
-    if before == after:
-        return "white space"
-    for form in ("NFC", "NFKC"):
-        if unicodedata.normalize(form, before) == unicodedata.normalize(form, after):
-            return f"Unicode normalization ({form})"
-    return "letter case" if before.casefold() == after.casefold() else "other"
 
 
 def tokenizer_id(tokenizer: Any) -> str:

@@ -401,7 +401,9 @@ def _threads() -> int:
     """Threads of a forward pass: as OMP_NUM_THREADS says, else one for each CPU that this process may use. With more,
     as llama.cpp has them by default, they wait for each other."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    return int(asked) if asked.isdigit() and int(asked) else len(os.sched_getaffinity(0))
+    if asked.isdigit() and int(asked):
+        return int(asked)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _log_sum_exp(logits: NDArray[np.float32]) -> NDArray[np.float32]:

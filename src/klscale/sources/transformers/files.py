@@ -95,7 +95,7 @@ def with_chat_template(resolved: ResolvedModel) -> ResolvedModel:
             blobs = model.hub.blobs or {}
             found = sorted((name, blobs[name][0]) for name in blobs if fnmatch(name, CHAT_TEMPLATE))
         else:
-            found = sorted((path.name, _digest(path).hex()) for path in Path(model.location).glob(CHAT_TEMPLATE))
+            found = sorted((path.name, file_digest(path).hex()) for path in Path(model.location).glob(CHAT_TEMPLATE))
         digest.update(repr(found).encode() if found else b"")
     if digest.digest() == hashlib.sha256().digest():
         return resolved

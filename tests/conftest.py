@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 
 from klscale.inputs.texts import TextSet
 from klscale.progress import Progress
+from klscale.show.terminal import out
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("KLSCALE_SHARED") or ROOT.parent / "shared")
@@ -45,6 +47,17 @@ class Interrupt(Progress):
         super().advance(amount)
         if self.unit == "MB of text" and self.done >= self.after:
             raise KeyboardInterrupt
+
+
+@contextmanager
+def whole_tables() -> Iterator[Any]:
+    """Captures what is printed, with every column of the tables."""
+    out.widen(True)
+    try:
+        with out.capture() as captured:
+            yield captured
+    finally:
+        out.widen(False)
 
 
 def wait_until(condition: Callable[[], object]) -> None:

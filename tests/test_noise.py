@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import whole_tables
 from klscale.errors import InputError, KlscaleError, StorageError
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
@@ -519,13 +520,12 @@ def test_a_study_reads_a_model_in_every_way(make_model, texts, store):
     values = [reading.kl.value for reading in found.readings]
     assert max(values[:3]) < 1e-9 < values[5] < values[3], "float32 below float16 below bfloat16"
     assert store.noise_floor(texts.id, store.entries(texts.id)[0].key).n_texts == 40
-    with out.capture() as captured:
+    with whole_tables() as captured:
         print_noise([found], texts)
     assert "float16, sums in half precision" in captured.get()
     record = noise_record([found], texts)["models"][0]
     assert record["readings"][3]["kl"] == values[3]
     json.dumps(record, allow_nan=False)
-    assert max(map(len, captured.get().splitlines())) <= 200
 
 
 def test_a_study_of_some_texts_keeps_the_floors_alone(make_model, texts, store, tmp_path):
@@ -554,7 +554,7 @@ def test_what_cannot_be_read_is_said_and_the_rest_goes_on(make_model, texts, sto
     assert coarse.error.remedy == directory
     assert [reading.reading for reading in found.readings if reading.error] == ["float16"]
     assert len(found.readings) == 6
-    with out.capture() as captured:
+    with whole_tables() as captured:
         print_noise([missing, coarse, found], texts)
     assert "cannot be run so" in captured.get()
     assert "This machine has none" in captured.get()

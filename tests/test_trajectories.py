@@ -15,7 +15,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from scipy import stats
 
-from conftest import plain_log_likelihoods
+from conftest import plain_log_likelihoods, whole_tables
 from klscale.errors import InputError
 from klscale.inputs.suites import read_suite
 from klscale.inputs.texts import TextSet
@@ -857,7 +857,7 @@ def test_seeds_of_one_name_are_grouped(no_tsne):
 
 
 def shown(found, seeds=(), source="a test"):
-    with out.capture() as captured:
+    with whole_tables() as captured:
         print_trajectories(found, seeds, (), found[0].run.vectors.texts, source)
     return captured.get()
 

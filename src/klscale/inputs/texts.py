@@ -292,16 +292,17 @@ def _plain(record: Mapping[Any, Any]) -> dict[str, Any]:
 
 def _with_prompts(spec: str, found: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
     """The records of a file; those of responses have the response under `text`, its `prompt`, and `prompted`."""
-    made = list[tuple[str, Any]]()
+    made, answers = list[tuple[str, Any]](), None
     for place, record in found:
         try:
             conversation = conversation_of(record) if isinstance(record, dict) else None
         except ValueError as error:
             remedy = "A line has 'text'; or 'prompt' and 'response'; or 'messages', the last one the assistant's."
             raise InputError(f"{spec}, {place}: {error}.", remedy=remedy) from error
-        if made and (conversation is not None) != ("prompted" in made[0][1]):
+        if answers not in (None, conversation is not None):
             what = "a text without a prompt" if conversation is None else "a response to a prompt"
             raise InputError(f"{spec}, {place}: {what}, unlike the first.", "A set holds texts or responses, not both.")
+        answers = conversation is not None
         if conversation is not None:
             record = {**record, "prompt": conversation[0], "text": conversation[1], "prompted": True}
         elif isinstance(record, dict):

@@ -115,6 +115,8 @@ def print_placement(placed: Placed) -> None:
         f"No combination of the others explains {found.unexplained} of its squared distance. By whole texts, its "
         f"nearest is at {found.relation.kl:.2g}; an independent model's at {found.relation.typical:.2g} (median)."
     )
+    if found.relation.kind == "far from all" and found.groupings:
+        say("None of the models that were left out is as far off: what follows is not calibrated for such a model.")
     for grouping in found.groupings:
         say(_sentence(grouping))
 

@@ -138,10 +138,15 @@ def compared(run, store, refs):
 
 
 def hover(page, plot, model):
-    """Point at a model's mark until its card shows: a plot that is drawn anew meanwhile moves its marks."""
-    for step in range(100):
+    """Point at a model's mark until its card shows: a plot that is drawn anew meanwhile moves its marks.
+
+    Each time from outside: scrolling hides the card, and plotly.js does not tell twice of a mark that the pointer has
+    not left."""
+    for _ in range(100):
+        page.mouse.move(0, 0)
         x, y = point(page, plot, model)
-        page.mouse.move(x + step % 2, y)
+        settle(page)
+        page.mouse.move(x, y)
         page.wait_for_timeout(100)
         if page.locator("#hovercard").is_visible():
             return

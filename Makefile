@@ -18,7 +18,7 @@ demo: $(VENV)/installed
 
 # Two processes, of one thread each. `make test ARGS="-m 'not slow'"` leaves out what takes long.
 test: $(VENV)/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Broken inputs, kills, damaged files and hostile stores, each time others, until interrupted.
 fuzz: $(VENV)/installed-dev

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from klscale.inputs.texts import TextSet
 from klscale.progress import Progress
@@ -68,14 +69,6 @@ def wait_until(condition: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several processes, one runs all tests of a file, which share fixtures, and one all that need the demo."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-
-
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's cache or store."""
@@ -92,17 +85,20 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def quick_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `klscale demo --quick` leaves, and says (`stdout.txt`), in a process of its own."""
-    place = tmp_path_factory.mktemp("quick")
+    """What `klscale demo --quick` leaves, and says (`stdout.txt`): one for all processes of the tests."""
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = place.parent
+    place = place / "quick"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "KLSCALE_CACHE": str(place / "cache")}
-    command = [sys.executable, "-m", "klscale", *QUICK_DEMO]
-    result = subprocess.run(command, cwd=place, capture_output=True, text=True, env=environment)
-    assert result.returncode == 0, result.stderr
-    (place / "demo" / "stdout.txt").write_text(result.stdout, encoding="utf-8")
+    command = [sys.executable, "-m", "klscale", "demo", "--quick", "--out", "demo"]
+    with FileLock(f"{place}.lock"):
+        if not (place / "demo" / "stdout.txt").exists():
+            place.mkdir(exist_ok=True)
+            result = subprocess.run(command, cwd=place, capture_output=True, text=True, env=environment)
+            assert result.returncode == 0, result.stderr
+            (place / "demo" / "stdout.txt").write_text(result.stdout, encoding="utf-8")
     return place / "demo"
-
-
-QUICK_DEMO = ("demo", "--quick", "--out", "demo")
 
 
 @pytest.fixture(scope="session")

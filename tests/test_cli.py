@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from conftest import EXAMPLE, PATIENCE_S, QUICK_DEMO, ROOT, write_texts
+from conftest import EXAMPLE, PATIENCE_S, ROOT, write_texts
 from klscale.inputs.references import ModelRef
 from klscale.science.estimates import format_estimate
 from klscale.store import files
@@ -654,9 +654,8 @@ def test_texts_are_built_and_inspected(run, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("demo")
-def test_demo_quick(quick_demo, run, monkeypatch):
-    """The main job without any download; a second run trains and scores nothing."""
+def test_demo_quick(quick_demo):
+    """The main job without any download."""
     shown = (quick_demo / "stdout.txt").read_text(encoding="utf-8")
     record = json.loads((quick_demo / "scale.json").read_text())
     rows = {row["setting"]: row for row in record["measured"]}
@@ -682,11 +681,6 @@ def test_demo_quick(quick_demo, run, monkeypatch):
     assert (quick_demo / "scale.png").stat().st_size > 10_000
     assert all(row["median"] > 0 and row["standard_error"] > 0 for row in rows.values())
     assert rows["later training"]["median"] < rows["seed"]["median"]
-    before = {path: path.stat().st_mtime_ns for path in quick_demo.rglob("*.parquet")}
-    monkeypatch.chdir(quick_demo.parent)
-    monkeypatch.setenv("KLSCALE_CACHE", "cache")
-    assert run(*QUICK_DEMO).stdout == shown
-    assert {path: path.stat().st_mtime_ns for path in quick_demo.rglob("*.parquet")} == before
 
 
 @pytest.mark.slow

@@ -254,6 +254,30 @@ def test_revisions_are_pinned_scored_and_known_offline(hub, klscale, make_model,
     assert json.loads(rescored.stdout)[0]["status"] == "scored", rescored.stderr
 
 
+@pytest.mark.parametrize("files", ["tokenizer.json", "tokenizer.model"])
+def test_a_model_of_the_hub_and_its_copy_are_one(hub, klscale, make_model, tmp_path, files):
+    """The same numbers to the bit, whether the files are here or there; with a tokenizer of SentencePiece too."""
+    made = make_model("m", vocab_size=300)
+    if files == "tokenizer.model":
+        trainer = pytest.importorskip(
+            "sentencepiece", reason="needs sentencepiece: pip install 'klscale[sentencepiece]'"
+        )
+        trainer.SentencePieceTrainer.train(
+            sentence_iterator=iter(["t abc deé"] * 50), model_prefix=str(made / "tokenizer"), vocab_size=300,
+            minloglevel=2, byte_fallback=True, hard_vocab_limit=False, model_type="unigram",
+        )  # fmt: skip
+        (made / "tokenizer.json").unlink()
+        (made / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}))
+    hub.models["org/model"] = {"main": made}
+    found = {}
+    for ref in ("org/model", "./m"):
+        store = tmp_path / f"store of {ref[0]}"
+        result = klscale("score", ref, "--texts", "mine.jsonl", "--store", str(store))
+        assert result.exit_code == 0, result.stderr
+        found[ref] = Store(store).vectors(load_texts(tmp_path / "mine.jsonl")).log_likelihood.tolist()
+    assert found["org/model"] == found["./m"]
+
+
 def test_a_branch_that_moved_is_another_vector(hub, klscale, make_model, monkeypatch):
     hub.models["org/model"] = {"main": make_model("m", seed=0)}
     assert klscale("score", "org/model", "--texts", "mine.jsonl").exit_code == 0

@@ -33,7 +33,7 @@ BURST = 10
 """Files that a page may save in one second; Chromium drops the next one without a word."""
 
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("demo")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

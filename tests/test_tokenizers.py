@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -82,6 +83,83 @@ def test_without_a_whole_file_a_class_reads_the_same(tmp_path):
 def test_a_class_that_finds_no_vocabulary_is_refused(tmp_path):
     with pytest.raises(KlscaleError, match="has no vocabulary"):
         read_tokenizer(saved(tmp_path / "m", "LlamaTokenizer"), {"local_files_only": True})
+
+
+@pytest.fixture(scope="module")
+def pieces(tmp_path_factory):
+    """Trains a `tokenizer.model` of SentencePiece, and reads it: (tokenizer, SentencePiece's own processor)."""
+    trainer = pytest.importorskip("sentencepiece", reason="needs sentencepiece: pip install 'klscale[sentencepiece]'")
+    place = tmp_path_factory.mktemp("pieces")
+    lines = [line for text in CORPUS[:3] for line in text.splitlines()]
+    (place / "corpus.txt").write_text("\n".join([*lines, "one two three", "a an and", "lead leading"] * 30))
+
+    def made(named="LlamaTokenizer", config=None, **options):
+        folder = place / f"m{len([*place.iterdir()])}"
+        pinned = saved(folder, named)
+        trainer.SentencePieceTrainer.train(
+            input=str(place / "corpus.txt"), model_prefix=str(folder / "tokenizer"), vocab_size=330, minloglevel=2,
+            hard_vocab_limit=False, **{"byte_fallback": True, "normalization_rule_name": "identity", **options},
+        )  # fmt: skip
+        (folder / "tokenizer.vocab").unlink()
+        if config:
+            (folder / "tokenizer_config.json").write_text(json.dumps(config))
+        tokenizer, how = read_tokenizer(pinned, {"local_files_only": True})
+        assert how["files"] == ["tokenizer.model"]
+        return tokenizer, trainer.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+
+    return made
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+@pytest.mark.parametrize("prefix", [True, False], ids=["a space in front", "none"])
+@pytest.mark.parametrize("collapsed", [True, False], ids=["spaces collapsed", "kept"])
+@pytest.mark.parametrize("named", ["LlamaTokenizer", "GemmaTokenizer"])
+def test_a_sentencepiece_file_is_read_by_what_it_holds(pieces, kind, prefix, collapsed, named):
+    """The class that it names has defaults of its own; the file decides."""
+    tokenizer, original = pieces(
+        named, model_type=kind, add_dummy_prefix=prefix, remove_extra_whitespaces=collapsed,
+        user_defined_symbols="<|im_start|>",
+    )  # fmt: skip
+    texts = [text for text in STRANGE if "</s>" not in text] + ["日本語 ½ é", "\n\nnew"]
+    if not prefix and not collapsed:  # beside a symbol both are done once more, and such a text is refused
+        texts.append("a <|im_start|> b")
+    for text in texts:
+        assert tokenizer(text)["input_ids"] == [original.bos_id(), *original.encode(text)]
+    kept = tokenize(tokenizer, TextSet.from_texts("plain", ["one two", "Hello world"]))
+    assert kept.not_round_trip == 0
+
+
+def test_special_and_added_tokens_of_a_sentencepiece_file(pieces):
+    config = {
+        "tokenizer_class": "LlamaTokenizer", "add_bos_token": False, "add_eos_token": True,
+        "added_tokens_decoder": {"100000": {"content": "<extra>", "special": True}},
+    }  # fmt: skip
+    with pytest.raises(KlscaleError, match="should have the id 100000"):
+        pieces(config=config)
+    tokenizer, original = pieces(config={**config, "added_tokens_decoder": {}})
+    assert tokenizer("one two")["input_ids"] == [*original.encode("one two"), original.eos_id()]
+    assert tokenizer.eos_token == "</s>"
+
+
+def test_a_sentencepiece_file_needs_its_package(tmp_path, monkeypatch):
+    pinned = saved(tmp_path / "m", "LlamaTokenizer")
+    (tmp_path / "m" / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>")
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(KlscaleError, match="of SentencePiece") as raised:
+        read_tokenizer(pinned, {"local_files_only": True})
+    assert raised.value.remedy == "pip install 'klscale[sentencepiece]'"
+
+
+def test_what_sentencepiece_reads_otherwise_is_refused(pieces):
+    """It normalizes each character of a cluster, the library of fast tokenizers the cluster as one."""
+    tokenizer, original = pieces(
+        model_type="unigram", normalization_rule_name="nmt_nfkc", remove_extra_whitespaces=False
+    )
+    texts = TextSet.from_texts("plain", ["ﬁne ＡＢ", "tail  "])
+    for s, text in enumerate(texts.texts):
+        assert tokenize(tokenizer, texts).of(s).tolist() == [original.bos_id(), *original.encode(text)]
+    with pytest.raises(KlscaleError, match="1 of 2 texts of lines become other tokens than under SentencePiece"):
+        tokenize(tokenizer, TextSet.from_texts("lines", ["one", "two\r\nthree"]))
 
 
 # ---------------------------------------------------------------------------------------------------- special tokens

@@ -16,8 +16,10 @@ from klscale.inputs.conversations import Template
 from klscale.inputs.spans import byte_offsets
 from klscale.inputs.texts import TextSet
 from klscale.sources.tokens import Tokens, loss_of
+from klscale.sources.transformers import sentencepiece_files
 from klscale.sources.transformers.adapters import tokenizer_of
 from klscale.sources.transformers.files import ResolvedModel
+from klscale.sources.transformers.hub import fetch
 from klscale.sources.transformers.prompts import any_special, special_tokens, tokenized
 
 ORIGINAL = "tokenizer.json"
@@ -29,8 +31,9 @@ def read_tokenizer(resolved: ResolvedModel, options: dict[str, Any]) -> tuple[An
     """The tokenizer of a model, and what it was read from: `files`, the class that they name (None where they name
     none), and the class that was `loaded`. `options` say which revision or which GGUF file.
 
-    A `tokenizer.json` is read as it is. A class of transformers may build another tokenizer from it: a class named by
-    mistake, or one whose defaults are not those of the file, cuts texts otherwise without a word.
+    A `tokenizer.json` is read as it is, else a `tokenizer.model` of SentencePiece. A class of transformers may build
+    another tokenizer from either: a class named by mistake, or one whose defaults are not those of the file, cuts texts
+    otherwise without a word.
 
     Raises KlscaleError for files in which no vocabulary is found, else what transformers raises.
     """
@@ -43,8 +46,16 @@ def read_tokenizer(resolved: ResolvedModel, options: dict[str, Any]) -> tuple[An
         return tokenizer, {"files": [file], "named": None, "loaded": type(tokenizer).__name__}
     folder, hub = Path(where), (resolved.base or resolved).hub
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else hub.files if hub else set()
-    reader = TokenizersBackend if ORIGINAL in names else AutoTokenizer
-    tokenizer = reader.from_pretrained(where, trust_remote_code=False, **options)
+    tokenizer = None
+    if ORIGINAL not in names and sentencepiece_files.FILE in names:
+        wanted = [name for name in (sentencepiece_files.FILE, *sentencepiece_files.BESIDE) if name in names]
+        ref = (resolved.base or resolved).ref
+        paths = {name: fetch(ref, hub, name) if hub and not folder.is_dir() else folder / name for name in wanted}
+        if sentencepiece_files.is_sentencepiece(paths[sentencepiece_files.FILE]):
+            tokenizer = sentencepiece_files.read(ref, paths)
+    if tokenizer is None:
+        reader = TokenizersBackend if ORIGINAL in names else AutoTokenizer
+        tokenizer = reader.from_pretrained(where, trust_remote_code=False, **options)
     vocabulary = tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)
     files = [ORIGINAL] if ORIGINAL in names else [name for name in OTHERS if name in names]
     named = get_tokenizer_config(where, **options).get("tokenizer_class")
@@ -89,6 +100,8 @@ def tokenize(tokenizer: Any, texts: TextSet, *, split: bool = False, template: T
     decoded = tokenizer.batch_decode(encoded, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     added = Counter(tokenizer("")["input_ids"] if prompts is None else ())
     special = _with_special_tokens(tokenizer, texts, encoded, added)
+    if prompts is None and hasattr(tokenizer, "original"):
+        sentencepiece_files.require_equal(tokenizer, texts, special)
     # A leading space is a tokenizer's own mark of a word's beginning: adding or dropping one loses nothing else.
     lost = Counter(
         "special tokens" if s in special else loss_of(text, back, tokenizer.unk_token_id in encoded[s])

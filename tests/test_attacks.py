@@ -155,6 +155,7 @@ def test_pickles_are_read_or_refused(data: bytearray) -> None:
     reads_or_says(lambda: load_pickle(bytearray(b"\x80\x04" + data + b".")))
 
 
+@pytest.mark.slow
 @bounded
 @given(record=st.dictionaries(FIELDS, JSON, max_size=6))
 @pytest.mark.parametrize("kind", ["texts", "noise", "exact", "vector"])

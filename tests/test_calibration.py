@@ -110,6 +110,7 @@ def pair():
 # -------------------------------------------------------------------------------------------------------- next tokens
 
 
+@pytest.mark.slow
 def test_the_chain_rule_over_all_texts(pair):
     """sum over texts of p log(p / q) is the mean under p of the summed next-token KL; likewise the other way round."""
     log_p, log_q = map(enumerated, pair)
@@ -271,6 +272,7 @@ HOSTILE = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_samples_have_the_models_own_probabilities():
     """6,000 texts of four letters against their 125 enumerated probabilities (chi-square), whatever the model's
     generation_config.json asks for: an end of text at `c` neither ends one nor is avoided."""
@@ -296,6 +298,7 @@ def test_samples_have_the_models_own_probabilities():
     assert stats.chisquare(counts).pvalue < 1e-9, "the test must be able to fail"
 
 
+@pytest.mark.slow
 def test_samples_begin_as_the_texts_do_and_are_as_long(engines, texts):
     """With the special token in front and the first token of each text; seeded."""
     (engine,) = engines({"bos": True})
@@ -441,6 +444,7 @@ def test_a_pair_from_end_to_end(scored, capsys):
         assert "nats/token" in shown
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_computed_again(scored, monkeypatch):
     """Nor from a damaged file; and a clip that is frozen later counts, though the kept sums know of none."""
     (a, b, _), texts, store = scored

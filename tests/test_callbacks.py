@@ -114,6 +114,7 @@ def assert_equal_to_the_bit(a, b):
 # ---------------------------------------------------------------------------------------------------- untouched
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -282,6 +283,7 @@ def test_values_are_those_of_the_saved_checkpoints(tmp_path, texts):
     assert not [problem for _, problem in store.check() if problem]
 
 
+@pytest.mark.slow
 def test_the_exponent_is_the_published_fit(texts):
     """Ordinary least squares of ln KL on ln lag over the last 10 measurements; its standard error is a bootstrap's."""
     model, rows, steps = new_model(), [], []
@@ -464,6 +466,7 @@ def test_reporting_callbacks_see_the_values(tmp_path, texts):
 # --------------------------------------------------------------------------------------------------------- store
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_in_its_store(tmp_path, texts, clock):
     """Subset, start and previous vector are those of the first part, though there would be time for other texts."""
     store, directory = Store(tmp_path / "store"), tmp_path / "run"

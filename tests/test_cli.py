@@ -133,6 +133,7 @@ def test_scale_is_measured_beside_the_published(run, imported):
     assert "0.069 ± 0.0011" in run("scale", "--published").output
 
 
+@pytest.mark.slow
 def test_scale_is_saved(run, imported, tmp_path):
     run("scale", "--out", "deep/scale.csv")
     run("scale", "--out", "scale.parquet")
@@ -695,6 +696,7 @@ def test_the_pictures_of_the_documentation_are_current(tmp_path):
         assert (ROOT / "docs" / "pictures" / picture.name).is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [

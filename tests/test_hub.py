@@ -451,6 +451,7 @@ class Notes(Progress):
         self.notes.append(message)
 
 
+@pytest.mark.slow
 def test_a_hub_that_asks_for_a_pause_gets_it(hub, here, make_model, tmp_path, monkeypatch):
     hub.models["org/model"] = {f"step{n}": make_model() for n in range(12)}
     hub.pauses, progress = 3, Notes()
@@ -657,6 +658,7 @@ def sweep(models, texts, tmp_path, **options):
     return [outcome.status for outcome in found]
 
 
+@pytest.mark.slow
 def test_a_sweep_holds_two_checkpoints_at_a_time(hub, here, make_model, tmp_path):
     """And in the end none. The tokenizer, which they share, is there for each."""
     hub.models["org/model"] = {f"step{n}": make_model(f"m{n}", seed=n) for n in range(5)}
@@ -688,6 +690,7 @@ def test_what_the_cache_held_before_stays(hub, here, make_model, tmp_path):
     assert cached(tmp_path) == [hub.commit("org/model", "step1")]
 
 
+@pytest.mark.slow
 def test_variants_of_a_commit_are_fetched_once(hub, here, make_model, tmp_path):
     """However the models are ordered; and two at a time are held."""
     hub.models["org/model"] = {f"step{n}": make_model(f"m{n}", seed=n) for n in range(3)}

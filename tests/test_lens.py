@@ -292,6 +292,7 @@ def test_layers_of_a_model_larger_than_memory(make_model, texts, monkeypatch):
     np.testing.assert_allclose(values, expected, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_layers_are_not_lost(make_model, texts, tmp_path):
     """Not when the model is scored again, nor by another process that scores it without them."""
     directory, store = make_model(), Store(tmp_path / "store")

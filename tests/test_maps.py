@@ -621,6 +621,7 @@ def test_a_map_that_cannot_be_kept_is_made_and_said(store, monkeypatch):
     assert sorted(Path(store.location).rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_maps_of_another_clip_values_or_format_are_not_taken(store):
     """Not even where the models are the same: the newest map that fits is extended, or none."""
     vectors = vectors_of(store)

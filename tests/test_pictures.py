@@ -243,6 +243,7 @@ def test_looks_are_those_of_categories_wherever_they_are(figures):
     assert to_hex(figures["threads"].axes[0].collections[0].get_color()[0]) == "#0072b2"
 
 
+@pytest.mark.slow
 def test_the_package_is_light():
     """matplotlib is loaded when something is drawn."""
     code = "import sys, klscale.show.pictures; sys.exit('matplotlib' in sys.modules or 'torch' in sys.modules)"
@@ -263,6 +264,7 @@ def test_ticks_on_a_log_axis_are_plain_and_few():
 # ---------------------------------------------------------------------------------------------------------- heat map
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [2, 3, 4, 14, 61])
 def test_heat_map_of_few_and_of_many(vectors, k):
     """Every cell is the KL of its row and column; beyond 60 models there are no names."""
@@ -329,6 +331,7 @@ def test_heat_map_of_what_has_no_order():
 # ------------------------------------------------------------------------------------------------------------- ruler
 
 
+@pytest.mark.slow
 def test_ruler(vectors):
     """A row for each setting in order, every pair a dot at its value, the published values beside with their caveat."""
     measured = scales.measure(vectors)
@@ -349,6 +352,7 @@ def test_ruler(vectors):
     assert any("other texts: not comparable" in text for text in shown)
 
 
+@pytest.mark.slow
 def test_dots_out_of_range_are_hollow(vectors):
     row = next(row for row in scales.measure(vectors) if row.setting == "size")
     far = replace(row, in_range=(False, *row.in_range[1:]), n_in_range=25)
@@ -360,6 +364,7 @@ def test_dots_out_of_range_are_hollow(vectors):
     assert any("out of range" in text.get_text() for text in words(figure))
 
 
+@pytest.mark.slow
 def test_the_scale_in_little_height(vectors):
     """A row for each setting between models in order, its pairs as dots and its median as a bar and in words."""
     measured = [row for row in scales.measure(vectors) if row.setting != "layer"]
@@ -527,6 +532,7 @@ def test_all_of_training_is_of_the_same_panels(figures, runs):
     np.testing.assert_array_equal(paths.lines[0].get_xydata(), runs[0].behaviour.shape.pca[:, :2])
 
 
+@pytest.mark.slow
 def test_checkpoints_are_marked_where_they_are_drawn(runs):
     """In points from the upper left corner: the axes' own transform says where each checkpoint lies."""
     figure = training_trajectories(runs[:1])

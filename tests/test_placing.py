@@ -107,6 +107,7 @@ def test_the_real_fourteen(run, fourteen):
     assert "KL does not tell the family here" in " ".join(shown.split())
 
 
+@pytest.mark.slow
 def test_the_verb_and_what_it_refuses(fourteen, tmp_path):
     name = "EleutherAI/pythia-1b"
     placed = klscale.place(name, store=fourteen)

@@ -132,6 +132,7 @@ def test_seeds_and_steps_make_different_contents(trained: Path) -> None:
     assert len(set(files)) == len(files)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
@@ -174,6 +175,7 @@ def test_complete_runs_are_kept(tmp_path: Path, trained: Path) -> None:
     assert contents(tmp_path) == contents(trained)
 
 
+@pytest.mark.slow
 def test_a_changed_recipe_replaces_everything(tmp_path: Path, trained: Path) -> None:
     longer = replace(TINY, steps=9, finetune_steps=4)
     with pytest.raises(RuntimeError, match="stop"):
@@ -233,6 +235,7 @@ def test_errors_say_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         train_suite(tmp_path / "suite", TINY)
 
 
+@pytest.mark.slow
 def test_import_loads_no_torch() -> None:
     code = "import klscale.studies.pocket, sys; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

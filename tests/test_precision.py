@@ -68,6 +68,7 @@ def test_the_boundary_is_where_the_mixture_martingale_reaches_twenty(ratio):
     assert found == pytest.approx(boundary(ratio * planned, width), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_random_walk_stays_within_the_sequence_and_leaves_the_usual_interval():
     walks = np.random.default_rng(0).normal(size=(1000, 3000)).cumsum(axis=1)
     n = np.arange(1, 3001)
@@ -97,6 +98,7 @@ def draws(name, generator, size):
     return far * generator.normal(size=size), 1.75, 3 * (0.95 + 0.05 * 256) / 1.75**2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gaussian", "laplace", "variance-gamma", "contaminated"])
 def test_ten_per_cent_is_reached_with_the_texts_it_needs_and_intervals_cover(name):
     """250 simulated comparisons: the median within 1.5 times the ideal number, 9 of 10 too, 95 % of intervals cover."""
@@ -301,6 +303,7 @@ def held(store, texts):
     return [(entry.first, len(store.scores(entry))) for entry in store.entries(texts.id)]
 
 
+@pytest.mark.slow
 def test_only_what_a_precision_takes_is_scored_and_more_is_added_to_it(pair, many, store, forwards):
     found = compare_to_precision(pair, many, store, 0.5)
     n = found.looks[-1].n_texts
@@ -352,6 +355,7 @@ def test_what_cannot_be_reached_ends_with_all_texts_and_the_usual_interval(pair,
     assert not forwards
 
 
+@pytest.mark.slow
 def test_only_the_models_of_pairs_that_need_it_get_more_texts(many, store, monkeypatch):
     """Two models that are one agree on every text."""
     asked = []
@@ -376,6 +380,7 @@ def test_only_the_models_of_pairs_that_need_it_get_more_texts(many, store, monke
     assert found.looks[-1].relative_error == relative_error(found.pairs[names[0], names[2]]) > 0
 
 
+@pytest.mark.slow
 def test_a_look_is_at_what_the_pair_that_needs_most_needs(many, store, monkeypatch):
     needed, asked, score = iter([230, 400, 310, *[500] * 3]), [], sweeps.score
 
@@ -433,6 +438,7 @@ def test_layers_of_some_texts_do_not_replace_all_texts(make_model, many, store):
     assert sweeps.score([model], many, store, first=120, rescore=True)[0].entry.first is None
 
 
+@pytest.mark.slow
 def test_more_texts_that_another_process_wrote_meanwhile_stay(pair, many, store, tmp_path, monkeypatch):
     elsewhere = Store(tmp_path / "elsewhere")
     sweeps.score(pair[:1], many, elsewhere)
@@ -461,6 +467,7 @@ def test_texts_that_are_skipped_count_as_looked_at(store, by_whole_texts):
     assert not [problem for _, problem in store.check() if problem]
 
 
+@pytest.mark.slow
 def test_some_texts_by_one_convention_do_not_take_all_of_another(store, forwards):
     """All texts but the long ones were scored before; cut into windows is another vector, of as many as asked for."""
     texts = TextSet.from_texts("mixed", [f"{s} " + "x" * (40 if s % 10 == 0 else 5) for s in range(300)])
@@ -486,6 +493,7 @@ def test_a_vector_that_lost_texts_is_damaged(pair, many, store):
     assert [problem for _, problem in store.check() if problem] == ["lacks 10 texts"]
 
 
+@pytest.mark.slow
 def test_a_model_that_is_gone_keeps_what_it_has(make_model, many, store):
     pair = [str(make_model(name, seed=seed)) for seed, name in enumerate("ab")]
     sweeps.score(pair, many, store, first=150)
@@ -501,12 +509,14 @@ def test_no_texts_at_all_are_refused(pair, many, store):
         sweeps.score(pair, many, store, first=0)
 
 
+@pytest.mark.slow
 def test_a_model_that_fails_leaves_the_others(pair, many, store):
     found = compare_to_precision([*pair, "no-such-dir:x"], many, store, 0.5)
     assert [outcome.status for outcome in found.outcomes] == ["scored", "scored", "failed"]
     assert [*found.pairs] == [tuple(pair)]
 
 
+@pytest.mark.slow
 def test_imported_values_are_looked_at_as_they_are(store):
     vectors = read_log_likelihoods(EXAMPLE, id_column="text_id")
     store.import_vectors(vectors, "example")
@@ -520,6 +530,7 @@ def test_imported_values_are_looked_at_as_they_are(store):
 # ------------------------------------------------------------------------------------------------------ command line
 
 
+@pytest.mark.slow
 def test_compare_to_a_precision_and_then_to_all_texts(run, make_model, tmp_path, by_whole_texts):
     for seed, name in enumerate("ab"):
         make_model(name, seed=seed)

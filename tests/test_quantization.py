@@ -90,6 +90,7 @@ def test_codes_are_those_of_the_definition(kind, shape):
     assert (np.abs(back.numpy() - weight.numpy()) <= bound.numpy()).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", WEIGHTS_ONLY)
 @pytest.mark.parametrize("architecture", ["llama, grouped queries", "gpt2, tied", "mamba"])
 def test_variants_score_as_their_dequantized_weights(kind, architecture, make_model, texts, tmp_path):
@@ -135,6 +136,7 @@ def test_the_ladder_of_a_real_model(stories, shared, tmp_path):
     assert told["int4"]["fraction"] == pytest.approx(0.755, abs=0.001), "172 columns are no multiple of 32"
 
 
+@pytest.mark.slow
 def test_kernels_are_a_kind_of_their_own(stories, texts):
     """LLM.int8's kernel quantizes activations too: farther from the base than its weights alone."""
     base, _ = values_of(ModelRef(str(stories)), texts)
@@ -203,6 +205,7 @@ def test_a_missing_library_is_named(make_model, monkeypatch):
             load(resolve(ModelRef(str(make_model()), quantization=kind)))
 
 
+@pytest.mark.slow
 def test_variants_of_an_adapter_are_of_the_merged_weights(make_model, texts, tmp_path):
     pytest.importorskip("peft", reason="needs the package peft: pip install klscale[lora]")
     from test_loading import make_adapter
@@ -275,6 +278,7 @@ def write_gguf(directory, file, kind):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
 def test_gguf_files_are_read_and_named(kind, stories, tmp_path):
     from transformers import AutoTokenizer

@@ -100,6 +100,7 @@ def refs():
     return [ModelRef("org/model", f"step{10 * n}") for n in range(6)]
 
 
+@pytest.mark.slow
 def test_a_hub_run_is_weighed_while_its_files_are_there(hub, here, run, store, tmp_path):  # noqa: F811
     """Each is fetched once, and what no later one is compared with is dropped."""
     hub.models["org/model"] |= {"main": run[-1]}
@@ -116,6 +117,7 @@ def test_a_hub_run_is_weighed_while_its_files_are_there(hub, here, run, store, t
     assert cached(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_what_was_scored_before_is_fetched_to_be_weighed(hub, here, run, store, tmp_path):  # noqa: F811
     sweeps.score(["org/model@step*"], here, store, keep_downloads=False)
     hub.downloads.clear()
@@ -129,6 +131,7 @@ def test_what_was_scored_before_is_fetched_to_be_weighed(hub, here, run, store, 
     assert cached(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_weighed_is_scored(hub, here, run, store, make_model, tmp_path):  # noqa: F811
     hub.models["org/model"]["step20"] = make_model("other", vocab_size=301)
     progress = Notes()

@@ -197,6 +197,7 @@ def test_ids_that_a_vocabulary_lacks_are_left_out_and_said():
     assert sampled_kl(kept[0], kept[1], draws).outside == 0
 
 
+@pytest.mark.slow
 def test_intervals_cover_exact_kl():
     """Positions are resampled with their exact KL, ids are drawn anew: the interval is of the population's KL."""
     generator = np.random.default_rng(6)

@@ -113,6 +113,7 @@ WHICH = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", [*WHICH, "own logits"])
 def test_values_are_those_of_the_models_own_logits(which, make_model, texts, store, monkeypatch):
     if which == "own logits":
@@ -209,6 +210,7 @@ def test_mocks_have_the_kl_of_their_chains(texts, store):
 # -------------------------------------------------------------------------------------------------------- vocabularies
 
 
+@pytest.mark.slow
 def test_padded_vocabularies_compare(make_model, texts, store):
     """The first has ids that the second lacks: what is drawn there is left out, and its probability is said."""
     small, large = make_model("small"), make_model("large", seed=1, vocab_size=400)
@@ -268,6 +270,7 @@ def test_tokens_that_a_model_rules_out_make_no_nan(make_model, texts, store):
         assert math.isfinite(found.total_variation.value)
 
 
+@pytest.mark.slow
 def test_another_tokenizer_has_its_own_draws(make_model, texts, store):
     refs = ["mock://1", "mock://1?tokens=pairs", "mock://2", "mock://2?tokens=pairs"]
     score(refs, texts, store)
@@ -293,6 +296,7 @@ def killed(*arguments, texts, **how):
         score(*arguments, progress=Interrupt(texts.bytes.sum() / 2e6), **how)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["mock", "model"])
 def test_a_killed_first_model_goes_on_with_what_it_drew(which, make_model, texts, store):
     refs = list(REFS[:2]) if which == "mock" else [str(make_model(name, seed=n)) for n, name in enumerate("ab")]
@@ -348,6 +352,7 @@ def test_a_vector_without_sampled_tokens_stays_as_it_is(texts, store):
     assert store.vectors(texts).sampled_kl(*REFS[:2]).symmetric.value > 0
 
 
+@pytest.mark.slow
 def test_layers_stay_beside_them(make_model, texts, store):
     refs = [str(make_model(name, seed=n)) for n, name in enumerate("ab")]
     outcomes = score(refs, texts, store, layers=True)

@@ -34,6 +34,7 @@ def score(directory, texts, *, dtype="float32", batch_tokens=None, which=None, *
 CAUSAL = [name for name in ARCHITECTURES if "bidirectional" not in name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", CAUSAL)
 def test_architectures_agree_with_a_plain_loop(architecture, make_model, texts):
     directory = make_model(architecture, architecture=architecture)
@@ -73,6 +74,7 @@ def test_bfloat16_is_as_good_as_the_models_own(architecture, make_model, texts):
     assert np.square(values - exact).mean() <= 1.5 * np.square(plain - exact).mean()
 
 
+@pytest.mark.slow
 def test_real_model_agrees_with_a_plain_loop(stories, shared):
     """A real model on real texts to 1e-3 nats a text, whatever the batch budget and the order."""
     full = load_texts(shared / "texts" / "public-domain-short-3k.jsonl")

@@ -51,6 +51,7 @@ def positions_of(texts, n):
     return np.sort(texts.random_order[:n])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["llama, grouped queries", "gpt2, tied"])
 def test_each_module_costs_what_a_naive_loop_says(architecture, make_model, texts, tmp_path):
     wide = {"n_embd": 64} if "gpt2" in architecture else {"hidden_size": 64, "intermediate_size": 96}
@@ -171,6 +172,7 @@ def test_the_command_prints_and_writes_what_is_measured(small, texts, run, tmp_p
     assert "down_proj" in (tmp_path / "parts.svg").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_budget_is_spent_best(small, texts, run, tmp_path):
     """Against every assignment, enumerated; the check is that of a naive loop on texts that chose nothing."""
     import json

@@ -222,6 +222,7 @@ def test_exact_kl_of_mocks_is_that_over_all_texts():
     assert far / near == pytest.approx(4, rel=0.02), "KL grows with the square of a small shift"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bytes", "pairs"])
 def test_calibration_of_mocks_finds_their_exact_kl(kind, store):
     """Exact KL along drawn texts against that over all texts of the same lengths."""
@@ -274,6 +275,7 @@ def test_a_window_of_a_mock(store):
     np.testing.assert_allclose(store.scores(outcome.entry).log_likelihood, plain_mock(ref, texts), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_mocks_need_no_torch(tmp_path):
     """`score` and `compare` from start to end."""
     write_texts(tmp_path / "my.jsonl")

@@ -867,6 +867,7 @@ def record_of(found, seeds, capsys):
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("T", [2, 3, 8, 9, 11, 12])
 def test_short_runs_have_what_they_can(T, capsys, tmp_path):
@@ -998,6 +999,7 @@ def test_tables_hold_a_row_a_checkpoint(three_seeds, ending, tmp_path):
     assert table["weights_from_last"].isna().sum() == 1 + 14
 
 
+@pytest.mark.slow
 def test_slopes_in_the_picture_are_those_of_its_lines_and_apart(three_seeds):
     """The lines are of the averages over starts, whose slopes are not c."""
     figure = training_trajectories(three_seeds)

@@ -73,6 +73,7 @@ def test_a_directory_is_scored_and_analysed(run, make_run, texts):
     assert {path: path.stat().st_mtime_ns for path in Path("klscale-store").rglob("*.*")} == files
 
 
+@pytest.mark.slow
 def test_the_store_alone_will_do(run, make_run, texts):
     """Where the checkpoints are gone, vectors and weight distances are still there."""
     make_run()
@@ -124,6 +125,7 @@ def test_tables_say_what_they_are(run, make_run, texts):
     run("trajectory", "--out", "runs.txt", status=2)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_and_the_rest_is_analysed(run, make_run, texts):
     folder = make_run()
     whole = (folder / "checkpoint-50" / "model.safetensors").read_bytes()
@@ -136,6 +138,7 @@ def test_a_damaged_checkpoint_is_named_and_the_rest_is_analysed(run, make_run, t
     assert "No checkpoint at step 50, 60" in result.stdout
 
 
+@pytest.mark.slow
 def test_two_checkpoints_of_one_step(run, make_run, texts):
     folder = make_run()
     shutil.copytree(folder / "checkpoint-30", folder / "step-30")
@@ -146,6 +149,7 @@ def test_two_checkpoints_of_one_step(run, make_run, texts):
     assert "12 checkpoints" in result.stdout
 
 
+@pytest.mark.slow
 def test_a_changed_vocabulary_has_no_weight_distance(run, make_run, make_model, texts):
     folder = make_run()
     shutil.rmtree(folder / "checkpoint-70")
@@ -159,6 +163,7 @@ def test_a_changed_vocabulary_has_no_weight_distance(run, make_run, make_model, 
     assert found[7]["weights_from_first"] > 0
 
 
+@pytest.mark.slow
 def test_the_directional_exponent_of_a_smooth_map(run, make_run, texts):
     make_run(steps=(10, 20, 30))
     moved = json.loads(run("trajectory", "runs/a", "--texts", texts, "--directional", 20, "--json").stdout)[
@@ -219,6 +224,7 @@ def test_a_run_of_the_hub(hub, klscale, run, make_run, texts, tmp_path):  # noqa
     assert "klscale trajectory 'org/other@step*'" in missing.stderr
 
 
+@pytest.mark.slow
 def test_what_the_documentation_shows_in_python(make_run, tmp_path, monkeypatch, capsys):
     make_run()
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "trajectories.md").read_text(), re.DOTALL)

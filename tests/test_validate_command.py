@@ -98,6 +98,7 @@ def test_pictures_of_all_and_of_a_pair(run, imported, tmp_path):
         assert (tmp_path / "new" / f"{n}.svg").stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_two_text_sets_agree_as_far_as_they_do(run, imported, tmp_path):
     L = log_likelihoods(6, 160)
     imported("s", L[:, :80], "one", bytes=np.full(80, 150))
@@ -148,6 +149,7 @@ def test_a_few_texts_are_said_to_be_too_few(run, imported):
     assert "Too few texts to split" in said
 
 
+@pytest.mark.slow
 def test_exact_kl_is_interrupted_and_goes_on(run, models, monkeypatch):
     exact = ("validate", "--exact", *models, f"{models[1]}%bfloat16", *HOW)
     measure, measured = calibration._Bench._measure, []

@@ -122,6 +122,7 @@ def test_heavy_tails_make_the_typical_difference_fall_slower():
     assert slope.value > -0.42
 
 
+@pytest.mark.slow
 def test_the_interval_of_the_slope_covers_that_of_ever_new_texts(monkeypatch):
     """Heavy-tailed texts; the true slope from sets that were never cut from one another."""
     monkeypatch.setattr(validity, "CORRELATED", 1)
@@ -269,6 +270,7 @@ def domain_test(generator, monkeypatch, spread=(1.0, 1.0, 1.0), n_documents=60, 
     return text_sensitivity(vectors_of(L, generator.integers(60, 140, size=n_documents)[unit], **texts)).domains.test
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("each", [1, 3])
 def test_p_values_of_equal_domains_are_uniform(monkeypatch, each):
     generator = np.random.default_rng(11)
@@ -539,6 +541,7 @@ def points(axes):
     return np.concatenate([line.get_xydata() for line in axes.lines if line.get_linestyle() == "None"])
 
 
+@pytest.mark.slow
 def test_pictures_hold_the_errors_the_domains_and_every_pair(example, by_corpus, tmp_path):
     found = text_sensitivity(example)
     figure = pictures.text_set_sensitivity(found, example.texts)

@@ -130,6 +130,7 @@ def test_two_text_sets(run, tmp_path):
     assert f"KL on b over KL on a: {found.agreement.ratio:.2g}" in str(found)
 
 
+@pytest.mark.slow
 def test_trajectory_of_a_store(run, tmp_path):
     mixed_store(tmp_path / "mixed")
     found = klscale.trajectory(store="mixed", threshold=0.5)
@@ -144,6 +145,7 @@ def test_trajectory_of_a_store(run, tmp_path):
         klscale.trajectory(store="none")
 
 
+@pytest.mark.slow
 def test_score_layers_and_exact(run, make_model, tmp_path):
     """From texts and models on this machine; the options reach the engine and the store."""
     texts = klscale.load_texts(str(write_texts(tmp_path / "t.jsonl", 12)))

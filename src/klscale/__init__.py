@@ -4,9 +4,9 @@
     print(compared)
     print(klscale.scale(store="klscale-store"))
 
-The verbs are those of the command line: `score`, `compare`, `layers`, `sensitivity`, `trajectory`, `scale`,
-`validate`, `map`, `place`, `report`, `demo`. Names are loaded when they are first used: `import klscale` loads no
-torch.
+The verbs are those of the command line: `score`, `compare`, `layers`, `sensitivity`, `card`, `trajectory`,
+`scale`, `validate`, `map`, `place`, `report`, `demo`. Names are loaded when they are first used: `import klscale`
+loads no torch.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ _EXPORTS = {
     "progress": ("Progress",),
     "science.estimates": ("Estimate",),
     "science.kl": ("KL", "KLMatrix", "bits_per_byte", "kl", "kl_difference", "kl_matrix"),
+    "show.cards": ("Card", "CardCheck", "card", "check_card"),
     "show.verbs": ("Demo", "Report", "demo", "report"),
     "store.store": ("Store",),
     "studies.calibration": ("calibrate",),

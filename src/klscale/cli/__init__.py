@@ -73,6 +73,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "compare": scoring.compare,
     "layers": scoring.layers,
     "sensitivity": quantizing.sensitivity,
+    "card": quantizing.card,
+    "check-card": quantizing.check_card,
     "trajectory": studies.trajectory,
     "kl": studies.kl,
     "scale": studies.scale,

@@ -1,4 +1,4 @@
-"""Commands for those who quantize: sensitivity."""
+"""Commands for those who quantize: sensitivity, card, check-card."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
-from klscale.cli.options import JsonOption, MeasuringOptions, at_work
+from klscale.cli.options import JsonOption, MeasuringOptions, ScoringOptions, SweepOptions, at_work
+from klscale.cli.status import failure_status
 from klscale.errors import InputError
 from klscale.show.files import require_ending
+from klscale.show.scoring import print_failures
 from klscale.show.terminal import err, plain, print_json
 
 
@@ -74,3 +76,57 @@ def sensitivity(
     if recipe is not None:
         save_recipe(found, recipe)
         err.print(f"Wrote {plain(recipe)}.")
+
+
+# -------------------------------------------------------------------------------------------------------------- cards
+
+
+def card(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="The model that the others are compared with.")],
+    variants: Annotated[list[str], typer.Argument(metavar="VARIANT...", help="Models that were made from it.")],
+    file: Annotated[
+        Path,
+        typer.Option("--out", metavar="FILE.md", help="The card; its numbers go beside it, as FILE.parquet."),
+    ] = Path("klscale-card.md"),
+    n_texts: Annotated[
+        int,
+        typer.Option(
+            "--sample", min=0, metavar="N", help="Texts for exact KL of next tokens, drawn at random; 0: without."
+        ),
+    ] = 200,
+    *,
+    options: SweepOptions,
+    as_json: JsonOption = False,
+) -> None:
+    """A card for a model page: KL, its quantiles over tokens, bits per byte, size, with the numbers to check it by."""
+    from klscale.show.cards import card, card_record, print_card
+
+    with at_work(options) as how:
+        made = card(base, variants, file, n_texts=n_texts, options=how)
+    print_failures(made.outcomes)
+    if as_json:
+        print_json(card_record(made))
+    else:
+        print_card(made)
+    raise typer.Exit(failure_status(made.outcomes))
+
+
+def check_card(
+    file: Annotated[Path, typer.Argument(metavar="FILE.md", help="A card, or the page that it stands on.")],
+    again: Annotated[
+        bool, typer.Option("--rescore", help="Score the models again too, and compare: they and the texts are needed.")
+    ] = False,
+    *,
+    options: ScoringOptions,
+    as_json: JsonOption = False,
+) -> None:
+    """Compute a card again from the numbers beside it; exit 1 where a value or a line does not agree."""
+    from klscale.show.cards import check_card, check_record, print_check
+
+    with at_work(options) as how:
+        found = check_card(file, rescore=again, options=how)
+    if as_json:
+        print_json(check_record(found))
+    else:
+        print_check(found)
+    raise typer.Exit(int(not found.agrees))

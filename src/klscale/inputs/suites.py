@@ -45,7 +45,7 @@ def read_suite(path: str | Path) -> Suite:
     path = Path(path)
     try:
         SUITE_BYTES.require(path.stat().st_size, str(path))
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=BoundedLoader)  # noqa: S506 - a SafeLoader
     except InputError as error:
         raise error if error.what.startswith(str(path)) else error.at(str(path)) from error
     except RecursionError as error:
@@ -128,7 +128,7 @@ class _List(list[Any]):
     lines: list[int]
 
 
-class _Loader(yaml.SafeLoader):
+class BoundedLoader(yaml.SafeLoader):
     """A safe loader whose mappings and lists know their lines, and whose mappings have no key twice; bounded in depth
     and in what merges (<<) multiply."""
 
@@ -169,9 +169,9 @@ class _Loader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, what, node.start_mark) from error
 
 
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.integer)
-_Loader.add_constructor("tag:yaml.org,2002:map", _Loader.mapping)
-_Loader.add_constructor("tag:yaml.org,2002:seq", _Loader.sequence)
+BoundedLoader.add_constructor("tag:yaml.org,2002:int", BoundedLoader.integer)
+BoundedLoader.add_constructor("tag:yaml.org,2002:map", BoundedLoader.mapping)
+BoundedLoader.add_constructor("tag:yaml.org,2002:seq", BoundedLoader.sequence)
 
 
 def _check_keys(path: Path, item: _Mapping, known: tuple[str, ...]) -> None:

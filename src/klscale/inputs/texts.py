@@ -55,7 +55,7 @@ class TextSet:
 
     `prompt_bytes` (N,) are those at the beginning of each text that were given to the model that wrote the rest, for
     texts drawn from a model. `drawn` says from which, and how: `author` (reference), `key` (of its vector), `seed`,
-    `prompts`, counts of what was left out, and versions.
+    `prompts`, counts of what was left out, and versions. `known_cuts` says how an external set is cut into spans.
     """
 
     name: str
@@ -69,6 +69,7 @@ class TextSet:
     prompt_bytes: Integers | None = None
     drawn: Mapping[str, Any] | None = None
     prompts: tuple[Prompt, ...] | None = None
+    known_cuts: Cuts | None = None
 
     def __post_init__(self) -> None:
         if not self.id:
@@ -101,8 +102,9 @@ class TextSet:
 
     @cached_property
     def cuts(self) -> Cuts | None:
-        """Where the texts are cut into spans; None for an external set. The texts and their prompts alone fix it."""
-        return None if self.texts is None else cut_texts(self.texts, self.prompt_bytes)
+        """Where the texts are cut into spans; None where that is not known of an external set. The texts and their
+        prompts alone fix it."""
+        return self.known_cuts if self.texts is None else cut_texts(self.texts, self.prompt_bytes)
 
     def sample(self, n: int | None) -> Integers:
         """The first n texts of the random order, or all (None), in the order of the set."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from klscale.show import (
     calibration,
+    cards,
     compare,
     layers,
     maps,
@@ -31,6 +32,8 @@ RECORDS: dict[str, tuple[Column, ...]] = {
     "klscale scale --published": scale.PUBLISHED_SCALE,
     "klscale layers": layers.LAYER,
     "klscale sensitivity": sensitivity.COSTS,
+    "klscale card": cards.CARD,
+    "klscale check-card": cards.CHECKS,
     "klscale map": maps.MAP,
     "klscale place": placing.PLACEMENT,
     "klscale trajectory": trajectories.TRAJECTORIES,

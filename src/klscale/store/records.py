@@ -186,6 +186,7 @@ def _is_text(value: Any) -> bool:
 
 TEXT, KEY = Field("a string", _is_text), Field("twelve hexadecimal digits", is_key)
 COUNT, NUMBER = Field("a whole number of at least 0", _is_count), Field("a finite number", _is_finite)
+FEW = Field(f"a whole number from 1 to {MOST_DRAWS}", lambda value: _is_count(value) and 1 <= value <= MOST_DRAWS)
 MAPPING = Field("an object", lambda value: isinstance(value, dict) and all(map(_is_text, value)))
 LIST = Field("a list", lambda value: isinstance(value, list))
 
@@ -416,6 +417,14 @@ def require_entry(metadata: Mapping[str, Any]) -> None:
     require_fields(metadata["attributes"], ATTRIBUTE)
 
 
+def attributes_of(
+    metadata: Mapping[str, Any], noise_floor: float | None = None, layer: int | None = None
+) -> dict[str, Any]:
+    """What is known of a model from its vector's metadata: a row for `vectors.attribute_table`."""
+    known = {**metadata["attributes"], **metadata, **(metadata.get("size") or {})}
+    return {**known, "layer": layer, "noise_floor": noise_floor}
+
+
 def vector_to_parquet(scores: Scores, metadata: Mapping[str, Any]) -> bytes:
     """A vector with its metadata; the checksum of its values is added to that."""
     return _scores_to_parquet("vector", scores, metadata)
@@ -476,15 +485,26 @@ def partial_from_parquet(data: bytes, key: str, n_texts: int | None) -> Scores:
 
 
 def _scores_to_parquet(kind: str, scores: Scores, metadata: Mapping[str, Any]) -> bytes:
-    table = pa.table([scores.text, scores.log_likelihood, scores.n_tokens], schema=VECTOR)
-    for name, part in PARTS.items():
-        if name in scores.parts:
-            table = table.append_column(part.column, _part_to_arrow(part, scores.parts[name]))
-    return to_parquet(kind, table, {**metadata, "checksum": scores.checksum})
+    return to_parquet(kind, scores_to_table(scores), {**metadata, "checksum": scores.checksum})
 
 
 def _scores_from_parquet(kind: str, data: bytes, n_texts: int | None) -> tuple[Scores, dict[str, Any]]:
     table, metadata = from_parquet(kind, data, most_rows=n_texts)
+    return scores_from_table(table, metadata.get("checksum"), n_texts), metadata
+
+
+def scores_to_table(scores: Scores) -> Any:
+    """Values with their parts as an Arrow table, one row a text."""
+    table = pa.table([scores.text, scores.log_likelihood, scores.n_tokens], schema=VECTOR)
+    for name, part in PARTS.items():
+        if name in scores.parts:
+            table = table.append_column(part.column, _part_to_arrow(part, scores.parts[name]))
+    return table
+
+
+def scores_from_table(table: Any, checksum: Any, n_texts: int | None) -> Scores:
+    """What `scores_to_table` was given; other columns are ignored. Raises UnreadableError for values with another
+    checksum, and for what no model can have given."""
     for name, column_type in zip(VECTOR.names, VECTOR.types, strict=True):
         column = table.column(name)
         if column.type != column_type or column.null_count:
@@ -496,10 +516,10 @@ def _scores_from_parquet(kind: str, data: bytes, n_texts: int | None) -> tuple[S
         if part.column in table.column_names
     }
     scores = Scores(text.astype(np.int64), log_likelihood, n_tokens.astype(np.int64), parts)
-    if scores.checksum != metadata.get("checksum"):
+    if scores.checksum != checksum:
         raise UnreadableError(CHANGED)
     require_scores(scores, n_texts)
-    return scores, metadata
+    return scores
 
 
 def require_scores(scores: Scores, n_texts: int | None = None) -> None:
@@ -563,9 +583,14 @@ def _require_spans(scores: Scores) -> None:
 def _part_to_arrow(part: Part, values: Values) -> Any:
     kind = pa.from_numpy_dtype(np.dtype(part.dtype))
     if isinstance(values, Ragged):
-        offsets = np.concatenate([[0], np.cumsum(values.lengths)]).astype(np.int64)
-        return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values.values.astype(part.dtype), kind))
+        return ragged_to_arrow(Ragged(values.values.astype(part.dtype), values.lengths), kind)
     return pa.FixedSizeListArray.from_arrays(pa.array(values.astype(part.dtype).ravel(), kind), values.shape[1])
+
+
+def ragged_to_arrow(values: Ragged, kind: Any) -> Any:
+    """Rows of different lengths as an Arrow column of lists of this type."""
+    offsets = np.concatenate([[0], np.cumsum(values.lengths)]).astype(np.int64)
+    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values.values, kind))
 
 
 def _part_from_arrow(part: Part, lists: Any) -> Values:
@@ -584,11 +609,15 @@ def _part_from_arrow(part: Part, lists: Any) -> Values:
 
 def draws_to_parquet(draws: TokenDraws, text_set: str) -> bytes:
     """The token ids that are drawn for some texts of a set under one tokenizer: one row a text."""
+    return to_parquet("draws", draws_to_table(draws), {"text_set": text_set, "tokens": draws.tokens, "m": draws.m})
+
+
+def draws_to_table(draws: TokenDraws) -> Any:
+    """What was drawn as an Arrow table, one row a text."""
     texts = sorted(draws.of)
-    columns = [_lists([draws.of[text].ids for text in texts], pa.int32()),
-               _lists([draws.of[text].log_proposal for text in texts], pa.float32())]  # fmt: skip
-    table = pa.table([pa.array(texts, pa.int32()), *columns], schema=DRAWN)
-    return to_parquet("draws", table, {"text_set": text_set, "tokens": draws.tokens, "m": draws.m})
+    columns = [lists([draws.of[text].ids for text in texts], pa.int32()),
+               lists([draws.of[text].log_proposal for text in texts], pa.float32())]  # fmt: skip
+    return pa.table([pa.array(texts, pa.int32()), *columns], schema=DRAWN)
 
 
 def _require_table(table: Any, schema: Any) -> None:
@@ -597,7 +626,8 @@ def _require_table(table: Any, schema: Any) -> None:
         raise UnreadableError(f"does not have the columns {', '.join(schema.names)} throughout")
 
 
-def _lists(rows: list[NDArray[Any]], kind: Any) -> Any:
+def lists(rows: list[NDArray[Any]], kind: Any) -> Any:
+    """Arrays as an Arrow column of lists."""
     offsets = np.cumsum([0, *(row.size for row in rows)])
     flat = np.concatenate([row.ravel() for row in rows]) if rows else np.empty(0)
     return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(flat, kind))
@@ -608,15 +638,19 @@ def draws_from_parquet(data: bytes, text_set: str, tokens: str, n_texts: int | N
     if not is_sealed(data):
         raise UnreadableError("has no seal")
     table, metadata = from_parquet("draws", data, most_rows=n_texts)
-    few = Field(f"a whole number from 1 to {MOST_DRAWS}", lambda value: _is_count(value) and 1 <= value <= MOST_DRAWS)
-    require_fields(metadata, {"text_set": required(KEY), "tokens": required(KEY), "m": required(few)})
+    require_fields(metadata, {"text_set": required(KEY), "tokens": required(KEY), "m": required(FEW)})
     _require_own(metadata, text_set=text_set, tokens=tokens)
+    return draws_from_table(table, tokens, metadata["m"], n_texts)
+
+
+def draws_from_table(table: Any, tokens: str, m: int, n_texts: int | None) -> TokenDraws:
+    """What `draws_to_table` was given, `m` ids a position; raises UnreadableError where it is none."""
     _require_table(table, DRAWN)
     text, ids, log_proposal = (column.combine_chunks() for column in table.columns)
     texts, lengths = text.to_numpy(), np.diff(ids.offsets.to_numpy())
     if len(np.unique(texts)) < len(texts) or (texts < 0).any() or (texts >= (n_texts or math.inf)).any():
         raise UnreadableError("has texts twice, or that its text set does not have")
-    if (lengths != np.diff(log_proposal.offsets.to_numpy())).any() or (lengths % metadata["m"]).any():
+    if (lengths != np.diff(log_proposal.offsets.to_numpy())).any() or (lengths % m).any():
         raise UnreadableError("has draws that belong to no position")
     values, chances = ids.flatten(), log_proposal.flatten()
     if values.null_count or chances.null_count:
@@ -624,10 +658,10 @@ def draws_from_parquet(data: bytes, text_set: str, tokens: str, n_texts: int | N
     values, chances = values.to_numpy(), chances.to_numpy()
     if (values < 0).any() or not (np.isfinite(chances) & (chances <= ROUNDING)).all():
         raise UnreadableError("has draws with a negative id, or without a probability")
-    places, shape = np.cumsum(lengths)[:-1], (-1, metadata["m"])
+    places, shape = np.cumsum(lengths)[:-1], (-1, m)
     rows = zip(texts.tolist(), np.split(values, places), np.split(chances, places), strict=True) if len(texts) else ()
     drawn = {text: TextDraws(token.reshape(shape), chance.reshape(shape)) for text, token, chance in rows}
-    return TokenDraws(tokens, metadata["m"], drawn)
+    return TokenDraws(tokens, m, drawn)
 
 
 # ------------------------------------------------------------------------------------------------------------- weights

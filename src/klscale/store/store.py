@@ -385,13 +385,7 @@ class Store:
             matrix, rows = matrix[read], [row for row, there in zip(rows, read, strict=True) if there]
         floors = self.noise_floors(texts.id, [entry.key for entry in entries])
         known = [
-            {
-                **entry.metadata.get("attributes", {}),
-                **entry.metadata,
-                **(entry.metadata.get("size") or {}),
-                "layer": ref.layer,
-                "noise_floor": floors.get(entry.key) if ref.layer is None else None,
-            }
+            records.attributes_of(entry.metadata, floors.get(entry.key) if ref.layer is None else None, ref.layer)
             for ref, entry in rows
         ]
         models = tuple(ref for ref, _ in rows)

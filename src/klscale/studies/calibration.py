@@ -348,7 +348,7 @@ class _Bench:
             drawn_exact.append(per_text(along.text, (along.forward, along.backward)[n]))
             drawn_difference.append(per_text(along.text, np.subtract(*along.log_likelihood)))
         draws = text_draws(len(text), self.texts.documents_of(text), resamples=RESAMPLES)
-        quantiles = _weighted_quantiles(there.forward, which, np.vstack([np.ones(len(text)), draws]))
+        quantiles = weighted_quantiles(there.forward, which, np.vstack([np.ones(len(text)), draws]))
         return Sums(
             text=text,
             n_tokens=np.bincount(which),
@@ -417,7 +417,7 @@ def _by_top(there: NextTokens, which: Integers, n_texts: int) -> Floats:
     return np.stack([np.bincount(place, one, B * n_texts).reshape(B, n_texts) for one in counted]).astype(np.float64)
 
 
-def _weighted_quantiles(values: Floats, text: Integers, draws: Floats) -> Floats:
+def weighted_quantiles(values: Floats, text: Integers, draws: Floats) -> Floats:
     """QUANTILES (Q, R) of T values; each counts as often as a row of `draws` (R, n) draws its `text` (T,)."""
     order = np.argsort(values)
     values, text = values[order], text[order]

@@ -1,0 +1,651 @@
+"""A card: Markdown and YAML for a model page, the numbers behind it in a file beside it, and the check of both.
+
+The card is made from the numbers as they are kept, by the function that checks it: each value and each line of a card
+is compared with what its numbers give.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import quote
+
+import yaml
+
+from klscale.errors import InputError, KlscaleError, ScoringError, printable
+from klscale.inputs.references import ModelRef, parse_all
+from klscale.inputs.suites import BoundedLoader
+from klscale.inputs.texts import NAMED, TextSet
+from klscale.limits import CARD_BYTES, VECTOR_BYTES
+from klscale.science.estimates import Estimate, format_estimate
+from klscale.show import sizes
+from klscale.show.cautions import CAUTIONS, Around, Measured, of_documents
+from klscale.show.columns import ESTIMATE, HEAD, Column, estimate, number, record, table, within
+from klscale.show.files import require_ending, whole
+from klscale.show.pairs import KL_COLUMNS, WHAT_IT_IS
+from klscale.show.sizes import size_column
+from klscale.show.terminal import out, plain, say, without_nan
+from klscale.store.files import Files, UnreadableError
+from klscale.store.numbers import Numbers, numbers_from_parquet, numbers_to_parquet
+from klscale.store.records import UNREADABLE, problem
+from klscale.store.store import Store
+from klscale.studies.calibration import QUANTILES
+from klscale.studies.cards import N_TEXTS, Variant, gather, variants_of
+from klscale.studies.verbs.options import Options
+from klscale.studies.verbs.score import score
+from klscale.sweep.jobs import Outcome
+from klscale.vectors.sizes import Size
+
+BEGIN, END = "<!-- klscale card -->", "<!-- end of the klscale card -->"
+"""Lines around the part of a page that is a card."""
+VERSION = 1
+ALIKE = 1e-6
+"""Relative difference of two numbers that are computed from the same file on two machines."""
+NEAR = 0.25
+"""Standard errors by which a value may differ when the models are scored again."""
+TOKENS = "nats/token"
+_QUANTILES = {share: "median" if share == 0.5 else f"{100 * share:g} %" for share in QUANTILES}
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A variant, with what cautions need to know of its KL."""
+
+    it: Variant
+    measured: Measured
+
+
+def _optional(found: Estimate | None, percent: bool = False) -> str:
+    if found is None or math.isnan(found.value):
+        return ""
+    return format_estimate(100 * found.value, 100 * found.standard_error) + " %" if percent else number(found)
+
+
+def _quantile(place: int) -> Column:
+    def cell(row: _Row) -> str:
+        return "" if row.it.exact is None else number(row.it.exact.quantiles[place])
+
+    return Column("", title=_QUANTILES[QUANTILES[place]], cell=cell, importance=int(QUANTILES[place] != 0.95))
+
+
+_SHOWN_KL = ("kl", "standard_error", "estimator", "interval_low", "interval_high", "n_texts", "cautions")
+EXACT = (
+    estimate("forward", "Exact KL from the base to this model on these texts."),
+    estimate("mean", "Mean over single tokens.", TOKENS),
+    Column("quantiles", "Quantiles over tokens, at `quantiles_of_tokens`.", TOKENS, within=ESTIMATE, many=True),
+    Column("maximum", "The largest.", TOKENS),
+    estimate("same_top", "Share of positions where both models have the same most probable token.", "share"),
+    Column("n_tokens", "Tokens.", "tokens"),
+)  # fmt: skip
+"""Of a `NextTokenFigures`."""
+MODEL = Column("model", "The model.", value=lambda row: row.it.name, title="model", words=True, importance=2)
+DISTANCE = (
+    MODEL,
+    *within([column for column in KL_COLUMNS if column.key in _SHOWN_KL], lambda row: row.measured),
+    estimate("bits_per_byte", "How well it predicts the texts; less is better.", value=lambda row: row.it.bits_per_byte,
+             title="bits/byte ± SE"),
+    estimate("bits_per_byte_difference", "That less the base's, paired: above 0, the base is better.",
+             value=lambda row: row.it.difference, title="less the base",
+             cell=lambda row: number(row.it.difference, sign=True)),
+    size_column("size", "How large it is;", lambda row: row.it.size),
+)  # fmt: skip
+"""Of a `_Row`: how far it is, and how good."""
+NEXT_TOKENS = (
+    replace(MODEL, key=""),
+    Column("exact", "Exact KL of next tokens from the base to this model; null: not measured.",
+           value=lambda row: row.it.exact, within=EXACT),
+    Column("", title="KL(base‖model), bits/byte", cell=lambda row: _optional(row.it.exact and row.it.exact.forward),
+           importance=0),
+    Column("", title="mean, nats/token", cell=lambda row: _optional(row.it.mean_nats)),
+    *map(_quantile, range(len(QUANTILES))),
+    Column("", title="largest", cell=lambda row: "" if row.it.exact is None else f"{row.it.exact.maximum:.3g}",
+           importance=0),
+    Column("", title="same top token", cell=lambda row: _optional(row.it.same_top, percent=True)),
+)  # fmt: skip
+"""Of a `_Row`: single next tokens."""
+MEASURED = (
+    Column("model", "The model.", value=lambda about: about["ref"]),
+    Column("identity", "Hub commit, or hash of the model's files.", value=lambda about: about.get("identity")),
+    Column("content", "Hash of what is in these files; null: not known.", value=lambda about: about.get("content")),
+    Column("checksum", "Hash of its log-likelihoods.", value=lambda about: about["checksum"]),
+    Column("source", "What computed them.", value=lambda about: about.get("source")),
+    Column("dtype", "Dtype of the computation.", value=lambda about: about.get("dtype")),
+    Column("convention", "How a text was scored.", value=lambda about: about["convention"]),
+    Column("versions", "Versions of the packages.", value=lambda about: about.get("versions")),
+)
+"""Of a vector's metadata: what exactly was measured."""
+CARD = (
+    Column("base", "The model that the others are compared with."),
+    *HEAD,
+    Column("n_texts", "Texts of the set.", "texts", lambda it: len(it.texts)),
+    estimate("base_bits_per_byte", "How well the base predicts the texts."),
+    size_column("base_size", "How large the base is;", lambda it: it.base_size),
+    Column("quantiles_of_tokens", "Which quantiles of single tokens are given.", "share", lambda _: QUANTILES),
+    Column("variants", "Each other model.", value=lambda it: it.rows, within=(*DISTANCE, *NEXT_TOKENS), many=True),
+    Column("measured", "What exactly was measured, the base first.", within=MEASURED, many=True),
+)
+"""Of a `Card`."""
+CHECK = (
+    Column("what", "A value or a line of the card.", title="what", words=True, cell=lambda it: plain(it.what),
+           importance=2),
+    Column("stated", "As the card has it.", title="in the card", cell=lambda it: plain(_short(it.stated))),
+    Column("found", "As it was computed now.", title="computed", cell=lambda it: plain(_short(it.found))),
+    Column("agrees", "Whether they agree.", title="agrees", cell=lambda it: "yes" if it.agrees else "NO", importance=2),
+)  # fmt: skip
+"""Of a `Checked`."""
+CHECKS = (
+    Column("file", "The card."),
+    Column("agrees", "Whether all of it agrees."),
+    Column("rescored", "Whether the models were scored again."),
+    Column("checks", "Each value and each line that differs.", within=CHECK, many=True),
+)
+"""Of a `CardCheck`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Card:
+    """The figures of a model page: those of `variants` beside the first model of `numbers`. `file` is the card and
+    `numbers_file` the numbers behind it, where they were written. `outcomes` has the status of each model."""
+
+    numbers: Numbers
+    variants: tuple[Variant, ...]
+    outcomes: tuple[Outcome, ...] = ()
+    file: Path | None = None
+    numbers_file: Path | None = None
+
+    @property
+    def base(self) -> str:
+        """The model that the others are compared with."""
+        return self.numbers.names[0]
+
+    @property
+    def texts(self) -> TextSet:
+        """The texts, without their words where it was read from a file."""
+        return self.numbers.texts
+
+    @property
+    def base_bits_per_byte(self) -> Estimate:
+        """Bits per byte of the base."""
+        return self.numbers.vectors.bits_per_byte(self.base)
+
+    @property
+    def base_size(self) -> Size | None:
+        """Size of the base; None where it was not recorded."""
+        return self.numbers.vectors.size(self.base)
+
+    @property
+    def measured(self) -> tuple[Mapping[str, Any], ...]:
+        """The metadata of each vector, the base first."""
+        return self.numbers.metadata
+
+    @property
+    def rows(self) -> list[_Row]:
+        """The variants with what cautions need."""
+        around = Around(self.numbers.vectors)
+        return [_Row(one, around.pair(self.base, one.name, one.kl)) for one in self.variants]
+
+    def __str__(self) -> str:
+        lines = [f"{one.name}: KL from {self.base} {one.kl}, {one.difference} more" for one in self.variants]
+        return "\n".join([*lines, *(str(file) for file in (self.file, self.numbers_file) if file)])
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A value or line of a card, as it is `stated` and as it was `found` now."""
+
+    what: str
+    stated: Any
+    found: Any
+    agrees: bool
+
+
+@dataclass(frozen=True)
+class CardCheck:
+    """The check of the card in `file`: each value, and each line that differs. `rescored`: the models were scored
+    again."""
+
+    file: Path
+    checks: tuple[Checked, ...]
+    rescored: bool = field(default=False)
+
+    @property
+    def agrees(self) -> bool:
+        """Whether all of it agrees."""
+        return all(one.agrees for one in self.checks)
+
+    def __str__(self) -> str:
+        wrong = [f"{one.what}: {one.stated} in the card, {one.found} now" for one in self.checks if not one.agrees]
+        return "\n".join([*wrong, f"{len(self.checks) - len(wrong)} of {len(self.checks)} agree."])
+
+
+# --------------------------------------------------------------------------------------------------------- the verbs
+
+
+def card(
+    base: str | ModelRef,
+    variants: Sequence[str | ModelRef],
+    file: str | os.PathLike[str] = "klscale-card.md",
+    texts: TextSet | str | None = None,
+    store: Store | str | os.PathLike[str] | None = None,
+    *,
+    n_texts: int = N_TEXTS,
+    options: Options = Options(),
+) -> Card:
+    """The card of some models for a model page, written to `file` (.md), with the numbers behind it beside it
+    (.parquet): KL in bits per byte from `base` to each of the `variants` with standard errors, bits per byte, size, and
+    exact KL of next tokens in nats with quantiles, on `n_texts` random texts (0: without). Models that the store lacks
+    are scored.
+
+    Raises InputError for a file that is there and no card, for fewer than two models, and for texts or options that
+    cannot be used; ScoringError where the base or every variant could not be scored.
+
+        card = klscale.card("gpt2", ["gpt2+nf4", "gpt2+int8"], "card.md", "my-texts.jsonl")
+        print(klscale.check_card("card.md"))
+    """
+    place = Path(file)
+    beside = place.with_suffix(".parquet")
+    require_ending(place, (".md",))
+    _require_no_other(place, beside)
+    made = _measured([base, *variants], n_texts, options.at(texts, store))
+    data = numbers_to_parquet(made.numbers)
+    kept = numbers_from_parquet(data)  # what a check will read
+    made = replace(made, numbers=kept, variants=variants_of(kept))
+    whole(beside, lambda temporary: temporary.write_bytes(data))
+    text = text_of(made, beside.name, hashlib.sha256(data).hexdigest())
+    CARD_BYTES.require(len(text.encode()), str(place))
+    whole(place, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    return replace(made, file=place, numbers_file=beside)
+
+
+def _require_no_other(file: Path, beside: Path) -> None:
+    """Raise InputError where writing a card would overwrite anything but a card and its numbers."""
+    if not file.exists():
+        if beside.exists():
+            what = f"{beside} is there, without a card."
+            raise InputError(what, "It would be overwritten.", "Give another name with --out.")
+        return
+    try:
+        text = file.read_text(encoding="utf-8") if file.stat().st_size <= CARD_BYTES.value else ""
+    except (OSError, ValueError):
+        text = ""
+    before, found, rest = text.partition(BEGIN)
+    if not found or rest.partition(END)[2].strip() or not re.fullmatch(r"---\n.*\n---\s*", before, re.DOTALL):
+        what = f"{file} is there, and more than a card."
+        raise InputError(what, "It would be overwritten.", "Give another name with --out, and paste the card there.")
+
+
+def _measured(models: Sequence[str | ModelRef], n_texts: int, options: Options) -> Card:
+    refs = parse_all(models)
+    if len(refs) < 2:
+        raise InputError("A card needs a base and a variant of it.", remedy="klscale card BASE VARIANT...")
+    if n_texts < 0 or n_texts == 1:
+        raise InputError(f"{n_texts} text is too few.", "A standard error needs two.", "0 leaves exact KL out.")
+    scored = score(refs, options=options)
+    found = [(outcome.ref, outcome.entry) for outcome in scored.outcomes if outcome.entry is not None]
+    if len(found) < 2 or scored.outcomes[0].entry is None:
+        raise ScoringError(scored.outcomes)
+    how = options.scoring("device", "batch_tokens", "rescore", "progress")
+    numbers = gather(scored.texts, scored.store, found, n_texts=n_texts, **how)
+    return Card(numbers, variants_of(numbers), scored.outcomes)
+
+
+def check_card(file: str | os.PathLike[str], *, rescore: bool = False, options: Options = Options()) -> CardCheck:
+    """Which values and lines of a card agree with the numbers beside it: values to six digits, lines of text as they
+    are.
+
+    `rescore`: score the models again too, on the texts of `options`, and compare the values. They agree within a
+    quarter of their standard error; the models are the same by their commit or the hash of their files.
+
+    Raises InputError for a file that is no card, and KlscaleError for numbers that are missing or damaged.
+
+        assert klscale.check_card("card.md").agrees
+    """
+    place = Path(file)
+    stated, body = read_card(place)
+    name = _named(place, stated)
+    data = _numbers_beside(place, name)
+    try:
+        numbers = numbers_from_parquet(data)
+        found = Card(numbers, variants_of(numbers))
+    except UNREADABLE as error:
+        raise KlscaleError(f"{name} {problem(error)}.", "Its numbers cannot be checked.") from error
+    front = front_matter(found, name, hashlib.sha256(data).hexdigest())
+    checks = [*_compared(_own(stated), front), *_compared_lines(body, body_of(found, name).splitlines())]
+    if rescore:
+        checks += _compared_again(front, found, options)
+    return CardCheck(place, tuple(checks), rescore)
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
+
+
+def text_of(made: Card, numbers_file: str, digest: str) -> str:
+    """The card: YAML in front, as the hub reads it, then Markdown."""
+    front = yaml.safe_dump(front_matter(made, numbers_file, digest), sort_keys=False, allow_unicode=True, width=1000)
+    return f"---\n{front}---\n\n{BEGIN}\n{body_of(made, numbers_file)}{END}\n"
+
+
+def front_matter(made: Card, numbers_file: str, digest: str) -> dict[str, Any]:
+    """The YAML as data: what the hub calls a model index, and under `klscale` what was measured and where the numbers
+    are."""
+    texts = made.texts
+    dataset = {"type": "klscale", "name": texts.name, "args": {"text_set": texts.id, "n_texts": len(texts)}}
+    task = {"type": "text-generation"}
+    found: dict[str, Any] = {
+        "model-index": [
+            {
+                "name": row.it.name,
+                "results": [{"task": task, "dataset": dataset, "metrics": list(_metrics(made.base, row))}],
+            }
+            for row in made.rows
+        ],
+        "klscale": {
+            "card": VERSION,
+            "base": made.base,
+            "numbers": numbers_file,
+            "sha256": digest,
+            "texts": record(HEAD, made),
+            "measured": [record(MEASURED, about) for about in made.measured],
+        },
+    }
+    plain_yaml: dict[str, Any] = _copied(without_nan(found))
+    return plain_yaml
+
+
+def _copied(value: Any) -> Any:
+    """The same without shared parts, which YAML would write as references."""
+    if isinstance(value, Mapping):
+        return {str(key): _copied(one) for key, one in value.items()}
+    return [_copied(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def _metrics(base: str, row: _Row) -> Iterator[dict[str, Any]]:
+    """Each figure as the hub has metrics."""
+    it, exact = row.it, row.it.exact
+
+    def metric(kind: str, name: str, of: Estimate, **more: Any) -> dict[str, Any]:
+        args = {"standard_error": of.standard_error, "unit": of.unit, "n_texts": of.n_texts, **more}
+        return {"type": kind, "name": name, "value": float(of.value), "args": args}
+
+    kl = row.measured.kl
+    reported = Estimate(kl.value, kl.standard_error, kl.interval, kl.n_texts)
+    held = [caution.key for caution in row.measured.cautions]
+    yield metric("kl", f"KL to {base}", reported, estimator=kl.estimator, cautions=held)
+    if exact is not None:
+        yield metric("forward", f"KL from {base}, exact, next tokens", exact.forward)
+        yield metric("mean", f"KL from {base}, single tokens, mean", exact.mean, n_tokens=exact.n_tokens)
+        for share, found in zip(QUANTILES, exact.quantiles, strict=True):
+            yield metric(f"quantile_{100 * share:g}", f"KL from {base}, single tokens, {_QUANTILES[share]}", found)
+        yield metric("same_top", f"same most probable token as {base}", exact.same_top)
+    yield metric("bits_per_byte", "bits per byte", it.bits_per_byte)
+    yield metric("bits_per_byte_difference", f"bits per byte less those of {base}", it.difference)
+    if it.size is not None:
+        args = {"unit": "bits", "file_bytes": it.size.file_bytes, "n_weights": it.size.n_weights}
+        name = "bits per weight in files"
+        yield {"type": "bits_per_weight", "name": name, "value": it.size.bits_per_weight, "args": args}
+
+
+def body_of(made: Card, numbers_file: str) -> str:
+    """The Markdown between the two marks: two tables, what they mean, cautions, and how to check them."""
+    rows, base = made.rows, escaped(made.base)
+    size = "" if made.base_size is None else (
+        f", {made.base_size.bits_per_weight:.2f} bits/weight, {sizes.megabytes(made.base_size.file_bytes)}"
+    )  # fmt: skip
+    lines = [
+        f"## Distance to {base}",
+        "",
+        *markdown_table(_shown(rows), rows),
+        "",
+        f"{base}: {number(made.base_bits_per_byte)} bits/byte{size}. KL "
+        + "; ".join(
+            f"by {by}: {WHAT_IT_IS[by]}" for by in WHAT_IT_IS if by in {row.measured.kl.estimator for row in rows}
+        )
+        + f". ± is the standard error over texts. {sizes.COUNTED if any(row.it.size for row in rows) else ''}".rstrip(),
+    ]
+    if some := [row for row in rows if row.it.mean_nats]:
+        lines += ["", f"KL of single next tokens, from {base}:", "", *markdown_table(NEXT_TOKENS, some), ""]
+        exact = next((row.it.exact for row in some if row.it.exact), None)
+        if exact is not None:
+            lines.append(
+                f"Exact, over the whole vocabulary, on {exact.mean.n_texts:,} texts drawn at random with "
+                f"{exact.n_tokens:,} tokens; quantiles are over tokens, in nats."
+            )
+        if any(row.it.exact is None for row in some):
+            lines.append("Rows without quantiles: from sampled tokens, exact in expectation.")
+    held = [one for one in CAUTIONS if any(one in row.measured.cautions for row in rows)]
+    lines += ["", *(f"- {escaped(one.mark)} {escaped(one.footnote)}" for one in held)]
+    lines += [f"- {escaped(warning)}" for warning in of_documents(made.texts)]
+    texts, versions = made.texts, made.measured[0].get("versions") or {}
+    known = ", ".join(f"{escaped(name)} {escaped(one)}" for name, one in versions.items())
+    lines += [
+        "",
+        f"Texts: {escaped(texts.name)} ({texts.id}), {len(texts):,} texts. Measured with: {known}.",
+        f"All numbers: [{escaped(numbers_file)}]({quote(numbers_file)}). `klscale check-card` computes this card from them.",
+    ]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n"
+
+
+def _shown(rows: Sequence[_Row]) -> tuple[Column, ...]:
+    """The columns of the first table; sizes where one is known."""
+    known = any(row.it.size for row in rows)
+    return (*DISTANCE, *(sizes.printed_columns(lambda row: row.it.size) if known else ()))
+
+
+def markdown_table(columns: Iterable[Column], rows: Sequence[Any]) -> list[str]:
+    """The lines of a Markdown table: columns with a title, without those that are empty in every row."""
+    shown = table(columns, rows).columns
+    return [
+        "| " + " | ".join(escaped(column.title) for column in shown) + " |",
+        "|" + "|".join("---" if column.words else "---:" for column in shown) + "|",
+        *("| " + " | ".join(map(escaped, row)) + " |" for row in zip(*(one.cells for one in shown), strict=True)),
+    ]
+
+
+def escaped(text: object) -> str:
+    """A text in Markdown that stays what it is: no markup, no HTML, no link."""
+    found = re.sub(r"([\\`*_\[\]|~#!$])", r"\\\1", printable(text))
+    return found.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("://", "&#58;//")
+
+
+# ------------------------------------------------------------------------------------------------------------ checking
+
+
+class _Plain(BoundedLoader):
+    """YAML of plain data: no tags, no anchors, no references."""
+
+    def fetch_tag(self) -> None:
+        """Refuse a tag."""
+        self._refuse("a tag")
+
+    def fetch_anchor(self) -> None:
+        """Refuse an anchor."""
+        self._refuse("an anchor")
+
+    def fetch_alias(self) -> None:
+        """Refuse a reference to an anchor."""
+        self._refuse("a reference")
+
+    def _refuse(self, what: str) -> None:
+        raise yaml.scanner.ScannerError(None, None, f"{what} is not read", self.get_mark())
+
+
+def read_card(file: Path) -> tuple[dict[str, Any], list[str]]:
+    """The data in front of a page, and the lines of its card. Raises InputError where it has none."""
+    try:
+        CARD_BYTES.require(file.stat().st_size, str(file))
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} cannot be read.", f"{getattr(error, 'strerror', None) or error}.") from error
+    front = re.match(r"---\r?\n(.*?)\r?\n---\r?\n", text, re.DOTALL)
+    _, begun, rest = text.partition(BEGIN)
+    body, ended, _ = rest.partition(END)
+    if front is None or not begun or not ended:
+        what, why = f"{file} is no card.", f"A card has YAML in front, and text from {BEGIN} on."
+        raise InputError(what, why, "klscale card BASE VARIANT... --out FILE.md")
+    try:
+        found = yaml.load(front[1], Loader=_Plain)  # noqa: S506 - a SafeLoader
+    except InputError as error:
+        raise error.at(str(file)) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        why = str(getattr(error, "problem", None) or type(error).__name__)
+        raise InputError(f"{file}: its YAML cannot be read.", f"{why}.") from error
+    if not isinstance(found, dict) or not isinstance(found.get("klscale"), dict):
+        raise InputError(f"{file} is no card.", "Its YAML has nothing under 'klscale'.")
+    return found, body.strip("\r\n").splitlines()
+
+
+def _named(file: Path, stated: Mapping[str, Any]) -> str:
+    """The name of the file with the numbers."""
+    name, version = stated["klscale"].get("numbers"), stated["klscale"].get("card")
+    if version != VERSION:
+        raise InputError(f"{file}: a card of version {str(version)[:20]!r}.", f"This klscale reads version {VERSION}.")
+    if not isinstance(name, str) or not re.fullmatch(r"[^/\\\0\r\n.][^/\\\0\r\n]*\.parquet", name):
+        what = f"{file}: its numbers are in {str(name)[:60]!r}."
+        raise InputError(what, "They are in a .parquet file in the directory of the card.", "Mend the name.")
+    return name
+
+
+def _numbers_beside(card: Path, name: str) -> bytes:
+    """The file of a card's numbers, from its own directory."""
+    try:
+        files = Files(str(card.resolve().parent))
+        path = Path(files.path(name))
+        VECTOR_BYTES.require(path.stat().st_size, name)
+        return files.read(str(path))
+    except (OSError, UnreadableError) as error:
+        why = "A card can be checked with the file of its numbers beside it."
+        raise KlscaleError(f"{name} {problem(error)}.", why, "Put it there.") from error
+
+
+def _own(stated: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a page's YAML is the card's: the rest is not read."""
+    return {key: stated.get(key) for key in ("model-index", "klscale")}
+
+
+def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every single value with its place; items of a list by their name or type."""
+    if isinstance(value, Mapping):
+        for key, one in value.items():
+            yield from _leaves(one, (*path, str(key)))
+    elif isinstance(value, list) and value:
+        for n, one in enumerate(value):
+            named = one if isinstance(one, Mapping) else {}
+            label = next((str(named[key]) for key in ("type", "name", "model") if key in named), str(n))
+            yield from _leaves(one, (*path, label))
+    else:
+        yield path, value
+
+
+def _compared(stated: Any, found: Any) -> list[Checked]:
+    """Each single value of the YAML."""
+    there, now = dict(_leaves(stated)), dict(_leaves(found))
+    return [
+        Checked(_place(path), there.get(path), now.get(path), path in there and path in now
+                and _alike(there[path], now[path]))
+        for path in dict.fromkeys([*now, *there])
+    ]  # fmt: skip
+
+
+def _place(path: tuple[str, ...]) -> str:
+    """The place of a value, without what each has: `model-index`, `results`, the task, `metrics`."""
+    if path[0] == "model-index" and len(path) > 4 and path[4] == "metrics":
+        return ", ".join((path[1], *path[5:]))
+    return ", ".join(path)
+
+
+def _alike(a: Any, b: Any) -> bool:
+    if isinstance(a, float) or isinstance(b, float):
+        numbers = all(isinstance(one, int | float) and not isinstance(one, bool) for one in (a, b))
+        return numbers and math.isclose(a, b, rel_tol=ALIKE, abs_tol=1e-12)
+    return bool(a == b) and isinstance(a, bool) == isinstance(b, bool)
+
+
+def _compared_lines(stated: Sequence[str], found: Sequence[str]) -> list[Checked]:
+    """The lines of the text that differ; one row where none does."""
+    longest = max(len(stated), len(found))
+    there, now = ([*lines, *[None] * (longest - len(lines))] for lines in (stated, found))
+    wrong = [
+        Checked(f"text, line {n}", a, b, False) for n, (a, b) in enumerate(zip(there, now, strict=True), 1) if a != b
+    ]
+    return wrong or [Checked("text", f"{len(stated)} lines", f"{len(found)} lines", True)]
+
+
+def _compared_again(stated: Mapping[str, Any], old: Card, options: Options) -> list[Checked]:
+    """The values of a card against those of the same models scored now."""
+    texts = old.texts
+    if options.texts is None:
+        options = replace(options, texts=texts.name if texts.name in NAMED else texts.id)
+    if (chosen := options.chosen(options.opened())).id != texts.id:
+        what = f"{chosen.name} ({chosen.id}) are not the texts of the card, {texts.name} ({texts.id})."
+        raise InputError(what, remedy="Give those with --texts.")
+    n_texts = max((one.exact.mean.n_texts for one in old.variants if one.exact is not None), default=0)
+    made = _measured(old.numbers.names, n_texts, replace(options, texts=chosen, rescore=True))
+    checks = []
+    now = {about["ref"]: about for about in made.measured}
+    for about in old.measured:
+        was, new = (one.get("content") or one.get("identity") for one in (about, now.get(about["ref"], {})))
+        checks.append(Checked(f"scored again, {about['ref']}, files", was, new, was == new))
+    again = {(model["name"], one["type"]): one for model, one in _all_metrics(front_matter(made, "", ""))}
+    for model, one in _all_metrics(stated):
+        new = again.get((model["name"], one["type"]), {})
+        value, error = new.get("value"), one["args"].get("standard_error") or 0.0
+        near = value is not None and abs(value - one["value"]) <= NEAR * error + ALIKE * abs(one["value"])
+        checks.append(Checked(f"scored again, {model['name']}, {one['type']}", one["value"], value, near))
+    return checks
+
+
+def _all_metrics(front: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    for model in front["model-index"]:
+        for one in model["results"][0]["metrics"]:
+            yield model, one
+
+
+# ------------------------------------------------------------------------------------------------------- for a person
+
+
+def card_record(made: Card) -> dict[str, Any]:
+    """The figures of a card for a machine."""
+    return record(CARD, made)
+
+
+def print_card(made: Card) -> None:
+    """The tables of a card, and where it is."""
+    rows = made.rows
+    out.print(f"{plain(made.texts.name)} ({made.texts.id}): {len(made.texts):,} texts")
+    out.print(table(_shown(rows), rows, f"\nFrom {plain(made.base)}"))
+    if some := [row for row in rows if row.it.mean_nats]:
+        out.print(table(NEXT_TOKENS, some, "\nKL of single next tokens, nats/token"))
+    for one in CAUTIONS:
+        if any(one in row.measured.cautions for row in rows):
+            out.print(f"{one.mark} {one.footnote}", style="yellow")
+    if made.file is not None:
+        out.print(f"\nWrote {plain(made.file)} and its numbers, {plain(made.numbers_file)}.")
+        out.print(f"To check it: klscale check-card {plain(made.file)}", soft_wrap=True)
+
+
+def check_record(found: CardCheck) -> dict[str, Any]:
+    """A check for a machine."""
+    return record(CHECKS, SimpleNamespace(**{**vars(found), "file": str(found.file), "agrees": found.agrees}))
+
+
+def print_check(found: CardCheck) -> None:
+    """What differs, or what agrees; then the answer in a line."""
+    wrong = [one for one in found.checks if not one.agrees]
+    values = [one for one in found.checks if isinstance(one.found, float)]
+    out.print(table(CHECK, wrong or values, f"\n{'What differs' if wrong else 'Values'}"))
+    of = f"{len(found.checks):,} values and texts of {plain(found.file)}"
+    if wrong:
+        say(f"{len(wrong):,} of {of} do not agree with its numbers.", "bold red")
+    else:
+        say(f"All {of} agree with its numbers{', and with the models scored again' if found.rescored else ''}.")
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)[:60]

@@ -427,7 +427,7 @@ def body_of(made: Card, numbers_file: str) -> str:
     lines += [
         "",
         f"Texts: {escaped(texts.name)} ({texts.id}), {len(texts):,} texts. Measured with: {known}.",
-        f"All numbers: [{escaped(numbers_file)}]({quote(numbers_file)}). `klscale check-card` computes this card from them.",
+        f"All numbers: [{escaped(numbers_file)}]({quote(numbers_file)}). Check: `klscale check-card`.",
     ]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n"
 

@@ -172,6 +172,15 @@ def test_every_altered_value_is_found(run, place):
     assert "do not agree" in shown
 
 
+def test_a_second_value_of_a_name_is_found(place):
+    text = (place / "card.md").read_text()
+    begin = text.index("    - type: kl\n")
+    metric = text[begin : text.index("    - type: forward")]
+    false = re.sub("value: .*", "value: 0.0001", metric)
+    (place / "card.md").write_text(text[:begin] + false + text[begin:])
+    assert not cards.check_card("card.md").agrees
+
+
 def test_other_numbers_are_found(run, place):
     klscale.card(BASE, ["mock://1?shift=0.06"], "other.md", "t.jsonl", "store", n_texts=10)
     shutil.copy("other.parquet", "card.parquet")

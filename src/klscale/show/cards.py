@@ -530,15 +530,17 @@ def _own(stated: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every single value with its place; items of a list by their name or type."""
+    """Every single value with its place; items of a list by their name or type, the second of a name by its number."""
     if isinstance(value, Mapping):
         for key, one in value.items():
             yield from _leaves(one, (*path, str(key)))
     elif isinstance(value, list) and value:
+        labels = set[str]()
         for n, one in enumerate(value):
             named = one if isinstance(one, Mapping) else {}
             label = next((str(named[key]) for key in ("type", "name", "model") if key in named), str(n))
-            yield from _leaves(one, (*path, label))
+            yield from _leaves(one, (*path, f"{label} ({n})" if label in labels else label))
+            labels.add(label)
     else:
         yield path, value
 

@@ -73,6 +73,40 @@ def test_each_module_costs_what_a_naive_loop_says(architecture, make_model, text
         assert one.additivity.value == pytest.approx(whole / total, rel=1e-5)
 
 
+@pytest.mark.parametrize("architecture", ["qwen3, experts", "gpt-oss, attention sinks"])
+def test_an_expert_costs_what_a_naive_loop_says(architecture, make_model, texts, tmp_path):
+    directory = make_model(architecture=architecture, hidden_size=64, intermediate_size=96)
+    found = klscale.sensitivity(str(directory), "nf4", texts, tmp_path / "store", n_texts=4, by="expert").found
+    parts = {part.name: part for part in found.kinds[0].parts}
+    assert len(parts) == 2 * (4 + 1), "experts and attention of two blocks"
+    part = parts["model.layers.1.mlp.experts.2"]
+    assert part.short == "mlp.experts.2"
+    assert {name.rpartition(".")[2] for name in part.modules} == {"gate_up_proj", "down_proj"}
+    loaded = load(resolve(ModelRef(str(directory))))
+    other, tokens, nats = copy.deepcopy(loaded.model), tokenize(loaded.tokenizer, texts), 0.0
+    held = other.model.layers[1].mlp.experts
+    for weight in (held.gate_up_proj.data[2], held.down_proj.data[2]):
+        turned = weight.T if held.is_transposed else weight
+        back = quantization._WAYS["nf4"](turned.contiguous())[0]
+        weight.copy_(back.T if held.is_transposed else back)
+    chosen = positions_of(texts, 4)
+    with torch.inference_mode():
+        for s in chosen:
+            ids = torch.from_numpy(tokens.of(int(s)).astype(np.int64))[None]
+            log_p, log_q = (model(input_ids=ids, use_cache=False).logits[0, :-1].double().log_softmax(1)
+                            for model in (loaded.model, other))  # fmt: skip
+            nats += float((log_p.exp() * (log_p - log_q)).sum())
+    assert part.kl.value == pytest.approx(nats / texts.bytes[chosen].sum() / np.log(2), rel=1e-5)
+    by_layer = klscale.sensitivity(str(directory), "nf4", texts, tmp_path / "store", n_texts=4, by="layer").found
+    assert {part.short for part in by_layer.kinds[0].parts} == {"self_attn", "mlp.experts"}
+    assert by_layer.kinds[0].whole.value == pytest.approx(found.kinds[0].whole.value)
+
+
+def test_a_model_without_experts_has_no_such_parts(small, texts, tmp_path):
+    with pytest.raises(InputError, match="has no experts"):
+        klscale.sensitivity(str(small), "nf4", texts, tmp_path / "store", n_texts=4, by="expert")
+
+
 def test_standard_errors_are_over_documents(small, texts, tmp_path):
     """Of a ratio of sums, by a jackknife over documents."""
     from dataclasses import replace

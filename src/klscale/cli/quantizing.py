@@ -21,7 +21,10 @@ def sensitivity(
         str, typer.Option(metavar="KIND,...", help="Kinds of weights alone: int8, nf4, fp4, int4, int8-torchao.")
     ],
     by: Annotated[
-        str, typer.Option(metavar="module|layer|block", help="A part: a linear layer, an attention or MLP, a block.")
+        str,
+        typer.Option(
+            metavar="module|layer|block|expert", help="A part: a linear layer, an attention or MLP, a block, an expert."
+        ),
     ] = "module",
     n_texts: Annotated[int, typer.Option("--sample", min=2, metavar="N", help="Texts, drawn at random.")] = 32,
     control: Annotated[

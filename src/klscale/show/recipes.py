@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.util import find_spec
 from typing import Any
 
@@ -53,6 +54,8 @@ def _llama_cpp(mix: Mix, architecture: str) -> list[str] | str:
 
 def _bitsandbytes(mix: Mix) -> dict[str, Any] | str:
     used = {kind for kind in mix.kinds.values() if kind is not None}
+    if any(re.search(r"\bexperts\.\d+\.", module) for module in mix.kinds):
+        return "it does not quantize experts that a model holds in one tensor"
     if len(used) != 1 or (kind := used.pop()) not in BITSANDBYTES:
         return "it has one kind a model, and modules that it skips: this mix has others"
     skipped = [module for module, own in mix.kinds.items() if own is None]

@@ -45,7 +45,7 @@ OF_KIND = (
 
 SENSITIVITY = (
     Column("base", "The model."),
-    Column("by", "What a part is: a module, a layer (attention or MLP) or a block."),
+    Column("by", "What a part is: a module, a layer (attention or MLP), a block or an expert."),
     *(column for column in HEAD if column.key != "clip"),
     Column("n_texts", "Texts that were read.", "texts"),
     Column("n_available", "Texts that fit the window, from which these are drawn at random.", "texts"),

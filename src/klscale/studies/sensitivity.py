@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,8 +28,9 @@ from klscale.store.store import Store
 
 N_TEXTS = 32
 """Number of texts, drawn at random."""
-BY = ("module", "layer", "block")
-"""What is quantized at a time: one linear layer; those of one attention or MLP layer; those of one block."""
+BY = ("module", "layer", "block", "expert")
+"""What is quantized at a time: one linear layer, or one matrix of an expert; those of one attention or MLP layer, all
+its experts together; those of one block; or those of one expert, and the others by layer."""
 KEEP_EVERY_S = 10.0
 """Seconds of work that a killed command may lose."""
 WHOLE = "*"
@@ -121,8 +123,9 @@ def measure(
 ) -> Sensitivity:
     """What each part of a model costs under each of these weights-only kinds, in bits per byte.
 
-    `by`: a part is a `module`, a `layer` or a `block`. `n_texts` of the texts are drawn at random. `control`: measure
-    noise of equal norm too. The store keeps what is measured of each text, also after an interruption.
+    `by`: a part is a `module`, a `layer`, a `block` or an `expert`. `n_texts` of the texts are drawn at random.
+    `control`: measure noise of equal norm too. The store keeps what is measured of each text, also after an
+    interruption.
 
     Raises InputError for an unknown kind or `by`, for texts that are not here, for fewer than two that fit the window,
     and for a model of a source without such changes; KlscaleError where a model or a kind cannot be used.
@@ -224,6 +227,8 @@ class Bench:
         for module in self.modules:
             if kind in module.stored_bytes:
                 found.setdefault(part_of(module, by), []).append(module)
+        if by == "expert" and not any(map(_EXPERT.match, found)):
+            raise InputError(f"{self.reader.ref} has no experts.", remedy="Take --by layer.")
         if not found:
             raise InputError(f"{self.reader.ref}: no layer can be quantized as {kind}.", remedy="Take another kind.")
         return found
@@ -298,11 +303,16 @@ class Bench:
         return Estimate.positive(value, error, len(chosen), n_documents=n_clusters(clusters), unit=unit)
 
 
+_EXPERT = re.compile(r"(.*\bexperts)\.\d+(?=\.|$)")
+
+
 def part_of(module: Module, by: str) -> str:
-    """The name of the part that a module is of: itself; what holds it; or its block. Outside blocks it is itself."""
+    """The name of the part that a module is of, one of `BY`. Outside blocks it is itself."""
     if by == "module" or module.block is None:
         return module.name
     before, mark, _ = module.name.partition(f".{module.block}.")
     if by == "block" and mark:
         return f"{before}.{module.block}"
+    if expert := _EXPERT.match(module.name):
+        return expert[0] if by == "expert" else expert[1]
     return module.name.rpartition(".")[0]

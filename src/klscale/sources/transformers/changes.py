@@ -35,22 +35,22 @@ ROUNDING = 1e-4
 
 
 def modules_of(loaded: LoadedModel) -> list[Module]:
-    """The linear layers of a model, without the output embedding. Raises InputError for a model that is quantized
-    already, and KlscaleError for one that does not fit into memory."""
+    """The linear layers and experts of a model, without the output embedding. Raises InputError for a model that is
+    quantized already, and KlscaleError for one that does not fit into memory."""
     if loaded.quantization is not None and loaded.ref.file is None:  # the weights of a GGUF file are plain numbers here
         raise InputError(f"{loaded.ref} is quantized already.", remedy="Give the model that it was made from.")
     if loaded.offload is not None:
         raise KlscaleError(f"{loaded.ref} does not fit into memory, so that its weights cannot be changed.")
     block_of = {module: n for n, block in enumerate(blocks_of(loaded.model)) for module in block.modules()}
 
-    def of(name: str, layer: Any) -> Module:
-        shape = quantization.shape_of(layer)
+    def of(matrix: quantization.Matrix) -> Module:
+        shape = matrix.shape
         sizes = {
             kind: quantization.stored_bytes(kind, shape) for kind in WEIGHTS_ONLY if quantization.holds(kind, shape)
         }
-        return Module(name, block_of.get(layer), shape[0] * shape[1], sizes)
+        return Module(matrix.name, block_of.get(matrix.module), shape[0] * shape[1], sizes)
 
-    return [of(name, layer) for name, layer in quantization.linear_layers(loaded.model)]
+    return [of(matrix) for matrix in quantization.matrices(loaded.model)]
 
 
 class Bench:
@@ -66,7 +66,7 @@ class Bench:
     ) -> None:
         self.changes, self.known, self.report, self.ref = changes, known, report, loaded.ref
         block = {module.name: module.block for module in modules_of(loaded)}
-        self.layers = dict(quantization.linear_layers(loaded.model))
+        self.matrices = {matrix.name: matrix for matrix in quantization.matrices(loaded.model)}
         self.blocks = blocks_of(loaded.model)
         # Blocks before the first changed one are skipped; a change outside the blocks needs all of them.
         self.first = {change: min((block[name] or 0 for name, _ in change.kinds), default=0) for change in changes}
@@ -138,16 +138,16 @@ class Bench:
     @contextlib.contextmanager
     def _changed(self, change: Change) -> Iterator[None]:
         """Within, the weights are changed."""
-        own = {name: self.layers[name].weight.data for name, _ in change.kinds}
+        own = {name: self.matrices[name].held.clone() for name, _ in change.kinds}
         try:
             for name, kind in change.kinds:
-                layer = self.layers[name]
-                back = quantization.quantized_weight(layer, kind, self.engine.device, f"{self.ref}+{kind}: {name}")
-                layer.weight.data = own[name] + _noise(back - own[name], name) if change.noise else back
+                matrix = self.matrices[name]
+                back = quantization.quantized_weight(matrix, kind, self.engine.device, f"{self.ref}+{kind}: {name}")
+                matrix.held.copy_(own[name] + _noise(back - own[name], name) if change.noise else back)
             yield
         finally:
             for name, weight in own.items():
-                self.layers[name].weight.data = weight
+                self.matrices[name].held.copy_(weight)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from klscale.errors import InputError, KlscaleError
 from klscale.inputs.attributes import attributes_of
 from klscale.inputs.references import KERNELS, WEIGHTS_ONLY, ModelRef
 from klscale.sources.quiet import quiet_transformers
-from klscale.sources.transformers import quantization
+from klscale.sources.transformers import packed, quantization
 from klscale.sources.transformers.adapters import require_peft, with_adapter
 from klscale.sources.transformers.failures import failure
 from klscale.sources.transformers.files import ResolvedModel, file_of, weight_files
@@ -90,6 +90,10 @@ def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading
             _refuse_others(config, base.ref)
             _refuse_quantized(config, resolved)
             saved_so = getattr(config, "quantization_config", None)
+            codes: packed.Packed | None = None
+            if saved_so is not None and quantization.method_of(saved_so) in packed.LAYOUTS:
+                codes = packed.read(str(base.ref), weight_files(base), saved_so)
+                del config.quantization_config  # what transformers is given are plain weights
             what = f"The tokenizer of {ref} cannot be loaded."
             tokenizer, tokenizer_read = read_tokenizer(resolved, options)
             if not isinstance(tokenizer.model_max_length, int | float):
@@ -98,8 +102,8 @@ def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading
                 applied += set_tokenizer(tokenizer, file)
             what = f"{base.ref} cannot be loaded as a causal language model."
             placement, folder = placement_of(config, ref, device, alone)
-            if placement and (resolved.base or ref.quantization):
-                done = "quantized" if ref.quantization else "merged with the adapter"
+            if placement and (resolved.base or ref.quantization or codes):
+                done = "dequantized" if codes else "quantized" if ref.quantization else "merged with the adapter"
                 raise KlscaleError(
                     f"{base.ref} does not fit into memory, so that it cannot be {done}.",
                     "Of a model larger than memory the layers stay on disk as they are.",
@@ -110,8 +114,14 @@ def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading
             # Building a model in half precision changes torch's default dtype in all threads: never beside another.
             if alone is not None and ref.dtype != "float32":
                 alone.wait()
-            model, info = AutoModelForCausalLM.from_pretrained(
-                base.location,
+            reader = AutoModelForCausalLM
+            options["pretrained_model_name_or_path"] = base.location
+            if codes is not None:
+                with torch.device("meta"):
+                    empty = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+                reader, config = type(empty), empty.config
+                options = {"pretrained_model_name_or_path": None, "state_dict": codes.tensors}
+            model, info = reader.from_pretrained(
                 config=config,
                 dtype=getattr(torch, ref.dtype),
                 trust_remote_code=False,
@@ -126,7 +136,7 @@ def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading
         raise
     except Exception as error:  # damaged files fail in any way
         raise failure(ref, what, error) from error
-    unused = _refuse_incomplete(model, info, resolved)
+    unused = _refuse_incomplete(model, info, resolved) + (codes.left_out if codes else ())
     if resolved.base is not None:
         model = with_adapter(model, resolved)
     model.eval()
@@ -142,6 +152,8 @@ def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading
         quantized = quantization.gguf(file.fields.get("general.file_type"))
     elif ref.quantization in WEIGHTS_ONLY:
         quantized = quantization.quantize_weights(model, ref, device_of(device))
+    elif codes is not None:
+        quantized = codes.quantization
     else:
         quantized = quantization.loaded_so(model, ref, saved_so)
     if quantized is not None:
@@ -208,15 +220,23 @@ def _refuse_quantized(config: Any, resolved: ResolvedModel) -> None:
         what = f"The adapter {ref} cannot be merged into quantized weights."
         raise InputError(what, "They are held as codes, not as numbers.", "Take the unquantized base model.")
     if saved_so:
-        from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+        _refuse_unread(config.quantization_config, ref)
 
-        method = quantization.method_of(config.quantization_config)
-        if method not in {*AUTO_QUANTIZATION_CONFIG_MAPPING, "bitsandbytes"}:
-            raise KlscaleError(
-                f"{ref} is quantized by {method!r}, which transformers does not know.",
-                "Its weights would be read as if they were not quantized.",
-                f"A newer transformers may know it; these are known: {', '.join(AUTO_QUANTIZATION_CONFIG_MAPPING)}.",
-            )
+
+def _refuse_unread(config: Any, ref: ModelRef) -> None:
+    """Only formats whose numbers are tested are read; transformers reads what it does not know as plain numbers."""
+    if not isinstance(config, dict) and not hasattr(config, "to_dict"):
+        raise KlscaleError(f"{ref}: the quantization_config of its config.json is no table.")
+    method = quantization.method_of(config)
+    if method not in (*packed.LAYOUTS, *quantization.READ_BY_TRANSFORMERS):
+        needs = quantization.NEEDS.get(method, "a library of its own")
+        raise KlscaleError(
+            f"{ref} is quantized by {method!r:.40}, which is not read here.",
+            f"It needs {needs}.",
+            "Score it where that runs and `klscale import` its log-likelihoods.",
+        )
+    if method == "mxfp4" and isinstance(config, dict):
+        config["dequantize"] = True  # on every device; kernels would be fetched from the hub
 
 
 def _refuse_others(config: Any, ref: ModelRef) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -36,8 +36,9 @@ SLACK = 0.01
 class Quantization:
     """What was done to a model, as it is recorded with its vector. `modules` counts the quantized weights by name,
     layer numbers as `*`; `fraction` is their share of the parameters outside the embeddings, where that is known. Of
-    weights that were quantized here, `n_weights` is their number and `stored_bytes` what codes and scales take; `saved`
-    says that the model's files hold the codes."""
+    weights that klscale quantized or dequantized, `n_weights` is their number and `stored_bytes` what codes and scales
+    take; `saved` says that the model's files hold the codes. Of saved codes, `types` are their number formats, and
+    `groups` the weights that share a scale; `not_applied` names what the format quantizes besides weights."""
 
     kind: str
     library: str
@@ -47,6 +48,9 @@ class Quantization:
     n_weights: int = 0
     stored_bytes: int = 0
     saved: bool = False
+    types: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    not_applied: tuple[str, ...] = ()
 
 
 def require(ref: ModelRef) -> None:
@@ -78,49 +82,79 @@ def _library(package: str, what: str) -> Any:
 # ------------------------------------------------------------------------------------------------- weights alone
 
 
+@dataclass(frozen=True)
+class Matrix:
+    """A weight of a linear layer, or of one expert among those that a model holds in one tensor. `module` has it;
+    `transposed`: as inputs by outputs."""
+
+    name: str
+    module: Any
+    parameter: nn.Parameter
+    transposed: bool
+    expert: int | None = None
+
+    @property
+    def held(self) -> Tensor:
+        """The weight in the model: what is written here changes the model."""
+        return self.parameter.data if self.expert is None else self.parameter.data[self.expert]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(outputs, inputs)."""
+        rows, width = self.held.shape
+        return (int(width), int(rows)) if self.transposed else (int(rows), int(width))
+
+
 def quantize_weights(model: Any, ref: ModelRef, device: torch.device) -> Quantization:
-    """Replace the weights of all linear layers but the output embedding by their dequantized values, one by one, so
-    that no second copy of the model exists. The libraries work on `device` where that is CUDA, else on the CPU.
+    """Replace the weights of all linear layers and experts, but not of the output embedding, by their dequantized
+    values, one by one, so that no second copy of the model exists. The libraries work on `device` where that is CUDA,
+    else on the CPU.
 
     Raises KlscaleError where a weight does not come back within the rounding error of its code, and where less than
-    half of the weights can be quantized: mixture-of-experts layers, whose weights are held in one tensor, are not.
+    half of the weights can be quantized.
     """
-    kind, done, left, stored = str(ref.quantization), dict[str, nn.Parameter](), list[str](), 0
+    kind, done, left, stored, n_weights = str(ref.quantization), list[str](), list[str](), 0, 0
     kept = {id(parameter) for module in embeddings(model) for parameter in module.parameters(recurse=False)}
-    for name, module in linear_layers(model):
-        shape = shape_of(module)
-        if not holds(kind, shape):
-            left.append(name)
+    for matrix in matrices(model):
+        if not holds(kind, matrix.shape):
+            left.append(matrix.name)
             continue
-        module.weight.data.copy_(quantized_weight(module, kind, device, f"{ref}: {name}"))
-        done[name] = module.weight
-        stored += stored_bytes(kind, shape)
+        matrix.held.copy_(quantized_weight(matrix, kind, device, f"{ref}: {matrix.name}"))
+        done.append(matrix.name)
+        n_weights += matrix.held.numel()
+        stored += stored_bytes(kind, matrix.shape)
     all_of_it = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in kept)
-    n_weights = sum(parameter.numel() for parameter in done.values())
     fraction = n_weights / max(1, all_of_it)
     if fraction < FEWEST:
-        why = f"Only {fraction:.0%} of the weights outside the embeddings are those of linear layers."
+        why = f"Only {fraction:.0%} of the weights outside the embeddings are those of linear layers and experts."
         if left:
             why = f"The input width of {len(left)} layers, first of {left[0]}, is no multiple of {GROUP}."
         remedy = "Such a variant would be the model itself in all but name; take another kind, or another model."
         raise KlscaleError(f"{ref} cannot be quantized.", why, remedy)
     package = _package(kind)
-    return Quantization(kind, f"{package} {version(package)}", True, _patterns(done), fraction, n_weights, stored)
+    return Quantization(kind, f"{package} {version(package)}", True, patterns(done), fraction, n_weights, stored)
 
 
-def linear_layers(model: Any) -> Iterator[tuple[str, Any]]:
-    """(name, module) of each linear layer but the output embedding; of layers that share a weight the first."""
+def matrices(model: Any) -> Iterator[Matrix]:
+    """The weight of each linear layer but the output embedding, and of each expert; of weights that are shared the
+    first. Experts in one tensor are those that transformers marks as such: it says how they are turned."""
     seen = {id(parameter) for module in embeddings(model) for parameter in module.parameters(recurse=False)}
     for name, module in model.named_modules():
-        if _is_linear(module) and id(module.weight) not in seen:
-            seen.add(id(module.weight))
-            yield name, module
-
-
-def shape_of(module: Any) -> tuple[int, int]:
-    """(outputs, inputs) of a linear layer."""
-    rows, width = module.weight.shape if isinstance(module, nn.Linear) else reversed(module.weight.shape)
-    return int(rows), int(width)
+        if _is_linear(module):
+            held = [("weight", module.weight, not isinstance(module, nn.Linear))]
+        elif isinstance(turned := getattr(module, "is_transposed", None), bool):
+            own = module.named_parameters(recurse=False)
+            held = [(part, weight, turned) for part, weight in own if weight.ndim == 3]
+        else:
+            continue
+        for part, weight, turned in held:
+            if id(weight) in seen:
+                continue
+            seen.add(id(weight))
+            if weight.ndim == 2:
+                yield Matrix(name, module, weight, turned)
+            else:
+                yield from (Matrix(f"{name}.{n}.{part}", module, weight, turned, n) for n in range(len(weight)))
 
 
 def holds(kind: str, shape: Sequence[int]) -> bool:
@@ -128,15 +162,16 @@ def holds(kind: str, shape: Sequence[int]) -> bool:
     return kind != "int4" or shape[1] % GROUP == 0
 
 
-def quantized_weight(module: Any, kind: str, device: torch.device, name: str) -> Tensor:
-    """The weight of a linear layer after quantization, as the layer holds it. The library works on `device` where that
-    is CUDA, else on the CPU. Raises KlscaleError, which begins with `name`, where the weight does not come back within
-    the rounding error of its code."""
-    there = _oriented(module, module.weight.data).to(device if device.type == "cuda" else "cpu", torch.float32)
+def quantized_weight(matrix: Matrix, kind: str, device: torch.device, name: str) -> Tensor:
+    """A weight after quantization, as the model holds it. The library works on `device` where that is CUDA, else on the
+    CPU. Raises KlscaleError, which begins with `name`, where the weight does not come back within the rounding error of
+    its code."""
+    held = matrix.held
+    there = (held.T if matrix.transposed else held).contiguous()
+    there = there.to(device if device.type == "cuda" else "cpu", torch.float32)
     back, bound = _WAYS[kind](there)
     _verify(name, kind, there, back, bound)
-    back = back if isinstance(module, nn.Linear) else back.T
-    return back.to(module.weight.device, module.weight.dtype)
+    return (back.T if matrix.transposed else back).to(held.device, held.dtype)
 
 
 def stored_bytes(kind: str, shape: Sequence[int]) -> int:
@@ -166,11 +201,6 @@ def _is_linear(module: Any) -> bool:
     return isinstance(module, nn.Linear | Conv1D)
 
 
-def _oriented(module: Any, weight: Tensor) -> Tensor:
-    """(outputs, inputs): the linear layers of GPT-2 hold their weight the other way round."""
-    return weight if isinstance(module, nn.Linear) else weight.T.contiguous()
-
-
 def _verify(name: str, kind: str, weight: Tensor, back: Tensor, bound: Tensor) -> None:
     excess = (back - weight).abs() - bound
     if not back.isfinite().all():
@@ -184,7 +214,8 @@ def _verify(name: str, kind: str, weight: Tensor, back: Tensor, bound: Tensor) -
         )
 
 
-def _patterns(names: Any) -> dict[str, int]:
+def patterns(names: Iterable[str]) -> dict[str, int]:
+    """How many of these names there are, layer numbers as `*`."""
     return dict(Counter(re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name) for name in names))
 
 
@@ -249,11 +280,15 @@ def kernel_options(ref: ModelRef, device: torch.device) -> dict[str, Any]:
 
 def loaded_so(model: Any, ref: ModelRef, saved_so: Any = None) -> Quantization | None:
     """What is known of a model that runs through its kernels: asked for, or saved so. What was `saved_so`, by its
-    configuration, and comes without one has been dequantized: transformers does that to FP8 and MXFP4 on a CPU."""
+    configuration, and comes without one has been dequantized: MXFP4, two codes a byte, 32 of them to a scale."""
     config = getattr(model.config, "quantization_config", None)
     if config is None and saved_so is not None:
-        kind = _kind_of(_told(saved_so), method_of(saved_so))
-        return Quantization(kind, f"transformers {version('transformers')}", True, {}, saved=True)
+        held = [matrix for matrix in matrices(model) if matrix.expert is not None]
+        n = sum(matrix.held.numel() for matrix in held)
+        return Quantization(
+            "mxfp4", f"transformers {version('transformers')}", True, patterns(one.name for one in held), n_weights=n,
+            stored_bytes=n // 2 + n // 32, saved=True, types=("mxfp4",), groups=("32",),
+        )  # fmt: skip
     if config is None:
         return None
     told = _told(config)
@@ -263,7 +298,31 @@ def loaded_so(model: Any, ref: ModelRef, saved_so: Any = None) -> Quantization |
     method = method_of(config)
     library = f"{method} {version(method)}" if method == "bitsandbytes" else method
     saved = ref.quantization is None
-    return Quantization(_kind_of(told, method), library, False, _patterns(done), saved=saved)
+    return Quantization(_kind_of(told, method), library, False, patterns(done), saved=saved)
+
+
+READ_BY_TRANSFORMERS = ("mxfp4", "bitsandbytes", "torchao")
+NEEDS = {
+    "aqlm": "the package aqlm",
+    "auto-round": "the package auto-round",
+    "bitnet": "layers of its own, which transformers runs",
+    "eetq": "the package kernels and a GPU",
+    "fbgemm_fp8": "the package fbgemm-gpu and a GPU",
+    "fouroversix": "the package fouroversix",
+    "fp_quant": "the package fp_quant and a GPU",
+    "gemma": "layers of its own, which transformers runs",
+    "higgs": "the package flute-kernel and a GPU",
+    "hqq": "the package hqq",
+    "metal": "the package kernels and a GPU of Apple",
+    "modelopt": "NVIDIA's ModelOpt or vLLM, and a GPU",
+    "nvfp4": "the package kernels and a Blackwell GPU",
+    "quanto": "the package optimum-quanto",
+    "quark": "the package amd-quark",
+    "sinq": "the package sinq",
+    "spqr": "the package spqr_quant and a GPU",
+    "vptq": "the package vptq and a GPU",
+}
+"""What a method that is not read here needs to run."""
 
 
 def method_of(config: Any) -> str:

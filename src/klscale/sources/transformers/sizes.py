@@ -62,10 +62,10 @@ def _bytes_per_weight(files: list[Path], saved: torch.dtype) -> float:
             for name in file.keys():  # noqa: SIM118 (the file is no mapping)
                 part = file.get_slice(name)
                 numbers = torch.Size(part.get_shape()).numel()
-                count, total = count + numbers, total + numbers * _ITEM[part.get_dtype()]
+                count, total = count + numbers, total + numbers * ITEM_BYTES[part.get_dtype()]
     return total / count if count else saved.itemsize
 
 
-_ITEM = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
-         "F8_E4M3": 1, "F8_E5M2": 1}  # fmt: skip
+ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+         "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1}  # fmt: skip
 """Bytes of a number of each dtype of safetensors."""

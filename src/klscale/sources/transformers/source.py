@@ -173,6 +173,9 @@ class TransformersReader(Reader):
         if quantized and quantized.fraction is not None and quantized.fraction < WHOLE:
             left = "are left as they are: this kind cannot hold their shape"
             yield f"{self.ref}: {1 - quantized.fraction:.0%} of the weights outside the embeddings {left}."
+        if quantized and quantized.not_applied:
+            also = " and ".join(quantized.not_applied)
+            yield f"{self.ref}: its format quantizes {also} too; what is scored are its weights alone."
         if not self.loaded.tokenizer.is_fast and self.tokenizer_id not in self.source.without_offsets:
             self.source.without_offsets.add(self.tokenizer_id)
             yield f"{self.ref}: its tokenizer gives no offsets. No KL by spans, for all models that have it."

@@ -43,9 +43,10 @@ def sensitivity(
     """Exact next-token KL in bits per byte, with standard errors, from a model to itself with one part quantized.
 
     `quantize`: a weights-only kind (`int8`, `nf4`, `fp4`, `int4`, `int8-torchao`), or several. `by`: a part is a
-    `module` (one linear layer), a `layer` (attention or MLP of a block) or a `block`. `n_texts` texts are drawn at
-    random. `control`: measure normal noise of equal norm in each weight too. `budget`: bits per weight of the linear
-    layers; `mix` then has the kind of each module that costs least within it, measured on as many other texts.
+    `module` (one linear layer, or one matrix of an expert), a `layer` (attention or MLP of a block), a `block` or an
+    `expert`. `n_texts` texts are drawn at random. `control`: measure normal noise of equal norm in each weight too.
+    `budget`: bits per weight of the linear layers; `mix` then has the kind of each module that costs least within it,
+    measured on as many other texts.
 
     What is measured is kept in the store; an interrupted call goes on from there. Raises InputError for texts, kinds or
     options that cannot be used, and KlscaleError for a model that cannot be quantized.

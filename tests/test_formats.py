@@ -1,0 +1,334 @@
+"""Formats of quantized files: what is read equals loops over single weights (`packing.py`); the rest is refused."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import packing
+from klscale.errors import InputError, KlscaleError
+from klscale.inputs.references import ModelRef
+from klscale.sources.transformers.files import resolve
+from klscale.sources.transformers.load import load
+
+LLAMA = {"architecture": "llama, grouped queries", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1}
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": True}
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True}
+
+
+def compressed(saved_as, *, activations=None, **weights):
+    scheme = {"targets": ["Linear"], "weights": weights, "input_activations": activations}
+    return {
+        "quant_method": "compressed-tensors", "format": saved_as, "quantization_status": "compressed",
+        "config_groups": {"group_0": scheme}, "ignore": ["lm_head"], "kv_cache_scheme": None,
+    }  # fmt: skip
+
+
+def gptq(bits, group, **more):
+    settings = {**GPTQ, "bits": bits, "group_size": group}
+    if more.get("version") == 2:
+        settings["checkpoint_format"] = "gptq_v2"
+    size = 64 if group == -1 else group
+
+    def make(generator, shape):
+        return packing.gptq(generator, shape, bits, shape[1] if group == -1 else size, **more)
+
+    return make, settings, f"gptq-{bits}bit", f"int{bits}"
+
+
+def integers(bits, group, symmetric):
+    make = partial(packing.pack_quantized, bits=bits, group=group, symmetric=symmetric)
+    settings = compressed("pack-quantized", num_bits=bits, group_size=group, symmetric=symmetric)
+    return make, settings, f"compressed-tensors-int{bits}", f"int{bits}"
+
+
+def eight_bits(kind, scales_of):
+    make = partial(packing.eight_bits, kind=kind, scales_of=scales_of)
+    weights = {"num_bits": 8, "strategy": scales_of, "type": "float" if kind == "fp8" else "int"}
+    if scales_of == "block":
+        weights["block_structure"] = [32, 32]
+    settings = compressed(
+        "float-quantized" if kind == "fp8" else "int-quantized", **weights, activations={"dynamic": True}
+    )
+    return make, settings, f"compressed-tensors-{kind}", kind
+
+
+def floats(kind):
+    settings = compressed(f"{kind}-pack-quantized", num_bits=4, type="float", group_size=16 if kind == "nvfp4" else 32)
+    return partial(packing.four_bit_floats, kind=kind), settings, f"compressed-tensors-{kind}", kind
+
+
+def fp8(block, method="fp8"):
+    def make(generator, shape):
+        if method == "mxfp8":
+            parts, weight = packing.mxfp8(generator, shape)
+        else:
+            parts, weight = packing.eight_bits(generator, shape, "fp8", block)
+        return {"weight": parts["weight"], "weight_scale_inv": parts["weight_scale"]}, weight
+
+    size = {"tensor": None, "block": [32, 32], "uneven": [40, 40], "mx": [1, 32]}[block]
+    return make, {"quant_method": method, "activation_scheme": "dynamic", "weight_block_size": size}, method, "fp8"
+
+
+FORMATS = {
+    "gptq": gptq(4, 32),
+    "gptq, 2 bits, act-order": gptq(2, 32, order=True),
+    "gptq, 3 bits": gptq(3, 32),
+    "gptq, 8 bits, symmetric, by row": gptq(8, -1, symmetric=True),
+    "gptq v2, act-order": gptq(4, 16, version=2, order=True),
+    "gptq v2, 3 bits": gptq(3, 32, version=2),
+    "awq": (partial(packing.awq, group=32), AWQ, "awq-4bit", "int4"),
+    "compressed-tensors, int4": integers(4, 32, True),
+    "compressed-tensors, int4, asymmetric": integers(4, 32, False),
+    "compressed-tensors, int8 by row": integers(8, -1, True),
+    "compressed-tensors, w8a8": eight_bits("int8", "row"),
+    "compressed-tensors, fp8 by tensor": eight_bits("fp8", "tensor"),
+    "compressed-tensors, fp8 by block": eight_bits("fp8", "block"),
+    "compressed-tensors, nvfp4": floats("nvfp4"),
+    "compressed-tensors, mxfp4": floats("mxfp4"),
+    "fp8": fp8("block"),
+    "fp8, uneven blocks": fp8("uneven"),
+    "fp8 by tensor": fp8("tensor"),
+    "mxfp8": fp8("mx", "mxfp8"),
+}
+
+
+def packed(directory, make, settings):
+    generator = np.random.default_rng(0)
+    return packing.repack(directory, lambda _name, shape: make(generator, shape), settings)
+
+
+def read(directory, **options):
+    return load(resolve(ModelRef(str(directory), **options)), device="cpu")
+
+
+def change_file(directory, change):
+    """`change` the tensors (a dictionary) of a saved model."""
+    file = Path(directory) / "model.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def change_settings(directory, **settings):
+    file = Path(directory) / "config.json"
+    config = json.loads(file.read_text())
+    config["quantization_config"] |= settings
+    file.write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_codes_stand_for_what_their_format_says(name, make_model):
+    make, settings, kind, type_ = FORMATS[name]
+    directory = make_model(**LLAMA)
+    n_weights = sum(value.numel() for value in load_file(directory / "model.safetensors").values())
+    expected = packed(directory, make, settings)
+    loaded = read(directory)
+    assert len(expected) == 7
+    for weight_of, weight in expected.items():
+        there = loaded.model.get_parameter(weight_of).data
+        assert there.dtype == torch.float32
+        torch.testing.assert_close(there.double(), torch.from_numpy(weight), rtol=3e-7, atol=0)
+    assert loaded.attributes["quantization"] == kind
+    assert loaded.quantization.types == (type_,)
+    assert loaded.quantization.saved
+    assert loaded.quantization.weights_only
+    # Size: the files as they are, over weights as the model has them.
+    file = directory / "model.safetensors"
+    assert loaded.size.file_bytes == file.stat().st_size
+    assert loaded.size.n_weights == n_weights
+    codes = sum(value.numel() * value.element_size() for key, value in load_file(file).items() if "_proj." in key)
+    rest = n_weights - sum(weight.size for weight in expected.values())
+    assert loaded.size.memory_bytes == codes + 4 * rest
+
+
+def test_scores_are_those_of_the_dequantized_weights(make_model, texts, tmp_path):
+    from conftest import plain_log_likelihoods
+    from test_quantization import values_of
+
+    directory, plain = make_model(**LLAMA), make_model("plain", **LLAMA)
+    expected = packed(directory, *FORMATS["gptq v2, act-order"][:2])
+    change_file(plain, lambda tensors: tensors.update({k: torch.from_numpy(v).float() for k, v in expected.items()}))
+    values, loaded = values_of(ModelRef(str(directory)), texts)
+    np.testing.assert_allclose(values, plain_log_likelihoods(plain, texts), atol=1e-3)
+    assert loaded.quantization.groups == ("16",)
+    half, _ = values_of(ModelRef(str(directory), dtype="bfloat16"), texts)
+    assert 1e-3 < np.abs(half - values).max() < 5
+
+
+def test_zero_points_of_zero_in_gptq_v1(make_model):
+    """They are stored as -1, which borrows from the next zero point of the word (GPTQModel, 0.9 and later)."""
+    make, settings, *_ = gptq(4, 32, version=2)
+    directory = make_model(**LLAMA)
+    expected = packed(directory, make, {**settings, "checkpoint_format": "gptq"})
+
+    def less_one(tensors):
+        for name, words in tensors.items():
+            if name.endswith("qzeros"):
+                tensors[name] = (words.long() - 0x11111111).to(torch.int32)
+
+    change_file(directory, less_one)
+    loaded = read(directory)
+    for name, weight in expected.items():
+        torch.testing.assert_close(
+            loaded.model.get_parameter(name).double(), torch.from_numpy(weight), rtol=3e-7, atol=0, check_stride=False
+        )
+
+
+def test_gpt_oss_in_mxfp4(make_model):
+    directory = make_model(architecture="gpt-oss, attention sinks", hidden_size=32, intermediate_size=64)
+    generator, expected = np.random.default_rng(0), {}
+
+    def change(tensors):
+        for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
+            n, width, rows = tensors.pop(name).shape
+            blocks, scales, expected[name] = packing.mxfp4_experts(generator, n, rows, width)
+            tensors |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+
+    change_file(directory, change)
+    config = json.loads((directory / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+    (directory / "config.json").write_text(json.dumps(config))
+    loaded = read(directory)
+    assert expected
+    for name, weight in expected.items():
+        torch.testing.assert_close(loaded.model.get_parameter(name).double(), torch.from_numpy(weight), rtol=0, atol=0)
+    assert loaded.attributes["quantization"] == "mxfp4"
+    assert loaded.size.bits_per_weight < 20
+
+
+def test_experts_are_packed_one_by_one(make_model):
+    """As published: codes of each expert under a name of its own; transformers holds all of them in one tensor."""
+    directory = make_model(architecture="mixtral, experts", hidden_size=64, intermediate_size=96)
+    generator, expected = np.random.default_rng(0), {}
+
+    def change(tensors):
+        for name in [name for name in tensors if ".experts." in name]:
+            parts, expected[name] = packing.gptq(generator, tuple(tensors.pop(name).shape), 4, 32)
+            tensors |= {f"{name.removesuffix('.weight')}.{part}": value for part, value in parts.items()}
+
+    change_file(directory, change)
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "quantization_config": GPTQ}))
+    model = read(directory).model
+    assert expected
+    for name, weight in expected.items():
+        before, _, after = name.partition(".experts.")
+        expert, matrix, _ = after.split(".")
+        held = model.get_submodule(before.replace("block_sparse_moe", "mlp")).experts
+        half = held.gate_up_proj.shape[1] // 2
+        there = {"w1": held.gate_up_proj[int(expert), :half], "w3": held.gate_up_proj[int(expert), half:],
+                 "w2": held.down_proj[int(expert)]}[matrix]  # fmt: skip
+        torch.testing.assert_close(there.double(), torch.from_numpy(weight), rtol=3e-7, atol=0)
+
+
+def test_what_is_for_activations_is_named(make_model):
+    """Scales of activations and of the cache have no part in the weights."""
+    directory = make_model(**LLAMA)
+    packed(directory, *FORMATS["compressed-tensors, fp8 by tensor"][:2])
+    more = {"model.layers.0.mlp.up_proj.input_scale": torch.ones(1),
+            "model.layers.0.self_attn.k_scale": torch.ones(1)}  # fmt: skip
+    change_file(directory, lambda tensors: tensors.update(more))
+    loaded = read(directory)
+    assert loaded.unused_tensors == tuple(sorted(more))
+    assert loaded.quantization.not_applied == ("activations",)
+
+
+LAYER = "model.layers.0.mlp.up_proj"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("gptq", lambda t: t.pop(f"{LAYER}.scales"), "has no scales"),
+        ("gptq", lambda t: t.pop(f"{LAYER}.qzeros"), "has no qzeros"),
+        ("gptq", lambda t: t[f"{LAYER}.g_idx"].fill_(7), "a group that has no scale"),
+        ("gptq", lambda t: t[f"{LAYER}.g_idx"].fill_(-1), "a group that has no scale"),
+        ("gptq", lambda t: t.update({f"{LAYER}.g_idx": torch.zeros(3, dtype=torch.int32)}), r"g_idx is \(3,\)"),
+        ("gptq", lambda t: t.update({f"{LAYER}.qweight": t[f"{LAYER}.qweight"].long()}), "qweight holds I64"),
+        ("gptq", lambda t: t.update({f"{LAYER}.qweight": t[f"{LAYER}.qweight"][:, :8].clone()}), "scales is"),
+        ("gptq", lambda t: t.update({f"{LAYER}.weight": torch.ones(96, 64)}), "both codes and plain weights"),
+        ("gptq", lambda t: t.update({f"{LAYER}.extra": torch.ones(3)}), "no place for 1 tensors"),
+        ("gptq", lambda t: t.update({"model.norm.weight": torch.ones(64, dtype=torch.int8)}), "holds I8"),
+        ("awq", lambda t: t.update({f"{LAYER}.scales": t[f"{LAYER}.scales"][:1].clone()}), "in groups of 32"),
+        ("awq", lambda t: t.pop(f"{LAYER}.qweight"), "are missing|holds I32"),
+        ("compressed-tensors, int4", lambda t: t.pop(f"{LAYER}.weight_scale"), "no weight_scale"),
+        ("compressed-tensors, int4", lambda t: t[f"{LAYER}.weight_shape"].fill_(-5), "weight_shape is"),
+        ("compressed-tensors, int4", lambda t: t[f"{LAYER}.weight_shape"].fill_(2**40), "weight_shape is"),
+        ("compressed-tensors, fp8 by block",
+         lambda t: t.update({f"{LAYER}.weight_scale": torch.ones(7, 7)}), "no group of config.json fits"),
+        ("compressed-tensors, nvfp4", lambda t: t.pop(f"{LAYER}.weight_global_scale"), "no weight_global_scale"),
+        ("compressed-tensors, fp8 by tensor", lambda t: t.pop(f"{LAYER}.weight_scale"), "holds F8_E4M3"),
+        ("fp8", lambda t: t.pop(f"{LAYER}.weight_scale_inv"), "holds F8_E4M3"),
+    ],
+)  # fmt: skip
+def test_files_that_contradict_their_format_are_refused(name, change, message, make_model):
+    directory = make_model(**LLAMA)
+    packed(directory, *FORMATS[name][:2])
+    change_file(directory, change)
+    with pytest.raises(KlscaleError, match=message):
+        read(directory)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("gptq", {"bits": 5}, "bits is 5"),
+        ("gptq", {"bits": 2}, "It has 4 bits, and config.json says 2"),
+        ("gptq", {"bits": True}, "bits is True"),
+        ("gptq", {"bits": [4] * 10**5}, r"bits is \[4, 4"),
+        ("gptq", {"group_size": 0}, "group_size is 0"),
+        ("gptq", {"group_size": 2**70}, "group_size is"),
+        ("gptq", {"group_size": 48}, "in groups of 48"),
+        ("gptq", {"checkpoint_format": "marlin"}, "packed as 'marlin'"),
+        ("awq", {"version": "gemv"}, "packed as 'gemv'"),
+        ("compressed-tensors, int4", {"config_groups": {}}, "no config_groups"),
+        ("compressed-tensors, int4", {"config_groups": {"W4A16": ["Linear"]}}, "preset"),
+        ("compressed-tensors, int4", {"format": "marlin-24"}, "packed as 'marlin-24'"),
+        ("compressed-tensors, int4", {"quantization_status": "frozen"}, "holds no codes"),
+        ("compressed-tensors, int4", {"transform_config": {"R1": 1}}, "transform_config"),
+        ("compressed-tensors, int4", {"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparse"),
+        ("compressed-tensors, int4", {"sparsity_config": 3}, "sparsity_config"),
+        ("compressed-tensors, fp8 by block",
+         {"config_groups": {"a": {"weights": {"block_structure": ["x", 0]}}}}, "Its blocks are"),
+        ("fp8", {"weight_block_size": [128]}, "Its blocks are"),
+        ("fp8", {"weight_block_size": [-1, 128]}, "Its blocks are"),
+        ("fp8", {"weight_block_size": [64, 64]}, "no group of config.json fits"),
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_be_are_refused(name, settings, message, make_model):
+    directory = make_model(**LLAMA)
+    packed(directory, *FORMATS[name][:2])
+    change_settings(directory, **settings)
+    with pytest.raises(KlscaleError, match=message) as raised:
+        read(directory)
+    assert len(str(raised.value)) < 1500
+
+
+@pytest.mark.parametrize(
+    ("method", "needs"),
+    [
+        ("hqq", "the package hqq"), ("eetq", "a GPU"), ("quanto", "optimum-quanto"), ("aqlm", "aqlm"),
+        ("modelopt", "ModelOpt"), ("invented", "a library of its own"),
+    ],
+)  # fmt: skip
+def test_other_formats_name_what_they_need(method, needs, make_model):
+    directory = make_model()
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": method}}))
+    with pytest.raises(KlscaleError, match=f"by '{method}', which is not read here") as raised:
+        read(directory)
+    assert needs in str(raised.value)
+
+
+def test_a_packed_model_is_not_quantized_again(make_model):
+    directory = make_model(**LLAMA)
+    packed(directory, *FORMATS["awq"][:2])
+    with pytest.raises(InputError, match="quantized already"):
+        read(directory, quantization="nf4")

@@ -124,7 +124,7 @@ def read(what: str, files: Sequence[Path], config: Any) -> Packed:
         raise _refusal(what, method, "", "Its files hold no codes.")
     types, groups = (sorted({getattr(one, key) for one in weights.values()}) for key in ("type", "group"))
     quantization = Quantization(
-        layout.kind(types), f"klscale, as {method} defines it", True, patterns(weights),
+        layout.kind(types), "klscale", True, patterns(weights),
         n_weights=sum(math.prod(weight.shape) for weight in weights.values()), stored_bytes=n_bytes, saved=True,
         types=tuple(types), groups=tuple(groups), not_applied=layout.not_applied,
     )  # fmt: skip

@@ -23,7 +23,7 @@ def sensitivity(
     by: Annotated[
         str,
         typer.Option(
-            metavar="module|layer|block|expert", help="A part: a linear layer, an attention or MLP, a block, an expert."
+            metavar="PART", help="A part: a linear layer (module), an attention or MLP (layer), a block, or an expert."
         ),
     ] = "module",
     n_texts: Annotated[int, typer.Option("--sample", min=2, metavar="N", help="Texts, drawn at random.")] = 32,

@@ -47,6 +47,35 @@ def pairs_of(rows, *without):
 # ------------------------------------------------------------------------------------------------ which pairs are what
 
 
+def test_runs_by_attributes_are_runs_by_name():
+    """Only the last checkpoint of a run is a model of its own: no more pairs of architectures, nor of seeds."""
+    about = [("f", "t", seed, step) for seed in (1, 2) for step in (10, 20, 30)]
+    about += [("g", "u", 1, step) for step in (10, 20, 30)] + [("h", "w", None, None)]
+    keys = ("family", "type", "seed", "step")
+    rows = [{key: value for key, value in zip(keys, row, strict=True) if value is not None} for row in about]
+    rows = [{**row, "parameters": 10, "warmup": 10} for row in rows]
+    by_name = [f"{family}-s{seed}@step{step}" if step else family for family, _, seed, step in about]
+    L = vectors_of(dict(zip(by_name, rows, strict=True))).log_likelihood
+    texts = vectors_of({"x": {}}).texts
+    anything = [f"x{n:02}" for n in range(len(rows))]
+    found = [
+        Vectors.from_arrays(
+            L, names, texts, {name: {**row, "dtype": "float32"} for name, row in zip(names, rows, strict=True)}
+        )
+        for names in (by_name, anything)
+    ]
+    expected, declared = ({row.setting: sorted(row.values) for row in scales.measure(one)} for one in found)
+    last = [2, 5, 8, 9]  # f 1, f 2, g 1, h: of these all but f 1 and f 2 differ in type
+    assert len(expected["architecture"]) == len([*combinations(last, 2)]) - 1
+    assert (
+        declared.keys()
+        == expected.keys()
+        == {"early training", "later training", "seed", "architecture", "same type", "random"}
+    )
+    for setting in expected.keys() - {"random", "same type"}:
+        np.testing.assert_allclose(declared[setting], expected[setting], rtol=1e-12)
+
+
 def test_pairs_of_each_setting():
     rows = {
         **RUN,

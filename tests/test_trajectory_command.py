@@ -193,6 +193,29 @@ def test_imported_vectors_whose_names_carry_steps(run, tmp_path):
     assert "Did you mean 'org/model-70m'" in run("trajectory", "org/model-71m", status=2).stderr
 
 
+def test_imported_vectors_whose_attributes_carry_steps(run, tmp_path):
+    """Any names, by family, seed and step; the final model joins the revisions of its name. One step twice: no run."""
+    generator = np.random.default_rng(0)
+    names = [f"v{n}" for n in range(6)] + ["o/m-1b@step1", "o/m-1b@step2", "o/m-1b", "z1", "z2"]
+    rows = -300 + generator.normal(size=(len(names), 50)).cumsum(axis=0)
+    pd.DataFrame(dict(zip(names, rows, strict=True))).assign(bytes=100).to_csv("any.csv", index=False)
+    lines = [f"v{n},own,{n % 2},{1 + n // 2},10M" for n in range(6)]
+    lines += [f"o/m-1b{at},other,,{step}," for at, step in (("@step1", 1), ("@step2", 2), ("", 3))]
+    lines += [f"z{n},alike,0,5,10M" for n in (1, 2)]
+    (tmp_path / "more.csv").write_text("\n".join(["model,family,seed,step,parameters", *lines]))
+    run("import", "any.csv", "--attributes", tmp_path / "more.csv")
+    found = {one["run"]: one for one in json.loads(run("trajectory", "--json").stdout)["runs"]}
+    checkpoints = {name: [row["model"] for row in one["checkpoints"]] for name, one in found.items()}
+    assert checkpoints == {
+        "own-10M (seed 0)": ["v0", "v2", "v4"],
+        "own-10M (seed 1)": ["v1", "v3", "v5"],
+        "o/m-1b": ["o/m-1b@step1", "o/m-1b@step2", "o/m-1b"],
+    }
+    alone = json.loads(run("trajectory", "own-10M", "--json").stdout)["runs"]
+    assert [one["run"] for one in alone] == ["own-10M (seed 0)", "own-10M (seed 1)"]
+    assert "Did you mean 'own-10M'" in run("trajectory", "own-11M", status=2).stderr
+
+
 def test_nothing_to_follow(run, make_model, texts):
     make_model("runs/only")
     assert "is empty" in run("trajectory", status=2).stderr

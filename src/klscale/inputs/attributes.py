@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib.resources import files
@@ -70,9 +71,51 @@ def attributes_of(ref: ModelRef, known: Mapping[str, Any] | None = None) -> dict
     return {key: value for key, value in attributes.items() if value is not None}
 
 
-def run_key(ref: ModelRef, attributes: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Equal for the checkpoints of one training run."""
-    return (ref.run, *(attributes.get(name) for name in ("seed", "family", "dtype", "parent", "stage", "ingredient")))
+def runs_of(refs: Sequence[ModelRef], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The name of the training run of each model, whose known attributes are its `rows` entry; layers and quantized
+    variants have that of their model.
+
+    The name tells it (`ModelRef.run`) where it tells a step, or is that of a run whose checkpoints do: so the final
+    model joins them. Else `family`, `parameters` and `seed` name a run, where at least two models have them, a step
+    each, and no name tells that family. Fine-tuned models, which have a `parent`, have runs by name alone.
+    """
+    told = {ref.run for ref in refs if read_checkpoint(ref.name, ref.revision)}
+    declared: dict[tuple[Any, ...], dict[ModelRef, Any]] = {}
+    for ref, row in zip(refs, rows, strict=True):
+        fits = row.get("step") is not None and row.get("parent") is None
+        if fits and ref.run not in told and _declares_run(ref, row):
+            key = tuple(row.get(name) for name in ("parameters", "convention", *_SAME_IN_A_RUN))
+            declared.setdefault(key, {})[_whole(ref)] = row["step"]
+    runs: dict[ModelRef, str] = {}
+    for (parameters, _, seed, family, *_), steps in declared.items():
+        if 1 < len(steps) == len({*steps.values()}):  # of two at one step, which is of the run?
+            name = f"seed-{seed}" if family is None else str(family)
+            runs |= dict.fromkeys(steps, name if parameters is None else f"{name}-{_written(parameters)}")
+    return [runs.get(_whole(ref), ref.run) for ref in refs]
+
+
+def _declares_run(ref: ModelRef, attributes: Mapping[str, Any]) -> bool:
+    """Whether the attributes, and not the name, say which run a model is of."""
+    family, own = attributes.get("family"), attributes_of(ref)
+    return family != own.get("family") if family is not None else attributes.get("seed") != own.get("seed")
+
+
+def _whole(ref: ModelRef) -> ModelRef:
+    return replace(ref, layer=None, quantization=None)
+
+
+def _written(parameters: float) -> str:
+    """A number of parameters as `parse_parameters` reads it."""
+    factor, unit = next((one for one in ((1e9, "B"), (1e6, "M"), (1e3, "k")) if parameters >= one[0]), (1, ""))
+    return f"{parameters / factor:g}{unit}"
+
+
+_SAME_IN_A_RUN = ("seed", "family", "dtype", "parent", "stage", "ingredient")
+
+
+def run_key(run: str, attributes: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Equal for the checkpoints of one training run, whose name is one of `runs_of`."""
+    return (run, *(attributes.get(name) for name in _SAME_IN_A_RUN))
 
 
 @cache

@@ -216,7 +216,7 @@ class _Among:
         attributes = whole.attributes
         self.attributes, self.names = attributes, whole.names
         steps = pd.to_numeric(attributes["step"]).fillna(np.inf).to_numpy()
-        unit_names = [(ref.run, seed) for ref, seed in zip(whole.models, attributes["seed"], strict=True)]
+        unit_names = [*zip(whole.runs, attributes["seed"], strict=True)]
         numbered = {name: n for n, name in enumerate(dict.fromkeys(unit_names[1:]))}
         self.unit = np.array([numbered[name] for name in unit_names[1:]])
         """(K,) which name each other model has."""

@@ -18,14 +18,13 @@ from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import yaml
 from numpy.typing import NDArray
 from scipy import sparse, special
 from scipy.sparse import csgraph
 
 from klscale.errors import InputError
-from klscale.inputs.attributes import run_key
+from klscale.inputs.attributes import run_key, runs_of
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import PILE_CLIP, TextSet
 from klscale.science.arrays import Floats, Integers
@@ -303,7 +302,7 @@ def ladders(vectors: Vectors) -> dict[str, list[str]]:
     the vectors were made by different conventions.
     """
     vectors.require_one_convention()
-    models = _Models(vectors.models, vectors.attributes.to_dict("records"))
+    models = _Models(vectors.models, vectors.known)
     found = [
         (base, variant)
         for base, variant in dict.fromkeys(models.derived())
@@ -343,7 +342,7 @@ def _find_pairs(vectors: Vectors) -> dict[str, _Pairs]:
     same models give the same pairs in any order.
     """
     order = np.argsort(np.array(vectors.names, dtype=object), kind="stable")
-    models = _Models([vectors.models[place] for place in order], vectors.attributes.iloc[order].to_dict("records"))
+    models = _Models([vectors.models[place] for place in order], [vectors.known[place] for place in order])
     named = {name: n for n, name in enumerate(dict.fromkeys(models.names))}
     numbers = np.array([named[name] for name in models.names])
     generator, found = np.random.default_rng(0), {}
@@ -357,15 +356,16 @@ def _find_pairs(vectors: Vectors) -> dict[str, _Pairs]:
 class _Models:
     """The pairs of models of each setting. Models are sorted by name, and given by their positions in that order."""
 
-    def __init__(self, refs: Sequence[ModelRef], rows: Iterable[Mapping[Any, Any]]) -> None:
+    def __init__(self, refs: Sequence[ModelRef], rows: Iterable[Mapping[str, Any]]) -> None:
         self.refs = refs
-        self.rows = [{str(key): value for key, value in row.items() if not pd.isna(value)} for row in rows]
+        self.rows = [*rows]
         # all checkpoints of a run have one name, and all layers and quantizations of a model
-        self.names = [(ref.run, row.get("seed")) for ref, row in zip(refs, self.rows, strict=True)]
+        runs = runs_of(refs, self.rows)
+        self.names = [(run, row.get("seed")) for run, row in zip(runs, self.rows, strict=True)]
         self.at = {str(ref): place for place, ref in enumerate(refs)}
         self.plain = [p for p, row in enumerate(self.rows) if refs[p].layer is None and "quantization" not in row]
         steps = [place for place in self.plain if "step" in self.rows[place]]
-        self.runs = self.grouped(steps, lambda place: run_key(refs[place], self.rows[place]))
+        self.runs = self.grouped(steps, lambda place: run_key(runs[place], self.rows[place]))
         for run in self.runs:
             run.sort(key=lambda place: self.rows[place]["step"])
         earlier = {place for run in self.runs for place in run[:-1]}

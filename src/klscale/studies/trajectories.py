@@ -84,10 +84,9 @@ def find_runs(vectors: Vectors, *, warmup: int | None = None) -> list[Run]:
     are no checkpoints. `warmup` replaces the known step where warm-up ends.
     """
     groups: dict[tuple[Any, ...], list[int]] = {}
-    for place, (ref, row) in enumerate(zip(vectors.models, vectors.attributes.to_dict("records"), strict=True)):
-        known = {str(key): value for key, value in row.items() if not pd.isna(value)}
+    for place, (ref, known) in enumerate(zip(vectors.models, vectors.known, strict=True)):
         if "step" in known and ref.layer is None and "quantization" not in known:
-            groups.setdefault((*run_key(ref, known), known.get("convention")), []).append(place)
+            groups.setdefault((*run_key(vectors.runs[place], known), known.get("convention")), []).append(place)
     found = [_run(vectors, places, warmup) for places in groups.values()]
     return _with_names([run for run in found if len(run) > 1])
 
@@ -118,7 +117,7 @@ def _run(vectors: Vectors, places: Sequence[int], warmup: int | None) -> Run:
         known = [warmup]
     first = of_run[0] if of_run else 0
     return Run(
-        chosen.models[0].run if kept else "",
+        vectors.runs[places[0]],
         chosen,
         np.array(of_run, dtype=np.int64),
         max(known, default=first + spacing),

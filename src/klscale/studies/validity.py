@@ -427,7 +427,7 @@ def _drawn_pairs(vectors: Vectors, seed: int) -> tuple[Integers, Integers]:
     first = np.searchsorted(starts, codes, side="right") - 1
     pairs = np.sort(order[np.stack([first, codes - starts[first] + first + 1], axis=1)], axis=1)
     seeds = vectors.attributes["seed"].astype(object).tolist()
-    runs = [f"{ref.run} {number}" for ref, number in zip(vectors.models, seeds, strict=True)]
+    runs = [f"{run} {number}" for run, number in zip(vectors.runs, seeds, strict=True)]
     return pairs, np.unique(runs, return_inverse=True)[1]
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from klscale.errors import InputError, nearest
-from klscale.inputs.attributes import attributes_of
+from klscale.inputs.attributes import attributes_of, runs_of
 from klscale.inputs.checkpoint_names import MOST_DIGITS
 from klscale.inputs.references import ModelRef
 from klscale.inputs.spans import unpack
@@ -160,6 +160,17 @@ class Vectors:
     def names(self) -> tuple[str, ...]:
         """The references as strings, in order."""
         return tuple(map(str, self.models))
+
+    @cached_property
+    def known(self) -> tuple[dict[str, Any], ...]:
+        """The attributes that each model has, by name."""
+        rows = self.attributes.to_dict("records")
+        return tuple({str(key): value for key, value in row.items() if not pd.isna(value)} for row in rows)
+
+    @cached_property
+    def runs(self) -> tuple[str, ...]:
+        """The name of the training run of each model; see `inputs.attributes.runs_of`."""
+        return tuple(runs_of(self.models, self.known))
 
     @cached_property
     def _positions(self) -> dict[str, int]:

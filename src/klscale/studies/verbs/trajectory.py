@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from klscale.errors import InputError, ScoringError, nearest
+from klscale.inputs.attributes import runs_of
 from klscale.inputs.references import ModelRef, parse_all
 from klscale.inputs.texts import TextSet
+from klscale.store import records
 from klscale.store.store import Entry, Store
 from klscale.studies import scales, trajectories
 from klscale.studies.directional import Directional, directional_exponent
@@ -102,8 +104,8 @@ def trajectory(
             raise ScoringError(outcomes)
         raise InputError(
             f"There is no run among {len(entries)} models on {chosen.name}.",
-            "A run is two checkpoints or more, not quantized, with different steps in their names or revisions.",
-            "Give a directory of checkpoint-*, or 'NAME@step*'.",
+            "A run is two checkpoints or more, not quantized, with different steps in their names or attributes.",
+            "Give a directory of checkpoint-*, or 'NAME@step*', or import with --attributes: family, seed, step.",
         )
     moved = () if directional is None else _directions(found, directional, chosen, options)
     seeds = trajectories.over_seeds(found)
@@ -115,15 +117,16 @@ def _entries_of(store: Store, texts: TextSet, runs: Sequence[ModelRef]) -> list[
     newest = {entry.ref: entry for entry in store.entries(texts.id)}
     if not runs:
         return list(newest.values())
-    known = {ref.run for ref in newest}
+    of = runs_of([*newest], [records.attributes_of(entry.metadata) for entry in newest.values()])
     for run in runs:
-        if run.run not in known:
-            remedy = [nearest(run.run, known)] if known else []
+        if run.run not in of:
+            remedy = [nearest(run.run, of)] if of else []
             if run.path is None:
                 remedy.append(f"From the hub: klscale trajectory '{run.name}@step*'")
             what = f"{store.location} holds no run {run.run} on {texts.name}."
             raise InputError(what, "Nor is there a directory of that name.", " ".join(remedy))
-    return [entry for ref, entry in newest.items() if ref.run in {run.run for run in runs}]
+    wanted = {run.run for run in runs}
+    return [entry for run, entry in zip(of, newest.values(), strict=True) if run in wanted]
 
 
 def _directions(found: Sequence[Trajectory], step: int, texts: TextSet, options: Options) -> list[Directional]:

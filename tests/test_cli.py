@@ -281,6 +281,33 @@ def test_ls_shows_the_models_that_a_pattern_names(run, imported):
     assert "nothing-like-this" in run("ls", "nothing-like-this", status=2).output
 
 
+def test_ls_and_map_know_free_attributes(run, tmp_path):
+    """Shown, filtered and coloured by: words and numbers."""
+    rows = np.random.default_rng(0).normal(-300, 20, size=(4, 60))
+    pd.DataFrame(dict(zip("abcd", rows, strict=True))).assign(bytes=100).to_csv("four.csv", index=False)
+    (tmp_path / "more.csv").write_text("model,lr,data\na,0.001,web\nb,0.0003,web\nc,0.0003,books\nd,,books\n")
+    run("import", "four.csv", "--attributes", "more.csv")
+
+    def shown(*conditions):
+        words = [word for condition in conditions for word in ("--where", condition)]
+        return "".join(model["ref"] for model in json.loads(run("ls", *words, "--json").stdout)[0]["models"])
+
+    assert (shown("lr=3e-4"), shown("data=b*"), shown("data=web", "lr=0.0003")) == ("bc", "cd", "b")
+    printed = run("ls", "--wide").stdout
+    assert all(word in printed for word in ("lr", "0.0003", "data", "books"))
+    assert "Did you mean 'data'" in run("ls", "--where", "dat=web", status=2).stderr
+    assert "holds no model with data=wbe" in run("ls", "--where", "data=wbe", status=2).stderr
+    assert "NAME=VALUE" in run("ls", "--where", "web", status=2).stderr
+    run("map", "--out", "map.csv")
+    assert pd.read_csv("map.csv").set_index("model")["lr"].dropna().to_dict() == {"a": 0.001, "b": 0.0003, "c": 0.0003}
+    for name in ("lr", "data"):
+        run("map", "--method", "pca", "--colour", name, "--out", f"{name}.png")
+    run("report", "--out", "report.html")
+    data = json.loads(re.search(r'id="data">(.*?)</script>', Path("report.html").read_text(), re.DOTALL)[1])
+    kinds = {column["key"]: column["kind"] for column in data["models"]["columns"]}
+    assert (kinds["lr"], kinds["data"]) == ("number", "category")
+
+
 def test_models_are_removed(run, imported):
     run("rm", "EleutherAI/pythia-1b", "EleutherAI/pythia-1b")
     assert len(json.loads(run("ls", "--json").output)[0]["models"]) == 13

@@ -23,6 +23,7 @@ import pytest
 from klscale.errors import InputError
 from klscale.inputs.texts import TextSet
 from klscale.progress import Progress
+from klscale.store.store import Store
 from klscale.vectors import imports
 from klscale.vectors.imports import IMPORTED, PUBLISHED, read_log_likelihoods
 from klscale.vectors.vectors import COLUMNS
@@ -717,9 +718,27 @@ def test_attributes_are_read(tmp_path):
     }  # fmt: skip
 
 
+def test_free_attributes_are_kept(tmp_path):
+    """Numbers where all cells of a column are, else words; they stay with the models in a store."""
+    (tmp_path / "two.csv").write_text(TWO)
+    (tmp_path / "more.csv").write_text("model,lr,data,code,n_layers\no/a-1b,3e-4,web,007,12\no/b,1e-3,books,x1,\n")
+    vectors = read_log_likelihoods(tmp_path / "two.csv", attributes=tmp_path / "more.csv")
+    store = Store(tmp_path / "store")
+    store.import_vectors(vectors, "two.csv")
+    for found in (vectors.attributes, store.vectors(vectors.texts).attributes.loc[[*vectors.names]]):
+        assert tuple(found.columns) == (*COLUMNS, "lr", "data", "code", "n_layers")
+        assert found["lr"].tolist() == [0.0003, 0.001]
+        assert found["data"].tolist() == ["web", "books"]
+        assert found["code"].tolist() == ["007", "x1"]
+        assert found.loc["o/a-1b", "n_layers"] == 12
+        assert found.loc["o/b", "n_layers"] is None
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        ("model,Step\no/b,1\n", "unknown column 'Step'.\nDid you mean 'step'?"),
+        ("model,noise_floor\no/b,1\n", "unknown column 'noise_floor'"),
         ("model,famly\no/b,x\n", "unknown column 'famly'.\nDid you mean 'family'?"),
         ("name,family\no/b,x\n", "unknown column 'name'"),
         ("family\nx\n", "no column 'model'"),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from klscale.cli.options import JsonOption, StoreOptions, TextsOptions, at_work
 from klscale.errors import InputError, nearest
-from klscale.show.columns import Column, table
+from klscale.show.columns import Column, printed, table
 from klscale.show.terminal import describe_texts, out, plain, print_json
 
 if TYPE_CHECKING:
@@ -23,7 +23,10 @@ def import_command(
     id_column: Annotated[str | None, typer.Option("--id", metavar="COL", help="Column of row names.")] = None,
     attributes: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="CSV: 'model', and 'type', 'family', 'seed', ... where names do not tell."),
+        typer.Option(
+            metavar="FILE",
+            help="CSV: 'model', and 'type', 'family', 'seed', 'step', ..., or any other column, to keep.",
+        ),
     ] = None,
     unit: Annotated[str, typer.Option(metavar="nats|bits", help="Unit of the values.")] = "nats",
     per: Annotated[
@@ -78,6 +81,31 @@ ENTRY = (
 """Of an `Entry`."""
 
 
+def _attribute(name: str) -> Column:
+    """A free attribute of an `Entry`."""
+    return Column("", title=plain(name), cell=lambda it: printed(it.metadata["attributes"].get(name)), importance=0)
+
+
+def _condition(text: str) -> tuple[str, str]:
+    """`NAME=VALUE` as both. Raises InputError for anything else."""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise InputError(f"--where {text!r} is no condition.", remedy="Write NAME=VALUE, for example seed=1.")
+    return name, value
+
+
+def _is(own: Any, asked: str) -> bool:
+    """Whether an attribute has a value that is written so: `410M` is 410000000."""
+    from klscale.inputs.attributes import parse_parameters
+
+    if isinstance(own, int | float) and not isinstance(own, bool):
+        try:
+            return own == float(asked)
+        except ValueError:
+            return own == parse_parameters(asked)
+    return fnmatchcase(str(own), asked)
+
+
 def ls(
     patterns: Annotated[
         list[str] | None,
@@ -85,11 +113,18 @@ def ls(
             metavar="PATTERN...", help="Only models whose name holds one of these; '*' stands for any text."
         ),
     ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE", help="Only models with this attribute; '*' stands for any text. Repeat for more."
+        ),
+    ] = None,
     *,
     options: TextsOptions,
     as_json: JsonOption = False,
 ) -> None:
     """What the store holds."""
+    from klscale.inputs.attributes import is_free
     from klscale.show.sizes import printed_columns
     from klscale.vectors.sizes import Size
 
@@ -98,24 +133,38 @@ def ls(
     if texts is not None and not heads:
         raise InputError(f"{place.location} holds no text set {texts!r}.", remedy="klscale ls")
 
-    def wanted(entry: Entry) -> bool:
-        name = str(entry.ref)
-        return not patterns or any(fnmatchcase(name, f"*{pattern}*") for pattern in patterns)
+    asked = [_condition(condition) for condition in where or ()]
+    entries = {head["id"]: place.entries(head["id"]) for head in heads}
+    known = {name for some in entries.values() for entry in some for name in entry.metadata["attributes"]}
+    for name, _ in asked:
+        if name not in known:
+            raise InputError(f"--where: no model has an attribute {name!r}.", nearest(name, known))
 
-    listed = [(head, list(filter(wanted, place.entries(head["id"])))) for head in heads]
-    if patterns and not any(entries for _, entries in listed):
-        names = {str(entry.ref) for head in heads for entry in place.entries(head["id"])}
-        raise InputError(f"{place.location} holds no model like {patterns[0]!r}.", nearest(patterns[0], names))
+    def wanted(entry: Entry) -> bool:
+        name, own = str(entry.ref), entry.metadata["attributes"]
+        fits = all(attribute in own and _is(own[attribute], value) for attribute, value in asked)
+        return fits and (not patterns or any(fnmatchcase(name, f"*{pattern}*") for pattern in patterns))
+
+    listed = [(head, list(filter(wanted, entries[head["id"]]))) for head in heads]
+    if (patterns or asked) and not any(some for _, some in listed):
+        if asked:
+            raise InputError(f"{place.location} holds no model with {' and '.join(where or ())}.", remedy="klscale ls")
+        names = {str(entry.ref) for some in entries.values() for entry in some}
+        first = (patterns or [""])[0]
+        raise InputError(f"{place.location} holds no model like {first!r}.", nearest(first, names))
     sizes = printed_columns(lambda entry: Size.of(entry.metadata.get("size") or {}))
-    columns = (*ENTRY[:2], *sizes, *ENTRY[2:])
+    free = dict.fromkeys(
+        name for _, some in listed for entry in some for name in entry.metadata["attributes"] if is_free(name)
+    )
+    columns = (*ENTRY[:2], *sizes, *map(_attribute, free), *ENTRY[2:])
     if as_json:
-        print_json([{**head, "models": [dict(entry.metadata) for entry in entries]} for head, entries in listed])
+        print_json([{**head, "models": [dict(entry.metadata) for entry in some]} for head, some in listed])
         return
     if not heads:
         out.print(f"{plain(place.location)} is empty.")
-    for head, entries in listed:
-        title = f"{plain(head['name'])} ({head['id']}): {head['n_texts']:,} texts, {len(entries)} models"
-        out.print(table(columns, entries, title))
+    for head, some in listed:
+        title = f"{plain(head['name'])} ({head['id']}): {head['n_texts']:,} texts, {len(some)} models"
+        out.print(table(columns, some, title))
 
 
 def rm(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib.resources import files
@@ -16,8 +18,18 @@ from klscale.errors import InputError
 from klscale.inputs.checkpoint_names import MOST_DIGITS, read_checkpoint, without_step
 from klscale.inputs.references import ModelRef
 
+ATTRIBUTES = (
+    "family", "type", "parameters", "seed", "step", "warmup", "tokens", "stage", "ingredient", "parent", "quantization",
+    "layer",
+)  # fmt: skip
+"""Attributes that have a meaning here. A model may have others, which are kept as they are: see `is_free`."""
 NUMBERS = ("parameters", "seed", "step", "warmup", "tokens", "stage", "ingredient")
 """Attributes that are numbers."""
+_TAKEN = {
+    *ATTRIBUTES, "dtype", "convention", "noise_floor", "n_weights", "n_embedding_weights", "file_bytes", "memory_bytes",
+    "model", "name", "run", "key", "date", "scored", "added", "bits_per_byte",
+}  # fmt: skip
+"""Names that a free attribute cannot have: columns of tables have them."""
 _SIZE = re.compile(r"(?<![\w.])(\d{1,15}(?:\.\d{1,15})?)([mMbB])(\d{0,15})(?![a-zA-Z0-9])")
 _ACTIVE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?[mMbB])-(?=\d+(?:\.\d+)?[mMbB](?![a-zA-Z0-9]))")
 """Active parameters in front of all of them: `OLMoE-1B-7B`."""
@@ -37,6 +49,29 @@ def number_of(attribute: str, value: str | int) -> int:
         why = f"It has a limit of {MOST_DIGITS} digits."
         raise InputError(f"{attribute} {value!r:.40} is not a number.", why, "Write 410M, 6.9B or 410000000.")
     return number
+
+
+def is_free(name: str, value: Any = None) -> bool:
+    """Whether an attribute is kept as it is: with a name that nothing else has, and a word or a finite number."""
+    usable = value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+    return bool(name.strip()) and name not in _TAKEN and usable
+
+
+def require_free(name: str, what: str = "attribute") -> None:
+    """Raise InputError for a name that no free attribute can have, and for a near miss of a known one: `famly`."""
+    folded = {known.casefold(): known for known in ATTRIBUTES if known != "layer"}
+    close = get_close_matches(name.casefold(), folded, n=1, cutoff=0.8)
+    if close:
+        remedy = f"Did you mean {folded[close[0]]!r}?"
+        raise InputError(f"unknown {what} {name!r}.", remedy, "Rename or drop it.")
+    if not is_free(name):
+        raise InputError(f"unknown {what} {name!r}.", "klscale uses this name itself.", "Rename or drop it.")
+
+
+def are_amounts(name: str, values: Iterable[Any]) -> bool:
+    """Whether the known values of a free attribute are all numbers."""
+    known = [value for value in values if value is not None and value == value]
+    return is_free(name) and all(isinstance(value, int | float) and not isinstance(value, bool) for value in known)
 
 
 def attributes_of(ref: ModelRef, known: Mapping[str, Any] | None = None) -> dict[str, Any]:

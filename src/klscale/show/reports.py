@@ -30,6 +30,7 @@ import yaml
 from numpy.typing import NDArray
 
 from klscale.errors import InputError, printable
+from klscale.inputs.attributes import are_amounts, is_free
 from klscale.inputs.texts import TextSet
 from klscale.progress import SILENT, Progress
 from klscale.science.bootstrap import RESAMPLES
@@ -42,6 +43,7 @@ from klscale.show.maps import map_rows
 from klscale.show.markup import csv_text
 from klscale.show.names import common_prefix, short_names
 from klscale.show.pictures import looks
+from klscale.show.pictures.model_maps import SPREAD
 from klscale.show.pictures.style import amount
 from klscale.store.store import Entry, Store, now
 from klscale.studies import lens, maps, scales, trajectories
@@ -374,7 +376,8 @@ def _attributes(contents: Contents) -> list[dict[str, Any]]:
     runs = pd.Series([run_of.get(name) for name in vectors.names], vectors.attributes.index, dtype=object)
     attributes = vectors.attributes.assign(run=runs)
     columns: list[dict[str, Any]] = []
-    for key, kind in ATTRIBUTES.items():
+    free = {key: _kind(attributes[key]) for key in map(str, vectors.attributes) if is_free(key)}
+    for key, kind in {**ATTRIBUTES, **free}.items():
         values = [None if pd.isna(value) else value for value in attributes[key]]
         if all(value is None for value in values):
             continue
@@ -393,6 +396,14 @@ def _attributes(contents: Contents) -> list[dict[str, Any]]:
         {"key": "scored", "title": "scored", "heading": "scored", "kind": "text", "values": scored, "shown": None}
     )
     return columns
+
+
+def _kind(values: pd.Series[Any]) -> str:
+    """How a free attribute colours the page: words apart, numbers by their value, or its log where they differ much."""
+    if not are_amounts(str(values.name), values):
+        return "category"
+    numbers = values.dropna()
+    return "log" if min(numbers) > 0 and max(numbers) > SPREAD * min(numbers) else "number"
 
 
 def _models(contents: Contents) -> dict[str, Any]:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from klscale.errors import InputError
-from klscale.inputs.attributes import NUMBERS
+from klscale.inputs.attributes import NUMBERS, is_free
 from klscale.inputs.conversations import conversation_of
 from klscale.inputs.references import ModelRef
 from klscale.inputs.spans import are_packed
@@ -33,7 +33,7 @@ from klscale.science.kl import KL
 from klscale.store.files import SEAL, UnreadableError, require_seal, sealed
 from klscale.vectors.draws import SampledValues, TextDraws, TokenDraws
 from klscale.vectors.scores import DRAWS, GIVEN, LOWEST, PARTS, SAMPLED, SPANS, TOP, Part, Ragged, Scores, Values
-from klscale.vectors.vectors import PackedSpans
+from klscale.vectors.vectors import COLUMNS, PackedSpans
 
 T = TypeVar("T")
 UNREADABLE = (pa.ArrowException, KeyError, TypeError, ValueError, OSError, OverflowError, RecursionError)
@@ -421,8 +421,10 @@ def attributes_of(
     metadata: Mapping[str, Any], noise_floor: float | None = None, layer: int | None = None
 ) -> dict[str, Any]:
     """What is known of a model from its vector's metadata: a row for `vectors.attribute_table`."""
-    known = {**metadata["attributes"], **metadata, **(metadata.get("size") or {})}
-    return {**known, "layer": layer, "noise_floor": noise_floor}
+    given = metadata["attributes"]
+    free = {key: value for key, value in given.items() if is_free(key, value)}
+    known = {key: {**given, **metadata}.get(key) for key in COLUMNS}
+    return {**known, **free, **(metadata.get("size") or {}), "layer": layer, "noise_floor": noise_floor}
 
 
 def vector_to_parquet(scores: Scores, metadata: Mapping[str, Any]) -> bytes:

@@ -23,7 +23,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from klscale.errors import InputError, nearest
-from klscale.inputs.attributes import NUMBERS, number_of
+from klscale.inputs.attributes import ATTRIBUTES, NUMBERS, number_of, require_free
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.limits import TABLE_BYTES
@@ -32,7 +32,7 @@ from klscale.science.arrays import Floats, Integers
 from klscale.vectors.dialects import Table, read_csv, read_parquet
 from klscale.vectors.long_tables import is_long, to_wide
 from klscale.vectors.pickles import SAVE_AS, load_pickle
-from klscale.vectors.vectors import ATTRIBUTES, IMPORTED, Vectors, external_id, require_log_likelihoods
+from klscale.vectors.vectors import IMPORTED, Vectors, external_id, require_log_likelihoods
 
 PUBLISHED = "published: default special tokens; tokens 2 to n; fp16"
 """The convention of the published pickles, whose sums were taken in fp16 (arXiv 2502.16173)."""
@@ -86,8 +86,8 @@ def read_log_likelihoods(
     `log-likelihood-10k`. They need `texts`. Nothing in them is run: what is not plain data is refused.
 
     `attributes`: a CSV file with a row a model, named under `model`, and columns `family`, `type`, `parameters`,
-    `seed`, `step`, `warmup`, `parent`, `quantization` for what names do not tell, or tell wrongly; an empty cell says
-    nothing.
+    `seed`, `step`, `warmup`, `parent`, `quantization` for what names do not tell, or tell wrongly. Any other column is
+    kept as a free attribute, as numbers where all its cells are; an empty cell says nothing.
 
     Raises InputError for a file that cannot be used as it is; rows are counted from 1, without the header.
     """
@@ -402,9 +402,10 @@ def read_attributes(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
     source = os.fspath(path)
     try:
         table = _table("csv", _read(source, gz=None), "model")
-        columns = [name for name in ATTRIBUTES if name != "layer"]  # part of a name: `gpt2#3`
-        if wrong := [name for name in table.columns if name not in ("model", *columns)]:
-            raise InputError(f"unknown column {wrong[0]!r}.", nearest(wrong[0], columns), "Rename or drop it.")
+        columns = {*ATTRIBUTES, "model"} - {"layer"}  # part of a name: `gpt2#3`
+        free = [name for name in table.columns if name not in columns]
+        for name in free:
+            require_free(name, "column")
         if "model" not in table.columns:
             raise InputError("no column 'model'.", "It names the model that a row is about.", "Add it.")
         found: dict[str, dict[str, Any]] = {}
@@ -415,9 +416,24 @@ def read_attributes(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
                 what = f"row {row}: {f'{model!r} again' if model else 'no model'}."
                 raise InputError(what, "A model has one row.", "Mend or drop that row.")
             found[model] = {name: _typed(name, cell, row) for name, cell in cells.items()}
+        for name in free:
+            known = {model: row[name] for model, row in found.items() if name in row}
+            for model, number in _as_numbers(known).items():
+                found[model][name] = number
         return found
     except InputError as error:
         raise error.at(source) from error
+
+
+def _as_numbers(cells: Mapping[str, str]) -> dict[str, float]:
+    """The cells of a column as numbers, whole ones as such; empty where one is no finite number."""
+    try:
+        numbers = {model: float(cell) for model, cell in cells.items()}
+    except ValueError:
+        return {}
+    if not all(map(math.isfinite, numbers.values())):
+        return {}
+    return {model: int(x) if x.is_integer() and abs(x) < 2**53 else x for model, x in numbers.items()}
 
 
 def _typed(name: str, cell: str, row: int) -> Any:

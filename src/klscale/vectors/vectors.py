@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from klscale.errors import InputError, nearest
-from klscale.inputs.attributes import attributes_of, runs_of
+from klscale.inputs.attributes import ATTRIBUTES, attributes_of, is_free, require_free, runs_of
 from klscale.inputs.checkpoint_names import MOST_DIGITS
 from klscale.inputs.references import ModelRef
 from klscale.inputs.spans import unpack
@@ -41,13 +41,8 @@ CONVENTION = "default special tokens; tokens 2 to n; float64 sum of float32 toke
 IMPORTED = "imported"
 """The convention of log-likelihoods from elsewhere: how they were scored is not known."""
 
-ATTRIBUTES = (
-    "family", "type", "parameters", "seed", "step", "warmup", "tokens", "stage", "ingredient", "parent", "quantization",
-    "layer",
-)  # fmt: skip
-
 COLUMNS = (*ATTRIBUTES, "dtype", "convention", "noise_floor", *SIZE)
-"""Columns of `Vectors.attributes`."""
+"""Columns of `Vectors.attributes`; free attributes follow."""
 
 NOISE_LIMIT = 0.1
 """Fraction of a KL above which run-to-run noise is reported with it."""
@@ -93,10 +88,11 @@ class SampledRow:
 class Vectors:
     """Log-likelihoods (K, N) in nats of N `texts` under K `models`, NaN where a text was not scored.
 
-    `attributes` has a row for each model (index: the reference as a string) and the columns `COLUMNS`; `noise_floor` is
-    the KL in bits per byte between two runs of the model; `size` reads the columns of `Size`. `spans` has a row for
-    each model that has log-likelihoods of spans, None for the others; None: no model has them. `sampled` is the same
-    for sampled tokens. `Vectors.from_arrays` makes one from arrays.
+    `attributes` has a row for each model (index: the reference as a string) and the columns `COLUMNS`, then a column
+    for each free attribute (learning rate, data, anything); `noise_floor` is the KL in bits per byte between two runs
+    of the model; `size` reads the columns of `Size`. `spans` has a row for each model that has log-likelihoods of
+    spans, None for the others; None: no model has them. `sampled` is the same for sampled tokens.
+    `Vectors.from_arrays` makes one from arrays.
     """
 
     log_likelihood: Floats
@@ -125,11 +121,12 @@ class Vectors:
             print(vectors.kl()["gpt2", "gpt2-medium"])
 
         `bytes` (N,) are the UTF-8 lengths of the texts; give a `TextSet` instead for texts with documents, domains or a
-        clip. `attributes` of some models, by name, add to what the names tell or correct it. Their keys are `COLUMNS`:
-        `{"gpt2": {"family": "gpt2", "seed": 1}}`. The convention is `imported` unless given.
+        clip. `attributes` of some models, by name, add to what the names tell or correct it. Their keys are `COLUMNS`,
+        or free attributes: `{"gpt2": {"family": "gpt2", "seed": 1, "learning_rate": 3e-4}}`. The convention is
+        `imported` unless given.
 
         Raises InputError for shapes that do not agree, values that are no log-likelihoods, byte counts that are not
-        positive whole numbers, a model that is named twice, and unknown attributes.
+        positive whole numbers, a model that is named twice, and near misses of attributes: `famly`.
         """
         L, known = np.asarray(log_likelihood, dtype=np.float64), attributes or {}
         n_texts = len(bytes) if isinstance(bytes, TextSet) else np.size(bytes)
@@ -138,8 +135,12 @@ class Vectors:
             raise InputError(what, "One row is one model, one column is one text.", "Make them agree.")
         if unknown := sorted(known.keys() - {*names}):
             raise InputError(f"no model {unknown[0]!r}, whose attributes are given.", nearest(unknown[0], names))
-        if wrong := [key for row in known.values() for key in row if key not in COLUMNS]:
-            raise InputError(f"unknown attribute {wrong[0]!r}.", nearest(wrong[0], COLUMNS), "Rename or drop it.")
+        for name, row in known.items():
+            for key in row.keys() - {*COLUMNS}:
+                require_free(key)
+                if not is_free(key, row[key]):
+                    what = f"model {name!r}: {key} {row[key]!r:.40} is neither a word nor a finite number."
+                    raise InputError(what, remedy="Give one value a model.")
         models = [_reference(name) for name in names]
         same, count = Counter(models).most_common(1)[0] if models else (None, 0)
         if count > 1:
@@ -602,12 +603,14 @@ class _SampledTogether:
 
 
 def attribute_table(models: Sequence[ModelRef], rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """The `attributes` of `Vectors`: a row for each model with the `COLUMNS` of its `rows` entry, None where not known;
-    other keys are left out."""
+    """The `attributes` of `Vectors`: a row for each model with the `COLUMNS` and the free attributes of its `rows`
+    entry, None where not known; other keys are left out."""
+    free = {key: None for row in rows for key, value in row.items() if is_free(key, value) and value is not None}
+    columns = (*COLUMNS, *free)
     return pd.DataFrame(
-        [[row.get(column) for column in COLUMNS] for row in rows],
+        [[row.get(column) for column in columns] for row in rows],
         index=pd.Index(list(map(str, models)), dtype=object),
-        columns=pd.Index(COLUMNS),
+        columns=pd.Index(columns),
         dtype=object,
     )
 

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from klscale.errors import InputError, nearest
+from klscale.inputs.attributes import are_amounts
 from klscale.science.arrays import Floats
 from klscale.show.names import short_names, shortened
 from klscale.show.pictures.style import (
@@ -45,7 +46,7 @@ LONG = 10
 WIDE = 120
 """Largest number of models of a map in one column; of more, it has two."""
 NUMBERS = ("parameters", "step", "warmup", "layer")
-"""Attributes that are amounts; all others, seeds among them, are categories."""
+"""Attributes that are amounts, as free ones of numbers are; all others, seeds among them, are categories."""
 LINES = 6
 """Lines of the legend: of more groups than fit it names the commonest."""
 LINE = 0.16
@@ -126,7 +127,7 @@ def _colouring(vectors: Vectors, attribute: str) -> _Colouring:
         raise InputError(f"There is no attribute {attribute!r}.", "", nearest(attribute, columns))
     column = vectors.attributes[attribute]
     unknown = column.isna().to_numpy()
-    if attribute not in NUMBERS or unknown.all():
+    if not (attribute in NUMBERS or are_amounts(attribute, column)) or unknown.all():
         values = [None if pd.isna(value) else _word(value) for value in column]
         look = looks(value for value in values if value is not None)
         plain = Look(UNKNOWN, "circle")

@@ -432,6 +432,20 @@ def test_a_pair_is_not_placed_on_itself():
     assert "measured on these texts" in scales.place(reported(0.1), vectors.texts, measured, pair=("p/a", "p/c"))
 
 
+def test_a_pair_is_placed_in_its_own_setting_first():
+    """A seed pair far above the other seed pairs is compared with them, and not with what is nearest."""
+    rows = {f"p/{n}": {"family": "p", "type": "t", "parameters": 10, "seed": n} for n in range(4)}
+    rows |= {f"o/{n}": {"type": f"u{n}", "parameters": 10} for n in range(4)}
+    vectors = vectors_of(rows, spread=[1.0, 1.1, 1.2, 20.0] + [20.0] * 4)
+    measured, kl = scales.measure(vectors), vectors.reported_kl("p/0", "p/3")
+    seeds = next(row for row in measured if row.setting == "seed")
+    assert scales.place(kl, vectors.texts, measured, ("p/0", "p/3")).split("'")[1] == "architecture"
+    own = scales.place(kl, vectors.texts, measured, ("p/3", "p/0"), scales.setting_between(vectors, "p/3", "p/0"))
+    lower = sum(vectors.reported_kl(*pair).value < kl.value for pair in combinations(["p/0", "p/1", "p/2", "p/3"], 2))
+    assert own.startswith(f"{kl.value / seeds.median:.1f} times the median of 'seed'")
+    assert own.endswith(f", above {lower} of 5 others")
+
+
 def test_yardsticks():
     """Random pairs are one for what exceeds every other setting; layers never are."""
     rows = {

@@ -14,7 +14,7 @@ from klscale.inputs.texts import TextSet
 from klscale.science.drawn import DrawnKL
 from klscale.science.estimates import Estimate, format_estimate
 from klscale.science.reported import WHOLE_TEXTS, ReportedKL
-from klscale.show import cautions, next_tokens, sizes
+from klscale.show import cautions, next_tokens, sentences, sizes
 from klscale.show import precision as looks
 from klscale.show.cautions import Around, Measured
 from klscale.show.columns import BITS, HEAD, Column, estimate, interval, number, table, within
@@ -30,6 +30,11 @@ from klscale.vectors.vectors import Vectors
 
 MANY = 8
 """Models beyond which not all pairs of shifts are listed."""
+
+
+DECLARE = "say which models are two seeds of a family: klscale import FILE --attributes CSV (model, family, seed)"
+SCORE = "score seeds, sizes or checkpoints on them; a suite file gives family and seed where names do not"
+"""How texts come to have a scale."""
 
 
 @dataclass(frozen=True)
@@ -189,19 +194,16 @@ def rows(
 ) -> list[Compared]:
     """Each pair of models beside each other, with its KL; `measured` is the scale of the store. `precise` is the
     comparison to a wanted precision that the KLs come from, if any; `drawn` the KLs from the author of the texts."""
-    around, attributes = Around(vectors), vectors.attributes
-    alike = cache(vectors.on_common_texts)
+    around, alike = Around(vectors), cache(vectors.on_common_texts)
 
     def row(a: str, b: str, kl: ReportedKL) -> Compared:
         found = around.pair(a, b, kl)
-        known = [{str(key): value for key, value in attributes.loc[name].dropna().items()} for name in (a, b)]
-        refs = [vectors.models[vectors.position(name)] for name in (a, b)]
         return Compared(
             a,
             b,
             found,
-            scales.setting_of(known[0], known[1], refs[0], refs[1]),
-            scales.place(found.kl, vectors.texts, measured, pair=(a, b)),
+            setting := scales.setting_between(vectors, a, b),
+            scales.place(found.kl, vectors.texts, measured, (a, b), setting),
             vectors.bits_per_byte(a),
             vectors.bits_per_byte(b),
             vectors.bits_per_byte(b, a),
@@ -254,8 +256,10 @@ def print_comparison(vectors: Vectors, compared: Sequence[Compared]) -> None:
         out.print(f"{', '.join(alone)}: weights alone; a kernel or quantized activations add to the KL.\n")
     for row in compared:
         out.print(f"{plain(row.a)} and {plain(row.b)}: {row.verdict}.")
+        if row.setting:
+            out.print(f"  {plain(sentences.of_setting(row.setting))}.")
         if row.placed:
-            out.print(f"  Their KL is {row.placed}.")
+            out.print(f"  Their KL is {plain(row.placed)}.")
         if (detail := _detail(row.measured.kl)) is not None:
             out.print(f"  {detail}")
         for caution in row.measured.cautions:
@@ -263,11 +267,8 @@ def print_comparison(vectors: Vectors, compared: Sequence[Compared]) -> None:
     for warning in cautions.of_documents(vectors.texts):
         out.print(f"Note: {warning}.", style="yellow")
     if all(row.placed is None and row.measured.kl.value != 0 for row in compared):
-        out.print(
-            "These texts have no scale: published values hold for pile-10k only. Score seeds, sizes or checkpoints on "
-            "them to have one.",
-            style="dim",
-        )
+        out.print("These texts have no scale: published values hold for pile-10k only. To have one:", style="dim")
+        out.print(f"  {DECLARE if vectors.texts.external else SCORE}", style="dim")
     if compared[0].precise is not None:
         looks.print_precision(compared[0].precise)
 

@@ -74,15 +74,6 @@ SCRIPTS = (
 """Modules of the page, each after those that it imports."""
 TSNE_FROM = 30
 """Models from which on t-SNE is the first view of the map; principal components keep distances."""
-KINDS = {
-    "early training": "Neighbouring checkpoints in the first half of training",
-    "later training": "Neighbouring checkpoints in the second half of training",
-    "seed": "Two seeds of one recipe",
-    "size": "Two sizes of one family",
-    "architecture": "Different architectures of about equal size",
-    "fine-tuning": "A model and its fine-tuned child",
-}
-"""What two models of a setting are to each other; quantizations are named as they are."""
 ROUND_TRIP_LIMIT = 0.001
 ATTRIBUTES = {
     "family": "category", "type": "category", "run": "category", "parameters": "log", "seed": "category",
@@ -292,7 +283,7 @@ def _settings(contents: Contents) -> list[dict[str, Any]]:
         ends = np.array([[vectors.position(a), vectors.position(b)] for a, b in row.pairs])
         many = f"the median KL of {len(row.pairs):,} such pairs here is {row.median:.3g} bits/byte"
         one = "the only such pair here"
-        words = KINDS.get(row.setting, f"A model and its quantized variant, {row.setting}")
+        words = sentences.of_setting(row.setting)
         found.append({
             "words": f"{words}: {many if len(row.pairs) > 1 else one}.",
             "a": _column(ends[:, 0]), "b": _column(ends[:, 1]),

@@ -25,6 +25,23 @@ MOST = 3
 """Largest number of sentences of one kind; the rest is counted."""
 
 
+_KINDS = {
+    "checkpoint": "Two checkpoints of one run",
+    "early training": "Neighbouring checkpoints in the first half of training",
+    "later training": "Neighbouring checkpoints in the second half of training",
+    "seed": "Two seeds of one recipe",
+    "size": "Two sizes of one family",
+    "architecture": "Different architectures of about equal size",
+    "fine-tuning": "A model and its fine-tuned child",
+    "layer": "Neighbouring layers of a model",
+}
+
+
+def of_setting(setting: str) -> str:
+    """What two models of a setting are to each other."""
+    return _KINDS.get(setting, f"A model and its quantized variant, {setting}")
+
+
 def of_models(vectors: Vectors, shown: Shown) -> Iterator[str]:
     """The model that predicts the texts best, of those that are not quantized and have all texts, in a sentence."""
     whole: list[bool] = np.asarray(~np.isnan(vectors.log_likelihood).any(axis=1)).tolist()

@@ -665,12 +665,44 @@ def yardsticks(
 
 
 def place(
-    kl: ReportedKL, texts: TextSet, measured: Sequence[Setting] = (), pair: tuple[str, str] = ("", "")
+    kl: ReportedKL,
+    texts: TextSet,
+    measured: Sequence[Setting] = (),
+    pair: tuple[str, str] = ("", ""),
+    setting: str | None = None,
 ) -> str | None:
-    """The place of a pair's KL in words, by the nearest of its `yardsticks`; None where there is none. Spans are
-    compared with spans where both are known, else whole texts with whole texts."""
+    """The place of a pair's KL in words: among the pairs of its own `setting`, where this has others, else by the
+    nearest of its `yardsticks`; None where there is none. Spans are compared with spans where both are known, else
+    whole texts with whole texts."""
     for estimator, value in ((SPANS, kl.by_spans), (WHOLE_TEXTS, kl.whole_texts.value)):
-        for row in yardsticks(texts, measured, pair, estimator):
-            if 0 < value <= row.up_to:
-                return row.places(value)
+        if value > 0 and (rows := yardsticks(texts, measured, pair, estimator)):
+            own = _own(setting, rows, pair, measured)
+            if own is None:
+                return next(row for row in rows if value <= row.up_to).places(value)
+            others = _others(own.setting, pair, estimator, measured)
+            above = sum(other < value for other in others)
+            return own.places(value) + (f", above {above:,} of {len(others):,} others" if others else "")
     return None
+
+
+def _own(
+    setting: str | None, rows: Sequence[Yardstick], pair: tuple[str, str], measured: Iterable[Setting]
+) -> Yardstick | None:
+    """The yardstick of a setting; for a pair of checkpoints, that of the half of training that has it."""
+    halves = [row.setting for row in measured if {pair, pair[::-1]} & {*row.pairs}] if setting == "checkpoint" else []
+    names = {setting, PUBLISHED_AS.get(str(setting)), *halves} - {*UNSPECIFIC}
+    return next((row for row in rows if row.setting in names), None)
+
+
+def _others(setting: str, pair: tuple[str, str], estimator: str, measured: Iterable[Setting]) -> list[float]:
+    """The KL of the other pairs of a setting, in bits per byte."""
+    found = next((row.by(estimator) for row in measured if row.setting == setting), None)
+    if found is None:
+        return []
+    return [value for own, value in zip(found.pairs, found.values, strict=True) if own not in (pair, pair[::-1])]
+
+
+def setting_between(vectors: Vectors, a: str, b: str) -> str | None:
+    """The setting that two of these models instance; see `setting_of`."""
+    rows = [vectors.position(name) for name in (a, b)]
+    return setting_of(*(vectors.known[row] for row in rows), *(vectors.models[row] for row in rows))

@@ -45,8 +45,10 @@ class Comparison:
     drawn: Mapping[tuple[str, str], DrawnKL] = field(default_factory=dict)
 
     def placed(self, a: str, b: str) -> str | None:
-        """The place of a pair's KL on the scale, in words; None where no scale is known for these texts."""
-        return scales.place(self.pairs[a, b], self.vectors.texts, self.measured, pair=(a, b))
+        """The place of a pair's KL on the scale, in words: among the pairs of its own setting, where there are others,
+        else by the setting with the nearest median. None where no scale is known for these texts."""
+        setting = scales.setting_between(self.vectors, a, b)
+        return scales.place(self.pairs[a, b], self.vectors.texts, self.measured, (a, b), setting)
 
     def __str__(self) -> str:
         lines = [f"{name}: {self.vectors.bits_per_byte(name)}" for name in self.vectors.names]

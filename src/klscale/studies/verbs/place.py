@@ -33,8 +33,9 @@ class Placed:
     @property
     def on_scale(self) -> str | None:
         """The place of that KL on the scale, in words; None where no scale is known for these texts."""
-        texts, pair = self.placement.vectors.texts, (self.placement.model, self.placement.neighbours[0].model)
-        return scales.place(self.nearest_kl, texts, self.measured, pair=pair)
+        vectors, pair = self.placement.vectors, (self.placement.model, self.placement.neighbours[0].model)
+        setting = scales.setting_between(vectors, *pair)
+        return scales.place(self.nearest_kl, vectors.texts, self.measured, pair, setting)
 
     def __str__(self) -> str:
         found = self.placement

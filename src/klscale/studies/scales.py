@@ -704,5 +704,5 @@ def _others(setting: str, pair: tuple[str, str], estimator: str, measured: Itera
 
 def setting_between(vectors: Vectors, a: str, b: str) -> str | None:
     """The setting that two of these models instance; see `setting_of`."""
-    rows = [vectors.position(name) for name in (a, b)]
-    return setting_of(*(vectors.known[row] for row in rows), *(vectors.models[row] for row in rows))
+    i, j = vectors.position(a), vectors.position(b)
+    return setting_of(vectors.known[i], vectors.known[j], vectors.models[i], vectors.models[j])

@@ -20,6 +20,8 @@ A, B, C = "runs/seed1@step40", "runs/seed1@step80", "org/half%bfloat16"
 COMMANDS = {
     "klscale kl": ["kl"],
     "klscale compare": ["compare", A, B, C],
+    "klscale changes": ["changes", A, B],
+    "klscale card": ["card", A, B],
     "klscale scale": ["scale"],
     "klscale scale --published": ["scale", "--published"],
     "klscale layers": ["layers", "runs/seed1@step300"],

@@ -4,9 +4,9 @@
     print(compared)
     print(klscale.scale(store="klscale-store"))
 
-The verbs are those of the command line: `score`, `compare`, `layers`, `sensitivity`, `card`, `trajectory`,
-`scale`, `validate`, `map`, `place`, `report`, `demo`. Names are loaded when they are first used: `import klscale`
-loads no torch.
+The verbs are those of the command line: `score`, `compare`, `changes`, `layers`, `sensitivity`, `card`,
+`trajectory`, `scale`, `validate`, `map`, `place`, `report`, `demo`. Names are loaded when they are first used:
+`import klscale` loads no torch.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ _EXPORTS = {
     "studies.tails": ("examine_pair", "examine_tails"),
     "studies.trajectories": ("analyse_run", "analyse_runs", "find_runs", "over_seeds"),
     "studies.validity": ("compare_text_sets", "text_sensitivity"),
+    "studies.changes": ("Changes",),
+    "studies.verbs.changes": ("ModelChanges", "changes"),
     "studies.verbs.compare": ("Comparison", "compare"),
     "studies.verbs.draw": ("DrawnTexts", "draw_texts"),
     "studies.verbs.layers": ("Layers", "layers"),

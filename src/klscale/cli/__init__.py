@@ -80,6 +80,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "scale": studies.scale,
     "validate": validation.validate,
     "place": studies.place,
+    "changes": studies.changes,
     "map": pages.map_command,
     "report": pages.report,
     "serve": pages.serve,

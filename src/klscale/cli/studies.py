@@ -1,4 +1,4 @@
-"""Commands that study what is scored: trajectory, kl, scale, place."""
+"""Commands that study what is scored: trajectory, kl, scale, place, changes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from klscale.cli.options import JsonOption, RunOptions, ScoringOptions, TextsOptions, at_work
 from klscale.cli.status import failure_status
-from klscale.show.files import require_ending
+from klscale.show.files import PAGES, TABLES, require_ending
 from klscale.show.scoring import print_failures
 from klscale.show.terminal import err, plain, print_json
 
@@ -166,3 +166,41 @@ def place(
         print_json(placement_record(found))
     else:
         print_placement(found)
+
+
+# ----------------------------------------------------------------------------------------------------------- changes
+
+
+def changes(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="The model that the others were made from.")],
+    variants: Annotated[
+        list[str], typer.Argument(metavar="VARIANT...", help="Pruned, distilled, merged or edited models.")
+    ],
+    most: Annotated[int, typer.Option("--most", min=1, metavar="N", help="Texts and spans that are named.")] = 10,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="FILE", help="Write every span (.csv, .parquet), or the texts in colours (.html)."
+        ),
+    ] = None,
+    *,
+    options: ScoringOptions,
+    as_json: JsonOption = False,
+) -> None:
+    """What changed most from a model to others: KL by domain, and the texts and spans that are predicted otherwise."""
+    from klscale.show.changes import changes_record, print_changes, save_changes
+    from klscale.studies.verbs.changes import changes
+
+    if file is not None:
+        require_ending(file, (*TABLES, *PAGES))  # before hours of scoring
+    with at_work(options) as how:
+        found = changes(base, variants, most=most, options=how)
+    print_failures(found.outcomes)
+    if as_json:
+        print_json(changes_record(found))
+    else:
+        print_changes(found)
+    if file is not None:
+        save_changes(found, file)
+        err.print(f"Wrote {plain(file)}.")
+    raise typer.Exit(failure_status(found.outcomes))

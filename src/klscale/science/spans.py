@@ -270,6 +270,36 @@ def span_terms(
     return found[0], found[1]
 
 
+@dataclass(frozen=True, eq=False)
+class SpanChanges:
+    """What two models say of each span that both have: `text` (s,) its text, `start` and `stop` (s,) its bytes there,
+    `change` (s,) the log-likelihood under the second less that under the first in nats, and `share` (s,) its part of V,
+    so of KL from spans."""
+
+    text: Integers
+    start: Integers
+    stop: Integers
+    change: Floats
+    share: Floats
+
+
+def span_changes(
+    a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]], spans: Spans, *, given: Integers | None = None
+) -> SpanChanges:
+    """The spans (s,) of all texts by how much a second model changes them. Arguments as in `span_kl`."""
+    values = np.stack([a, b])
+    common = CommonSpans.of(values, spans, given)
+    rows = common.log_likelihoods(values)
+    change = rows[1] - rows[0]
+    squares = common.deviations(change[None])[0] ** 2 if len(common.texts) else np.empty(0)
+    text = np.repeat(common.texts, np.diff(common.first))
+    edges = np.concatenate([[0], np.cumsum(spans.bytes)])
+    begin = edges[spans.starts[text]]
+    start, stop, share = edges[common.starts] - begin, edges[common.stops] - begin, squares / (squares.sum() or 1.0)
+    used = common.bytes > 0
+    return SpanChanges(text[used], start[used], stop[used], change[used], share[used])
+
+
 def span_kl_difference(
     first: tuple[Floats, Floats],
     second: tuple[Floats, Floats],

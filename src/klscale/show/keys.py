@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from klscale.show import (
     calibration,
     cards,
+    changes,
     compare,
     layers,
     maps,
@@ -34,6 +35,7 @@ RECORDS: dict[str, tuple[Column, ...]] = {
     "klscale sensitivity": sensitivity.COSTS,
     "klscale card": cards.CARD,
     "klscale check-card": cards.CHECKS,
+    "klscale changes": changes.CHANGES,
     "klscale map": maps.MAP,
     "klscale place": placing.PLACEMENT,
     "klscale trajectory": trajectories.TRAJECTORIES,

@@ -28,7 +28,17 @@ from klscale.science.estimates import Estimate
 from klscale.science.kl import KLMatrix, bits_per_byte, coordinates, kl_difference, kl_matrix, shift_cosine
 from klscale.science.reported import SAMPLED_TOKENS, SPANS, WHOLE_TEXTS, ReportedKL
 from klscale.science.sampled_tokens import Draws, SampledKL, SampledKLMatrix, sampled_kl, sampled_kl_matrix
-from klscale.science.spans import SpanKL, SpanKLMatrix, Spans, span_kl, span_kl_difference, span_kl_matrix, span_terms
+from klscale.science.spans import (
+    SpanChanges,
+    SpanKL,
+    SpanKLMatrix,
+    Spans,
+    span_changes,
+    span_kl,
+    span_kl_difference,
+    span_kl_matrix,
+    span_terms,
+)
 from klscale.vectors.draws import SampledValues, TokenDraws
 from klscale.vectors.scores import LOWEST
 from klscale.vectors.sizes import SIZE, Size
@@ -225,6 +235,11 @@ class Vectors:
         alone.require_one_convention()
         return self.log_likelihood - alone.log_likelihood[[alone.position(name) for name in self.names]]
 
+    def among(self, texts: NDArray[np.bool_]) -> Vectors:
+        """The same with the values of these texts (N,) alone: KL and bits per byte are then those of a part of the set,
+        as of a domain."""
+        return replace(self, log_likelihood=np.where(texts, self.log_likelihood, np.nan))
+
     def position(self, model: str | ModelRef) -> int:
         """Row of a model."""
         if str(model) not in self._positions:
@@ -282,6 +297,12 @@ class Vectors:
         Raises as `span_kl` does."""
         (first, second), given = self.subset([a, b])._unpacked_spans()
         return span_terms(first, second, self._text_spans, given=given)
+
+    def span_changes(self, a: str | ModelRef, b: str | ModelRef) -> SpanChanges:
+        """How much the log-likelihood of each span changes from a to b, in nats (`spans.span_changes`). Raises as
+        `span_kl` does."""
+        (first, second), given = self.subset([a, b])._unpacked_spans()
+        return span_changes(first, second, self._text_spans, given=given)
 
     def span_kl_difference(self, first: tuple[str, str], second: tuple[str, str]) -> Estimate:
         """KL(first pair) - KL(second pair) from spans, with the standard error of the paired difference. Raises as

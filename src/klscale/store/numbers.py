@@ -120,7 +120,7 @@ def _block(
     table = records.scores_to_table(scores).add_column(0, "model", pa.array([name] * len(scores)))
     table = table.append_column("bytes", pa.array(texts.bytes[scores.text]))
     if texts.document is not None:
-        table = table.append_column("document", pa.array([texts.document[text] for text in scores.text]))
+        table = table.append_column("document", pa.array([str(texts.document[text]) for text in scores.text]))
     if cuts is not None:
         table = table.append_column("cuts", records.lists([cuts.of(text) for text in scores.text], pa.int64()))
     if exact is not None:

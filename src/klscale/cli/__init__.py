@@ -85,6 +85,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "report": pages.report,
     "serve": pages.serve,
     "import": stores.import_command,
+    "export": stores.export,
     "ls": stores.ls,
     "rm": stores.rm,
     "check": stores.check,

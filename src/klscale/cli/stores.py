@@ -1,4 +1,4 @@
-"""Commands on the store itself: import, ls, rm, check."""
+"""Commands on the store itself: import, export, ls, rm, check."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 def import_command(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="CSV, Parquet, or one of the published pickles.")],
+    file: Annotated[
+        str,
+        typer.Argument(metavar="FILE", help="CSV, Parquet, a sample log (.jsonl), or one of the published pickles."),
+    ],
     name: Annotated[str | None, typer.Option(help="Name of the text set. Default: the file's.")] = None,
     id_column: Annotated[str | None, typer.Option("--id", metavar="COL", help="Column of row names.")] = None,
     attributes: Annotated[
@@ -41,6 +44,10 @@ def import_command(
         str | None,
         typer.Option(metavar="first|number", help="Columns of one name: keep the first, or number them."),
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="REF", help="The model of a sample log or of scored documents. Default: their directory."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Take values that give implausible bits per byte.")] = False,
     *,
     options: TextsOptions,
@@ -54,7 +61,7 @@ def import_command(
         known = None if how.texts is None else how.chosen(place)
         vectors = read_log_likelihoods(
             file, name=name, id_column=id_column, texts=known, attributes=attributes, unit=unit, per=per, negate=negate,
-            decimal=decimal, duplicates=duplicates, force=force, progress=how.progress,
+            decimal=decimal, duplicates=duplicates, force=force, model=model, progress=how.progress,
         )  # fmt: skip
         entries = place.import_vectors(vectors, source=file, progress=how.progress)
     if as_json:
@@ -63,6 +70,35 @@ def import_command(
     out.print(describe_texts(vectors.texts))
     out.print(f"Imported {len(entries)} models into {plain(place.location)}.")
     out.print("Next: klscale kl, klscale scale, klscale compare.", style="dim")
+
+
+# ------------------------------------------------------------------------------------------------------------ export
+
+
+def export(
+    directory: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", help="A sample log for each model goes here, as lm-evaluation-harness has it."),
+    ],
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="REF...", help="Models of the store. Default: all on these texts.")
+    ] = None,
+    *,
+    options: TextsOptions,
+    as_json: JsonOption = False,
+) -> None:
+    """Write log-likelihoods by document as JSON lines, as lm-evaluation-harness does; `klscale import` reads them."""
+    from klscale.show.files import save_samples
+
+    with at_work(options) as how:
+        place = how.opened()
+        vectors = place.vectors(how.stored(place))
+        files = save_samples(directory, vectors, list(dict.fromkeys(models or vectors.names)))
+    if as_json:
+        print_json([{"model": model, "file": str(file)} for model, file in files.items()])
+        return
+    for model, file in files.items():
+        out.print(f"{plain(model)}: {plain(file)}", soft_wrap=True)
 
 
 # -------------------------------------------------------------------------------------------------- ls, rm and check

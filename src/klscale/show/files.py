@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,6 +14,8 @@ from klscale.show.terminal import without_nan
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from klscale.vectors.vectors import Vectors
 
 TABLES, PICTURES, PAGES = (".csv", ".parquet"), (".png", ".svg", ".pdf"), (".html", ".htm")
 """Endings of files; the ending says what is written."""
@@ -70,6 +73,27 @@ def save_json(file: Path, value: Any) -> None:
     """A result as JSON."""
     text = json.dumps(without_nan(value), indent=2, allow_nan=False) + "\n"
     whole(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def save_samples(directory: Path, vectors: Vectors, models: Sequence[str]) -> dict[str, Path]:
+    """A sample log for each model, `DIR/org__model/samples_TEXTS.jsonl`; the file of each. Raises InputError for a
+    model that is not there, for texts that are not here, and for two models of one directory."""
+    from klscale.vectors.samples import samples
+
+    texts = re.sub(r"[^\w.-]+", "_", vectors.texts.name)[:60].strip(".") or vectors.texts.id
+    files = {model: directory / _directory_of(model) / f"samples_{texts}.jsonl" for model in models}
+    if twice := [model for model, file in files.items() if [*files.values()].count(file) > 1]:
+        raise InputError(f"{' and '.join(twice[:2])} would be written to one file.", remedy="Write them one at a time.")
+    for model, file in files.items():
+        lines = [line.encode("utf-8", "replace") + b"\n" for line in samples(vectors, model)]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        whole(file, lambda temporary, lines=lines: temporary.write_bytes(b"".join(lines)))  # type: ignore[misc]
+    return files
+
+
+def _directory_of(model: str) -> str:
+    """The name of a model as one directory."""
+    return re.sub(r"[^\w.+@%-]+", "__", model)[:200].strip(".") or "model"
 
 
 def whole(file: Path, write: Callable[[Path], Any]) -> None:

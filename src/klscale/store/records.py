@@ -445,6 +445,12 @@ def vector_from_parquet(data: bytes, text_set: str, file: str, n_texts: int | No
     return scores, metadata
 
 
+def about_spans(texts: TextSet, scores: Scores) -> dict[str, Any]:
+    """What is kept of a vector's spans beside their values: the rule of the cuts, and the share that is lost."""
+    assert texts.cuts is not None
+    return {"rule": texts.cuts.rule, "mean_bytes": texts.cuts.mean_bytes, "lost_cuts": scores.lost_cuts}
+
+
 def spans_of(scores: Scores, metadata: Mapping[str, Any], texts: TextSet) -> PackedSpans | None:
     """The spans of a vector for all texts of its set; None where it has none by the rule of today. Raises
     UnreadableError where they are not those of the set's cuts."""

@@ -323,7 +323,8 @@ class Store:
             vectors.models, vectors.log_likelihood, vectors.attributes.iterrows(), strict=True
         ):
             there = np.flatnonzero(~np.isnan(row))
-            scores = Scores(there, row[there], np.zeros(len(there), dtype=np.int64))
+            spans = vectors.spans_of(ref, there)
+            scores = Scores(there, row[there], np.zeros(len(there), dtype=np.int64), spans)
             known = attributes.dropna().drop("noise_floor", errors="ignore").to_dict()
             convention = known.pop("convention")
             metadata = {
@@ -332,6 +333,7 @@ class Store:
                 "attributes": known,
                 "convention": convention,
                 "source": f"import {source.rsplit('/', 1)[-1]}",
+                **({"spans": records.about_spans(vectors.texts, scores)} if spans else {}),
                 "date": now(),
             }
             made.append((scores, _whole_metadata(vectors.texts, scores, metadata)))

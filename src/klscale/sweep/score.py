@@ -34,6 +34,7 @@ from klscale.sources.source import (
     Source,
     Sources,
 )
+from klscale.store import records
 from klscale.store.claims import Claim
 from klscale.store.store import Entry, Store, now, vector_key
 from klscale.sweep.draws import begin, blocks, freeze, usable
@@ -225,8 +226,8 @@ class _Sweep:
             return [(model, error)]
 
     def _pin(self, model: Model, known: Set[ModelRef]) -> Pinned | None:
-        """What a reference means now; None on texts that nothing can be scored on."""
-        if self.texts.external:
+        """What a reference means now; None where nothing is to be scored."""
+        if self.texts.external or self._imported(model) is not None:
             return None
         pinned: Pinned = self.sources.pin(model.ref)
         if self.options.template is not None:
@@ -243,6 +244,13 @@ class _Sweep:
                     "Check its spelling, or take `parent` out.",
                 )
         return pinned
+
+    def _imported(self, model: Model) -> Entry | None:
+        """The vector of a model that was imported, on texts that are here, and never scored."""
+        named = self.by_ref.get(model.ref, [])
+        imported = [entry for entry in named if str(entry.metadata.get("source", "")).startswith("import ")]
+        usable = len(imported) == len(named) and not (self.rescore or self.layers or model.layers)
+        return imported[-1] if imported and usable else None
 
     def _find(self, place: int, model: Model, pinning: Future[Pinned | None]) -> Entry | Job:
         """A model as a job, with the store's entry if it has one; the entry alone where the model is out of reach."""
@@ -265,6 +273,8 @@ class _Sweep:
             what = f"{model.ref} is a layer: a model is scored at all of its layers at once."
             why = "A # that belongs to the name itself is written %23."
             raise InputError(what, why, f"klscale layers {replace(model.ref, layer=None)}")
+        if (entry := self._imported(model)) is not None:
+            return entry
         source = self.sources.of(model.ref)
         conventions = source.conventions(self.options)
         if layers:
@@ -609,8 +619,7 @@ def metadata_of(
         "date": now(),
     }
     if SPANS.name in scores.parts and texts.cuts is not None:
-        cuts = texts.cuts
-        about["spans"] = {"rule": cuts.rule, "mean_bytes": cuts.mean_bytes, "lost_cuts": scores.lost_cuts}
+        about["spans"] = records.about_spans(texts, scores)
     return about
 
 

@@ -1,5 +1,5 @@
-"""Log-likelihoods that were computed elsewhere: CSV and Parquet tables, and the published pickles, read without ever
-running what a pickle asks for.
+"""Log-likelihoods that were computed elsewhere: CSV and Parquet tables, sample logs, and the published pickles, read
+without ever running what a pickle asks for.
 
     vectors = read_log_likelihoods("examples/pile-trained-14.csv", id_column="text_id")
     vectors = read_log_likelihoods("raw_log-likelihood_1018.pkl", texts=load_texts("pile-10k"))
@@ -13,7 +13,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import fsspec
@@ -32,6 +32,7 @@ from klscale.science.arrays import Floats, Integers
 from klscale.vectors.dialects import Table, read_csv, read_parquet
 from klscale.vectors.long_tables import is_long, to_wide
 from klscale.vectors.pickles import SAVE_AS, load_pickle
+from klscale.vectors.samples import SCORED_DOCUMENTS, model_of, read_samples, read_scored_documents
 from klscale.vectors.vectors import IMPORTED, Vectors, external_id, require_log_likelihoods
 
 PUBLISHED = "published: default special tokens; tokens 2 to n; fp16"
@@ -46,9 +47,9 @@ PLAUSIBLE = (0.2, 12.0)
 FEWEST_TO_JUDGE = 20
 """Texts below which nothing is concluded from bits per byte."""
 
-FORMATS = (".csv", ".csv.gz", ".parquet", ".pkl", ".pickle")
+FORMATS = (".csv", ".csv.gz", ".jsonl", ".parquet", ".pkl", ".pickle")
 _COUNTS = re.compile(r"n_tokens(?: (.+))?")
-_FORMAT = re.compile(r"([^/\\]*)\.(csv|parquet|pkl|pickle)(\.gz)?(?:\?.*)?$", re.IGNORECASE)
+_FORMAT = re.compile(r"([^/\\]*)\.(csv|jsonl|parquet|pkl|pickle)(\.gz)?(?:\?.*)?$", re.IGNORECASE)
 
 
 def read_log_likelihoods(
@@ -64,6 +65,7 @@ def read_log_likelihoods(
     decimal: str | None = None,
     duplicates: str | None = None,
     force: bool = False,
+    model: str | None = None,
     progress: Progress = SILENT,
 ) -> Vectors:
     """Vectors (K, N) from a file or fsspec URL that holds log-likelihoods.
@@ -81,6 +83,11 @@ def read_log_likelihoods(
     bits per byte of most texts, is refused unless `force`. `decimal` is the decimal mark of a CSV file, found where
     None; `duplicates` (`first`, `number`) says what to do with columns of one name. How a file was understood is told
     to `progress`.
+
+    `.jsonl`: a sample log of lm-evaluation-harness (`--log_samples`): one model, with its texts; a request with a
+    context is a response to it. `.parquet` with the columns `text`, `per_byte_loss`, `token_byte_starts` and
+    `token_byte_ends`: documents as levanter and marin score them, one model with its texts and spans. `model` names
+    the model; by default the directory of the file does.
 
     `.pkl`: the published pickles, a dictionary from model to array, or a list of dictionaries with `model_name` and
     `log-likelihood-10k`. They need `texts`. Nothing in them is run: what is not plain data is refused.
@@ -100,8 +107,13 @@ def read_log_likelihoods(
             extension = source[source.rfind(".") :] if "." in source else ""
             raise InputError("this format cannot be imported.", nearest(extension, FORMATS), SAVE_AS)
         stem, kind, gz = match[1], match[2].lower(), match[3]
+        named = (name or stem, model or model_of(source), given)
+        if kind == "jsonl":
+            return _of_documents(read_samples(_read(source, gz), *named), texts, measure)
         if kind in ("csv", "parquet"):
             table = _table(kind, _read(source, gz), id_column, decimal=decimal, duplicates=duplicates)
+            if kind == "parquet" and {*SCORED_DOCUMENTS} <= table.columns.keys():
+                return _of_documents(read_scored_documents(table.columns, *named), texts, measure)
             vectors = _from_table(table, name or stem, id_column, texts, given, measure)
             for note in table.notes:
                 progress.note(note)
@@ -112,6 +124,22 @@ def read_log_likelihoods(
         return _from_pickle(load_pickle(_read(source, gz)), texts, given)
     except InputError as error:
         raise error.at(source) from error
+
+
+def _of_documents(vectors: Vectors, texts: TextSet | None, measure: _Measure) -> Vectors:
+    """The vector of a file that holds its texts; on `texts` where these are given. Raises InputError for others."""
+    if measure != _Measure(force=measure.force):
+        raise InputError("its values are log-likelihoods in nats.", remedy="Leave --unit, --per and --negate out.")
+    (row,) = vectors.log_likelihood
+    measure.require_plausible(f"model {vectors.names[0]!r}", row, vectors.texts.bytes)
+    if texts is None:
+        return vectors
+    if texts.id != vectors.texts.id:
+        what = f"its texts are not those of {texts.name}, in the same order."
+        raise InputError(
+            what, f"It has {len(vectors.texts):,} texts, {texts.name} {len(texts):,}.", "Leave --texts out."
+        )
+    return replace(vectors, texts=texts)
 
 
 def _require_known(unit: str, per: str, decimal: str | None, duplicates: str | None) -> None:

@@ -40,7 +40,8 @@ from klscale.science.spans import (
     span_terms,
 )
 from klscale.vectors.draws import SampledValues, TokenDraws
-from klscale.vectors.scores import LOWEST
+from klscale.vectors.scores import GIVEN, LOWEST, Ragged, Values
+from klscale.vectors.scores import SPANS as SPANS_PART
 from klscale.vectors.sizes import SIZE, Size
 
 MOST_SAMPLED = 2**28
@@ -278,6 +279,14 @@ class Vectors:
     @property
     def _span_rows(self) -> tuple[SpanRow | None, ...]:
         return (None,) * len(self) if self.spans is None else self.spans
+
+    def spans_of(self, model: str | ModelRef, texts: Integers) -> dict[str, Values]:
+        """The spans of a model on these texts (n,) as parts of `Scores`; none where they are not known."""
+        row = self._span_rows[self.position(model)]
+        if row is None:
+            return {}
+        spans = Ragged(row.kept.values, np.diff(self._text_spans.starts))
+        return {SPANS_PART.name: spans[texts], GIVEN.name: row.kept.given[texts, None]}
 
     def has_spans(self, model: str | ModelRef) -> bool:
         """Whether log-likelihoods of spans are known of a model."""

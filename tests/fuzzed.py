@@ -251,6 +251,13 @@ def _parquet(table: Any) -> bytes:
     return file.getvalue()
 
 
+def _arrow(table: Any) -> bytes:
+    file = io.BytesIO()
+    with pa.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table)
+    return file.getvalue()
+
+
 def _retyped(generator: random.Random) -> bytes:
     """A Parquet table in which some columns have other types, or other names."""
     made = {}
@@ -287,8 +294,11 @@ def _text_file(generator: random.Random) -> Input:
         lines = "".join(json.dumps(changed(line, generator)) + "\n" for line in LINES)
     data = lines.encode("utf-8", "replace")
     ending = generator.choice(
-        [".jsonl", ".jsonl", ".txt", ".jsonl.gz", ".jsonl.zip", ".parquet", ".jsonl.xz", ".jsonl.zst"]
+        [".jsonl", ".jsonl", ".txt", ".jsonl.gz", ".jsonl.zip", ".parquet", ".jsonl.xz", ".jsonl.zst", ".csv", ".arrow"]
     )
+    if ending == ".csv":
+        data = _csv({key: [line[key] for line in LINES] for key in ("text", "domain", "document")})
+        data = broken(data, generator, [data])
     if generator.random() < 0.6:
         data = broken(data, generator, [data])
     if ending == ".parquet":
@@ -300,12 +310,21 @@ def _text_file(generator: random.Random) -> Input:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("x.jsonl", data)
         data = file.getvalue()
-    if ending not in (".jsonl", ".txt") and generator.random() < 0.7:
+    elif ending == ".jsonl.zst":
+        data = pa.compress(data, codec="zstd", asbytes=True)
+    elif ending == ".arrow":
+        data = _arrow(pa.Table.from_pylist(LINES))
+    if ending not in (".jsonl", ".txt", ".csv") and generator.random() < 0.7:
         data = broken(data, generator, [data])
-    name = "x" + ending
+    name = "x" if ending == ".arrow" else "x" + ending
     command = generator.choice([["texts", "info", name], ["score", "mock://1", "mock://2", "--texts", name]])
     if generator.random() < 0.2:
         command = ["texts", "build", name, "--out", "y.jsonl", "--min-bytes", "0"]
+    if ending == ".arrow":
+        state = json.dumps({"_data_files": [{"filename": "data.arrow"}]}).encode()
+        if generator.random() < 0.3:
+            state = broken(state, generator, [state])
+        return command, {"x/state.json": state, "x/data.arrow": data}
     return command, {name: data}
 
 

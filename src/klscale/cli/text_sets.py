@@ -100,7 +100,10 @@ def info(
 
 
 def build(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Documents: text files, or .jsonl.")],
+    files: Annotated[
+        list[str],
+        typer.Argument(metavar="FILE...", help="Documents: text files; tables or data sets with a column 'text'."),
+    ],
     file: Annotated[Path, typer.Option("--out", metavar="FILE.jsonl", help="Where to write the set.")],
     n_texts: Annotated[
         int | None, typer.Option("--sample", min=2, metavar="N", help="Number of chunks. Default: all.")
@@ -113,7 +116,7 @@ def build(
     """Cut documents into chunks, as the published set was, and sample a text set from them."""
     from klscale.inputs.texts import build_texts, read_documents
 
-    if file.suffix != ".jsonl" or file.resolve() in [path.resolve() for path in files]:
+    if file.suffix != ".jsonl" or file.resolve() in [Path(one).resolve() for one in files]:
         raise InputError(f"--out {file}: not a new .jsonl file.", remedy="A text set is written as JSON lines.")
     built = build_texts(file.stem, read_documents(files), n_texts, max_bytes=max_bytes, min_bytes=min_bytes, seed=seed)
     made = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in built.records())

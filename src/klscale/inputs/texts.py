@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import hashlib
-import json
-import lzma
 import os
 import platform
 import random
-import re
 import sysconfig
 import urllib.error
 import urllib.request
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import fsspec
 import numpy as np
 from numpy.typing import NDArray
 
 from klscale.errors import InputError, KlscaleError, nearest
 from klscale.inputs.conversations import Prompt, as_messages, content_of, conversation_of
 from klscale.inputs.spans import Cuts, cut_texts
-from klscale.limits import TEXT_FILE_BYTES
+from klscale.inputs.text_files import STDIN, has_records, read_document, read_records
 from klscale.progress import SILENT, Progress
 from klscale.science.arrays import Integers
 
@@ -166,12 +159,14 @@ def content_id(parts: Iterable[bytes]) -> str:
 
 
 def load_texts(source: str | os.PathLike[str] | TextSet, *, progress: Progress = SILENT) -> TextSet:
-    """N texts in a fixed order, by name (`pile-10k`, `pocket`) or from a file or fsspec URL.
+    """N texts in a fixed order, by name (`pile-10k`, `pocket`) or from a file, directory or fsspec URL.
 
-    `.jsonl` (also `.gz`, `.zst`): one JSON object a line with a `text` field, and `domain`, `document` if known;
-    `prompt_bytes` of texts that a model wrote, from there on. In place of `text`, all
-    lines may have `prompt` and `response`, or `messages` whose last one is the response.
-    `.parquet`: the same as columns (`hf://datasets/...` reads one of the Hugging Face hub). `.txt`: one text a line.
+    `.jsonl`: one JSON object a line with a `text` field, and `domain`, `document` if known; `prompt_bytes` of texts
+    that a model wrote, from there on. In place of `text`, all lines may have `prompt` and `response`, or `messages`
+    whose last one is the response. `.parquet`, `.csv`, `.tsv`: the same as columns. `.txt`: one text a line. All but
+    Parquet may be compressed (`.gz`, `.zst`, `.bz2`, `.xz`, `.zip`). A directory: what `save_to_disk` of Hugging Face
+    `datasets` wrote, or Parquet files. `hf://datasets/OWNER/NAME[/CONFIG[/SPLIT]]`: a data set of the hub. `-`:
+    standard input, JSON lines or a text a line.
 
     Raises InputError for a file that cannot be used, naming the line, and KlscaleError when a download fails.
 
@@ -185,26 +180,15 @@ def load_texts(source: str | os.PathLike[str] | TextSet, *, progress: Progress =
         return replace(_read(str(download_pile(progress=progress)), spec), clip=PILE_CLIP)
     if spec == "pocket":
         return pocket_texts()
-    return _read(spec, Path(spec.split("://")[-1]).name.split(".")[0])
+    return _read(spec, "stdin" if spec == STDIN else Path(spec.split("://")[-1]).name.split(".")[0])
 
 
 def _read(spec: str, name: str) -> TextSet:
-    try:
-        filesystem, path = fsspec.core.url_to_fs(spec)
-        if not filesystem.isfile(path):
-            raise FileNotFoundError
-    except (FileNotFoundError, ValueError, ImportError) as error:
-        why = str(error) or "There is no such file, and no text set of that name."
-        hint = "" if any(mark in spec for mark in "./") else nearest(spec, NAMED)
-        raise InputError(
-            f"Text set {spec!r} was not found.",
-            why,
-            hint or "Give a .jsonl, .parquet or .txt file, pile-10k or pocket.",
-        ) from error
     records = _records(spec, with_prompts=True)
     if not records:
         raise InputError(
-            f"{spec} holds no texts.", remedy="Each line of a .jsonl file is an object with a 'text' field."
+            f"{spec} holds no texts.",
+            remedy="A line of a .jsonl file is an object with 'text'; a table has that column.",
         )
 
     def label(*keys: str) -> tuple[str, ...] | None:
@@ -214,7 +198,7 @@ def _read(spec: str, name: str) -> TextSet:
                 return tuple(map(str, values))
         return None
 
-    is_pile = len(records) == 10_000 and Path(path).is_file() and git_blob_id(Path(path)) == PILE_BLOB_ID
+    is_pile = len(records) == 10_000 and Path(spec).is_file() and git_blob_id(Path(spec)) == PILE_BLOB_ID
     try:
         return TextSet.from_texts(
             "pile-10k" if is_pile else name,
@@ -258,23 +242,15 @@ def is_prompt(value: Any, text: str) -> bool:
 def _records(spec: str, *, with_prompts: bool = False) -> list[dict[str, Any]]:
     """The texts of a file as dictionaries that hold a non-empty string `text`. `with_prompts`: all may be responses;
     they have their `prompt` then, and `prompted`."""
-    found: list[tuple[str, Any]]
     try:
-        if spec.endswith(".parquet"):
-            import pandas as pd
-
-            found = [(f"row {n}", _plain(one)) for n, one in enumerate(pd.read_parquet(spec).to_dict("records"), 1)]
-        else:
-            with fsspec.open(spec, "rb", compression="infer") as file:
-                lines = [
-                    (f"line {n}", line) for n, line in enumerate(_bounded(file, spec).split(b"\n"), 1) if line.strip()
-                ]
-            found = [(place, _parse_line(spec, place, line)) for place, line in lines]
-    except InputError:
-        raise
-    except (OSError, EOFError, ValueError, RuntimeError, zlib.error, zipfile.BadZipFile, lzma.LZMAError) as error:
-        # damaged Parquet and compressed files
-        raise InputError(f"{spec} cannot be read.", str(error).split("\n")[0][:200], "Is the file whole?") from error
+        found = read_records(spec)
+    except (FileNotFoundError, ImportError) as error:
+        near = "" if any(mark in spec for mark in "./") else nearest(spec, NAMED)
+        raise InputError(
+            f"Text set {spec!r} was not found.",
+            str(error) or "There is no such file, and no text set of that name.",
+            near or "Give a file (.jsonl, .parquet, .csv, .txt), hf://datasets/OWNER/NAME, pile-10k or pocket.",
+        ) from error
     if with_prompts:
         found = _with_prompts(spec, found)
     for place, record in found:
@@ -285,11 +261,6 @@ def _records(spec: str, *, with_prompts: bool = False) -> list[dict[str, Any]]:
                 "Mend or delete that record; for whole documents see `klscale texts build`.",
             )
     return [record for _, record in found]
-
-
-def _plain(record: Mapping[Any, Any]) -> dict[str, Any]:
-    """A row with lists in place of arrays."""
-    return {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in record.items()}
 
 
 def _with_prompts(spec: str, found: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
@@ -311,31 +282,6 @@ def _with_prompts(spec: str, found: Sequence[tuple[str, Any]]) -> list[tuple[str
             record = {key: value for key, value in record.items() if key != "prompted"}
         made.append((place, record))
     return made
-
-
-def _bounded(file: IO[bytes], spec: str) -> bytes:
-    """All of a file, at most as much as the limit."""
-    data = bytearray()
-    while block := file.read(1 << 24):
-        data += block
-        TEXT_FILE_BYTES.require(len(data), spec)
-    return bytes(data.removeprefix(codecs.BOM_UTF8))
-
-
-def _parse_line(spec: str, place: str, line: bytes) -> Any:
-    try:
-        if re.search(r"\.txt(\.(gz|zst|bz2|xz|zip))?$", spec):
-            return {"text": line.decode().rstrip("\r")}
-        return json.loads(line)
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{spec}, {place}: not UTF-8 ({error.reason} at byte {error.start}).", remedy="Convert the file to UTF-8."
-        ) from error
-    except RecursionError as error:
-        raise InputError(f"{spec}, {place}: nested too deeply.", remedy="Mend or delete that line.") from error
-    except json.JSONDecodeError as error:
-        why = f"{error.msg} at column {error.colno}."
-        raise InputError(f"{spec}, {place}: not JSON.", why, "Mend or delete that line.") from error
 
 
 # -------------------------------------------------------------------------------------------------------- building
@@ -387,19 +333,18 @@ def build_texts(
     return TextSet.from_texts(name, texts, document=document_labels, domain=domains if known else None)
 
 
-def read_documents(paths: Iterable[str | os.PathLike[str]]) -> Iterator[tuple[str, str, str | None]]:
-    """(document, text, domain) of each file: a `.jsonl` file holds one document a line, any other is one document."""
-    for path in map(Path, paths):
-        if not path.is_file():
-            raise InputError(f"{path} is not a file.", remedy="Give text files, or .jsonl files with a 'text' field.")
-        if ".jsonl" in path.suffixes:
-            for n, record in enumerate(_records(str(path)), 1):
-                yield str(record.get("document") or f"{path}:{n}"), record["text"], record.get("domain")
-        else:
-            try:
-                yield str(path), path.read_text(encoding="utf-8"), None
-            except UnicodeDecodeError as error:
-                raise InputError(f"{path} is not UTF-8.", str(error.reason), "Convert it to UTF-8.") from error
+def read_documents(sources: Iterable[str | os.PathLike[str]]) -> Iterator[tuple[str, str, str | None]]:
+    """(document, text, domain) of each source: each record of a table, directory or data set is a document, as in
+    `load_texts`; any other file is one document."""
+    for source in map(str, sources):
+        try:
+            if has_records(source):
+                for n, record in enumerate(_records(source), 1):
+                    yield str(record.get("document") or f"{source}:{n}"), record["text"], record.get("domain")
+            else:
+                yield source, read_document(source), None
+        except FileNotFoundError as error:
+            raise InputError(f"{source} is not a file.", remedy="Give text files, or tables with 'text'.") from error
 
 
 # ---------------------------------------------------------------------------------------------------------- pocket

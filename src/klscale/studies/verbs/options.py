@@ -32,7 +32,10 @@ class Options:
     """
 
     texts: TextSet | str | None = field(
-        default=None, metadata={"help": "Text set: a name, an id, or a file. Default: the store's own."}
+        default=None,
+        metadata={
+            "help": "Text set: a name, an id, a file, hf://datasets/NAME, or - for stdin. Default: the store's own."
+        },
     )
     store: Store | str | os.PathLike[str] | None = field(
         default=None, metadata={"help": "Directory or URL of the store."}

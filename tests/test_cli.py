@@ -759,3 +759,15 @@ def test_an_output_is_whole_or_not_there(run, imported, tmp_path, monkeypatch, a
     run(*words)
     assert place.read_bytes() != b"old"
     assert {path.name for path in tmp_path.iterdir()} == before
+
+
+def test_completion_of_commands_and_options():
+    from typer.testing import CliRunner
+
+    def completed(words):
+        asked = {"_KLSCALE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+        return CliRunner().invoke(app, [], prog_name="klscale", env=asked).stdout.split()
+
+    assert completed("klscale sc") == ["score", "scale"]
+    assert completed("klscale texts b") == ["build"]
+    assert completed("klscale doctor --js") == ["--json"]

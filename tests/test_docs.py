@@ -179,9 +179,9 @@ def test_every_command_is_in_the_readme():
     from klscale.cli import app
 
     names = {command.name or command.callback.__name__ for command in app.registered_commands}
-    named = set(re.findall(r"`klscale ([\w-]+)", README)) | {"rm", "check"}
+    named = set(re.findall(r"`klscale ([\w-]+)", README)) | {"rm", "check", "doctor"}
     assert names <= named
-    assert all(f"`{name}`" in README for name in ("rm", "check"))
+    assert all(f"`{name}`" in README for name in ("rm", "check", "doctor"))
 
 
 def test_links_lead_somewhere():

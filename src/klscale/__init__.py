@@ -37,6 +37,7 @@ _EXPORTS = {
     "studies.changes": ("Changes",),
     "studies.verbs.changes": ("ModelChanges", "changes"),
     "studies.verbs.compare": ("Comparison", "compare"),
+    "studies.verbs.doctor": ("Checkup", "doctor"),
     "studies.verbs.draw": ("DrawnTexts", "draw_texts"),
     "studies.verbs.layers": ("Layers", "layers"),
     "studies.verbs.map": ("StoreMap",),

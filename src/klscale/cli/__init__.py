@@ -58,7 +58,7 @@ logging.getLogger("klscale.store").addHandler(_Notes())
 app = typer.Typer(
     cls=_Commands,
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     help="How far apart are two language models, and is that a lot? KL divergence in bits per byte, with error bars.",
 )
@@ -89,6 +89,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "ls": stores.ls,
     "rm": stores.rm,
     "check": stores.check,
+    "doctor": stores.doctor,
 }
 TEXTS_COMMANDS: dict[str, Callable[..., None]] = {
     "list": text_sets.list_command,

@@ -1,4 +1,4 @@
-"""Commands on the store itself: import, export, ls, rm, check."""
+"""Commands on the store itself: import, export, ls, rm, check; and doctor."""
 
 from __future__ import annotations
 
@@ -266,3 +266,18 @@ def check(
                 style="yellow",
             )
     raise typer.Exit(1 if bad else 0)
+
+
+def doctor(*, options: StoreOptions, as_json: JsonOption = False) -> None:
+    """Versions, packages, devices, caches and the store, and what is wrong with them. Status 1 where something is."""
+    from klscale.show.columns import records
+    from klscale.show.doctor import FINDING, print_checkup
+    from klscale.studies.verbs.doctor import doctor
+
+    with at_work(options) as how:
+        found = doctor(options=how)
+    if as_json:
+        print_json(records(FINDING, found.findings))
+    else:
+        print_checkup(found)
+    raise typer.Exit(1 if found.problems else 0)

@@ -9,6 +9,7 @@ from klscale.show import (
     cards,
     changes,
     compare,
+    doctor,
     layers,
     maps,
     noise,
@@ -50,6 +51,7 @@ RECORDS: dict[str, tuple[Column, ...]] = {
     "klscale validate --texts NAME --texts NAME": text_sets.TWO_SETS,
     "klscale validate --exact": calibration.CALIBRATIONS,
     "klscale validate --noise": noise.NOISE_STUDIES,
+    "klscale doctor": doctor.FINDING,
 }
 """The columns of what each command prints with --json: of the object, or of each object of the list."""
 

@@ -251,7 +251,8 @@ class Store:
         try:
             texts = load_texts(spec, progress=progress)
         except InputError as error:
-            if spec in NAMED or Path(spec).suffix or not known:
+            lacks = isinstance(error.__cause__, FileNotFoundError) and "://" not in spec
+            if not lacks or Path(spec).suffix or not known:
                 raise
             raise InputError(
                 error.what, "Neither a file nor a text set of the store.", nearest(spec, [*known.values(), *NAMED])

@@ -764,6 +764,8 @@ def test_an_output_is_whole_or_not_there(run, imported, tmp_path, monkeypatch, a
 def test_completion_of_commands_and_options():
     from typer.testing import CliRunner
 
+    from klscale.cli import app
+
     def completed(words):
         asked = {"_KLSCALE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
         return CliRunner().invoke(app, [], prog_name="klscale", env=asked).stdout.split()

@@ -11,7 +11,7 @@ DEMO ?= klscale-demo
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test fuzz lint lint-page format pictures study reference clean
+.PHONY: demo test fuzz lint lint-page format docs pictures study reference clean
 
 demo: $(VENV)/installed
 	$(BIN)/klscale demo $(ARGS)
@@ -47,6 +47,11 @@ format: $(VENV)/installed-dev
 pictures: $(DEMO)/scale.json | $(VENV)/installed-dev
 	$(BIN)/python docs/make_pictures.py --demo $(DEMO)
 
+# The documentation as a site: build/docs/index.html. A broken link is an error.
+docs: $(VENV)/installed-dev
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs -d build/doctrees . build/docs
+	@echo "Open build/docs/index.html in a browser."
+
 # docs/reference/ from docstrings and help.
 reference: $(VENV)/installed-dev
 	$(BIN)/python docs/make_reference.py
@@ -59,7 +64,7 @@ $(DEMO)/scale.json: | $(VENV)/installed
 	$(BIN)/klscale demo --out $(DEMO) $(ARGS)
 
 clean:
-	rm -rf $(VENV) node_modules
+	rm -rf $(VENV) node_modules build
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@echo "Installing klscale into $(VENV); this takes a minute or two."

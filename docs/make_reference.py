@@ -127,7 +127,7 @@ def python_page() -> str:
 
 def _class(exported: type) -> Iterator[str]:
     if described := field_texts(exported):
-        yield "\n".join(f"- `{name}`: {text}" for name, text in described.items())
+        yield "\n".join(f"- `{name}`: {_plain(text)}" for name, text in described.items())
     for name, member, function in members(exported):
         shown = f"`.{name}`" if isinstance(member, property | cached_property) else f"`.{signature(name, function)}`"
         shown = " ".join(shown.split()).replace("( ", "(").replace(", )", ")")
@@ -208,10 +208,15 @@ def command_page() -> str:
     ]
     for words, (help_, parameters) in commands().items():
         arguments = [one.call if one.required else f"[{one.call}]" for one in parameters if not one.is_option]
-        rows = [f"| `{_escaped(one.call)}` | {_escaped(one.help)} |" for one in parameters]
+        rows = [f"| `{_escaped(one.call)}` | {_plain(_escaped(one.help))} |" for one in parameters]
         table = "\n".join(["| argument or option | |", "|---|---|", *rows])
         parts += [f"## `{words}`", help_, f"```\n{' '.join([words, *arguments, '[OPTIONS]'])}\n```", table]
     return "\n\n".join(parts) + "\n"
+
+
+def _plain(text: str) -> str:
+    """A help text in which no word is taken for a tag of HTML."""
+    return text.replace("<", "\\<")
 
 
 def _escaped(text: str) -> str:

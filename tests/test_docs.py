@@ -191,6 +191,13 @@ def test_links_lead_somewhere():
             assert (document.parent / (target[0] or target[1])).exists(), (document.name, target)
 
 
+def test_no_word_is_taken_for_a_tag():
+    """`<s>` outside code strikes the rest of a page out."""
+    for document in (*(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md"), ROOT / "CHANGELOG.md"):
+        text = re.sub(r"```.*?```|`[^`]*`|<!--.*?-->", "", document.read_text(encoding="utf-8"), flags=re.DOTALL)
+        assert not re.findall(r"(?<!\\)</?[a-zA-Z][^>]*>", text), document
+
+
 def test_the_security_page_lists_every_limit():
     """Each with its default, in the order of `limits.py`."""
     page = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")

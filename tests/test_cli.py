@@ -498,7 +498,7 @@ def test_quantized_variants_are_added(run, make_model, tmp_path):
         (["kl", "--store", "T"], "is a file"),
         (["texts", "info", "pile10k"], "Did you mean 'pile-10k'?"),
         (["import", "none.csv"], "cannot be read"),
-        (["import", "T"], "cannot be imported"),
+        (["import", "T"], "is no sample with log-likelihoods"),
         (["rm", "x"], "holds no 'x'"),
         (["compare", "--frob"], "No such option"),
         (["nonsense"], "No such command"),

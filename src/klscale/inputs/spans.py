@@ -7,6 +7,7 @@ cut a tokenizer loses is NaN, and the span before it holds both.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -212,7 +213,7 @@ class TokenSpans:
         spans, begin = _ranges(self.starts[chosen], self.starts[chosen + 1])
         moved = begin[:-1] - self.starts[chosen]
         place = self.span[token] + np.repeat(moved, np.diff(token_begin))
-        rows = log_probability.reshape(-1, len(token))
+        rows = log_probability.reshape(math.prod(log_probability.shape[:-1]), len(token))
         summed: Floats = np.stack([np.bincount(place, row, minlength=len(spans)) for row in rows]).astype(np.float64)
         summed[:, ~self.kept[spans]] = np.nan
         return summed.reshape(*log_probability.shape[:-1], len(spans)), begin

@@ -38,6 +38,8 @@ from klscale.vectors.vectors import CONVENTION
 
 SOURCES = {
     "": "klscale.sources.transformers.source:Transformers",
+    "http": "klscale.sources.endpoint:Endpoint",
+    "https": "klscale.sources.endpoint:Endpoint",
     "llamacpp": "klscale.sources.llama_cpp:LlamaCpp",
     "mock": "klscale.sources.mock:Mock",
 }

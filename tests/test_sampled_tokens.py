@@ -131,6 +131,40 @@ def test_pairs_and_the_matrix_equal_naive_loops(clustered, monkeypatch):
         assert bool(matrix.poor[i, j]) == rule <= pair.poor
 
 
+@pytest.mark.parametrize("clustered", [False, True])
+def test_kl_by_depth_equals_naive_loops(clustered):
+    """Means over positions, with the error of a ratio of sums over texts or documents."""
+    generator = np.random.default_rng(3)
+    lengths = np.array([3, 20, 90, 400, 17, 70, 300, 40, 16, 80])
+    text = np.repeat(np.arange(2, 12), lengths)  # two texts have no positions
+    draws = Draws(generator.normal(-3, 0.1, size=(len(text), 2)), text, np.full(13, 50))
+    a, b = draws.log_proposal + generator.normal(0, 0.3, size=(2, *draws.log_proposal.shape))
+    b[7, 0] = np.nan
+    documents = tuple(f"d{n // 2}" for n in range(13)) if clustered else None
+    found = sampled_tokens.kl_by_depth(a, b, draws, documents=documents)
+    assert [(one.first, one.last) for one in found] == [(0, 15), (16, 63), (64, 255), (256, 399)]
+    for one in found:
+        sums, counts = dict[int, float](), dict[int, int]()
+        for p in range(len(text)):
+            depth = p - int(np.flatnonzero(text == text[p])[0])
+            if not one.first <= depth <= one.last:
+                continue
+            terms = directed_terms(*np.nan_to_num(np.stack([a[p], np.where(np.isnan(b[p]), -np.inf, b[p])]), nan=0.0,
+                                                  neginf=-np.inf), draws.log_proposal[p])[0]  # fmt: skip
+            if p == 7:  # an id that one vocabulary lacks is left out
+                terms[0] = 0.0
+            unit = int(text[p]) // 2 if clustered else int(text[p])
+            sums[unit] = sums.get(unit, 0.0) + terms.mean()
+            counts[unit] = counts.get(unit, 0) + 1
+        total, n = sum(sums.values()), sum(counts.values())
+        assert one.n_positions == n
+        assert one.kl.value == pytest.approx(total / n)
+        squares = sum((sums[unit] - total / n * counts[unit]) ** 2 for unit in sums)
+        few = len(sums) / (len(sums) - 1) if clustered else 1
+        assert one.kl.standard_error == pytest.approx(math.sqrt(squares * few) / n)
+        assert one.kl.unit == "nats/token"
+
+
 def test_near_pairs_keep_their_digits():
     generator = np.random.default_rng(2)
     kept, draws, *_ = a_world(generator, K=3, apart=1.0)

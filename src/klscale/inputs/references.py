@@ -21,7 +21,9 @@ WEIGHTS_ONLY = ("int8", "nf4", "fp4", "int4", "int8-torchao")
 """Of the weights alone, by bitsandbytes (int8, nf4, fp4) and torchao: dequantized, then scored as usual."""
 KERNELS = ("int8-kernel", "nf4-kernel", "fp4-kernel")
 """What deployment computes: the kernels of bitsandbytes; that of int8 quantizes activations too."""
-QUANTIZATIONS = (*WEIGHTS_ONLY, *KERNELS)
+CACHES = {"kv-int8": 8, "kv-int4": 4}
+"""Bits of the keys and values of attention; weights stay as they are."""
+QUANTIZATIONS = (*WEIGHTS_ONLY, *KERNELS, *CACHES)
 _ENCODED = re.compile(r"[^\w./~=,-]", re.ASCII)
 _DTYPE = re.compile(r"%([A-Za-z][\w]*)$")
 _LAYER = re.compile(r"#(\d+)$")

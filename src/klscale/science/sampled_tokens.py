@@ -19,6 +19,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,9 @@ CLOSE = 1e-6
 BATCH = 1 << 20
 """Log-probabilities of a batch of texts for all pairs, as numbers."""
 
+DEPTHS = 0, 16, 64, 256, 1024, 4096, 16384, 65536, 262144
+"""Tokens before a position from which on it counts as deeper."""
+
 RULED_OUT = -1e4
 """Log-probabilities below this, in nats, are those of tokens that a model rules out, as if they were -inf."""
 
@@ -57,6 +61,11 @@ class Draws:
     log_proposal: Floats
     text: Integers
     text_bytes: Integers
+
+    @cached_property
+    def depth(self) -> Integers:
+        """(P,) how many positions of its text come before each."""
+        return np.arange(len(self.text)) - np.repeat(self.starts[:-1], np.diff(self.starts))
 
     @cached_property
     def starts(self) -> Integers:
@@ -168,12 +177,8 @@ def sampled_kl(
     """
     if len(draws.texts) < 2:
         return _unknown(len(draws.texts))
-    both: Floats = np.stack([a, b]).astype(np.float64)
-    missing = np.isnan(both).any(axis=0)
-    lacking = np.where(missing, np.nan_to_num(np.fmax(*both), nan=-np.inf), -np.inf)
+    both, lacking = _both(a, b)
     outside = np.exp(lacking - draws.log_proposal).mean()
-    both[:, missing] = -np.inf
-    both[both < RULED_OUT] = -np.inf
     clusters = cluster_codes(documents, draws.texts)
     size = (draws.text_bytes[draws.texts] * LOG_2).astype(np.float64)
     positions = np.diff(draws.starts).astype(np.float64)
@@ -203,6 +208,47 @@ def sampled_kl(
         outside=float(outside),
         n_draws=mean.size,
     )
+
+
+def _both(a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]) -> tuple[Floats, Floats]:
+    """Log-probabilities (2, P, m), -inf also for an id that either vocabulary lacks, and those (P, m) of such ids."""
+    both: Floats = np.stack([a, b]).astype(np.float64)
+    missing = np.isnan(both).any(axis=0)
+    lacking = np.where(missing, np.nan_to_num(np.fmax(*both), nan=-np.inf), -np.inf)
+    both[:, missing] = -np.inf
+    both[both < RULED_OUT] = -np.inf
+    return both, lacking
+
+
+@dataclass(frozen=True)
+class DepthKL:
+    """KL(a, b) of next tokens in nats per token, mean over the `n_positions` that have from `first` to `last` scored
+    tokens of their text before them."""
+
+    first: int
+    last: int
+    n_positions: int
+    kl: Estimate
+
+
+def kl_by_depth(
+    a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]], draws: Draws, *, documents: Documents = None
+) -> tuple[DepthKL, ...]:
+    """KL(a, b) of next tokens by how much of its text comes before a position, with standard errors over texts; the
+    arguments are those of `sampled_kl`. Depths that fewer than two texts reach are left out."""
+    both, _ = _both(a, b)
+    terms, found = directed_terms(both[0], both[1], draws.log_proposal)[0].mean(axis=1), []
+    for first, beyond in pairwise((*DEPTHS, np.inf)):
+        inside = (draws.depth >= first) & (draws.depth < beyond)
+        texts, n = np.unique(draws.text[inside], return_counts=True)
+        if len(texts) < 2:
+            continue
+        nats: Floats = np.bincount(draws.text[inside], terms[inside])[texts].astype(np.float64)
+        clusters = cluster_codes(documents, texts)
+        value, error = ratio_of_sums(nats, n.astype(np.float64), clusters)
+        kl = Estimate.positive(value, error, len(texts), n_documents=n_clusters(clusters), unit="nats/token")
+        found.append(DepthKL(int(first), int(draws.depth[inside].max()), int(inside.sum()), kl))
+    return tuple(found)
 
 
 def _unknown(n_texts: int) -> SampledKL:

@@ -14,6 +14,7 @@ from klscale.inputs.texts import TextSet
 from klscale.science.drawn import DrawnKL
 from klscale.science.estimates import Estimate, format_estimate
 from klscale.science.reported import WHOLE_TEXTS, ReportedKL
+from klscale.science.sampled_tokens import DepthKL
 from klscale.show import cautions, next_tokens, sentences, sizes
 from klscale.show import precision as looks
 from klscale.show.cautions import Around, Measured
@@ -54,6 +55,7 @@ class Compared:
     warnings: list[str]
     others: Callable[[], list[Beside]]
     sizes: tuple[Size | None, Size | None]
+    by_depth: tuple[DepthKL, ...] = ()
     precise: SequentialComparison | None = None
     drawn: FromAuthor | None = None
 
@@ -162,6 +164,12 @@ COMPARED = (
     *within([replace(column, title="") for column in DRAWN if column.key], lambda it: it.drawn),
     Column("setting", "The setting of the scale that this pair is of; null: none."),
     Column("placed", "Where the KL lies on the scale of these texts, in words; null: there is none."),
+    Column(
+        "by_depth",
+        "KL by depth of context, where one of the two reads a quantized cache.",
+        within=next_tokens.BY_DEPTH,
+        many=True,
+    ),
     estimate("bits_per_byte_a", "How well a predicts the texts; less is better.", value=lambda it: it.of_a),
     estimate("bits_per_byte_b", "The same of b.", value=lambda it: it.of_b),
     estimate(
@@ -211,6 +219,7 @@ def rows(
             cautions.warnings(found, vectors.texts),
             lambda: beside(alike(), a, b),
             (vectors.size(a), vectors.size(b)),
+            next_tokens.by_depth(vectors, a, b),
             precise,
             next((FromAuthor(*way, drawn[way]) for way in ((a, b), (b, a)) if way in drawn), None),
         )

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from klscale.inputs.references import CACHES
 from klscale.science.estimates import Estimate, format_estimate
 from klscale.science.reported import ReportedKL
-from klscale.science.sampled_tokens import SampledKL
-from klscale.show.columns import Column, number, table
+from klscale.science.sampled_tokens import DepthKL, SampledKL
+from klscale.show.columns import Column, estimate, number, table
 from klscale.show.terminal import out, plain
 from klscale.vectors.vectors import Vectors
 
@@ -49,10 +50,36 @@ COLUMNS = (
 """Of a `Variant`, for the terminal alone."""
 
 
+BY_DEPTH = (
+    Column("first", "Scored tokens of its text before a position, at least.", "tokens"),
+    Column("last", "The same, at most.", "tokens"),
+    Column("n_positions", "Positions of such a depth."),
+    estimate("kl", "KL(a‖b) of next tokens, mean over these positions.", "nats/token"),
+)
+"""Of a `DepthKL`."""
+DEEP = (
+    Column("", title="model", cell=lambda it: plain(it[0]), words=True),
+    Column("", title="tokens before", cell=lambda it: f"{it[1].first:,} to {it[1].last:,}"),
+    Column("", title="positions", cell=lambda it: f"{it[1].n_positions:,}"),
+    Column("", title="KL, nats/token ± SE", cell=lambda it: number(it[1].kl)),
+)
+"""Of a model's name and a `DepthKL`, for the terminal alone."""
+
+
+def by_depth(vectors: Vectors, a: str, b: str) -> tuple[DepthKL, ...]:
+    """KL by depth of context where one of two models reads a quantized cache; nothing for others."""
+    kinds = {vectors.models[vectors.position(name)].quantization for name in (a, b)}
+    return vectors.kl_by_depth(a, b) if kinds & {*CACHES} and vectors.has_sampled_tokens(a, b) else ()
+
+
 def print_variants(vectors: Vectors, pairs: Mapping[tuple[str, str], ReportedKL]) -> None:
-    """A table for each model that has quantized variants among these pairs; nothing where none has."""
+    """A table for each model that has quantized variants among these pairs; nothing where none has. For those with a
+    quantized cache KL by depth too."""
     found = variants(vectors, pairs)
     for base, its_variants in found.items():
         out.print(table(COLUMNS, its_variants, f"\nNext tokens of quantized variants, from {plain(base)}"))
+        deep = [(one.name, depth) for one in its_variants for depth in by_depth(vectors, base, one.name)]
+        if deep:
+            out.print(table(DEEP, deep, f"\nKL by depth of context, from {plain(base)}"))
     if found:
         out.print(EXACT, style="dim")

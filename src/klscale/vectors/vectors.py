@@ -27,7 +27,15 @@ from klscale.science.drawn import LOG_RATIOS, DrawnKL, log_ratio_kl
 from klscale.science.estimates import Estimate
 from klscale.science.kl import KLMatrix, bits_per_byte, coordinates, kl_difference, kl_matrix, shift_cosine
 from klscale.science.reported import SAMPLED_TOKENS, SPANS, WHOLE_TEXTS, ReportedKL
-from klscale.science.sampled_tokens import Draws, SampledKL, SampledKLMatrix, sampled_kl, sampled_kl_matrix
+from klscale.science.sampled_tokens import (
+    DepthKL,
+    Draws,
+    SampledKL,
+    SampledKLMatrix,
+    kl_by_depth,
+    sampled_kl,
+    sampled_kl_matrix,
+)
 from klscale.science.spans import (
     SpanChanges,
     SpanKL,
@@ -436,6 +444,13 @@ class Vectors:
         (p, q), (p_top, q_top) = found.log_probability, found.top
         return sampled_kl(p, q, found.draws, top=(p_top, q_top), documents=self.texts.document)
 
+    def kl_by_depth(self, a: str | ModelRef, b: str | ModelRef) -> tuple[DepthKL, ...]:
+        """KL(a, b) of next tokens in nats per token, by how many scored tokens of its text come before a position.
+        Exact in expectation. Raises as `sampled_kl` does."""
+        found = self.subset([a, b])._sampled_together(lambda row: row.kept)
+        p, q = found.log_probability
+        return kl_by_depth(p, q, found.draws, documents=self.texts.document)
+
     def sampled_kl_matrix(self) -> SampledKLMatrix:
         """The same KL between all pairs of models, from the texts for which all have the same draws. Raises as
         `sampled_kl` does."""
@@ -486,8 +501,8 @@ class Vectors:
             return None
         found = self._sampled_together(lambda row: row.kept)
         text = found.draws.text
-        place = np.arange(len(text)) - np.repeat(found.draws.starts[:-1], np.diff(found.draws.starts))
-        drawn = place >= np.asarray(prompt, dtype=np.int64)[text] - 1  # the first position is that of the second token
+        # The first position is that of the second token.
+        drawn = found.draws.depth >= np.asarray(prompt, dtype=np.int64)[text] - 1
         draws = Draws(found.draws.log_proposal[drawn], text[drawn], drawn_bytes)
         a, b = (values[drawn] for values in found.log_probability)
         kl = sampled_kl(a, b, draws, documents=self.texts.document)

@@ -23,6 +23,7 @@ from klscale.errors import KlscaleError
 from klscale.science.arrays import Floats, Integers
 from klscale.sources.source import within_window
 from klscale.sources.tokens import Segment, Tokens, segments_of
+from klscale.sources.transformers.cache import cache_of, require_cache
 from klscale.sources.transformers.head import OutputHead, candidate_heads, in_float64, widened
 from klscale.sources.transformers.load import LoadedModel
 from klscale.sources.transformers.placement import device_of
@@ -336,7 +337,7 @@ class Engine:
 
         handle = self.model.get_output_embeddings().register_forward_pre_hook(stop, with_kwargs=True)
         try:
-            self.model(input_ids=inputs, use_cache=False)
+            self._forward(inputs)
         except _ReachedHeadError as reached:
             return reached.hidden
         finally:
@@ -350,7 +351,14 @@ class Engine:
 
     def _own_logits(self, ids: Tensor) -> Tensor:
         """The model's own full logits (n - 1, V) after tokens 1 to n - 1 of one text `ids` (n,)."""
-        return widened(self.model(input_ids=ids[None], use_cache=False).logits[0, :-1])
+        return widened(self._forward(ids[None]).logits[0, :-1])
+
+    def _forward(self, inputs: Tensor) -> Any:
+        """What the model returns for ids (batch, tokens)."""
+        if self.loaded.cache_bits is None:
+            return self.model(input_ids=inputs, use_cache=False)
+        cache = cache_of(self.model, self.loaded.cache_bits)
+        return self.model(input_ids=inputs, past_key_values=cache, use_cache=True)
 
     def next_token_logits(self, packed: Packed) -> Callable[[slice], Tensor]:
         """Runs a batch; what is returned gives the logits (t, V) of any t of its scored tokens. The head is found."""
@@ -372,6 +380,8 @@ class Engine:
             return
         found = tokens.of(part.text)[part.start : part.stop][:CHECKED].astype(np.int64)  # their logits are few
         ids = torch.from_numpy(np.resize(found, max(len(found), 8))).to(self.device)
+        if self.loaded.cache_bits is not None:
+            require_cache(self.model, ids, self.loaded.ref)
         own = self._from_own_logits(ids)
         heads = self._candidate_heads()
         if heads:

@@ -15,7 +15,7 @@ import torch
 
 from klscale.errors import InputError, KlscaleError
 from klscale.inputs.attributes import attributes_of
-from klscale.inputs.references import KERNELS, WEIGHTS_ONLY, ModelRef
+from klscale.inputs.references import CACHES, KERNELS, WEIGHTS_ONLY, ModelRef
 from klscale.sources.quiet import quiet_transformers
 from klscale.sources.transformers import packed, quantization
 from klscale.sources.transformers.adapters import require_peft, with_adapter
@@ -55,6 +55,8 @@ class LoadedModel:
     """Keys and tensors of a GGUF file that transformers leaves out."""
     size: Size | None = None
     """How large its weights are; None where that is not known."""
+    cache_bits: int | None = None
+    """Bits of the keys and values of attention; None as they are."""
     offload: tempfile.TemporaryDirectory[str] | None = None
     """For a model larger than memory, whose layers each forward pass reads again: a folder with layers that are not in
     its own files. It is deleted with the model."""
@@ -102,7 +104,7 @@ def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading
                 applied += set_tokenizer(tokenizer, file)
             what = f"{base.ref} cannot be loaded as a causal language model."
             placement, folder = placement_of(config, ref, device, alone)
-            if placement and (resolved.base or ref.quantization or codes):
+            if placement and (resolved.base or codes or ref.quantization in (*WEIGHTS_ONLY, *KERNELS)):
                 done = "dequantized" if codes else "quantized" if ref.quantization else "merged with the adapter"
                 raise KlscaleError(
                     f"{base.ref} does not fit into memory, so that it cannot be {done}.",
@@ -158,6 +160,8 @@ def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading
         quantized = quantization.loaded_so(model, ref, saved_so)
     if quantized is not None:
         known["quantization"] = quantized.kind
+    if ref.quantization in CACHES:
+        known["quantization"] = ref.quantization if quantized is None else f"{quantized.kind} {ref.quantization}"
     attributes = attributes_of(ref, known)
     if file is not None:
         size: Size | None = size_of_gguf(file.tensors, file.n_bytes, file_of(base))
@@ -165,7 +169,7 @@ def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading
         size = size_of(model, weight_files(base), saved, quantized)
     return LoadedModel(
         ref, model, tokenizer, window_of(config), attributes, quantized, unused, tokenizer_read, tuple(applied), size,
-        folder,
+        CACHES.get(ref.quantization or ""), folder,
     )  # fmt: skip
 
 
@@ -210,7 +214,7 @@ def _refuse_kernels(config: Any, ref: ModelRef) -> None:
 def _refuse_quantized(config: Any, resolved: ResolvedModel) -> None:
     """What is quantized is not quantized once more; and an adapter is not merged into what runs through a kernel."""
     ref, saved_so = resolved.ref, getattr(config, "quantization_config", None) is not None
-    if ref.quantization and (saved_so or ref.file):
+    if ref.quantization in (*WEIGHTS_ONLY, *KERNELS) and (saved_so or ref.file):
         raise InputError(
             f"{ref}: this model is quantized already.",
             "Its files hold quantized weights.",

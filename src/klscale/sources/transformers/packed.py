@@ -34,7 +34,7 @@ NVFP4_GROUP, MX_GROUP = 16, 32
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 
-class UnreadableError(Exception):
+class LayoutError(Exception):
     """Why a configuration or a weight is not as its format says."""
 
 
@@ -93,18 +93,18 @@ def read(what: str, files: Sequence[Path], config: Any) -> Packed:
     try:
         layout = LAYOUTS[method](told)
         if not files or any(path.suffix != ".safetensors" for path in files):
-            raise UnreadableError("Codes are read from safetensors, and this model has none.")
+            raise LayoutError("Codes are read from safetensors, and this model has none.")
         modules: defaultdict[str, dict[str, Stored]] = defaultdict(dict)
         for stored in _stored(files):
             module, _, part = stored.name.rpartition(".")
             modules[module][part] = stored
-    except UnreadableError as error:
+    except LayoutError as error:
         raise _refusal(what, method, "", str(error)) from error
     tensors, weights, left_out, n_bytes = dict[str, Stored | Weight](), dict[str, Weight](), list[str](), 0
     for module, parts in modules.items():
         try:
             weight = layout.weight(parts)
-        except UnreadableError as error:
+        except LayoutError as error:
             raise _refusal(what, method, module, str(error)) from error
         taken = layout.parts if weight is not None else ()
         for part, stored in parts.items():
@@ -143,7 +143,7 @@ def _stored(files: Sequence[Path]) -> list[Stored]:
         for name in file.keys():  # noqa: SIM118 (the file is no mapping)
             part = file.get_slice(name)
             if part.get_dtype() not in ITEM_BYTES:
-                raise UnreadableError(f"{name} holds {part.get_dtype()}, which is unknown here.")
+                raise LayoutError(f"{name} holds {part.get_dtype()}, which is unknown here.")
             found.append(Stored(name, tuple(part.get_shape()), part.get_dtype(), file))
     return found
 
@@ -153,7 +153,7 @@ def _stored(files: Sequence[Path]) -> list[Stored]:
 
 def _need(condition: object, why: str) -> None:
     if not condition:
-        raise UnreadableError(why)
+        raise LayoutError(why)
 
 
 def _setting(told: Mapping[str, Any], key: str, default: Any, allowed: Callable[[Any], bool]) -> Any:
@@ -230,7 +230,7 @@ class Layout:
         raise NotImplementedError
 
     def weight(self, parts: Mapping[str, Stored]) -> Weight | None:
-        """The weight of a module with these tensors; None where it has no codes. Raises UnreadableError."""
+        """The weight of a module with these tensors; None where it has no codes. Raises LayoutError."""
         raise NotImplementedError
 
     def kind(self, types: Sequence[str]) -> str:
@@ -507,7 +507,7 @@ def _spread(
     for block in blocks:
         if there == tuple(map(math.ceil, np.divide(shape, block))):
             return "x".join(map(str, block)), partial(_in_blocks, shape=shape, block=block)
-    raise UnreadableError(f"{part} is {there} for a weight of {shape}: no group of config.json fits.")
+    raise LayoutError(f"{part} is {there} for a weight of {shape}: no group of config.json fits.")
 
 
 def _in_blocks(held: Tensor, shape: tuple[int, int], block: tuple[int, int]) -> Tensor:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from klscale.errors import KlscaleError
-from klscale.inputs.references import KERNELS, ModelRef
+from klscale.inputs.references import CACHES, KERNELS, ModelRef
 
 BLOCK, GROUP = 64, 32
 """Weights that share a scale: of bitsandbytes' 4-bit types (its default), and of torchao's int4."""
@@ -55,7 +55,7 @@ class Quantization:
 
 def require(ref: ModelRef) -> None:
     """Raises KlscaleError where the library that a quantized model needs is not here."""
-    if ref.quantization:
+    if ref.quantization and ref.quantization not in CACHES:
         require_kind(ref.quantization, str(ref))
     elif ref.file:
         _library("gguf", str(ref))

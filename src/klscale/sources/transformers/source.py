@@ -39,6 +39,7 @@ from klscale.sources.source import (
 )
 from klscale.sources.tokens import Tokens
 from klscale.sources.transformers import load, next_token
+from klscale.sources.transformers.cache import GROUP
 from klscale.sources.transformers.changes import Bench, modules_of
 from klscale.sources.transformers.downloads import Downloads, is_at_hand, to_fetch
 from klscale.sources.transformers.engine import Engine
@@ -155,6 +156,7 @@ class TransformersReader(Reader):
             "batch_tokens": engine.batch_tokens,
             "head": "own logits" if engine.own_logits else "tiles",
             "quantized": asdict(loaded.quantization) if loaded.quantization else None,
+            "cache": {"bits": loaded.cache_bits, "group": GROUP} if loaded.cache_bits else None,
             "size": asdict(loaded.size) if loaded.size else None,
             "unused_tensors": list(loaded.unused_tensors),
             "applied": list(loaded.applied),

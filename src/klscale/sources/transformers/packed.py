@@ -188,25 +188,31 @@ def _group_of(stored: Stored, n_groups: int, width: int) -> Tensor:
 # -------------------------------------------------------------------------------------------------------------- codes
 
 
-def unpack(words: Tensor, bits: int, dim: int) -> Tensor:
-    """Codes of so many bits, packed along `dim` into 32-bit words without gaps, the lowest bits first."""
-    words = words.to(torch.int32).movedim(dim, -1)
-    period = math.lcm(bits, 32) // 32
-    words = words.reshape(*words.shape[:-1], -1, period)
-    codes = []
-    for start in range(0, 32 * period, bits):
-        word, shift = divmod(start, 32)
-        code = words[..., word] >> shift
-        if shift + bits > 32:  # it goes on in the next word; bits that the sign filled are masked first
-            code = (code & (2 ** (32 - shift) - 1)) | (words[..., word + 1] << (32 - shift))
-        codes.append(code & (2**bits - 1))
-    return torch.stack(codes, dim=-1).flatten(-2).movedim(-1, dim)
+def unpack(words: Tensor, bits: int) -> Tensor:
+    """Codes (rows, n) of so many bits, packed along each row of 32-bit words (rows, w) without gaps, the lowest bits
+    first."""
+    n_bytes = math.lcm(bits, 8) // 8  # that hold whole codes
+    held = words.contiguous().view(torch.uint8).reshape(len(words), -1, n_bytes)
+    if bits == 8:
+        return held[..., 0]
+    whole = held[..., 0] if n_bytes == 1 else sum(held[..., n].int() << (8 * n) for n in range(n_bytes))
+    codes = [((whole >> shift) & (2**bits - 1)).to(torch.uint8) for shift in range(0, 8 * n_bytes, bits)]
+    return torch.stack(codes, dim=-1).flatten(1)
+
+
+def _scaled(codes: Tensor, zeros: Tensor | None, scales: Tensor, spread: Callable[[Tensor], Tensor]) -> Tensor:
+    """(code - zero point) * scale (outputs, inputs) in float32; `spread` gives each weight its zero point and scale."""
+    weight = codes.float()
+    if zeros is not None:
+        weight -= spread(zeros.float())
+    weight *= spread(scales.float())
+    return weight
 
 
 def _e2m1(packed: Tensor) -> Tensor:
     """4-bit floats (rows, 2 * columns), two a byte, the lower half first."""
-    codes = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2).long()
-    return torch.tensor((*E2M1, *(-value for value in E2M1)))[codes]
+    codes = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2)
+    return torch.tensor((*E2M1, *(-value for value in E2M1))).index_select(0, codes.flatten().int()).view(codes.shape)
 
 
 def _power_of_two(codes: Tensor) -> Tensor:
@@ -278,14 +284,14 @@ class Gptq(Layout):
             zeros = parts["qzeros"].read()
             if self.less_one and bits != 3:  # a word at a time: a zero point of 0 borrows from its neighbour
                 zeros = (zeros.long() + sum(1 << shift for shift in range(0, 32, bits))).to(torch.int32)
-            zeros = unpack(zeros, bits, 1)
+            zeros = unpack(zeros, bits)
             if self.less_one and bits == 3:
                 zeros = (zeros + 1) & 7
             group = torch.arange(inputs) // size
             if "g_idx" in parts:
                 group = _group_of(parts["g_idx"], n_groups, inputs)
-            codes = unpack(parts["qweight"].read(), bits, 0) - zeros[group]
-            return (codes * parts["scales"].read().float()[group]).T.contiguous()
+            codes = unpack(parts["qweight"].read().T, bits)
+            return _scaled(codes, zeros.T, parts["scales"].read().T, lambda held: held[:, group])
 
         return Weight((outputs, inputs), f"int{bits}", _size(size, inputs), decode)
 
@@ -317,12 +323,12 @@ class Awq(Layout):
         _shape(parts, "qzeros", (n_groups, n_words))
 
         def columns(part: str) -> Tensor:
-            codes = unpack(parts[part].read(), 4, 1)
-            return codes.reshape(len(codes), -1, 8)[:, :, list(AWQ_ORDER)].flatten(1)
+            codes = unpack(parts[part].read(), 4)
+            return codes.reshape(len(codes), -1, 8)[:, :, list(AWQ_ORDER)].flatten(1).T.contiguous()
 
         def decode() -> Tensor:
-            codes = columns("qweight") - columns("qzeros").repeat_interleave(size, 0)
-            return (codes * parts["scales"].read().float().repeat_interleave(size, 0)).T.contiguous()
+            scales = parts["scales"].read().T
+            return _scaled(columns("qweight"), columns("qzeros"), scales, lambda held: held.repeat_interleave(size, 1))
 
         return Weight((outputs, inputs), "int4", _size(size, inputs), decode)
 
@@ -397,11 +403,10 @@ class CompressedTensors(Layout):
             _shape(parts, "weight_zero_point", (math.ceil(outputs * bits / 32), n_groups))
 
         def decode() -> Tensor:
-            codes = unpack(parts["weight_packed"].read(), bits, 1)[:, :inputs]
-            zeros = torch.tensor(2 ** (bits - 1))  # codes are stored from 0 on
-            if zero_point is not None:
-                zeros = spread(unpack(zero_point.read(), bits, 0)[:outputs])
-            return (codes - zeros) * spread(parts["weight_scale"].read().float())
+            codes, scales = unpack(parts["weight_packed"].read(), bits)[:, :inputs], parts["weight_scale"].read()
+            if zero_point is None:
+                return _scaled(codes.short() - 2 ** (bits - 1), None, scales, spread)  # codes are stored from 0 on
+            return _scaled(codes, unpack(zero_point.read().T, bits)[:, :outputs].T, scales, spread)
 
         return Weight((outputs, inputs), f"int{bits}", group, decode)
 
@@ -414,10 +419,8 @@ class CompressedTensors(Layout):
             _shape(parts, "weight_zero_point", parts["weight_scale"].shape)
 
         def decode() -> Tensor:
-            codes = parts["weight"].read().float()
-            if zero_point is not None:
-                codes = codes - spread(zero_point.read().float())
-            return codes * spread(parts["weight_scale"].read().float())
+            zeros = None if zero_point is None else zero_point.read()
+            return _scaled(parts["weight"].read(), zeros, parts["weight_scale"].read(), spread)
 
         return Weight((outputs, inputs), "int8" if parts["weight"].dtype == "I8" else "fp8", group, decode)
 
@@ -441,7 +444,8 @@ class CompressedTensors(Layout):
         def decode() -> Tensor:
             scale = parts["weight_scale"].read()
             scale = scale.float() / parts["weight_global_scale"].read().float() if nvidia else _power_of_two(scale)
-            return _e2m1(parts["weight_packed"].read()) * scale.repeat_interleave(size, 1)
+            codes = _e2m1(parts["weight_packed"].read())
+            return _scaled(codes, None, scale, lambda held: held.repeat_interleave(size, 1))
 
         return Weight((outputs, inputs), "nvfp4" if nvidia else "mxfp4", str(size), decode)
 
@@ -476,8 +480,8 @@ class Fp8(Layout):
 
         def decode() -> Tensor:
             scales = scale.read()
-            scales = _power_of_two(scales) if scales.element_size() == 1 else scales.float()
-            return parts["weight"].read().float() * spread(scales)
+            scales = _power_of_two(scales) if scales.element_size() == 1 else scales
+            return _scaled(parts["weight"].read(), None, scales, spread)
 
         return Weight(shape, "fp8", group, decode)
 

@@ -76,6 +76,10 @@ def fp8(block, method="fp8"):
     return make, {"quant_method": method, "activation_scheme": "dynamic", "weight_block_size": size}, method, "fp8"
 
 
+def auto_round(saved_as):
+    return {"quant_method": "auto-round", "bits": 4, "group_size": 32, "sym": True, "packing_format": saved_as}
+
+
 FORMATS = {
     "gptq": gptq(4, 32),
     "gptq, 2 bits, act-order": gptq(2, 32, order=True),
@@ -84,6 +88,9 @@ FORMATS = {
     "gptq v2, act-order": gptq(4, 16, version=2, order=True),
     "gptq v2, 3 bits": gptq(3, 32, version=2),
     "awq": (partial(packing.awq, group=32), AWQ, "awq-4bit", "int4"),
+    "auto-round": (gptq(4, 32)[0], auto_round("auto_round:auto_gptq"), "auto-round-4bit", "int4"),
+    "auto-round, gptq v2": (gptq(4, 32, version=2)[0], auto_round("auto_round"), "auto-round-4bit", "int4"),
+    "auto-round, awq": (partial(packing.awq, group=32), auto_round("auto_round:auto_awq"), "auto-round-4bit", "int4"),
     "compressed-tensors, int4": integers(4, 32, True),
     "compressed-tensors, int4, asymmetric": integers(4, 32, False),
     "compressed-tensors, int8 by row": integers(8, -1, True),
@@ -288,6 +295,8 @@ def test_files_that_contradict_their_format_are_refused(name, change, message, m
         ("gptq", {"group_size": 48}, "in groups of 48"),
         ("gptq", {"checkpoint_format": "marlin"}, "packed as 'marlin'"),
         ("awq", {"version": "gemv"}, "packed as 'gemv'"),
+        ("auto-round", {"packing_format": ["auto_round"]}, "packed as "),
+        ("auto-round", {"packing_format": "auto_round:llm_compressor"}, "packed as 'auto_round:llm_compressor'"),
         ("compressed-tensors, int4", {"config_groups": {}}, "no config_groups"),
         ("compressed-tensors, int4", {"config_groups": {"W4A16": ["Linear"]}}, "preset"),
         ("compressed-tensors, int4", {"format": "marlin-24"}, "packed as 'marlin-24'"),

@@ -1,7 +1,7 @@
 """Weights that quantizers publish as codes, read from safetensors as the numbers that the codes stand for.
 
-GPTQ (GPTQModel's `gptq` and `gptq_v2`), AWQ (AutoAWQ's `gemm`), compressed-tensors, and FP8 with block scales. A code
-is an integer or a small float, and a weight is (code - zero point) * scale in float32. Shapes, dtypes and the
+GPTQ (GPTQModel's `gptq` and `gptq_v2`), AWQ (AutoAWQ's `gemm`), AutoRound, compressed-tensors, and FP8 in blocks.
+A code is an integer or a small float, and a weight is (code - zero point) * scale in float32. Shapes, dtypes and the
 configuration are checked against each other before anything is read. Every tensor of the files is used, or named in an
 error or among `left_out`.
 """
@@ -250,6 +250,7 @@ class Gptq(Layout):
     parts = ("qweight", "qzeros", "scales", "g_idx")
 
     def __init__(self, told: Mapping[str, Any]) -> None:
+        self.name = str(told["quant_method"])
         self.bits = _setting(told, "bits", 4, lambda bits: bits in (2, 3, 4, 8))
         self.group = _setting(told, "group_size", -1, lambda size: size == -1 or 0 < size < 2**31)
         self.by_module = bool(told.get("dynamic"))  # other settings for some modules, which their shapes tell
@@ -260,7 +261,7 @@ class Gptq(Layout):
             _need(not told.get(key), f"config.json sets {key}, which is not read.")
 
     def kind(self, types: Sequence[str]) -> str:
-        return f"gptq-{self.bits}bit"
+        return f"{self.name}-{self.bits}bit"
 
     def weight(self, parts: Mapping[str, Stored]) -> Weight | None:
         if "qweight" not in parts:
@@ -303,13 +304,14 @@ class Awq(Layout):
     parts = ("qweight", "qzeros", "scales")
 
     def __init__(self, told: Mapping[str, Any]) -> None:
+        self.name = str(told["quant_method"])
         _setting(told, "bits", 4, lambda bits: bits == 4)
         self.group = _setting(told, "group_size", 128, lambda size: size == -1 or 0 < size < 2**31)
         saved = told.get("version") or told.get("format") or told.get("checkpoint_format") or "gemm"
         _need(str(saved).lower() == "gemm", f"It is packed as {saved!r:.40}; gemm is read.")
 
     def kind(self, types: Sequence[str]) -> str:
-        return "awq-4bit"
+        return f"{self.name}-4bit"
 
     def weight(self, parts: Mapping[str, Stored]) -> Weight | None:
         if "qweight" not in parts:
@@ -331,6 +333,19 @@ class Awq(Layout):
             return _scaled(columns("qweight"), columns("qzeros"), scales, lambda held: held.repeat_interleave(size, 1))
 
         return Weight((outputs, inputs), "int4", _size(size, inputs), decode)
+
+
+def auto_round(told: Mapping[str, Any]) -> Layout:
+    """AutoRound packs as GPTQ or AWQ do."""
+    saved = told.get("packing_format")
+    formats = {"auto_round:auto_gptq": "gptq", "auto_round": "gptq_v2", "auto_round:gptqmodel": "gptq_v2"}
+    known = isinstance(saved, str) and saved in (*formats, "auto_round:auto_awq")
+    _need(known, f"It is packed as {saved!r:.40}; these are read: {', '.join(formats)}, auto_round:auto_awq.")
+    about = {**told, "dynamic": told.get("extra_config")}
+    layout = Gptq({**about, "checkpoint_format": formats[saved]}) if saved in formats else Awq({**about, "version": ""})
+    if isinstance(bits := told.get("act_bits"), int) and bits < 16:
+        layout.not_applied = ("activations",)
+    return layout
 
 
 class CompressedTensors(Layout):
@@ -530,9 +545,10 @@ def _size(size: int, inputs: int) -> str:
     return "row" if size == inputs else str(size)
 
 
-LAYOUTS: dict[str, type[Layout]] = {
+LAYOUTS: dict[str, Callable[[Mapping[str, Any]], Layout]] = {
     "gptq": Gptq,
     "awq": Awq,
+    "auto-round": auto_round,
     "compressed-tensors": CompressedTensors,
     "fp8": Fp8,
     "mxfp8": Fp8,

@@ -304,7 +304,6 @@ def loaded_so(model: Any, ref: ModelRef, saved_so: Any = None) -> Quantization |
 READ_BY_TRANSFORMERS = ("mxfp4", "bitsandbytes", "torchao")
 NEEDS = {
     "aqlm": "the package aqlm",
-    "auto-round": "the package auto-round",
     "bitnet": "layers of its own, which transformers runs",
     "eetq": "the package kernels and a GPU",
     "fbgemm_fp8": "the package fbgemm-gpu and a GPU",

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import packing
 from klscale.errors import InputError, KlscaleError
 from klscale.inputs.references import ModelRef
+from klscale.sources.transformers import packed as formats
 from klscale.sources.transformers.files import resolve
 from klscale.sources.transformers.load import load
 
@@ -341,3 +342,53 @@ def test_a_packed_model_is_not_quantized_again(make_model):
     packed(directory, *FORMATS["awq"][:2])
     with pytest.raises(InputError, match="quantized already"):
         read(directory, quantization="nf4")
+
+
+@pytest.mark.parametrize(
+    "name", ["gptq", "awq", "auto-round", "compressed-tensors, int4", "compressed-tensors, nvfp4", "fp8"]
+)
+def test_broken_settings_and_tensors_end_in_an_error_that_names_them(name, tmp_path):
+    """Any JSON in the place of any setting, any tensor in the place of another: read, or refused by a KlscaleError."""
+    from hypothesis import HealthCheck, given, settings
+    from hypothesis import strategies as some
+
+    make, config, *_ = FORMATS[name]
+    parts, expected = make(np.random.default_rng(0), (32, 64))
+    json_values = some.recursive(
+        some.none() | some.booleans() | some.integers() | some.floats() | some.text(max_size=5),
+        lambda inner: some.lists(inner, max_size=3) | some.dictionaries(some.text(max_size=5), inner, max_size=3),
+        max_leaves=5,
+    )
+    dtypes = [torch.int32, torch.int8, torch.uint8, torch.float16, torch.float32, torch.int64, torch.float8_e4m3fn]
+    tensors = some.builds(
+        lambda shape, dtype: torch.ones(shape).to(dtype),
+        some.lists(some.integers(0, 9), max_size=3),
+        some.sampled_from(dtypes),
+    )
+    file, n_read = tmp_path / "model.safetensors", 0
+
+    @settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=[*HealthCheck])
+    @given(some.data())
+    def attack(data):
+        nonlocal n_read
+        told, held = json.loads(json.dumps(config)), dict(parts)
+        table = told
+        while isinstance(nested := table.get("config_groups", table.get("group_0", table.get("weights"))), dict):
+            if data.draw(some.booleans()):
+                break
+            table = nested
+        if (key := data.draw(some.sampled_from([*table, "new"]))) != "quant_method" and data.draw(some.booleans()):
+            table[key] = data.draw(json_values)
+        elif part := data.draw(some.sampled_from([*held])):
+            held[part] = data.draw(tensors)
+        save_file({f"layer.{part}": tensor for part, tensor in held.items()}, file)
+        try:
+            found = formats.read("m", [file], told)
+            weight = found.tensors["layer.weight"][...]
+        except (KlscaleError, formats.LayoutError):
+            return
+        n_read += 1
+        assert weight.shape[1] * weight.shape[0] <= expected.size * 64
+
+    attack()
+    assert n_read > 0

@@ -407,6 +407,17 @@ def test_a_paired_difference_by_spans_is_that_of_both_kls(compared):
     assert difference(first, second).value == pytest.approx(kls[0] - kls[1], rel=1e-5)
 
 
+def test_a_paired_difference_of_short_texts_is_by_whole_texts(tmp_path):
+    """Texts of one span tell nothing by spans."""
+    texts = TextSet.from_texts("short", [f"text {n}" for n in range(20)])
+    score(REFS, texts, Store(tmp_path / "store"))
+    vectors = Store(tmp_path / "store").vectors(texts)
+    assert all(row is not None for row in vectors.spans)
+    difference, estimator = vectors.paired_difference()
+    assert estimator == "whole texts"
+    assert difference((REFS[0], REFS[1]), (REFS[0], REFS[2])).standard_error > 0
+
+
 def test_a_scale_by_spans_places_spans(compared):
     """Two seeds of one family beside a pair that is neither: its spans are held against theirs, not its whole texts."""
     texts, store = compared

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -372,6 +373,9 @@ def test_equal_models_and_texts_too_few():
     assert math.isnan(same.drift_share.value)
     short = Spans(np.array([20, 20, 30]), np.arange(4))
     assert math.isnan(span_kl(np.ones(3), np.zeros(3), short).value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert math.isnan(span_kl_difference((np.ones(3), np.zeros(3)), (np.ones(3), np.ones(3)), short).value)
     assert np.isnan(span_kl_matrix(np.ones((2, 3)), short).value[0, 1])
 
 

@@ -309,9 +309,11 @@ def span_kl_difference(
     documents: Documents = None,
 ) -> Estimate:
     """KL(first pair) - KL(second pair) in bits per byte with a paired standard error, from the spans that all four
-    models have; `given` (4, N) as in `span_kl`."""
+    models have; `given` (4, N) as in `span_kl`. NaN for fewer than two texts of at least two spans."""
     values = np.stack([*first, *second])
     common = CommonSpans.of(values, spans, given)
+    if len(common.texts) < 2:
+        return Estimate.normal(math.nan, math.nan, len(common.texts))
     rows = common.log_likelihoods(values)
     V = common.variances(rows[[0, 2]] - rows[[1, 3]])
     clusters = cluster_codes(documents, common.texts)

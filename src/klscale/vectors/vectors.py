@@ -577,8 +577,9 @@ class Vectors:
         return kl_difference((a, b), (c, d), self.texts.bytes, clip=self.texts.clip, documents=self.texts.document)
 
     def paired_difference(self) -> tuple[Callable[[tuple[str, str], tuple[str, str]], Estimate], str]:
-        """`span_kl_difference` where all models have spans, else `kl_difference`; and the estimator that it is by."""
-        if all(row is not None for row in self._span_rows):
+        """`span_kl_difference` where all models have spans and the texts are not too short for them, else
+        `kl_difference`; and the estimator that it is by."""
+        if all(row is not None for row in self._span_rows) and (np.diff(self._text_spans.starts) > 1).sum() > 1:
             return self.span_kl_difference, SPANS
         return self.kl_difference, WHOLE_TEXTS
 

@@ -39,6 +39,7 @@ _EXPORTS = {
     "studies.verbs.compare": ("Comparison", "compare"),
     "studies.verbs.doctor": ("Checkup", "doctor"),
     "studies.verbs.draw": ("DrawnTexts", "draw_texts"),
+    "studies.verbs.kld": ("StoredKL", "kld"),
     "studies.verbs.layers": ("Layers", "layers"),
     "studies.verbs.map": ("StoreMap",),
     "studies.verbs.options": ("Options",),

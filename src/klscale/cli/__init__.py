@@ -75,6 +75,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "sensitivity": quantizing.sensitivity,
     "card": quantizing.card,
     "check-card": quantizing.check_card,
+    "kld": quantizing.kld,
     "trajectory": studies.trajectory,
     "kl": studies.kl,
     "scale": studies.scale,

@@ -46,6 +46,7 @@ ScoringOptions = Annotated[Options, _SCORING]
 RunOptions = Annotated[Options, (*_SCORING, "keep_downloads")]
 SweepOptions = Annotated[Options, (*_SCORING, "rescore", "keep_downloads")]
 MeasuringOptions = Annotated[Options, ("store", "texts", "device", "batch_tokens", "split_special_tokens")]
+DeviceOptions = Annotated[Options, ("device", "batch_tokens")]
 DrawOptions = Annotated[Options, ("store", "device", "batch_tokens", "split_special_tokens")]
 TwoTextsOptions = Annotated[Options, ("store", "device", "batch_tokens", "long_texts")]
 

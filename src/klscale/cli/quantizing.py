@@ -1,4 +1,4 @@
-"""Commands for those who quantize: sensitivity, card, check-card."""
+"""Commands for those who quantize: sensitivity, card, check-card, kld."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from klscale.cli.options import JsonOption, MeasuringOptions, ScoringOptions, SweepOptions, at_work
+from klscale.cli.options import DeviceOptions, JsonOption, MeasuringOptions, ScoringOptions, SweepOptions, at_work
 from klscale.cli.status import failure_status
 from klscale.errors import InputError
 from klscale.show.files import require_ending
@@ -133,3 +133,30 @@ def check_card(
     else:
         print_check(found)
     raise typer.Exit(int(not found.agrees))
+
+
+# --------------------------------------------------------------------------------------------------------------- kld
+
+
+def kld(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="What llama-perplexity keeps with --kl-divergence-base.")
+    ],
+    models: Annotated[list[str], typer.Argument(metavar="REF...", help="Models with the same token ids.")],
+    n_chunks: Annotated[
+        int | None, typer.Option("--chunks", min=2, metavar="N", help="The first N chunks alone. Default: all.")
+    ] = None,
+    *,
+    options: DeviceOptions,
+    as_json: JsonOption = False,
+) -> None:
+    """KL from a model whose log-probabilities llama.cpp has kept to others, with standard errors over chunks."""
+    from klscale.show.stored_logits import print_stored_kl, stored_kl_record
+    from klscale.studies.verbs.kld import kld
+
+    with at_work(options) as how:
+        found = kld(file, models, n_chunks=n_chunks, options=how)
+    if as_json:
+        print_json(stored_kl_record(found))
+    else:
+        print_stored_kl(found)

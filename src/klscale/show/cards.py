@@ -51,7 +51,7 @@ ALIKE = 1e-6
 NEAR = 0.25
 """Standard errors by which a value may differ when the models are scored again."""
 TOKENS = "nats/token"
-_QUANTILES = {share: "median" if share == 0.5 else f"{100 * share:g} %" for share in QUANTILES}
+QUANTILE_NAMES = {share: "median" if share == 0.5 else f"{100 * share:g} %" for share in QUANTILES}
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ def _quantile(place: int) -> Column:
     def cell(row: _Row) -> str:
         return "" if row.it.exact is None else number(row.it.exact.quantiles[place])
 
-    return Column("", title=_QUANTILES[QUANTILES[place]], cell=cell, importance=int(QUANTILES[place] != 0.95))
+    return Column("", title=QUANTILE_NAMES[QUANTILES[place]], cell=cell,
+                  importance=int(QUANTILES[place] not in (0.9, 0.95)))  # fmt: skip
 
 
 _SHOWN_KL = ("kl", "standard_error", "estimator", "interval_low", "interval_high", "n_texts", "cautions")
@@ -88,7 +89,10 @@ EXACT = (
 MODEL = Column("model", "The model.", value=lambda row: row.it.name, title="model", words=True, importance=2)
 DISTANCE = (
     MODEL,
-    *within([column for column in KL_COLUMNS if column.key in _SHOWN_KL], lambda row: row.measured),
+    *within([
+            replace(column, importance=0) if column.key == "interval_low" else column
+            for column in KL_COLUMNS if column.key in _SHOWN_KL
+        ], lambda row: row.measured),
     estimate("bits_per_byte", "How well it predicts the texts; less is better.", value=lambda row: row.it.bits_per_byte,
              title="bits/byte ± SE"),
     estimate("bits_per_byte_difference", "That less the base's, paired: above 0, the base is better.",
@@ -107,7 +111,7 @@ NEXT_TOKENS = (
     *map(_quantile, range(len(QUANTILES))),
     Column("", title="largest", cell=lambda row: "" if row.it.exact is None else f"{row.it.exact.maximum:.3g}",
            importance=0),
-    Column("", title="same top token", cell=lambda row: _optional(row.it.same_top, percent=True)),
+    Column("", title="same top token", cell=lambda row: _optional(row.it.same_top, percent=True), importance=2),
 )  # fmt: skip
 """Of a `_Row`: single next tokens."""
 MEASURED = (
@@ -382,7 +386,7 @@ def _metrics(base: str, row: _Row) -> Iterator[dict[str, Any]]:
         yield metric("forward", f"KL from {base}, exact, next tokens", exact.forward)
         yield metric("mean", f"KL from {base}, single tokens, mean", exact.mean, n_tokens=exact.n_tokens)
         for share, found in zip(QUANTILES, exact.quantiles, strict=True):
-            yield metric(f"quantile_{100 * share:g}", f"KL from {base}, single tokens, {_QUANTILES[share]}", found)
+            yield metric(f"quantile_{100 * share:g}", f"KL from {base}, single tokens, {QUANTILE_NAMES[share]}", found)
         yield metric("same_top", f"same most probable token as {base}", exact.same_top)
     yield metric("bits_per_byte", "bits per byte", it.bits_per_byte)
     yield metric("bits_per_byte_difference", f"bits per byte less those of {base}", it.difference)

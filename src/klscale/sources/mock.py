@@ -289,6 +289,10 @@ class MockReader(Reader):
             left_out=0.0,
         )
 
+    def next_token_log_probabilities(self, tokens: Tokens, text: int, take: Callable[[int, Floats], None]) -> None:
+        ids = tokens.of(text)
+        take(0, self.chain.log_p[ids[tokens.before[text] - 1 : -1]])
+
     def sample(
         self,
         tokens: Tokens,

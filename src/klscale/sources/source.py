@@ -304,6 +304,12 @@ class Reader(ABC):
         """
         raise self.source.unsupported(self.ref, NEXT_TOKENS)
 
+    def next_token_log_probabilities(self, tokens: Tokens, text: int, take: Callable[[int, Floats], None]) -> None:
+        """Log-probabilities of the next token at each scored position of a text that fits the window, a few positions
+        at a time: `take` is given the first of these, counted among the scored ones, and (t, V) in nats; maybe twice
+        (capability NEXT_TOKENS)."""
+        raise self.source.unsupported(self.ref, NEXT_TOKENS)
+
     def sample(
         self,
         tokens: Tokens,

@@ -76,6 +76,25 @@ def compare_pairs(
     ]
 
 
+@torch.inference_mode()
+def read_log_probabilities(engine: Engine, tokens: Tokens, text: int, take: Callable[[int, Floats], None]) -> None:
+    """Log-probabilities (t, V) in nats at the scored positions of a text, a tile at a time, for `take`."""
+    part = Segment(text, 0, int(tokens.lengths[text]), int(tokens.before[text]))
+    engine.find_head(tokens, part)
+
+    def read(batch: Sequence[Segment]) -> int:
+        packed = Packed.of(tokens, batch, part.length, engine.device)
+        logits = engine.next_token_logits(packed)
+        size = max(1, TILE // logits(slice(1)).shape[1])
+        for start in range(0, len(packed.target), size):
+            tile = logits(slice(start, start + size)).cpu()  # what has no float64 (Apple's GPUs) hands it to the CPU
+            take(start, tile.double().log_softmax(dim=1).numpy())
+        return len(batch)
+
+    for _ in in_batches((engine,), [part], read):
+        pass
+
+
 def _read(
     engines: Sequence[Engine], pairs: Sequence[tuple[int, int]], tokens: Tokens, batch: Sequence[Segment]
 ) -> tuple[Integers, Floats]:

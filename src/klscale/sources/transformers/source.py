@@ -206,6 +206,9 @@ class TransformersReader(Reader):
     ) -> NextTokens:
         return next_token.compare_next_tokens(self.engine, other.engine, tokens, positions, advance)
 
+    def next_token_log_probabilities(self, tokens: Tokens, text: int, take: Callable[[int, Floats], None]) -> None:
+        next_token.read_log_probabilities(self.engine, tokens, text, take)
+
     def sample(
         self,
         tokens: Tokens,

@@ -139,9 +139,7 @@ def check_card(
 
 
 def kld(
-    file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="What llama-perplexity keeps with --kl-divergence-base.")
-    ],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Log-probabilities as llama-perplexity keeps them.")],
     models: Annotated[list[str], typer.Argument(metavar="REF...", help="Models with the same token ids.")],
     n_chunks: Annotated[
         int | None, typer.Option("--chunks", min=2, metavar="N", help="The first N chunks alone. Default: all.")

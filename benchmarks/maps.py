@@ -42,6 +42,7 @@ def synthetic(K: int, N: int, n_families: int = 20, n_directions: int = 30) -> V
         block[:] = common + centres[np.arange(start, start + len(block)) % n_families]
         block += generator.normal(size=(len(block), n_directions)) @ directions
         block += 5 * generator.normal(size=block.shape)
+        np.minimum(block, -1.0, out=block)  # log-likelihoods are at most 0
     names = [f"family-{k % n_families}/m{k}" for k in range(K)]
     texts = TextSet("benchmark", generator.integers(257, 1025, size=N), id="benchmark")
     return Vectors.from_arrays(L, names, texts)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import special
 
 from klscale.science.arrays import Documents, Floats, Integers
 
@@ -66,7 +66,7 @@ def critical_value(n_documents: int | Integers = 0, confidence: float = CONFIDEN
     """Two-sided quantile (default: 95 %): normal, or Student's t with G - 1 degrees of freedom for G > 0 clusters of
     texts."""
     freedom = np.where(np.asarray(n_documents) > 0, np.asarray(n_documents) - 1.0, np.inf)
-    return special.stdtrit(freedom, (1 + confidence) / 2)
+    return scipy.special.stdtrit(freedom, (1 + confidence) / 2)
 
 
 def log_interval(value: float | Floats, standard_error: float | Floats, critical: Any) -> tuple[Any, Any]:

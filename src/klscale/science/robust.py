@@ -14,7 +14,7 @@ import math
 from typing import Any
 
 import numpy as np
-from scipy import special
+import scipy
 
 from klscale.science.arrays import Floats
 
@@ -37,8 +37,8 @@ def trimmed_consistency(kept: Floats | float) -> Any:
 
     It is E[z**2; z**2 < q] / P(z**2 < q), where z**2 is chi-squared and q its quantile at `kept`.
     """
-    half_square: Any = special.gammaincinv(0.5, kept)
-    return special.gammainc(1.5, half_square) / kept
+    half_square: Any = scipy.special.gammaincinv(0.5, kept)
+    return scipy.special.gammainc(1.5, half_square) / kept
 
 
 def trimmed_variance(d: Floats, share: float = TRIMMED) -> tuple[Floats, Floats]:

@@ -23,8 +23,8 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import special
 
 from klscale.science.arrays import Documents, Floats, Integers
 from klscale.science.estimates import Estimate, cluster_codes, n_clusters
@@ -420,7 +420,7 @@ def draw_tokens(
             from_seen, power = part == 2, np.where(part == 1, 0.5, 1.0)
             best, own = np.full((2, n_rows, m), -np.inf)
             whole, whole_half = np.full((2, n_rows), -np.inf)
-        mass, half = special.logsumexp(logits, axis=1), special.logsumexp(logits / 2, axis=1)
+        mass, half = scipy.special.logsumexp(logits, axis=1), scipy.special.logsumexp(logits / 2, axis=1)
         whole, whole_half = np.logaddexp(whole, mass), np.logaddexp(whole_half, half)
         score = np.where(power == 1.0, mass[:, None], half[:, None]) + generator.gumbel(size=(n_rows, m))
         within = generator.random((n_rows, m))
@@ -435,4 +435,4 @@ def draw_tokens(
         own[rows, columns] = logits[rows, ids[rows, columns] - start]
         start += logits.shape[1]
     parts = np.stack([own - whole[:, None], own / 2 - whole_half[:, None], np.log(seen[ids])])
-    return ids.astype(np.int32), special.logsumexp(parts + shares[:, None, None], axis=0)
+    return ids.astype(np.int32), scipy.special.logsumexp(parts + shares[:, None, None], axis=0)

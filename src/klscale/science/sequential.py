@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 from typing import TypeVar
 
-from scipy import special
+import scipy
 
 from klscale.science.estimates import CONFIDENCE, log_interval
 from klscale.science.kl import KL
@@ -34,9 +34,9 @@ def anytime_critical_value(n_texts: float, planned: float, n_documents: int = 0)
     with several texts make the means at two numbers of texts more alike; this can only raise the coverage.
     """
     error = 1 - CONFIDENCE
-    x = n_texts / planned * (-float(special.lambertw(-(error**2) / math.e, -1).real) - 1)
+    x = n_texts / planned * (-float(scipy.special.lambertw(-(error**2) / math.e, -1).real) - 1)
     normal = math.sqrt((1 + 1 / x) * (math.log1p(x) - 2 * math.log(error)))
-    return float(special.stdtrit(n_documents - 1.0, float(special.ndtr(normal)))) if n_documents else normal
+    return float(scipy.special.stdtrit(n_documents - 1.0, float(scipy.special.ndtr(normal)))) if n_documents else normal
 
 
 def with_anytime_interval(kl: Reported, planned: float) -> Reported:

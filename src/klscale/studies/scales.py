@@ -18,10 +18,9 @@ from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
+import scipy
 import yaml
 from numpy.typing import NDArray
-from scipy import sparse, special
-from scipy.sparse import csgraph
 
 from klscale.errors import InputError
 from klscale.inputs.attributes import run_key, runs_of
@@ -587,8 +586,8 @@ def interval_over_models(value: Floats, models: Integers, *, seed: int = 0) -> t
     """
     models = np.unique(models, return_inverse=True)[1].reshape(-1, 2)
     n = int(models.max()) + 1
-    links = sparse.coo_array((np.ones(len(models)), (models[:, 0], models[:, 1])), shape=(n, n))
-    n_groups, group_of = csgraph.connected_components(links, directed=False)
+    links = scipy.sparse.coo_array((np.ones(len(models)), (models[:, 0], models[:, 1])), shape=(n, n))
+    n_groups, group_of = scipy.sparse.csgraph.connected_components(links, directed=False)
     if n_groups < FEWEST_GROUPS and n < FEWEST_MODELS:
         return None
     units = group_of[models].astype(np.int64) if n_groups >= FEWEST_GROUPS else models
@@ -613,7 +612,7 @@ def pair_draws(units: Integers, n: int, resamples: int, seed: int = 0) -> Intege
 def expanded_percentiles(resampled: Floats, n: int) -> tuple[float, float]:
     """95 % interval from the values in samples (R,) of n units: percentiles, widened like Student's t compared with the
     normal (Hesterberg, The American Statistician 69:371, 2015)."""
-    tail = special.ndtr(-math.sqrt(n / (n - 1)) * special.stdtrit(n - 1, (1 + CONFIDENCE) / 2))
+    tail = scipy.special.ndtr(-math.sqrt(n / (n - 1)) * scipy.special.stdtrit(n - 1, (1 + CONFIDENCE) / 2))
     low, high = np.quantile(resampled, [tail, 1 - tail])
     return float(low), float(high)
 

@@ -8,10 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from klscale.errors import InputError, nearest
@@ -51,6 +50,9 @@ from klscale.vectors.draws import SampledValues, TokenDraws
 from klscale.vectors.scores import GIVEN, LOWEST, Ragged, Values
 from klscale.vectors.scores import SPANS as SPANS_PART
 from klscale.vectors.sizes import SIZE, Size
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MOST_SAMPLED = 2**28
 """Log-probabilities of sampled tokens that are compared between all pairs at once: 1 GB."""
@@ -184,6 +186,8 @@ class Vectors:
     @cached_property
     def known(self) -> tuple[dict[str, Any], ...]:
         """The attributes that each model has, by name."""
+        import pandas as pd
+
         rows = self.attributes.to_dict("records")
         return tuple({str(key): value for key, value in row.items() if not pd.isna(value)} for row in rows)
 
@@ -218,6 +222,8 @@ class Vectors:
 
     def joined(self, others: Vectors) -> Vectors:
         """These models and then the others. Raises InputError where their texts, or the clips of these, differ."""
+        import pandas as pd
+
         if (self.texts.id, self.texts.clip) != (others.texts.id, others.texts.clip):
             mine, theirs = (f"{texts.name} ({texts.id}), clip {texts.clip}" for texts in (self.texts, others.texts))
             raise InputError(f"{mine}, and {theirs}: not the same texts.", remedy="Score all models on one text set.")
@@ -543,7 +549,7 @@ class Vectors:
     @property
     def noise_floor(self) -> Floats:
         """KL (K,) in bits per byte between two runs of each model, which differ by rounding; NaN where unknown."""
-        return np.asarray(pd.to_numeric(self.attributes["noise_floor"]), dtype=np.float64)
+        return np.asarray(self.attributes["noise_floor"], dtype=np.float64)
 
     def noise(self) -> Floats:
         """Expected KL (K, K) in bits per byte that run-to-run noise adds to each pair; NaN where not known.
@@ -651,6 +657,8 @@ class _SampledTogether:
 def attribute_table(models: Sequence[ModelRef], rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """The `attributes` of `Vectors`: a row for each model with the `COLUMNS` and the free attributes of its `rows`
     entry, None where not known; other keys are left out."""
+    import pandas as pd  # half a second, which what reads no vectors is spared
+
     free = {key: None for row in rows for key, value in row.items() if is_free(key, value) and value is not None}
     columns = (*COLUMNS, *free)
     return pd.DataFrame(

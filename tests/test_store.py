@@ -22,6 +22,7 @@ from klscale.errors import InputError, KlscaleError
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.store import claims, files, records
+from klscale.store import store as store_module
 from klscale.store.store import Store, vector_key
 from klscale.vectors.scores import Scores
 from klscale.vectors.vectors import CONVENTION
@@ -74,6 +75,61 @@ def test_other_tools_read_it(store):
     assert pl.scan_parquet(pattern).select(pl.col("log_likelihood").sum()).collect().item() == pytest.approx(total)
     frame = pd.read_parquet(next(Path(store.location).glob("vectors/*/*.parquet")))
     assert frame.dtypes.astype(str).to_dict() == {"text": "int32", "log_likelihood": "float64", "n_tokens": "int32"}
+
+
+@pytest.fixture
+def summed(store: Store, texts: TextSet, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The summary of the store's entries."""
+    monkeypatch.setattr(store_module, "MANY", 2)
+    assert len(store.entries(texts.id)) == 2
+    return Path(store.location) / "summaries" / texts.id / "entries.parquet"
+
+
+def read_by(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The vector files that are read from now on."""
+    opened, read = [], Store.read_vector
+    monkeypatch.setattr(Store, "read_vector", lambda self, path, *more: opened.append(path) or read(self, path, *more))
+    return opened
+
+
+def test_entries_come_from_the_summary_until_a_file_changes(store, texts, summed, monkeypatch):
+    known = store.entries(texts.id)
+    opened, other = read_by(store, monkeypatch), Store(store.location)
+    assert other.entries(texts.id) == known
+    assert opened == []
+    changed = store.write(texts, scores_of(3), metadata("a/two", "2026-01-03"))
+    assert [entry.metadata["date"] for entry in Store(store.location).entries(texts.id)] == ["2026-01-01", "2026-01-03"]
+    assert opened == [changed.path]
+    store.remove(known[0])
+    assert [str(entry.ref) for entry in Store(store.location).entries(texts.id)] == ["a/two"]
+
+
+def test_a_damaged_summary_is_said_and_made_anew(store, texts, summed, caplog):
+    whole = summed.read_bytes()
+    summed.write_bytes(whole[:-200] + bytes(100) + whole[-100:])
+    assert Store(store.location).entries(texts.id) == store.entries(texts.id)
+    assert str(summed) in caplog.text
+    assert all(not problem for _, problem in Store(store.location).check())
+
+
+def test_a_summary_names_no_file_that_is_not_there_and_no_metadata_that_no_vector_has(store, texts, summed):
+    entries = store.entries(texts.id)
+    stamps = store.files.stamps("vectors", texts.id)
+    known = {Path(entry.path).name: (stamps[entry.path], {**entry.metadata}) for entry in entries}
+    outside = {f"../../texts/x-{entries[0].key}.parquet": ("", {**entries[0].metadata})}
+    summed.write_bytes(records.entries_to_parquet({**known, **outside}, texts.id))
+    assert Store(store.location).entries(texts.id) == entries
+    for change in ({"ref": ""}, {"attributes": 1}, {"key": "0" * 12}, {"text_set": "0" * 12}):
+        name, (stamp, about) = next(iter(known.items()))
+        summed.write_bytes(records.entries_to_parquet({name: (stamp, {**about, **change})}, texts.id))
+        assert Store(store.location).entries(texts.id) == entries
+
+
+def test_a_store_that_cannot_be_written_has_no_summary(store, texts, monkeypatch):
+    monkeypatch.setattr(store_module, "MANY", 2)
+    monkeypatch.setattr(files, "write_whole", lambda *_: (_ for _ in ()).throw(PermissionError(13, "no")))
+    assert len(store.entries(texts.id)) == 2
+    assert not (Path(store.location) / "summaries").exists()
 
 
 def test_the_newest_vector_of_a_reference_is_read(store, texts):

@@ -5,6 +5,8 @@ import io
 import pandas as pd
 import pytest
 from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
 
 from klscale.show import terminal
 from klscale.show.tables import Shown, Table, fitted
@@ -103,3 +105,18 @@ def test_the_least_columns_go_first_and_the_last_of_equal_ones():
     columns = [Shown("a" * 5, ["x"], True, 1), *(Shown(f"{n}" * 20, ["x"], False, n % 3) for n in range(6))]
     kept = [[column.title[0] for column in fitted(columns, width)[0]] for width in (137, 115, 93, 71, 49)]
     assert kept == [list("a012345"), list("a01245"), list("a1245"), list("a125"), list("a25")]
+
+
+@pytest.mark.parametrize("width", [64, 200])
+def test_rows_are_as_rich_sets_them(width):
+    columns = [
+        Shown("a model", ["one", "zwölf 模型", ""], True, 1),
+        Shown("KL ± SE, bits/byte", ["0.1 ± 0.2", "12", "n/a"], False, 1),
+        Shown("scored", ["", "never", "x" * 30], True, 1),
+    ]
+    expected = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        expected.add_column(Text(column.title), justify="left" if column.words else "right")
+    for row in zip(*(column.cells for column in columns), strict=True):
+        expected.add_row(*map(Text, row))
+    assert lines(Table(columns), width) == lines(expected, width)

@@ -12,6 +12,7 @@ from functools import cached_property
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
+from rich.segment import Segment
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -62,19 +63,28 @@ class Table:
         if self.title:
             yield Text.from_markup(self.title, style="bold")
         made = RichTable(box=None, pad_edge=False, padding=(0, GAP, 0, 0))
-        spare = width - _total([column.width for column in columns])
+        spare, rooms = width - _total([column.width for column in columns]), list[int]()
+        whole = spare >= 0 and not any("\n" in cell for column in columns for cell in column.cells)
         for column in columns:
             room = min(column.full_width, column.width + max(spare, 0))
             spare -= room - column.width
+            rooms.append(room)
             made.add_column(
                 Text(column.title, style="dim"),
                 justify="left" if column.words else "right",
                 overflow="fold",
+                min_width=room if whole else None,
                 max_width=max(room, 1),
             )
-        for row in zip(*(column.cells for column in columns), strict=True):
-            made.add_row(*map(Text, row))
-        yield made
+        rows = zip(*(column.cells for column in columns), strict=True)
+        if whole:  # no cell is folded: rich would take seconds for a thousand rows
+            yield made
+            for row in rows:
+                yield Segment((" " * GAP).join(map(_set, row, rooms, (column.words for column in columns))) + "\n")
+        else:
+            for row in rows:
+                made.add_row(*map(Text, row))
+            yield made
         said = []
         if prefix:
             said.append(f"Names without the {prefix} that they begin with.")
@@ -116,6 +126,12 @@ def fitted(columns: Sequence[Shown], width: int) -> tuple[list[Shown], str]:
         if _fits(made := _shortened(kept, limit), width):
             break
     return made, prefix
+
+
+def _set(cell: str, room: int, left: bool) -> str:
+    """A cell in its room, to the left or to the right."""
+    spaces = " " * (room - cell_len(cell))
+    return cell + spaces if left else spaces + cell
 
 
 def _total(widths: Sequence[int]) -> int:

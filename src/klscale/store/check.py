@@ -14,7 +14,7 @@ from klscale.vectors.scores import Scores
 if TYPE_CHECKING:
     from klscale.store.store import Store
 
-KINDS = ("vectors", "draws", "maps", "noise", "exact")
+KINDS = ("vectors", "draws", "maps", "noise", "exact", "summaries")
 """Directories of files that belong to a text set."""
 
 
@@ -116,6 +116,8 @@ def _read(store: Store) -> Iterator[tuple[str, str, Any]]:
         for path, text_set in _by_text_set(store, kind, suffix):
             key = path.rsplit("/", 1)[-1].removesuffix(suffix)
             yield path, *_tried(partial(store.read, path, partial(read, text_set=text_set, key=key)))
+    for path, text_set in _by_text_set(store, "summaries", ".parquet"):
+        yield path, *_tried(partial(store.read, path, partial(records.entries_from_parquet, text_set=text_set)))
     for directory in store.files.list("partial"):
         text_set = directory.rsplit("/", 1)[-1]
         for work in store.files.list("partial", text_set):

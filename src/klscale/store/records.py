@@ -44,6 +44,7 @@ DRAWN = pa.schema(
 )
 MOST_DRAWS = 1024
 """Token ids at a position, more than which no file holds."""
+ENTRIES = pa.schema([("file", pa.string()), ("stamp", pa.string()), ("metadata", pa.string())])
 WEIGHTS = pa.schema([("other", pa.string()), ("squared_distance", pa.float64())])
 ROUNDING = 1e-3
 """Nats by which rounding may lift a log-likelihood above 0."""
@@ -435,10 +436,7 @@ def vector_to_parquet(scores: Scores, metadata: Mapping[str, Any]) -> bytes:
 def vector_from_parquet(data: bytes, text_set: str, file: str, n_texts: int | None) -> tuple[Scores, dict[str, Any]]:
     """A vector and its metadata, from a file of this name under this text set; raises one of UNREADABLE."""
     scores, metadata = _scores_from_parquet("vector", data, n_texts)
-    require_entry(metadata)
-    _require_own(metadata, text_set=text_set)
-    if not file.endswith(f"-{metadata['key']}.parquet"):
-        raise UnreadableError(f"is the vector {metadata['key']} under another name")
+    _require_vector(metadata, text_set, file)
     layers = scores.layers
     if metadata.get("n_layers", 0) != (0 if layers is None else layers.shape[1]):
         raise UnreadableError("does not hold the layers that it names")
@@ -449,6 +447,37 @@ def about_spans(texts: TextSet, scores: Scores) -> dict[str, Any]:
     """What is kept of a vector's spans beside their values: the rule of the cuts, and the share that is lost."""
     assert texts.cuts is not None
     return {"rule": texts.cuts.rule, "mean_bytes": texts.cuts.mean_bytes, "lost_cuts": scores.lost_cuts}
+
+
+def entries_to_parquet(known: Mapping[str, tuple[str, Mapping[str, Any]]], text_set: str) -> bytes:
+    """What the files of vectors say of themselves: name of a file -> its stamp, and its metadata."""
+    stamps, metadata = [stamp for stamp, _ in known.values()], [json.dumps(about) for _, about in known.values()]
+    return to_parquet("entries", pa.table([[*known], stamps, metadata], schema=ENTRIES), {"text_set": text_set})
+
+
+def entries_from_parquet(data: bytes, text_set: str) -> dict[str, tuple[str, dict[str, Any]]]:
+    """What `entries_to_parquet` was given; raises one of UNREADABLE."""
+    if not is_sealed(data):
+        raise UnreadableError("has no seal")
+    table, about = from_parquet("entries", data)
+    _require_table(table, ENTRIES)
+    require_fields(about, {"text_set": required(KEY)})
+    _require_own(about, text_set=text_set)
+    found = {}
+    for file, stamp, metadata in zip(*(column.to_pylist() for column in table.columns), strict=True):
+        found[file] = stamp, json.loads(metadata)
+        _require_vector(found[file][1], text_set, file)
+    return found
+
+
+def _require_vector(metadata: Any, text_set: str, file: str) -> None:
+    """Raise UnreadableError for metadata that is not that of a vector in a file of this name under this text set."""
+    if not isinstance(metadata, dict):
+        raise UnreadableError("holds no record")
+    require_entry(metadata)
+    _require_own(metadata, text_set=text_set)
+    if not file.endswith(f"-{metadata['key']}.parquet"):
+        raise UnreadableError(f"is the vector {metadata['key']} under another name")
 
 
 def spans_of(scores: Scores, metadata: Mapping[str, Any], texts: TextSet) -> PackedSpans | None:

@@ -7,6 +7,7 @@
     STORE/maps/<text set id>/<key>.parquet              a kept map: one row a model
     STORE/noise/<text set id>/<key>.json                KL between two runs of one model
     STORE/exact/<text set id>/<key>.json                exact KL of two models, as it was measured
+    STORE/summaries/<text set id>/entries.parquet       what many vectors say of themselves; made anew where it lacks
     STORE/partial/<text set id>/<key>/                  unfinished work of a model
     STORE/partial/<text set id>/<key>.<owner>.claim     a process is at work on it
 
@@ -17,6 +18,7 @@ without locks; claims only save them double work.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -32,7 +34,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from klscale.errors import InputError, KlscaleError, nearest
+from klscale.errors import InputError, KlscaleError, StorageError, nearest
 from klscale.inputs.references import ModelRef
 from klscale.inputs.spans import RULE
 from klscale.inputs.texts import NAMED, TextSet, load_texts
@@ -49,6 +51,8 @@ from klscale.vectors.vectors import PackedSpans, SampledRow, SpanRow, Vectors, a
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+MANY = 50
+"""Files that were read one by one, from which on what they say of themselves is kept in one."""
 LARGE = (SPANS, GIVEN, DRAWS, SAMPLED, TOP)
 """Parts that are read when they are asked for."""
 
@@ -262,8 +266,32 @@ class Store:
     # ----------------------------------------------------------------------------------------------------- vectors
 
     def entries(self, text_set: str) -> list[Entry]:
-        """The scored models of a text set, oldest first; without files that are left out."""
-        return self._entries_of(text_set, self.files.stamps("vectors", text_set, suffix=".parquet"))
+        """The scored models of a text set, oldest first; without files that are left out. A file that has changed, or
+        that no summary has, is read whole."""
+        stamps = self.files.stamps("vectors", text_set, suffix=".parquet")
+        unknown = {
+            _name(path): path for path, stamp in stamps.items() if self._entries.get(path, ("", None))[0] != stamp
+        }
+        if len(unknown) > 1:
+            read = partial(records.entries_from_parquet, text_set=text_set)
+            for name, about in (self._find(self._summary(text_set), read) or {}).items():
+                if name in unknown and about[0] == stamps[unknown[name]]:
+                    self._entries[unknown.pop(name)] = about
+        found = self._entries_of(text_set, stamps)
+        if len(unknown) >= MANY:
+            self._summarise(text_set, stamps)
+        return found
+
+    def _summarise(self, text_set: str, stamps: Mapping[str, str]) -> None:
+        """Keep what these files say of themselves, if the store can be written."""
+        sealed = {path: self._entries[path] for path in stamps if path not in self.unsealed}
+        known = {_name(path): (stamp, about) for path, (stamp, about) in sealed.items() if about is not None}
+        with contextlib.suppress(StorageError):
+            self.files.write(self._summary(text_set), records.entries_to_parquet(known, text_set))
+
+    def _summary(self, text_set: str) -> str:
+        """Where it is kept what the vectors of a text set say of themselves."""
+        return self.files.path("summaries", text_set, "entries.parquet")
 
     def entry(self, text_set: str, keys: Sequence[str]) -> Entry | None:
         """The newest vector with one of these keys, as the store is now."""
@@ -288,11 +316,11 @@ class Store:
 
     def read_vector(self, path: str, text_set: str) -> tuple[Scores, dict[str, Any]]:
         """Values and metadata of a vector's file. Raises FileNotFoundError and UnreadableError."""
-        name, n_texts = path.rsplit("/", 1)[-1], self._n_texts(text_set)
+        name, n_texts = _name(path), self._n_texts(text_set)
         return self.read(path, lambda data: records.vector_from_parquet(data, text_set, name, n_texts))
 
     def _vector_or_none(self, path: str, text_set: str) -> tuple[Scores, dict[str, Any]] | None:
-        name, n_texts = path.rsplit("/", 1)[-1], self._n_texts(text_set)
+        name, n_texts = _name(path), self._n_texts(text_set)
         return self._find(path, lambda data: records.vector_from_parquet(data, text_set, name, n_texts))
 
     def _n_texts(self, text_set: str) -> int | None:
@@ -596,9 +624,13 @@ class Store:
         return check.seal(self)
 
 
+def _name(path: str) -> str:
+    return path.rsplit("/", 1)[-1]
+
+
 def _stem(path: str) -> str:
     """The name of a file, without what follows its last dot."""
-    return path.rsplit("/", 1)[-1].rpartition(".")[0]
+    return _name(path).rpartition(".")[0]
 
 
 def _whole_metadata(texts: TextSet, scores: Scores, metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import statistics
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+import klscale
 from klscale.inputs.references import QUANTIZATIONS, ModelRef
 from klscale.inputs.texts import PILE_CLIP, TextSet
 from klscale.science.reported import ReportedKL
+from klscale.store.store import Store
 from klscale.studies import scales
+from klscale.studies.verbs import scale as kept_scales
 from klscale.vectors.vectors import CONVENTION, Vectors
 
 
@@ -505,3 +509,57 @@ def test_ladders_are_of_each_model_its_variants_nearest_first():
     apart[2, 1::2] = np.nan
     assert scales.ladders(replace(vectors, log_likelihood=apart))["org/a-1m"] == ["org/a-1m+int8"]
     assert scales.ladders(vectors.subset(["org/a-1m", "org/b-1m"])) == {}
+
+
+@pytest.fixture
+def of_seeds(tmp_path, monkeypatch):
+    """A store with six models of two families, which keeps its scale."""
+    monkeypatch.setattr(kept_scales, "MANY", 2)
+    L = -100 - np.random.default_rng(0).gamma(2, 10, (6, 50))
+    names = [f"m{n}" for n in range(6)]
+    known = {name: {"family": "abc"[n // 3], "seed": n, "type": "t"} for n, name in enumerate(names)}
+    store = Store(tmp_path / "store")
+    store.import_vectors(Vectors.from_arrays(L, names, np.full(50, 100), known), "given")
+    return store
+
+
+def counted(monkeypatch):
+    """How often a scale is measured from now on."""
+    calls, measure = [], kept_scales.scales.measure
+    monkeypatch.setattr(kept_scales.scales, "measure", lambda *a, **k: calls.append(1) or measure(*a, **k))
+    return calls
+
+
+def test_a_kept_scale_is_what_is_measured(of_seeds, monkeypatch):
+    expected = tuple(kept_scales.scales.measure(of_seeds.vectors(of_seeds.resolve_texts(None))))
+    assert expected[0].standard_error > 0
+    calls, location = counted(monkeypatch), of_seeds.location
+    assert [klscale.scale(store=location).settings for _ in range(2)] == [expected, expected]
+    assert klscale.compare(["m0", "m1"], store=location).measured == expected
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("change", ["model", "clip", "damage", "format"])
+def test_a_kept_scale_of_other_models_or_texts_is_not_taken(of_seeds, monkeypatch, change):
+    klscale.compare(["m0", "m1"], store=of_seeds.location)
+    calls, texts = counted(monkeypatch), of_seeds.resolve_texts(None)
+    (kept,) = Path(of_seeds.location).glob("summaries/*/scale.json")
+    if change == "model":
+        of_seeds.remove(of_seeds.entries(texts.id)[-1])
+    elif change == "clip":
+        of_seeds.put_texts(replace(texts, clip=-130.0))
+    elif change == "damage":
+        kept.write_bytes(kept.read_bytes().replace(b'"n_models": ', b'"n_models": 1'))
+    else:
+        monkeypatch.setattr(kept_scales, "FORMAT", 99)
+    found = klscale.compare(["m0", "m1"], store=of_seeds.location).measured
+    fresh = Store(of_seeds.location)
+    expected = kept_scales.scales.measure(fresh.vectors(fresh.resolve_texts(None)), resamples=0)
+    assert [row.values for row in found] == [row.values for row in expected]
+    assert len(calls) == 2
+
+
+def test_an_error_of_medians_is_not_taken_from_a_scale_without(of_seeds, monkeypatch):
+    measured = klscale.compare(["m0", "m1"], store=of_seeds.location).measured
+    assert np.isnan(measured[0].standard_error)
+    assert klscale.scale(store=of_seeds.location).settings[0].standard_error > 0

@@ -85,16 +85,21 @@ def summed(store: Store, texts: TextSet, monkeypatch: pytest.MonkeyPatch) -> Pat
     return Path(store.location) / "summaries" / texts.id / "entries.parquet"
 
 
-def read_by(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def read_from_now(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The vector files that are read from now on."""
-    opened, read = [], Store.read_vector
-    monkeypatch.setattr(Store, "read_vector", lambda self, path, *more: opened.append(path) or read(self, path, *more))
+    opened, read = [], files.Files.read
+
+    def noted(self: files.Files, path: str) -> bytes:
+        opened.extend([path] if "/vectors/" in path else [])
+        return read(self, path)
+
+    monkeypatch.setattr(files.Files, "read", noted)
     return opened
 
 
 def test_entries_come_from_the_summary_until_a_file_changes(store, texts, summed, monkeypatch):
     known = store.entries(texts.id)
-    opened, other = read_by(store, monkeypatch), Store(store.location)
+    opened, other = read_from_now(monkeypatch), Store(store.location)
     assert other.entries(texts.id) == known
     assert opened == []
     changed = store.write(texts, scores_of(3), metadata("a/two", "2026-01-03"))

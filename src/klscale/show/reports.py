@@ -51,6 +51,7 @@ from klscale.studies.lens import Layer
 from klscale.studies.maps import ModelMap
 from klscale.studies.scales import Setting
 from klscale.studies.trajectories import Seeds, Trajectory
+from klscale.studies.verbs.scale import KeptScale
 from klscale.vectors.vectors import Vectors
 
 SECTIONS = ("summary", "scale", "map", "pairs", "trajectories", "layers", "quantization", "models", "method")
@@ -166,7 +167,7 @@ def read(store: Store, texts: TextSet, *, progress: Progress = SILENT) -> Conten
     """Everything that a store holds on these texts; the kept map, where there is one of all of its models. Nothing is
     written. Raises InputError for fewer than two models, and for too many."""
     progress.begin("reading the store")
-    known = store.entries(texts.id)
+    known, kept = store.entries(texts.id), KeptScale(store, texts, layers=True)
     newest = {str(entry.ref): entry for entry in known}
     if len(newest) > MOST_MODELS:
         what = f"{store.location} holds {len(newest):,} models on {texts.name}."
@@ -179,7 +180,7 @@ def read(store: Store, texts: TextSet, *, progress: Progress = SILENT) -> Conten
     entries = [newest[name] for name in vectors.names]
     progress.begin("KL of all pairs, and the scale")
     vectors.reported_kl_matrix()
-    measured = scales.measure(everything)
+    measured = kept.of(everything)
     seed = scales.worth_of_a_seed(measured, texts)
     runs = trajectories.analyse_runs(
         store, texts, entries, threshold=seed and seed[0], from_store_only=True, progress=progress

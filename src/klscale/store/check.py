@@ -118,6 +118,8 @@ def _read(store: Store) -> Iterator[tuple[str, str, Any]]:
             yield path, *_tried(partial(store.read, path, partial(read, text_set=text_set, key=key)))
     for path, text_set in _by_text_set(store, "summaries", ".parquet"):
         yield path, *_tried(partial(store.read, path, partial(records.entries_from_parquet, text_set=text_set)))
+    for path, text_set in _by_text_set(store, "summaries", ".json"):
+        yield path, *_tried(partial(store.read, path, partial(records.scale_from_json, text_set=text_set)))
     for directory in store.files.list("partial"):
         text_set = directory.rsplit("/", 1)[-1]
         for work in store.files.list("partial", text_set):

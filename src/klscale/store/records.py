@@ -14,7 +14,7 @@ import math
 import re
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -245,6 +245,10 @@ def _types_of(kind: type) -> dict[str, Any]:
 
 
 def _as_typed(value: Any, hint: Any, name: str) -> Any:
+    if is_dataclass(hint) and isinstance(hint, type):
+        return from_record(hint, value)
+    if get_origin(hint) is tuple and isinstance(value, list) and get_args(hint)[1:] == (...,):
+        return tuple(_as_typed(one, get_args(hint)[0], name) for one in value)
     if get_origin(hint) is tuple and isinstance(value, list) and len(value) == len(get_args(hint)):
         return tuple(_as_typed(one, of, name) for one, of in zip(value, get_args(hint), strict=True))
     if get_origin(hint) in (Union, types.UnionType):
@@ -795,6 +799,24 @@ def noise_from_json(data: bytes, text_set: str, key: str) -> KL:
     if not all(0 <= number < math.inf for number in (kl.value, kl.standard_error, *kl.interval)):
         raise UnreadableError(f"has a run-to-run noise of {kl.value:.3g} ± {kl.standard_error:.3g} bits/byte")
     return kl
+
+
+def scale_to_json(settings: list[dict[str, Any]], text_set: str, key: str, resamples: int) -> bytes:
+    """The record of a scale: its settings, measured with so many bootstrap samples on what `key` stands for."""
+    return to_json("scale", {"text_set": text_set, "key": key, "resamples": resamples, "settings": settings})
+
+
+def scale_from_json(data: bytes, text_set: str) -> tuple[list[Any], str, int]:
+    """What `scale_to_json` was given: the settings, `key` and `resamples`; raises one of UNREADABLE."""
+    if not is_sealed(data):
+        raise UnreadableError("has no seal")
+    found = from_json("scale", data)
+    require_fields(
+        found,
+        {"text_set": required(KEY), "key": required(TEXT), "resamples": required(COUNT), "settings": required(LIST)},
+    )
+    _require_own(found, text_set=text_set)
+    return found["settings"], found["key"], found["resamples"]
 
 
 def exact_to_json(record: Mapping[str, Any], text_set: str, key: str) -> bytes:

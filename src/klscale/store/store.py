@@ -7,7 +7,8 @@
     STORE/maps/<text set id>/<key>.parquet              a kept map: one row a model
     STORE/noise/<text set id>/<key>.json                KL between two runs of one model
     STORE/exact/<text set id>/<key>.json                exact KL of two models, as it was measured
-    STORE/summaries/<text set id>/entries.parquet       what many vectors say of themselves; made anew where it lacks
+    STORE/summaries/<text set id>/entries.parquet       what many vectors say of themselves
+    STORE/summaries/<text set id>/scale.json            the scale of many models; with layers: scale-of-layers.json
     STORE/partial/<text set id>/<key>/                  unfinished work of a model
     STORE/partial/<text set id>/<key>.<owner>.claim     a process is at work on it
 
@@ -52,7 +53,9 @@ from klscale.vectors.vectors import PackedSpans, SampledRow, SpanRow, Vectors, a
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 MANY = 50
-"""Files that were read one by one, from which on what they say of themselves is kept in one."""
+"""Vectors from which on what was found out by reading all of them is kept."""
+SCALES = ("scale.json", "scale-of-layers.json")
+"""Without and with the layers of models."""
 LARGE = (SPANS, GIVEN, DRAWS, SAMPLED, TOP)
 """Parts that are read when they are asked for."""
 
@@ -274,7 +277,7 @@ class Store:
         }
         if len(unknown) > 1:
             read = partial(records.entries_from_parquet, text_set=text_set)
-            for name, about in (self._find(self._summary(text_set), read) or {}).items():
+            for name, about in (self._find(self._summary(text_set, "entries.parquet"), read) or {}).items():
                 if name in unknown and about[0] == stamps[unknown[name]]:
                     self._entries[unknown.pop(name)] = about
         found = self._entries_of(text_set, stamps)
@@ -287,11 +290,24 @@ class Store:
         sealed = {path: self._entries[path] for path in stamps if path not in self.unsealed}
         known = {_name(path): (stamp, about) for path, (stamp, about) in sealed.items() if about is not None}
         with contextlib.suppress(StorageError):
-            self.files.write(self._summary(text_set), records.entries_to_parquet(known, text_set))
+            self.files.write(self._summary(text_set, "entries.parquet"), records.entries_to_parquet(known, text_set))
 
-    def _summary(self, text_set: str) -> str:
-        """Where it is kept what the vectors of a text set say of themselves."""
-        return self.files.path("summaries", text_set, "entries.parquet")
+    def _summary(self, text_set: str, name: str) -> str:
+        return self.files.path("summaries", text_set, name)
+
+    def keep_scale(
+        self, text_set: str, key: str, settings: list[dict[str, Any]], resamples: int, *, layers: bool = False
+    ) -> None:
+        """Keep the scale of these texts, if the store can be written. `key` says what it was measured on."""
+        data = records.scale_to_json(settings, text_set, key, resamples)
+        with contextlib.suppress(StorageError):
+            self.files.write(self._summary(text_set, SCALES[layers]), data)
+
+    def kept_scale(self, text_set: str, key: str, resamples: int, *, layers: bool = False) -> list[Any] | None:
+        """The settings of a scale on what `key` stands for, with as many bootstrap samples or more; None where it is
+        not there or is left out."""
+        found = self._find(self._summary(text_set, SCALES[layers]), partial(records.scale_from_json, text_set=text_set))
+        return None if found is None or found[1] != key or found[2] < resamples else found[0]
 
     def entry(self, text_set: str, keys: Sequence[str]) -> Entry | None:
         """The newest vector with one of these keys, as the store is now."""

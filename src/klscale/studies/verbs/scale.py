@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 
 from klscale.errors import KlscaleError, printable
-from klscale.inputs.texts import TextSet
+from klscale.inputs.texts import TextSet, content_id
 from klscale.progress import Progress
+from klscale.science.bootstrap import RESAMPLES
 from klscale.science.estimates import format_estimate
-from klscale.store.store import Store
+from klscale.store.records import UNREADABLE, from_record, to_record
+from klscale.store.store import MANY, Entry, Store
 from klscale.studies import scales
 from klscale.studies.scales import NoiseFloor, Setting
 from klscale.studies.verbs.options import Options
 from klscale.studies.verbs.score import stored_vectors
 from klscale.vectors.vectors import Vectors
+
+FORMAT = 1
+"""Format of a kept scale; one of another format, or another version of klscale, is measured anew."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,15 +63,63 @@ def scale(
         print(klscale.scale(store="klscale-store"))
     """
     options = options.at(texts, store)
-    return Scale.of(stored_vectors(options.opened(), options, layers=True))
+    place = options.opened()
+    chosen = options.stored(place)
+    kept = KeptScale(place, chosen, layers=True)
+    vectors = stored_vectors(place, replace(options, texts=chosen), layers=True)
+    return Scale(vectors, kept.of(vectors), scales.noise_floor(vectors))
 
 
 def scale_beside(store: Store, texts: TextSet, progress: Progress) -> tuple[Setting, ...]:
     """The settings that the store measures on these texts, medians only, in bits per byte. Empty where it has none.
     Empty, with a note, where its vectors cannot be compared."""
+    kept = KeptScale(store, texts, resamples=0)
+    if kept.settings is not None:
+        return kept.settings
     try:
         vectors, _ = store.vectors(texts).of_one_convention()
     except KlscaleError as error:  # of a model that nobody asked for
         progress.note(f"No scale is shown: {printable(error.what)}")
         return ()
-    return tuple(scales.measure(vectors, resamples=0))
+    return kept.of(vectors)
+
+
+class KeptScale:
+    """The scale of a text set's models, which a store of many keeps for the next command. Made before the vectors are
+    read. `settings` are those that it keeps, with `resamples` bootstrap samples of the texts or more; None where it
+    keeps none of the models as they are now."""
+
+    def __init__(self, store: Store, texts: TextSet, *, layers: bool = False, resamples: int = RESAMPLES) -> None:
+        self._store, self._texts, self._resamples = store, texts, resamples
+        self._layers = layers and any(entry.n_layers for entry in self._newest())
+        self._key = self._of_now()
+        self.settings = self._read()
+
+    def of(self, vectors: Vectors) -> tuple[Setting, ...]:
+        """The settings of these vectors, all that the store has: those that it keeps, or else measured, and kept."""
+        if self.settings is None:
+            self.settings = tuple(scales.measure(vectors, resamples=self._resamples))
+            lost = any(entry.path in self._store.left_out for entry in self._newest())
+            if len(vectors) >= MANY and not lost and self._of_now() == self._key:
+                found = [*map(to_record, self.settings)]
+                self._store.keep_scale(self._texts.id, self._key, found, self._resamples, layers=self._layers)
+        return self.settings
+
+    def _newest(self) -> list[Entry]:
+        return [*{str(entry.ref): entry for entry in self._store.entries(self._texts.id)}.values()]
+
+    def _of_now(self) -> str:
+        """Stands for all that the scale depends on."""
+        texts = self._texts
+        about = [FORMAT, version("klscale"), self._layers, texts.id, texts.clip, texts.document]
+        parts = (
+            json.dumps(one, sort_keys=True) for one in (about, *(dict(entry.metadata) for entry in self._newest()))
+        )
+        return content_id(part.encode() for part in parts)
+
+    def _read(self) -> tuple[Setting, ...] | None:
+        kept = self._store.kept_scale(self._texts.id, self._key, self._resamples, layers=self._layers)
+        try:
+            return None if kept is None else tuple(from_record(Setting, row) for row in kept)
+        except UNREADABLE:
+            return None

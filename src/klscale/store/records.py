@@ -248,7 +248,8 @@ def _as_typed(value: Any, hint: Any, name: str) -> Any:
     if is_dataclass(hint) and isinstance(hint, type):
         return from_record(hint, value)
     if get_origin(hint) is tuple and isinstance(value, list) and get_args(hint)[1:] == (...,):
-        return tuple(_as_typed(one, get_args(hint)[0], name) for one in value)
+        of = get_args(hint)[0]
+        return tuple(value if {*map(type, value)} == {of} else (_as_typed(one, of, name) for one in value))
     if get_origin(hint) is tuple and isinstance(value, list) and len(value) == len(get_args(hint)):
         return tuple(_as_typed(one, of, name) for one, of in zip(value, get_args(hint), strict=True))
     if get_origin(hint) in (Union, types.UnionType):

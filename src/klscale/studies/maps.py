@@ -13,12 +13,8 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import linalg, sparse
-from scipy.cluster import hierarchy
-from scipy.sparse.csgraph import connected_components
-from scipy.sparse.linalg import eigsh
-from scipy.spatial.distance import squareform
 
 from klscale.errors import InputError, StorageError
 from klscale.inputs.texts import TextSet, content_id
@@ -97,10 +93,10 @@ def _leading(gram: Floats, n: int) -> tuple[Floats, Floats]:
     """The `n` largest eigenvalues of a Gram matrix (P, P), or all P, largest first, and their eigenvectors (P, n)."""
     P = len(gram)
     if P <= max(DENSE, n):
-        values, axes = linalg.eigh(gram, subset_by_index=[max(P - n, 0), P - 1])
+        values, axes = scipy.linalg.eigh(gram, subset_by_index=[max(P - n, 0), P - 1])
     else:
         start = np.random.default_rng(SEED).normal(size=P)  # the same vectors again
-        values, axes = eigsh(gram, n, v0=start)
+        values, axes = scipy.sparse.linalg.eigsh(gram, n, v0=start)
     order = np.argsort(values)[::-1]
     return values[order], axes[:, order]
 
@@ -198,7 +194,7 @@ def _placed(old: Floats, squared_distance: Floats, perplexity: float) -> Floats:
     affinities = joint_probabilities_nn(
         nearest, distance, [perplexity], symmetrize=False, normalization="point-wise", n_reference_samples=K
     )
-    fixed = TSNEEmbedding(old, PrecomputedAffinities(sparse.csr_matrix((K, K)), normalize=False))
+    fixed = TSNEEmbedding(old, PrecomputedAffinities(scipy.sparse.csr_matrix((K, K)), normalize=False))
     placed = PartialTSNEEmbedding(affinities @ old, fixed, affinities, negative_gradient_method="bh", theta=0.5)
     found = placed.optimize(250, learning_rate=0.1, exaggeration=1.5, momentum=0.8, max_grad_norm=0.25, n_jobs=1)
     return np.array(found)
@@ -323,9 +319,9 @@ def _distinct(points: Floats, near: _Neighbours) -> tuple[Integers, Integers]:
     limit = np.sqrt(max(ROUNDING, NEGLIGIBLE * float(np.einsum("kn,kn->k", points, points).max())))
     while len(first) > 1:
         a, b = np.nonzero(near.distances <= limit)
-        links = sparse.coo_matrix((np.ones(len(a)), (a, near.indices[a, b])), shape=(len(first), len(first)))
+        links = scipy.sparse.coo_matrix((np.ones(len(a)), (a, near.indices[a, b])), shape=(len(first), len(first)))
         _, kept, found = np.unique(
-            connected_components(links, directed=False)[1], return_index=True, return_inverse=True
+            scipy.sparse.csgraph.connected_components(links, directed=False)[1], return_index=True, return_inverse=True
         )
         if len(kept) == len(first):
             break
@@ -461,7 +457,7 @@ def _left_out(left: Floats, basis: Floats, clusters: Integers | None) -> Floats:
     for members in np.split(np.argsort(clusters, kind="stable"), np.bincount(clusters).cumsum()[:-1]):
         part = basis[:, members]
         free = np.eye(len(members)) - 1 / left.shape[1] - part.T @ part
-        found[:, members] = left[:, members] @ linalg.pinvh(free, atol=NEGLIGIBLE)
+        found[:, members] = left[:, members] @ scipy.linalg.pinvh(free, atol=NEGLIGIBLE)
     return found
 
 
@@ -478,7 +474,7 @@ def _orthonormal(points: Floats) -> Floats:
         basis = basis[chosen]
         if len(chosen) in (0, points.shape[1] - 1):
             break
-        basis = linalg.solve_triangular(factor[:, chosen], basis, trans="T")
+        basis = scipy.linalg.solve_triangular(factor[:, chosen], basis, trans="T")
     return basis
 
 
@@ -486,7 +482,7 @@ def _factor(gram: Floats) -> tuple[Floats, Integers]:
     """R (r, P) with R'R equal to the Gram matrix (P, P) of rank r, and the r columns where R is triangular. The Gram
     matrix is overwritten."""
     tolerance = NEGLIGIBLE * gram.diagonal().max()
-    packed, order, rank, _ = linalg.lapack.dpstrf(gram.T, tol=tolerance, overwrite_a=True)  # symmetric: no copy
+    packed, order, rank, _ = scipy.linalg.lapack.dpstrf(gram.T, tol=tolerance, overwrite_a=True)  # symmetric: no copy
     order = order.astype(np.int64) - 1
     factor = np.empty((rank, len(gram)))
     factor[:, order] = np.triu(packed[:rank])
@@ -518,11 +514,11 @@ def cluster(matrix: KLMatrix | ReportedKL) -> Clustering:
         raise InputError(
             f"{a} and {b} have no texts in common.", "Without their KL there is no order.", "Leave one of them out."
         )
-    distance = squareform(np.sqrt(matrix.value), checks=False)
-    merges = hierarchy.linkage(distance, "average")
+    distance = scipy.spatial.distance.squareform(np.sqrt(matrix.value), checks=False)
+    merges = scipy.cluster.hierarchy.linkage(distance, "average")
     if 2 < K <= ORDERED:
-        merges = hierarchy.optimal_leaf_ordering(merges, distance)
-    return Clustering(merges, hierarchy.leaves_list(merges).astype(np.int64))
+        merges = scipy.cluster.hierarchy.optimal_leaf_ordering(merges, distance)
+    return Clustering(merges, scipy.cluster.hierarchy.leaves_list(merges).astype(np.int64))
 
 
 def nearest(matrix: KLMatrix, n: int) -> dict[str, tuple[tuple[str, KL], ...]]:

@@ -22,9 +22,8 @@ from functools import cached_property
 
 import numpy as np
 import pandas as pd
+import scipy
 from numpy.typing import NDArray
-from scipy import optimize
-from scipy.special import logsumexp
 
 from klscale.errors import InputError
 from klscale.science.arrays import Floats, Integers
@@ -391,7 +390,7 @@ def _probabilities(log_kl: Floats, codes: Integers, law: Floats, shares: Floats)
     """
     b, log_r = law
     weight = np.concatenate([-b * log_kl, np.full((len(log_kl), 1), -b * log_r)], axis=1)
-    weight = np.exp(weight - logsumexp(weight, axis=1, keepdims=True))
+    weight = np.exp(weight - scipy.special.logsumexp(weight, axis=1, keepdims=True))
     groups = np.concatenate([codes, [shares.shape[1] - 1]])
     found = weight @ np.eye(shares.shape[1])[groups]
     least = 1 / (log_kl.shape[1] + 1)
@@ -408,5 +407,5 @@ def _fit(log_kl: Floats, codes: Integers, truth: Integers, shares: Floats) -> Fl
 
     bounds = [(1e-3, 30.0), (nearest - 10, nearest + 10)]
     starts = [np.array([b, nearest + shift]) for b, shift in ((1.0, 0.5), (8.0, 0.5))]
-    found = [optimize.minimize(loss, start, method="Nelder-Mead", bounds=bounds) for start in starts]
+    found = [scipy.optimize.minimize(loss, start, method="Nelder-Mead", bounds=bounds) for start in starts]
     return np.asarray(min(found, key=lambda one: float(one.fun)).x)

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
 
 from klscale.errors import InputError
 from klscale.inputs.texts import TextSet
@@ -628,7 +628,7 @@ def _agreement(
     e = list(ESTIMATORS).index(estimator)
     known = np.flatnonzero(~np.isnan(found.value[e, :n_pairs]))
     headline, value = found.value[0, known], found.value[e, known]
-    ranks = [stats.rankdata(values) for values in (headline, value)]
+    ranks = [scipy.stats.rankdata(values) for values in (headline, value)]
     differ = known[headline > 0]  # a ratio to 0 has no meaning
     ratios = found.value[e, differ] / found.value[0, differ]
     ratio, quartiles = _over_texts(math.nan, np.empty(0), found, unit=""), (math.nan, math.nan)
@@ -641,7 +641,7 @@ def _agreement(
         estimator=estimator,
         n_pairs=len(known),
         spearman=_spearman(found, e, known),
-        swapped=(1 - float(stats.kendalltau(headline, value).statistic)) / 2 if len(known) > 1 else math.nan,
+        swapped=(1 - float(scipy.stats.kendalltau(headline, value).statistic)) / 2 if len(known) > 1 else math.nan,
         ratio=ratio,
         quartiles=quartiles,
         n_other_place=_other_places(headline, value, estimator, measured, settings, texts),
@@ -666,7 +666,7 @@ def _spearman(found: PairEstimates, e: int, known: Integers) -> Estimate:
     error: in simulations value ± z SE on Fisher's scale covers 73 %.
     """
     values = np.concatenate([found.value[..., None], found.resampled], axis=2)[[0, e]][:, known]
-    ranks = stats.rankdata(values, axis=1)
+    ranks = scipy.stats.rankdata(values, axis=1)
     ranks -= ranks.mean(axis=1, keepdims=True)
     with np.errstate(invalid="ignore", divide="ignore"):
         rho = (ranks[0] * ranks[1]).sum(axis=0) / np.sqrt((ranks**2).sum(axis=1).prod(axis=0))

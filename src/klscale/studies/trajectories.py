@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
 
 from klscale.errors import InputError
 from klscale.inputs.attributes import run_key
@@ -365,7 +365,7 @@ def analyse_run(
         low, high = c_q.interval
         if c_w > 0:
             alpha = Estimate(c_q.value / c_w, c_q.standard_error / c_w, (low / c_w, high / c_w), c_q.n_texts, unit="")
-        probability = float(stats.norm.cdf(c_w, c_q.value, c_q.standard_error))
+        probability = float(scipy.stats.norm.cdf(c_w, c_q.value, c_q.standard_error))
     return Trajectory(
         run, _checkpoints(run, weights), behaviour, moved, alpha, probability, n_parameters, noise_floor,
         noise_floor is not None and subtract_noise,
@@ -608,7 +608,7 @@ def _random_walk(length: Floats, n_dimensions: int, generator: np.random.Generat
     """Gram matrices (R, T - 1, T - 1) of displacements with these lengths in independent isotropic directions."""
     p = len(length)
     if n_dimensions >= p:
-        drawn = np.reshape(stats.wishart.rvs(n_dimensions, np.eye(p), RESAMPLES, generator), (RESAMPLES, p, p))
+        drawn = np.reshape(scipy.stats.wishart.rvs(n_dimensions, np.eye(p), RESAMPLES, generator), (RESAMPLES, p, p))
     else:
         z = generator.normal(size=(RESAMPLES, p, n_dimensions))
         drawn = z @ z.transpose(0, 2, 1)
@@ -673,7 +673,7 @@ def _seeds(group: Sequence[Trajectory]) -> Seeds:
         c_q_over_seeds=_over_units(c_q),
         c_w=_over_units(c_w),
         alpha=_over_units((c_q - alpha * c_w) / c_w.mean(), alpha),
-        probability=float(stats.t.cdf(gap.value / error, len(group) - 1)),
+        probability=float(scipy.stats.t.cdf(gap.value / error, len(group) - 1)),
     )
 
 

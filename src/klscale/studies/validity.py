@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import sparse, spatial, special, stats
+import scipy
 
 from klscale.errors import InputError
 from klscale.science.arrays import Floats, Integers
@@ -47,7 +47,7 @@ GROUPS = 10
 TESTED, PERMUTATIONS = 100, 499
 """Largest number of pairs of models in the test of domains, and number of permutations of the labels."""
 MODEL_RESAMPLES = 400
-NORMAL = math.sqrt(2) * float(special.ndtri(0.75))
+NORMAL = math.sqrt(2) * float(scipy.special.ndtri(0.75))
 """Median difference between two draws from a normal distribution, in its standard deviations."""
 
 
@@ -522,7 +522,7 @@ def _halves_and_growth(
         predicted=float(np.median(relative)) * np.sqrt(N / n),
         typical=np.array(typical),
         slope=_slope(n, np.array(on_followed), left_out, N),
-        slope_normal=float(_fit(n, np.log(np.log(stats.f.ppf(0.75, n - 1, n - 1))))) if len(n) > 1 else -0.5,
+        slope_normal=float(_fit(n, np.log(np.log(scipy.stats.f.ppf(0.75, n - 1, n - 1))))) if len(n) > 1 else -0.5,
         document_effect=_document_effect(sample),
     )
     return _split_halves(sample, halves), growth
@@ -764,7 +764,7 @@ def _test_domains(
     d = sample.rows[sample.places[tested, 0]] - sample.rows[sample.places[tested, 1]]
     for g in range(int(domain_of.max()) + 1):
         d[:, domain_of == g] -= d[:, domain_of == g].mean(axis=1, keepdims=True)
-    units = sparse.csr_array((np.ones(sample.n_texts), (sample.units, np.arange(sample.n_texts))))
+    units = scipy.sparse.csr_array((np.ones(sample.n_texts), (sample.units, np.arange(sample.n_texts))))
     squares, size = (units @ (d * d).T), units @ sample.bytes.astype(np.float64)  # sums (U, T) and (U,)
     kept = np.isin(labels, large)
     squares, size, labels = squares[kept], size[kept], np.unique(labels[kept], return_inverse=True)[1]
@@ -848,7 +848,7 @@ def compare_text_sets(first: Vectors, second: Vectors, *, seed: int = 0) -> Text
     )
     shape = _procrustes(sets[0], sets[1], seed)
     nearest, n_nearest = _same_nearest(*sets)
-    low, high = stats.binomtest(nearest, n_nearest).proportion_ci(method="wilson") if n_nearest else (0.0, 1.0)
+    low, high = scipy.stats.binomtest(nearest, n_nearest).proportion_ci(method="wilson") if n_nearest else (0.0, 1.0)
     return TextSetComparison(
         names=(first.texts.name, second.texts.name),
         n_texts=(samples[0].n_texts, samples[1].n_texts),
@@ -862,7 +862,7 @@ def compare_text_sets(first: Vectors, second: Vectors, *, seed: int = 0) -> Text
         ratio=float(np.median(ratio)),
         ratio_interval=interval_over_models(ratio, named),
         ratio_range=(float(ratio.min()), float(ratio.max())),
-        spread=float(np.median(np.abs(logs - median_log)) / special.ndtri(0.75)),
+        spread=float(np.median(np.abs(logs - median_log)) / scipy.special.ndtri(0.75)),
         spread_by_error=float(np.median(np.sqrt(((error / kl) ** 2).sum(axis=1)))),
         pearson=pearson,
         spearman=spearman,
@@ -884,8 +884,10 @@ def _procrustes(first: Vectors, second: Vectors, seed: int) -> tuple[float, floa
     if min(a.share[-1], b.share[-1]) == 0 or len(first) < 4:  # three points have hardly a shape
         return None
     generator = np.random.default_rng(seed)
-    found = float(spatial.procrustes(a.points, b.points)[2])
-    random = np.array([spatial.procrustes(a.points, generator.permutation(b.points))[2] for _ in range(PERMUTATIONS)])
+    found = float(scipy.spatial.procrustes(a.points, b.points)[2])
+    random = np.array(
+        [scipy.spatial.procrustes(a.points, generator.permutation(b.points))[2] for _ in range(PERMUTATIONS)]
+    )
     p_value = (1 + (random <= found + 1e-12).sum()) / (1 + PERMUTATIONS)
     return found, float(random.mean()), float(p_value)
 

@@ -96,12 +96,13 @@ def kl(
 ) -> None:
     """KL between all pairs of models in the store, with standard errors."""
     from klscale.show.pairs import matrix_record, print_matrix, save_matrix
-    from klscale.show.pictures import kl_heat_map
     from klscale.studies.verbs.score import stored_vectors
 
     with at_work(options) as how:
         vectors = stored_vectors(how.opened(), how)
     if file is not None:
+        from klscale.show.pictures import kl_heat_map
+
         save_matrix(vectors, file, kl_heat_map)
         err.print(f"Wrote {plain(file)}: {len(vectors) * (len(vectors) - 1) // 2:,} pairs.")
     if as_json:

@@ -15,7 +15,7 @@ from klscale.science.reported import ESTIMATORS, PUBLISHED, SAMPLED_TOKENS, SPAN
 from klscale.show import cautions, files
 from klscale.show.cautions import Around, Measured
 from klscale.show.columns import BITS, Column, arrays, interval, number, table, unit, within
-from klscale.show.terminal import describe_texts, out, plain
+from klscale.show.terminal import describe_texts, err, out, plain
 from klscale.vectors.vectors import Vectors
 
 if TYPE_CHECKING:
@@ -189,6 +189,12 @@ def print_estimators(shown: Iterable[Measured]) -> None:
         out.print(f"KL {said} (docs/validity.md).", style="dim")
 
 
+PAIR_BYTES = {".csv": 320, ".parquet": 100}
+"""Bytes that a pair takes in a table of all, about; more where names are long."""
+LARGE_FILE = 5e7
+"""Bytes of a file from which on its size is said before it is written."""
+
+
 @dataclass(frozen=True)
 class Pair:
     """Two models and their KL; or many: arrays of these."""
@@ -261,7 +267,10 @@ def print_matrix(vectors: Vectors) -> None:
 
 
 def save_matrix(vectors: Vectors, file: Path, picture: Callable[[Vectors], Figure]) -> None:
-    """All pairs as a table, or a picture of them; by the file's ending."""
+    """All pairs as a table, or a picture of them; by the file's ending. Of a large table its size is said first."""
+    n_pairs = len(vectors) * (len(vectors) - 1) // 2
+    if (size := n_pairs * PAIR_BYTES.get(file.suffix, 0)) > LARGE_FILE:
+        err.print(f"Writing {n_pairs:,} pairs to {plain(file)}: about {size / 1e9:.1f} GB.")
 
     def columns() -> dict[str, Any]:
         return {key: values for key, values in matrix_arrays(vectors).items() if key != "unit"}

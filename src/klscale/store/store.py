@@ -353,11 +353,13 @@ class Store:
         The texts are kept too if they are not yet. Raises InputError for what no vector can have."""
         if not self._has_texts(texts.id):
             self.put_texts(texts)
-        metadata = _whole_metadata(texts, scores, metadata)
+        return self._write(texts.id, scores, _whole_metadata(texts, scores, metadata))
+
+    def _write(self, text_set: str, scores: Scores, metadata: dict[str, Any]) -> Entry:
         slug = ModelRef.parse(metadata["ref"]).slug
-        path = self.files.path("vectors", texts.id, f"{slug}-{metadata['key']}.parquet")
+        path = self.files.path("vectors", text_set, f"{slug}-{metadata['key']}.parquet")
         self.files.write(path, records.vector_to_parquet(scores, metadata))
-        return Entry(path, texts.id, metadata)
+        return Entry(path, text_set, metadata)
 
     def import_vectors(self, vectors: Vectors, source: str, *, progress: Progress = SILENT) -> list[Entry]:
         """Keep vectors that came from elsewhere; `source` says from where. Raises InputError, and keeps none, where
@@ -384,9 +386,10 @@ class Store:
             made.append((scores, _whole_metadata(vectors.texts, scores, metadata)))
         self.keep_texts(vectors.texts)
         entries = []
-        for scores, metadata in made:
-            entries.append(self.write(vectors.texts, scores, metadata))
-            progress.advance()
+        with ThreadPoolExecutor(8) as pool:  # a write waits for the disk most of the time
+            for entry in pool.map(lambda one: self._write(vectors.texts.id, *one), made):
+                entries.append(entry)
+                progress.advance()
         return entries
 
     def scores(self, entry: Entry) -> Scores:

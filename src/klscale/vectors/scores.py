@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -149,7 +150,7 @@ class Scores:
         parts = {name: values[kept] for name, values in self.parts.items()}
         return Scores(self.text[kept], self.log_likelihood[kept], self.n_tokens[kept], parts)
 
-    @property
+    @cached_property
     def checksum(self) -> str:
         """Changes with any value of a text or a part, or its place."""
         content = [self.text.astype("<i8").tobytes(), self.log_likelihood.astype("<f8").tobytes()]

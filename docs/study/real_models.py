@@ -156,15 +156,16 @@ def changed(base: Path, what: str) -> Path:
     return made
 
 
-def variants(base: Path) -> dict[str, ModelRef]:
+def variants(base: Path, without: Sequence[str] = ()) -> dict[str, ModelRef]:
     """What a pair may be made of, by the name that the table has for it."""
     ref = ModelRef(str(base))
-    return (
+    found = (
         {"base": ref}
         | {kind: replace(ref, quantization=kind) for kind in KINDS}
         | {"bfloat16": replace(ref, dtype="bfloat16")}
-        | {what: ModelRef(str(changed(base, what))) for what in CHANGES}
+        | {what: ModelRef(str(changed(base, what))) for what in CHANGES if what not in without}
     )
+    return {name: one for name, one in found.items() if name not in without}
 
 
 PAIRS = (
@@ -232,16 +233,17 @@ def ratios(pair: Vectors, nats: Floats) -> dict[str, float]:
     return told
 
 
-def rows(name: str, cache: Path, texts: TextSet, store: Store) -> Iterator[dict[str, Any]]:
+def rows(name: str, cache: Path, texts: TextSet, store: Store, without: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
     """Of one base and one text set."""
-    models = variants(directory(name, cache))
+    models = variants(directory(name, cache), without)
+    pairs = [pair for pair in PAIRS if not set(pair) & set(without)]
     outcomes = score([*models.values()], texts, store)
     if failed := [str(outcome.error) for outcome in outcomes if outcome.error is not None]:
         raise SystemExit("\n".join(failed))
     vectors = store.vectors(store.texts(texts.id))
     places = {label: place for place, label in enumerate(models)}
-    nats = exact([*models.values()], [(places[a], places[b]) for a, b in PAIRS], texts)
-    for (a, b), along in zip(PAIRS, nats, strict=True):
+    nats = exact([*models.values()], [(places[a], places[b]) for a, b in pairs], texts)
+    for (a, b), along in zip(pairs, nats, strict=True):
         pair = vectors.subset([models[a], models[b]])
         spans, sampled = pair.span_kl(*pair.names), pair.sampled_kl(*pair.names)
         yield {
@@ -258,13 +260,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("real-models.csv"))
     parser.add_argument("--texts", type=int, default=60)
     parser.add_argument("--models", nargs="+", default=[*PACKAGES], choices=PACKAGES)
+    parser.add_argument("--without", nargs="+", default=[], help="variants to leave out")
     options = parser.parse_args()
     (options.cache / "models").mkdir(parents=True, exist_ok=True)
     store, found = Store(options.cache / "store"), list[dict[str, Any]]()
     for name in options.models:
         for texts in text_sets(options.shared, options.texts):
             print(f"{name} on {texts.name} ...", flush=True)
-            found += rows(name, options.cache, texts, store)
+            found += rows(name, options.cache, texts, store, options.without)
             pd.DataFrame(found).to_csv(options.out, index=False, float_format="%.5g")
             print(pd.DataFrame(found).tail(len(PAIRS)).to_string(index=False, float_format="%.3g"), flush=True)
 

@@ -8,6 +8,7 @@ for as many tokens at a time as `TILE` allows: those of two models for a whole b
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -112,35 +113,61 @@ def _read(
         part = slice(start, start + size)
         tile = (*(read(part).to(place) for read in readers), packed.target[part].to(place))
         for *logits, target in zip(*(torch.split(whole, piece) for whole in tile), strict=True):
-            wide = [one.double() for one in logits]
-            found.append(torch.stack([_compare(wide[a], wide[b], target) for a, b in pairs]).cpu())
+            wide, known = [one.double() for one in logits], dict[tuple[int, int], _Distribution]()
+            found.append(torch.stack([_compare(*_of_pair(wide, pair, known), target) for pair in pairs]).cpu())
     text = np.array([part.text for part in batch], dtype=np.int64)[packed.owner]
     return text, torch.cat(found, dim=2).numpy()
 
 
-def _compare(a: Tensor, b: Tensor, target: Tensor) -> Tensor:
-    """The rows (7, t) of a tile, from the logits (t, V) of both models in float64."""
-    common = min(a.shape[1], b.shape[1])
-    left_out = a.new_zeros(len(a))
-    for logits in (a, b):
-        if logits.shape[1] > common:
-            left_out = logits.softmax(dim=1)[:, common:].sum(dim=1)
-    log_p, log_q = (logits[:, :common].log_softmax(dim=1) for logits in (a, b))
-    top, first = log_p.max(dim=1)
-    same_top = first == log_q.argmax(dim=1)
-    own = [log.gather(1, target[:, None])[:, 0] for log in (log_p, log_q)]
-    return torch.stack([_kl(log_p, log_q), _kl(log_q, log_p), same_top.double(), top.exp(), *own, left_out])
+class _Distribution(NamedTuple):
+    """Of a tile, on the ids that a pair shares."""
+
+    log_p: Tensor
+    """(t, V)"""
+    p: Tensor
+    """(t, V)"""
+    top: Tensor
+    """The most probable id (t,)."""
+    left_out: Tensor
+    """Probability of the other ids (t,)."""
+
+    @classmethod
+    def of(cls, logits: Tensor, n: int) -> _Distribution:
+        left_out = logits.new_zeros(len(logits))
+        if logits.shape[1] > n:
+            left_out = logits.softmax(dim=1)[:, n:].sum(dim=1)
+        log_p = logits[:, :n].log_softmax(dim=1)
+        return cls(log_p, log_p.exp(), log_p.argmax(dim=1), left_out)
 
 
-def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+def _of_pair(
+    logits: Sequence[Tensor], pair: tuple[int, int], known: dict[tuple[int, int], _Distribution]
+) -> tuple[_Distribution, _Distribution]:
+    """Those of the two models, each made once for all pairs that share as many ids."""
+    n = min(logits[place].shape[1] for place in pair)
+    for place in pair:
+        if (place, n) not in known:
+            known[place, n] = _Distribution.of(logits[place], n)
+    return known[pair[0], n], known[pair[1], n]
+
+
+def _compare(a: _Distribution, b: _Distribution, target: Tensor) -> Tensor:
+    """The rows (7, t) of a tile."""
+    d = b.log_p - a.log_p
+    own = [one.log_p.gather(1, target[:, None])[:, 0] for one in (a, b)]
+    top = a.p.gather(1, a.top[:, None])[:, 0]
+    same_top = (a.top == b.top).double()
+    return torch.stack([_kl(a.p, b.p, d), _kl(b.p, a.p, -d), same_top, top, *own, a.left_out + b.left_out])
+
+
+def _kl(p: Tensor, q: Tensor, d: Tensor) -> Tensor:
     """KL(p || q) in nats (t,) of distributions (t, V), as sum p (e^d - 1 - d) with d = log q - log p.
 
     The two terms that are added to -p d have the sum 0; with them no term is negative, and near models lose no digits
     to those that would cancel.
     """
-    p, d = log_p.exp(), log_q - log_p
-    near = p * (d.expm1() - d)
-    far = torch.where(p > 0, log_q.exp() - p - p * d, log_q.exp())  # e^d overflows where p is tiny
+    near = d.expm1().sub_(d).mul_(p)
+    far = torch.where(p > 0, (q - p).sub_(p * d), q)  # e^d overflows where p is tiny
     return torch.where(d.abs() < 1, near, far).sum(dim=1)
 
 

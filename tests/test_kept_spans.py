@@ -340,6 +340,26 @@ def test_spans_by_another_rule_are_not_compared(compared):
 # ------------------------------------------------------------------------------------------------------------- compare
 
 
+def test_score_and_check_report_the_share_of_lost_cuts(run, compared):
+    texts, store = compared
+    lost = {}
+    for ref in REFS:
+        values = mock_spans(ref, texts)
+        lost[ref] = np.isnan(values).sum() / (len(values) - len(texts))
+    assert lost[REFS[2]] > 0.1 > lost[REFS[0]] == 0
+    where = ["--store", store.location]
+    shown = f"0.0% to {lost[REFS[2]]:.1%} over 3 models"
+    found = json.loads(run("score", *REFS, *where, "--json").stdout)
+    assert {one["model"]: one["lost_cuts"] for one in found} == pytest.approx(lost)
+    assert shown in " ".join(run("score", *REFS, *where).stdout.split())
+    files = {entry.path: lost[str(entry.ref)] for entry in store.entries(texts.id)}
+    found = json.loads(run("check", *where, "--json").stdout)
+    assert {one["file"]: one["lost_cuts"] for one in found if one["file"] in files} == pytest.approx(files)
+    assert all(one["lost_cuts"] is None for one in found if one["file"] not in files)
+    assert shown in " ".join(run("check", *where).stdout.split())
+    assert "lost to tokens" not in run("score", *REFS[:2], *where).stdout
+
+
 def test_compare_prints_spans_and_the_published_estimator_beside(run, compared):
     texts, store = compared
     how = ["compare", *REFS, "--texts", texts.id, "--store", store.location]

@@ -441,6 +441,18 @@ def test_a_gaussian_tilt_gives_exact_kl_where_whole_texts_do_not():
     assert drifting.drift_share.value > 0.8
 
 
+def test_a_drift_share_that_the_texts_do_not_tell_is_not_reported():
+    """Log-ratios that nearly cancel in each of a few short texts: the share would be some -10,000 %."""
+    generator = np.random.default_rng(14)
+    spans = Spans(np.full(60, 32), np.arange(0, 61, 2))
+    step = generator.normal(size=30)
+    apart = np.stack([step, -step + 0.05 * generator.standard_t(2, size=30)], axis=1).ravel()
+    assert span_kl(apart, np.zeros(60), spans).value > 0
+    _, V, size, d, whole = naive_texts(np.stack([apart, 0 * apart]), apart, 0 * apart, spans)
+    assert 1 - (V.sum() / size.sum()) / (d.var() / (2 * whole.mean())) < -50
+    assert math.isnan(span_kl(apart, np.zeros(60), spans).drift_share.value)
+
+
 def test_the_error_of_the_drift_share_is_that_of_resamples():
     generator = np.random.default_rng(13)
     values, spans = a_world(generator, n_texts=400, n_models=2)

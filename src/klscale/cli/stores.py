@@ -242,6 +242,8 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Is every file of the store whole, and what its name and its seal say?"""
+    from klscale.show.scoring import print_lost_cuts
+
     place = options.opened()
     sealed = list(place.seal()) if seal else []
     found = list(place.check())
@@ -249,16 +251,18 @@ def check(
     if as_json:
         print_json(
             [
-                {"file": path, "problem": problem or None, "sealed": path not in place.unsealed}
+                {"file": path, "problem": problem or None, "sealed": path not in place.unsealed,
+                 "lost_cuts": place.lost_cuts.get(path)}
                 for path, problem in found
             ]
-        )
+        )  # fmt: skip
     else:
         for path, problem in bad:
             out.print(f"{plain(path)}: {plain(problem)}", style="red")
         if seal:
             out.print(f"{len(sealed)} files sealed as they were.")
         out.print(f"{len(found)} files checked, {len(bad)} with a problem.")
+        print_lost_cuts(place.lost_cuts)
         if place.unsealed:
             out.print(
                 f"{len(place.unsealed)} of them have no seal: klscale 0.1.0 wrote them. A changed clip, length, label"

@@ -57,6 +57,7 @@ def info(
     """What a text set holds: size, lengths, domains, documents, clip; how many texts a wanted error needs."""
     import numpy as np
 
+    from klscale.show.scoring import lost_cuts, print_lost_cuts
     from klscale.show.text_sets import NEEDED, print_texts_needed
     from klscale.studies.validity import texts_needed
 
@@ -64,8 +65,7 @@ def info(
     with at_work(options) as how:
         found = how.at(texts, None).chosen(place)
     scored, _ = place.vectors(found).of_one_convention()
-    lost = {str(entry.ref): entry.metadata["spans"]["lost_cuts"] for entry in place.entries(found.id)
-            if isinstance((entry.metadata.get("spans") or {}).get("lost_cuts"), float)}  # fmt: skip
+    lost = lost_cuts(place.entries(found.id))
     needed = texts_needed(scored) if len(scored) > 1 else ()
     low, middle, high = (int(q) for q in np.quantile(found.bytes, [0.0, 0.5, 1.0]))
     domains = {d: sum(x == d for x in found.domain) for d in sorted(set(found.domain))} if found.domain else {}
@@ -87,12 +87,7 @@ def info(
         out.print("Made from this Python installation: another Python version makes another set, with another id.")
     if domains:
         out.print(table(lines("domain", "texts"), [(plain(name), f"{count:,}") for name, count in domains.items()]))
-    if lost:
-        most = max(lost, key=lambda name: lost[name])
-        out.print(
-            f"cuts between spans that a tokenizer loses: {min(lost.values()):.1%} to {lost[most]:.1%} over "
-            f"{len(lost):,} models (most: {plain(most)})"
-        )
+    print_lost_cuts(lost)
     if needed:
         print_texts_needed(needed)
     else:

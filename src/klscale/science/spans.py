@@ -37,6 +37,9 @@ from klscale.science.pair_sums import PairSums, batches, ratio_of_sums, texts_of
 CLOSE = 1e-6
 """Pairs are computed directly where their V is this small against those of either model from the mean of all."""
 
+DRIFT_ERROR = 0.5
+"""Largest standard error of a drift share that is reported: 50 percentage points."""
+
 BATCH = 512
 """Spans of a batch of texts for all pairs: what two tiles of models have in them fits the cache."""
 
@@ -55,7 +58,8 @@ class SpanKL:
 
     `interval` is at 95 %, on the log scale. `n_texts` counts the texts of at least two spans: shorter ones tell
     nothing; `n_spans` their spans. `lost` is the share of the cuts that either tokenizer loses. `drift_share` (no unit)
-    is 1 - KL(spans) / KL(whole texts), of the same texts without a clip. `n_documents` is set where texts share
+    is 1 - KL(spans) / KL(whole texts), of the same texts without a clip; NaN where its standard error is above 0.5, as
+    on few or short texts. `n_documents` is set where texts share
     documents, and the standard errors are then clustered by document.
     """
 
@@ -245,14 +249,17 @@ def _whole(common: CommonSpans, spans: Spans) -> Floats:
 
 def _drift_share(V: Floats, size: Floats, d: Floats, whole: Floats, clusters: Integers | None) -> Estimate:
     """1 - rho, with rho the ratio of (sum V / sum size) to Var(d) / (2 mean bytes); standard error by the delta method,
-    on the common influence of all four means."""
+    on the common influence of all four means. NaN where that is above `DRIFT_ERROR`."""
+    unknown = Estimate(math.nan, math.nan, (math.nan, math.nan), len(d), "")
     squares = (d - d.mean()) ** 2
     if not squares.any():
-        return Estimate(math.nan, math.nan, (math.nan, math.nan), len(d), "")
+        return unknown
     rho = V.mean() / size.mean() * 2 * whole.mean() / squares.mean()
     relative = whole / whole.mean() - size / size.mean() - squares / squares.mean()
     influence = rho * relative + (rho / V.mean() * V if V.any() else 0.0)
     error = float(standard_error_of_mean(influence, clusters))
+    if not error <= DRIFT_ERROR:
+        return unknown
     return Estimate.normal(1 - float(rho), error, len(d), n_documents=n_clusters(clusters), unit="")
 
 

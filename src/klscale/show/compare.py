@@ -104,7 +104,8 @@ BY_SPANS = (
     Column("spans_standard_error", "Its standard error over texts.", BITS, lambda it: it.standard_error),
     estimate(
         "drift_share",
-        "1 - KL from spans / KL from whole texts, of the same texts without a clip.",
+        "1 - KL from spans / KL from whole texts, of the same texts without a clip; null where its standard error is "
+        "above 0.5.",
         "share",
         lambda it: it.drift_share,
     ),
@@ -306,10 +307,10 @@ def _detail(kl: ReportedKL) -> str | None:
         )
     if kl.spans is not None:
         share = kl.spans.drift_share
-        lost = f" {kl.spans.lost:.1%} of the cuts are lost to tokens that straddle them." if kl.spans.lost else ""
-        said.append(
-            f"Drift is {format_estimate(100 * share.value, 100 * share.standard_error)} % of whole texts.{lost}"
-        )
+        if not math.isnan(share.value):
+            said.append(f"Drift is {format_estimate(100 * share.value, 100 * share.standard_error)} % of whole texts.")
+        if kl.spans.lost:
+            said.append(f"{kl.spans.lost:.1%} of the cuts are lost to tokens that straddle them.")
     return " ".join(said) or None
 
 

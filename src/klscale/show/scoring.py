@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from klscale.errors import KlscaleError
@@ -11,7 +11,7 @@ from klscale.show.terminal import err, name_texts, out, plain, print_error
 
 if TYPE_CHECKING:
     from klscale.inputs.texts import TextSet
-    from klscale.store.store import Store
+    from klscale.store.store import Entry, Store
     from klscale.sweep.jobs import Outcome
 
 FEW = 3
@@ -33,6 +33,7 @@ def outcome_record(outcome: Outcome) -> dict[str, Any]:
     if outcome.entry:
         record |= {"key": outcome.entry.key, "file": outcome.entry.path, "seconds": round(outcome.seconds, 3)}
         record["skipped_texts"] = len(outcome.entry.metadata.get("skipped", ()))
+        record["lost_cuts"] = outcome.entry.lost_cuts
     if outcome.status == "missing" or outcome.download_bytes is not None:
         record["download_bytes"] = outcome.download_bytes
     if outcome.error:
@@ -91,11 +92,28 @@ def print_outcomes(outcomes: Sequence[Outcome], n_problems: int, texts: TextSet,
     if done := [outcome for outcome in outcomes if outcome.error is None]:
         out.print(table(columns, done))
     print_failures(outcomes)
+    print_lost_cuts(lost_cuts(outcome.entry for outcome in done if outcome.entry is not None))
     failed = sum(outcome.error is not None for outcome in outcomes)
     if n_problems or 0 < failed < len(outcomes):
         out.print(f"{failed:,} of {len(outcomes):,} models failed{entries_failed(n_problems)}")
     if any(outcome.status == "scored" for outcome in outcomes):
         out.print(f"Kept in {plain(store.location)}. Next: klscale kl, klscale compare, klscale scale.", style="dim")
+
+
+def lost_cuts(entries: Iterable[Entry]) -> dict[str, float]:
+    """The share of the cuts that the tokenizer of each model loses; without vectors that have no spans."""
+    return {str(entry.ref): entry.lost_cuts for entry in entries if entry.lost_cuts is not None}
+
+
+def print_lost_cuts(lost: Mapping[str, float]) -> None:
+    """In one line; nothing where none is lost."""
+    if not any(lost.values()):
+        return
+    most = max(lost, key=lambda name: lost[name])
+    over = f"{min(lost.values()):.1%} to {lost[most]:.1%} over {len(lost):,} models (most: {plain(most)})"
+    out.print(
+        f"Cuts between spans lost to tokens that straddle them: {over if len(lost) > 1 else f'{lost[most]:.1%}'}."
+    )
 
 
 def print_failures(outcomes: Sequence[Outcome]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,8 @@ def problems(store: Store) -> Iterator[tuple[str, str]]:
             if text_set in sets and not problem:
                 problem, _ = _tried(partial(records.spans_of, scores, metadata, sets[text_set]))
             problem = problem or _without_draws(store, scores, metadata, text_set)
+            if not problem and not math.isnan(scores.lost_cuts):
+                store.lost_cuts[path] = scores.lost_cuts
         yield path, problem
 
 

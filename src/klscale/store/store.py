@@ -88,6 +88,13 @@ class Entry:
         """How many layers were read, the embedding among them; 0 for a model scored as a whole."""
         return int(self.metadata.get("n_layers", 0))
 
+    @property
+    def lost_cuts(self) -> float | None:
+        """The share of the cuts between spans that the tokenizer loses; None where the vector has no spans."""
+        spans = self.metadata.get("spans")
+        share = spans.get("lost_cuts") if isinstance(spans, Mapping) else None
+        return share if isinstance(share, float) else None
+
 
 def vector_key(identity: str, ref: ModelRef, convention: str, source: str) -> str:
     """Short hash of what makes a vector what it is. `identity` is the hub commit or the files' fingerprint."""
@@ -104,7 +111,8 @@ class Store:
     """A store at a local path or fsspec URL (`s3://...`); made when first written to.
 
     `left_out` says of each file that was met and cannot be used what is wrong with it; `unsealed` holds those met that
-    klscale 0.1.0 wrote, without a seal. Raises InputError for a location where no store can be.
+    klscale 0.1.0 wrote, without a seal; `lost_cuts` the share of cuts that each vector loses which `check` read.
+    Raises InputError for a location where no store can be.
     """
 
     def __init__(self, location: str | os.PathLike[str]) -> None:
@@ -113,6 +121,7 @@ class Store:
         self.files.tidy = self._clear_claims
         self.left_out: dict[str, str] = {}
         self.unsealed: set[str] = set()
+        self.lost_cuts: dict[str, float] = {}
         self._entries: dict[str, tuple[str, dict[str, Any] | None]] = {}
         self._sizes: dict[str, int] = {}
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,11 +14,18 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, PreTrainedTokenizerFast
 
 from klscale.errors import InputError, KlscaleError
+from klscale.inputs.references import ModelRef
 from klscale.inputs.spans import cut_texts
 from klscale.inputs.texts import TextSet, load_texts
 from klscale.science.drawn import LOG_RATIOS
 from klscale.science.reported import SAMPLED_TOKENS
+from klscale.sources.tokens import Tokens
+from klscale.sources.transformers import next_token
+from klscale.sources.transformers.engine import Engine
+from klscale.sources.transformers.files import resolve
+from klscale.sources.transformers.load import load
 from klscale.store.store import Store
+from klscale.studies.verbs import draw
 from klscale.studies.verbs.compare import compare
 from klscale.studies.verbs.draw import draw_texts
 from klscale.studies.verbs.options import Options
@@ -174,6 +182,60 @@ def test_a_seed_draws_the_same_texts_in_any_batch(toys, tmp_path):
     assert drawn(1) == drawn(1, 40)
     assert drawn(1) != drawn(2)
     assert all(9 <= len(text) <= 10 for text in drawn(1)), "a text ends with the token that reaches the length"
+
+
+def test_an_interrupted_drawing_goes_on(toys, tmp_path, monkeypatch):
+    """Seven texts are drawn before Ctrl-C: the next call draws the others, and the set is that of one call."""
+    given = prompts_of(tmp_path / "prompts.jsonl", "e", "abc")
+    store = Store(tmp_path / "store")
+    plain, calls = draw._ended, []
+
+    def ended(*args, most):
+        calls.append(args)
+        if len(calls) > most:
+            raise KeyboardInterrupt
+        return plain(*args)
+
+    def drawn(place, most=math.inf):
+        calls.clear()
+        monkeypatch.setattr(draw, "_ended", partial(ended, most=most))
+        return draw_texts(toys[2], given, place, whole_prompts=True, n_texts=40, n_bytes=9).texts.id
+
+    whole = drawn(tmp_path / "other")
+    n_calls = len(calls)
+    with pytest.raises(KeyboardInterrupt):
+        drawn(store, 7)
+    assert [problem for _, problem in store.check()] == [""]
+    assert drawn(store) == whole
+    assert len(calls) == n_calls - 7
+    assert not store.files.list("drawing")
+    assert len([*store.check()]) == 2
+
+    with pytest.raises(KeyboardInterrupt):
+        drawn(store, 7)
+    (path,) = store.files.list("drawing")
+    store.files.write(path, store.files.read(path)[:-40])
+    assert sum(bool(problem) for _, problem in store.check()) == 1
+    assert drawn(Store(store.location)) == whole
+    assert len(calls) == n_calls, "a damaged file counts as not there"
+
+
+@pytest.mark.parametrize("spread", [0, 2, 32])
+def test_prompts_of_many_lengths_are_drawn_together(toys, spread, monkeypatch):
+    """As each is alone, in as few batches as their lengths allow."""
+    monkeypatch.setattr(next_token, "SPREAD", spread)
+    engine = Engine(load(resolve(ModelRef.parse(toys[0]))))
+    rows = [np.arange(n, dtype=np.int32) % 5 for n in (1, 3, 2, 5, 3, 4)]
+    tokens, more = Tokens.from_rows(rows), np.array([6, 4, 5, 3, 7, 6])
+    plain, calls = engine.model.generate, []
+    monkeypatch.setattr(engine.model, "generate", lambda *args, **how: calls.append(args) or plain(*args, **how))
+    found = next_token.sample_texts(engine, tokens, range(6), 3, 5, more=more)
+    assert len(calls) == {0: 5, 2: 2, 32: 1}[spread]
+    for n in range(6):
+        own = next_token.sample_texts(engine, tokens, [n], 3, 5, more=more[n : n + 1]).of(0)
+        assert found.of(n).tolist() == own.tolist()
+        assert found.of(n)[: len(rows[n])].tolist() == rows[n].tolist()
+        assert len(own) == len(rows[n]) + more[n]
 
 
 def test_texts_begin_as_the_texts_of_a_set(make_writer, tmp_path):

@@ -37,6 +37,7 @@ from klscale.sources.source import (
     NEXT_TOKENS,
     REPEAT_RUNS,
     SAMPLED_TOKENS,
+    Keep,
     NextTokens,
     Pinned,
     Reader,
@@ -299,7 +300,7 @@ class MockReader(Reader):
         positions: Sequence[int] | Integers,
         seed: int,
         n_ids: int,
-        advance: Callable[[int], None] = lambda _: None,
+        keep: Keep = lambda *_: None,
         *,
         more: Integers | None = None,
     ) -> Tokens:
@@ -313,7 +314,7 @@ class MockReader(Reader):
             for n in range(first, length):
                 ids[n] = np.searchsorted(cumulative[ids[n - 1]], uniform[n] * cumulative[ids[n - 1], -1])
             drawn.append(ids)
-            advance(1)
+            keep(int(position), ids)
         return Tokens.from_rows(drawn)
 
     def decode(self, tokens: Tokens) -> list[str]:

@@ -50,6 +50,8 @@ WEIGHT_FILES, WEIGHTS = "weight files", "weights in memory"
 SAMPLED_TOKENS = "sampled tokens"
 CHANGED_MODULES = "changed modules"
 RESPONSES = "responses to prompts"
+Keep = Callable[[int, NDArray[np.int32]], None]
+"""Takes the position of a text and its token ids (n,)."""
 LONG_TEXTS = ("error", "skip", "window")
 WINDOWS = "; half-overlapping windows"
 """Added to the convention of a vector where some text was cut into windows."""
@@ -316,13 +318,13 @@ class Reader(ABC):
         positions: Sequence[int] | Integers,
         seed: int,
         n_ids: int,
-        advance: Callable[[int], None] = lambda _: None,
+        keep: Keep = lambda *_: None,
         *,
         more: Integers | None = None,
     ) -> Tokens:
         """A text drawn from the model for each of these texts, in their order: it begins as the text does, has as many
-        tokens, and uses the first `n_ids` ids. With `more` (n,) it goes on where the text ends, by so many tokens
-        (capability NEXT_TOKENS)."""
+        tokens, and uses the first `n_ids` ids. With `more` (n,) it goes on where the text ends, by so many tokens.
+        `keep` is given each as soon as it is drawn (capability NEXT_TOKENS)."""
         raise self.source.unsupported(self.ref, NEXT_TOKENS)
 
     def decode(self, tokens: Tokens) -> list[str]:

@@ -107,6 +107,9 @@ def _read(store: Store) -> Iterator[tuple[str, str, Any]]:
         tokens = path.rsplit("/", 1)[-1].removesuffix(".parquet")
         read = partial(records.draws_from_parquet, text_set=text_set, tokens=tokens, n_texts=None)
         yield path, *_tried(partial(store.read, path, read))
+    for path in store.files.list("drawing", suffix=".parquet"):
+        read = partial(records.drawing_from_parquet, key=path.rsplit("/", 1)[-1].removesuffix(".parquet"))
+        yield path, *_tried(partial(store.read, path, read))
     for path in store.files.list("weights", suffix=".parquet"):
         read = partial(records.weights_from_parquet, file=path.rsplit("/", 1)[-1])
         yield path, *_tried(partial(store.read, path, read))

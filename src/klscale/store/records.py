@@ -42,6 +42,7 @@ VECTOR = pa.schema([("text", pa.int32()), ("log_likelihood", pa.float64()), ("n_
 DRAWN = pa.schema(
     [("text", pa.int32()), ("token", pa.large_list(pa.int32())), ("log_proposal", pa.large_list(pa.float32()))]
 )
+DRAWING = pa.schema([("text", pa.int32()), ("token", pa.large_list(pa.int32())), ("ended", pa.bool_())])
 MOST_DRAWS = 1024
 """Token ids at a position, more than which no file holds."""
 ENTRIES = pa.schema([("file", pa.string()), ("stamp", pa.string()), ("metadata", pa.string())])
@@ -705,6 +706,40 @@ def draws_from_table(table: Any, tokens: str, m: int, n_texts: int | None) -> To
     rows = zip(texts.tolist(), np.split(values, places), np.split(chances, places), strict=True) if len(texts) else ()
     drawn = {text: TextDraws(token.reshape(shape), chance.reshape(shape)) for text, token, chance in rows}
     return TokenDraws(tokens, m, drawn)
+
+
+# ------------------------------------------------------------------------------------------------------------- drawing
+
+Drawing = dict[int, tuple[NDArray[np.int32], bool]]
+"""Of a text set that a model is writing: number of a text -> its token ids (n,) so far, and whether it has ended."""
+
+
+def drawing_to_parquet(drawing: Drawing, key: str) -> bytes:
+    """The texts of a drawing that is not finished: one row a text."""
+    columns = [
+        pa.array([*drawing], pa.int32()),
+        _lists([ids for ids, _ in drawing.values()], pa.int32()),
+        pa.array([ended for _, ended in drawing.values()], pa.bool_()),
+    ]
+    return to_parquet("drawing", pa.table(columns, schema=DRAWING), {"key": key})
+
+
+def drawing_from_parquet(data: bytes, key: str) -> Drawing:
+    """What `drawing_to_parquet` was given; raises one of UNREADABLE."""
+    if not is_sealed(data):
+        raise UnreadableError("has no seal")
+    table, metadata = from_parquet("drawing", data)
+    require_fields(metadata, {"key": required(KEY)})
+    _require_own(metadata, key=key)
+    _require_table(table, DRAWING)
+    text, token, ended = (column.combine_chunks() for column in table.columns)
+    texts, values = text.to_numpy(), token.flatten()
+    if len(np.unique(texts)) < len(texts) or (texts < 0).any():
+        raise UnreadableError("has texts twice, or below 0")
+    if values.null_count or (values.to_numpy() < 0).any():
+        raise UnreadableError("has tokens that are no ids")
+    rows = np.split(values.to_numpy(), np.cumsum(np.diff(token.offsets.to_numpy()))[:-1]) if len(texts) else []
+    return dict(zip(texts.tolist(), zip(rows, ended.to_pylist(), strict=True), strict=True))
 
 
 # ------------------------------------------------------------------------------------------------------------- weights

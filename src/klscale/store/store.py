@@ -3,6 +3,7 @@
     STORE/texts/<text set id>.jsonl, <id>.json          the texts, once; name, clip, counts
     STORE/vectors/<text set id>/<slug>-<key>.parquet    one file for each scored model
     STORE/draws/<text set id>/<tokens>.parquet          token ids drawn for a text set and a tokenizer
+    STORE/drawing/<key>.parquet                         texts that a model is writing, until their set is whole
     STORE/weights/<slug>-<key>.parquet                  distances of a checkpoint's weights to those of others
     STORE/maps/<text set id>/<key>.parquet              a kept map: one row a model
     STORE/noise/<text set id>/<key>.json                KL between two runs of one model
@@ -513,6 +514,21 @@ class Store:
         whole = draws if known is None else known.joined(draws)
         self.files.write(self.draws_file(text_set, draws.tokens), records.draws_to_parquet(whole, text_set))
         return whole
+
+    # ----------------------------------------------------------------------------------------------------- drawing
+
+    def write_drawing(self, key: str, drawing: records.Drawing) -> None:
+        """Keep the texts of a drawing that is not finished. `key` says of what, and how."""
+        self.files.write(self.files.path("drawing", f"{key}.parquet"), records.drawing_to_parquet(drawing, key))
+
+    def read_drawing(self, key: str) -> records.Drawing:
+        """What is there of an unfinished drawing; nothing where it is not there or is left out."""
+        path = self.files.path("drawing", f"{key}.parquet")
+        return self._find(path, partial(records.drawing_from_parquet, key=key)) or {}
+
+    def drop_drawing(self, key: str) -> None:
+        """Forget an unfinished drawing: its text set is whole."""
+        self.files.forget(self.files.path("drawing", f"{key}.parquet"))
 
     # ----------------------------------------------------------------------------------------------------- weights
 

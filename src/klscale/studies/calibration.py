@@ -405,7 +405,7 @@ class _Bench:
         if key not in self.drawn:
             # Another seed for every model: with one seed, texts drawn from two similar models would be almost equal.
             seed = int(hashlib.sha256(f"{entry.key} {self.seed}".encode()).hexdigest()[:12], 16)
-            self.drawn[key] = reader.sample(tokens, text, seed, n_ids, advance)
+            self.drawn[key] = reader.sample(tokens, text, seed, n_ids, lambda *_: advance(1))
         return self.drawn[key]
 
 

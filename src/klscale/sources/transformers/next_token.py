@@ -19,7 +19,7 @@ from klscale.errors import KlscaleError
 from klscale.inputs.references import ModelRef
 from klscale.science.arrays import Floats, Integers
 from klscale.sources.quiet import quiet_transformers
-from klscale.sources.source import NextTokens
+from klscale.sources.source import Keep, NextTokens
 from klscale.sources.tokens import Segment, Tokens
 from klscale.sources.transformers.engine import Engine, Packed, in_batches
 
@@ -28,6 +28,8 @@ TILE, PIECE = 2**22, 2**18
 for the cache of a CPU; on a GPU 16 times as many, all at once."""
 LEFT_OUT = 1e-3
 """Largest probability that a padded vocabulary may give to ids that the other model does not have."""
+SPREAD = 32
+"""Tokens by which the beginnings of texts that are drawn together may differ in length."""
 
 
 def compare_next_tokens(
@@ -197,7 +199,7 @@ def sample_texts(
     texts: Sequence[int] | Integers,
     seed: int,
     n_ids: int,
-    advance: Callable[[int], None] = lambda _: None,
+    keep: Keep = lambda *_: None,
     *,
     more: Integers | None = None,
 ) -> Tokens:
@@ -205,19 +207,11 @@ def sample_texts(
     front and the first token of the text, the others drawn one after another from the whole distribution, renormalised
     on the first `n_ids` ids where there are more. With `more` (n,) each text is kept as a whole, and so many tokens
     follow. An end of text neither ends a sample nor is avoided. The random numbers of a text depend on the seed and its
-    position alone, not on the batch that it is in.
+    position alone, not on the batch that it is in. `keep` is given each text and its tokens once they are drawn.
     """
     special = {*engine.loaded.tokenizer.all_special_ids}
     drawn: dict[int, NDArray[np.int32]] = {}
-
-    def draw(batch: Sequence[Segment]) -> NDArray[np.int32]:
-        first = np.array([tokens.of(part.text)[: part.first] for part in batch], dtype=np.int64)
-        uniform = np.zeros((len(batch), batch[0].length))
-        for row, part in zip(uniform, batch, strict=True):
-            row[: part.length] = np.random.default_rng([seed, part.text]).random(part.length)
-        return _generate(engine, torch.from_numpy(first), uniform[:, batch[0].first :], n_ids)
-
-    by_start: dict[int, list[Segment]] = {}
+    parts: list[Segment] = []
     for place, s in enumerate(map(int, texts)):
         ids = tokens.of(s)
         n_special = next((n for n, token in enumerate(ids) if int(token) not in special), len(ids))
@@ -225,33 +219,55 @@ def sample_texts(
         if more is not None:
             part = Segment(s, 0, len(ids) + int(more[place]), len(ids))
         if part.first < part.stop:
-            by_start.setdefault(part.first, []).append(part)
+            parts.append(part)
         else:
             drawn[s] = ids  # nothing is left to draw
-    for parts in by_start.values():
-        for batch, rows in in_batches((engine,), parts, draw):
-            drawn |= {part.text: row[: part.length] for part, row in zip(batch, rows, strict=True)}
-            advance(len(batch))
+
+    def draw(batch: Sequence[Segment]) -> NDArray[np.int32]:
+        begin = Tokens.from_rows([tokens.of(part.text)[: part.first] for part in batch])
+        uniform = np.zeros((len(batch), max(part.length for part in batch)))
+        for row, part in zip(uniform, batch, strict=True):
+            row[: part.length] = np.random.default_rng([seed, part.text]).random(part.length)
+        return _generate(engine, begin, uniform, n_ids)
+
+    parts.sort(key=lambda part: part.first)
+    while parts:
+        n = sum(part.first <= parts[0].first + SPREAD for part in parts)
+        for batch, rows in in_batches((engine,), parts[:n], draw):
+            for part, row in zip(batch, rows, strict=True):
+                drawn[part.text] = row[: part.length]
+                keep(part.text, drawn[part.text])
+        del parts[:n]
     return Tokens.from_rows([drawn[int(s)] for s in texts])
 
 
-def _generate(engine: Engine, first: Tensor, uniform: Floats, n_ids: int) -> NDArray[np.int32]:
-    """Token ids (rows, n + more) that go on from `first` (rows, n) at temperature 1, by the random numbers `uniform`
-    (rows, more)."""
+def _generate(engine: Engine, begin: Tokens, uniform: Floats, n_ids: int) -> NDArray[np.int32]:
+    """Token ids (rows, n) that go on from `begin` at temperature 1, by the random numbers `uniform` (rows, n) of all
+    positions. Rows grow together from the length of the shortest beginning: a longer one is put in token by token, so
+    that no model needs padding in front."""
     from transformers import GenerationConfig, LogitsProcessorList
 
-    model, first = engine.model, first.to(engine.device)
-    kind = torch.float32 if engine.device.type == "mps" else torch.float64
-    chances = torch.from_numpy(uniform).to(kind).to(engine.device)
+    model, device = engine.model, engine.device
+    lengths = torch.from_numpy(begin.lengths).to(device)
+    given = torch.zeros(len(uniform), int(begin.lengths.max()), dtype=torch.int64)
+    for n, length in enumerate(begin.lengths.tolist()):
+        given[n, :length] = torch.from_numpy(begin.of(n).astype(np.int64))
+    given = given.to(device)
+    first = given[:, : int(begin.lengths.min())]
+    kind = torch.float32 if device.type == "mps" else torch.float64
+    chances = torch.from_numpy(uniform).to(kind).to(device)
 
     def choose(ids: Tensor, logits: Tensor) -> Tensor:
         """0 for the token of each row whose share of the distribution holds the random number, -inf for the others."""
+        at = ids.shape[1]
         running = logits[:, :n_ids].to(kind).softmax(dim=1).cumsum(dim=1)
-        place = chances[:, ids.shape[1] - first.shape[1], None] * running[:, -1:]
+        place = chances[:, at, None] * running[:, -1:]
         chosen = torch.searchsorted(running, place, right=True).clamp(max=running.shape[1] - 1)
+        if at < given.shape[1]:
+            chosen = torch.where((at < lengths)[:, None], given[:, at, None], chosen)
         return torch.full_like(logits, -torch.inf).scatter(1, chosen, 0.0)
 
-    plain = GenerationConfig(do_sample=False, max_new_tokens=uniform.shape[1])
+    plain = GenerationConfig(do_sample=False, max_new_tokens=uniform.shape[1] - first.shape[1])
     # What the configuration of a call leaves open is taken from the model's own: temperature, end of text and all.
     own, model.generation_config = model.generation_config, GenerationConfig()
     try:

@@ -28,6 +28,7 @@ from klscale.sources.source import (
     WEIGHT_FILES,
     WEIGHTS,
     Change,
+    Keep,
     Module,
     NextTokens,
     Pinned,
@@ -215,11 +216,11 @@ class TransformersReader(Reader):
         positions: Sequence[int] | Integers,
         seed: int,
         n_ids: int,
-        advance: Callable[[int], None] = lambda _: None,
+        keep: Keep = lambda *_: None,
         *,
         more: Integers | None = None,
     ) -> Tokens:
-        return next_token.sample_texts(self.engine, tokens, positions, seed, n_ids, advance, more=more)
+        return next_token.sample_texts(self.engine, tokens, positions, seed, n_ids, keep, more=more)
 
     def decode(self, tokens: Tokens) -> list[str]:
         ids = [tokens.of(s).tolist() for s in range(len(tokens.lengths))]

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from klscale.errors import InputError, KlscaleError
 from klscale.inputs.references import ModelRef
-from klscale.inputs.texts import TextSet, load_texts
+from klscale.inputs.texts import TextSet, content_id, load_texts
 from klscale.science.arrays import Integers
 from klscale.sources.source import NEXT_TOKENS, Reader, ReaderOptions, Sources
 from klscale.sources.tokens import REPLACED, Tokens, decoded_bytes
+from klscale.store.records import Drawing
 from klscale.store.store import Store, vector_key
 from klscale.studies.verbs.options import Options
 
 BYTES_A_TOKEN = 4.0
 """Taken for the drawn texts where the prompts are too short to tell."""
+KEEP_SECONDS = 10.0
+"""A killed command loses at most the draws of so long, and those of the batch at work."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,8 @@ def draw_texts(
     bytes; with `whole_prompts` all of it. Tokens are drawn at temperature 1 from the whole distribution. A text ends
     with the token that reaches `n_bytes`, before a special token such as an end of text, or at the model's window.
     Texts are left out whose tokens are others when they are read again. With fewer prompts than texts each prompt
-    begins several. Texts have the documents of their prompts. The same `seed` draws the same texts.
+    begins several. Texts have the documents of their prompts. The same `seed` draws the same texts. What an interrupted
+    call has drawn is kept in the store, and the next one goes on from there.
 
     Raises InputError for a model that gives no next-token probabilities, and for prompts that cannot be used;
     KlscaleError where fewer than two texts are left.
@@ -82,7 +89,9 @@ def draw_texts(
     first = reader.tokens(chosen)
     if reader.window is not None and first.lengths.max() >= reader.window:
         raise InputError(f"A prompt of {given.name} fills the window of {ref} ({reader.window:,} tokens).")
-    drawn = _draw(reader, first, n_bytes, seed, options)
+    author = vector_key(pinned.identity, ref, source.conventions(how)[0], source.name)
+    key = content_id([json.dumps([author, given.id, whole_prompts, n_bytes, seed]).encode()])
+    drawn = _draw(reader, first, n_bytes, seed, place, key, options)
     written = reader.decode(drawn)
     prompt_bytes = decoded_bytes(reader.decode(first))
     goes_on = (drawn.lengths > first.lengths) & (decoded_bytes(written) > prompt_bytes)
@@ -90,6 +99,7 @@ def draw_texts(
     kept = kept[_unchanged(reader, [written[n] for n in kept], [drawn.of(int(n)) for n in kept], prompt_bytes[kept])]
     ended, changed = int((~goes_on).sum()), int(goes_on.sum()) - len(kept)
     if len(kept) < 2:
+        place.drop_drawing(key)
         raise KlscaleError(
             f"{len(kept)} of {n_texts:,} texts drawn from {ref} can be used.",
             f"{changed:,} are read again as other tokens, {ended:,} ended at once.",
@@ -103,7 +113,7 @@ def draw_texts(
         labels={"prompt_tokens": tuple(first.lengths[kept].tolist())},
         drawn={
             "author": str(ref),
-            "key": vector_key(pinned.identity, ref, source.conventions(how)[0], source.name),
+            "key": author,
             "identity": pinned.identity,
             "seed": seed,
             "prompts": f"{given.name} ({given.id})",
@@ -113,7 +123,9 @@ def draw_texts(
             "versions": dict(reader.facts(chosen)["versions"]),
         },
     )
-    return DrawnTexts(place, place.keep_texts(texts), n_texts, changed, ended)
+    kept_texts = place.keep_texts(texts)
+    place.drop_drawing(key)
+    return DrawnTexts(place, kept_texts, n_texts, changed, ended)
 
 
 def _beginnings(given: TextSet, whole: bool) -> tuple[list[str], Integers]:
@@ -129,27 +141,45 @@ def _beginnings(given: TextSet, whole: bool) -> tuple[list[str], Integers]:
     return found, usable
 
 
-def _draw(reader: Reader, first: Tokens, n_bytes: int, seed: int, options: Options) -> Tokens:
-    """Each text with what the model adds to it until `n_bytes` are reached, a special token or the window."""
+def _draw(reader: Reader, first: Tokens, n_bytes: int, seed: int, store: Store, key: str, options: Options) -> Tokens:
+    """Each text with what the model adds to it until `n_bytes` are reached, a special token or the window. The store
+    keeps what is drawn under `key`, and gives what it has."""
     size = decoded_bytes(reader.decode(first))
     rate = size.sum() / first.lengths.sum() if size.mean() > BYTES_A_TOKEN else BYTES_A_TOKEN
     more = max(8, math.ceil(1.2 * n_bytes / rate))
     rows = [first.of(n) for n in range(len(size))]
-    going = np.arange(len(rows))
+    kept: Drawing = {}
+    longest = math.inf if reader.window is None else reader.window
+    for n, (ids, over) in store.read_drawing(key).items():
+        begins = n < len(rows) and np.array_equal(ids[: len(rows[n])], rows[n])
+        if begins and len(ids) <= longest and ids.max() < reader.n_vocabulary:
+            rows[n], kept[n] = ids, (ids, over or len(ids) == longest)
+    ended = np.array([n in kept and kept[n][1] for n in range(len(rows))])
+    written = time.monotonic()
+
+    def keep(n: int, ids: NDArray[np.int32]) -> None:
+        nonlocal written
+        rows[n], ended[n] = _ended(reader, ids, len(first.of(n)), n_bytes)
+        ended[n] |= len(rows[n]) >= longest
+        kept[n] = rows[n], bool(ended[n])
+        options.progress.advance(int(ended[n]))
+        if time.monotonic() - written > KEEP_SECONDS:
+            store.write_drawing(key, kept)
+            written = time.monotonic()
+
     options.progress.begin(f"drawing from {reader.ref}", len(rows), "texts")
-    while len(going):
-        tokens = Tokens.from_rows(rows)
-        room = np.full(len(going), more)
-        if reader.window is not None:
-            room = np.minimum(room, reader.window - tokens.lengths[going])
-        found = reader.sample(tokens, going, seed, reader.n_vocabulary, more=room)
-        ended = np.zeros(len(going), dtype=bool)
-        for place, n in enumerate(going.tolist()):
-            row, ended[place] = _ended(reader, found.of(place), len(first.of(n)), n_bytes)
-            ended[place] |= reader.window is not None and len(row) >= reader.window
-            rows[n] = row
-        options.progress.advance(int(ended.sum()))
-        going = going[~ended]
+    options.progress.advance(int(ended.sum()))
+    try:
+        while len(going := np.flatnonzero(~ended)):
+            tokens = Tokens.from_rows(rows)
+            room = np.full(len(going), more)
+            if reader.window is not None:
+                room = np.minimum(room, reader.window - tokens.lengths[going])
+            reader.sample(tokens, going, seed, reader.n_vocabulary, keep, more=room)
+    except BaseException:  # Ctrl-C among them
+        if kept:
+            store.write_drawing(key, kept)
+        raise
     return Tokens.from_rows(rows)
 
 

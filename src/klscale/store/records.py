@@ -718,7 +718,7 @@ def drawing_to_parquet(drawing: Drawing, key: str) -> bytes:
     """The texts of a drawing that is not finished: one row a text."""
     columns = [
         pa.array([*drawing], pa.int32()),
-        _lists([ids for ids, _ in drawing.values()], pa.int32()),
+        lists([ids for ids, _ in drawing.values()], pa.int32()),
         pa.array([ended for _, ended in drawing.values()], pa.bool_()),
     ]
     return to_parquet("drawing", pa.table(columns, schema=DRAWING), {"key": key})

@@ -61,19 +61,20 @@ ROOMS = {
     "errors": "",
     "progress": "",
     "limits": "errors",
+    "display": "",
     "science": "errors limits progress",
     "inputs": "science errors limits progress",
     "vectors": "inputs science errors limits progress",
     "sources": "vectors inputs science errors limits progress",
     "store": "vectors inputs science errors limits progress",
     "sweep": "store sources vectors inputs science errors limits progress",
-    "studies": "sweep store sources vectors inputs science errors limits progress",
-    "show": "studies sweep store vectors inputs science errors limits progress",
-    "training": "studies sweep store sources vectors inputs science errors limits progress",
-    "cli": "show studies sweep store sources vectors inputs science errors limits progress",
+    "studies": "sweep store sources vectors inputs science errors limits progress display",
+    "show": "studies sweep store vectors inputs science errors limits progress display",
+    "training": "studies sweep store sources vectors inputs science errors limits progress display",
+    "cli": "show studies sweep store sources vectors inputs science errors limits progress display",
 }
 """What each room may import, types and imports inside functions included."""
-ALONE = {"errors", "progress", "limits"}
+ALONE = {"errors", "progress", "limits", "display"}
 """Files beside the rooms."""
 
 

@@ -37,10 +37,26 @@ class Terminal(Console):
 
     wide = False
     """Whether tables have all their columns, and lines any length."""
+    _record: list[Any] | None = None
 
     def widen(self, wide: bool) -> None:
         """Print tables in full from now on, or in the width that there is."""
         self.wide, self._width = wide, ENDLESS if wide else None if sys.stdout.isatty() else PIPED
+
+    def print(self, *objects: Any, **how: Any) -> None:
+        if self._record is None:
+            super().print(*objects, **how)
+        else:
+            self._record += objects
+
+    @contextmanager
+    def recorded(self) -> Iterator[list[Any]]:
+        """What is printed goes into a list instead: tables, and sentences with their markup."""
+        before, self._record = self._record, []
+        try:
+            yield self._record
+        finally:
+            self._record = before
 
     def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
         for text, style, control in super().render(renderable, options):

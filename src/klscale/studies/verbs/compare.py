@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
+from klscale.display import Displayed
 from klscale.errors import InputError, ScoringError
 from klscale.inputs.references import ModelRef, parse_all
 from klscale.inputs.texts import TextSet
@@ -25,7 +26,7 @@ from klscale.vectors.vectors import Vectors
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
+class Comparison(Displayed):
     """KL in bits per byte of each pair of models: `pairs`, (name, name) -> KL, with the estimator that it is from.
     `pairs[a, b].whole_texts` is the published estimate.
 

@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from klscale.display import Displayed
 from klscale.errors import KlscaleError, printable
 from klscale.inputs.texts import PILE_BLOB_ID, cache_directory, git_blob_id
 from klscale.limits import LIMITS
@@ -46,7 +47,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Checkup:
+class Checkup(Displayed):
     """All `findings`, in the order in which they were looked at."""
 
     findings: tuple[Finding, ...]

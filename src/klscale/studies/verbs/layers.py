@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from klscale.display import Displayed
 from klscale.inputs.references import ModelRef, parse_all
 from klscale.inputs.texts import TextSet
 from klscale.store.store import Store
@@ -18,7 +19,7 @@ from klscale.vectors.vectors import Vectors
 
 
 @dataclass(frozen=True, eq=False)
-class Layers:
+class Layers(Displayed):
     """The layers of each model, in order: `layers["gpt2"][0]` is the embedding. `vectors` are those of the models
     and of all their layers; `outcomes` has the status of each model."""
 

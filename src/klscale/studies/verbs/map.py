@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from klscale.display import Displayed
 from klscale.errors import InputError, ScoringError
 from klscale.inputs.references import ModelRef, parse_all
 from klscale.inputs.texts import TextSet
@@ -19,7 +20,7 @@ from klscale.vectors.vectors import Vectors
 
 
 @dataclass(frozen=True, eq=False)
-class StoreMap:
+class StoreMap(Displayed):
     """The models of a store as points: `map.pca` (K, 3) in root bits per byte and `map.tsne` (K, 2) without a unit, in
     the order of `map.models`. `vectors` are those of the models, and may be more. `outcomes` has the status of each
     added model."""

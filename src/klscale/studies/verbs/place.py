@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 
+from klscale.display import Displayed
 from klscale.errors import InputError
 from klscale.inputs.references import ModelRef, parse_all
 from klscale.inputs.texts import TextSet
@@ -19,7 +20,7 @@ from klscale.studies.verbs.score import scored_vectors, stored_vectors
 
 
 @dataclass(frozen=True, eq=False)
-class Placed:
+class Placed(Displayed):
     """Where a model stands among the models of a store (`placement`), and the scale that the store `measured`."""
 
     placement: Placement

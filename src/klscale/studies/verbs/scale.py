@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 
+from klscale.display import Displayed
 from klscale.errors import KlscaleError, printable
 from klscale.inputs.texts import TextSet, content_id
 from klscale.progress import Progress
@@ -25,7 +26,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True, eq=False)
-class Scale:
+class Scale(Displayed):
     """The scale of some models: `settings`, each with a median KL in bits per byte and its standard error.
 
     `noise_floor` is the models' run-to-run noise, where it is known. `vectors` are those of the models, and of each

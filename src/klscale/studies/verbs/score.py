@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from klscale.display import Displayed
 from klscale.errors import InputError, ScoringError, printable
 from klscale.inputs.references import Model, ModelRef, parse_all
 from klscale.inputs.texts import TextSet
@@ -20,7 +21,7 @@ SHOWN = 3
 
 
 @dataclass(frozen=True, eq=False)
-class Scored:
+class Scored(Displayed):
     """The outcome of scoring for each of some models on one text set, in order.
 
     The status of an outcome is `scored`, `present` (the store had it), `missing` (a dry run) or `failed`, with an

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from klscale.display import Displayed
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.store.store import Store
@@ -15,7 +16,7 @@ from klscale.studies.verbs.options import Options
 
 
 @dataclass(frozen=True, eq=False)
-class PartCosts:
+class PartCosts(Displayed):
     """What each part of a model costs: `found`, and the `mix` that spends a budget, where one was given."""
 
     found: Sensitivity

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from klscale.display import Displayed
 from klscale.errors import InputError, ScoringError, nearest
 from klscale.inputs.attributes import runs_of
 from klscale.inputs.references import ModelRef, parse_all
@@ -24,7 +25,7 @@ from klscale.sweep.runs import checkpoints, is_run
 
 
 @dataclass(frozen=True, eq=False)
-class Trajectories:
+class Trajectories(Displayed):
     """The trajectory of each of `runs`, and mean exponents of runs that differ only in their seed (`seeds`).
 
     `directions` are the directional exponents, if `directional` was given. `threshold_source` names the source of the

@@ -135,7 +135,7 @@ def test_a_training_run_and_its_quantization_ladder(tmp_path, monkeypatch, capsy
     monkeypatch.chdir(tmp_path)
     (moved,) = run_notebook("training_run.py")
     printed = capsys.readouterr().out
-    assert len(re.findall(r"kl/from_start", printed)) == 3
+    assert len(re.findall(r"kl/from_start", printed)) == 2
     assert "12 checkpoints, steps 0 to 110" in moved.text
     assert "svg" in moved.tags
     if find_spec("bitsandbytes") is None:

@@ -22,7 +22,7 @@ import pytest
 from conftest import EXAMPLE, PATIENCE_S, ROOT, write_texts
 from klscale.inputs.references import ModelRef
 from klscale.science.estimates import format_estimate
-from klscale.store import files
+from klscale.store import whole
 from klscale.store.store import Store
 from klscale.vectors import spreadsheets
 from klscale.vectors.imports import read_log_likelihoods
@@ -530,7 +530,7 @@ def test_errors_are_three_lines(tmp_path, make_model):
 STOPS = """
 import signal
 import klscale.cli
-from klscale.store import files
+from klscale.store import files, whole
 from klscale.store.store import Store
 from klscale.sweep import score as sweeps
 
@@ -616,7 +616,7 @@ def test_two_processes_share_the_models(tmp_path, make_model):
     waits = """
 import sys
 import klscale.cli
-from klscale.store import files
+from klscale.store import files, whole
 from klscale.store.store import Store
 
 claim, waited = Store.claim, []
@@ -754,7 +754,7 @@ def test_an_output_is_whole_or_not_there(run, imported, tmp_path, monkeypatch, a
     assert "could not be written.\nNo space left on device." in result.output
     assert place.read_text() == "old"
     assert {path.name for path in tmp_path.iterdir()} == before
-    left = tmp_path / f".klscale-{files._HOST}-{2**22 + 1}-0123abcd.tmp{place.suffix}"
+    left = tmp_path / f".klscale-{whole._HOST}-{2**22 + 1}-0123abcd.tmp{place.suffix}"
     left.write_text("half")
     run(*words)
     assert place.read_bytes() != b"old"

@@ -21,7 +21,7 @@ from conftest import wait_until
 from klscale.errors import InputError, KlscaleError
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
-from klscale.store import claims, files, records
+from klscale.store import claims, files, records, whole
 from klscale.store import store as store_module
 from klscale.store.store import Store, vector_key
 from klscale.vectors.scores import Scores
@@ -333,7 +333,7 @@ def names_in(directory: Path) -> set[str]:
 def test_what_killed_processes_leave_is_cleared_by_the_next_that_writes(store, texts):
     """Temporary files and claims of a process that is gone, or older than a day; not those of the living."""
     store.put_texts(texts)
-    place, host = Path(store.location), files._HOST
+    place, host = Path(store.location), whole._HOST
     gone, here, other = 2**22 + 1, os.getpid(), "0" * 8
     names = {
         f".klscale-{host}-{gone}-0123abcd.tmp.parquet": True,

@@ -99,7 +99,7 @@ def _directory_of(model: str) -> str:
 def whole(file: Path, write: Callable[[Path], Any]) -> None:
     """Have `write` write a file, whole or not at all; what killed processes have left beside it is cleared. Raises
     StorageError where it cannot be written."""
-    from klscale.store.files import clear_abandoned, write_whole
+    from klscale.store.whole import clear_abandoned, write_whole
 
     clear_abandoned(file.parent)
     try:

@@ -48,36 +48,43 @@ def claims(files: Files, text_set: str) -> dict[str, list[dict[str, Any]]]:
 def claim(files: Files, text_set: str, key: str) -> Claim | None:
     """Say that this process works on a vector, until the claim is released; None where a living one does already.
 
-    With clocks that differ by minutes a model may be scored twice, to the same values.
+    Storage that writes a file only where there is none decides between two; elsewhere both give way and try again. With
+    clocks that differ by minutes a model may be scored twice, to the same values.
     """
     if claims(files, text_set).get(key):
         return None
-    mine = Claim(files, text_set, key)
-    if any(other["owner"] != mine.owner for other in claims(files, text_set).get(key, ())):
+    try:
+        mine = Claim(files, text_set, key)
+    except FileExistsError:
+        return None
+    if not files.creates and any(other["owner"] != mine.owner for other in claims(files, text_set).get(key, ())):
         mine.release()  # two at one moment: neither has it, and both try again
         return None
     return mine
 
 
 class Claim:
-    """This process works on a vector, as all others can see: renewed by a thread until `release`."""
+    """This process works on a vector, as all others can see: renewed by a thread until `release`. Raises
+    FileExistsError where another made the same claim first, on storage that decides that."""
 
     def __init__(self, files: Files, text_set: str, key: str) -> None:
         self.owner, self._key = uuid.uuid4().hex[:8], key
-        self._files, self._path = files, files.path("partial", text_set, f"{key}.{self.owner}.claim")
+        name = f"{key}.claim" if files.creates else f"{key}.{self.owner}.claim"
+        self._files, self._path = files, files.path("partial", text_set, name)
         self._released = threading.Event()
-        self._beat()
+        if not files.create(self._path, self._known()):
+            raise FileExistsError(self._path)
         self._thread = threading.Thread(target=self._renew, daemon=True)
         self._thread.start()
 
-    def _beat(self) -> None:
+    def _known(self) -> bytes:
         known = {"key": self._key, "owner": self.owner, "host": socket.gethostname(), "pid": os.getpid()}
-        self._files.write(self._path, json.dumps({"record": "claim/2", **known, "beat": time.time()}).encode())
+        return json.dumps({"record": "claim/2", **known, "beat": time.time()}).encode()
 
     def _renew(self) -> None:
         while not self._released.wait(CLAIM_BEAT_S):
             with contextlib.suppress(KlscaleError):  # at worst the claim is void, and another does the same work
-                self._beat()
+                self._files.write(self._path, self._known())
 
     def release(self) -> None:
         """The work is done, or given up."""

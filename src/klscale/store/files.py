@@ -7,30 +7,22 @@ import hashlib
 import json
 import os
 import re
-import socket
 import stat
-import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import fsspec
-import psutil
 
 from klscale.errors import InputError, StorageError
 from klscale.inputs.texts import content_id
+from klscale.store.remote import Remote
+from klscale.store.whole import clear_abandoned_of, write_whole
 
 SEAL = "klscale-seal"
 """Names the SHA-256 of a whole file, which the file itself holds; it is taken with zeros in its place."""
 _ZEROS = b"0" * 64
-
-
-ABANDONED_S = 86_400.0
-"""Age at which a temporary file is abandoned. One of a process that is gone from this host is so at once."""
-_HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
-_TEMPORARY = re.compile(r"\.klscale-([0-9a-f]{8})-(\d{1,9})-[0-9a-f]{8}\.tmp(?:\.\w+)?|\..+\.[0-9a-f]{8}\.tmp")
-"""Names of temporary files, with host and process; klscale 0.1.0 did not name these."""
 
 
 class UnreadableError(ValueError):
@@ -53,8 +45,9 @@ class Files:
             raise InputError(
                 f"The store {location!r} cannot be opened.", str(error), "Give a directory or URL."
             ) from error
-        self._local = isinstance(self.system, fsspec.implementations.local.LocalFileSystem)
-        if self._local and Path(self.root).exists() and not Path(self.root).is_dir():
+        local = isinstance(self.system, fsspec.implementations.local.LocalFileSystem)
+        self._remote = None if local else Remote(self.system)
+        if local and Path(self.root).exists() and not Path(self.root).is_dir():
             raise InputError(f"The store {location!r} is a file, not a directory.", remedy="Give --store DIRECTORY.")
 
     def path(self, *parts: str) -> str:
@@ -68,10 +61,10 @@ class Files:
         """Write a file whole or not at all: locally a temporary name, fsync and rename; elsewhere one PUT. Raises
         StorageError where that fails."""
         self._clear()
+        if self._remote:
+            self._remote.put(path, data)
+            return
         try:
-            if not self._local:
-                self.system.pipe_file(path, data)
-                return
             self._require_inside(Path(path).parent)
             write_whole(Path(path), lambda temporary: temporary.write_bytes(data))
         except UnreadableError as error:
@@ -83,13 +76,27 @@ class Files:
                 "Make room or set the rights, then run the same command again: what was finished before is kept.",
             ) from error
 
+    @property
+    def creates(self) -> bool:
+        """Whether the storage can write a file on condition that there is none."""
+        return self._remote is not None and self._remote.creates
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Write a file on condition that there is none; whether there was none. Where the storage cannot do that, the
+        file is written. Raises StorageError where that fails."""
+        if self._remote and self._remote.creates:
+            return self._remote.create(path, data)
+        self.write(path, data)
+        return True
+
     def read(self, path: str) -> bytes:
-        """What a file holds. Raises FileNotFoundError, and UnreadableError for a link that leads outside the store,
-        for a directory and for a device."""
-        if self._local:
-            self._require_inside(Path(path))
-            if not stat.S_ISREG(Path(path).stat().st_mode):
-                raise UnreadableError("is no regular file")
+        """What a file holds. Raises FileNotFoundError, StorageError where the storage does not answer, and
+        UnreadableError for a link that leads outside the store, for a directory and for a device."""
+        if self._remote:
+            return self._remote.get(path)
+        self._require_inside(Path(path))
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            raise UnreadableError("is no regular file")
         data: bytes = self.system.cat_file(path)
         return data
 
@@ -103,77 +110,56 @@ class Files:
 
     def stamps(self, *parts: str, suffix: str = "") -> dict[str, str]:
         """The same, each with a string that changes whenever the file does."""
-        self.system.invalidate_cache()
+        directory = self.path(*parts)
         try:
-            found = self.system.ls(self.path(*parts), detail=True)
+            found = self._remote.list(directory) if self._remote else self.system.ls(directory, detail=True)
         except (FileNotFoundError, NotADirectoryError):
             return {}
         known = {one["name"].rstrip("/"): _stamp(one) for one in found}
+        if self._remote:
+            self._remote.listed(known)
         return {
             path: known[path] for path in sorted(known) if path.endswith(suffix) and not _name(path).startswith(".")
         }
 
     def state(self, directory: str) -> str:
         """Changes whenever a finished file under this directory of the store does."""
-        self.system.invalidate_cache()
-        known = self.system.find(self.path(directory), detail=True)
+        path = self.path(directory)
+        known = self._remote.find(path) if self._remote else self.system.find(path, detail=True)
         return content_id(
             f"{path} {_stamp(known[path])}".encode() for path in sorted(known) if not _name(path).startswith(".")
         )
 
     def exists(self, path: str) -> bool:
         """Whether there is such a file."""
-        return bool(self.system.exists(path))
+        return self._remote.exists(path) if self._remote else bool(self.system.exists(path))
 
     def remove(self, path: str) -> None:
         """Take a file away."""
         self._clear()
-        self.system.rm_file(path)
+        if self._remote:
+            self._remote.remove(path)
+        else:
+            self.system.rm_file(path)
 
     def _clear(self) -> None:
         """Once: clear what killed processes have left."""
         tidy, self.tidy = self.tidy, None
         if tidy is not None:
-            if self._local:
+            if self._remote is None:
                 for directory, _, names in os.walk(self.root):
-                    _clear_abandoned(Path(directory), names)
+                    clear_abandoned_of(Path(directory), names)
             tidy()
 
     def forget(self, path: str, *, recursive: bool = False) -> None:
         """Take a file, or a directory with all that is in it, away if it can be."""
-        with contextlib.suppress(OSError):  # never there, or taken away by another process
-            self.system.rm(path, recursive=True) if recursive else self.system.rm_file(path)
-
-
-def write_whole(file: Path, write: Callable[[Path], Any]) -> None:
-    """Have `write` write a file under a temporary name with the same ending, then rename it: nobody sees half a file.
-    A link is followed. Raises OSError where it cannot be written."""
-    target = Path(os.path.realpath(file))
-    temporary = target.with_name(f".klscale-{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp{target.suffix}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        write(temporary)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def clear_abandoned(directory: Path) -> None:
-    """Remove temporary files of killed processes from a directory."""
-    with contextlib.suppress(OSError):
-        _clear_abandoned(directory, [path.name for path in directory.iterdir()])
-
-
-def _clear_abandoned(directory: Path, names: Sequence[str]) -> None:
-    for name in names:
-        if (match := _TEMPORARY.fullmatch(name)) is None:
-            continue
-        with contextlib.suppress(OSError):
-            gone = match[1] == _HOST and not psutil.pid_exists(int(match[2]))
-            if gone or time.time() - (directory / name).lstat().st_mtime > ABANDONED_S:
-                (directory / name).unlink()
+        with contextlib.suppress(OSError, StorageError):  # never there, or taken away by another process
+            if self._remote:
+                self._remote.remove(path, recursive=recursive)
+            elif recursive:
+                self.system.rm(path, recursive=True)
+            else:
+                self.system.rm_file(path)
 
 
 def _name(path: str) -> str:

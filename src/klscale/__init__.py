@@ -4,7 +4,7 @@
     print(compared)
     print(klscale.scale(store="klscale-store"))
 
-The verbs are those of the command line: `score`, `compare`, `changes`, `layers`, `sensitivity`, `card`,
+The verbs are those of the command line: `score`, `compare`, `changes`, `drift`, `layers`, `sensitivity`, `card`,
 `trajectory`, `scale`, `validate`, `map`, `place`, `report`, `demo`. Names are loaded when they are first used:
 `import klscale` loads no torch.
 """
@@ -38,6 +38,7 @@ _EXPORTS = {
     "studies.verbs.changes": ("ModelChanges", "changes"),
     "studies.verbs.compare": ("Comparison", "compare"),
     "studies.verbs.doctor": ("Checkup", "doctor"),
+    "studies.verbs.drift": ("ModelDrift", "drift"),
     "studies.verbs.draw": ("DrawnTexts", "draw_texts"),
     "studies.verbs.kld": ("StoredKL", "kld"),
     "studies.verbs.layers": ("Layers", "layers"),

@@ -82,6 +82,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "validate": validation.validate,
     "place": studies.place,
     "changes": studies.changes,
+    "drift": studies.drift,
     "map": pages.map_command,
     "report": pages.report,
     "serve": pages.serve,

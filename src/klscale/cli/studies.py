@@ -1,4 +1,4 @@
-"""Commands that study what is scored: trajectory, kl, scale, place, changes."""
+"""Commands that study what is scored: trajectory, kl, scale, place, changes, drift."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from klscale.cli.options import JsonOption, RunOptions, ScoringOptions, TextsOptions, at_work
-from klscale.cli.status import failure_status
+from klscale.cli.status import failure_status, gate_status
 from klscale.show.files import PAGES, TABLES, require_ending
 from klscale.show.scoring import print_failures
 from klscale.show.terminal import err, plain, print_json
@@ -205,3 +205,38 @@ def changes(
         save_changes(found, file)
         err.print(f"Wrote {plain(file)}.")
     raise typer.Exit(failure_status(found.outcomes))
+
+
+# ------------------------------------------------------------------------------------------------------------- drift
+
+
+def drift(
+    a: Annotated[str, typer.Argument(metavar="A", help="A model.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The same in another engine or dtype, or on another day.")],
+    fail_above: Annotated[
+        float | None, typer.Option(metavar="X", min=0, help="Exit 3 if the KL is above X bits/byte.")
+    ] = None,
+    most: Annotated[int, typer.Option("--most", min=1, metavar="N", help="Positions that are named.")] = 10,
+    *,
+    options: ScoringOptions,
+    as_json: JsonOption = False,
+) -> None:
+    """Do two engines, dtypes or days compute the same model? KL beside run-to-run noise, by depth, and where."""
+    from klscale.show.drift import drift_record, print_drift
+    from klscale.show.gate import print_verdicts
+    from klscale.studies.gate import verdict
+    from klscale.studies.verbs.drift import drift
+
+    with at_work(options) as how:
+        found = drift(a, b, most=most, options=how)
+    print_failures(found.outcomes)
+    if as_json:
+        print_json(drift_record(found))
+    else:
+        print_drift(found)
+    status = 0
+    if fail_above is not None:
+        verdicts = {(found.found.a, found.found.b): verdict(found.found.kl, fail_above)}
+        print_verdicts(verdicts, fail_above, None)
+        status = gate_status(verdicts.values())
+    raise typer.Exit(status)

@@ -15,6 +15,9 @@ from klscale.show.terminal import describe_texts, out, plain, say
 from klscale.studies.drift import Depth, Drift
 from klscale.studies.verbs.drift import ModelDrift
 
+MANY_TIMES = 1000
+"""A larger ratio to noise is not told: noise that small is hardly known."""
+
 
 @dataclass(frozen=True)
 class _Drift:
@@ -107,7 +110,9 @@ def verdict(it: Drift) -> str:
     adds = f"run-to-run noise adds to the KL by whole texts ({it.noise:.2g} bits/byte)"
     if whole.value <= it.noise:
         return f"No more than {adds}."
-    times = f"{it.times_noise:,.{0 if it.times_noise >= 10 else 1}f} times what" if it.noise > 0 else "More than what"
+    times = f"{it.times_noise:.{0 if it.times_noise >= 10 else 1}f} times what"
+    if not it.times_noise < MANY_TIMES:
+        times = f"More than {MANY_TIMES:,} times what"
     if whole.interval[0] <= it.noise:
         return f"{times} {adds}: within the error this may be noise."
     return f"{times} {adds}: they do not compute the same."

@@ -95,15 +95,12 @@ class Contents:
 
     store: Store
     entries: Sequence[Entry]
+    vectors: Vectors
     vectors_and_layers: Vectors
     map: ModelMap | None
     measured: Sequence[Setting]
     runs: Sequence[Trajectory]
     notes: Mapping[str, str]
-
-    @cached_property
-    def vectors(self) -> Vectors:
-        return self.vectors_and_layers.subset([ref for ref in self.vectors_and_layers.models if ref.layer is None])
 
     @cached_property
     def layers(self) -> Vectors:
@@ -194,7 +191,7 @@ def read(store: Store, texts: TextSet, *, progress: Progress = SILENT) -> Conten
         model_map = maps.kept_map(store, vectors, keep=False, progress=progress)
     except InputError as error:
         notes["no map"] = f"{error.what} {error.why}"
-    return Contents(store, entries, everything, model_map, measured, runs, notes)
+    return Contents(store, entries, vectors, everything, model_map, measured, runs, notes)
 
 
 def of_map(store: Store, vectors: Vectors, found: ModelMap) -> Contents:
@@ -202,7 +199,7 @@ def of_map(store: Store, vectors: Vectors, found: ModelMap) -> Contents:
     vectors = vectors.subset(found.models)
     newest = {str(entry.ref): entry for entry in store.entries(vectors.texts.id)}
     entries = [newest[name] for name in vectors.names]
-    return Contents(store, entries, vectors, found, scales.measure(vectors), (), {})
+    return Contents(store, entries, vectors, vectors, found, scales.measure(vectors), (), {})
 
 
 def gather(contents: Contents, wanted: Sequence[str] = SECTIONS) -> dict[str, Any]:

@@ -211,6 +211,8 @@ class Vectors:
     def subset(self, models: Sequence[str | ModelRef]) -> Vectors:
         """The vectors of these models, in this order. Raises InputError for one that is not there."""
         positions = [self.position(model) for model in models]
+        if positions == [*range(len(self))]:
+            return self  # with all that was computed of it
         return replace(
             self,
             log_likelihood=self.log_likelihood[positions],
@@ -350,7 +352,17 @@ class Vectors:
 
     def reported_kl(self, a: str | ModelRef, b: str | ModelRef) -> ReportedKL:
         """The KL between two models that is reported, in bits per byte: by sampled tokens where both have them, else by
-        spans, else by whole texts. Raises InputError for vectors that were made by different conventions."""
+        spans, else by whole texts; computed once. Raises InputError for vectors that were made by different
+        conventions."""
+        if (pair := (str(a), str(b))) not in self._reported_pairs:
+            self._reported_pairs[pair] = self._reported_kl(*pair)
+        return self._reported_pairs[pair]
+
+    @cached_property
+    def _reported_pairs(self) -> dict[tuple[str, str], ReportedKL]:
+        return {}
+
+    def _reported_kl(self, a: str, b: str) -> ReportedKL:
         whole = self.kl()[self.position(a), self.position(b)]
         spans = self.span_kl(a, b) if self.has_spans(a) and self.has_spans(b) else None
         if spans is not None and math.isnan(spans.value):  # fewer than two texts have a cut

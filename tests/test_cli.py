@@ -90,9 +90,10 @@ def test_imported_matrix_end_to_end(run, imported):
 
 
 @pytest.mark.slow
-def test_matrix_is_saved(run, imported, tmp_path):
-    run("kl", "--out", "deep/kl.csv")
-    run("kl", "--out", "kl.parquet")
+def test_matrix_is_saved(run, imported, tmp_path, monkeypatch):
+    monkeypatch.setattr("klscale.show.pairs.LARGE_FILE", 20_000)
+    assert "Writing 91 pairs" in run("kl", "--out", "deep/kl.csv").stderr
+    assert "Writing" not in run("kl", "--out", "kl.parquet").stderr
     frame = pd.read_csv(tmp_path / "deep" / "kl.csv")
     assert len(frame) == 91
     assert frame["kl"].between(frame["interval_low"], frame["interval_high"]).all()

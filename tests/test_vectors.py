@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from klscale import InputError, Vectors
 from klscale.inputs.texts import TextSet
+from klscale.vectors import vectors as vectors_module
 
 L = -50.0 - np.random.default_rng(0).gamma(2.0, 9.0, size=(3, 40))
 BYTES = np.arange(100, 140)
@@ -73,3 +76,18 @@ def test_what_does_not_agree_is_refused():
         assert f"bytes, text 4: {size:g} is not a positive whole number." in wrong(sizes=[*BYTES[:3], size, *BYTES[4:]])
     assert "no model 'org/toy'" in wrong(attributes={"org/toy": {}})
     assert "unknown attribute 'famly'.\nDid you mean 'family'?" in wrong(attributes={NAMES[0]: {"famly": "x"}})
+
+
+def test_all_models_in_order_are_the_same_vectors():
+    vectors = Vectors.from_arrays(-np.ones((3, 4)), ["a", "b", "c"], [1, 2, 3, 4])
+    assert vectors.subset(vectors.names) is vectors
+    assert vectors.subset(["b", "a", "c"]).names == ("b", "a", "c")
+
+
+def test_a_matrix_beyond_memory_is_an_error_at_once(monkeypatch):
+    vectors = Vectors.from_arrays(-np.ones((3, 4)), ["a", "b", "c"], [1, 2, 3, 4])
+    monkeypatch.setattr(vectors_module.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    with pytest.raises(InputError, match="all pairs of 3 models"):
+        vectors.kl()
+    monkeypatch.setattr(vectors_module.psutil, "virtual_memory", lambda: SimpleNamespace(available=10**6))
+    assert vectors.kl().value.shape == (3, 3)

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 from numpy.typing import ArrayLike, NDArray
 
 from klscale.errors import InputError, nearest
@@ -54,6 +55,8 @@ from klscale.vectors.sizes import SIZE, Size
 if TYPE_CHECKING:
     import pandas as pd
 
+ALL_PAIRS_BYTES = 200
+"""Memory that each pair of models takes, about, while KL is computed between all of them."""
 MOST_SAMPLED = 2**28
 """Log-probabilities of sampled tokens that are compared between all pairs at once: 1 GB."""
 CONVENTION = "default special tokens; tokens 2 to n; float64 sum of float32 token log-probabilities"
@@ -277,13 +280,21 @@ class Vectors:
     def kl(self) -> KLMatrix:
         """KL between all pairs of models, in bits per byte with standard errors; computed once.
 
-        Raises InputError where the vectors were made by different conventions.
+        Raises InputError where the vectors were made by different conventions, and for more models than there is memory
+        for.
         """
         return self._kl
 
     @cached_property
     def _kl(self) -> KLMatrix:
         self.require_one_convention()
+        needed, free = ALL_PAIRS_BYTES * len(self) ** 2, psutil.virtual_memory().available
+        if needed > free:
+            raise InputError(
+                f"KL between all pairs of {len(self):,} models takes about {needed / 1e9:,.1f} GB of memory.",
+                f"{free / 1e9:,.1f} GB are free.",
+                "klscale compare, scale and map  need no matrix of all pairs.",
+            )
         return kl_matrix(
             self.log_likelihood,
             self.texts.bytes,

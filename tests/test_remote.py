@@ -23,7 +23,7 @@ from klscale.store.store import Store, now
 from klscale.vectors.scores import Scores
 
 s3fs = pytest.importorskip("s3fs", reason="needs s3fs: pip install 'klscale[s3]'")
-pytest.importorskip("moto", reason="needs moto: pip install 'moto[s3,server]'")
+pytest.importorskip("moto.server", reason="needs a server of S3: pip install 'moto[s3]' flask-cors")
 
 
 class Faulty:

@@ -539,6 +539,7 @@ def test_compare_to_a_precision_and_then_to_all_texts(run, make_model, tmp_path,
     n = next(time for time in look_times(400) if time >= 200)
     assert f"{n} of 400 texts used (looks at 40, {n})" in told.stdout
     assert "not reached" not in told.stdout
+    assert "40 % alone would need fewer. But a standard error needs at least 200 by whole texts" in told.stdout
     assert "confidence sequence" in told.stdout
     assert f"{n} texts" in run("ls").stdout
     assert "Not all texts were scored with 2 of 2" in run("kl").stderr
@@ -546,6 +547,7 @@ def test_compare_to_a_precision_and_then_to_all_texts(run, make_model, tmp_path,
     (record,) = json.loads(run("compare", "a", "b", "--precision", "0.4", "--json").stdout)
     assert (record["n_texts"], record["n_texts_of_set"], record["reached"]) == (n, 400, True)
     assert record["looks"] == [{"n_texts": n, "relative_error": record["relative_error"]}]
+    assert record["fewest_texts"] == 200
     assert record["relative_error"] == pytest.approx(record["standard_error"] / record["kl"])
     assert record["interval_kind"] == "confidence sequence"
     (whole,) = json.loads(run("compare", "a", "b", "--json").stdout)
@@ -555,6 +557,7 @@ def test_compare_to_a_precision_and_then_to_all_texts(run, make_model, tmp_path,
     assert wide > 3
     rest = run("compare", "a", "b", "--precision", "0.1%")
     assert "0.1 % was asked for and not reached" in rest.stdout
+    assert "alone would need fewer" not in rest.stdout
     assert "confidence sequence" not in rest.stdout
 
 

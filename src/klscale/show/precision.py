@@ -7,7 +7,7 @@ from typing import Any
 
 from klscale.show.columns import Column
 from klscale.show.terminal import out
-from klscale.studies.precision import SequentialComparison, relative_error
+from klscale.studies.precision import FEWEST, SequentialComparison, relative_error
 
 
 def _kind(source: Any) -> str:
@@ -31,6 +31,12 @@ PRECISION = (
         "Whether that is precise enough.",
         value=lambda it: relative_error(it.measured.kl) <= it.precise.precision,
     ),
+    Column(
+        "fewest_texts",
+        "Fewest texts for a standard error by the estimator of this KL, whatever the precision.",
+        "texts",
+        lambda it: FEWEST[it.measured.kl.estimator],
+    ),
     Column("n_texts_of_set", "Texts of the whole set.", "texts", lambda it: len(it.texts)),
     Column("looks", "The sequential looks, first to last.", value=lambda it: it.precise.looks, within=LOOK, many=True),
 )
@@ -53,6 +59,12 @@ def print_precision(found: SequentialComparison) -> None:
     if not found.reached:
         out.print(
             f"{100 * found.precision:.3g} % was asked for and not reached: that needs more texts.", style="yellow"
+        )
+    elif found.at_floor:
+        least = ", ".join(f"{FEWEST[estimator]} by {estimator}" for estimator in found.at_floor)
+        out.print(
+            f"{100 * found.precision:.3g} % alone would need fewer. But a standard error needs at least {least}:\n"
+            "from fewer texts it is too small where a few texts differ most, and intervals cover too rarely."
         )
     if found.anytime:
         out.print("Intervals from some of the texts are confidence sequences: they hold at every sequential look.")

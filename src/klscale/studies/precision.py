@@ -78,6 +78,14 @@ class SequentialComparison:
     outcomes: tuple[Outcome, ...]
 
     @property
+    def at_floor(self) -> tuple[str, ...]:
+        """The estimators of pairs for which the precision alone would need fewer texts than a standard error does."""
+        of = {
+            kl.estimator for kl in self.pairs.values() if FIRST[kl.estimator] / self.precision**2 < FEWEST[kl.estimator]
+        }
+        return tuple(estimator for estimator in FEWEST if estimator in of)
+
+    @property
     def reached(self) -> bool:
         """Whether every pair has the given precision."""
         return all(relative_error(kl) <= self.precision for kl in self.pairs.values())

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from conftest import byte_tokenizer, plain_log_likelihoods, write_texts
+from klscale.errors import near_names
 from klscale.inputs.texts import load_texts
 from klscale.sources.transformers.engine import Engine
 from klscale.store.store import Store
@@ -154,3 +155,13 @@ def test_out_of_memory_with_one_text(run, make_model, tmp_path, monkeypatch):
     assert len(lines) == 3, result.stderr
     assert "out of memory on cpu with one text of" in lines[0]
     assert "%bfloat16" in lines[2]
+
+
+def test_names_of_models_that_are_near_are_suggested(run, make_model, tmp_path):
+    """Those of the store, and directories beside the missing one, for each command that scores."""
+    texts = write_texts(tmp_path / "texts.jsonl", 40)
+    model = make_model("runs/checkpoint-500")
+    told = run("compare", model, Path(model).parent / "chekpoint-500", "--texts", texts, status=None)
+    assert f"Did you mean '{model}'? Check the path." in " ".join(told.stderr.split())
+    assert near_names("PYTHIA-410m", ["EleutherAI/pythia-410m", "gpt2"]) == "Did you mean 'EleutherAI/pythia-410m'?"
+    assert near_names("llama", ["gpt2", "mamba"]) == ""

@@ -561,6 +561,28 @@ def test_compare_to_a_precision_and_then_to_all_texts(run, make_model, tmp_path,
     assert "confidence sequence" not in rest.stdout
 
 
+def test_a_limit_is_recorded_and_the_rest_is_added_later(run, tmp_path):
+    """The first texts of the random order; a comparison without a limit completes both vectors."""
+    texts = write_texts(tmp_path / "texts.jsonl", 120)
+    told = run("compare", "mock://1", "mock://2", "--texts", texts, "--limit", "30", "--json")
+    assert "Only 30 of 120 texts are scored" in told.stderr
+    (some,) = json.loads(told.stdout)
+    store = Store("klscale-store")
+    (head,) = store.text_sets()
+    chosen = store.texts(head["id"])
+    for entry in store.entries(head["id"]):
+        assert entry.first == 30
+        np.testing.assert_array_equal(store.scores(entry).text, np.sort(chosen.random_order[:30]))
+    assert some["n_texts"] == 30
+    run("score", "mock://1", "--limit", "10")
+    assert {entry.first for entry in store.entries(head["id"])} == {30}, "what is there stays"
+    (whole,) = json.loads(run("compare", "mock://1", "mock://2", "--json").stdout)
+    assert whole["n_texts"] == 120
+    assert {entry.first for entry in Store("klscale-store").entries(head["id"])} == {None}
+    clash = run("compare", "mock://1", "mock://2", "--limit", "30", "--precision", "10%", status=2)
+    assert "limit and precision exclude each other" in clash.stderr
+
+
 def test_a_precision_that_is_none_is_refused_before_anything_else(run):
     result = run("compare", "a", "b", "--precision", "200%", status=2)
     assert "not between 0.0001 and 100 %" in result.output

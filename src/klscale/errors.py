@@ -68,6 +68,17 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"Known: {', '.join(options[:8])}{', ...' if len(options) > 8 else '.'}" if options else ""
 
 
+def near_names(word: str, known: Iterable[str]) -> str:
+    """`Did you mean ...?` with up to three names of models that are close to the one given, whatever their case, or
+    that end as it does; empty where there are none."""
+    folded = {name.casefold(): name for name in sorted(known)}
+    last = {name.rpartition("/")[2]: name for name in reversed(folded)}
+    close = difflib.get_close_matches(word.casefold(), folded, cutoff=0.8)
+    close += [last[end] for end in difflib.get_close_matches(word.casefold().rpartition("/")[2], last, cutoff=0.8)]
+    names = [folded[name] for name in dict.fromkeys(close)][:3]
+    return f"Did you mean {' or '.join(map(repr, names))}?" if names else ""
+
+
 def printable(text: object) -> str:
     """A name from a file or a hub as text; what would change how the rest is read is escaped, as Python writes it."""
     return "".join(

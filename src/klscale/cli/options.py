@@ -34,6 +34,7 @@ FIELDS: dict[str, tuple[Any, Any]] = {
         Annotated[int | None, typer.Option(min=0, metavar="TEXTS", help=HELP["sampled_tokens"])],
         None,
     ),
+    "limit": (Annotated[int | None, typer.Option(min=2, metavar="N", help=HELP["limit"])], None),
     "rescore": (Annotated[bool, typer.Option("--rescore", help=HELP["rescore"])], False),
     "keep_downloads": (Annotated[bool, typer.Option("--keep-downloads", help=HELP["keep_downloads"])], False),
 }
@@ -43,6 +44,8 @@ _SCORING = ("store", "texts", *READING, "sampled_tokens")
 StoreOptions = Annotated[Options, ("store",)]
 TextsOptions = Annotated[Options, ("store", "texts")]
 ScoringOptions = Annotated[Options, _SCORING]
+LimitedOptions = Annotated[Options, (*_SCORING, "limit")]
+ScoreOptions = Annotated[Options, (*_SCORING, "limit", "rescore", "keep_downloads")]
 RunOptions = Annotated[Options, (*_SCORING, "keep_downloads")]
 SweepOptions = Annotated[Options, (*_SCORING, "rescore", "keep_downloads")]
 MeasuringOptions = Annotated[Options, ("store", "texts", "device", "batch_tokens", "split_special_tokens")]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from klscale.cli.options import JsonOption, ScoringOptions, SweepOptions, at_work
+from klscale.cli.options import JsonOption, LimitedOptions, ScoreOptions, at_work
 from klscale.cli.status import failure_status, gate_status
 from klscale.errors import InputError, KlscaleError
 from klscale.show.files import PICTURES, require_ending, save_picture
@@ -66,7 +66,7 @@ def score(
         bool, typer.Option("--dry-run", help="Show what would be scored and downloaded, and do nothing.")
     ] = False,
     *,
-    options: SweepOptions,
+    options: ScoreOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Score models on the texts: their log-likelihood vectors go into the store. Resumes what was interrupted."""
@@ -128,7 +128,7 @@ def compare(
         typer.Option("--out", metavar="FILE", help="A picture of KL from the first model against size (.png, ...)."),
     ] = None,
     *,
-    options: ScoringOptions,
+    options: LimitedOptions,
     as_json: JsonOption = False,
 ) -> None:
     """KL between models with standard errors, which is better and by how much. Scores what the store lacks."""
@@ -176,7 +176,7 @@ def layers(
         typer.Option("--out", metavar="FILE", help="Write all pairs (.csv, .parquet) or a picture (.png, .svg, .pdf)."),
     ] = None,
     *,
-    options: ScoringOptions,
+    options: LimitedOptions,
     as_json: JsonOption = False,
 ) -> None:
     """KL from each layer to the next and to the output, through the logit lens. Scores what the store lacks."""

@@ -7,14 +7,17 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from klscale.errors import InputError, KlscaleError, StorageError, UnavailableError, nearest
+from klscale.errors import InputError, KlscaleError, StorageError, UnavailableError, near_names, nearest
 from klscale.inputs.attributes import attributes_of
 from klscale.inputs.conversations import Template
 from klscale.inputs.references import Model, ModelRef
@@ -48,6 +51,8 @@ KEEP_EVERY_S = 10.0
 """Seconds of work that a killed command may lose."""
 IN_FILES = ("type", "parameters", "parent", "quantization")
 """Attributes that come from a model's files and do not depend on its name."""
+MOST_BESIDE = 1000
+"""Directories beside a missing one whose names are compared with its own."""
 LOOK_UPS = 8
 """Models that are looked up at the same time: each may take a round trip to the hub."""
 NOT_ROUND_TRIP = 0.001
@@ -210,7 +215,7 @@ class _Sweep:
                 try:
                     found = error or self._find(place, model, pinned.pop(0))
                 except KlscaleError as problem:
-                    found = problem
+                    found = self._with_near_names(model.ref, problem)
                 self.progress.advance()
                 yield model, found
         finally:
@@ -224,6 +229,19 @@ class _Sweep:
             return [(replace(model, ref=ref), None) for ref in checkpoints(model.ref, self.sources)]
         except KlscaleError as error:
             return [(model, error)]
+
+    def _with_near_names(self, ref: ModelRef, error: KlscaleError) -> KlscaleError:
+        """The error; of a model that is not there, with names of the store or of the same directory that are close."""
+        if not isinstance(error, UnavailableError):
+            return error
+        names = set(map(str, self.by_ref))
+        with suppress(OSError, RuntimeError):  # no directory, or the home of a user that is not there
+            folder, slash, _ = ref.name.rstrip("/").rpartition("/")
+            beside = islice(Path(folder or ".").expanduser().iterdir(), MOST_BESIDE)
+            names |= {str(ModelRef(f"{folder}{slash}{one.name}")) for one in beside if one.is_dir()}
+        found = copy(error)
+        found.remedy = " ".join(filter(None, [near_names(str(ref), names - {str(ref)}), error.remedy]))
+        return found
 
     def _pin(self, model: Model, known: Set[ModelRef]) -> Pinned | None:
         """What a reference means now; None where nothing is to be scored."""
@@ -266,7 +284,7 @@ class _Sweep:
             names = set(map(str, self.by_ref))
             raise InputError(
                 f"{self.texts.name} holds no {model.ref}, and has no texts to score it on: only imported values.",
-                nearest(str(model.ref), names) if len(names) < 20 else "See `klscale ls`.",
+                near_names(str(model.ref), names) or (nearest("", names) if len(names) < 20 else "See `klscale ls`."),
                 "Choose a model of that set, or other texts with --texts.",
             )
         if model.ref.layer is not None:

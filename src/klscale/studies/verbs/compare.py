@@ -94,6 +94,9 @@ def compare(
     else:
         if options.rescore:
             raise InputError("rescore and precision exclude each other.", remedy="Score the models anew first.")
+        if options.limit is not None:
+            why = "A precision finds the number of texts; a limit sets it."
+            raise InputError("limit and precision exclude each other.", why, "Keep one of them.")
         how = options.scoring(*READING, "sampled_tokens", "keep_downloads", "progress")
         only = None if reference is None else refs[0]
         found = compare_to_precision(refs, options.chosen(place), place, precision, reference=only, **how)

@@ -25,7 +25,7 @@ class Options:
 
     Arguments `texts` and `store` of a verb override those given here. `texts` is a text set, or the name, id or file of
     one. `store` is a store or its location, by default KLSCALE_STORE or `./klscale-store`. Of a text set that the store
-    knows, the store's clip is used.
+    knows, the store's clip is used. `limit` is for `score`, `compare` and `layers`.
 
         options = klscale.Options(store="klscale-store", device="cuda", long_texts="window")
         klscale.compare(["gpt2", "gpt2+nf4"], options=options)
@@ -59,6 +59,10 @@ class Options:
     sampled_tokens: int | None = field(
         default=None,
         metadata={"help": "Texts whose sampled tokens are kept, for KL of one tokenizer. 0: none. Default: 2,000."},
+    )
+    limit: int | None = field(
+        default=None,
+        metadata={"help": "Score only the first N texts of the set's random order. A later call adds the rest."},
     )
     rescore: bool = field(default=False, metadata={"help": "Score even what the store has."})
     keep_downloads: bool = field(

@@ -91,7 +91,14 @@ def score(
     place = options.opened()
     chosen = options.chosen(place)
     wanted = [one for model in models for one in ([model] if isinstance(model, Model) else parse_all([model]))]
-    outcomes = sweeps.score(wanted, chosen, place, layers=layers, dry_run=dry_run, **options.scoring())
+    if options.limit is not None and options.limit < len(chosen) and not chosen.external:
+        options.progress.note(
+            f"Only {options.limit:,} of {len(chosen):,} texts are scored, drawn at random. "
+            "The same without a limit adds the rest."
+        )
+    outcomes = sweeps.score(
+        wanted, chosen, place, layers=layers, dry_run=dry_run, first=options.limit, **options.scoring()
+    )
     return Scored(place, chosen, tuple(outcomes))
 
 

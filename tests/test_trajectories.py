@@ -858,7 +858,7 @@ def test_seeds_of_one_name_are_grouped(no_tsne):
 
 def shown(found, seeds=(), source="a test"):
     with whole_tables() as captured:
-        print_trajectories(found, seeds, (), found[0].run.vectors.texts, source)
+        print_trajectories(found, seeds, (), found[0].run.vectors.texts, source, whole=True)
     return captured.get()
 
 

@@ -107,7 +107,9 @@ def test_a_run_is_one_run_however_its_directory_is_written(run, make_run, texts)
 def test_tables_say_what_they_are(run, make_run, texts):
     make_run()
     make_run("runs/b", seed=1)
-    shown = run("trajectory", "runs/a", "runs/b", "--texts", texts, "--threshold", 0.05, "--out", "runs.csv").output
+    shown = run(
+        "trajectory", "runs/a", "runs/b", "--texts", texts, "--threshold", 0.05, "--all", "--out", "runs.csv"
+    ).output
     for words in (
         "Diffusion exponents",
         "Is it a power law?",
@@ -117,6 +119,11 @@ def test_tables_say_what_they_are(run, make_run, texts):
     ):
         assert words in shown
     assert "runs/b: 13 checkpoints, steps 10 to 130" in shown
+    short = run("trajectory", "runs/a", "--threshold", 0.05).stdout.splitlines()
+    assert len(short) <= 25
+    assert sum(line.startswith(" ") and line.split()[0].isdigit() for line in short) == 8, "checkpoints"
+    for words in ("c_q = ", "c_w = ", "alpha = ", "Stabilisation", "--all"):
+        assert any(words in line for line in short)
     table = pd.read_csv("runs.csv")
     assert len(table) == 26
     assert table.kl_from_previous.isna().sum() == 2

@@ -55,6 +55,9 @@ def trajectory(
             "--out", metavar="FILE", help="Write all checkpoints (.csv, .parquet) or a picture (.png, .svg, .pdf)."
         ),
     ] = None,
+    whole: Annotated[
+        bool, typer.Option("--all", help="More checkpoints, and tables of exponents, laws, stabilisation and shape.")
+    ] = False,
     *,
     options: RunOptions,
     as_json: JsonOption = False,
@@ -75,7 +78,7 @@ def trajectory(
     if as_json:
         print_json(trajectories_record(*shown))
     else:
-        print_trajectories(*shown)
+        print_trajectories(*shown, whole=whole)
     if file is not None:
         save_trajectories(found.runs, file)
         err.print(f"Wrote {plain(file)}.")

@@ -37,8 +37,10 @@ from klscale.show.terminal import describe_texts, out, plain
 from klscale.studies.directional import Directional
 from klscale.studies.trajectories import Checkpoint, Exponent, Motion, Seeds, Shape, Trajectory
 
-ROWS = 40
-"""Largest number of a run's checkpoints in the terminal; of more, some are left out."""
+ROWS, FEW_ROWS = 40, 8
+"""Largest number of a run's checkpoints in the terminal, with all tables and in short; of more, some are left out."""
+NO_WEIGHTS = "Weights were not compared: the checkpoints' files are not here."
+NO_THRESHOLD = "No threshold of stabilisation: no two seeds are measured on these texts. Give one: --threshold X"
 SQUARED = "squared distance"
 PROBABILITY = "probability_that_c_q_is_below_c_w"
 
@@ -323,15 +325,45 @@ def print_trajectories(
     moved: Sequence[Directional],
     texts: TextSet,
     threshold_source: str,
+    *,
+    whole: bool = False,
 ) -> None:
-    """Each run step by step, then exponents, laws, stabilisation and shape of all runs."""
+    """A few checkpoints of each run, its exponents and its stabilisation. `whole`: all checkpoints that a table holds,
+    then tables of exponents, laws, stabilisation and shape."""
     out.print(describe_texts(texts))
-    shown = [row for one in found for row in _print_checkpoints(one)]
+    shown = [row for one in found for row in _print_checkpoints(one, ROWS if whole else FEW_ROWS)]
     weights = "; weights: squared distance, the sum over all parameters" if any(one.weights for one in found) else ""
     out.print(f"KL in bits/byte ± standard error over texts, by {PUBLISHED}{weights}.", style="dim")
     kls = (kl for row in shown for kl in (row.from_previous, row.from_first, row.from_last))
     cautions.print_footnotes(texts, filter(None, kls))
-    print_motion(found, seeds, moved, threshold_source)
+    if whole:
+        print_motion(found, seeds, moved, threshold_source)
+    else:
+        _print_summary(found, seeds, moved, threshold_source)
+
+
+def _print_summary(
+    found: Sequence[Trajectory], seeds: Sequence[Seeds], moved: Sequence[Directional], threshold_source: str
+) -> None:
+    """Exponents and stabilisation in sentences."""
+    out.print()
+    for sentence in sentences.of_trajectories(found, seeds, threshold_source, plain):
+        out.print(sentence)
+    moving = [one for one in found if one.behaviour.exponent]
+    pooled = {name for group in seeds for name in group.runs}
+    for row in alphas([one for one in moving if one.run.name not in pooled], ()):
+        out.print(f"{plain(row.run)}: alpha = c_q / c_w is {row.alpha} (± over texts).")
+    if not moving:
+        _print_no_exponent()
+    elif not any(one.weights for one in moving):
+        out.print(NO_WEIGHTS, style="dim")
+    if any(one.behaviour.exponent and one.behaviour.exponent.heavy_tails for one in moving):
+        out.print(f"{BY_KEY['heavy_tails'].mark} {BY_KEY['heavy_tails'].footnote}", style="yellow")
+    if _lacks_threshold(found):
+        out.print(NO_THRESHOLD, style="dim")
+    _print_directions(moved)
+    _print_notes(found)
+    out.print("More checkpoints, and tables of exponents, laws, stabilisation and shape: --all", style="dim")
 
 
 def print_motion(
@@ -342,20 +374,24 @@ def print_motion(
     _print_directions(moved)
     _print_stabilisation(found, threshold_source)
     _print_shapes(found)
+    _print_notes(found)
+
+
+def _print_notes(found: Sequence[Trajectory]) -> None:
     for one in found:
         for note in one.run.notes:
             out.print(f"{plain(one.run.name)}: {plain(note)}", style="yellow")
 
 
-def _print_checkpoints(one: Trajectory) -> list[_Row]:
-    """Print the checkpoints of a run. Returns the rows that are shown."""
+def _print_checkpoints(one: Trajectory, n_rows: int) -> list[_Row]:
+    """Print at most `n_rows` checkpoints of a run. Returns the rows that are shown."""
     run = one.run
     known = "" if run.warmup_known else " (taken as one checkpoint spacing; --warmup STEP sets it)"
     out.print(
         f"\n[bold]{plain(run.name)}[/bold]: {len(run)} checkpoints, steps {run.steps[0]:,} to {run.steps[-1]:,}; "
         f"warm-up until step {run.warmup:,}{known}"
     )
-    kept = set(np.linspace(0, len(run) - 1, min(len(run), ROWS)).round().astype(int).tolist())
+    kept = set(np.linspace(0, len(run) - 1, min(len(run), n_rows)).round().astype(int).tolist())
     shown = [row for t, row in enumerate(rows(one)) if t in kept]
     columns = [column for column in CHECKPOINT if one.weights is not None or not column.key.startswith("weights")]
     out.print(table(columns, shown))
@@ -398,14 +434,19 @@ def in_both_spaces(found: Sequence[Trajectory]) -> list[Moving]:
     return [Moving(one.run.name, motion) for one in found for motion in one.motions if motion.exponent is not None]
 
 
+def _print_no_exponent() -> None:
+    out.print(
+        f"No exponent: a fit needs {diffusion.FEWEST_LAGS + 1} checkpoints past warm-up. Save more of them, or "
+        "set where warm-up ends: --warmup STEP",
+        style="yellow",
+    )
+
+
 def _print_exponents(found: Sequence[Trajectory], seeds: Sequence[Seeds]) -> None:
     moving = [one for one in found if one.behaviour.exponent]
     if not moving:
-        out.print(
-            f"\nNo exponent: a fit needs {diffusion.FEWEST_LAGS + 1} checkpoints past warm-up. Save more of them, or "
-            "set where warm-up ends: --warmup STEP",
-            style="yellow",
-        )
+        out.print()
+        _print_no_exponent()
         return
     in_spaces = in_both_spaces(moving)
     columns = (RUN, SPACE, *within(EXPONENT, lambda it: it.exponent))
@@ -487,7 +528,7 @@ def _print_alpha(moving: Sequence[Trajectory], seeds: Sequence[Seeds]) -> None:
                 style="dim",
             )
     elif not any(one.weights for one in moving):
-        out.print("Weights were not compared: the checkpoints' files are not here.", style="dim")
+        out.print(NO_WEIGHTS, style="dim")
 
 
 def _probability(value: float | None) -> str:
@@ -555,12 +596,13 @@ def _of_total(one: Trajectory) -> str:
     return f"{curve.threshold / curve.total:.2%}" if curve and curve.threshold is not None and curve.total > 0 else ""
 
 
+def _lacks_threshold(found: Sequence[Trajectory]) -> bool:
+    return all(one.behaviour.stabilisation is None or one.behaviour.stabilisation.threshold is None for one in found)
+
+
 def _print_stabilisation(found: Sequence[Trajectory], source: str) -> None:
-    if all(one.behaviour.stabilisation is None or one.behaviour.stabilisation.threshold is None for one in found):
-        out.print(
-            "\nNo threshold of stabilisation: no two seeds are measured on these texts. Give one: --threshold X",
-            style="dim",
-        )
+    if _lacks_threshold(found):
+        out.print(f"\n{NO_THRESHOLD}", style="dim")
         return
     rows = [one for one in found if sentences.has_settled(one.behaviour.stabilisation)]
     levels = [one.behaviour.stabilisation.threshold for one in rows if one.behaviour.stabilisation]

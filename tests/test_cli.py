@@ -309,6 +309,30 @@ def test_ls_and_map_know_free_attributes(run, tmp_path):
     assert (kinds["lr"], kinds["data"]) == ("number", "category")
 
 
+def test_markdown_and_latex_hold_what_is_printed(run, tmp_path):
+    """Every column and row, with names that both would read as something else."""
+    names = ["a_b|c", "50%", "x&y#1", "plain"]
+    rows = np.random.default_rng(0).normal(-300, 20, size=(4, 60))
+    pd.DataFrame(dict(zip(names, rows, strict=True))).assign(bytes=100).to_csv("odd.csv", index=False)
+    run("import", "odd.csv")
+    found = json.loads(run("kl", "--json").stdout)
+    run("kl", "--out", "kl.md")
+    lines = Path("kl.md").read_text().splitlines()
+    cells = [line[2:-2].split(" | ") for line in lines if line.startswith("| ")]
+    assert cells[0][:3] == ["model", "model", "KL ± SE, bits/byte"]
+    printed = {frozenset(re.sub(r"\\(.)", r"\1", cell) for cell in row[:2]) for row in cells[2:]}
+    assert printed == {frozenset((row["a"], row["b"])) for row in found}
+    assert any(line.startswith("\\* out of range") for line in lines)
+    for command in (("kl",), ("compare", "plain", found[0]["a"], found[0]["b"]), ("ls",)):
+        run(*command, "--out", "table.tex")
+        tex = Path("table.tex").read_text()
+        assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") > 0
+        table = tex[tex.index(r"\midrule") : tex.index(r"\bottomrule")]
+        assert all(line.endswith(r"\\") for line in table.splitlines()[1:-1])
+        assert not re.search(r"(?<!\\)[%#_]", table)
+    assert "'.md'" in run("scale", "--out", "scale.mt", status=2).stderr
+
+
 def test_models_are_removed(run, imported):
     run("rm", "EleutherAI/pythia-1b", "EleutherAI/pythia-1b")
     assert len(json.loads(run("ls", "--json").output)[0]["models"]) == 13

@@ -10,7 +10,7 @@ import typer
 from klscale.cli.options import JsonOption, LimitedOptions, ScoreOptions, at_work
 from klscale.cli.status import failure_status, gate_status
 from klscale.errors import InputError, KlscaleError
-from klscale.show.files import PICTURES, require_ending, save_picture
+from klscale.show.files import DOCUMENTS, PICTURES, require_ending, save_document, save_picture
 from klscale.show.scoring import outcome_record, print_failures, print_outcomes, print_plan, problem_record
 from klscale.show.terminal import err, plain, print_error, print_json, progress_bar
 
@@ -125,7 +125,11 @@ def compare(
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FILE", help="A picture of KL from the first model against size (.png, ...)."),
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            help="KL from the first model against size (.png, .svg, .pdf), or what is printed (.md, .tex).",
+        ),
     ] = None,
     *,
     options: LimitedOptions,
@@ -144,7 +148,7 @@ def compare(
         raise InputError("--confidence goes with --fail-above.", why, "Give the limit: --fail-above X.")
     certain = None if confidence is None else parse_confidence(confidence)
     if file is not None:
-        require_ending(file, PICTURES)  # before hours of scoring
+        require_ending(file, (*PICTURES, *DOCUMENTS))  # before hours of scoring
     with at_work(options) as how:
         found = compare(models, reference=reference, precision=wanted, options=how)
     print_failures(found.outcomes)
@@ -154,9 +158,12 @@ def compare(
     else:
         print_comparison(found.vectors, compared)
     if file is not None:
-        from klscale.show.pictures import kl_against_size
+        if file.suffix in DOCUMENTS:
+            save_document(file, lambda: print_comparison(found.vectors, compared))
+        else:
+            from klscale.show.pictures import kl_against_size
 
-        save_picture(file, kl_against_size(found.vectors))
+            save_picture(file, kl_against_size(found.vectors))
         err.print(f"Wrote {plain(file)}.")
     status = failure_status(found.outcomes)
     if fail_above is not None:

@@ -11,7 +11,8 @@ import typer
 from klscale.cli.options import JsonOption, StoreOptions, TextsOptions, at_work
 from klscale.errors import InputError, nearest
 from klscale.show.columns import Column, printed, table
-from klscale.show.terminal import describe_texts, out, plain, print_json
+from klscale.show.files import DOCUMENTS, require_ending, save_document
+from klscale.show.terminal import describe_texts, err, out, plain, print_json
 
 if TYPE_CHECKING:
     from klscale.store.store import Entry
@@ -155,6 +156,9 @@ def ls(
             metavar="NAME=VALUE", help="Only models with this attribute; '*' stands for any text. Repeat for more."
         ),
     ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write what is printed (.md, .tex).")
+    ] = None,
     *,
     options: TextsOptions,
     as_json: JsonOption = False,
@@ -164,6 +168,8 @@ def ls(
     from klscale.show.sizes import printed_columns
     from klscale.vectors.sizes import Size
 
+    if file is not None:
+        require_ending(file, DOCUMENTS)
     place, texts = options.opened(), options.texts
     heads = [head for head in place.text_sets() if texts in (None, head["id"], head["name"])]
     if texts is not None and not heads:
@@ -196,11 +202,19 @@ def ls(
     if as_json:
         print_json([{**head, "models": [dict(entry.metadata) for entry in some]} for head, some in listed])
         return
-    if not heads:
-        out.print(f"{plain(place.location)} is empty.")
-    for head, some in listed:
-        title = f"{plain(head['name'])} ({head['id']}): {head['n_texts']:,} texts, {len(some)} models"
-        out.print(table(columns, some, title))
+
+    def show() -> None:
+        if not heads:
+            out.print(f"{plain(place.location)} is empty.")
+        for head, some in listed:
+            title = f"{plain(head['name'])} ({head['id']}): {head['n_texts']:,} texts, {len(some)} models"
+            out.print(table(columns, some, title))
+
+    if file is None:
+        show()
+    else:
+        save_document(file, show)
+        err.print(f"Wrote {plain(file)}.")
 
 
 def rm(

@@ -9,9 +9,11 @@ import typer
 
 from klscale.cli.options import JsonOption, RunOptions, ScoringOptions, TextsOptions, at_work
 from klscale.cli.status import failure_status, gate_status
-from klscale.show.files import PAGES, TABLES, require_ending
+from klscale.show.files import DOCUMENTS, PAGES, PICTURES, TABLES, require_ending, save_document
 from klscale.show.scoring import print_failures
 from klscale.show.terminal import err, plain, print_json
+
+SAVED = "Write all pairs (.csv, .parquet), a picture (.png, .svg, .pdf), or what is printed (.md, .tex)."
 
 # -------------------------------------------------------------------------------------------------------- trajectory
 
@@ -91,7 +93,7 @@ def trajectory(
 def kl(
     file: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FILE", help="Write all pairs (.csv, .parquet) or a picture (.png, .svg, .pdf)."),
+        typer.Option("--out", metavar="FILE", help=SAVED),
     ] = None,
     *,
     options: TextsOptions,
@@ -101,13 +103,19 @@ def kl(
     from klscale.show.pairs import matrix_record, print_matrix, save_matrix
     from klscale.studies.verbs.score import stored_vectors
 
+    if file is not None:
+        require_ending(file, (*TABLES, *PICTURES, *DOCUMENTS))
     with at_work(options) as how:
         vectors = stored_vectors(how.opened(), how)
     if file is not None:
-        from klscale.show.pictures import kl_heat_map
+        if file.suffix in DOCUMENTS:
+            save_document(file, lambda: print_matrix(vectors))
+            err.print(f"Wrote {plain(file)}.")
+        else:
+            from klscale.show.pictures import kl_heat_map
 
-        save_matrix(vectors, file, kl_heat_map)
-        err.print(f"Wrote {plain(file)}: {len(vectors) * (len(vectors) - 1) // 2:,} pairs.")
+            save_matrix(vectors, file, kl_heat_map)
+            err.print(f"Wrote {plain(file)}: {len(vectors) * (len(vectors) - 1) // 2:,} pairs.")
     if as_json:
         print_json(matrix_record(vectors))
     elif file is None:
@@ -121,7 +129,7 @@ def scale(
     published: Annotated[bool, typer.Option("--published", help="Show the published values, with sources.")] = False,
     file: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FILE", help="Write all pairs (.csv, .parquet) or a picture (.png, .svg, .pdf)."),
+        typer.Option("--out", metavar="FILE", help=SAVED),
     ] = None,
     *,
     options: TextsOptions,
@@ -137,10 +145,15 @@ def scale(
         else:
             print_published()
         return
+    if file is not None:
+        require_ending(file, (*TABLES, *PICTURES, *DOCUMENTS))
     with at_work(options) as how:
         found = scale(options=how)
     if file is not None:
-        save_scale(found.vectors, found.settings, file)
+        if file.suffix in DOCUMENTS:
+            save_document(file, lambda: print_scale(found.vectors, found.settings))
+        else:
+            save_scale(found.vectors, found.settings, file)
         err.print(f"Wrote {plain(file)}.")
     if as_json:
         print_json(scale_record(found.vectors, found.settings))

@@ -9,8 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from rich.text import Text
+
 from klscale.errors import InputError, StorageError, nearest
-from klscale.show.terminal import without_nan
+from klscale.show.tables import Table
+from klscale.show.terminal import out, without_nan
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from klscale.vectors.vectors import Vectors
 
 TABLES, PICTURES, PAGES = (".csv", ".parquet"), (".png", ".svg", ".pdf"), (".html", ".htm")
+DOCUMENTS = (".md", ".tex")
 """Endings of files; the ending says what is written."""
 
 
@@ -60,6 +64,52 @@ def save_table(file: Path, rows: Sequence[Mapping[str, Any]] | Mapping[str, Any]
         whole(file, lambda temporary: safe.to_csv(temporary, index=False, quoting=quoting, errors="backslashreplace"))
     else:
         whole(file, lambda temporary: made.to_parquet(temporary, index=False))
+
+
+def save_document(file: Path, show: Callable[[], None]) -> None:
+    """What `show` prints, as Markdown or LaTeX (tables of booktabs), by the file's ending. Tables have all their
+    columns; in LaTeX other lines are comments."""
+    require_ending(file, DOCUMENTS)
+    with out.recorded() as printed:
+        show()
+    write = _markdown if file.suffix == ".md" else _latex
+    text = "\n\n".join(part for part in map(write, printed) if part) + "\n"
+    whole(file, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="backslashreplace"))
+
+
+def _markdown(printed: Any) -> str:
+    if not isinstance(printed, Table):
+        return _MARKDOWN.sub(r"\\\g<0>", _plain(printed))
+    titles = [column.title for column in printed.columns]
+    rules = [":--" if column.words else "--:" for column in printed.columns]
+    rows = [titles, *zip(*(column.cells for column in printed.columns), strict=True)]
+    head, *cells = [" | ".join(_MARKDOWN.sub(r"\\\g<0>", cell) for cell in row) for row in rows]
+    title = f"**{_markdown(printed.title)}**\n\n" if printed.title else ""
+    return title + "\n".join(f"| {row} |" for row in (head, " | ".join(rules), *cells))
+
+
+def _latex(printed: Any) -> str:
+    if not isinstance(printed, Table):
+        return "\n".join(f"% {line}" for line in _plain(printed).splitlines())
+    rows = [[column.title for column in printed.columns]]
+    rows += [[*row] for row in zip(*(column.cells for column in printed.columns), strict=True)]
+    titles, *cells = [" & ".join(cell.translate(_LATEX) for cell in row) + r" \\" for row in rows]
+    kinds = "".join("l" if column.words else "r" for column in printed.columns)
+    head = [_latex(printed.title)] if printed.title else []
+    begin, end = rf"\begin{{tabular}}{{{kinds}}}", r"\end{tabular}"
+    return "\n".join([*head, begin, r"\toprule", titles, r"\midrule", *cells, r"\bottomrule", end])
+
+
+def _plain(printed: Any) -> str:
+    return Text.from_markup(str(printed)).plain.strip()
+
+
+_MARKDOWN = re.compile(r"[\\`*_{}\[\]<>|~#]")
+_LATEX = str.maketrans({
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "∞": r"$\infty$",
+    "‖": r"$\Vert$", **{mark: f"\\{mark}" for mark in "{}$&#_%"},
+})  # fmt: skip
+"""Characters that Markdown and LaTeX would not print as they are."""
 
 
 def save_picture(file: Path, figure: Figure) -> None:

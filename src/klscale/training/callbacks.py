@@ -414,7 +414,21 @@ class TrajectoryCallback(TrainingWatch, TrainerCallback):  # type: ignore[misc]
     name is its `output_dir`: a vector has the name of the checkpoint that is saved at its step. `seed` and `warmup` are
     among the attributes. The start and the last step are always measured. Values are logged like the Trainer's own, at
     the steps of the schedule; its own are logged as without them. Training stops when the run has settled.
+
+    Three values are logged: KL from the measurement before, KL from the start or, with one, to the `reference`, and
+    bits per byte. `log_all`: log all values of `TrainingWatch.measure`, with their standard errors.
     """
+
+    def __init__(
+        self,
+        texts: TextSet | str | os.PathLike[str],
+        tokenizer: Any = None,
+        *,
+        log_all: bool = False,
+        **arguments: Any,
+    ) -> None:
+        super().__init__(texts, tokenizer, **arguments)
+        self._log_all = log_all
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, processing_class: Any, **_: Any) -> Any:
         self._asked = None
@@ -423,17 +437,23 @@ class TrajectoryCallback(TrainingWatch, TrainerCallback):  # type: ignore[misc]
         self.name = self.name or os.path.normpath(args.output_dir)
         known = {"seed": args.seed, "warmup": args.get_warmup_steps(state.max_steps)}
         self.attributes = {**known, **self.attributes}
-        return _report(self(model, state.global_step), args, state, control)
+        return self._report(self(model, state.global_step), args, state, control)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> Any:
         ends = control.should_training_stop
         values = self.measure(model, state.global_step) if ends else self(model, state.global_step)
         control.should_training_stop = ends or self.settled
-        return _report(values, args, state, control)
+        return self._report(values, args, state, control)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> Any:
         """Another callback may have ended the training after the step."""
         values = self.measure(model, state.global_step) if control.should_training_stop else None
+        return self._report(values, args, state, control)
+
+    def _report(self, values: dict[str, float] | None, args: Any, state: Any, control: Any) -> Any:
+        if values is not None and not self._log_all:
+            away = "kl/to_reference" if self._reference is not None else "kl/from_start"
+            values = {name: values[name] for name in ("kl/from_previous", away, "kl/bits_per_byte") if name in values}
         return _report(values, args, state, control)
 
 

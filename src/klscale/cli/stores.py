@@ -199,9 +199,6 @@ def ls(
         name for _, some in listed for entry in some for name in entry.metadata["attributes"] if is_free(name)
     )
     columns = (*ENTRY[:2], *sizes, *map(_attribute, free), *ENTRY[2:])
-    if as_json:
-        print_json([{**head, "models": [dict(entry.metadata) for entry in some]} for head, some in listed])
-        return
 
     def show() -> None:
         if not heads:
@@ -210,11 +207,13 @@ def ls(
             title = f"{plain(head['name'])} ({head['id']}): {head['n_texts']:,} texts, {len(some)} models"
             out.print(table(columns, some, title))
 
-    if file is None:
-        show()
-    else:
+    if file is not None:
         save_document(file, show)
         err.print(f"Wrote {plain(file)}.")
+    if as_json:
+        print_json([{**head, "models": [dict(entry.metadata) for entry in some]} for head, some in listed])
+    elif file is None:
+        show()
 
 
 def rm(

@@ -285,3 +285,16 @@ def test_a_width_in_a_pattern_is_kept(tmp_path):
     path = tmp_path / "suite.yaml"
     path.write_text('models:\n - name: o/m\n   revisions: {pattern: "step{step:06}", step: [10, 200]}\n')
     assert [model.ref.revision for model in read_suite(path).models] == ["step000010", "step000200"]
+
+
+def test_free_attributes_of_a_suite(tmp_path):
+    """Kept as they are, in names too; a near miss of a known key stays an error."""
+    (tmp_path / "s.yaml").write_text(
+        "models:\n  - name: a-{lr}\n    lr: [0.001, 0.0003]\n    data: web\n  - name: b\n    layer: true\n"
+    )
+    suite = read_suite(tmp_path / "s.yaml")
+    assert [(str(model.ref), dict(model.attributes)) for model in suite.models] == [
+        ("a-0.001", {"lr": 0.001, "data": "web"}),
+        ("a-0.0003", {"lr": 0.0003, "data": "web"}),
+    ]
+    assert [problem.what for problem in suite.problems] == [f"{tmp_path / 's.yaml'}, line 6: unknown key 'layer'."]

@@ -8,18 +8,20 @@ import re
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from klscale.errors import InputError, KlscaleError, nearest
-from klscale.inputs.attributes import NUMBERS, number_of
+from klscale.inputs.attributes import NUMBERS, is_free, number_of
 from klscale.inputs.references import QUANTIZATIONS, Model, ModelRef
 from klscale.limits import SUITE_BYTES, SUITE_DEPTH, SUITE_MERGED, SUITE_MODELS
 
 ATTRIBUTE_KEYS = ("family", "type", *NUMBERS, "parent", "quantization")
-MODEL_KEYS = ("name", "revision", "revisions", "quantize", "dtype", "layers", *ATTRIBUTE_KEYS)
+NO_ATTRIBUTES = ("name", "revision", "revisions", "quantize", "dtype", "layers")
+MODEL_KEYS = (*NO_ATTRIBUTES, *ATTRIBUTE_KEYS)
 _RANGE = re.compile(r"(\d{1,15})\.\.(\d{1,15})(?:/(\d{1,15}))?")
 _FORMAT = re.compile(r"0?\d{0,3}d?")
 
@@ -37,10 +39,11 @@ class Suite:
 def read_suite(path: str | Path) -> Suite:
     """Read a suite file. Names and parents that begin with `.` are relative to the file.
 
-    Each model has a `name` and may have attributes. A list (or a range, "1000..143000/1000") under an attribute that
-    the name or the revision pattern holds in braces stands for one model each; `quantize` adds variants; `layers`
-    asks for every layer, of the unquantized model. An entry that is wrong is one of the suite's `problems`, and the
-    others are read. Raises InputError where the whole file is wrong, or every entry.
+    Each model has a `name` and may have attributes, free ones too (`learning_rate: 0.001`). A list (or a range,
+    "1000..143000/1000") under an attribute that the name or the revision pattern holds in braces stands for one model
+    each; `quantize` adds variants; `layers` asks for every layer, of the unquantized model. An entry that is wrong is
+    one of the suite's `problems`, and the others are read. Raises InputError where the whole file is wrong, or every
+    entry.
     """
     path = Path(path)
     try:
@@ -174,9 +177,11 @@ BoundedLoader.add_constructor("tag:yaml.org,2002:map", BoundedLoader.mapping)
 BoundedLoader.add_constructor("tag:yaml.org,2002:seq", BoundedLoader.sequence)
 
 
-def _check_keys(path: Path, item: _Mapping, known: tuple[str, ...]) -> None:
+def _check_keys(path: Path, item: _Mapping, known: tuple[str, ...], *, free: bool = False) -> None:
+    """Raise InputError for a key that is not known; with `free`, for a near miss of one, and for no word."""
     for key, line in item.lines.items():
-        if key not in known:
+        near = not isinstance(key, str) or not is_free(key) or get_close_matches(key.casefold(), known, cutoff=0.8)
+        if key not in known and (near or not free):
             raise InputError(f"{path}, line {line}: unknown key {key!r}.", nearest(str(key), known))
 
 
@@ -184,7 +189,7 @@ def _expand(path: Path, place: str, item: Any) -> list[Model]:
     """The models of one entry: every combination of its lists."""
     if not isinstance(item, _Mapping):
         raise InputError(f"{place}: {item!r} is not a model.", "Each model is a mapping with a 'name'.")
-    _check_keys(path, item, MODEL_KEYS)
+    _check_keys(path, item, MODEL_KEYS, free=True)
     name, layers, revisions = item.get("name"), item.get("layers", False), item.get("revisions") or _Mapping()
     if not isinstance(name, str) or not name:
         raise InputError(f"{place}: a model without a name.", remedy="Give 'name': a hub id or a directory.")
@@ -196,7 +201,7 @@ def _expand(path: Path, place: str, item: Any) -> list[Model]:
         _check_keys(path, revisions, ("pattern", *ATTRIBUTE_KEYS))
     pattern = revisions.get("pattern", item.get("revision"))
     pattern = None if pattern is None else str(pattern)
-    given = {k: v for k, v in {**item, **revisions}.items() if k in ATTRIBUTE_KEYS}
+    given = {k: v for k, v in {**item, **revisions}.items() if k not in ("pattern", *NO_ATTRIBUTES)}
     if "quantize" in item and "quantization" in given:
         why = "'quantization' says what the checkpoint is already, 'quantize' what is made of it."
         raise InputError(f"{place}: 'quantize' and 'quantization' exclude each other.", why, "Keep one of them.")
@@ -258,7 +263,9 @@ def _values(place: str, key: str, value: Any) -> list[Any]:
             if not numbers or match[3] == "0":
                 raise InputError(f"{place}: {key!r} has the empty range {part!r}.", remedy="Write first..last/step.")
             flat += numbers
-        elif isinstance(part, str | int) and not isinstance(part, bool):
+        elif (isinstance(part, str | int) and not isinstance(part, bool)) or (
+            isinstance(part, float) and is_free(key, part)
+        ):
             flat.append(part)
         else:
             raise InputError(

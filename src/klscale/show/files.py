@@ -101,7 +101,7 @@ def _latex(printed: Any) -> str:
 
 
 def _plain(printed: Any) -> str:
-    return Text.from_markup(str(printed)).plain.strip()
+    return (Text.from_markup(printed) if isinstance(printed, str) else printed).plain.strip()
 
 
 _MARKDOWN = re.compile(r"[\\`*_{}\[\]<>|~#]")

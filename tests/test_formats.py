@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -112,6 +113,33 @@ def packed(directory, make, settings):
     return packing.repack(directory, lambda _name, shape: make(generator, shape), settings)
 
 
+@pytest.fixture(scope="session")
+def packed_once(models_made, tmp_path_factory):
+    """The directory of a model in one of the formats, and its weights in float64; not to be changed."""
+    made = {}
+
+    def once(name):
+        if name not in made:
+            small = {key: value for key, value in LLAMA.items() if key != "architecture"}
+            plain = models_made(LLAMA["architecture"], 0, False, False, small)
+            directory = shutil.copytree(plain, tmp_path_factory.mktemp("packed") / "model")
+            made[name] = directory, packed(directory, *FORMATS[name][:2])
+        return made[name]
+
+    return once
+
+
+@pytest.fixture
+def packed_model(packed_once, tmp_path):
+    """A copy of it, which a test may change, and its weights."""
+
+    def copy(name):
+        directory, expected = packed_once(name)
+        return shutil.copytree(directory, tmp_path / "model", dirs_exist_ok=True), expected
+
+    return copy
+
+
 def read(directory, **options):
     return load(resolve(ModelRef(str(directory), **options)), device="cpu")
 
@@ -132,12 +160,11 @@ def change_settings(directory, **settings):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_codes_stand_for_what_their_format_says(name, make_model):
-    make, settings, kind, type_ = FORMATS[name]
-    directory = make_model(**LLAMA)
-    n_weights = sum(value.numel() for value in load_file(directory / "model.safetensors").values())
-    expected = packed(directory, make, settings)
+def test_codes_stand_for_what_their_format_says(name, packed_once):
+    *_, kind, type_ = FORMATS[name]
+    directory, expected = packed_once(name)
     loaded = read(directory)
+    n_weights = sum(parameter.numel() for parameter in loaded.model.parameters())
     assert len(expected) == 7
     for weight_of, weight in expected.items():
         there = loaded.model.get_parameter(weight_of).data
@@ -156,12 +183,11 @@ def test_codes_stand_for_what_their_format_says(name, make_model):
     assert loaded.size.memory_bytes == codes + 4 * rest
 
 
-def test_scores_are_those_of_the_dequantized_weights(make_model, texts, tmp_path):
+def test_scores_are_those_of_the_dequantized_weights(packed_once, make_model, texts):
     from conftest import plain_log_likelihoods
     from test_quantization import values_of
 
-    directory, plain = make_model(**LLAMA), make_model("plain", **LLAMA)
-    expected = packed(directory, *FORMATS["gptq v2, act-order"][:2])
+    plain, (directory, expected) = make_model("plain", **LLAMA), packed_once("gptq v2, act-order")
     change_file(plain, lambda tensors: tensors.update({k: torch.from_numpy(v).float() for k, v in expected.items()}))
     values, loaded = values_of(ModelRef(str(directory)), texts)
     np.testing.assert_allclose(values, plain_log_likelihoods(plain, texts), atol=1e-3)
@@ -236,10 +262,9 @@ def test_experts_are_packed_one_by_one(make_model):
         torch.testing.assert_close(there.double(), torch.from_numpy(weight), rtol=3e-7, atol=0)
 
 
-def test_what_is_for_activations_is_named(make_model):
+def test_what_is_for_activations_is_named(packed_model):
     """Scales of activations and of the cache have no part in the weights."""
-    directory = make_model(**LLAMA)
-    packed(directory, *FORMATS["compressed-tensors, fp8 by tensor"][:2])
+    directory, _ = packed_model("compressed-tensors, fp8 by tensor")
     more = {"model.layers.0.mlp.up_proj.input_scale": torch.ones(1),
             "model.layers.0.self_attn.k_scale": torch.ones(1)}  # fmt: skip
     change_file(directory, lambda tensors: tensors.update(more))
@@ -276,9 +301,8 @@ LAYER = "model.layers.0.mlp.up_proj"
         ("fp8", lambda t: t.pop(f"{LAYER}.weight_scale_inv"), "holds F8_E4M3"),
     ],
 )  # fmt: skip
-def test_files_that_contradict_their_format_are_refused(name, change, message, make_model):
-    directory = make_model(**LLAMA)
-    packed(directory, *FORMATS[name][:2])
+def test_files_that_contradict_their_format_are_refused(name, change, message, packed_model):
+    directory, _ = packed_model(name)
     change_file(directory, change)
     with pytest.raises(KlscaleError, match=message):
         read(directory)
@@ -312,9 +336,8 @@ def test_files_that_contradict_their_format_are_refused(name, change, message, m
         ("fp8", {"weight_block_size": [64, 64]}, "no group of config.json fits"),
     ],
 )  # fmt: skip
-def test_settings_that_cannot_be_are_refused(name, settings, message, make_model):
-    directory = make_model(**LLAMA)
-    packed(directory, *FORMATS[name][:2])
+def test_settings_that_cannot_be_are_refused(name, settings, message, packed_model):
+    directory, _ = packed_model(name)
     change_settings(directory, **settings)
     with pytest.raises(KlscaleError, match=message) as raised:
         read(directory)
@@ -337,9 +360,8 @@ def test_other_formats_name_what_they_need(method, needs, make_model):
     assert needs in str(raised.value)
 
 
-def test_a_packed_model_is_not_quantized_again(make_model):
-    directory = make_model(**LLAMA)
-    packed(directory, *FORMATS["awq"][:2])
+def test_a_packed_model_is_not_quantized_again(packed_once):
+    directory, _ = packed_once("awq")
     with pytest.raises(InputError, match="quantized already"):
         read(directory, quantization="nf4")
 
@@ -367,7 +389,7 @@ def test_broken_settings_and_tensors_end_in_an_error_that_names_them(name, tmp_p
     )
     file, n_read = tmp_path / "model.safetensors", 0
 
-    @settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=[*HealthCheck])
+    @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[*HealthCheck])
     @given(some.data())
     def attack(data):
         nonlocal n_read

@@ -120,6 +120,33 @@ def test_texts_on_the_page_are_text(texts, tmp_path):
     assert "\u202e" not in page
 
 
+def test_exact_kl_of_each_token(texts, run, tmp_path):
+    """Of the texts that changed most, by a loop over bytes; and the page is still the text."""
+    from klscale.show.changes import page_of
+
+    found = klscale.changes(BASE, [VARIANT, PAIRS], texts, tmp_path / "s", most=4, exact=True)
+    one, other = found.found
+    p, q = (Chain.of(Parameters.of(ModelRef.parse(ref))).log_p for ref in (BASE, VARIANT))
+    kl = (np.exp(p) * (p - q)).sum(axis=1)
+    assert {*one.exact} == {changed.text.position for changed in one.changed_texts}
+    for text, read in one.exact.items():
+        data = texts.texts[text].encode()
+        assert read.kl == pytest.approx(kl[[256, *data[:-1]]])
+        assert read.start.tolist() == [*range(len(data))]
+        assert read.stop.tolist() == [*range(1, len(data) + 1)]
+    assert one.tokens(3)[0].kl == pytest.approx(max(read.kl.max() for read in one.exact.values()))
+    assert not other.exact  # another tokenizer
+    page = page_of(found)
+    assert page.count("Exact KL of next tokens") == 4
+    for changed, block in zip(
+        one.changed_texts, re.findall(r'on:</p><p class="text">(.*?)</p>', page, re.DOTALL), strict=True
+    ):
+        assert html.unescape(re.sub(r"<[^>]*>", "", block)) == texts.texts[changed.text.position]
+    shown = run("changes", BASE, VARIANT, PAIRS, "--texts", "t.jsonl", "--exact")
+    assert "whose prediction changed most" in shown.stdout
+    assert "No exact KL" in shown.stderr
+
+
 def test_imported_models_have_no_spans(fourteen):
     found = klscale.changes("EleutherAI/pythia-1b", ["EleutherAI/pythia-410m"], store=fourteen).found[0]
     assert found.all_spans is None

@@ -194,6 +194,9 @@ def changes(
         list[str], typer.Argument(metavar="VARIANT...", help="Pruned, distilled, merged or edited models.")
     ],
     most: Annotated[int, typer.Option("--most", min=1, metavar="N", help="Texts and spans that are named.")] = 10,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Read these texts again, for exact KL of each next token; one tokenizer.")
+    ] = False,
     file: Annotated[
         Path | None,
         typer.Option(
@@ -211,7 +214,7 @@ def changes(
     if file is not None:
         require_ending(file, (*TABLES, *PAGES))  # before hours of scoring
     with at_work(options) as how:
-        found = changes(base, variants, most=most, options=how)
+        found = changes(base, variants, most=most, exact=exact, options=how)
     print_failures(found.outcomes)
     if as_json:
         print_json(changes_record(found))

@@ -18,9 +18,10 @@ from klscale.show.columns import BITS, HEAD, Column, estimate, number, record, t
 from klscale.show.files import TABLES, save_table, whole
 from klscale.show.names import shortened
 from klscale.show.pairs import KL_COLUMNS, kl, marked, print_estimators
+from klscale.show.sections import footnotes
 from klscale.show.tails import TEXT
 from klscale.show.terminal import describe_texts, out, plain, say
-from klscale.studies.changes import ChangedDomain, Changes, excerpt
+from klscale.studies.changes import ChangedDomain, Changes, ExactText, excerpt
 from klscale.studies.verbs.changes import ModelChanges
 
 WORDS, DOMAIN = 44, 16
@@ -106,6 +107,15 @@ SPANS = (
            importance=0),
     Column("excerpt", "What it says.", title="says", cell=lambda it: _said(it.excerpt), words=True, importance=2),
 )  # fmt: skip
+TOKENS = (
+    Column("", title="text", cell=lambda it: str(it.text.position)),
+    Column("text", "Its text.", within=TEXT),
+    Column("start", "Its first byte in the text, from 0.", "bytes", title="byte", cell=lambda it: str(it.start)),
+    Column("kl", "KL(base‖variant) of the distributions that predict it, exact.", "nats", title="KL, nats",
+           cell=lambda it: f"{it.kl:.2f}"),
+    Column("says", "What it says.", title="token", cell=lambda it: plain(shortened(repr(it.says), WORDS)), words=True,
+           importance=2),
+)  # fmt: skip
 OF_VARIANT = (
     Column("base", "The model that the other was made from.", value=lambda it: it.it.base),
     Column("variant", "The other model.", value=lambda it: it.it.variant),
@@ -118,6 +128,8 @@ OF_VARIANT = (
     Column("spans", "The spans that changed most.", value=lambda it: it.it.spans, within=SPANS, many=True),
     Column("share_of_spans", "Share of KL by spans of these; null without spans.", "share",
            lambda it: it.it.share_of_spans),
+    Column("tokens", "With --exact, the tokens of these texts whose prediction changed most.",
+           value=lambda it: it.it.tokens(), within=TOKENS, many=True),
 )  # fmt: skip
 CHANGES = (
     *HEAD,
@@ -149,6 +161,8 @@ def print_changes(found: ModelChanges) -> None:
             out.print(table(SPANS, it.spans, "\nThe spans that changed most"))
             n_spans = len(it.all_spans.text)
             say(f"These {len(it.spans)} of {n_spans:,} spans carry {it.share_of_spans:.0%} of KL by spans.")
+        if it.exact:
+            out.print(table(TOKENS, it.tokens(), "\nThe tokens of these texts whose prediction changed most"))
         say(READING, "dim")
         print_estimators([row.measured])
         print_footnotes(it.texts, [row.measured, *(domain.measured for domain in row.by_domain)])
@@ -227,9 +241,13 @@ def _sections(row: _Changes) -> Iterator[str]:
         yield markup.table(DOMAINS, row.by_domain, "By domain", head="domain")
     if it.spans:
         yield markup.table(SPANS, it.spans, "The spans that changed most")
+    yield footnotes([row.measured, *(domain.measured for domain in row.by_domain)])
+    yield f'<p class="quiet">{markup.escape(READING)}</p>'
     if it.all_spans is None or it.texts.texts is None:
         return
     limit = float(np.quantile(np.abs(it.all_spans.change), 0.99)) if len(it.all_spans.change) else 0.0
+    each = np.concatenate([np.zeros(0), *(read.kl for read in it.exact.values())])
+    exact_limit = float(np.quantile(each, 0.99)) if len(each) else 0.0
     yield (
         f'<p>Each span in colour: <span class="w{STEPS}">predicted worse</span>, '
         f'<span class="b{STEPS}">predicted better</span> by the variant, in full colour from {limit:.3g} nats on. '
@@ -239,6 +257,9 @@ def _sections(row: _Changes) -> Iterator[str]:
         domain = f", {changed.text.domain}" if changed.text.domain else ""
         yield f"<h3>Text {changed.text.position}{markup.escape(domain)}: {changed.change:+.2f} nats</h3>"
         yield f'<p class="text">{_coloured(it, changed.text.position, limit)}</p>'
+        if (read := it.exact.get(changed.text.position)) is not None:
+            yield f"<p>Exact KL of next tokens, in full colour from {exact_limit:.3g} nats on:</p>"
+            yield f'<p class="text">{_coloured_tokens(it, changed.text.position, read, exact_limit)}</p>'
 
 
 def _coloured(it: Changes, text: int, limit: float) -> str:
@@ -253,6 +274,29 @@ def _coloured(it: Changes, text: int, limit: float) -> str:
         found.append(f'<span{look} title="{change:+.3f} nats">{_escaped(excerpt(it.texts, text, start, stop))}</span>')
         done = stop
     return "".join([*found, _escaped(excerpt(it.texts, text, done, int(it.texts.bytes[text])))])
+
+
+def _coloured_tokens(it: Changes, text: int, read: ExactText, limit: float) -> str:
+    """A text as HTML, each of its tokens in the colour of its KL."""
+    assert it.texts.texts is not None
+    found, done, data = list[str](), 0, it.texts.texts[text].encode()
+
+    def whole_character(place: int) -> int:
+        """The first byte from here on that begins a character: what a token cuts goes to the token before."""
+        while place < len(data) and data[place] & 0xC0 == 0x80:
+            place += 1
+        return place
+
+    for begin, end, nats in zip(read.start.tolist(), read.stop.tolist(), read.kl.tolist(), strict=True):
+        start, stop = whole_character(begin), whole_character(end)
+        if stop <= max(start, done):
+            continue
+        found.append(_escaped(excerpt(it.texts, text, done, start)))
+        step = min(STEPS, math.ceil(STEPS * nats / limit)) if limit > 0 else 0
+        look = f' class="w{step}"' if step > 0 else ""
+        found.append(f'<span{look} title="{nats:.3f} nats">{_escaped(excerpt(it.texts, text, start, stop))}</span>')
+        done = stop
+    return "".join(found)
 
 
 def _escaped(words: str) -> str:

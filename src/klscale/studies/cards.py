@@ -144,8 +144,10 @@ def gather(
     without next-token probabilities) is noted."""
     base, *variants = entries = [entry for _, entry in models]
     floors = store.noise_floors(texts.id, [entry.key for entry in entries])
-    bench = _Bench(texts, store, n_texts, device, batch_tokens, progress)
-    exact = [bench.next_tokens(base, entry, rescore) for entry in variants] if n_texts else [None] * len(variants)
+    bench = Bench(texts, store, device, batch_tokens, progress)
+    exact = (
+        [bench.next_tokens(base, entry, n_texts, rescore) for entry in variants] if n_texts else [None] * len(variants)
+    )
     scores = tuple(map(store.scores, entries))
     tokens = {entry.metadata["sampled"]["tokens"] for entry in entries if "sampled" in entry.metadata}
     draws = {key: found for key in sorted(tokens) if (found := store.draws(texts.id, key)) is not None}
@@ -153,20 +155,19 @@ def gather(
     return Numbers(texts, scores, about, draws, (None, *exact))
 
 
-class _Bench:
-    """The base, opened once, and one variant at a time."""
+class Bench:
+    """The base, opened once, and one variant at a time, on texts of which the store has their vectors."""
 
     def __init__(
-        self, texts: TextSet, store: Store, n_texts: int, device: str | None, batch_tokens: int | None,
-        progress: Progress,
-    ) -> None:  # fmt: skip
-        self.texts, self.store, self.n_texts, self.progress = texts, store, n_texts, progress
+        self, texts: TextSet, store: Store, device: str | None, batch_tokens: int | None, progress: Progress
+    ) -> None:
+        self.texts, self.store, self.progress = texts, store, progress
         self.device, self.batch_tokens, self.sources = device, batch_tokens, Sources(progress)
         self.base: Reader | None = None
 
-    def next_tokens(self, base: Entry, variant: Entry, rescore: bool) -> NextTokenKL | None:
+    def next_tokens(self, base: Entry, variant: Entry, n_texts: int, rescore: bool) -> NextTokenKL | None:
         """From the store, or measured and then kept; None where it cannot be, which is noted."""
-        about = json.dumps(["card", base.key, variant.key, self.n_texts])
+        about = json.dumps(["card", base.key, variant.key, n_texts])
         key = hashlib.sha256(about.encode()).hexdigest()[:12]
         if not rescore and (kept := self.store.exact(self.texts.id, key)) is not None:
             with contextlib.suppress(KeyError, TypeError, ValueError):
@@ -177,7 +178,7 @@ class _Bench:
                         np.array(kept["text"], dtype=np.int64), Ragged(kl, lengths), Ragged(same, lengths)
                     )
         try:
-            found = self._measured(base, variant)
+            found = self._measured(base, variant, n_texts)
         except StorageError:
             raise
         except InputError as error:
@@ -194,7 +195,19 @@ class _Bench:
         self.store.write_exact(self.texts.id, key, record)
         return found
 
-    def _measured(self, base: Entry, variant: Entry) -> NextTokenKL:
+    def _measured(self, base: Entry, variant: Entry, n_texts: int) -> NextTokenKL:
+        first, second = self.pair(base, variant)
+        tokens = first.tokens(self.texts)
+        window = min(reader.window or np.inf for reader in (first, second))
+        chosen = self._chosen(base, variant, tokens.lengths, window, n_texts)
+        self.progress.begin(f"exact KL from {base.ref} to {variant.ref}", len(chosen), "texts")
+        found = first.compare_next_tokens(second, tokens, chosen, self.progress.advance)
+        text, lengths = np.unique(found.text, return_counts=True)
+        kl = np.maximum(found.forward, 0.0).astype(np.float32)
+        return NextTokenKL(text, Ragged(kl, lengths), Ragged(found.same_top, lengths))
+
+    def pair(self, base: Entry, variant: Entry) -> tuple[Reader, Reader]:
+        """Both models, ready to read. Raises InputError where they have no next tokens to compare."""
         if self.texts.external:
             raise InputError(f"The texts of {self.texts.name} are not here, only their log-likelihoods.")
         for entry in (base, variant):
@@ -203,13 +216,7 @@ class _Bench:
             self.base = self._open(base)
         other = self._open(variant)
         require_one_tokenizer(self.base, other)
-        tokens = self.base.tokens(self.texts)
-        chosen = self._chosen(base, variant, tokens.lengths, min(r.window or np.inf for r in (self.base, other)))
-        self.progress.begin(f"exact KL from {base.ref} to {variant.ref}", len(chosen), "texts")
-        found = self.base.compare_next_tokens(other, tokens, chosen, self.progress.advance)
-        text, lengths = np.unique(found.text, return_counts=True)
-        kl = np.maximum(found.forward, 0.0).astype(np.float32)
-        return NextTokenKL(text, Ragged(kl, lengths), Ragged(found.same_top, lengths))
+        return self.base, other
 
     def _open(self, entry: Entry) -> Reader:
         """The model of a vector, read as it was scored. Raises InputError where it is another by now."""
@@ -223,7 +230,7 @@ class _Bench:
         options = ReaderOptions(self.device, self.batch_tokens, split_special_tokens=split, template=template)
         return self.sources.open(pinned, options)
 
-    def _chosen(self, base: Entry, variant: Entry, lengths: Integers, window: float) -> Integers:
+    def _chosen(self, base: Entry, variant: Entry, lengths: Integers, window: float, n_texts: int) -> Integers:
         """The first `n_texts` of the set's random order that both have and whose tokens fit both windows."""
         rows = np.full((2, len(self.texts)), np.nan)
         for row, entry in zip(rows, (base, variant), strict=True):
@@ -231,7 +238,7 @@ class _Bench:
             row[found.text] = found.log_likelihood
         fit = (lengths > 1) & (lengths <= window) & common_texts(rows)
         order = self.texts.random_order
-        chosen = np.sort(order[fit[order]][: self.n_texts])
+        chosen = np.sort(order[fit[order]][:n_texts])
         if len(chosen) < 2:
             raise InputError(f"{base.ref} and {variant.ref} have fewer than two texts in common that fit both windows.")
         return chosen

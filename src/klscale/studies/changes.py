@@ -3,14 +3,19 @@ texts and spans of the text set that the second model predicts otherwise."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from klscale.errors import InputError
 from klscale.inputs.texts import TextSet
+from klscale.science.arrays import Floats, Integers
 from klscale.science.estimates import Estimate
 from klscale.science.reported import ReportedKL
 from klscale.science.spans import SpanChanges
+from klscale.store.store import Entry
+from klscale.studies.cards import Bench
 from klscale.studies.tails import Text, describe_text
 from klscale.vectors.vectors import Vectors
 
@@ -27,6 +32,27 @@ class ChangedDomain:
     n_texts: int
     kl: ReportedKL
     difference: Estimate
+
+
+@dataclass(frozen=True)
+class ChangedToken:
+    """A token of a text that was read exactly: its first byte there, what it says, and the KL(base, variant) of the
+    distributions that predict it, in nats."""
+
+    text: Text
+    start: int
+    says: str
+    kl: float
+
+
+@dataclass(frozen=True, eq=False)
+class ExactText:
+    """The P scored tokens of a text: the byte at which each begins, `start` (P,), where it ends, `stop` (P,), and the
+    KL(base, variant) of the distributions that predict it, `kl` (P,) in nats."""
+
+    start: Integers
+    stop: Integers
+    kl: Floats
 
 
 @dataclass(frozen=True)
@@ -56,7 +82,8 @@ class ChangedSpan:
 class Changes:
     """What changed from `base` to `variant`: KL and the difference in bits per byte, over all texts and by domain, the
     texts and the spans that changed most. `all_spans` holds every span; None where a model
-    has none, and then no span is named. A single text or span has no standard error, and was chosen for being
+    has none, and then no span is named. `exact` holds the texts that changed most where both models read them again. A
+    single text or span has no standard error, and was chosen for being
     extreme."""
 
     base: str
@@ -68,6 +95,21 @@ class Changes:
     changed_texts: tuple[ChangedText, ...]
     spans: tuple[ChangedSpan, ...]
     all_spans: SpanChanges | None
+    exact: Mapping[int, ExactText] = field(default_factory=dict)
+
+    def tokens(self, most: int = LISTED) -> list[ChangedToken]:
+        """The tokens with the largest KL in the texts that were read exactly; the largest first."""
+        each = [
+            ChangedToken(
+                describe_text(self.texts, text),
+                int(found.start[n]),
+                excerpt(self.texts, text, int(found.start[n]), int(found.stop[n])),
+                float(found.kl[n]),
+            )
+            for text, found in self.exact.items()
+            for n in np.argsort(-found.kl)[:most].tolist()
+        ]
+        return sorted(each, key=lambda token: -token.kl)[:most]
 
     @property
     def share_of_spans(self) -> float | None:
@@ -98,6 +140,25 @@ def changes(vectors: Vectors, base: str, variant: str, *, most: int = LISTED) ->
         spans=() if spans is None else tuple(_spans(texts, spans, most)),
         all_spans=spans,
     )
+
+
+def exact_texts(found: Changes, base: Entry, variant: Entry, bench: Bench) -> dict[int, ExactText]:
+    """Exact KL of next tokens in the texts that changed most, by their positions. Raises InputError for models without
+    one tokenizer, or one that says not where tokens begin."""
+    first, second = bench.pair(base, variant)
+    tokens = first.tokens(found.texts)
+    if tokens.offsets is None:
+        raise InputError(f"{base.ref} does not say where its tokens begin.", "Its tokenizer has no offsets.")
+    window = min(reader.window or np.inf for reader in (first, second))
+    chosen = [one.text.position for one in found.changed_texts if tokens.lengths[one.text.position] <= window]
+    bench.progress.begin(f"exact KL from {base.ref} to {variant.ref}", len(chosen), "texts")
+    read = first.compare_next_tokens(second, tokens, chosen, bench.progress.advance)
+    made = {}
+    for text in chosen:
+        kl = read.forward[read.text == text]
+        start = tokens.offsets[tokens.starts[text] : tokens.starts[text + 1]][len(tokens.of(text)) - len(kl) :]
+        made[text] = ExactText(start, np.append(start[1:], found.texts.bytes[text]), kl)
+    return made
 
 
 def _by_domain(pair: Vectors, base: str, variant: str) -> list[ChangedDomain]:

@@ -46,10 +46,13 @@ from klscale.vectors.sizes import Size
 BEGIN, END = "<!-- klscale card -->", "<!-- end of the klscale card -->"
 """Lines around the part of a page that is a card."""
 VERSION = 1
+"""Changes with whatever a card says or how it says it: an older card would differ from what is made of its numbers."""
 ALIKE = 1e-6
 """Relative difference of two numbers that are computed from the same file on two machines."""
 NEAR = 0.25
 """Standard errors by which a value may differ when the models are scored again."""
+SHORT = 30
+"""Characters of a text in a cell."""
 TOKENS = "nats/token"
 QUANTILE_NAMES = {share: "median" if share == 0.5 else f"{100 * share:g} %" for share in QUANTILES}
 
@@ -139,8 +142,10 @@ CARD = (
 CHECK = (
     Column("what", "A value or a line of the card.", title="what", words=True, cell=lambda it: plain(it.what),
            importance=2),
-    Column("stated", "As the card has it.", title="in the card", cell=lambda it: plain(_short(it.stated))),
-    Column("found", "As it was computed now.", title="computed", cell=lambda it: plain(_short(it.found))),
+    Column("stated", "As the card has it.", title="in the card", cell=lambda it: plain(_short(it.stated, it.found)),
+           importance=2),
+    Column("found", "As it was computed now.", title="computed", cell=lambda it: plain(_short(it.found, it.stated)),
+           importance=2),
     Column("agrees", "Whether they agree.", title="agrees", cell=lambda it: "yes" if it.agrees else "NO", importance=2),
 )  # fmt: skip
 """Of a `Checked`."""
@@ -428,9 +433,10 @@ def body_of(made: Card, numbers_file: str) -> str:
     lines += [f"- {escaped(warning)}" for warning in of_documents(made.texts)]
     texts, versions = made.texts, made.measured[0].get("versions") or {}
     known = ", ".join(f"{escaped(name)} {escaped(one)}" for name, one in versions.items())
+    dtypes = ", ".join(sorted({escaped(about["dtype"]) for about in made.measured if about.get("dtype")})) or "n/a"
     lines += [
         "",
-        f"Texts: {escaped(texts.name)} ({texts.id}), {len(texts):,} texts. Measured with: {known}.",
+        f"Texts: {escaped(texts.name)} ({texts.id}), {len(texts):,} texts. Computed in {dtypes}, with {known}.",
         f"All numbers: [{escaped(numbers_file)}]({quote(numbers_file)}). Check: `klscale check-card`.",
     ]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n"
@@ -653,5 +659,13 @@ def print_check(found: CardCheck) -> None:
         say(f"All {of} agree with its numbers{', and with the models scored again' if found.rescored else ''}.")
 
 
-def _short(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)[:60]
+def _short(value: Any, other: Any) -> str:
+    """A value in a cell; of a long text the part from shortly before it differs from the other on."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = str(value)
+    if len(text) <= SHORT:
+        return text
+    same = next((n for n, (a, b) in enumerate(zip(text, str(other), strict=False)) if a != b), 0)
+    start = max(0, same - SHORT // 3)
+    return ("…" if start else "") + text[start : start + SHORT]

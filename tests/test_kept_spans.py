@@ -17,13 +17,15 @@ from klscale.inputs.references import ModelRef
 from klscale.inputs.spans import RULE, byte_offsets, cut_texts, unpack
 from klscale.inputs.texts import TextSet
 from klscale.progress import Progress
+from klscale.science.reported import SAMPLED_TOKENS, SPANS, ReportedKL
+from klscale.science.spans import span_kl
 from klscale.sources.mock import Chain, Parameters, vocabulary
 from klscale.store import records
 from klscale.store.store import Store
 from klscale.studies import scales
 from klscale.sweep.score import score
 from klscale.vectors.scores import Ragged
-from klscale.vectors.vectors import ATTRIBUTES
+from klscale.vectors.vectors import ATTRIBUTES, Vectors
 from test_spans import naive_kl, naive_sums, naive_texts, odd_texts
 
 OLD = ROOT / "tests" / "data" / "store-0.1.0"
@@ -335,6 +337,26 @@ def test_spans_by_another_rule_are_not_compared(compared):
     vectors = Store(store.location).vectors(texts)
     assert [vectors.has_spans(ref) for ref in REFS] == [False, True, True]
     assert [problem for _, problem in store.check() if problem] == []
+
+
+@pytest.mark.parametrize(
+    ("kl", "level", "in_range"), [(0.4, 2.0, True), (0.6, 2.0, False), (0.4, 3.4, True), (0.4, 3.6, False)]
+)
+def test_spans_have_a_range_of_their_own(kl, level, in_range):
+    """KL by spans up to 0.5 bits/byte, between models of at most 3.5 bits/byte; sampled tokens have none."""
+    long = "a word or two and then some of the others that are here, and on it goes for a while "
+    texts = TextSet.from_texts("long", [f"{n} {long * 6}" for n in range(40)])
+    spans = cut_texts(texts.texts).spans
+    d = np.random.default_rng(0).normal(size=len(spans.bytes)) * np.sqrt(spans.bytes)
+    _, V, size, *_ = naive_texts(np.stack([d, 0 * d]), d, 0 * d, spans)
+    d *= math.sqrt(kl * math.log(2) * size.sum() / V.sum())
+    rows = -level * math.log(2) * spans.bytes + np.stack([d, 0 * d])
+    vectors = Vectors.from_arrays(np.add.reduceat(rows, spans.starts[:-1], axis=1), ["a", "b"], texts)
+    whole = vectors.kl()["a", "b"]
+    found = ReportedKL.nearest(whole, span_kl(*rows, spans), None, far=bool(vectors.far.any()))
+    assert found.value == pytest.approx(kl, rel=1e-6)
+    assert (found.estimator, found.in_range) == (SPANS, in_range)
+    assert replace(found, estimator=SAMPLED_TOKENS).in_range
 
 
 # ------------------------------------------------------------------------------------------------------------- compare

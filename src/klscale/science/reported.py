@@ -23,6 +23,10 @@ from klscale.science.spans import SpanKL
 SAMPLED_TOKENS, SPANS, WHOLE_TEXTS = ESTIMATORS = ("sampled tokens", "spans", "whole texts")
 """From the nearest to KL on."""
 
+LARGEST_BY_SPANS, FAR_MODEL = 0.5, 3.5
+"""Bits per byte: the largest KL by spans that is a KL, and how well both models must predict the texts for it. Below
+both, spans were 0.9 to 2.4 times exact KL; above, 0.6 to 53 times (docs/validity.md)."""
+
 PUBLISHED = "whole texts (published estimator)"
 """The last of them, where it stands beside another."""
 
@@ -34,7 +38,7 @@ class ReportedKL:
     `interval` is at 95 %, on the log scale. `n_texts` counts for this estimator. `whole_texts` is the published
     estimate of the same pair, `by_spans` the value by spans (NaN: not known). `spans` and `sampled_tokens` are the
     others in full, where one pair is reported and they are known. `poor`: the sampled tokens are too few for the
-    standard error to be trusted.
+    standard error to be trusted. `far`: either model is above `FAR_MODEL` bits per byte on the texts.
     """
 
     estimator: Any
@@ -48,6 +52,7 @@ class ReportedKL:
     spans: SpanKL | None = None
     sampled_tokens: SampledKL | None = None
     poor: Any = False
+    far: Any = False
 
     @classmethod
     def of_whole_texts(cls, kl: Any) -> ReportedKL:
@@ -63,7 +68,9 @@ class ReportedKL:
         )
 
     @classmethod
-    def nearest(cls, whole_texts: KL, spans: SpanKL | None, sampled_tokens: SampledKL | None) -> ReportedKL:
+    def nearest(
+        cls, whole_texts: KL, spans: SpanKL | None, sampled_tokens: SampledKL | None, *, far: bool = False
+    ) -> ReportedKL:
         """The first of the `ESTIMATORS` that is known of a pair."""
         if sampled_tokens is not None and math.isnan(sampled_tokens.symmetric.value):  # no draws in common
             sampled_tokens = None
@@ -85,6 +92,7 @@ class ReportedKL:
             spans=spans,
             sampled_tokens=sampled_tokens,
             poor=sampled_tokens is not None and sampled_tokens.poor,
+            far=far,
         )
 
     @property
@@ -95,9 +103,11 @@ class ReportedKL:
 
     @property
     def in_range(self) -> Any:
-        """Whether the value is a KL, and no mere distance. By whole texts that has a range (`kl.RANGE_LIMIT`); by the
-        others none was found."""
-        found = np.logical_or(np.logical_not(self.is_published), self.whole_texts.in_range)
+        """Whether the value is a KL, and no mere distance: by whole texts as `KL.in_range` says, by spans up to
+        `LARGEST_BY_SPANS` between models that are not `far`; by sampled tokens always, as no limit was found."""
+        near = np.less_equal(self.value, LARGEST_BY_SPANS) & np.logical_not(self.far)
+        by_spans = np.equal(self.estimator, SPANS)
+        found = np.where(self.is_published, self.whole_texts.in_range, np.logical_not(by_spans) | near)
         return found if np.ndim(found) else bool(found)
 
     @property
@@ -109,11 +119,11 @@ class ReportedKL:
     def at(self, i: Any, j: Any) -> ReportedKL:
         """Of all pairs of some models, those at the positions `i` and `j`: of one pair, or arrays of their shape."""
         one = not np.ndim(i)
-        value, error, estimator, n_texts, n_documents, by_spans, poor = (
+        value, error, estimator, n_texts, n_documents, by_spans, poor, far = (
             part[i, j].item() if one and part.dtype != object else part[i, j]
             for part in (
                 self.value, self.standard_error, self.estimator, self.n_texts, self.n_documents,
-                self.by_spans, np.broadcast_to(self.poor, self.value.shape),
+                self.by_spans, *(np.broadcast_to(mark, self.value.shape) for mark in (self.poor, self.far)),
             )
         )  # fmt: skip
         low, high = log_interval(value, error, critical_value(n_documents))
@@ -127,6 +137,7 @@ class ReportedKL:
             whole_texts=self.whole_texts[i, j] if one else self.whole_texts.at(i, j),
             by_spans=by_spans,
             poor=poor,
+            far=far,
         )
 
     def __str__(self) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from klscale.inputs.texts import TextSet
 from klscale.science.kl import KL
-from klscale.science.reported import ReportedKL
+from klscale.science.reported import FAR_MODEL, LARGEST_BY_SPANS, ReportedKL
 from klscale.show.terminal import out
 from klscale.vectors.vectors import NOISE_LIMIT, Vectors
 
@@ -82,15 +82,21 @@ def _of_whole_texts(condition: Callable[[Any], Any]) -> Callable[[Measured], Any
     return lambda it: np.logical_and(it.kl.is_published, condition(it.kl.whole_texts))
 
 
+def _range(kl: ReportedKL) -> tuple[str, str]:
+    """The largest KL that the estimator gives, and the largest bits per byte of a model for it."""
+    return ("100 nats/text", "2") if kl.is_published else (f"{LARGEST_BY_SPANS} bits/byte", f"{FAR_MODEL}")
+
+
 CAUTIONS = (
     Caution(
         "out_of_range",
         "*",
-        "out of range (above 100 nats/text, or a model above 2 bits/byte): a distance that overstates KL",
+        "out of range (by whole texts: above 100 nats/text, or a model above 2 bits/byte; by spans: above "
+        f"{LARGEST_BY_SPANS} bits/byte, or a model above {FAR_MODEL}): a distance that overstates KL",
         lambda it: np.logical_not(it.kl.in_range) & ~np.isnan(it.kl.value),
         lambda it: (
-            "out of range: the models are far apart (above 100 nats/text) or far from the texts (above 2 "
-            "bits/byte); read the value as a distance that overstates KL"
+            f"out of range: the models are far apart (above {_range(it.kl)[0]}) or far from the texts (above "
+            f"{_range(it.kl)[1]} bits/byte); read the value as a distance that overstates KL"
         ),
     ),
     Caution(

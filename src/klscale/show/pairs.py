@@ -77,7 +77,7 @@ KL_COLUMNS = (
     unit(),
     Column(
         "kl_in_range",
-        "Whether `kl` is a KL, no mere distance; false only by whole texts, where `in_range` is.",
+        "Whether `kl` is a KL, no mere distance: by spans up to 0.5 bits/byte, by whole texts as `in_range`.",
         "",
         lambda it: it.kl.in_range,
     ),

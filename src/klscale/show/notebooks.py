@@ -28,7 +28,10 @@ def html_of(result: Any) -> str:
     """A result as HTML: every text escaped, tables, sentences, and the picture as inline SVG."""
     way = WAYS[type(result).__name__](result)
     with out.recorded() as printed:
-        way.show()
+        try:
+            way.show()
+        except InputError as error:  # too little to show
+            out.print(Text(str(error)))
     parts = [_table(one) if isinstance(one, Table) else _sentence(one) for one in printed]
     try:
         figure = way.draw()

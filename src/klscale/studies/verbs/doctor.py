@@ -129,14 +129,16 @@ def _probe(modules: list[str]) -> tuple[dict[str, Any], str]:
     """What the process that imports them says, and why it says nothing."""
     nothing: dict[str, Any] = {"problems": {}, "devices": [], "threads": None, "cuda": None}
     command = [sys.executable, "-m", "klscale.studies.probe", *modules]
+    named = ", ".join(modules)
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, errors="replace")
-        return {**nothing, **json.loads(done.stdout.strip().splitlines()[-1])}, ""
     except subprocess.TimeoutExpired:
-        return nothing, f"Importing {', '.join(modules)} took more than {PATIENCE_S} seconds."
-    except (OSError, ValueError, IndexError):
-        said = done.stderr.strip().splitlines()[-1:] if "done" in locals() else []
-        return nothing, " ".join([f"The process that imports {', '.join(modules)} ended without an answer.", *said])
+        return nothing, f"Importing {named} took more than {PATIENCE_S} seconds."
+    try:
+        return {**nothing, **json.loads(done.stdout.strip().splitlines()[-1])}, ""
+    except (ValueError, IndexError):
+        said = done.stderr.strip().splitlines()[-1:]
+        return nothing, " ".join([f"The process that imports {named} ended without an answer.", *said])
 
 
 def _devices(probed: dict[str, Any], failure: str) -> Iterator[Finding]:

@@ -63,7 +63,8 @@ def main(place: Path) -> None:
             out.print(f"{NAMES[name]:<22} {variant.rpartition('+')[2]:<5} {said}: 1/{ratio:.0f} of the two models")
     by = f"{format_estimate(far.value, far.standard_error)}, by {far.estimator}"
     out.print(f"{NAMES['smollm2']} and {NAMES['gemma3']}: {by}")
-    out.print(plain(placed.placement.relation.sentence.replace(str(place), "").replace("./", "")), soft_wrap=True)
+    nearest = placed.placement.neighbours[0]
+    out.print(f"Nearest to {plain(Path(placed.placement.model).name)}: {plain(Path(nearest.model).name)}")
     out.print(f"The report: {report.file.resolve().as_uri()}", soft_wrap=True)
     out.print(
         f"More:       klscale compare --store {plain(place / 'store')} ..., klscale scale, klscale map", style="dim"

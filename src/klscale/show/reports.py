@@ -161,7 +161,7 @@ class Contents:
 
 
 def read(store: Store, texts: TextSet, *, progress: Progress = SILENT) -> Contents:
-    """Everything that a store holds on these texts; the kept map, where there is one of all of its models. Nothing is
+    """Everything that a store holds on these texts; the kept map, where there is one of all of its models. No map is
     written. Raises InputError for fewer than two models, and for too many."""
     progress.begin("reading the store")
     known, kept = store.entries(texts.id), KeptScale(store, texts, layers=True)

@@ -22,7 +22,8 @@ from klscale.studies.verbs.score import stored_vectors
 from klscale.vectors.vectors import Vectors
 
 FORMAT = 1
-"""Format of a kept scale; one of another format, or another version of klscale, is measured anew."""
+"""Format of a kept scale; one of another format, or another version of klscale, is measured anew. It goes up with any
+change of what `scales.measure` gives."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +122,13 @@ class KeptScale:
     def _read(self) -> tuple[Setting, ...] | None:
         kept = self._store.kept_scale(self._texts.id, self._key, self._resamples, layers=self._layers)
         try:
-            return None if kept is None else tuple(from_record(Setting, row) for row in kept)
+            found = None if kept is None else tuple(from_record(Setting, row) for row in kept)
         except UNREADABLE:
             return None
+        return found if all(map(_is_whole, found or ())) else None
+
+
+def _is_whole(row: Setting) -> bool:
+    """Whether each pair has its numbers."""
+    one_each = len(row.pairs) == len(row.values) == len(row.standard_errors) == len(row.in_range) > 0
+    return one_each and (row.by_spans is None or _is_whole(row.by_spans))

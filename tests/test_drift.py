@@ -79,6 +79,7 @@ def test_runs_of_one_model_are_no_drift(file, tmp_path):
         drift(A, A, str(file), tmp_path / "store")
 
 
+@pytest.mark.slow
 def test_a_server_that_changes_in_silence(file, tmp_path):
     """Scored under a label each day; on the third it has other weights."""
     run = CliRunner().invoke

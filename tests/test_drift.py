@@ -99,3 +99,13 @@ def test_a_server_that_changes_in_silence(file, tmp_path):
     for span in record["spans"]:
         data = texts.texts[span["text"]["position"]].encode()
         assert data[span["start"] : span["start"] + span["bytes"]].decode(errors="replace") == span["excerpt"]
+
+
+def test_a_first_token_that_one_scores_is_left_out(file, tmp_path):
+    """The same model, whose server does not score the first token: by spans they are equal."""
+    with serve(shape="unscored") as served:
+        it = drift("mock://7?tokens=pairs", served.ref, str(file), tmp_path / "store").found
+    assert it.n_unlike == len(it.texts)
+    assert it.kl.whole_texts.value > 1e-6  # all texts begin with one letter
+    assert it.kl.value == pytest.approx(0, abs=1e-9)
+    assert not it.depths or max(depth.kl.value for depth in it.depths) < 1e-9

@@ -48,7 +48,10 @@ DRIFT = (
     Column("noise_a", "Run-to-run noise of a: KL by whole texts between two runs; null: not known.", BITS,
            lambda it: it.it.noise_a),
     Column("noise_b", "The same of b.", BITS, lambda it: it.it.noise_b),
-    Column("times_noise", "The KL by whole texts over that.", value=lambda it: it.it.times_noise),
+    Column("times_noise", "KL over `noise`: by whole texts, or by spans where there are unlike texts.",
+           value=lambda it: it.it.times_noise),
+    Column("unlike_texts", "Texts in which the two score different bytes: the first token is given to one alone.",
+           "texts", lambda it: it.it.n_unlike),
     estimate("bits_per_byte_difference", "Difference in bits/byte, b less a, paired: above 0, a is better.",
              value=lambda it: it.it.difference),
     Column("largest", "Largest difference of one text.", "nats", lambda it: it.it.largest),
@@ -81,7 +84,13 @@ def print_drift(found: ModelDrift) -> None:
         say("nats: log-likelihood, second less first. These were chosen for being extreme.", "dim")
     out.print()
     say(verdict(it))
-    if not math.isnan(it.difference.standard_error) and not it.is_equal:
+    if it.n_unlike:
+        say(
+            f"In {it.n_unlike:,} texts the first token is scored by one and given to the other: whole texts and bits "
+            "per byte differ by that. KL by spans leaves it out.",
+            "yellow",
+        )
+    elif not math.isnan(it.difference.standard_error) and not it.is_equal:
         say(f"Bits per byte, second less first: {number(it.difference, sign=True)}.")
     print_footnotes(it.texts, [row.measured])
 
@@ -104,15 +113,15 @@ def verdict(it: Drift) -> str:
     """What the KL is beside run-to-run noise, in a sentence."""
     if it.is_equal:
         return "Every log-likelihood is the same to the last digit."
-    whole = it.kl.whole_texts
+    found = it.beside_noise
     if math.isnan(it.noise):
         return "Run-to-run noise is not known of both models: it cannot be told whether this is more than rounding."
-    adds = f"run-to-run noise adds to the KL by whole texts ({it.noise:.2g} bits/byte)"
-    if whole.value <= it.noise:
+    adds = f"run-to-run noise adds to a KL by whole texts ({it.noise:.2g} bits/byte)"
+    if found.value <= it.noise:
         return f"No more than {adds}."
     times = f"{it.times_noise:.{0 if it.times_noise >= 10 else 1}f} times what"
     if not it.times_noise < MANY_TIMES:
         times = f"More than {MANY_TIMES:,} times what"
-    if whole.interval[0] <= it.noise:
+    if found.interval[0] <= it.noise:
         return f"{times} {adds}: within the error this may be noise."
     return f"{times} {adds}: they do not compute the same."

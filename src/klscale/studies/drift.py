@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +40,8 @@ class Drift:
     `kl` is by sampled tokens where both models have them, else by spans. `by_spans` and `whole_texts` are KL by these.
     `noise_a` and `noise_b` are the run-to-run noise of each: KL by whole texts between two runs of one model; NaN where
     it is not known. `noise` is half their sum, which they add to `whole_texts`. `difference` is that in bits per byte,
-    b less a, paired. `depths` has KL by depth of context, and `spans` the positions that differ most.
+    b less a, paired. `n_unlike` counts the texts in which the two score different bytes (`Vectors.n_unlike`).
+    `depths` has KL by depth of context, and `spans` the positions that differ most.
     """
 
     a: str
@@ -51,13 +53,20 @@ class Drift:
     noise_b: float
     noise: float
     largest: float
+    n_unlike: int
     depths: tuple[Depth, ...]
     spans: tuple[ChangedSpan, ...]
 
     @property
+    def beside_noise(self) -> Any:
+        """The KL that is compared with `noise`, which is of whole texts: that by these, or by spans where the two score
+        different bytes."""
+        return self.kl.whole_texts if self.n_unlike == 0 or self.kl.spans is None else self.kl.spans
+
+    @property
     def times_noise(self) -> float:
-        """KL by whole texts over what run-to-run noise adds to it; NaN where that is not known, or zero."""
-        return self.kl.whole_texts.value / self.noise if self.noise > 0 else math.nan
+        """That KL over `noise`; NaN where that is not known, or zero."""
+        return float(self.beside_noise.value / self.noise) if self.noise > 0 else math.nan
 
     @property
     def is_equal(self) -> bool:
@@ -80,6 +89,7 @@ def drift(vectors: Vectors, a: str, b: str, *, most: int = LISTED) -> Drift:
         noise_b=float(pair.noise_floor[1]),
         noise=float(pair.noise()[0, 1]),
         largest=float(np.nanmax(np.abs(np.diff(pair.log_likelihood, axis=0)))),
+        n_unlike=0 if found.all_spans is None else pair.n_unlike(a, b),
         depths=() if found.all_spans is None else tuple(by_depth(pair, found.all_spans)),
         spans=found.spans,
     )

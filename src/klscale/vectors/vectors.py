@@ -334,6 +334,14 @@ class Vectors:
         (first, second), given = self.subset([a, b])._unpacked_spans()
         return span_terms(first, second, self._text_spans, given=given)
 
+    def n_unlike(self, a: str | ModelRef, b: str | ModelRef) -> int:
+        """The number of texts that both models have and in which they score different bytes: to one the first token is
+        given, as without BOS, and the other scores it. KL by spans leaves these bytes out; whole texts hold them.
+        Raises as `span_kl` does."""
+        pair = self.subset([a, b])
+        _, given = pair._unpacked_spans()
+        return int((~np.isnan(pair.log_likelihood).any(axis=0) & (given[0] != given[1])).sum())
+
     def span_changes(self, a: str | ModelRef, b: str | ModelRef) -> SpanChanges:
         """How much the log-likelihood of each span changes from a to b, in nats (`spans.span_changes`). Raises as
         `span_kl` does."""

@@ -194,10 +194,16 @@ def test_near_models_keep_their_digits(moved, within, engines, texts):
         assert found.forward[found.text == s].sum() == pytest.approx(second_order, rel=within)
 
 
+def rows_of(a, b):
+    """What is found of a pair of logits (t, V)."""
+    one, other = (next_token._Distribution.of(logits, logits.shape[1]) for logits in (a, b))
+    return next_token._compare(one, other, torch.zeros(len(a), dtype=torch.int64))
+
+
 def test_far_models_do_not_overflow():
     """Logits thousands apart: p underflows where q does not, and the other way round."""
     p, q = torch.tensor([[0.0, -3000.0, -5.0]]).double(), torch.tensor([[-2000.0, 0.0, -3.0]]).double()
-    rows = next_token._compare(p, q, torch.tensor([0]))[:, 0].tolist()
+    rows = rows_of(p, q)[:, 0].tolist()
     log_p, log_q = (x[0] - np.logaddexp.reduce(x[0]) for x in (p.numpy(), q.numpy()))
     assert rows[0] == pytest.approx((np.exp(log_p) * (log_p - log_q)).sum(), rel=1e-12)
     assert rows[1] == pytest.approx((np.exp(log_q) * (log_q - log_p)).sum(), rel=1e-12)
@@ -207,8 +213,8 @@ def test_an_id_that_both_models_mask_does_not_matter():
     masked = torch.tensor([[1.0, -math.inf, 0.0], [1.0, 2.0, 0.0]]).double()
     plain = torch.tensor([[1.0, 0.0], [1.0, 0.0]]).double()
     other = torch.tensor([[0.0, -math.inf, 0.0], [0.0, 0.0, 0.0]]).double()
-    rows = next_token._compare(masked, other, torch.tensor([0, 0]))
-    expected = next_token._compare(plain, torch.zeros_like(plain), torch.tensor([0, 0]))
+    rows = rows_of(masked, other)
+    expected = rows_of(plain, torch.zeros_like(plain))
     np.testing.assert_allclose(rows[:2, 0], expected[:2, 0])
 
 

@@ -322,7 +322,7 @@ def test_markdown_and_latex_hold_what_is_printed(run, tmp_path):
     assert cells[0][:3] == ["model", "model", "KL ± SE, bits/byte"]
     printed = {frozenset(re.sub(r"\\(.)", r"\1", cell) for cell in row[:2]) for row in cells[2:]}
     assert printed == {frozenset((row["a"], row["b"])) for row in found}
-    assert any(line.startswith("\\* out of range") for line in lines)
+    assert any(line.startswith("\\* out of the range") for line in lines)
     for command in (("kl",), ("compare", "plain", found[0]["a"], found[0]["b"]), ("ls",)):
         run(*command, "--out", "table.tex")
         tex = Path("table.tex").read_text()

@@ -182,5 +182,5 @@ def test_the_run_of_a_name(name, run):
 
 def test_stages_are_runs_of_their_own():
     refs = [ModelRef("o/m", revision) for revision in ("stage1-step10", "stage1-step20", "stage2-step10")]
-    first, second, other = (run_key(ref, attributes_of(ref)) for ref in refs)
+    first, second, other = (run_key(ref.run, attributes_of(ref)) for ref in refs)
     assert first == second != other

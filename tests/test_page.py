@@ -245,7 +245,7 @@ def test_every_pair_is_what_compare_says(open_page, stores, run, name):
 def kind(sentence):
     """Which caution a sentence is, with figures or without."""
     starts = (
-        "out of range",
+        "out of",
         "not clipped",
         "heavy tails",
         "different dtypes",

@@ -103,9 +103,9 @@ def test_pairs_are_placed_as_compare_does(data, contents):
     for i in range(len(contents.vectors)):
         for j in range(i + 1, len(contents.vectors)):
             kl = matrix.at(i, j).whole_texts
-            wanted = scales.place(
-                matrix.at(i, j), texts, contents.measured, (contents.vectors.names[i], contents.vectors.names[j])
-            )
+            pair = contents.vectors.names[i], contents.vectors.names[j]
+            setting = scales.setting_between(contents.vectors, *pair)
+            wanted = scales.place(matrix.at(i, j), texts, contents.measured, pair, setting)
             if (key := f"{i},{j}") in data["place"]["own"]:
                 assert data["place"]["own"][key] == wanted
                 continue

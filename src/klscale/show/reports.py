@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
 from importlib.resources import files
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,8 @@ TITLES = {
     "models": "Models",
     "method": "Method",
 }  # fmt: skip
+PLACED = 5_000
+"""Pairs, some hundred bytes each, of which each is placed among those of its own setting."""
 MAP = ("map", "pairs", "models", "method")
 """The sections of a page of a map alone."""
 SCRIPTS = (
@@ -442,16 +444,29 @@ def _pairs(contents: Contents) -> dict[str, Any]:
 
 
 def _place(contents: Contents) -> dict[str, Any]:
-    """What values are held against; pairs that make up a setting alone are held against the others."""
+    """What values are held against. Pairs of a setting are held against the others of it, among up to PLACED pairs;
+    among more, only those that make up a setting alone are."""
     vectors, texts, measured = contents.vectors, contents.texts, contents.measured
     matrix, own = vectors.reported_kl_matrix(), dict[str, str | None]()
-    for pair in {row.pairs[0] for row in measured if len(row.pairs) == 1}:
-        if {*pair} <= {*vectors.names}:
-            i, j = sorted(vectors.position(name) for name in pair)
-            own[f"{i},{j}"] = scales.place(matrix.at(i, j), texts, measured, pair)
+    alone = {row.pairs[0] for row in measured if len(row.pairs) == 1}
+    few = len(vectors) * (len(vectors) - 1) // 2 <= PLACED
+    for i, j in combinations(range(len(vectors)), 2) if few else _positions(vectors, alone):
+        pair = vectors.names[i], vectors.names[j]
+        setting = scales.setting_between(vectors, *pair)
+        if setting is not None or not alone.isdisjoint({pair, pair[::-1]}):
+            own[f"{i},{j}"] = scales.place(matrix.at(i, j), texts, measured, pair, setting)
     yardsticks = scales.yardsticks(texts, measured, estimator=contents.scale_by)
     by = contents.scale_by
     return {"holds": bool(yardsticks), "by": by, "yardsticks": [asdict(row) for row in yardsticks], "own": own}
+
+
+def _positions(vectors: Vectors, pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[int, int]]:
+    """Where those of these pairs are whose models are both there, the first of the two first."""
+    known = {name: n for n, name in enumerate(vectors.names)}
+    for a, b in pairs:
+        if a in known and b in known:
+            i, j = sorted((known[a], known[b]))
+            yield i, j
 
 
 def _map(contents: Contents) -> dict[str, Any] | None:

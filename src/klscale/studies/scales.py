@@ -651,7 +651,8 @@ def yardsticks(
     models, are never used.
     """
     rows = filter(None, (row.by(estimator) for row in measured))
-    own = [(row.median, row.setting) for row in rows if row.median > 0 and {*row.pairs} - {pair, pair[::-1]}]
+    itself = pair, pair[::-1]
+    own = [(row.median, row.setting) for row in rows if row.median > 0 and any(one not in itself for one in row.pairs)]
     holds = estimator == WHOLE_TEXTS and published_holds(texts)
     known = [(row.median, row.setting) for row in published()] if holds else []
     scale = sorted((row for row in own or known if row[1] != "layer"), key=lambda row: row[0])
@@ -688,7 +689,8 @@ def _own(
     setting: str | None, rows: Sequence[Yardstick], pair: tuple[str, str], measured: Iterable[Setting]
 ) -> Yardstick | None:
     """The yardstick of a setting; for a pair of checkpoints, that of the half of training that has it."""
-    halves = [row.setting for row in measured if {pair, pair[::-1]} & {*row.pairs}] if setting == "checkpoint" else []
+    itself = {pair, pair[::-1]}
+    halves = [row.setting for row in measured if not itself.isdisjoint(row.pairs)] if setting == "checkpoint" else []
     names = {setting, PUBLISHED_AS.get(str(setting)), *halves} - {*UNSPECIFIC}
     return next((row for row in rows if row.setting in names), None)
 

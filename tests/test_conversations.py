@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from conftest import MakeModel
+from conftest import Interrupt, MakeModel
 from klscale.errors import InputError
 from klscale.inputs.conversations import Message, Template
 from klscale.inputs.texts import TextSet, load_texts
@@ -39,6 +39,8 @@ ROWS: list[dict[str, Any]] = [
         {"role": "assistant", "content": "Four 🙂"},
     ]},
 ]  # fmt: skip
+START = 256
+"""The token <s>, which begins a text."""
 Make = Any
 
 
@@ -261,6 +263,122 @@ def test_pmi_is_what_the_prompt_adds(chat: TextSet) -> None:
     np.testing.assert_array_equal(given.pmi(alone), [[7, 6, 5, 4], [4, 3, 2, np.nan]])
     with pytest.raises(InputError, match="are not the responses"):
         given.pmi(given)
+
+
+def var_bits(a: Any, b: Any, sizes: Sequence[int]) -> float:
+    """Var(a - b) / (2 B ln 2)."""
+    return float(np.var(np.subtract(a, b)) / (2 * np.mean(sizes) * np.log(2)))
+
+
+def test_pmi_on_the_command_line(tmp_path: Path, make_chat_model: Make, run: Any) -> None:
+    """Distances against conditional and marginal log-likelihoods that loops by hand sum."""
+    models = [str(make_chat_model(name, seed=n)) for n, name in enumerate(("one", "two"))]
+    write(tmp_path / "chat.jsonl", [{**row, "document": "xxyz"[n]} for n, row in enumerate(ROWS)])
+    (row,) = json.loads(run("compare", *models, "--pmi", "--texts", "chat.jsonl", "--json").stdout)
+    given, alone = (np.array(found) for found in zip(*(values_both_ways(Path(m), ROWS) for m in models), strict=True))
+    sizes = [len(messages_of(one)[1].encode()) for one in ROWS]
+    pmi = given - alone
+    assert row["pmi_distance"]["value"] == pytest.approx(var_bits(*pmi, sizes), rel=1e-4)
+    assert row["given"]["kl"] == pytest.approx(var_bits(*given, sizes), rel=1e-4)
+    assert row["alone"]["kl"] == pytest.approx(var_bits(*alone, sizes), rel=1e-4)
+    means = pmi.sum(axis=1) / (sum(sizes) * np.log(2))
+    assert row["pmi_a"]["value"] == pytest.approx(means[0], rel=1e-4)
+    assert row["pmi_difference"]["value"] == pytest.approx(means[1] - means[0], rel=1e-3)
+    # the store's own set is that with the prompts, and `kl` reads what `compare` has scored
+    assert json.loads(run("kl", "--pmi", "--json").stdout) == [row]
+    shown = run("kl", "--pmi", "--out", "pmi.md").output + run("kl", "--pmi", "--out", "pmi.csv").output
+    assert "no KL" in shown
+    assert pd.read_csv("pmi.csv")["pmi_distance"][0] == row["pmi_distance"]["value"]
+    assert "no KL" in Path("pmi.md").read_text()
+    for more in (["--fail-above", "1"], ["--precision", "10%"], ["--limit", "2"]):
+        assert "Leave" in run("compare", *models, "--pmi", *more, status=2).output
+    run("compare", *models, "--pmi", "--out", "pmi.png", status=2)
+
+
+def test_pmi_needs_prompts_and_both_vectors(tmp_path: Path, make_chat_model: Make, run: Any) -> None:
+    plain, chat = write(tmp_path / "plain.jsonl", [{"text": "a"}, {"text": "b"}]), write(tmp_path / "c.jsonl", ROWS)
+    assert "has no prompts" in run("compare", "mock://1", "mock://2", "--pmi", "--texts", plain, status=2).output
+    models = [str(make_chat_model(name, seed=n)) for n, name in enumerate(("one", "two"))]
+    run("score", *models, "--texts", chat)
+    assert "compare REF REF... --pmi" in run("kl", "--pmi", status=2).output
+
+
+def values_both_ways(model: Path, rows: Sequence[dict[str, Any]]) -> tuple[list[float], list[float]]:
+    """log p(response | prompt) and log p(response) in nats."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    alone = []
+    for row in rows:
+        ids = [START, *by_bytes(model, messages_of(row)[1])]
+        with torch.no_grad():
+            log_p = network(torch.tensor([ids]), use_cache=False).logits[0].double().log_softmax(dim=-1)
+        alone.append(sum(log_p[n - 1, ids[n]].item() for n in range(1, len(ids))))
+    return by_hand(model, rows)[0], alone
+
+
+def by_bytes(model: Path, said: str) -> list[int]:
+    """A token a byte, also of what looks like a special token."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    return [int(i) for i in tokenizer(said, split_special_tokens=True)["input_ids"]]
+
+
+def test_templates_on_the_command_line(tmp_path: Path, make_chat_model: Make, run: Any) -> None:
+    """`own` by default; `none` puts the response right behind the prompt; a file is one template for all models."""
+    model, bare = make_chat_model(), make_chat_model("bare", None, seed=1)
+    chat, file = write(tmp_path / "chat.jsonl", ROWS[:3]), tmp_path / "other.jinja"
+    file.write_text(OTHER)
+    assert "--template none" in run("score", bare, "--texts", chat, status=2).output
+    for template in ("none", file):
+        run("score", model, bare, "--texts", chat, "--template", template)
+    run("score", model, "--texts", chat, "--template", "own")
+    texts, store = load_texts(chat), Store("klscale-store")
+    entries = {(one.ref.name, one.metadata["convention"]): one for one in store.entries(texts.id)}
+    assert len(entries) == 5
+    (unrendered,) = [one for (name, how), one in entries.items() if name == str(bare) and "no template" in how]
+    wanted = [log_p_behind(bare, by_bytes(bare, row["prompt"]), by_bytes(bare, row["response"])) for row in ROWS[:3]]
+    np.testing.assert_allclose(store.scores(unrendered).log_likelihood, wanted, atol=1e-3)
+    (rendered,) = [one for (name, how), one in entries.items() if name == str(bare) and "no template" not in how]
+    behind = [f"[user] {row['prompt']}\n[assistant] " for row in ROWS[:3]]
+    wanted = [
+        log_p_behind(bare, by_bytes(bare, prompt), by_bytes(bare, row["response"]))
+        for prompt, row in zip(behind, ROWS[:3], strict=True)
+    ]
+    np.testing.assert_allclose(store.scores(rendered).log_likelihood, wanted, atol=1e-3)
+    assert "no template" in run("score", model, "--texts", chat, "--template", "missing.jinja", status=2).output
+
+
+def log_p_behind(model: Path, prompt: list[int], response: list[int]) -> float:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    network, ids = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval(), prompt + response
+    with torch.no_grad():
+        log_p = network(torch.tensor([ids]), use_cache=False).logits[0].double().log_softmax(dim=-1)
+    return sum(log_p[n - 1, ids[n]].item() for n in range(len(prompt), len(ids)))
+
+
+def test_interrupted_conversations_resume(tmp_path: Path, make_chat_model: Make, run: Any) -> None:
+    """Ctrl-C half way keeps finished texts; the command scores the rest, to the values of an undisturbed run."""
+    model, chat = str(make_chat_model()), write(tmp_path / "chat.jsonl", ROWS * 4)
+    texts, store = load_texts(chat), Store("klscale-store")
+    with pytest.raises(KeyboardInterrupt):
+        score([model], texts, store, batch_tokens=100, progress=Interrupt(float(texts.bytes.sum()) / 2e6))
+    (partial,) = store.files.list("partial", texts.id)
+    done = store.read_partial(texts.id, partial.rsplit("/", 1)[-1])
+    assert 0 < len(done) < len(texts)
+    run("score", model, "--texts", chat)
+    run("score", model, "--texts", chat, "--store", "whole")
+    (resumed,), (undisturbed,) = (place.entries(texts.id) for place in (store, Store("whole")))
+    assert resumed.key == undisturbed.key
+    found, wanted = store.scores(resumed), Store("whole").scores(undisturbed)
+    np.testing.assert_allclose(found.log_likelihood, wanted.log_likelihood, atol=1e-4)
+    kept = np.searchsorted(found.text, done.text)
+    np.testing.assert_array_equal(found.log_likelihood[kept], done.log_likelihood)
+    assert store.files.list("partial", texts.id) == []
 
 
 def tokenize_bytes(model: Path, said: bytes) -> list[int]:

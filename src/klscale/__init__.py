@@ -45,6 +45,7 @@ _EXPORTS = {
     "studies.verbs.map": ("StoreMap",),
     "studies.verbs.options": ("Options",),
     "studies.verbs.place": ("Placed", "place"),
+    "studies.verbs.pmi": ("PMIComparison", "pmi"),
     "studies.verbs.scale": ("Scale", "scale"),
     "studies.verbs.score": ("Scored", "score"),
     "studies.verbs.sensitivity": ("PartCosts", "sensitivity"),

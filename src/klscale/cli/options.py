@@ -15,6 +15,12 @@ from klscale.studies.verbs.options import HELP, READING, STORE, Options
 
 WideOption = Annotated[bool, typer.Option("--wide", help="Tables with all columns and whole names, of any width.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+PMIOption = Annotated[
+    bool,
+    typer.Option(
+        "--pmi", help="Distances of PMI vectors instead: what the prompts add to the responses. They are no KL."
+    ),
+]
 
 FIELDS: dict[str, tuple[Any, Any]] = {
     "store": (

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from klscale.cli.options import JsonOption, LimitedOptions, ScoreOptions, at_work
+from klscale.cli.options import JsonOption, LimitedOptions, PMIOption, ScoreOptions, at_work
 from klscale.cli.status import failure_status, gate_status
 from klscale.errors import InputError, KlscaleError
-from klscale.show.files import DOCUMENTS, PICTURES, require_ending, save_document, save_picture
+from klscale.show.files import DOCUMENTS, PICTURES, TABLES, require_ending, save_document, save_picture
 from klscale.show.scoring import outcome_record, print_failures, print_outcomes, print_plan, problem_record
 from klscale.show.terminal import err, plain, print_error, print_json, progress_bar
 
@@ -131,6 +131,7 @@ def compare(
             help="KL from the first model against size (.png, .svg, .pdf), or what is printed (.md, .tex).",
         ),
     ] = None,
+    by_pmi: PMIOption = False,
     *,
     options: LimitedOptions,
     as_json: JsonOption = False,
@@ -142,6 +143,20 @@ def compare(
     from klscale.studies.precision import parse_precision
     from klscale.studies.verbs.compare import compare
 
+    if by_pmi:
+        from klscale.show.pmi import show_pmi
+        from klscale.studies.verbs.pmi import pmi
+
+        if fail_above is not None or confidence is not None or precision is not None:
+            why = "They judge a KL, and the distance of PMI vectors is none."
+            raise InputError("--pmi goes without --fail-above, --confidence and --precision.", why, "Leave them out.")
+        if file is not None:
+            require_ending(file, (*TABLES, *DOCUMENTS))
+        with at_work(options) as how:
+            distances = pmi(models, reference=reference, options=how)
+        print_failures(distances.outcomes)
+        show_pmi(distances, file, as_json)
+        raise typer.Exit(failure_status(distances.outcomes))
     wanted = None if precision is None else parse_precision(precision)
     if confidence is not None and fail_above is None:
         why = "Without a limit there is nothing to decide."

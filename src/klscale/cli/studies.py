@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from klscale.cli.options import JsonOption, RunOptions, ScoringOptions, TextsOptions, at_work
+from klscale.cli.options import JsonOption, PMIOption, RunOptions, ScoringOptions, TextsOptions, at_work
 from klscale.cli.status import failure_status, gate_status
 from klscale.show.files import DOCUMENTS, PAGES, PICTURES, TABLES, require_ending, save_document
 from klscale.show.scoring import print_failures
@@ -95,6 +95,7 @@ def kl(
         Path | None,
         typer.Option("--out", metavar="FILE", help=SAVED),
     ] = None,
+    by_pmi: PMIOption = False,
     *,
     options: TextsOptions,
     as_json: JsonOption = False,
@@ -103,6 +104,16 @@ def kl(
     from klscale.show.pairs import matrix_record, print_matrix, save_matrix
     from klscale.studies.verbs.score import stored_vectors
 
+    if by_pmi:
+        from klscale.show.pmi import show_pmi
+        from klscale.studies.verbs.pmi import pmi
+
+        if file is not None:
+            require_ending(file, (*TABLES, *DOCUMENTS))
+        with at_work(options) as how:
+            found = pmi(options=how)
+        show_pmi(found, file, as_json)
+        return
     if file is not None:
         require_ending(file, (*TABLES, *PICTURES, *DOCUMENTS))
     with at_work(options) as how:

@@ -15,6 +15,9 @@ from klscale.limits import TEMPLATE_BYTES
 ROLES = ("system", "user", "assistant", "tool")
 """Who may speak in a conversation."""
 
+WITH_TEMPLATE = " chat template "
+"""In what identifies a model, between the model itself and the template that renders prompts."""
+
 
 @dataclass(frozen=True)
 class Message:

@@ -31,6 +31,8 @@ NAMED = {
     "pocket": "500 chunks of this Python installation's own documentation and source (no download)",
 }
 
+ALONE = ", responses alone"
+"""Ends the name of a set of responses without their prompts."""
 PILE_URL = "https://github.com/shimo-lab/modelmap/raw/5a1ea73/1000models/data/text/texts-10k-pile.jsonl"
 PILE_BLOB_ID = "a8d9cbd6216e875828fca6dee61c71d432af6eac"
 PILE_CLIP = -1412.3424912643432
@@ -119,7 +121,7 @@ class TextSet:
 
     def responses_alone(self) -> TextSet:
         """The responses without their prompts, as a set of their own: what PMI is relative to."""
-        name = f"{self.name}, responses alone"
+        name = self.name + ALONE
         return replace(self, name=name, id="", clip=None, prompts=((),) * len(self))
 
     def records(self) -> Iterator[dict[str, Any]]:

@@ -124,6 +124,12 @@ def _placed(found: Any) -> Way:
     return Way(lambda: print_placement(found))
 
 
+def _pmi(found: Any) -> Way:
+    from klscale.show.pmi import print_pmi
+
+    return Way(lambda: print_pmi(found))
+
+
 def _scored(found: Any) -> Way:
     from klscale.show.scoring import print_outcomes
 
@@ -149,6 +155,6 @@ def _checkup(found: Any) -> Way:
 
 WAYS: dict[str, Callable[[Any], Way]] = {
     "Comparison": _comparison, "Scale": _scale, "Trajectories": _trajectories, "Layers": _layers, "StoreMap": _map,
-    "Placed": _placed, "Scored": _scored, "PartCosts": _part_costs, "Checkup": _checkup,
+    "Placed": _placed, "Scored": _scored, "PartCosts": _part_costs, "PMIComparison": _pmi, "Checkup": _checkup,
 }  # fmt: skip
 """Name of a result -> how it is shown."""

@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 from klscale.errors import InputError, KlscaleError, StorageError, nearest
 from klscale.inputs.references import ModelRef
 from klscale.inputs.spans import RULE
-from klscale.inputs.texts import NAMED, TextSet, load_texts
+from klscale.inputs.texts import ALONE, NAMED, TextSet, load_texts
 from klscale.progress import SILENT, Progress
 from klscale.science.arrays import Floats
 from klscale.science.kl import KL
@@ -243,9 +243,12 @@ class Store:
 
     def resolve_texts(self, spec: str | None, *, progress: Progress = SILENT) -> TextSet:
         """The text set that `--texts` means: one of the store by name or id, else a named set or a file. None: the
-        store's only set, or pile-10k for an empty store. A set that the store knows keeps the store's clip."""
+        store's only set, or pile-10k for an empty store; responses alone do not count beside their prompts. A set that
+        the store knows keeps the store's clip."""
         known = {head["id"]: head["name"] for head in self.text_sets()}
         if spec is None:
+            whole = {name for name in known.values() if not name.endswith(ALONE)}
+            known = {key: name for key, name in known.items() if name in whole or name.removesuffix(ALONE) not in whole}
             if len(known) > 1:
                 listed = ", ".join(f"{name} ({text_set})" for text_set, name in known.items())
                 raise InputError(f"{self.location} holds {len(known)} text sets.", listed, "Choose one with --texts.")

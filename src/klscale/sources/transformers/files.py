@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from klscale.errors import InputError, KlscaleError, UnavailableError
+from klscale.inputs.conversations import WITH_TEMPLATE
 from klscale.inputs.references import ModelRef
 from klscale.sources.digests import file_digest
 from klscale.sources.source import Pinned
@@ -99,7 +100,7 @@ def with_chat_template(resolved: ResolvedModel) -> ResolvedModel:
         digest.update(repr(found).encode() if found else b"")
     if digest.digest() == hashlib.sha256().digest():
         return resolved
-    mark = f" chat template {digest.hexdigest()}"
+    mark = WITH_TEMPLATE + digest.hexdigest()
     content = resolved.of_content and resolved.of_content + mark
     return replace(resolved, identity=resolved.identity + mark, of_content=content)
 

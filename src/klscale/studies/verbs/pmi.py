@@ -1,0 +1,110 @@
+"""How far models differ in what prompts add to their responses."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from klscale.display import Displayed
+from klscale.errors import InputError, ScoringError, printable
+from klscale.inputs.conversations import WITH_TEMPLATE
+from klscale.inputs.references import ModelRef, parse_all
+from klscale.inputs.texts import TextSet
+from klscale.store.store import Entry, Store
+from klscale.studies.pmi import PMIPair, PMIVectors
+from klscale.studies.verbs.options import Options
+from klscale.studies.verbs.score import SHOWN, failures, score, stored_vectors
+from klscale.sweep.jobs import Outcome
+
+
+@dataclass(frozen=True, eq=False)
+class PMIComparison(Displayed):
+    """PMI vectors of some models, and each of the `pairs` that were asked for. `outcomes` has the status of each model
+    that was given, first given the prompts, then alone."""
+
+    vectors: PMIVectors
+    pairs: tuple[PMIPair, ...]
+    outcomes: tuple[Outcome, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"{name}: mean PMI {self.vectors.mean(name)}" for name in self.vectors.given.names]
+        lines += [f"{it.a} and {it.b}: squared PMI distance {it.distance}, no KL" for it in self.pairs]
+        return "\n".join([*lines, *failures(self.outcomes)])
+
+
+def pmi(
+    models: Sequence[str | ModelRef] = (),
+    texts: TextSet | str | None = None,
+    store: Store | str | os.PathLike[str] | None = None,
+    *,
+    reference: str | ModelRef | None = None,
+    options: Options = Options(),
+) -> PMIComparison:
+    """PMI vectors of models on prompts and responses, and their squared distances in bits per byte (arXiv 2603.18593).
+    These are no KL. Models that the store lacks are scored, given the prompts and on the responses alone.
+
+    Without `models`, all of the store that are scored both ways. All pairs are compared; with a `reference`, only the
+    pairs with it.
+
+    A model that fails has its error in `outcomes`. Raises ScoringError where fewer than two could be scored, or the
+    reference could not. Raises InputError for texts without prompts, fewer than two models, and a limit.
+
+        found = klscale.pmi(["org/base", "org/chat"], "chat.jsonl", options=klscale.Options(template="none"))
+        print(found.pairs[0].distance, found.vectors.values)
+    """
+    options = options.at(texts, store)
+    if options.limit is not None:
+        why = "The first texts of a set and of its responses alone are other texts."
+        raise InputError("PMI and a limit exclude each other.", why, "Leave the limit out.")
+    place = options.opened()
+    chosen = options.stored(place)
+    if not any(chosen.prompts or ()):
+        why = "PMI is log p(response | prompt) - log p(response)."
+        raise InputError(f"{chosen.name} has no prompts.", why, "docs/conversations.md  says how to write them.")
+    refs = parse_all([*((reference,) if reference is not None else ()), *models])
+    if refs:
+        vectors, outcomes = _scored(refs, chosen, options)
+        if len(vectors.given) < 2 or (reference is not None and vectors.given.names[0] != str(refs[0])):
+            raise ScoringError(outcomes)
+    else:
+        vectors, outcomes = _stored(place, chosen, options), ()
+    names = vectors.given.names
+    pairs = combinations(names, 2) if reference is None else ((names[0], name) for name in names[1:])
+    return PMIComparison(vectors, tuple(vectors.pairs(pairs)), outcomes)
+
+
+def _scored(refs: Sequence[ModelRef], texts: TextSet, options: Options) -> tuple[PMIVectors, tuple[Outcome, ...]]:
+    """The PMI vectors of the models that could be scored both ways, and the outcomes."""
+    if len(refs) < 2:
+        raise InputError("Two different models are needed.", remedy="klscale compare REF REF... --pmi")
+    given = score(refs, texts, options=options)
+    alone = score(refs, texts.responses_alone(), options=options)
+    both = [str(a.ref) for a, b in zip(given.outcomes, alone.outcomes, strict=True) if a.entry and b.entry]
+    outcomes = given.outcomes + alone.outcomes
+    if len(both) < 2:
+        raise ScoringError(outcomes)
+    return PMIVectors(given.vectors().subset(both), alone.vectors().subset(both)), outcomes
+
+
+def _stored(place: Store, texts: TextSet, options: Options) -> PMIVectors:
+    """The PMI vectors of all models of a store that are scored both ways, with the same files. Others are noted."""
+    given = stored_vectors(place, options)
+    responses = texts.responses_alone()
+    alone = {_what(entry): entry for entry in place.entries(responses.id)}
+    newest = {str(entry.ref): entry for entry in place.entries(texts.id)}
+    both = [name for name in given.names if _what(newest[name]) in alone]
+    if lacking := [name for name in given.names if name not in both]:
+        names = ", ".join(lacking[:SHOWN]) + (", ..." if len(lacking) > SHOWN else "")
+        options.progress.note(f"Left out, not scored on the responses alone: {printable(names)}.")
+    if len(both) < 2:
+        what = f"{place.location} holds {len(both)} models on the responses of {texts.name} alone."
+        raise InputError(what, "PMI of two models needs both.", "klscale compare REF REF... --pmi  scores them.")
+    return PMIVectors(given.subset(both), place.vectors(responses, [alone[_what(newest[name])] for name in both]))
+
+
+def _what(entry: Entry) -> tuple[object, ...]:
+    """The reference and the files of a model, without a template: responses alone need none."""
+    content = str(entry.metadata.get("content")).partition(WITH_TEMPLATE)[0]
+    return str(entry.ref), content, entry.metadata.get("source")

@@ -38,7 +38,7 @@ _EXPORTS = {
     "studies.verbs.changes": ("ModelChanges", "changes"),
     "studies.verbs.compare": ("Comparison", "compare"),
     "studies.verbs.doctor": ("Checkup", "doctor"),
-    "studies.verbs.drift": ("ModelDrift", "drift"),
+    "studies.verbs.drift": ("ModelDrift", "ServerAlarm", "drift", "drift_alarm"),
     "studies.verbs.draw": ("DrawnTexts", "draw_texts"),
     "studies.verbs.kld": ("StoredKL", "kld"),
     "studies.verbs.layers": ("Layers", "layers"),

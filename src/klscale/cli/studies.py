@@ -9,6 +9,7 @@ import typer
 
 from klscale.cli.options import JsonOption, PMIOption, RunOptions, ScoringOptions, TextsOptions, at_work
 from klscale.cli.status import failure_status, gate_status
+from klscale.errors import InputError
 from klscale.show.files import DOCUMENTS, PAGES, PICTURES, TABLES, require_ending, save_document
 from klscale.show.scoring import print_failures
 from klscale.show.terminal import err, plain, print_json
@@ -247,11 +248,35 @@ def drift(
         float | None, typer.Option(metavar="X", min=0, help="Exit 3 if the KL is above X bits/byte.")
     ] = None,
     most: Annotated[int, typer.Option("--most", min=1, metavar="N", help="Positions that are named.")] = 10,
+    alarm: Annotated[
+        str | None,
+        typer.Option(
+            metavar="P%",
+            help="B is stored runs of a server, as 'http://HOST/v1?label=*#M'. Exit 3 where one differs from the first."
+            " Without a change the chance of that is at most P %, however often one looks.",
+        ),
+    ] = None,
     *,
     options: ScoringOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Do two engines, dtypes or days compute the same model? KL beside run-to-run noise, by depth, and where."""
+    if alarm is not None:
+        from klscale.show.alarm import alarm_record, print_alarm
+        from klscale.studies.alarm import parse_level
+        from klscale.studies.verbs.drift import drift_alarm
+
+        if fail_above is not None:
+            why = "A limit judges one KL, an alarm all runs together."
+            raise InputError("--alarm and --fail-above exclude each other.", why, "Keep one of them.")
+        level = parse_level(alarm)
+        with at_work(options) as how:
+            looks = drift_alarm(a, b, level=level, options=how)
+        if as_json:
+            print_json(alarm_record(looks))
+        else:
+            print_alarm(looks)
+        raise typer.Exit(0 if looks.found.alarm is None else 3)
     from klscale.show.drift import drift_record, print_drift
     from klscale.show.gate import print_verdicts
     from klscale.studies.gate import verdict

@@ -1,4 +1,4 @@
-"""Anytime-valid intervals: they hold at all sequential looks together."""
+"""Anytime-valid intervals and tests: they hold at all sequential looks together."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import math
 from dataclasses import replace
 from typing import TypeVar
 
+import numpy as np
 import scipy
 
+from klscale.science.arrays import Floats, Integers
 from klscale.science.estimates import CONFIDENCE, log_interval
 from klscale.science.kl import KL
 from klscale.science.reported import ReportedKL
@@ -44,3 +46,29 @@ def with_anytime_interval(kl: Reported, planned: float) -> Reported:
     critical = anytime_critical_value(kl.n_texts, planned, kl.n_documents or 0)
     low, high = log_interval(kl.value, kl.standard_error, critical)
     return replace(kl, interval=(float(low), float(high)))
+
+
+def signed_rank_p_value(values: Floats, clusters: Integers | None = None) -> float:
+    """Two-sided p-value of independent values (N,), each symmetric around 0; a bound for any N and any distributions.
+
+    Each value counts as r, the rank of its absolute value with its sign (Wilcoxon's signed ranks), so that few large
+    values do not decide. Given the absolute values the signs are fair coins. So by Hoeffding's inequality (JASA 58,
+    1963, Theorem 2)
+
+        P(|sum r| >= z sqrt(sum r**2)) <= 2 exp(-z**2 / 2)
+
+    Values of one cluster may depend on each other: the sum of their r is then one value. 1 where all values are 0.
+    """
+    ranks = np.sign(values) * scipy.stats.rankdata(np.abs(values))
+    sums = ranks if clusters is None else np.bincount(clusters, ranks)
+    squares = float(np.square(sums).sum())
+    return min(1.0, 2 * math.exp(-(float(sums.sum()) ** 2) / (2 * squares))) if squares > 0 else 1.0
+
+
+def anytime_p_value(p_value: float, look: int) -> float:
+    """The p-value of one look (1, 2, ...), adjusted for all looks ever: p t (t + 1), at most 1.
+
+    Level alpha is spent as alpha / (t (t + 1)) at look t, which sums to alpha. By the union bound the chance that an
+    adjusted p-value is ever at most alpha is at most alpha, however the looks depend on each other.
+    """
+    return min(1.0, p_value * look * (look + 1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from klscale.show import (
+    alarm,
     calibration,
     cards,
     changes,
@@ -43,6 +44,7 @@ RECORDS: dict[str, tuple[Column, ...]] = {
     "klscale changes": changes.CHANGES,
     "klscale kld": stored_logits.STORED_KL,
     "klscale drift": drift.DRIFT,
+    "klscale drift --alarm 5%": alarm.ALARM,
     "klscale map": maps.MAP,
     "klscale place": placing.PLACEMENT,
     "klscale trajectory": trajectories.TRAJECTORIES,
@@ -68,7 +70,7 @@ This list is made from the declarations of the columns: `python -m klscale.show.
 
 - `x[].y` is key `y` of each record of the list `x`; `x.*.y` of each record of `x` by name.
 - A record of kind *estimate* or *KL* has the keys of the first two tables.
-- A command with more words prints the keys of the command before it too.
+- What a command with more words shares with the command before it is listed there alone.
 - `null` is what is not known, or does not exist.
 - In a file a nested record is spread: `kl_from_first.standard_error` is the column `kl_from_first_standard_error`, and
   `kl_from_first.kl` is `kl_from_first`. Lists are joined by a space; units are those of this list.
@@ -83,7 +85,8 @@ def lines() -> Iterator[str]:
     yield from ("", "## Cautions", "", "| key | mark | meaning |", "|---|---|---|")
     yield from (f"| `{caution.key}` | `{caution.mark}` | {caution.footnote} |" for caution in CAUTIONS)
     for command, columns in RECORDS.items():
-        known = next((other for other in RECORDS if command != other and command.startswith(f"{other} ")), None)
+        shorter = [other for other in RECORDS if command.startswith(f"{other} ")]
+        known = next((other for other in shorter if {*RECORDS[other]} & {*columns}), None)
         if known is None:
             yield from _table(f"`{command}`", columns)
         else:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 
-from klscale.errors import InputError, ScoringError
+from klscale.errors import InputError, ScoringError, nearest
 from klscale.inputs.references import ModelRef, parse_all
 from klscale.inputs.texts import TextSet
 from klscale.store.store import Store
+from klscale.studies import alarm as alarms
 from klscale.studies import drift as studies
+from klscale.studies.alarm import DriftAlarm
 from klscale.studies.changes import LISTED
 from klscale.studies.drift import Drift
 from klscale.studies.verbs.options import Options
@@ -59,3 +62,54 @@ def drift(
     if len(vectors) < 2:
         raise ScoringError(outcomes)
     return ModelDrift(vectors, studies.drift(vectors, *vectors.names, most=most), outcomes)
+
+
+@dataclass(frozen=True, eq=False)
+class ServerAlarm:
+    """The looks at a server: `found`, from `vectors` of the reference and of the runs in the order of their dates."""
+
+    vectors: Vectors
+    found: DriftAlarm
+
+    def __str__(self) -> str:
+        it = self.found
+        return f"{len(it.looks)} looks, " + (f"alarm at {it.alarm}" if it.alarm else "no alarm")
+
+
+def drift_alarm(
+    reference: str | ModelRef,
+    runs: str,
+    texts: TextSet | str | None = None,
+    store: Store | str | os.PathLike[str] | None = None,
+    *,
+    level: float = 0.05,
+    options: Options = Options(),
+) -> ServerAlarm:
+    """Whether a served model has changed since its first run: a test at each later run of the store, in the order of
+    their dates. Without a change the chance of any alarm is at most `level`, however many runs there are. Nothing is
+    scored.
+
+    `runs`: the references of the runs, with `*` for any text. The first of them shows what no change looks like. The
+    reference may be a run of the same server, and is then no look.
+
+    Raises InputError for fewer than two such runs, a model that the store lacks, and as `studies.alarm.drift_alarm`.
+
+        found = klscale.drift_alarm("http://host/v1?label=day0#m", "http://host/v1?label=*#m", "my-texts.jsonl").found
+        print(found.alarm, [look.p_value for look in found.looks])
+    """
+    options = options.at(texts, store)
+    place = options.opened()
+    chosen, known = options.stored(place), str(ModelRef.parse(str(reference)))
+    pattern = re.compile(re.escape(runs).replace(r"\*", ".*"))
+    newest = {str(entry.ref): entry for entry in place.entries(chosen.id)}
+    if known not in newest:
+        what = f"{place.location} has no vector of {known} on {chosen.name}."
+        raise InputError(what, nearest(known, newest), f"klscale score {known}")
+    named = [entry for name, entry in newest.items() if pattern.fullmatch(name) and name != known]
+    if len(named) < 2:
+        what = f"{place.location} holds {len(named)} runs {runs!r} on {chosen.name}, the reference aside."
+        raise InputError(what, "An alarm needs two.", "Score the server under one label more.")
+    found = sorted(named, key=lambda entry: str(entry.metadata.get("date", "")))
+    vectors = place.vectors(chosen, [newest[known], *found])
+    dates = [str(entry.metadata.get("date", "")) for entry in found]
+    return ServerAlarm(vectors, alarms.drift_alarm(vectors, dates[1:], level))

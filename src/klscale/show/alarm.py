@@ -36,7 +36,7 @@ LOOK = (
     estimate("farther", "How much farther from the reference than the first run: mean over texts of the change of "
              "|difference|.", "nats/text", lambda it: it.it.farther, title="farther ± SE, nats/text"),
     Column("p_value", "Probability of such a look without a change, adjusted for all looks.", "probability",
-           lambda it: it.it.p_value, "p, of all looks", importance=2),
+           lambda it: it.it.p_value, "p-value", importance=2),
     Column("alarm", "Whether that is at most the level.", value=lambda it: it.it.alarm, title="alarm",
            cell=lambda it: "yes" if it.it.alarm else "", words=True, importance=2),
 )  # fmt: skip
@@ -71,7 +71,7 @@ def print_alarm(found: ServerAlarm) -> None:
     say(f"\nReference: {plain(it.reference)}. First run: {plain(it.first)}.")
     out.print(table(LOOK, row.looks, "\nLater runs"))
     print_estimators(shown)
-    say("farther: from the reference than the first run was. Texts must have run-to-run noise of their own.", "dim")
+    say("farther: from the reference than the first run was. p-values are adjusted for all looks together.", "dim")
     print_footnotes(it.texts, shown)
     out.print()
     if it.alarm is None:

@@ -77,7 +77,7 @@ def test_each_look_is_of_distances_from_the_reference():
     reference = -50 - generator.random(30)
     first, later, changed = (reference + scale * generator.normal(size=30) for scale in (0.1, 0.1, 3))
     it = drift_alarm(vectors_of([reference, first, later, changed]), ["monday", "friday"])
-    assert (it.reference, it.first, it.alarm) == ("run0", "run1", "run3")
+    assert (it.reference, it.first, it.first_alarm) == ("run0", "run1", "run3")
     x = np.abs(changed - reference) - np.abs(first - reference)
     ranks = np.sign(x) * (1 + np.argsort(np.argsort(np.abs(x))))
     p = 2 * math.exp(-(ranks.sum() ** 2) / (2 * (ranks**2).sum()))
@@ -116,7 +116,7 @@ def test_a_server_under_watch(tmp_path):
         alarmed = call(app, [*watch, "--json"])
     assert alarmed.exit_code == 3, alarmed.output
     record = json.loads(alarmed.stdout)
-    assert (record["first"], record["alarm"]) == (days[1], days[3])
+    assert (record["first"], record["first_alarm"]) == (days[1], days[3])
     assert [look["model"] for look in record["looks"]] == days[2:]
     assert [look["alarm"] for look in record["looks"]] == [False, True]
     assert "is not what the first run was" in call(app, watch).output

@@ -276,7 +276,7 @@ def drift(
             print_json(alarm_record(looks))
         else:
             print_alarm(looks)
-        raise typer.Exit(0 if looks.found.alarm is None else 3)
+        raise typer.Exit(0 if looks.found.first_alarm is None else 3)
     from klscale.show.drift import drift_record, print_drift
     from klscale.show.gate import print_verdicts
     from klscale.studies.gate import verdict

@@ -45,7 +45,7 @@ ALARM = (
     Column("first", "The first run: what no change looks like.", value=lambda it: it.it.first),
     *within(HEAD, lambda it: it.it),
     Column("level", "Largest chance of any alarm without a change.", "probability", lambda it: it.it.level),
-    Column("alarm", "The first run with an alarm; null: none.", value=lambda it: it.it.alarm),
+    Column("first_alarm", "The first run with an alarm; null: none.", value=lambda it: it.it.first_alarm),
     Column("looks", "Each later run, in the order of dates.", value=lambda it: it.looks, within=LOOK, many=True),
 )
 
@@ -74,8 +74,8 @@ def print_alarm(found: ServerAlarm) -> None:
     say("farther: from the reference than the first run was. p-values are adjusted for all looks together.", "dim")
     print_footnotes(it.texts, shown)
     out.print()
-    if it.alarm is None:
+    if it.first_alarm is None:
         say(f"No alarm in {len(it.looks):,} looks.")
     else:
-        say(f"Alarm: {plain(it.alarm)} is not what the first run was.", "bold red")
+        say(f"Alarm: {plain(it.first_alarm)} is not what the first run was.", "bold red")
     say(f"Without a change the chance of any alarm, at any number of looks, is at most {100 * it.level:.4g} %.")

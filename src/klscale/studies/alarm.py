@@ -44,7 +44,7 @@ class DriftAlarm:
     looks: tuple[AlarmLook, ...]
 
     @property
-    def alarm(self) -> str | None:
+    def first_alarm(self) -> str | None:
         """The first run that differs from the first; None for no alarm."""
         return next((look.model for look in self.looks if look.alarm), None)
 
@@ -91,7 +91,7 @@ def drift_alarm(vectors: Vectors, dates: Sequence[str], level: float = 0.05) -> 
         kl = vectors.reported_kl(reference, name)
         looks.append(AlarmLook(number, name, date, kl, farther, p_value, p_value <= level))
     found = DriftAlarm(reference, first, vectors.texts, level, tuple(looks))
-    if found.alarm is None and anytime_p_value(signed_rank_p_value(np.ones(n)), len(looks)) > level:
+    if found.first_alarm is None and anytime_p_value(signed_rank_p_value(np.ones(n)), len(looks)) > level:
         needed = math.ceil(2 * math.log(2 * len(looks) * (len(looks) + 1) / level))
         what = f"{n} texts or documents are too few for an alarm at look {len(looks)}."
         raise InputError(what, f"Level {level:g} needs {needed}, even where all of them differ.", "Use more texts.")

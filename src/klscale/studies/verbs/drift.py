@@ -73,7 +73,7 @@ class ServerAlarm:
 
     def __str__(self) -> str:
         it = self.found
-        return f"{len(it.looks)} looks, " + (f"alarm at {it.alarm}" if it.alarm else "no alarm")
+        return f"{len(it.looks)} looks, " + (f"first alarm at {it.first_alarm}" if it.first_alarm else "no alarm")
 
 
 def drift_alarm(
@@ -95,7 +95,7 @@ def drift_alarm(
     Raises InputError for fewer than two such runs, a model that the store lacks, and as `studies.alarm.drift_alarm`.
 
         found = klscale.drift_alarm("http://host/v1?label=day0#m", "http://host/v1?label=*#m", "my-texts.jsonl").found
-        print(found.alarm, [look.p_value for look in found.looks])
+        print(found.first_alarm, [look.p_value for look in found.looks])
     """
     options = options.at(texts, store)
     place = options.opened()

@@ -22,7 +22,7 @@ from klscale.sweep.jobs import Outcome
 @dataclass(frozen=True, eq=False)
 class PMIComparison(Displayed):
     """PMI vectors of some models, and each of the `pairs` that were asked for. `outcomes` has the status of each model
-    that was given, first given the prompts, then alone."""
+    that was asked for: first given the prompts, then of those that were scored so, on the responses alone."""
 
     vectors: PMIVectors
     pairs: tuple[PMIPair, ...]
@@ -80,8 +80,11 @@ def _scored(refs: Sequence[ModelRef], texts: TextSet, options: Options) -> tuple
     if len(refs) < 2:
         raise InputError("Two different models are needed.", remedy="klscale compare REF REF... --pmi")
     given = score(refs, texts, options=options)
-    alone = score(refs, texts.responses_alone(), options=options)
-    both = [str(a.ref) for a, b in zip(given.outcomes, alone.outcomes, strict=True) if a.entry and b.entry]
+    there = [outcome.ref for outcome in given.outcomes if outcome.entry is not None]
+    if len(there) < 2:
+        raise ScoringError(given.outcomes)
+    alone = score(there, texts.responses_alone(), options=options)
+    both = [str(outcome.ref) for outcome in alone.outcomes if outcome.entry is not None]
     outcomes = given.outcomes + alone.outcomes
     if len(both) < 2:
         raise ScoringError(outcomes)

@@ -11,7 +11,7 @@ from klscale.show import cautions
 from klscale.show.cautions import Around, Measured
 from klscale.show.columns import HEAD, Column, estimate, flat, interval, number, records, table, unit, within
 from klscale.show.files import DOCUMENTS, save_document, save_table
-from klscale.show.pairs import A, B, kl
+from klscale.show.pairs import ENDS, MANY, A, B, kl
 from klscale.show.terminal import describe_texts, err, out, plain, print_json
 from klscale.studies.pmi import PMIPair, PMIVectors
 from klscale.studies.verbs.pmi import PMIComparison
@@ -70,9 +70,13 @@ def show_pmi(found: PMIComparison, file: Path | None, as_json: bool) -> None:
 
 
 def print_pmi(found: PMIComparison) -> None:
-    """Each pair from the nearest to the farthest, mean PMI of each model, and what the distance is."""
+    """Pairs from the nearest to the farthest, both ends where they are many; mean PMI of each model; and what the
+    distance is."""
     rows = sorted(_rows(found), key=lambda row: row.it.distance.value)
     out.print(describe_texts(found.vectors.given.texts))
+    if len(rows) > MANY:
+        out.print(f"{len(rows):,} pairs; the nearest and the farthest (all: --out FILE.csv)")
+        rows = rows[:ENDS] + rows[-ENDS:]
     out.print(table(PMI, rows, "\nPMI, bits/byte"))
     _print_means(found.vectors, found.vectors.given.names)
     out.print("PMI: log p(response | prompt) - log p(response). KL by whole texts.", style="dim")

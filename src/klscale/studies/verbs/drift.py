@@ -109,7 +109,7 @@ def drift_alarm(
     if len(named) < 2:
         what = f"{place.location} holds {len(named)} runs {runs!r} on {chosen.name}, the reference aside."
         raise InputError(what, "An alarm needs two.", "Score the server under one label more.")
-    found = sorted(named, key=lambda entry: str(entry.metadata.get("date", "")))
-    vectors = place.vectors(chosen, [newest[known], *found])
-    dates = [str(entry.metadata.get("date", "")) for entry in found]
-    return ServerAlarm(vectors, alarms.drift_alarm(vectors, dates[1:], level))
+    dates = {str(entry.ref): str(entry.metadata.get("date", "")) for entry in named}
+    vectors = place.vectors(chosen, [newest[known], *sorted(named, key=lambda entry: dates[str(entry.ref)])])
+    vectors = vectors.subset([known, *(name for name in vectors.names if name != known)])  # a file may be unreadable
+    return ServerAlarm(vectors, alarms.drift_alarm(vectors, [dates[name] for name in vectors.names[2:]], level))

@@ -5,8 +5,8 @@
     print(klscale.scale(store="klscale-store"))
 
 The verbs are those of the command line: `score`, `compare`, `changes`, `drift`, `layers`, `sensitivity`, `card`,
-`trajectory`, `scale`, `validate`, `map`, `place`, `report`, `demo`. Names are loaded when they are first used:
-`import klscale` loads no torch.
+`trajectory`, `scale`, `validate`, `map`, `place`, `predict`, `report`, `demo`. Names are loaded when they are
+first used: `import klscale` loads no torch.
 """
 
 from __future__ import annotations
@@ -44,8 +44,10 @@ _EXPORTS = {
     "studies.verbs.layers": ("Layers", "layers"),
     "studies.verbs.map": ("StoreMap",),
     "studies.verbs.options": ("Options",),
+    "studies.predicting": ("Prediction", "predict_scores"),
     "studies.verbs.place": ("Placed", "place"),
     "studies.verbs.pmi": ("PMIComparison", "pmi"),
+    "studies.verbs.predict": ("Predicted", "predict"),
     "studies.verbs.scale": ("Scale", "scale"),
     "studies.verbs.score": ("Scored", "score"),
     "studies.verbs.sensitivity": ("PartCosts", "sensitivity"),

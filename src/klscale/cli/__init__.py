@@ -81,6 +81,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "scale": studies.scale,
     "validate": validation.validate,
     "place": studies.place,
+    "predict": studies.predict,
     "changes": studies.changes,
     "drift": studies.drift,
     "map": pages.map_command,

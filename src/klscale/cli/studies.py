@@ -1,4 +1,4 @@
-"""Commands that study what is scored: trajectory, kl, scale, place, changes, drift."""
+"""Commands that study what is scored: trajectory, kl, scale, place, predict, changes, drift."""
 
 from __future__ import annotations
 
@@ -195,6 +195,41 @@ def place(
         print_json(placement_record(found))
     else:
         print_placement(found)
+
+
+# ----------------------------------------------------------------------------------------------------------- predict
+
+
+def predict(
+    scores: Annotated[
+        str,
+        typer.Option("--scores", metavar="FILE", help="CSV or Parquet: a column of models, and columns of scores."),
+    ],
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="FILE", help="Write all models (.csv, .parquet) or a picture (.png, .svg, .pdf)."
+        ),
+    ] = None,
+    *,
+    options: TextsOptions,
+    as_json: JsonOption = False,
+) -> None:
+    """Benchmark scores from log-likelihoods: errors on types of models held out, and scores of models without any."""
+    from klscale.show.predicting import predictions_record, print_predictions, save_predictions
+    from klscale.studies.verbs.predict import predict
+
+    if file is not None:
+        require_ending(file)
+    with at_work(options) as how:
+        found = predict(scores, options=how)
+    if as_json:
+        print_json(predictions_record(found))
+    else:
+        print_predictions(found)
+    if file is not None:
+        save_predictions(found, file)
+        err.print(f"Wrote {plain(file)}.")
 
 
 # ----------------------------------------------------------------------------------------------------------- changes

@@ -19,6 +19,7 @@ from klscale.show import (
     placing,
     pmi,
     precision,
+    predicting,
     scale,
     sensitivity,
     stored_logits,
@@ -47,6 +48,7 @@ RECORDS: dict[str, tuple[Column, ...]] = {
     "klscale drift --alarm 5%": alarm.ALARM,
     "klscale map": maps.MAP,
     "klscale place": placing.PLACEMENT,
+    "klscale predict": predicting.PREDICTED,
     "klscale trajectory": trajectories.TRAJECTORIES,
     "klscale validate": (
         Column("texts", "How far KL depends on the texts.", within=text_sets.SENSITIVITY),

@@ -130,6 +130,13 @@ def _pmi(found: Any) -> Way:
     return Way(lambda: print_pmi(found))
 
 
+def _predicted(found: Any) -> Way:
+    from klscale.show import pictures
+    from klscale.show.predicting import print_predictions
+
+    return Way(lambda: print_predictions(found), lambda: pictures.predicted_scores(found.predictions))
+
+
 def _scored(found: Any) -> Way:
     from klscale.show.scoring import print_outcomes
 
@@ -155,6 +162,7 @@ def _checkup(found: Any) -> Way:
 
 WAYS: dict[str, Callable[[Any], Way]] = {
     "Comparison": _comparison, "Scale": _scale, "Trajectories": _trajectories, "Layers": _layers, "StoreMap": _map,
-    "Placed": _placed, "Scored": _scored, "PartCosts": _part_costs, "PMIComparison": _pmi, "Checkup": _checkup,
+    "Placed": _placed, "Predicted": _predicted, "Scored": _scored, "PartCosts": _part_costs, "PMIComparison": _pmi,
+    "Checkup": _checkup,
 }  # fmt: skip
 """Name of a result -> how it is shown."""

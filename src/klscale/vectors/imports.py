@@ -12,7 +12,7 @@ import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ import pandas as pd
 import pyarrow as pa
 from pyarrow import parquet
 
-from klscale.errors import InputError, nearest
+from klscale.errors import InputError, near_names, nearest, printable
 from klscale.inputs.attributes import ATTRIBUTES, NUMBERS, number_of, require_free
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
@@ -471,6 +471,66 @@ def _typed(name: str, cell: str, row: int) -> Any:
         return number_of(name, cell) if name in NUMBERS else cell
     except InputError as error:
         raise error.at(f"row {row}") from error
+
+
+# ---------------------------------------------------------------------------------------------------------- scores
+
+
+def read_scores(
+    path: str | os.PathLike[str], models: Iterable[str], *, progress: Progress = SILENT
+) -> dict[str, dict[str, float]]:
+    """Scores of models, {column: {model: number}}, from a CSV or Parquet file with a row a model. The column that names
+    most of these `models` names them; every other column of numbers is a score. An empty cell says nothing.
+
+    What was left out is told to `progress`. Raises InputError for a file that names none of the models, that names one
+    twice, or that has no numbers.
+    """
+    source, known = os.fspath(path), {*models}
+    try:
+        kind = "parquet" if source.lower().endswith(".parquet") else "csv"
+        table = _table(kind, _read(source, "gz" if source.lower().endswith(".gz") else None), None)
+        words = {name: cells.to_pylist() for name, cells in table.columns.items() if pa.types.is_string(cells.type)}
+        named = {name: [_model(cell) for cell in cells] for name, cells in words.items()}
+        column = max(named, key=lambda name: len(known & {*named[name]}), default="")
+        if not column or not known & {*named[column]}:
+            first = next((cell for cell in named.get(column, ()) if cell), "")
+            why = f"{first!r} is none of them. {near_names(first, known)}".rstrip() if first else ""
+            raise InputError("no column names a model of the store.", why, "`klscale ls` lists the models.")
+        names = named[column]
+        for row, name in enumerate(names, 1):
+            if name in names[: row - 1] and name in known:
+                raise InputError(f"row {row}: {name!r} again.", "A model has one row.", "Mend or drop that row.")
+        scores: dict[str, dict[str, float]] = {}
+        for name, cells in table.columns.items():
+            if pa.types.is_integer(cells.type) or pa.types.is_floating(cells.type):
+                numbers = zip(names, _numbers(cells).tolist(), strict=True)
+                scores[name] = {model: number for model, number in numbers if model and math.isfinite(number)}
+        if not scores:
+            raise InputError("no column of numbers.", "Scores are numbers.", "Write them as 61.7, without a sign of %.")
+    except InputError as error:
+        raise error.at(source) from error
+    left_out = [name for name in table.columns if name not in scores and name != column]
+    unknown = [name for name in dict.fromkeys(names) if name and name not in known]
+    for note in table.notes:
+        progress.note(note)
+    if left_out:
+        progress.note(f"Columns that are no numbers, left out: {_listed(left_out)}.")
+    if unknown:
+        progress.note(f"{len(unknown):,} of {len(names):,} models have no vector here: {_listed(unknown)}.")
+    return scores
+
+
+def _model(cell: Any) -> str:
+    """A model as references are written."""
+    name = "" if cell is None else str(cell).strip()
+    try:
+        return str(ModelRef.parse(name)) if name else ""
+    except InputError:
+        return name
+
+
+def _listed(names: Sequence[str]) -> str:
+    return printable(", ".join(names[:5]) + (", ..." if len(names) > 5 else ""))
 
 
 # --------------------------------------------------------------------------------------------------------- vectors

@@ -7,6 +7,7 @@ from klscale.show.pictures.calibration import estimate_against_exact
 from klscale.show.pictures.layers import layer_threads
 from klscale.show.pictures.matrices import kl_heat_map
 from klscale.show.pictures.model_maps import model_map
+from klscale.show.pictures.predicting import predicted_scores
 from klscale.show.pictures.quantization import kl_against_size, quantization_ladder, sensitivity_grid
 from klscale.show.pictures.rulers import scale_ruler, scale_strip
 from klscale.show.pictures.style import COLOURS, Look, looks, save
@@ -25,6 +26,7 @@ __all__ = [
     "layer_threads",
     "looks",
     "model_map",
+    "predicted_scores",
     "quantization_ladder",
     "save",
     "scale_ruler",

@@ -1,0 +1,54 @@
+"""Pictures of predicted scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from klscale.show.names import shortened
+from klscale.show.pictures.style import DOUBLE, GREY, SINGLE, looks, new_figure, styled
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from klscale.studies.predicting import Prediction
+
+MOST, MOST_GROUPS = 9, 8
+"""Scores that are drawn, and groups that are named."""
+
+
+@styled
+def predicted_scores(predictions: Sequence[Prediction]) -> Figure:
+    """A panel for each score, the first nine: the score against the prediction of each model whose group was held out,
+    with a bar of one standard error, coloured by group. The line is where both are equal."""
+    drawn = predictions[:MOST]
+    columns = min(3, len(drawn))
+    lines = -(-len(drawn) // columns)
+    width = SINGLE if columns == 1 else DOUBLE
+    figure = new_figure(width, width / columns * lines)
+    groups = [row.group for one in drawn for row in one.held_out]
+    known = looks(groups)
+    panels = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axes, one in zip(panels, drawn, strict=False):
+        named: set[str] = set()
+        for row in one.held_out:
+            look = known[row.group]
+            axes.errorbar(
+                row.predicted.value, row.score, xerr=row.predicted.standard_error, marker=look.marker,
+                color=look.colour, markersize=3.2, elinewidth=0.4, linestyle="none",
+                label=shortened(row.group, 24) if row.group not in named else None,
+            )  # fmt: skip
+            named.add(row.group)
+        values = np.array([(row.predicted.value, row.score) for row in one.held_out])
+        reach = [values.min(), values.max()]
+        axes.plot(reach, reach, color=GREY, linewidth=0.6, zorder=0)
+        axes.set_title(f"{shortened(one.benchmark, 30)}, {len(one.held_out):,} models")
+        axes.set_xlabel("predicted without its type")
+        axes.set_ylabel("score")
+    for axes in panels[len(drawn) :]:
+        axes.set_visible(False)
+    if len(known) <= MOST_GROUPS:
+        panels[0].legend(loc="upper left")
+    return figure

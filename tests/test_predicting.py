@@ -12,7 +12,7 @@ import klscale
 from conftest import EXAMPLE
 from klscale.errors import InputError
 from klscale.science.ridge import ALPHAS, group_folds, ridge
-from klscale.studies.predicting import predict_scores
+from klscale.studies.predicting import groups_of, predict_scores
 from klscale.vectors.imports import read_log_likelihoods, read_scores
 from klscale.vectors.vectors import Vectors
 
@@ -57,7 +57,7 @@ def test_the_dual_form_is_ridge_regression():
     generator = np.random.default_rng(0)
     X, Y = generator.normal(-500, 30, size=(12, 40)), generator.normal(50, 10, size=(12, 2))
     train, test = np.arange(9), np.array([9, 10, 11, 2])
-    found = ridge(X @ X.T, Y, train, test)
+    found = ridge(X @ X[:9].T, Y, train, test)
     for n, alpha in enumerate(ALPHAS):
         for t in range(2):
             assert found[n, :, t] == pytest.approx(primal(X[train], Y[train, t], X[test], alpha), rel=1e-7)
@@ -150,6 +150,30 @@ def test_several_benchmarks_with_gaps_are_as_each_alone():
         assert [row.model for row in found.new] == names[len(scores) :]
         for ours, theirs in zip(found.new, alone.new, strict=True):
             assert ours.predicted.value == pytest.approx(theirs.predicted.value, rel=1e-9)
+
+
+def test_relatives_are_one_group():
+    """Variants, checkpoints and fine-tuned models without a type of their own are held out with what they are of."""
+    names = ["org/base", "org/base+int8", "org/base@step10", "org/tuned", "alone", "child-of-none"]
+    known = {
+        "org/base": {"type": "lineage"}, "org/base+int8": {"type": None}, "org/base@step10": {"type": None},
+        "org/tuned": {"parent": "org/base"}, "child-of-none": {"parent": "org/elsewhere"},
+    }  # fmt: skip
+    vectors = Vectors.from_arrays(-np.ones((6, 3)), names, [4, 4, 4], known)
+    assert groups_of(vectors) == (*["lineage"] * 4, "alone", "org/elsewhere")
+
+
+def test_a_benchmark_that_cannot_be_predicted_leaves_the_others(fourteen_vectors, sizes):
+    notes = []
+
+    class Heard(klscale.Progress):
+        def note(self, message):
+            notes.append(message)
+
+    scores = {"shots": dict.fromkeys(sizes, 5.0), "size": sizes, "rare": {NEW[0]: 1.0}}
+    found = predict_scores(fourteen_vectors, scores, progress=Heard())
+    assert [one.benchmark for one in found] == ["size"]
+    assert [note.split(":")[1] for note in notes] == [" shots", " rare"]
 
 
 def test_predictions_stay_within_the_range_of_scores():

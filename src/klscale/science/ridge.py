@@ -38,7 +38,8 @@ def group_folds(groups: Integers, folds: int = FOLDS) -> Integers:
 def ridge(gram: Floats, scores: Floats, train: Integers, test: Integers, alphas: Floats = ALPHAS) -> Floats:
     """Predicted scores (A, M, T) of M `test` rows by each of A penalties, from `train` rows and `scores` (K, T).
 
-    `gram` (K, K) holds the products of all rows, in squared nats where `alphas` are.
+    `gram` (K, n) holds the products of all rows with the first n, in squared nats where `alphas` are. `train` rows are
+    among these n.
     """
     of_train = gram[np.ix_(train, train)]
     means = of_train.mean(axis=0)

@@ -156,8 +156,10 @@ def print_predictions(found: Predicted) -> None:
 def _sentences(one: Prediction) -> Iterator[str]:
     if not one.is_told:
         yield "Log-likelihoods do not tell this score here: the mean score predicts as well."
-    covered = f"{one.covered.value:.0%} ± {one.covered.standard_error:.0%}"
+    covered = f"{one.covered.value:.0%} ± {one.covered.standard_error:.0%} of the"
+    if one.covered.value == 1:
+        covered = f"all {len(one.held_out):,}"
     yield (
-        f"Error: root mean square, with standard errors over {one.n_groups} types. 95 % intervals covered {covered} of "
-        "the models that were held out."
+        f"Error: root mean square, with standard errors over {one.n_groups} types. 95 % intervals covered {covered} "
+        "models that were held out."
     )

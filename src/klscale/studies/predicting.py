@@ -15,8 +15,9 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
-from klscale.errors import InputError, near_names
+from klscale.errors import InputError, near_names, printable
 from klscale.inputs.references import ModelRef
+from klscale.progress import SILENT, Progress
 from klscale.science.arrays import Floats, Integers
 from klscale.science.clip import common_texts
 from klscale.science.estimates import Estimate, critical_value, fisher_interval
@@ -96,46 +97,66 @@ class Prediction:
         return space.root_mean_squared_error.value < mean.root_mean_squared_error.value
 
 
-def predict_scores(vectors: Vectors, scores: Mapping[str, Mapping[str, float]]) -> tuple[Prediction, ...]:
+def predict_scores(
+    vectors: Vectors, scores: Mapping[str, Mapping[str, float]], *, progress: Progress = SILENT
+) -> tuple[Prediction, ...]:
     """Each of the `scores` ({benchmark: {model: score}}) predicted from the coordinates of models, with errors on
     models whose group is held out; and the scores of models that have none. A group is what `groups_of` says.
 
-    Raises InputError where fewer than `FEWEST_MODELS` models have a score, or fewer than `FEWEST_GROUPS` groups, where
-    all scores are equal, for models without common texts, and vectors of different conventions.
+    A benchmark is left out, which is told to `progress`, where fewer than `FEWEST_MODELS` models have a score, or fewer
+    than `FEWEST_GROUPS` groups, and where all scores are equal. Raises InputError where this leaves none, for models
+    without common texts, and for vectors of different conventions.
     """
     vectors.require_one_convention()
     whole = vectors.subset([ref for ref in vectors.models if ref.layer is None])
     rows = {name: row for row, name in enumerate(whole.names)}
-    Y = np.full((len(whole), len(scores)), np.nan)
-    for column, known in enumerate(scores.values()):
+    groups = groups_of(whole)
+    columns: dict[str, Floats] = {}
+    wrong: list[InputError] = []
+    for name, known in scores.items():
+        y = np.full(len(whole), np.nan)
         for model, number in known.items():
             if (row := rows.get(_canonical(model))) is not None and math.isfinite(number):
-                Y[row, column] = number
-    groups = groups_of(whole)
-    for name, y, known in zip(scores, Y.T, scores.values(), strict=True):
-        _require_enough(name, y, groups, known, whole)
+                y[row] = number
+        try:
+            _require_enough(name, y, groups, known, whole)
+            columns[name] = y
+        except InputError as error:
+            wrong.append(error)
+    if not columns:
+        raise wrong[0] if wrong else InputError("no scores are given.", remedy="{benchmark: {model: score}}")
+    for error in wrong:
+        progress.note(f"Left out: {printable(error.what)}")
     texts = common_texts(whole.log_likelihood)
     if texts.sum() < 2:
         what = "The models have no two texts in common."
         raise InputError(what, "Coordinates are on the texts that all have.", "`klscale score REF` adds missing texts.")
     L = whole.log_likelihood[:, texts]
     L = L if whole.texts.clip is None else np.maximum(L, whole.texts.clip)
-    Q = double_centre(L)
-    place = _Space(whole.names, groups, np.unique(groups, return_inverse=True)[1], L.mean(axis=1), Q @ Q.T, Q.shape[1])
-    found: dict[int, Prediction] = {}
+    space = _Space(whole.names, groups, np.unique(groups, return_inverse=True)[1], L.mean(axis=1), double_centre(L))
+    Y = np.stack([*columns.values()], axis=1)
+    found: dict[str, Prediction] = {}
     masks, of_mask = np.unique(np.isfinite(Y), axis=1, return_inverse=True)
-    for n, mask in enumerate(masks.T):
-        columns = np.flatnonzero(of_mask.ravel() == n)
-        made = place.predictions([[*scores][column] for column in columns], Y[:, columns], mask)
-        found |= dict(zip(columns.tolist(), made, strict=True))
-    return tuple(found[column] for column in range(len(scores)))
+    for n, has_score in enumerate(masks.T):
+        alike = np.flatnonzero(of_mask.ravel() == n)
+        made = space.predictions([[*columns][column] for column in alike], Y[:, alike], has_score)
+        found |= {one.benchmark: one for one in made}
+    return tuple(found[name] for name in columns)
 
 
 def groups_of(vectors: Vectors) -> tuple[str, ...]:
-    """The group of each model: its type, or else its family, its parent or its run."""
+    """The group of each model: its type or else its family, as it or another model of its run has it; or else those of
+    its parent; or else the name of the parent, or of its run."""
+    of_run: dict[str, str] = {}
+    for known, run in zip(vectors.known, vectors.runs, strict=True):
+        if label := known.get("type") or known.get("family"):
+            of_run.setdefault(run, str(label))
+    of_model = dict(zip(vectors.names, vectors.runs, strict=True))
     found = []
     for known, run in zip(vectors.known, vectors.runs, strict=True):
-        found.append(str(known.get("type") or known.get("family") or known.get("parent") or run))
+        parent = str(known.get("parent") or run)
+        others = of_run.get(run) or of_run.get(of_model.get(parent, parent)) or parent
+        found.append(str(known.get("type") or known.get("family") or others))
     return tuple(found)
 
 
@@ -169,20 +190,20 @@ def _require_enough(name: str, y: Floats, groups: Sequence[str], known: Mapping[
 
 @dataclass(frozen=True, eq=False)
 class _Space:
-    """Models with what predicts their scores: mean log-likelihoods `nats` (K,) of a text, and the products `gram`
-    (K, K) of coordinates in squared nats, on `n_texts` texts. `codes` (K,) number the groups."""
+    """Models with what predicts their scores: mean log-likelihoods `nats` (K,) of a text, and coordinates `points`
+    (K, N) in nats. `codes` (K,) number the groups."""
 
     names: tuple[str, ...]
     groups: tuple[str, ...]
     codes: Integers
     nats: Floats
-    gram: Floats
-    n_texts: int
+    points: Floats
 
-    def predictions(self, names: Sequence[str], Y: Floats, has: NDArray[np.bool_]) -> list[Prediction]:
+    def predictions(self, names: Sequence[str], Y: Floats, has_score: NDArray[np.bool_]) -> list[Prediction]:
         """The predictions of scores (K, T) that the same models have."""
-        known, new = np.flatnonzero(has), np.flatnonzero(~has)
-        y, codes, nats, gram = Y[known], self.codes[known], self.nats[known], self.gram[np.ix_(known, known)]
+        known, new = np.flatnonzero(has_score), np.flatnonzero(~has_score)
+        y, codes, nats = Y[known], self.codes[known], self.nats[known]
+        gram = self.points[[*known, *new]] @ self.points[known].T
         limits = [_limits(column) for column in y.T]
         low, high = np.array([(-np.inf, np.inf) if one is None else one for one in limits]).T
         ways: dict[str, Callable[[Integers, Integers], Floats]] = {
@@ -191,8 +212,8 @@ class _Space:
             MEAN_SCORE: lambda train, test: np.broadcast_to(y[train].mean(axis=0), (len(test), y.shape[1])),
         }
         without = {by: np.clip(held_out(way, codes, y.shape[1]), low, high) for by, way in ways.items()}
-        predicted, alphas = fit_ridge(self.gram, Y, self.codes, known, np.arange(len(Y)))
-        is_far = self._far(known)
+        predicted, alphas = fit_ridge(gram, y, codes, np.arange(len(known)), np.arange(len(known), len(gram)))
+        is_far = self._far(gram, known, new)
         made = []
         for t, name in enumerate(names):
             errors = {by: values[:, t] - y[:, t] for by, values in without.items()}
@@ -201,29 +222,26 @@ class _Space:
             kept = []
             for n, k in enumerate(known):
                 of_others = errors[SPACE][codes != codes[n]]
-                value = _within(without[SPACE][n, t], of_others, n_groups - 1, ends, self.n_texts)
+                value = _within(without[SPACE][n, t], of_others, n_groups - 1, ends, self.points.shape[1])
                 kept.append(HeldOut(self.names[k], self.groups[k], float(self.nats[k]), float(Y[k, t]), value))
             lacking = []
-            for k in new:
-                value = _within(predicted[k, t], errors[SPACE], n_groups, ends, self.n_texts)
-                lacking.append(NewScore(self.names[k], self.groups[k], value, bool(is_far[k])))
+            for n, k in enumerate(new):
+                value = _within(predicted[n, t], errors[SPACE], n_groups, ends, self.points.shape[1])
+                lacking.append(NewScore(self.names[k], self.groups[k], value, bool(is_far[n])))
             covered = _covered(kept, codes)
             made.append(
                 Prediction(name, limits[t], float(alphas[t]), n_groups, methods, covered, tuple(kept), tuple(lacking))
             )
         return made
 
-    def _far(self, known: Integers) -> NDArray[np.bool_]:
-        """Whether each model (K,) is farther from all known ones of other groups than any of these is."""
-        squares = np.diagonal(self.gram)
-        distances = squares[:, None] + squares[known] - 2 * self.gram[:, known]
-        distances[self.codes[:, None] == self.codes[known]] = np.inf
-        nearest_of_others = distances[known].min(axis=1)
-        return np.asarray(self._nearest(known) > nearest_of_others.max() * (1 + 1e-9))
-
-    def _nearest(self, known: Integers) -> Floats:
-        squares = np.diagonal(self.gram)
-        return np.asarray((squares[:, None] + squares[known] - 2 * self.gram[:, known]).min(axis=1))
+    def _far(self, gram: Floats, known: Integers, new: Integers) -> NDArray[np.bool_]:
+        """Whether each new model is farther from all known ones than any of these is from those of other groups. `gram`
+        holds the products of the known and then the new models with the known ones."""
+        squares = np.einsum("kn,kn->k", self.points, self.points)
+        kept = squares[known, None] + squares[known] - 2 * gram[: len(known)]
+        kept[self.codes[known, None] == self.codes[known]] = np.inf
+        nearest = (squares[new, None] + squares[known] - 2 * gram[len(known) :]).min(axis=1)
+        return np.asarray(nearest > kept.min(axis=1).max())
 
 
 def _limits(y: Floats) -> tuple[float, float] | None:

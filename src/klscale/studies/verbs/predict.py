@@ -60,4 +60,4 @@ def predict(
     vectors = stored_vectors(options.opened(), options)
     if not isinstance(scores, Mapping):
         scores = read_scores(scores, vectors.names, progress=options.progress)
-    return Predicted(vectors, predict_scores(vectors, scores))
+    return Predicted(vectors, predict_scores(vectors, scores, progress=options.progress))

@@ -11,6 +11,7 @@ import pytest
 import klscale
 from conftest import EXAMPLE
 from klscale.errors import InputError
+from klscale.inputs.references import ModelRef
 from klscale.science.ridge import ALPHAS, group_folds, ridge
 from klscale.studies.predicting import groups_of, predict_scores
 from klscale.vectors.imports import read_log_likelihoods, read_scores
@@ -229,7 +230,7 @@ def test_scores_that_are_noise_are_not_told():
 
 
 def test_files_as_people_have_them(tmp_path):
-    models, notes = ["org/a", "org/b", "c+int8"], []
+    models, notes = ["org/a", "org/b", "c+int8", str(ModelRef("a 50% merge"))], []
 
     class Heard(klscale.Progress):
         def note(self, message):
@@ -238,14 +239,14 @@ def test_files_as_people_have_them(tmp_path):
     file = tmp_path / "scores.csv"
     file.write_text(
         "# a leaderboard\nrank;Model;licence;MMLU;ARC\n1;org/a;mit;61,7;40,0\n2;org/b;apache;59,25;-\n"
-        "3;x/y;mit;50,0;20,0\n4;c+int8;;41,5;33,0\n",
+        "3;x/y;mit;50,0;20,0\n4;c+int8;;41,5;33,0\n5;a 50% merge;;30,5;\n",
         encoding="utf-8",
     )
     found = read_scores(file, models, progress=Heard())
-    assert found["MMLU"] == {"org/a": 61.7, "org/b": 59.25, "x/y": 50, "c+int8": 41.5}
+    assert found["MMLU"] == {"org/a": 61.7, "org/b": 59.25, "x/y": 50, "c+int8": 41.5, models[3]: 30.5}
     assert found["ARC"] == {"org/a": 40, "x/y": 20, "c+int8": 33}
     assert any("licence" in note for note in notes)
-    assert any("1 of 4 models have no vector here: x/y" in note for note in notes)
+    assert any("1 of 5 models have no vector here: x/y" in note for note in notes)
     for text, why in (
         ("model,score\norg/A,1\n", "Did you mean 'org/a'"),
         ("model,score\norg/a,1\norg/b,2\norg/a,3\n", "row 3: 'org/a' again"),

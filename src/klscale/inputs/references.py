@@ -185,6 +185,14 @@ def parse_all(models: Sequence[str | ModelRef]) -> list[ModelRef]:
     return [*found]
 
 
+def canonical(name: str) -> str:
+    """The reference that a name writes, as references are printed; else that of a model with this literal name."""
+    try:
+        return str(ModelRef.parse(name))
+    except InputError:
+        return str(ModelRef(name))
+
+
 def _files_of(text: str) -> list[ModelRef]:
     """The GGUF files that a pattern or a directory stands for; none for anything else."""
     path = Path(text)

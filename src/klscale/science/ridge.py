@@ -10,7 +10,7 @@ The grid of penalties is that of arXiv 2502.16173, for rows in nats. The interce
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 
@@ -67,7 +67,7 @@ def fit_ridge(gram: Floats, scores: Floats, groups: Integers, train: Integers, t
     return predicted[best, :, np.arange(len(best))].T, ALPHAS[best]
 
 
-def held_out(predict: Any, groups: Integers, n_scores: int) -> Floats:
+def held_out(predict: Callable[[Integers, Integers], Floats], groups: Integers, n_scores: int) -> Floats:
     """Scores (K, T) of all rows, each by `predict(train, test)` (M, T) from the folds that its group is not in."""
     predicted = np.empty((len(groups), n_scores))
     for train, test in _parts(groups, np.arange(len(groups))):
@@ -75,7 +75,7 @@ def held_out(predict: Any, groups: Integers, n_scores: int) -> Floats:
     return predicted
 
 
-def _parts(groups: Integers, rows: Integers) -> Any:
+def _parts(groups: Integers, rows: Integers) -> list[tuple[Integers, Integers]]:
     """The rows outside of each fold, and those in it."""
     folds = group_folds(groups[rows])
     return [(rows[folds != fold], rows[folds == fold]) for fold in range(folds.max() + 1)]

@@ -16,7 +16,7 @@ import scipy
 from numpy.typing import NDArray
 
 from klscale.errors import InputError, near_names, printable
-from klscale.inputs.references import ModelRef
+from klscale.inputs.references import canonical
 from klscale.progress import SILENT, Progress
 from klscale.science.arrays import Floats, Integers
 from klscale.science.clip import common_texts
@@ -116,7 +116,7 @@ def predict_scores(
     for name, known in scores.items():
         y = np.full(len(whole), np.nan)
         for model, number in known.items():
-            if (row := rows.get(_canonical(model))) is not None and math.isfinite(number):
+            if (row := rows.get(canonical(model))) is not None and math.isfinite(number):
                 y[row] = number
         try:
             _require_enough(name, y, groups, known, whole)
@@ -125,8 +125,8 @@ def predict_scores(
             wrong.append(error)
     if not columns:
         raise wrong[0] if wrong else InputError("no scores are given.", remedy="{benchmark: {model: score}}")
-    for error in wrong:
-        progress.note(f"Left out: {printable(error.what)}")
+    for reason in wrong:
+        progress.note(f"Left out: {printable(reason.what)}")
     texts = common_texts(whole.log_likelihood)
     if texts.sum() < 2:
         what = "The models have no two texts in common."
@@ -160,17 +160,10 @@ def groups_of(vectors: Vectors) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _canonical(model: str) -> str:
-    try:
-        return str(ModelRef.parse(model))
-    except InputError:
-        return model
-
-
 def _require_enough(name: str, y: Floats, groups: Sequence[str], known: Mapping[str, float], vectors: Vectors) -> None:
     has = np.isfinite(y)
     if has.sum() < FEWEST_MODELS:
-        missing = next((model for model in known if _canonical(model) not in vectors.names), None)
+        missing = next((model for model in known if canonical(model) not in vectors.names), None)
         raise InputError(
             f"{name}: {has.sum():,} of {len(vectors):,} models have a score; {FEWEST_MODELS} are needed.",
             "" if missing is None else f"No vector of {missing}. {near_names(missing, vectors.names)}".rstrip(),

@@ -24,7 +24,7 @@ from pyarrow import parquet
 
 from klscale.errors import InputError, near_names, nearest, printable
 from klscale.inputs.attributes import ATTRIBUTES, NUMBERS, number_of, require_free
-from klscale.inputs.references import ModelRef
+from klscale.inputs.references import ModelRef, canonical
 from klscale.inputs.texts import TextSet
 from klscale.limits import TABLE_BYTES
 from klscale.progress import SILENT, Progress
@@ -489,17 +489,22 @@ def read_scores(
     try:
         kind = "parquet" if source.lower().endswith(".parquet") else "csv"
         table = _table(kind, _read(source, "gz" if source.lower().endswith(".gz") else None), None)
-        words = {name: cells.to_pylist() for name, cells in table.columns.items() if pa.types.is_string(cells.type)}
-        named = {name: [_model(cell) for cell in cells] for name, cells in words.items()}
+        named: dict[str, list[str]] = {}
+        for name, cells in table.columns.items():
+            if pa.types.is_string(cells.type):
+                words = [str(cell or "").strip() for cell in cells.to_pylist()]
+                named[name] = [canonical(word) if word else "" for word in words]
         column = max(named, key=lambda name: len(known & {*named[name]}), default="")
         if not column or not known & {*named[column]}:
             first = next((cell for cell in named.get(column, ()) if cell), "")
             why = f"{first!r} is none of them. {near_names(first, known)}".rstrip() if first else ""
             raise InputError("no column names a model of the store.", why, "`klscale ls` lists the models.")
         names = named[column]
+        seen: set[str] = set()
         for row, name in enumerate(names, 1):
-            if name in names[: row - 1] and name in known:
+            if name in seen:
                 raise InputError(f"row {row}: {name!r} again.", "A model has one row.", "Mend or drop that row.")
+            seen |= {name} & known
         scores: dict[str, dict[str, float]] = {}
         for name, cells in table.columns.items():
             if pa.types.is_integer(cells.type) or pa.types.is_floating(cells.type):
@@ -518,15 +523,6 @@ def read_scores(
     if unknown:
         progress.note(f"{len(unknown):,} of {len(names):,} models have no vector here: {_listed(unknown)}.")
     return scores
-
-
-def _model(cell: Any) -> str:
-    """A model as references are written."""
-    name = "" if cell is None else str(cell).strip()
-    try:
-        return str(ModelRef.parse(name)) if name else ""
-    except InputError:
-        return name
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from klscale.studies.predicting import Prediction
 from klscale.studies.verbs.predict import Predicted
 
 UNIT = "as the score"
-FAR = "~"
+FAR = "^"
 """Behind a prediction for a model that is far from all that have a score."""
 MOST = 20
 """New models that are printed."""

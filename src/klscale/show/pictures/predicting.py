@@ -28,21 +28,18 @@ def predicted_scores(predictions: Sequence[Prediction]) -> Figure:
     lines = -(-len(drawn) // columns)
     width = SINGLE if columns == 1 else DOUBLE
     figure = new_figure(width, width / columns * lines)
-    groups = [row.group for one in drawn for row in one.held_out]
-    known = looks(groups)
+    known = looks(row.group for one in drawn for row in one.held_out)
     panels = figure.subplots(lines, columns, squeeze=False).ravel()
     for axes, one in zip(panels, drawn, strict=False):
-        named: set[str] = set()
-        for row in one.held_out:
-            look = known[row.group]
+        rows = [(row.predicted.value, row.score, row.predicted.standard_error) for row in one.held_out]
+        values, groups = np.array(rows), np.array([row.group for row in one.held_out])
+        for group in sorted({*groups.tolist()}, key=[*known].index):
+            predicted, score, error = values[groups == group].T
             axes.errorbar(
-                row.predicted.value, row.score, xerr=row.predicted.standard_error, marker=look.marker,
-                color=look.colour, markersize=3.2, elinewidth=0.4, linestyle="none",
-                label=shortened(row.group, 24) if row.group not in named else None,
+                predicted, score, xerr=error, marker=known[group].marker, color=known[group].colour, markersize=3.2,
+                elinewidth=0.4, linestyle="none", label=shortened(group, 24),
             )  # fmt: skip
-            named.add(row.group)
-        values = np.array([(row.predicted.value, row.score) for row in one.held_out])
-        reach = [values.min(), values.max()]
+        reach = [values[:, :2].min(), values[:, :2].max()]
         axes.plot(reach, reach, color=GREY, linewidth=0.6, zorder=0)
         axes.set_title(f"{shortened(one.benchmark, 30)}, {len(one.held_out):,} models")
         axes.set_xlabel("predicted without its type")

@@ -139,28 +139,38 @@ class Bench:
             torch.cuda.synchronize()
 
     def clear(self) -> None:
+        """Gives back the memory that nothing holds."""
         if self.device == "cuda":
             gc.collect()
             torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
 
     def timed(self, work: Callable[[], Any]) -> tuple[float, float, Any]:
         """Seconds, peak of memory in GB above what is held before (NaN on a CPU), and what `work` returns."""
-        self.clear()
-        before = torch.cuda.memory_allocated() if self.device == "cuda" else 0
+        before = peak = float("nan")
+        if self.device == "cuda":
+            gc.collect()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
         self.finish()
         start = time.perf_counter()
         found = work()
         self.finish()
         seconds = time.perf_counter() - start
-        peak = torch.cuda.max_memory_allocated() if self.device == "cuda" else float("nan")
+        if self.device == "cuda":
+            peak = torch.cuda.max_memory_allocated()
         return seconds, (peak - before) / 1e9, found
 
-    def matrix_rate(self, dtype: str) -> float:
-        """Measured operations a second of a large matrix product."""
-        size = 256 if self.tiny else 8192
-        a, b = (torch.randn(size, size, device=self.device, dtype=getattr(torch, dtype)) for _ in range(2))
-        return 2 * size**3 / min(self.timed(lambda: a @ b)[0] for _ in range(8))
+    def matrix_rate(self) -> float:
+        """Measured operations a second of large matrix products in bfloat16."""
+        size, times = (256, 1) if self.tiny else (8192, 20)
+        a, b = (torch.randn(size, size, device=self.device, dtype=torch.bfloat16) for _ in range(2))
+
+        def work() -> None:
+            for _ in range(times):
+                a @ b
+
+        work()
+        return 2 * size**3 * times / self.timed(work)[0]
 
 
 # ------------------------------------------------------------------------------------------------- log-likelihoods
@@ -174,6 +184,7 @@ def by_engine(engine: Engine, tokens: Tokens) -> Floats:
     return values
 
 
+@torch.inference_mode()
 def by_plain_loop(model: PreTrainedModel, tokens: Tokens, device: str) -> Floats:
     """The same by the loss of transformers, one text at a time."""
     values = []
@@ -183,6 +194,7 @@ def by_plain_loop(model: PreTrainedModel, tokens: Tokens, device: str) -> Floats
     return np.array(values)
 
 
+@torch.no_grad()
 def by_float64(model: PreTrainedModel, tokens: Tokens) -> Floats:
     """The same from the whole model in float64 on the CPU, where it stays, with the weights as they are."""
     model.to("cpu", torch.float64)
@@ -253,7 +265,7 @@ def tiles(bench: Bench) -> Iterator[Row]:
     output = OutputHead(weight / width**0.5)
     own, factor = (head.TOKENS, head.VOCABULARY), 1 if bench.tiny else 4
     expected = output.log_likelihood(hidden, target)
-    rate = bench.matrix_rate("bfloat16")
+    rate = bench.matrix_rate()
     sizes = [own] + [(t, v) for t in (512, 2048, 4096) for v in (256, 1024, 4096, 8192) if (t, v) != own]
     for rows, columns in sizes:
         with patch.multiple(head, TOKENS=rows, VOCABULARY=columns):
@@ -274,6 +286,7 @@ def speed(bench: Bench, name: str) -> Iterator[Row]:
     mean = int(tokens.lengths.mean())
     rows = torch.from_numpy(tokens.ids[: n * mean]).long().view(n, mean).to(bench.device)
 
+    @torch.inference_mode()
     def limit() -> None:
         for ids in rows.split(max(1, budget // mean)):
             states = model.base_model(ids, use_cache=False).last_hidden_state.flatten(0, 1)
@@ -281,7 +294,7 @@ def speed(bench: Bench, name: str) -> Iterator[Row]:
                 part @ weight.T
 
     contestants: dict[str, Callable[[], Any]] = {
-        "klscale": lambda: by_engine(Engine(loaded, device=bench.device), tokens),
+        "klscale": lambda: by_engine(Engine(loaded, device=bench.device, batch_tokens=budget), tokens),
         "limit": limit,
         "plain loop": lambda: by_plain_loop(model, tokens, bench.device),
     }
@@ -299,7 +312,7 @@ def speed(bench: Bench, name: str) -> Iterator[Row]:
             shares = [least / s for least, s in zip(fastest, seconds, strict=True)]
             yield spread(name, contestant, shares, "of the limit")
             yield from in_memory(name, contestant, max(peak for _, peak, _ in measured))
-    rate = bench.matrix_rate("bfloat16")
+    rate = bench.matrix_rate()
     yield Row(name, "large matrix product", rate / 1e12, "TFLOP/s")
     products = sum(2 * m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
     attention = 2 * model.config.num_hidden_layers * model.config.hidden_size
@@ -381,9 +394,8 @@ def in_child(pipe: Any, bench: Bench, work: Callable[[Bench], Any]) -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
-        with torch.inference_mode():
-            for found in work(bench):
-                pipe.send(("row", found))
+        for found in work(bench):
+            pipe.send(("row", found))
         pipe.send(("done", ""))
     except SkippedError as error:
         pipe.send(("skipped", str(error)))

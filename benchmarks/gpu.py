@@ -122,7 +122,7 @@ class Bench:
     def texts(self, n: int, shape: Mapping[str, Any]) -> Tokens:
         """Random ids of a shape's vocabulary."""
         random, vocabulary = np.random.default_rng(0), self.settings(shape)["vocab_size"]
-        lengths = random.integers(SHORTEST, LONGEST + 1, 8 if self.tiny else n)
+        lengths = random.integers(SHORTEST, LONGEST + 1, 4 if self.tiny else n)
         return Tokens.from_rows([random.integers(0, vocabulary, length, np.int32) for length in lengths])
 
     def settings(self, shape: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,13 @@
 """Scoring speed and memory: klscale, a plain Hugging Face loop, lm-evaluation-harness, and the limit.
 
     pip install -e ".[benchmark]" && python benchmarks/scoring.py --out benchmarks/scoring.md
+    OMP_NUM_THREADS=1 python benchmarks/scoring.py --models FILE.gguf --texts 40 --bytes 129 512 --dtypes float32
 
-Random weights in real shapes, real texts (chunks of at most 1,024 bytes of this Python's documentation and sources).
+Random weights in real shapes, or the models named; real texts (chunks of at most 1,024 bytes of this Python's
+documentation and sources). Without lm-evaluation-harness, the others are measured.
 Each contestant has its own process and loads the model once. Rounds are interleaved, so that other load on the machine
-is the same for all. Seconds: from strings to log-likelihoods, tokenization included (the limit: the model only).
+is the same for all. Seconds: from strings to log-likelihoods, tokenization included (the limit: the model only); with
+one thread on a CPU they are seconds of that processor, which other programs do not take part in.
 Memory: peak resident (on a GPU: allocated) memory of a round minus that of the loaded model. Error: largest difference,
 in nats a text, to float64 log-likelihoods from the same model's hidden states, text by text.
 
@@ -26,7 +29,9 @@ import tempfile
 import time
 from collections import namedtuple
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +53,14 @@ SHAPES = {
     "1B, 50k vocabulary": Shape(2048, 16, 8, 50304),
 }
 KLSCALE, LIMIT, TEXT_BY_TEXT = "klscale", "limit", "limit, text by text"
-CONTESTANTS = (KLSCALE, LIMIT, TEXT_BY_TEXT, "plain loop", "lm-eval, batch 1", "lm-eval, batch 16")
+CONTESTANTS = [KLSCALE, LIMIT, TEXT_BY_TEXT, "plain loop"]
+if find_spec("lm_eval"):
+    CONTESTANTS += ["lm-eval, batch 1", "lm-eval, batch 16"]
 REFERENCE = "reference"
 
 
-def sample(n_texts: int) -> TextSet:
-    return build_texts("benchmark", pocket_corpus(), n_texts)
+def sample(n_texts: int, shortest: int, longest: int) -> TextSet:
+    return build_texts("benchmark", pocket_corpus(), n_texts, max_bytes=longest, min_bytes=shortest - 1)
 
 
 def save_model(directory: Path, shape: str, documents: Sequence[str]) -> None:
@@ -170,6 +177,10 @@ def finish(device: str) -> None:
         torch.cuda.synchronize()
 
 
+def clock_of(device: str) -> Callable[[], float]:
+    return time.process_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+
+
 def memory(field: str) -> float:
     """`VmRSS` or `VmHWM` of this process in GB, on Linux."""
     status = Path("/proc/self/status")
@@ -185,9 +196,9 @@ def forget_peak(device: str) -> None:
         file.write_text("5")
 
 
-def contestant(pipe: Any, name: str, directory: str, dtype: str, texts: TextSet, device: str) -> None:
+def contestant(pipe: Any, name: str, ref: str, dtype: str, texts: TextSet, device: str) -> None:
     """A process: it loads the model, then runs one round for every message, and answers (seconds, GB, values)."""
-    loaded = load(resolve(ModelRef(directory, dtype=dtype)))
+    loaded = load(resolve(replace(ModelRef.parse(ref), dtype=dtype)))
     loaded.model.to(device)
     make: dict[str, Callable[..., Callable[[], Any]]] = {
         KLSCALE: klscale_engine,
@@ -206,13 +217,14 @@ def contestant(pipe: Any, name: str, directory: str, dtype: str, texts: TextSet,
         gc.collect()
         forget_peak(device)
         before = memory("VmRSS") if device == "cpu" else torch.cuda.memory_allocated() / 1e9
+        clock = clock_of(device)
         pipe.send("ready")
         while pipe.recv():
             finish(device)
-            start = time.perf_counter()
+            start = clock()
             values = work()
             finish(device)
-            seconds = time.perf_counter() - start
+            seconds = clock() - start
             peak = memory("VmHWM") if device == "cpu" else torch.cuda.max_memory_allocated() / 1e9
             pipe.send((seconds, max(peak - before, 0.0), values))
 
@@ -220,7 +232,7 @@ def contestant(pipe: Any, name: str, directory: str, dtype: str, texts: TextSet,
 # ------------------------------------------------------------------------------------------------------- the rounds
 
 
-def measure(directory: str, dtype: str, texts: TextSet, device: str, rounds: int) -> dict[str, Any]:
+def measure(ref: str, dtype: str, texts: TextSet, device: str, rounds: int) -> dict[str, Any]:
     """Name -> (seconds of each round, GB, values). The first round warms up and is not counted."""
     context = multiprocessing.get_context("spawn")
     pipes: dict[str, Any] = {}
@@ -228,7 +240,7 @@ def measure(directory: str, dtype: str, texts: TextSet, device: str, rounds: int
     workers = []
     for name in (REFERENCE, *CONTESTANTS):
         pipe, far = context.Pipe()
-        workers.append(context.Process(target=contestant, args=(far, name, directory, dtype, texts, device)))
+        workers.append(context.Process(target=contestant, args=(far, name, ref, dtype, texts, device)))
         workers[-1].start()
         pipe.recv()
         if name == REFERENCE:
@@ -277,23 +289,23 @@ def matrix_rate(device: str, dtype: str) -> float:
     """Measured floating-point operations a second of a large matrix product."""
     size = 8192 if device != "cpu" else 2048
     a = torch.randn(size, size, device=device, dtype=getattr(torch, dtype))
-    times = []
+    times, clock = [], clock_of(device)
     for _ in range(8):
         finish(device)
-        start = time.perf_counter()
+        start = clock()
         a @ a
         finish(device)
-        times.append(time.perf_counter() - start)
+        times.append(clock() - start)
     return 2 * size**3 / min(times)
 
 
-def operations(shape: str, directory: str, texts: TextSet) -> float:
+def operations(ref: str, texts: TextSet) -> float:
     """Floating-point operations of the matrix products of one round, attention included."""
-    loaded = load(resolve(ModelRef(directory)))
-    lengths = tokenize(loaded.tokenizer, texts).lengths.astype(float)
-    embedding = loaded.model.get_input_embeddings().weight.numel()
-    attention = 4 * SHAPES[shape].num_hidden_layers * SHAPES[shape].hidden_size
-    return float(2 * (loaded.model.num_parameters() - embedding) * lengths.sum() + attention * (lengths**2).sum() / 2)
+    loaded = load(resolve(ModelRef.parse(ref)))
+    lengths, config = tokenize(loaded.tokenizer, texts).lengths.astype(float), loaded.model.config
+    products = sum(module.weight.numel() for module in loaded.model.modules() if isinstance(module, torch.nn.Linear))
+    attention = 4 * config.num_hidden_layers * config.hidden_size
+    return float(2 * products * lengths.sum() + attention * (lengths**2).sum() / 2)
 
 
 def main() -> None:
@@ -302,16 +314,22 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=48)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--shapes", nargs="+", default=None, help=f"of {', '.join(SHAPES)}")
+    parser.add_argument("--models", nargs="+", metavar="REF", default=[], help="instead of shapes")
+    parser.add_argument("--bytes", nargs=2, type=int, metavar=("SHORTEST", "LONGEST"), default=(257, 1024))
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--out", type=Path, help="write the table here")
     options = parser.parse_args()
     device = options.device
     shapes = options.shapes or [shape for shape in SHAPES if device != "cpu" or not shape.startswith("1B")]
-    texts = sample(options.texts)
+    texts = sample(options.texts, *options.bytes)
     documents = [text for _, text, _ in pocket_corpus()]
-    packages = ", ".join(f"{name} {version(name)}" for name in ("klscale", "torch", "transformers", "lm_eval"))
+    packages = ", ".join(
+        f"{name} {version(name)}" for name in ("klscale", "torch", "transformers", "lm_eval") if find_spec(name)
+    )
     machine = (
-        f"{torch.get_num_threads()} threads of {cpu_name()}" if device == "cpu" else torch.cuda.get_device_name(device)
+        f"{torch.get_num_threads()} thread(s) of {cpu_name()}"
+        if device == "cpu"
+        else torch.cuda.get_device_name(device)
     )
     lines = [
         "# Scoring: speed and memory",
@@ -320,22 +338,25 @@ def main() -> None:
         f"{texts.mean_bytes:.0f} bytes in the mean; median of {options.rounds} interleaved rounds (lowest to highest).",
         "What is measured and how: `benchmarks/scoring.py`, which wrote this table.",
     ]
-    for shape in shapes:
+    for shape in options.models or shapes:
         with tempfile.TemporaryDirectory() as directory:
-            save_model(Path(directory), shape, documents)
-            work = operations(shape, directory, texts)
+            if not options.models:
+                save_model(Path(directory), shape, documents)
+            ref, name = (shape, Path(shape).name) if options.models else (str(ModelRef(directory)), shape)
+            work = operations(ref, texts)
             for dtype in options.dtypes:
-                print(f"{shape}, {dtype}", file=sys.stderr, flush=True)
-                results = measure(directory, dtype, texts, device, options.rounds)
+                print(f"{name}, {dtype}", file=sys.stderr, flush=True)
+                results = measure(ref, dtype, texts, device, options.rounds)
                 rate = matrix_rate(device, dtype)
                 reached = work / statistics.median(results[KLSCALE][0]) / rate
-                lines += ["", f"## {shape}, {dtype}", ""]
-                lines += ["| | texts/s | of the limit | memory above weights, GB | error, nats a text |"]
-                lines += ["|---|---|---|---|---|"]
-                lines += [f"| {' | '.join(row)} |" for row in rows_of(results, len(texts))]
-                lines += ["", f"klscale reaches {reached:.0%} of the measured rate of a large matrix product"]
-                lines[-1] += f" ({rate / 1e12:.2f} TFLOP/s)."
-                print("\n".join(lines[-9:]), flush=True)
+                lines += ["", f"## {name}, {dtype}", ""]
+                table = ["| | texts/s | of the limit | memory above weights, GB | error, nats a text |"]
+                table += ["|---|---|---|---|---|"]
+                table += [f"| {' | '.join(row)} |" for row in rows_of(results, len(texts))]
+                table += ["", f"klscale reaches {reached:.0%} of the measured rate of a large matrix product"]
+                table[-1] += f" ({rate / 1e12:.2f} TFLOP/s)."
+                lines += table
+                print("\n".join(table), flush=True)
     if options.out:
         options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
 

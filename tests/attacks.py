@@ -279,6 +279,8 @@ SCENARIOS: dict[str, tuple[list[list[str]], list[str]]] = {
     "rm": ([IMPORT], ["rm", "org/model-1@step1", "org/model-3@step3"]),
     "check --seal": ([], ["check", "--seal", "--store", "old"]),
     "kl --out": ([IMPORT], ["kl", "--out", "x.parquet"]),
+    "compact": ([IMPORT, ["compact"], IMPORT], ["compact"]),
+    "compact --undo": ([IMPORT, ["compact"]], ["compact", "--undo"]),
 }
 """What is attacked: the commands before it, and the one that is stopped."""
 

@@ -133,6 +133,18 @@ def test_a_sweep_leaves_what_it_leaves_here(bucket, server, run, texts, share):
     assert not Store(bucket).files.list("partial", load_texts(texts).id)
 
 
+def test_compact_files_there_and_back_where_one_request_in_ten_fails(bucket, server, run, texts):
+    run("score", *MOCKS, "--texts", texts, "--store", bucket)
+    before = run("kl", "--store", bucket, "--json").stdout
+    server.app_faulty.share = 0.1
+    for command, n_vectors, n_compact in (("compact",), 0, 1), (("compact", "--undo"), 3, 0):
+        run(*command, "--store", bucket)
+        assert run("kl", "--store", bucket, "--json").stdout == before
+        kept = Store(bucket).files
+        assert len(kept.list("vectors", load_texts(texts).id)) == n_vectors
+        assert len(kept.list("compact", load_texts(texts).id)) == n_compact
+
+
 def test_requests_do_not_grow_with_models_where_none_is_new(bucket, server, run, texts):
     """One listing of a directory whatever it holds, and no file is fetched twice."""
     asked = []

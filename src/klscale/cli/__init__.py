@@ -92,6 +92,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "ls": stores.ls,
     "rm": stores.rm,
     "check": stores.check,
+    "compact": stores.compact,
     "doctor": stores.doctor,
 }
 TEXTS_COMMANDS: dict[str, Callable[..., None]] = {

@@ -236,8 +236,7 @@ def rm(
             raise InputError(f"{model!r} is there on several text sets.", remedy="Choose one with --texts.")
         found += named
     unique = list({entry.path: entry for entry in found}.values())
-    for entry in unique:
-        place.remove(entry)
+    place.remove(*unique)
     if as_json:
         print_json([{"model": str(entry.ref), "key": entry.key, "file": entry.path} for entry in unique])
     else:
@@ -283,6 +282,29 @@ def check(
                 style="yellow",
             )
     raise typer.Exit(1 if bad else 0)
+
+
+def compact(
+    undo: Annotated[bool, typer.Option("--undo", help="Give each vector a file of its own again.")] = False,
+    *,
+    options: TextsOptions,
+    as_json: JsonOption = False,
+) -> None:
+    """Put the vectors of each text set into few files; every command reads them as before."""
+    from klscale.show.columns import records
+    from klscale.show.stores import COMPACTED, print_compacted
+
+    with at_work(options) as how:
+        place = how.opened()
+        ids = [how.stored(place).id] if how.texts is not None else [head["id"] for head in place.text_sets()]
+        change = place.expand if undo else place.compact
+        found = [change(text_set, progress=how.progress) for text_set in ids]
+    if as_json:
+        print_json(records(COMPACTED, found))
+    elif not ids:
+        out.print(f"{plain(place.location)} is empty.")
+    else:
+        print_compacted(found, {head["id"]: head["name"] for head in place.text_sets()}, undo=undo)
 
 
 def doctor(*, options: StoreOptions, as_json: JsonOption = False) -> None:

@@ -23,6 +23,7 @@ from klscale.show import (
     scale,
     sensitivity,
     stored_logits,
+    stores,
     tails,
     text_sets,
     trajectories,
@@ -61,6 +62,7 @@ RECORDS: dict[str, tuple[Column, ...]] = {
     "klscale validate --texts NAME --texts NAME": text_sets.TWO_SETS,
     "klscale validate --exact": calibration.CALIBRATIONS,
     "klscale validate --noise": noise.NOISE_STUDIES,
+    "klscale compact": stores.COMPACTED,
     "klscale doctor": doctor.FINDING,
 }
 """The columns of what each command prints with --json: of the object, or of each object of the list."""

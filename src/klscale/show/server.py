@@ -41,7 +41,7 @@ class _Pages:
             return self.page
 
     def _state(self) -> str:
-        return " ".join(map(self.store.state, ("texts", "vectors", "weights", "noise", "maps")))
+        return " ".join(map(self.store.state, ("texts", "vectors", "compact", "weights", "noise", "maps")))
 
 
 def application(store: Store, texts: str | None = None, *, host: str, progress: Progress = SILENT) -> Starlette:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from klscale.vectors.scores import Scores
 if TYPE_CHECKING:
     from klscale.store.store import Store
 
-KINDS = ("vectors", "draws", "maps", "noise", "exact", "summaries")
+KINDS = ("vectors", "compact", "draws", "maps", "noise", "exact", "summaries")
 """Directories of files that belong to a text set."""
 
 
@@ -33,13 +33,41 @@ def problems(store: Store) -> Iterator[tuple[str, str]]:
             problem = "has a text set that is not in the store"
         if not problem and kind == "vectors":
             scores, metadata = found
-            problem = _missing(scores, metadata, sizes[text_set])
-            if text_set in sets and not problem:
-                problem, _ = _tried(partial(records.spans_of, scores, metadata, sets[text_set]))
-            problem = problem or _without_draws(store, scores, metadata, text_set)
-            if not problem and not math.isnan(scores.lost_cuts):
-                store.lost_cuts[path] = scores.lost_cuts
+            problem = _wrong(store, path, scores, metadata, text_set, sizes[text_set], sets.get(text_set))
+        if not problem and kind == "compact":
+            wrong = _wrong_of_pack(store, found.values(), text_set, sizes[text_set], sets.get(text_set))
+            problem = "; ".join(wrong)
         yield path, problem
+
+
+def _wrong(
+    store: Store,
+    path: str,
+    scores: Scores,
+    metadata: dict[str, Any],
+    text_set: str,
+    n_texts: int,
+    texts: TextSet | None,
+) -> str:
+    """What is wrong with a vector that reads, or ''."""
+    problem = _missing(scores, metadata, n_texts)
+    if texts is not None and not problem:
+        problem, _ = _tried(partial(records.spans_of, scores, metadata, texts))
+    problem = problem or _without_draws(store, scores, metadata, text_set)
+    if not problem and not math.isnan(scores.lost_cuts):
+        store.lost_cuts[path] = scores.lost_cuts
+    return problem
+
+
+def _wrong_of_pack(
+    store: Store, members: Iterable[records.Packed], text_set: str, n_texts: int, texts: TextSet | None
+) -> Iterator[str]:
+    """What is wrong with each vector of a compact file."""
+    for one in members:
+        path = store.files.path("vectors", text_set, one.file)
+        problem, scores = _tried(partial(records.vector_of, one, n_texts))
+        if problem := problem or _wrong(store, path, scores, one.metadata, text_set, n_texts, texts):
+            yield f"{one.file} {problem}"
 
 
 def _missing(scores: Scores, metadata: dict[str, Any], n_texts: int) -> str:
@@ -103,6 +131,8 @@ def _read(store: Store) -> Iterator[tuple[str, str, Any]]:
     for path, text_set in _by_text_set(store, "vectors", ".parquet"):
         yield path, *_tried(partial(store.read_vector, path, text_set))
     read: Callable[..., Any]
+    for path, text_set in _by_text_set(store, "compact", ".parquet"):
+        yield path, *_tried(partial(store.read, path, partial(records.pack_from_parquet, text_set=text_set)))
     for path, text_set in _by_text_set(store, "draws", ".parquet"):
         tokens = path.rsplit("/", 1)[-1].removesuffix(".parquet")
         read = partial(records.draws_from_parquet, text_set=text_set, tokens=tokens, n_texts=None)

@@ -9,7 +9,7 @@ import os
 import re
 import stat
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +141,15 @@ class Files:
             self._remote.remove(path)
         else:
             self.system.rm_file(path)
+
+    def remove_unchanged(self, stamps: Mapping[str, str], *parts: str) -> None:
+        """Take away those files of a directory that are still as they were when `stamps` gave these."""
+        self._clear()
+        now = self.stamps(*parts) if self._remote else {}
+        for path, stamp in stamps.items():
+            with contextlib.suppress(FileNotFoundError):
+                if (now.get(path) if self._remote else _stamp(self.system.info(path))) == stamp:
+                    self.remove(path)
 
     def _clear(self) -> None:
         """Once: clear what killed processes have left."""

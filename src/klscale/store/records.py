@@ -13,7 +13,7 @@ import json
 import math
 import re
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -191,6 +191,9 @@ COUNT, NUMBER = Field("a whole number of at least 0", _is_count), Field("a finit
 FEW = Field(f"a whole number from 1 to {MOST_DRAWS}", lambda value: _is_count(value) and 1 <= value <= MOST_DRAWS)
 MAPPING = Field("an object", lambda value: isinstance(value, dict) and all(map(_is_text, value)))
 LIST = Field("a list", lambda value: isinstance(value, list))
+FILE = Field(
+    "the name of a file", lambda value: _is_text(value) and re.fullmatch(r"[^./\\\0][^/\\\0]*", value) is not None
+)
 
 
 def required(field: Field) -> Field:
@@ -441,12 +444,67 @@ def vector_to_parquet(scores: Scores, metadata: Mapping[str, Any]) -> bytes:
 
 def vector_from_parquet(data: bytes, text_set: str, file: str, n_texts: int | None) -> tuple[Scores, dict[str, Any]]:
     """A vector and its metadata, from a file of this name under this text set; raises one of UNREADABLE."""
-    scores, metadata = _scores_from_parquet("vector", data, n_texts)
+    table, metadata = from_parquet("vector", data, most_rows=n_texts)
     _require_vector(metadata, text_set, file)
+    return vector_from_table(table, metadata, n_texts), metadata
+
+
+def vector_from_table(table: Any, metadata: Mapping[str, Any], n_texts: int | None) -> Scores:
+    """The values of a vector with this metadata; raises UnreadableError where the table does not hold them."""
+    scores = scores_from_table(table, metadata.get("checksum"), n_texts)
     layers = scores.layers
     if metadata.get("n_layers", 0) != (0 if layers is None else layers.shape[1]):
         raise UnreadableError("does not hold the layers that it names")
-    return scores, metadata
+    return scores
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One of many vectors in a file: the name of the file that it had, its values (one row a text), its metadata."""
+
+    file: str
+    table: Any
+    metadata: dict[str, Any]
+
+
+def vector_of(one: Packed, n_texts: int | None) -> Scores:
+    """The values of a vector in a file of many; raises UnreadableError where it does not hold them."""
+    try:
+        return vector_from_table(one.table, one.metadata, n_texts)
+    except UNREADABLE as error:
+        raise UnreadableError(problem(error)) from error
+
+
+def pack_to_parquet(members: Sequence[Packed], text_set: str) -> bytes:
+    """Vectors with the same columns in one file, one after another. `model` and `key` stand before their columns."""
+    tables = []
+    for one in members:
+        names = [pa.repeat(pa.scalar(str(one.metadata[name])), len(one.table)) for name in ("ref", "key")]
+        tables.append(pa.table([*names, *one.table.columns], names=["model", "key", *one.table.column_names]))
+    about = [{"file": one.file, "n_texts": len(one.table), "metadata": one.metadata} for one in members]
+    return to_parquet("pack", pa.concat_tables(tables).combine_chunks(), {"text_set": text_set, "vectors": about})
+
+
+def pack_from_parquet(data: bytes, text_set: str) -> dict[str, Packed]:
+    """What `pack_to_parquet` was given, by the names of the files; raises one of UNREADABLE. Values are not checked
+    before `vector_from_table` takes them."""
+    if not is_sealed(data):
+        raise UnreadableError("has no seal")
+    table, about = from_parquet("pack", data)
+    require_fields(about, {"text_set": required(KEY), "vectors": required(LIST)})
+    _require_own(about, text_set=text_set)
+    table = table.drop_columns(["model", "key"])
+    found, start = dict[str, Packed](), 0
+    for one in about["vectors"]:
+        if not isinstance(one, dict):
+            raise UnreadableError("has a vector that says nothing of itself")
+        require_fields(one, {"file": required(FILE), "n_texts": required(COUNT), "metadata": required(MAPPING)})
+        _require_vector(one["metadata"], text_set, one["file"])
+        found[one["file"]] = Packed(one["file"], table.slice(start, one["n_texts"]), one["metadata"])
+        start += one["n_texts"]
+    if start != len(table) or len(found) < len(about["vectors"]):
+        raise UnreadableError("has rows of no vector, or a vector twice")
+    return found
 
 
 def about_spans(texts: TextSet, scores: Scores) -> dict[str, Any]:

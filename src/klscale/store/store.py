@@ -2,6 +2,7 @@
 
     STORE/texts/<text set id>.jsonl, <id>.json          the texts, once; name, clip, counts
     STORE/vectors/<text set id>/<slug>-<key>.parquet    one file for each scored model
+    STORE/compact/<text set id>/<id>.parquet            many of these files in one (`klscale compact`)
     STORE/draws/<text set id>/<tokens>.parquet          token ids drawn for a text set and a tokenizer
     STORE/drawing/<key>.parquet                         texts that a model is writing, until their set is whole
     STORE/weights/<slug>-<key>.parquet                  distances of a checkpoint's weights to those of others
@@ -43,8 +44,9 @@ from klscale.inputs.texts import ALONE, NAMED, TextSet, load_texts
 from klscale.progress import SILENT, Progress
 from klscale.science.arrays import Floats
 from klscale.science.kl import KL
-from klscale.store import check, claims, records
+from klscale.store import check, claims, compact, records
 from klscale.store.claims import Claim
+from klscale.store.compact import Compacted, InPack, Packs
 from klscale.store.files import Files, UnreadableError
 from klscale.store.records import UNREADABLE
 from klscale.vectors.draws import TokenDraws
@@ -125,6 +127,7 @@ class Store:
         self.lost_cuts: dict[str, float] = {}
         self._entries: dict[str, tuple[str, dict[str, Any] | None]] = {}
         self._sizes: dict[str, int] = {}
+        self.packs = Packs(self)
 
     def __repr__(self) -> str:
         return f"Store({self.location!r})"
@@ -284,7 +287,7 @@ class Store:
     def entries(self, text_set: str) -> list[Entry]:
         """The scored models of a text set, oldest first; without files that are left out. A file that has changed, or
         that no summary has, is read whole."""
-        stamps = self.files.stamps("vectors", text_set, suffix=".parquet")
+        stamps, packed = self.packs.listing(text_set)
         unknown = {
             _name(path): path for path, stamp in stamps.items() if self._entries.get(path, ("", None))[0] != stamp
         }
@@ -293,7 +296,7 @@ class Store:
             for name, about in (self._find(self._summary(text_set, "entries.parquet"), read) or {}).items():
                 if name in unknown and about[0] == stamps[unknown[name]]:
                     self._entries[unknown.pop(name)] = about
-        found = self._entries_of(text_set, stamps)
+        found = self._entries_of(text_set, stamps, packed)
         if len(unknown) >= MANY:
             self._summarise(text_set, stamps)
         return found
@@ -325,32 +328,64 @@ class Store:
     def entry(self, text_set: str, keys: Sequence[str]) -> Entry | None:
         """The newest vector with one of these keys, as the store is now."""
         names = tuple(f"-{key}.parquet" for key in keys)
-        stamps = self.files.stamps("vectors", text_set, suffix=".parquet")
-        found = self._entries_of(text_set, {path: stamp for path, stamp in stamps.items() if path.endswith(names)})
+        stamps, packed = self.packs.listing(text_set)
+        stamps = {path: stamp for path, stamp in stamps.items() if path.endswith(names)}
+        packed = {path: one for path, one in packed.items() if path.endswith(names)}
+        found = self._entries_of(text_set, stamps, packed)
         return found[-1] if found else None
 
     def vector_files(self, text_set: str) -> list[str]:
-        """The files of a text set's vectors, whether they can be read or not."""
-        return self.files.list("vectors", text_set, suffix=".parquet")
+        """The files of a text set's vectors, whether they can be read or not; of a compact file that can be read, those
+        that it stands for."""
+        stamps, packed = self.packs.listing(text_set)
+        return [*stamps, *(path for path in packed if path not in stamps), *self.packs.damaged(text_set)]
 
-    def _entries_of(self, text_set: str, stamps: Mapping[str, str]) -> list[Entry]:
-        """The entries of these files; a file is read whole, once for each of its stamps."""
+    def compact(self, text_set: str, *, progress: Progress = SILENT) -> Compacted:
+        """Put the vectors of a text set into few files; how many. Every method gives what it gave before.
+
+        Vectors that a process works on, and files that are left out, stay where they are. Raises StorageError.
+        """
+        return compact.compact(self, text_set, progress)
+
+    def expand(self, text_set: str, *, progress: Progress = SILENT) -> Compacted:
+        """Give each vector of a text set a file of its own again, as it was before `compact`."""
+        return compact.expand(self, text_set, progress)
+
+    def _entries_of(self, text_set: str, stamps: Mapping[str, str], packed: Mapping[str, InPack]) -> list[Entry]:
+        """The entries of these files, and of vectors in compact files that have none of their own; a file is read
+        whole, once for each of its stamps."""
         new = [path for path, stamp in stamps.items() if self._entries.get(path, ("", None))[0] != stamp]
         with ThreadPoolExecutor(8) as pool:
-            for path, found in zip(new, pool.map(partial(self._vector_or_none, text_set=text_set), new), strict=True):
+            for path, found in zip(new, pool.map(partial(self.vector_or_none, text_set=text_set), new), strict=True):
                 self._entries[path] = stamps[path], found and found[1]
-        known = ((path, self._entries[path][1]) for path in stamps)
+        known = [(path, self._entries[path][1]) for path in stamps]
+        known += [(path, one.metadata) for path, one in packed.items() if path not in stamps]
         entries = [Entry(path, text_set, metadata) for path, metadata in known if metadata is not None]
         return sorted(entries, key=lambda entry: (entry.metadata.get("date") or "", entry.path))
 
     def read_vector(self, path: str, text_set: str) -> tuple[Scores, dict[str, Any]]:
-        """Values and metadata of a vector's file. Raises FileNotFoundError and UnreadableError."""
-        name, n_texts = _name(path), self._n_texts(text_set)
-        return self.read(path, lambda data: records.vector_from_parquet(data, text_set, name, n_texts))
+        """Values and metadata of a vector by its file, or from the compact file that holds it. Raises FileNotFoundError
+        and UnreadableError."""
+        n_texts = self._n_texts(text_set)
+        if (found := self.packs.vector(path, text_set, n_texts)) is not None:
+            return found
+        try:
+            return self.read(path, lambda data: records.vector_from_parquet(data, text_set, _name(path), n_texts))
+        except FileNotFoundError:
+            self.packs.listing(text_set)  # it may have been put into a compact file meanwhile
+            if (found := self.packs.vector(path, text_set, n_texts)) is None:
+                raise
+            return found
 
-    def _vector_or_none(self, path: str, text_set: str) -> tuple[Scores, dict[str, Any]] | None:
-        name, n_texts = _name(path), self._n_texts(text_set)
-        return self._find(path, lambda data: records.vector_from_parquet(data, text_set, name, n_texts))
+    def vector_or_none(self, path: str, text_set: str) -> tuple[Scores, dict[str, Any]] | None:
+        """Values and metadata of a vector; None where it is not there, or is left out."""
+        try:
+            return self.read_vector(path, text_set)
+        except FileNotFoundError:
+            return None
+        except UnreadableError as error:
+            self.leave_out(path, error)
+            return None
 
     def _n_texts(self, text_set: str) -> int | None:
         """How many texts a set has, which its id fixes; None where that cannot be read."""
@@ -372,6 +407,7 @@ class Store:
         slug = ModelRef.parse(metadata["ref"]).slug
         path = self.files.path("vectors", text_set, f"{slug}-{metadata['key']}.parquet")
         self.files.write(path, records.vector_to_parquet(scores, metadata))
+        self.packs.of.pop(path, None)
         return Entry(path, text_set, metadata)
 
     def import_vectors(self, vectors: Vectors, source: str, *, progress: Progress = SILENT) -> list[Entry]:
@@ -435,10 +471,11 @@ class Store:
         rows = [(ref, entry) for ref, entry in zip(refs, entries, strict=True)
                 for ref in (ref, *(replace(ref, layer=n) for n in range(entry.n_layers * layers)))]  # fmt: skip
         matrix, read = np.full((len(rows), len(texts)), np.nan), np.zeros(len(rows), dtype=bool)
+        starts = np.cumsum([0, *(1 + entry.n_layers * layers for entry in entries)])
+        together = sorted(range(len(entries)), key=lambda n: self.packs.of.get(entries[n].path, ""))
         with ThreadPoolExecutor(8) as pool:
-            place = 0
-            for entry, found in zip(entries, pool.map(self._vector_of, entries), strict=True):
-                own = slice(place, place := place + 1 + entry.n_layers * layers)
+            for n, found in zip(together, pool.map(self._vector_of, [entries[n] for n in together]), strict=True):
+                own = slice(starts[n], starts[n + 1])
                 if found is None:
                     continue
                 read[own], matrix[own.start, found.text] = True, found.log_likelihood
@@ -487,14 +524,20 @@ class Store:
 
     def _vector_of(self, entry: Entry) -> Scores | None:
         """The values of an entry; None where its file is left out, or holds other layers by now."""
-        found = self._vector_or_none(entry.path, entry.text_set)
+        found = self.vector_or_none(entry.path, entry.text_set)
         if found is None or found[1].get("n_layers", 0) != entry.n_layers:
             return None
         return found[0].without(*(part.name for part in LARGE))
 
-    def remove(self, entry: Entry) -> None:
-        """Take one model's vector out of the store."""
-        self.files.remove(entry.path)
+    def remove(self, *entries: Entry) -> None:
+        """Take models' vectors out of the store."""
+        for text_set in dict.fromkeys(entry.text_set for entry in entries):
+            paths = [entry.path for entry in entries if entry.text_set == text_set]
+            own, packed = self.packs.listing(text_set)
+            compact.drop(self, text_set, paths)  # first: a file that is gone would uncover an older vector
+            for path in paths:
+                if path in own or path not in packed:
+                    self.files.remove(path)
 
     # ------------------------------------------------------------------------------------------------------- draws
 

@@ -60,7 +60,7 @@ def test_no_table_of_any_command_is_wider_than_a_hundred_characters(run, tables,
         "texts info",
     ):
         run(*command.split())
-    for command in ("trajectory", "scale", "kl", "map", "ls", "layers deep", "validate"):
+    for command in ("trajectory --all", "scale", "kl", "map", "ls", "layers deep", "validate"):
         run(*command.split(), "--store", "mixed", status=None)
     run("scale", "--published")
     assert len(tables) > 30

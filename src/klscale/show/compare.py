@@ -252,9 +252,12 @@ def beside(vectors: Vectors, a: str, b: str) -> list[Beside]:
 
 def print_comparison(vectors: Vectors, compared: Sequence[Compared]) -> None:
     """KL of each pair; bits per byte of each model; the ladder of variants; what that amounts to, and cautions."""
+    measured = [row.measured for row in compared]
     out.print(describe_texts(vectors.texts))
     out.print(table(COMPARED, compared, "\nKL"))
-    print_estimators(row.measured for row in compared)
+    print_estimators(measured)
+    # Cautions of the KLs are said below; here those of the column beside them.
+    cautions.print_footnotes(None, [it.by_whole_texts for it in measured if not it.kl.is_published])
     _print_drawn(vectors.texts, [row.drawn for row in compared if row.drawn is not None])
     _print_levels(vectors)
     if has_ladder(vectors, [(row.a, row.b) for row in compared]):

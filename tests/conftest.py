@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
+from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.progress import Progress
 from klscale.show.terminal import out
@@ -341,6 +342,20 @@ def plain_log_likelihoods(directory: Path, texts: TextSet, dtype: str = "float32
             log_probabilities = model(ids, use_cache=False).logits[0, :-1].double().log_softmax(dim=-1)
             values.append(log_probabilities[torch.arange(ids.shape[1] - 1), ids[0, 1:]].sum().item())
     return np.array(values)
+
+
+def values_of(ref: ModelRef, texts: TextSet) -> tuple[Any, Any]:
+    """Log-likelihoods (N,) of a model as the engine reads it on the CPU, and the loaded model."""
+    from klscale.sources.transformers.engine import Engine
+    from klscale.sources.transformers.files import resolve
+    from klscale.sources.transformers.load import load
+    from klscale.sources.transformers.tokens import tokenize
+
+    loaded = load(resolve(ref))
+    values = np.full(len(texts), np.nan)
+    for block in Engine(loaded, device="cpu").score(tokenize(loaded.tokenizer, texts), range(len(texts))):
+        values[block.text] = block.log_likelihood
+    return values, loaded
 
 
 def write_texts(path: Path, n: int = 60) -> Path:

@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import values_of
 from klscale.errors import KlscaleError
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.science.estimates import format_estimate
 from klscale.sources.transformers.cache import rounded
-from klscale.sources.transformers.engine import Engine
 from klscale.sources.transformers.files import resolve
 from klscale.sources.transformers.load import load
-from klscale.sources.transformers.tokens import tokenize
 from klscale.store.store import Store
 
 
@@ -29,14 +28,6 @@ def rounded_by_loops(numbers, bits, group):
         for n, value in enumerate(part):
             back[start + n] = part.min() + (round((value - part.min()) / step) * step if step else 0.0)
     return back
-
-
-def values_of(ref, texts):
-    loaded = load(resolve(ref))
-    values = np.full(len(texts), np.nan)
-    for block in Engine(loaded, device="cpu").score(tokenize(loaded.tokenizer, texts), range(len(texts))):
-        values[block.text] = block.log_likelihood
-    return values, loaded
 
 
 @pytest.mark.parametrize(("bits", "head", "group"), [(8, 128, 64), (4, 64, 64), (4, 80, 80), (4, 8, 8)])
@@ -54,7 +45,7 @@ def test_every_token_reads_rounded_keys_and_values(kind, make_model, texts, monk
     """Keys are rounded behind the rotary embedding, values behind their projection."""
     from transformers.models.llama import modeling_llama
 
-    from conftest import plain_log_likelihoods
+    from conftest import plain_log_likelihoods, values_of
 
     directory, bits = make_model(architecture="llama, grouped queries"), int(kind[-1])
     texts = TextSet.from_texts("few", texts.texts[:6])

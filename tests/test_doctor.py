@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import tomllib
 from importlib import metadata
 
 import pytest
 
 import klscale
+from conftest import ROOT
 from klscale.inputs.texts import cache_directory
 from klscale.studies import probe
 from klscale.studies.verbs import doctor as doctor_module
@@ -52,6 +54,11 @@ def test_damage_is_found_and_has_status_1(run, probed, fourteen, tmp_path):
     assert damaged.name in shown
     assert "texts-10k-pile.jsonl is not the published file." in shown
     assert "Nothing is wrong" not in shown
+
+
+def test_every_extra_of_users_is_looked_at():
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {*doctor_module.EXTRAS} == declared.keys() - {"benchmark", "dev", "docs"}
 
 
 def test_packages_that_lack_are_old_or_broken(probed, tmp_path, monkeypatch):

@@ -8,15 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import plain_log_likelihoods
+from conftest import plain_log_likelihoods, values_of
 from klscale.errors import InputError, KlscaleError
 from klscale.inputs.references import KERNELS, WEIGHTS_ONLY, ModelRef
 from klscale.inputs.texts import TextSet, load_texts
 from klscale.sources.transformers import quantization
-from klscale.sources.transformers.engine import Engine
 from klscale.sources.transformers.files import resolve
 from klscale.sources.transformers.load import load
-from klscale.sources.transformers.tokens import tokenize
 from klscale.store.store import Store
 from klscale.sweep.score import score
 
@@ -67,14 +65,6 @@ def requantized(directory, kind, target):
     model.save_pretrained(target)
     AutoTokenizer.from_pretrained(directory).save_pretrained(target)
     return target
-
-
-def values_of(ref, texts):
-    loaded = load(resolve(ref))
-    values = np.full(len(texts), np.nan)
-    for block in Engine(loaded, device="cpu").score(tokenize(loaded.tokenizer, texts), range(len(texts))):
-        values[block.text] = block.log_likelihood
-    return values, loaded
 
 
 @pytest.mark.parametrize("kind", WEIGHTS_ONLY)

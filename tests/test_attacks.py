@@ -17,12 +17,11 @@ from hypothesis import strategies as st
 
 import attacks
 import fuzzed
-from klscale.errors import InputError, KlscaleError, printable
+from klscale.errors import InputError, KlscaleError, UnreadableError, printable
 from klscale.inputs.references import ModelRef
 from klscale.inputs.suites import read_suite
 from klscale.inputs.texts import TextSet, load_texts
 from klscale.store import records
-from klscale.store.files import UnreadableError
 from klscale.vectors.imports import read_attributes, read_log_likelihoods
 from klscale.vectors.pickles import load_pickle
 from klscale.vectors.spreadsheets import guarded, unguarded

@@ -227,7 +227,7 @@ def stop_at(store, event):
 
         return call
 
-    for name in ("write", "remove"):
+    for name in ("write", "create", "remove"):
         setattr(store.files, name, watched(getattr(store.files, name)))
     return lambda: count
 

@@ -12,12 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from conftest import ROOT
-from klscale.errors import InputError
+from klscale.errors import InputError, UnreadableError
 from klscale.inputs.references import ModelRef
 from klscale.science.estimates import Estimate
 from klscale.science.kl import KL
 from klscale.store import records
-from klscale.store.files import UnreadableError
 from klscale.store.store import Store, vector_key
 from klscale.studies import maps
 from klscale.vectors import scores as scores_module

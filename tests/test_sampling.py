@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from conftest import Interrupt
-from klscale.errors import InputError
+from klscale.errors import InputError, UnreadableError
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.progress import Progress
@@ -21,7 +21,6 @@ from klscale.science.sampled_tokens import MIXTURE
 from klscale.sources.mock import Chain, Parameters
 from klscale.sources.source import ReaderOptions, Sources
 from klscale.store import records
-from klscale.store.files import UnreadableError
 from klscale.store.store import Store
 from klscale.sweep import draws as sweep_draws
 from klscale.sweep import jobs

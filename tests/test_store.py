@@ -21,7 +21,7 @@ from conftest import wait_until
 from klscale.errors import InputError, KlscaleError
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
-from klscale.store import claims, files, records, whole
+from klscale.store import claims, files, local, records, whole
 from klscale.store import store as store_module
 from klscale.store.store import Store, vector_key
 from klscale.vectors.scores import Scores
@@ -132,7 +132,7 @@ def test_a_summary_names_no_file_that_is_not_there_and_no_metadata_that_no_vecto
 
 def test_a_store_that_cannot_be_written_has_no_summary(store, texts, monkeypatch):
     monkeypatch.setattr(store_module, "MANY", 2)
-    monkeypatch.setattr(files, "write_whole", lambda *_: (_ for _ in ()).throw(PermissionError(13, "no")))
+    monkeypatch.setattr(local, "write_whole", lambda *_: (_ for _ in ()).throw(PermissionError(13, "no")))
     assert len(store.entries(texts.id)) == 2
     assert not (Path(store.location) / "summaries").exists()
 

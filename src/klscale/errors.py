@@ -48,6 +48,10 @@ class StorageError(KlscaleError):
     """The store cannot be written: nothing that would be computed now could be kept."""
 
 
+class UnreadableError(ValueError):
+    """A file of a store that cannot be used; says why, in words that follow the file's name."""
+
+
 class ScoringError(KlscaleError):
     """Too few of the models could be scored. `outcomes` tell what became of each of them."""
 

@@ -57,13 +57,17 @@ def is_free(name: str, value: Any = None) -> bool:
     return bool(name.strip()) and name not in _TAKEN and usable
 
 
+def near_miss(name: str, known: Iterable[str]) -> str | None:
+    """The known word that a name is nearly, whatever its case; None where there is none."""
+    folded = {word.casefold(): word for word in known}
+    close = get_close_matches(name.casefold(), folded, n=1, cutoff=0.8)
+    return folded[close[0]] if close else None
+
+
 def require_free(name: str, what: str = "attribute") -> None:
     """Raise InputError for a name that no free attribute can have, and for a near miss of a known one: `famly`."""
-    folded = {known.casefold(): known for known in ATTRIBUTES if known != "layer"}
-    close = get_close_matches(name.casefold(), folded, n=1, cutoff=0.8)
-    if close:
-        remedy = f"Did you mean {folded[close[0]]!r}?"
-        raise InputError(f"unknown {what} {name!r}.", remedy, "Rename or drop it.")
+    if (close := near_miss(name, (known for known in ATTRIBUTES if known != "layer"))) is not None:
+        raise InputError(f"unknown {what} {name!r}.", f"Did you mean {close!r}?", "Rename or drop it.")
     if not is_free(name):
         raise InputError(f"unknown {what} {name!r}.", "klscale uses this name itself.", "Rename or drop it.")
 

@@ -8,14 +8,13 @@ import re
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from klscale.errors import InputError, KlscaleError, nearest
-from klscale.inputs.attributes import NUMBERS, is_free, number_of
+from klscale.inputs.attributes import NUMBERS, is_free, near_miss, number_of
 from klscale.inputs.references import QUANTIZATIONS, Model, ModelRef
 from klscale.limits import SUITE_BYTES, SUITE_DEPTH, SUITE_MERGED, SUITE_MODELS
 
@@ -180,7 +179,7 @@ BoundedLoader.add_constructor("tag:yaml.org,2002:seq", BoundedLoader.sequence)
 def _check_keys(path: Path, item: _Mapping, known: tuple[str, ...], *, free: bool = False) -> None:
     """Raise InputError for a key that is not known; with `free`, for a near miss of one, and for no word."""
     for key, line in item.lines.items():
-        near = not isinstance(key, str) or not is_free(key) or get_close_matches(key.casefold(), known, cutoff=0.8)
+        near = not isinstance(key, str) or not is_free(key) or near_miss(key, known)
         if key not in known and (near or not free):
             raise InputError(f"{path}, line {line}: unknown key {key!r}.", nearest(str(key), known))
 

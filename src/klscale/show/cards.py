@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 import yaml
 
-from klscale.errors import InputError, KlscaleError, ScoringError, printable
+from klscale.errors import InputError, KlscaleError, ScoringError, UnreadableError, printable
 from klscale.inputs.references import ModelRef, parse_all
 from klscale.inputs.suites import BoundedLoader
 from klscale.inputs.texts import NAMED, TextSet
@@ -32,7 +32,7 @@ from klscale.show.files import require_ending, whole
 from klscale.show.pairs import KL_COLUMNS, WHAT_IT_IS
 from klscale.show.sizes import size_column
 from klscale.show.terminal import out, plain, say, without_nan
-from klscale.store.files import Files, UnreadableError
+from klscale.store.files import Files
 from klscale.store.numbers import Numbers, numbers_from_parquet, numbers_to_parquet
 from klscale.store.records import UNREADABLE, problem
 from klscale.store.store import Store

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from klscale.errors import UnreadableError
 from klscale.inputs.texts import TextSet
 from klscale.store import records
-from klscale.store.files import UnreadableError
 from klscale.vectors.scores import Scores
 
 if TYPE_CHECKING:

@@ -15,11 +15,10 @@ from functools import partial
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
-from klscale.errors import StorageError
+from klscale.errors import StorageError, UnreadableError
 from klscale.inputs.texts import content_id
 from klscale.progress import Progress
 from klscale.store import claims, records
-from klscale.store.files import UnreadableError
 from klscale.store.records import Packed
 from klscale.vectors.scores import Scores
 

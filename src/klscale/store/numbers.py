@@ -24,12 +24,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from klscale.errors import UnreadableError
 from klscale.inputs.references import ModelRef
 from klscale.inputs.spans import Cuts
 from klscale.inputs.texts import TextSet
 from klscale.science.arrays import Integers
 from klscale.store import records
-from klscale.store.files import UnreadableError
 from klscale.store.records import FEW, HEAD, LIST, MAPPING, TEXT, required
 from klscale.vectors.draws import TokenDraws
 from klscale.vectors.scores import LAYERS, PARTS, Ragged, Scores

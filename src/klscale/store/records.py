@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from klscale.errors import InputError
+from klscale.errors import InputError, UnreadableError
 from klscale.inputs.attributes import NUMBERS, is_free
 from klscale.inputs.conversations import conversation_of
 from klscale.inputs.references import ModelRef
@@ -30,7 +30,7 @@ from klscale.inputs.spans import are_packed
 from klscale.inputs.texts import TextSet, content_id, is_prompt, text_set_id
 from klscale.limits import VECTOR_BYTES, VECTOR_LAYERS
 from klscale.science.kl import KL
-from klscale.store.files import SEAL, UnreadableError, require_seal, sealed
+from klscale.store.files import SEAL, require_seal, sealed
 from klscale.vectors.draws import SampledValues, TextDraws, TokenDraws
 from klscale.vectors.scores import DRAWS, GIVEN, LOWEST, PARTS, SAMPLED, SPANS, TOP, Part, Ragged, Scores, Values
 from klscale.vectors.vectors import COLUMNS, PackedSpans

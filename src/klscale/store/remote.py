@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import inspect
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,7 +55,11 @@ class Remote:
         self._ask(path, "written", lambda: self._system.pipe_file(path, data))
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write a file on condition that there is none; whether there was none."""
+        """Write a file on condition that there is none; whether there was none. Where the storage knows no such
+        condition, the file is written."""
+        if not self.creates:
+            self.put(path, data)
+            return True
         try:
             self._ask(path, "written", lambda: self._system.pipe_file(path, data, mode="create"))
         except FileExistsError:
@@ -76,6 +80,13 @@ class Remote:
         )
         return found
 
+    def infos(self, directory: str, paths: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """What is known of those of these files of a directory that are there, by one listing."""
+        known: dict[str, dict[str, Any]] = {}
+        with contextlib.suppress(FileNotFoundError):
+            known = {one["name"].rstrip("/"): one for one in self.list(directory)}
+        yield from ((path, known[path]) for path in paths if path in known)
+
     def exists(self, path: str) -> bool:
         """Whether there is such a file."""
         return bool(self._ask(path, "looked for", lambda: self._system.exists(path)))
@@ -85,6 +96,9 @@ class Remote:
         self._stamps.pop(path, None)
         rm = self._system.rm if recursive else self._system.rm_file
         self._ask(path, "removed", lambda: rm(path, recursive=True) if recursive else rm(path))
+
+    def clear(self) -> None:
+        """A request leaves no half of a file."""
 
     def listed(self, stamps: Mapping[str, str]) -> None:
         """What the storage says of files: while it says the same of one, the copy in the local cache is that file."""

@@ -37,7 +37,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from klscale.errors import InputError, KlscaleError, StorageError, nearest
+from klscale.errors import InputError, KlscaleError, StorageError, UnreadableError, nearest
 from klscale.inputs.references import ModelRef
 from klscale.inputs.spans import RULE
 from klscale.inputs.texts import ALONE, NAMED, TextSet, load_texts
@@ -47,7 +47,7 @@ from klscale.science.kl import KL
 from klscale.store import check, claims, compact, records
 from klscale.store.claims import Claim
 from klscale.store.compact import Compacted, InPack, Packs
-from klscale.store.files import Files, UnreadableError
+from klscale.store.files import Files
 from klscale.store.records import UNREADABLE
 from klscale.vectors.draws import TokenDraws
 from klscale.vectors.scores import DRAWS, GIVEN, SAMPLED, SPANS, TOP, Scores

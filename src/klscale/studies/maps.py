@@ -16,7 +16,7 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
-from klscale.errors import InputError, StorageError
+from klscale.errors import InputError, StorageError, UnreadableError
 from klscale.inputs.texts import TextSet, content_id
 from klscale.progress import SILENT, Progress
 from klscale.science.arrays import Floats, Integers
@@ -24,7 +24,6 @@ from klscale.science.clip import CLIP_LIMIT, common_texts
 from klscale.science.estimates import Estimate, cluster_codes, n_clusters, standard_error_of_mean
 from klscale.science.kl import KL, KLMatrix
 from klscale.science.reported import ReportedKL
-from klscale.store.files import UnreadableError
 from klscale.store.records import UNREADABLE, Columns, from_record
 from klscale.store.store import Store
 from klscale.vectors.vectors import Vectors

@@ -19,9 +19,9 @@ from conftest import write_texts
 from klscale.inputs.references import ModelRef
 from klscale.show import cards
 from klscale.sources.mock import Chain, Parameters
-from klscale.store import numbers as kept_numbers
+from klscale.store import card_numbers as kept_numbers
 from klscale.store import records
-from klscale.store.numbers import numbers_from_parquet, numbers_to_parquet
+from klscale.store.card_numbers import numbers_from_parquet, numbers_to_parquet
 
 BASE, NEAR, OTHER = "mock://1", "mock://1?shift=0.05", "mock://1?shift=0.1&tokens=pairs"
 

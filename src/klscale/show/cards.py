@@ -32,8 +32,8 @@ from klscale.show.files import require_ending, whole
 from klscale.show.pairs import KL_COLUMNS, WHAT_IT_IS
 from klscale.show.sizes import size_column
 from klscale.show.terminal import out, plain, say, without_nan
+from klscale.store.card_numbers import Numbers, numbers_from_parquet, numbers_to_parquet
 from klscale.store.files import Files
-from klscale.store.numbers import Numbers, numbers_from_parquet, numbers_to_parquet
 from klscale.store.records import UNREADABLE, problem
 from klscale.store.store import Store
 from klscale.studies.calibration import QUANTILES

@@ -29,7 +29,7 @@ from klscale.science.kl import LOG_2
 from klscale.science.pair_sums import ratio_of_sums
 from klscale.science.reported import ReportedKL
 from klscale.sources.source import NEXT_TOKENS, SPLIT, Reader, ReaderOptions, Sources, require_one_tokenizer
-from klscale.store.numbers import NextTokenKL, Numbers
+from klscale.store.card_numbers import NextTokenKL, Numbers
 from klscale.store.store import Entry, Store
 from klscale.studies.calibration import weighted_quantiles
 from klscale.vectors.scores import Ragged

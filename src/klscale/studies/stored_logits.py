@@ -24,7 +24,7 @@ from klscale.science.estimates import Estimate
 from klscale.science.pair_sums import ratio_of_sums
 from klscale.sources.source import NEXT_TOKENS, Reader, ReaderOptions, Sources
 from klscale.sources.tokens import Tokens, decoded_bytes
-from klscale.store.numbers import NextTokenKL
+from klscale.store.card_numbers import NextTokenKL
 from klscale.studies.cards import NextTokenFigures, figures
 from klscale.vectors.scores import Ragged
 

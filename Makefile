@@ -20,9 +20,10 @@ demo: $(VENV)/installed
 demo-real: $(VENV)/installed
 	$(BIN)/python docs/study/demo_real.py $(or $(ARGS),klscale-real)
 
-# Two processes, of one thread each. `make test ARGS="-m 'not slow'"` leaves out what takes long.
+# Two processes, of one thread each. `make test ARGS="-m 'not slow'"` leaves out what takes long. The commands that tests
+# start find the package compiled, also where the environment forbids Python to keep what it compiles.
 test: $(VENV)/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Broken inputs, kills, damaged files and hostile stores, each time others, until interrupted.
 fuzz: $(VENV)/installed-dev

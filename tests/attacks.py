@@ -77,6 +77,7 @@ def load() -> None:
     import openTSNE  # noqa: F401
     import pandas  # noqa: F401
     import rich.progress  # noqa: F401
+    from typer.testing import CliRunner
 
     import klscale.show.reports
     import klscale.sources.mock
@@ -85,6 +86,7 @@ def load() -> None:
     import klscale.studies.verbs.score
     import klscale.vectors.imports  # noqa: F401
 
+    CliRunner().invoke(klscale.cli.app, ["ls", "--store", "none"])  # what typer loads with the first command
 
 def run(arguments: Sequence[object], place: Path, *, stop: str = "", at: int = 0) -> Ended:
     """Run a command in a directory, in a child of its own. `stop` it at the file event number `at`: by `kill`, by

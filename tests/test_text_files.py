@@ -262,18 +262,15 @@ def data_sets(tmp_path, monkeypatch):
         def do_GET(self):
             path = unquote(self.path.partition("?")[0])
             if path.startswith("/api/datasets/"):
-                name, _, revision = path.removeprefix("/api/datasets/").partition("/tree/")
+                name, _, revision = path.removeprefix("/api/datasets/").partition("/revision/")
                 if name not in made.files:
                     self.reply(404, b"{}", X_Error_Code="RepoNotFound")
                 elif revision != text_files.CONVERTED:
                     self.reply(404, b"{}", X_Error_Code="RevisionNotFound")
                 else:
-                    listed = [
-                        {"type": "file", "path": path, "size": len(data), "oid": "0" * 40}
-                        for path, data in made.files[name].items()
-                    ]
-                    folder = {"type": "directory", "path": "default", "oid": "0" * 40}
-                    self.reply(200, json.dumps([folder, *listed]).encode(), Content_Type="application/json")
+                    listed = [{"rfilename": path, "size": len(data)} for path, data in made.files[name].items()]
+                    told = {"id": name, "sha": "1" * 40, "siblings": [{"rfilename": ".gitattributes"}, *listed]}
+                    self.reply(200, json.dumps(told).encode(), Content_Type="application/json")
                 return
             name, _, file = path.removeprefix("/datasets/").partition(f"/resolve/{text_files.CONVERTED}/")
             data = made.files.get(name, {}).get(file)

@@ -324,8 +324,9 @@ def _hub_rows(name: str, chosen: Sequence[str]) -> Iterator[dict[str, Any]]:
     spec = f"{HUB}{name}"
     asked: dict[str, Any] = {"repo_type": "dataset", "revision": CONVERTED}
     try:
-        tree = [entry for entry in HfApi().list_repo_tree(name, recursive=True, **asked) if hasattr(entry, "size")]
-        files = {entry.path: entry.size for entry in tree if re.fullmatch(r"[^/]+/[^/]+/[^/]+\.parquet", entry.path)}
+        listed = HfApi().dataset_info(name, revision=CONVERTED, files_metadata=True).siblings or []
+        named = {file.rfilename: file.size or 0 for file in listed}
+        files = {file: size for file, size in named.items() if re.fullmatch(r"[^/]+/[^/]+/[^/]+\.parquet", file)}
         configuration = _one_of(spec, {file.split("/")[0] for file in files}, chosen[:1], "configurations", "default")
         inside = {file.split("/")[1] for file in files if file.startswith(f"{configuration}/")}
         split = _one_of(f"{spec}/{configuration}", inside, chosen[1:], "splits")

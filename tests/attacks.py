@@ -84,9 +84,10 @@ def load() -> None:
     import klscale.studies.maps
     import klscale.studies.verbs.map
     import klscale.studies.verbs.score
-    import klscale.vectors.imports  # noqa: F401
+    import klscale.vectors.imports
 
     CliRunner().invoke(klscale.cli.app, ["ls", "--store", "none"])  # what typer loads with the first command
+
 
 def run(arguments: Sequence[object], place: Path, *, stop: str = "", at: int = 0) -> Ended:
     """Run a command in a directory, in a child of its own. `stop` it at the file event number `at`: by `kill`, by

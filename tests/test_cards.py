@@ -18,6 +18,7 @@ import klscale
 from conftest import write_texts
 from klscale.inputs.references import ModelRef
 from klscale.show import cards
+from klscale.show.markdown import escaped
 from klscale.sources.mock import Chain, Parameters
 from klscale.store import card_numbers as kept_numbers
 from klscale.store import records
@@ -252,8 +253,8 @@ def test_what_was_measured_is_not_measured_again(run, place, monkeypatch):
 
 def test_names_are_text_in_markdown():
     name = "a|b`c`<img src=x>[x](http://y)*_&\u202e\n"
-    found = cards.escaped(name)
-    assert re.fullmatch(r"(\\[\\`*_\[\]|~#!$]|&amp;|&lt;|&gt;|&#58;//|[^\\`*_\[\]|~#!$<>&])*", found)
+    found = escaped(name)
+    assert re.fullmatch(r"(\\[\\`*_{}\[\]|~#!$]|&amp;|&lt;|&gt;|&#58;//|[^\\`*_\[\]|~#!$<>&])*", found)
     assert "\n" not in found
     assert "\u202e" not in found
 

@@ -10,7 +10,7 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 import yaml
 
-from klscale.errors import InputError, KlscaleError, ScoringError, UnreadableError, printable
+from klscale.errors import InputError, KlscaleError, ScoringError, UnreadableError
 from klscale.inputs.references import ModelRef, parse_all
 from klscale.inputs.suites import BoundedLoader
 from klscale.inputs.texts import NAMED, TextSet
@@ -29,6 +29,7 @@ from klscale.show import sizes
 from klscale.show.cautions import CAUTIONS, Around, Measured, of_documents
 from klscale.show.columns import ESTIMATE, HEAD, Column, estimate, number, record, table, within
 from klscale.show.files import require_ending, whole
+from klscale.show.markdown import escaped, markdown_table
 from klscale.show.pairs import KL_COLUMNS, WHAT_IT_IS
 from klscale.show.sizes import size_column
 from klscale.show.terminal import out, plain, say, without_nan
@@ -410,7 +411,7 @@ def body_of(made: Card, numbers_file: str) -> str:
     lines = [
         f"## Distance to {base}",
         "",
-        *markdown_table(_shown(rows), rows),
+        *markdown_table(table(_shown(rows), rows)),
         "",
         f"{base}: {number(made.base_bits_per_byte)} bits/byte{size}. KL "
         + "; ".join(
@@ -419,7 +420,7 @@ def body_of(made: Card, numbers_file: str) -> str:
         + f". ± is the standard error over texts. {sizes.COUNTED if any(row.it.size for row in rows) else ''}".rstrip(),
     ]
     if some := [row for row in rows if row.it.mean_nats]:
-        lines += ["", f"KL of single next tokens, from {base}:", "", *markdown_table(NEXT_TOKENS, some), ""]
+        lines += ["", f"KL of single next tokens, from {base}:", "", *markdown_table(table(NEXT_TOKENS, some)), ""]
         exact = next((row.it.exact for row in some if row.it.exact), None)
         if exact is not None:
             lines.append(
@@ -446,22 +447,6 @@ def _shown(rows: Sequence[_Row]) -> tuple[Column, ...]:
     """The columns of the first table; sizes where one is known."""
     known = any(row.it.size for row in rows)
     return (*DISTANCE, *(sizes.printed_columns(lambda row: row.it.size) if known else ()))
-
-
-def markdown_table(columns: Iterable[Column], rows: Sequence[Any]) -> list[str]:
-    """The lines of a Markdown table: columns with a title, without those that are empty in every row."""
-    shown = table(columns, rows).columns
-    return [
-        "| " + " | ".join(escaped(column.title) for column in shown) + " |",
-        "|" + "|".join("---" if column.words else "---:" for column in shown) + "|",
-        *("| " + " | ".join(map(escaped, row)) + " |" for row in zip(*(one.cells for one in shown), strict=True)),
-    ]
-
-
-def escaped(text: object) -> str:
-    """A text in Markdown that stays what it is: no markup, no HTML, no link."""
-    found = re.sub(r"([\\`*_\[\]|~#!$])", r"\\\1", printable(text))
-    return found.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("://", "&#58;//")
 
 
 # ------------------------------------------------------------------------------------------------------------ checking

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.text import Text
 
 from klscale.errors import InputError, StorageError, nearest
+from klscale.show.markdown import escaped, markdown_table
 from klscale.show.tables import Table
 from klscale.show.terminal import out, without_nan
 
@@ -79,13 +80,9 @@ def save_document(file: Path, show: Callable[[], None]) -> None:
 
 def _markdown(printed: Any) -> str:
     if not isinstance(printed, Table):
-        return _MARKDOWN.sub(r"\\\g<0>", _plain(printed))
-    titles = [column.title for column in printed.columns]
-    rules = [":--" if column.words else "--:" for column in printed.columns]
-    rows = [titles, *zip(*(column.cells for column in printed.columns), strict=True)]
-    head, *cells = [" | ".join(_MARKDOWN.sub(r"\\\g<0>", cell) for cell in row) for row in rows]
-    title = f"**{_markdown(printed.title)}**\n\n" if printed.title else ""
-    return title + "\n".join(f"| {row} |" for row in (head, " | ".join(rules), *cells))
+        return "\n".join(map(escaped, _plain(printed).splitlines()))
+    title = f"**{escaped(_plain(printed.title))}**\n\n" if printed.title else ""
+    return title + "\n".join(markdown_table(printed))
 
 
 def _latex(printed: Any) -> str:
@@ -104,12 +101,11 @@ def _plain(printed: Any) -> str:
     return (Text.from_markup(printed) if isinstance(printed, str) else printed).plain.strip()
 
 
-_MARKDOWN = re.compile(r"[\\`*_{}\[\]<>|~#]")
 _LATEX = str.maketrans({
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "∞": r"$\infty$",
     "‖": r"$\Vert$", **{mark: f"\\{mark}" for mark in "{}$&#_%"},
 })  # fmt: skip
-"""Characters that Markdown and LaTeX would not print as they are."""
+"""Characters that LaTeX would not print as they are."""
 
 
 def save_picture(file: Path, figure: Figure) -> None:

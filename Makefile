@@ -61,7 +61,7 @@ docs: $(VENV)/installed-dev
 reference: $(VENV)/installed-dev
 	$(BIN)/python docs/make_reference.py
 
-# The tables and pictures of docs/validity.md and docs/footguns.md; SHARED holds models/stories260K and texts/.
+# The tables and pictures of docs/validity.md, docs/whole-texts.md and docs/footguns.md; SHARED holds models/stories260K and texts/.
 study: $(DEMO)/scale.json | $(VENV)/installed-dev
 	$(BIN)/python docs/make_study.py $(DEMO) $(if $(SHARED),--shared $(SHARED))
 

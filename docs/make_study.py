@@ -1,4 +1,4 @@
-"""Makes the tables and pictures of docs/validity.md and docs/footguns.md, from what `klscale demo` left in a directory
+"""Makes the tables and pictures of docs/validity.md, docs/whole-texts.md and docs/footguns.md, from what `klscale demo` left in a directory
 and the example in this repository; a real model too where `--shared` has one. `make study` does it.
 
     klscale demo && python docs/make_study.py klscale-demo
@@ -66,7 +66,7 @@ def main(demo: Path, shared: Path | None = None) -> None:
 def insert(name: str, text: str) -> None:
     """Put a table into the documents, where it has its place."""
     place = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", flags=re.S)
-    for document in (DOCS / "validity.md", DOCS / "footguns.md"):
+    for document in (DOCS / "validity.md", DOCS / "whole-texts.md", DOCS / "footguns.md"):
         written = document.read_text(encoding="utf-8")
         changed = place.sub(lambda found: f"{found[1]}{text}\n{found[2]}", written)
         if changed != written:

@@ -47,12 +47,12 @@ HEAVY_TAILS = 10.0
 RANGE_LIMIT = 100.0
 """KL in nats per text above which the estimate is a distance rather than a KL divergence. On texts drawn from the
 models themselves it equals exact KL up to 10 nats, and mostly agrees within a factor of 2 up to this limit
-(`docs/validity.md`). The limit is per text because the second-order expansion is in the probability of a whole text:
+(`docs/whole-texts.md`). The limit is per text because the second-order expansion is in the probability of a whole text:
 for texts of 972 bytes it is 0.148 bits per byte."""
 
 POOR_MODEL = 2.0
 """Bits per byte above which a model is far from the texts: a good general-purpose compressor does better. There the
-estimate overstates KL at any size (1.3 to 19 times for models above 2.6, see `docs/validity.md`)."""
+estimate overstates KL at any size (1.3 to 19 times for models above 2.6, see `docs/whole-texts.md`)."""
 
 
 def nats2_per_bit_per_byte(mean_bytes: float | Floats) -> Any:

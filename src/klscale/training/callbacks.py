@@ -30,20 +30,23 @@ from transformers.trainer_callback import CallbackHandler, TrainerCallback
 from klscale.errors import InputError, KlscaleError
 from klscale.inputs.attributes import attributes_of
 from klscale.inputs.references import ModelRef
+from klscale.inputs.spans import RULE
 from klscale.inputs.texts import TextSet, load_texts
 from klscale.science import diffusion
 from klscale.science.arrays import Floats, Integers
 from klscale.science.bootstrap import RESAMPLES, estimate_from_resamples, text_draws
 from klscale.science.diffusion import WINDOW
 from klscale.science.estimates import Estimate
-from klscale.science.kl import KL, bits_per_byte, kl, kl_pairs
+from klscale.science.kl import bits_per_byte, kl_pairs
+from klscale.science.reported import LARGEST_BY_SPANS, ReportedKL
 from klscale.sources.source import Reader, ReaderOptions, Sources
 from klscale.sources.tokens import Tokens
+from klscale.store.records import spans_of
 from klscale.store.store import Entry, Store
 from klscale.sweep.score import metadata_of, score
 from klscale.training.live import live_reader, live_tokens, require_scorable, untouched
 from klscale.vectors.scores import Scores
-from klscale.vectors.vectors import CONVENTION
+from klscale.vectors.vectors import CONVENTION, SpanRow, Vectors, attribute_table
 
 logger = logging.getLogger(__name__)
 
@@ -69,12 +72,20 @@ class _Sample:
 
     def row(self, scores: Scores) -> Floats:
         """Log-likelihoods (n,) in nats, NaN where a text was not scored."""
+        return self._all(scores)[self.subset]
+
+    def _all(self, scores: Scores) -> Floats:
         row = np.full(len(self.texts), np.nan)
         row[scores.text] = scores.log_likelihood
-        return row[self.subset]
+        return row
 
-    def kl(self, a: Floats, b: Floats) -> KL:
-        return kl(a, b, self.bytes, clip=self.texts.clip, documents=self.documents)
+    def kl(self, a: Scores, b: Scores) -> ReportedKL:
+        """By spans where the tokenizer gives offsets, else by whole texts."""
+        names, rows = (ModelRef("a"), ModelRef("b")), (a.at(self.subset), b.at(self.subset))
+        packed = [spans_of(one, {"spans": {"rule": RULE}}, self.texts) for one in rows]
+        spans = tuple(None if one is None else SpanRow(lambda kept=one: kept) for one in packed)
+        table = attribute_table(names, [{"convention": CONVENTION}] * 2)
+        return Vectors(np.stack([*map(self._all, rows)]), names, table, self.texts, spans).reported_kl(*names)
 
 
 class TrainingWatch:
@@ -138,9 +149,9 @@ class TrainingWatch:
         self._asked: int | None = None
         """The last step with a measurement, also a failed one; None before the start."""
         self._sample: _Sample | None = None
-        self._reference_row: Floats | None = None
-        self._start_row: Floats | None = None
-        self._recent: deque[tuple[int, Floats]] = deque(maxlen=max(WINDOW, patience or 0) + 1)
+        self._reference_scores: Scores | None = None
+        self._start: Scores | None = None
+        self._recent: deque[tuple[int, Scores]] = deque(maxlen=max(WINDOW, patience or 0) + 1)
         """Step and vector of the last measurements."""
         self._batch_tokens: int | None = None
         self._said: set[str] = set()
@@ -215,13 +226,12 @@ class TrainingWatch:
             subset = self._taken_up(texts, earlier[0]) if earlier else self._choose(model, texts, tokens)
             self._sample = _Sample(texts, tokens, subset)
             if self._reference is not None:
-                scores = self._score_reference(self._reference, self._sample, str(model.device))
-                self._reference_row = self._sample.row(scores)
-        self._start_row, self.settled = None, False
+                self._reference_scores = self._score_reference(self._reference, self._sample, str(model.device))
+        self._start, self.settled = None, False
         self._recent.clear()
         for entry in earlier:
             assert self._store is not None
-            self._remember(_live(entry)[1], self._sample.row(self._store.scores(entry)))
+            self._remember(_live(entry)[1], self._store.scores(entry))
 
     def _find_texts(self) -> TextSet:
         if self._store is None:
@@ -314,15 +324,14 @@ class TrainingWatch:
         scores = Scores.concatenate([*reader.score(sample.texts, sample.subset)])
         # From now on the same batches, so that rounding is the same.
         self._batch_tokens = reader.facts(sample.texts)["batch_tokens"]
-        row = sample.row(scores)
-        found: dict[str, KL | Estimate] = {}
-        if self._start_row is not None:
-            found["from_previous"] = sample.kl(self._recent[-1][1], row)
-            found["from_start"] = sample.kl(self._start_row, row)
-        if self._reference_row is not None:
-            found["to_reference"] = sample.kl(self._reference_row, row)
-        found["bits_per_byte"] = bits_per_byte(row, sample.bytes, documents=sample.documents)
-        self._remember(step, row)
+        found: dict[str, ReportedKL | Estimate] = {}
+        if self._start is not None:
+            found["from_previous"] = sample.kl(self._recent[-1][1], scores)
+            found["from_start"] = sample.kl(self._start, scores)
+        if self._reference_scores is not None:
+            found["to_reference"] = sample.kl(self._reference_scores, scores)
+        found["bits_per_byte"] = bits_per_byte(sample.row(scores), sample.bytes, documents=sample.documents)
+        self._remember(step, scores)
         self.settled = self._has_settled(sample)
         if len(self._recent) > WINDOW:
             found["exponent"] = self._exponent(sample)
@@ -340,23 +349,24 @@ class TrainingWatch:
             if math.isfinite(number)
         }
 
-    def _remember(self, step: int, row: Floats) -> None:
-        if self._start_row is None:
-            self._start_row = row
-        self._recent.append((step, row))
+    def _remember(self, step: int, scores: Scores) -> None:
+        if self._start is None:
+            self._start = scores
+        self._recent.append((step, scores))
 
     def _has_settled(self, sample: _Sample) -> bool:
         if self._patience is None or self._threshold is None or len(self._recent) <= self._patience:
             return False
-        assert self._start_row is not None
-        *last, newest = [row for _, row in self._recent][-1 - self._patience :]
-        moved, *moves = (sample.kl(row, newest).value > self._threshold for row in (self._start_row, *last))
+        assert self._start is not None
+        *last, newest = [scores for _, scores in self._recent][-1 - self._patience :]
+        moved, *moves = (sample.kl(one, newest).value > self._threshold for one in (self._start, *last))
         return moved and not any(moves)
 
     def _exponent(self, sample: _Sample) -> Estimate:
         """Diffusion exponent, a pure number: slope of ln KL(t0, t) on ln(t - t0) over the last 10 measurements, with t0
         the one before them (Kishino et al., arXiv 2505.15353). The standard error is by bootstrap of the texts."""
-        steps, rows = zip(*list(self._recent)[-1 - WINDOW :], strict=True)
+        steps, scores = zip(*list(self._recent)[-1 - WINDOW :], strict=True)
+        rows = [*map(sample.row, scores)]
         n, documents = len(sample.bytes), sample.documents
         draws = text_draws(n, documents, resamples=RESAMPLES, seed=0)
         from_first = np.array([(0, later) for later in range(1, len(rows))])
@@ -368,13 +378,16 @@ class TrainingWatch:
         slope = diffusion.fits(steps, squared, after=steps[0], window=WINDOW).slope[:, 0]
         return estimate_from_resamples(slope[0], slope[1:], n, documents=documents, unit="")
 
-    def _look_out(self, found: Mapping[str, KL | Estimate]) -> None:
+    def _look_out(self, found: Mapping[str, ReportedKL | Estimate]) -> None:
         """Log the cautions of these values."""
         for name, estimate in found.items():
-            if isinstance(estimate, KL) and not estimate.in_range:
-                why = "above 100 nats/text, or a model is far from the texts"
+            if not isinstance(estimate, ReportedKL):
+                continue
+            if not estimate.in_range:
+                limit = "100 nats/text" if estimate.is_published else f"{LARGEST_BY_SPANS} bits/byte by spans"
+                why = f"above {limit}, or a model is far from the texts"
                 self._say_once(f"kl/{name} is out of range ({why}): it is a distance, not a KL divergence.")
-            if isinstance(estimate, KL) and estimate.heavy_tails:
+            if estimate.is_published and estimate.whole_texts.heavy_tails:
                 self._say_once(f"kl/{name} depends on few texts (kurtosis above 10): its standard error is too small.")
 
     def _keep(self, reader: Reader, sample: _Sample, scores: Scores, step: int) -> None:

@@ -3,8 +3,8 @@
     pip install -e ".[benchmark]" && python benchmarks/scoring.py --out benchmarks/scoring.md
     OMP_NUM_THREADS=1 python benchmarks/scoring.py --models FILE.gguf --texts 40 --bytes 129 512 --dtypes float32
 
-Random weights in real shapes, or the models named; real texts (chunks of at most 1,024 bytes of this Python's
-documentation and sources). Without lm-evaluation-harness, the others are measured.
+Random weights in real shapes, or the models named; real texts (pieces of this Python's documentation and sources, of
+all lengths between `--bytes`). Without lm-evaluation-harness, the others are measured.
 Each contestant has its own process and loads the model once. Rounds are interleaved, so that other load on the machine
 is the same for all. Seconds: from strings to log-likelihoods, tokenization included (the limit: the model only); with
 one thread on a CPU they are seconds of that processor, which other programs do not take part in.
@@ -60,7 +60,11 @@ REFERENCE = "reference"
 
 
 def sample(n_texts: int, shortest: int, longest: int) -> TextSet:
-    return build_texts("benchmark", pocket_corpus(), n_texts, max_bytes=longest, min_bytes=shortest - 1)
+    """Texts of all lengths between these."""
+    texts = build_texts("benchmark", pocket_corpus(), n_texts, max_bytes=longest, min_bytes=longest - 1).texts or ()
+    lengths = np.random.default_rng(0).integers(shortest, longest, len(texts), endpoint=True)
+    cut = (text.encode()[:length].decode(errors="ignore") for text, length in zip(texts, lengths, strict=True))
+    return TextSet.from_texts("benchmark", list(cut))
 
 
 def save_model(directory: Path, shape: str, documents: Sequence[str]) -> None:
@@ -315,7 +319,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--shapes", nargs="+", default=None, help=f"of {', '.join(SHAPES)}")
     parser.add_argument("--models", nargs="+", metavar="REF", default=[], help="instead of shapes")
-    parser.add_argument("--bytes", nargs=2, type=int, metavar=("SHORTEST", "LONGEST"), default=(257, 1024))
+    parser.add_argument("--bytes", nargs=2, type=int, metavar=("SHORTEST", "LONGEST"), default=(1024, 1024))
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--out", type=Path, help="write the table here")
     options = parser.parse_args()

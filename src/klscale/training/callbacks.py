@@ -104,7 +104,8 @@ class TrainingWatch:
     ...). A run that continues after an interruption reads its subset, its start and its last vectors from there.
 
     `settled` becomes true when the last `patience` measurements all lie within `threshold` bits per byte of the newest
-    one and the start does not: a run that has not moved yet, as in its warm-up, has not settled.
+    one and the start does not: a run that has not moved yet, as in its warm-up, has not settled. This is by whole texts,
+    which overstate KL and count a drift of all tokens too.
 
     In a data-parallel run every process calls it, and the first one measures. The run continues as without it, to the
     bit: each call restores weights, gradients, modes, buffers and random states.
@@ -359,7 +360,7 @@ class TrainingWatch:
             return False
         assert self._start is not None
         *last, newest = [scores for _, scores in self._recent][-1 - self._patience :]
-        moved, *moves = (sample.kl(one, newest).value > self._threshold for one in (self._start, *last))
+        moved, *moves = (sample.kl(one, newest).whole_texts.value > self._threshold for one in (self._start, *last))
         return moved and not any(moves)
 
     def _exponent(self, sample: _Sample) -> Estimate:

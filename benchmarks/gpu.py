@@ -238,10 +238,10 @@ class Squeezed(Engine):
         self.halved += 1
         super()._halve(batch)
 
-    def _hidden_states(self, inputs: Tensor) -> Tensor:
+    def _hidden_states(self, inputs: Tensor, cache: Any = None) -> Tensor:
         if self.device.type == "cpu" and inputs.numel() > self.most:
             raise torch.OutOfMemoryError("simulated")
-        return super()._hidden_states(inputs)
+        return super()._hidden_states(inputs, cache)
 
 
 def recovery(bench: Bench) -> Iterator[Row]:

@@ -134,16 +134,23 @@ class Tokens:
 @dataclass(frozen=True)
 class Segment:
     """Tokens `start` to `stop` of a text as one input; those from `first` on are scored. A text that fits the window
-    is one segment; with no prompt, first is 1: its first token has nothing before it."""
+    is one segment; with no prompt, first is 1: its first token has nothing before it. Its first `behind` tokens are
+    read once for several texts."""
 
     text: int
     start: int
     stop: int
     first: int
+    behind: int = 0
 
     @property
     def length(self) -> int:
         return self.stop - self.start
+
+    @property
+    def n_own(self) -> int:
+        """Tokens that are read for this segment alone."""
+        return self.length - self.behind
 
 
 def segments_of(text: int, length: int, window: int | None, first: int = 1) -> list[Segment]:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import gc
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,6 +28,7 @@ from klscale.sources.transformers.cache import cache_of, require_cache
 from klscale.sources.transformers.head import OutputHead, candidate_heads, in_float64, widened
 from klscale.sources.transformers.load import LoadedModel
 from klscale.sources.transformers.placement import device_of
+from klscale.sources.transformers.prefixes import Group, Prefix, groups_of
 from klscale.sources.transformers.readout import Readout, find_readout, no_lens
 from klscale.sources.transformers.sampling import Sampled, TileSampler, Wanted
 from klscale.vectors.draws import Sampling
@@ -101,6 +103,12 @@ class Engine:
         self.head: OutputHead | None = None
         """Reads hidden states; None before the first batch, and for good where only the model's own logits will do."""
         self.own_logits = False
+        self.prefix: Prefix | None = None
+        """What stands before the segments of a batch, where they share a beginning that is read once."""
+        self.reads_behind: bool | None = None
+        """Whether texts can be read behind such a beginning; None before there was one."""
+        self.shared_tokens = 0
+        """Tokens that were not read, as another text begins with the same."""
         self.kernel = None if loaded.quantization is None or loaded.quantization.weights_only else loaded.quantization
         self.tolerance = 0.1 if self.kernel else TOLERANCE.get(self.model.dtype, 0.1)
         config = self.model.config.get_text_config()
@@ -147,7 +155,11 @@ class Engine:
     def batch_cost(self) -> int:
         """What a batch costs beside its tokens, in tokens. Texts in random order are put together as they come: the
         fewer batches, the better."""
-        return self.batch_tokens if self.shuffled or self.fewest else BATCH_COST.get(self.device.type, 512)
+        return self.batch_tokens if self.shuffled or self.fewest else self._cost_of_pass
+
+    @property
+    def _cost_of_pass(self) -> int:
+        return BATCH_COST.get(self.device.type, 512)
 
     def fits(self, lengths: Integers) -> NDArray[np.bool_]:
         """Whether the first 1, 2, ... n of texts with these `lengths` (n,) may share a batch; one alone always may.
@@ -177,7 +189,7 @@ class Engine:
         total: dict[int, Any] = dict.fromkeys(waiting, 0.0)
         pieces: dict[int, list[tuple[int, Floats]]] = {}
         sampled: dict[int, list[tuple[int, Sampled]]] = {}
-        for batch, values in in_batches((self,), queue, lambda batch: self._score_batch(tokens, batch)):
+        for batch, values in self._batches(tokens, queue):
             done, at, n_sampled = list[int](), 0, 0
             for part, value in zip(batch, values, strict=True):
                 if not np.isfinite(value).all():
@@ -201,6 +213,54 @@ class Engine:
                     read = {s: Sampled.joined(in_order(sampled.pop(s))) for s in done if self._samples(s)}
                     parts |= _sampled_parts(self.sampling, chosen, read)
                 yield Scores(chosen, found[:, -1], counts[done], parts | ({"layers": found} if self.layers else {}))
+
+    def _batches(self, tokens: Tokens, queue: Sequence[Segment]) -> Iterator[tuple[Sequence[Segment], Floats]]:
+        """Batches of a queue and their values. A beginning that several texts share is read once."""
+        groups = [Group(0, queue)]
+        if not (self.loaded.cache_bits or self.loaded.offload or self.stretches_beyond is not None or self.alone):
+            # A group takes a forward pass more, and its texts cannot fill up the batches of others.
+            found = groups_of(tokens, queue, 2 * self._cost_of_pass, within_prompts=self.layers)
+            if any(group.n for group in found) and self._reads_behind(tokens, found):
+                groups = found
+        if self.shuffled:
+            groups = [groups[place] for place in np.random.default_rng(0).permutation(len(groups))]
+        for group in groups:
+            self.shared_tokens += group.n * (len(group.parts) - 1)
+            try:
+                yield from in_batches((self,), group.parts, lambda batch: self._score_batch(tokens, batch))
+            finally:
+                self.prefix = None
+
+    def _reads_behind(self, tokens: Tokens, groups: Sequence[Group]) -> bool:
+        """Whether the model gives its own log-probabilities behind the cache of a beginning, by one of the longest
+        texts."""
+        if self.reads_behind is None:
+            group = next(group for group in groups if group.n)
+            part = max(group.parts, key=lambda part: part.length)
+            ((_, self.reads_behind),) = in_batches((self,), [part], lambda _: self._agrees_behind(tokens, part))
+        return self.reads_behind
+
+    @torch.inference_mode()
+    def _agrees_behind(self, tokens: Tokens, part: Segment) -> bool:
+        self.find_head(tokens, part)
+        if self.own_logits:
+            return False
+        try:
+            own, behind = self._token_values(tokens, replace(part, behind=0)), self._token_values(tokens, part)
+            plain = self.prefix is not None and self.prefix.is_plain
+        except Exception as error:  # whatever a model does with a cache that is not its own
+            if _out_of_memory(error):
+                raise
+            return False
+        finally:
+            self.prefix = None
+        return bool(plain and np.abs(own - behind).mean() <= self.tolerance)
+
+    def _token_values(self, tokens: Tokens, part: Segment) -> Floats:
+        """Log-probabilities in nats of the scored tokens of one segment. The head is found."""
+        assert self.head is not None
+        packed, cache = self._pack(tokens, [part]), self._cache(tokens, [part])
+        return packed.read(self.head, self._final_states(packed, cache))
 
     def _samples(self, text: int) -> bool:
         return self.sampling is not None and text in self.sampling.wanted
@@ -269,24 +329,23 @@ class Engine:
         """Log-likelihood in nats (rows, readouts) of each segment of a batch: at each layer where `layers` are asked
         for, the last being the model itself."""
         self.find_head(tokens, batch[-1])
-        width = int(self.widths(np.array([part.length for part in batch])).max())
-        packed = Packed.of(tokens, batch, width, self.device)
+        packed = self._pack(tokens, batch)
         if self.layers and self.readout is None:
             if self.head is None:
                 raise no_lens(self.loaded.ref, "Its output head is of an unknown kind.")
             self.readout = find_readout(self.model, lambda: self._hidden_states(packed.inputs[-1:]), self.loaded.ref)
         if self.head is None:
             return self._score_by_own_logits(tokens, packed, batch)
-        head = self.head
+        head, cache = self.head, self._cache(tokens, batch)
         sampler = self._sampler(tokens, batch, len(head.weight), head.width, head.weight.device)
         if not len(packed.owner):
             self.token_log_probability = np.empty(0)
             found = np.zeros((len(batch), 1 if self.readout is None else len(self.readout.blocks) + 1))
         elif self.readout is None:
-            self.token_log_probability = packed.read(head, self._hidden_states(packed.inputs), sampler=sampler)
+            self.token_log_probability = packed.read(head, self._final_states(packed, cache), sampler=sampler)
             found = packed.sums(self.token_log_probability)[:, None]
         else:
-            found = self._read_layers(packed, head, self.readout, sampler)
+            found = self._read_layers(packed, head, self.readout, partial(self._final_states, packed, cache), sampler)
         self.sampled = None if sampler is None else sampler.found()
         return found
 
@@ -304,8 +363,15 @@ class Engine:
         self.token_log_probability = np.concatenate(scored)
         return packed.sums(self.token_log_probability)[:, None]
 
-    def _read_layers(self, packed: Packed, head: OutputHead, readout: Readout, sampler: TileSampler | None) -> Floats:
-        """Log-likelihood (rows, L + 1) at each layer, read as the forward pass reaches it."""
+    def _read_layers(
+        self,
+        packed: Packed,
+        head: OutputHead,
+        readout: Readout,
+        run: Callable[[], Tensor],
+        sampler: TileSampler | None,
+    ) -> Floats:
+        """Log-likelihood (rows, L + 1) at each layer, read as the forward pass `run` reaches it."""
         last, found = len(readout.blocks), dict[int, Floats]()
 
         def see(layer: int, hidden: Tensor) -> None:
@@ -313,7 +379,7 @@ class Engine:
                 found[layer] = packed.sums(packed.read(head, hidden, readout))
 
         with readout.watching(see):
-            final = self._hidden_states(packed.inputs)
+            final = run()
         self.token_log_probability = packed.read(head, final, sampler=sampler)
         own = packed.sums(self.token_log_probability)
         if self.lens_error is None:
@@ -329,7 +395,30 @@ class Engine:
             why = f"Its last layer read so is off by {self.lens_error:.2g} nats a text from the model's own values."
             raise no_lens(self.loaded.ref, why)
 
-    def _hidden_states(self, inputs: Tensor) -> Tensor:
+    def _pack(self, tokens: Tokens, batch: Sequence[Segment]) -> Packed:
+        width = int(self.widths(np.array([part.n_own for part in batch])).max())
+        return Packed.of(tokens, batch, width, self.device)
+
+    def _cache(self, tokens: Tokens, batch: Sequence[Segment]) -> Any:
+        """A cache that holds what the segments of a batch are read behind, which is read where it is not yet; None for
+        nothing."""
+        n = batch[0].behind
+        if not n:
+            return None
+        if self.prefix is None:
+            ids = torch.from_numpy(tokens.of(batch[0].text)[:n].astype(np.int64))
+            self.prefix = Prefix(ids[None].to(self.device), self._hidden_states)
+        return self.prefix.cache(len(batch))
+
+    def _final_states(self, packed: Packed, cache: Any) -> Tensor:
+        """What enters the output embedding, (batch, tokens, H); behind a beginning of n tokens (1, batch x tokens + n,
+        H), with its own states last."""
+        hidden = self._hidden_states(packed.inputs, cache)
+        if cache is None or self.prefix is None:
+            return hidden
+        return torch.cat([hidden.flatten(0, 1), self.prefix.hidden])[None]
+
+    def _hidden_states(self, inputs: Tensor, cache: Any = None) -> Tensor:
         """What enters the output embedding, (batch, tokens, H): the forward pass is stopped there."""
 
         def stop(_module: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
@@ -337,7 +426,7 @@ class Engine:
 
         handle = self.model.get_output_embeddings().register_forward_pre_hook(stop, with_kwargs=True)
         try:
-            self._forward(inputs)
+            self._forward(inputs, cache)
         except _ReachedHeadError as reached:
             return reached.hidden
         finally:
@@ -353,11 +442,12 @@ class Engine:
         """The model's own full logits (n - 1, V) after tokens 1 to n - 1 of one text `ids` (n,)."""
         return widened(self._forward(ids[None]).logits[0, :-1])
 
-    def _forward(self, inputs: Tensor) -> Any:
-        """What the model returns for ids (batch, tokens)."""
-        if self.loaded.cache_bits is None:
+    def _forward(self, inputs: Tensor, cache: Any = None) -> Any:
+        """What the model returns for ids (batch, tokens), behind what a cache holds."""
+        if cache is None and self.loaded.cache_bits is not None:
+            cache = cache_of(self.model, self.loaded.cache_bits)
+        if cache is None:
             return self.model(input_ids=inputs, use_cache=False)
-        cache = cache_of(self.model, self.loaded.cache_bits)
         return self.model(input_ids=inputs, past_key_values=cache, use_cache=True)
 
     def next_token_logits(self, packed: Packed) -> Callable[[slice], Tensor]:
@@ -419,11 +509,13 @@ def cuts(engines: Sequence[Engine], queue: Sequence[Segment]) -> list[int]:
     remaining texts come in the same batches as without.
     """
     lengths = np.array([part.length for part in queue], dtype=np.int64)
+    own = np.array([part.n_own for part in queue], dtype=np.int64)
     cost_of_batch, budget = max(engine.batch_cost for engine in engines), min(engine.batch_tokens for engine in engines)
     rest, rows = np.zeros(len(queue) + 1), np.ones(len(queue), dtype=np.int64)
     for start in reversed(range(len(queue))):
         ahead = lengths[start : start + max(1, budget // int(lengths[start]))]
-        columns = np.arange(1, len(ahead) + 1) * engines[0].widths(np.maximum.accumulate(ahead))
+        longest = np.maximum.accumulate(own[start : start + len(ahead)])
+        columns = np.arange(1, len(ahead) + 1) * engines[0].widths(longest)
         cost = columns + cost_of_batch + rest[start + 1 : start + 1 + len(ahead)]
         for engine in engines:
             cost[~engine.fits(ahead)] = np.inf
@@ -476,7 +568,8 @@ def in_batches(
 @dataclass(frozen=True, eq=False)
 class Packed:
     """A batch as the model takes it: `inputs` (rows, tokens) padded on the right; each scored token's row, `owner`; the
-    flat position `before` it, whose hidden state predicts it; and its id, `target`."""
+    flat position `before` it, whose hidden state predicts it; and its id, `target`. Positions below 0 count from the
+    end: they are in the beginning that the rows share, behind which `inputs` are read."""
 
     inputs: Tensor
     owner: Integers
@@ -487,12 +580,14 @@ class Packed:
     def of(cls, tokens: Tokens, batch: Sequence[Segment], width: int, device: torch.device) -> Packed:
         ids = np.zeros((len(batch), width), dtype=np.int64)
         for row, part in zip(ids, batch, strict=True):
-            row[: part.length] = tokens.of(part.text)[part.start : part.stop]
+            row[: part.n_own] = tokens.of(part.text)[part.start + part.behind : part.stop]
         owner = np.repeat(np.arange(len(batch)), [part.stop - part.first for part in batch])
-        places = [np.arange(part.first, part.stop) - part.start for part in batch]
-        before = owner * width + np.concatenate(places) - 1
-        inputs = torch.from_numpy(ids).to(device)
-        return cls(inputs, owner, torch.from_numpy(before), inputs.flatten()[torch.from_numpy(before + 1).to(device)])
+        places = [np.arange(part.first, part.stop) - part.start - part.behind - 1 for part in batch]
+        place = np.concatenate(places)
+        before = np.where(place < 0, place, owner * width + place)
+        target = np.concatenate([tokens.of(part.text)[part.first : part.stop] for part in batch]).astype(np.int64)
+        inputs, at = (torch.from_numpy(array).to(device) for array in (ids, target))
+        return cls(inputs, owner, torch.from_numpy(before), at)
 
     def read(
         self, head: OutputHead, hidden: Tensor, readout: Readout | None = None, sampler: TileSampler | None = None

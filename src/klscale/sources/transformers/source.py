@@ -155,6 +155,7 @@ class TransformersReader(Reader):
             "dtype": loaded.ref.dtype,
             "device": str(engine.device),
             "batch_tokens": engine.batch_tokens,
+            "shared_tokens": engine.shared_tokens,
             "head": "own logits" if engine.own_logits else "tiles",
             "quantized": asdict(loaded.quantization) if loaded.quantization else None,
             "cache": {"bits": loaded.cache_bits, "group": GROUP} if loaded.cache_bits else None,

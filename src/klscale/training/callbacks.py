@@ -79,11 +79,14 @@ class _Sample:
         row[scores.text] = scores.log_likelihood
         return row
 
+    def _spans(self, scores: Scores) -> SpanRow | None:
+        packed = spans_of(scores, {"spans": {"rule": RULE}}, self.texts)
+        return None if packed is None else SpanRow(lambda: packed)
+
     def kl(self, a: Scores, b: Scores) -> ReportedKL:
         """By spans where the tokenizer gives offsets, else by whole texts."""
         names, rows = (ModelRef("a"), ModelRef("b")), (a.at(self.subset), b.at(self.subset))
-        packed = [spans_of(one, {"spans": {"rule": RULE}}, self.texts) for one in rows]
-        spans = tuple(None if one is None else SpanRow(lambda kept=one: kept) for one in packed)
+        spans = tuple(map(self._spans, rows))
         table = attribute_table(names, [{"convention": CONVENTION}] * 2)
         return Vectors(np.stack([*map(self._all, rows)]), names, table, self.texts, spans).reported_kl(*names)
 

@@ -149,7 +149,7 @@ def test_a_full_disk_stops_the_sweep_and_keeps_what_was_scored(run, make_model, 
 def test_out_of_memory_with_one_text(run, make_model, tmp_path, monkeypatch):
     """The allocator's own refusal."""
     write_texts(tmp_path / "mine.jsonl")
-    monkeypatch.setattr(Engine, "_hidden_states", lambda self, inputs: torch.empty(10**15))
+    monkeypatch.setattr(Engine, "_hidden_states", lambda *_: torch.empty(10**15))
     result = run("score", make_model(), "--texts", "mine.jsonl", status=1)
     lines = result.stderr.strip().splitlines()
     assert len(lines) == 3, result.stderr

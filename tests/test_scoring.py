@@ -176,10 +176,10 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(make_model, texts, mon
     directory = make_model()
     whole = Engine._hidden_states
 
-    def small_memory(self, inputs):
+    def small_memory(self, inputs, cache=None):
         if inputs.numel() > 800:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return whole(self, inputs)
+        return whole(self, inputs, cache)
 
     monkeypatch.setattr(Engine, "_hidden_states", small_memory)
     values, engine = score(directory, texts, batch_tokens=100_000)

@@ -107,8 +107,8 @@ class TrainingWatch:
     ...). A run that continues after an interruption reads its subset, its start and its last vectors from there.
 
     `settled` becomes true when the last `patience` measurements all lie within `threshold` bits per byte of the newest
-    one and the start does not: a run that has not moved yet, as in its warm-up, has not settled. This is by whole texts,
-    which overstate KL and count a drift of all tokens too.
+    one and the start does not: a run that has not moved yet, as in its warm-up, has not settled. This is by whole
+    texts, which overstate KL and count a drift of all tokens too.
 
     In a data-parallel run every process calls it, and the first one measures. The run continues as without it, to the
     bit: each call restores weights, gradients, modes, buffers and random states.

@@ -17,6 +17,7 @@ from klscale.errors import InputError, KlscaleError
 from klscale.inputs.references import ModelRef
 from klscale.sources.transformers import packed as formats
 from klscale.sources.transformers.files import resolve
+from klscale.sources.transformers.layouts import LayoutError
 from klscale.sources.transformers.load import load
 
 LLAMA = {"architecture": "llama, grouped queries", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1}
@@ -34,8 +35,8 @@ def compressed(saved_as, *, activations=None, **weights):
 
 def gptq(bits, group, **more):
     settings = {**GPTQ, "bits": bits, "group_size": group}
-    if more.get("version") == 2:
-        settings["checkpoint_format"] = "gptq_v2"
+    if (version := more.get("version", 1)) > 1:
+        settings["checkpoint_format"] = {2: "gptq_v2", 3: "gptq_p"}[version]
     size = 64 if group == -1 else group
 
     def make(generator, shape):
@@ -44,8 +45,20 @@ def gptq(bits, group, **more):
     return make, settings, f"gptq-{bits}bit", f"int{bits}"
 
 
-def integers(bits, group, symmetric):
-    make = partial(packing.pack_quantized, bits=bits, group=group, symmetric=symmetric)
+def awq(bits, group):
+    make = partial(packing.awq, bits=bits, group=group)
+    return make, {**AWQ, "bits": bits, "group_size": group}, f"awq-{bits}bit", f"int{bits}"
+
+
+def hqq(bits, group, axis, **more):
+    weights = {"nbits": bits, "group_size": group, "axis": axis}
+    settings = {"quant_method": "hqq", "quant_config": {"weight_quant_params": weights}, "skip_modules": ["lm_head"]}
+    make = partial(packing.hqq, bits=bits, group=group, axis=axis, **more)
+    return make, settings, f"hqq-{bits}bit", f"int{bits}"
+
+
+def integers(bits, group, symmetric, **more):
+    make = partial(packing.pack_quantized, bits=bits, group=group, symmetric=symmetric, **more)
     settings = compressed("pack-quantized", num_bits=bits, group_size=group, symmetric=symmetric)
     return make, settings, f"compressed-tensors-int{bits}", f"int{bits}"
 
@@ -89,7 +102,8 @@ FORMATS = {
     "gptq, 8 bits, symmetric, by row": gptq(8, -1, symmetric=True),
     "gptq v2, act-order": gptq(4, 16, version=2, order=True),
     "gptq v2, 3 bits": gptq(3, 32, version=2),
-    "awq": (partial(packing.awq, group=32), AWQ, "awq-4bit", "int4"),
+    "awq": awq(4, 32),
+    "hqq": hqq(4, 32, 1),
     "auto-round": (gptq(4, 32)[0], auto_round("auto_round:auto_gptq"), "auto-round-4bit", "int4"),
     "auto-round, gptq v2": (gptq(4, 32, version=2)[0], auto_round("auto_round"), "auto-round-4bit", "int4"),
     "auto-round, awq": (partial(packing.awq, group=32), auto_round("auto_round:auto_awq"), "auto-round-4bit", "int4"),
@@ -106,6 +120,18 @@ FORMATS = {
     "fp8 by tensor": fp8("tensor"),
     "mxfp8": fp8("mx", "mxfp8"),
 }
+ODD = {
+    **{f"gptq_p, {bits} bits": gptq(bits, 32, version=3, order=bits == 5) for bits in (3, 4, 5, 6, 7)},
+    **{f"awq, {bits} bits": awq(bits, 32) for bits in (3, 5, 8)},
+    **{f"compressed-tensors, int{bits}": integers(bits, 32, bits == 6) for bits in (1, 3, 5, 6, 7)},
+    **{f"compressed-tensors, int{bits}, old": integers(bits, 32, bits == 3, pack=packing.whole_codes_of)
+       for bits in (3, 5)},
+    **{f"hqq, {bits} bits, axis {axis}": hqq(bits, 32, axis)
+       for bits, axis in [(8, 1), (6, 0), (5, 1), (4, 0), (3, 1), (3, 0), (2, 1), (1.58, 1), (1, 0)]},
+    "hqq, 4 bits as floats": hqq(4, 64, 1, as_floats=True),
+    "hqq, 3 bits as floats": hqq(3, 64, 1, as_floats=True),
+}  # fmt: skip
+"""Ways to pack that differ from those above in the codes of a weight alone."""
 
 
 def packed(directory, make, settings):
@@ -183,6 +209,18 @@ def test_codes_stand_for_what_their_format_says(name, packed_once):
     assert loaded.size.memory_bytes == codes + 4 * rest
 
 
+@pytest.mark.parametrize("name", ODD)
+def test_codes_of_any_number_of_bits(name, tmp_path):
+    make, settings, kind, type_ = ODD[name]
+    parts, expected = make(np.random.default_rng(0), (32, 64))
+    save_file({f"layer.{part}": tensor for part, tensor in parts.items()}, tmp_path / "model.safetensors")
+    found = formats.read("m", [tmp_path / "model.safetensors"], settings)
+    weight = found.tensors["layer.weight"]
+    assert weight.shape == (32, 64)
+    torch.testing.assert_close(weight[...].double(), torch.from_numpy(expected), rtol=3e-7, atol=0)
+    assert (found.quantization.kind, found.quantization.types) == (kind, (type_,))
+
+
 def test_scores_are_those_of_the_dequantized_weights(packed_once, make_model, texts):
     from conftest import plain_log_likelihoods
     from test_quantization import values_of
@@ -235,6 +273,33 @@ def test_gpt_oss_in_mxfp4(make_model):
         torch.testing.assert_close(loaded.model.get_parameter(name).double(), torch.from_numpy(weight), rtol=0, atol=0)
     assert loaded.attributes["quantization"] == "mxfp4"
     assert loaded.size.bits_per_weight < 20
+
+
+def test_fp8_experts_in_one_tensor(make_model):
+    """Each expert has its own blocks, the last of which are smaller."""
+    directory = make_model(architecture="gpt-oss, attention sinks")
+    generator, expected = np.random.default_rng(0), {}
+
+    def change(tensors):
+        for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
+            codes, scales, expected[name] = packing.fp8_experts(generator, tuple(tensors.pop(name).shape), 24)
+            tensors |= {name: codes, f"{name}_scale_inv": scales}
+
+    change_file(directory, change)
+    config = json.loads((directory / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [24, 24]}
+    (directory / "config.json").write_text(json.dumps(config))
+    loaded = read(directory)
+    assert expected
+    for name, weight in expected.items():
+        there = loaded.model.get_parameter(name).double()
+        torch.testing.assert_close(there, torch.from_numpy(weight), rtol=3e-7, atol=0)
+    assert loaded.attributes["quantization"] == "fp8"
+    change_file(
+        directory, lambda tensors: tensors.update({f"{name}_scale_inv": torch.ones(1, 1, 1) for name in expected})
+    )
+    with pytest.raises(KlscaleError, match="_scale_inv is"):
+        read(directory)
 
 
 def test_experts_are_packed_one_by_one(make_model):
@@ -299,6 +364,14 @@ LAYER = "model.layers.0.mlp.up_proj"
         ("compressed-tensors, nvfp4", lambda t: t.pop(f"{LAYER}.weight_global_scale"), "no weight_global_scale"),
         ("compressed-tensors, fp8 by tensor", lambda t: t.pop(f"{LAYER}.weight_scale"), "holds F8_E4M3"),
         ("fp8", lambda t: t.pop(f"{LAYER}.weight_scale_inv"), "holds F8_E4M3"),
+        ("hqq", lambda t: t.pop(f"{LAYER}.zero"), "no zero"),
+        ("hqq", lambda t: t.pop(f"{LAYER}.shape"), "no shape of two numbers"),
+        ("hqq", lambda t: t[f"{LAYER}.quant_scale"].fill_(1), "quant_scale is set"),
+        ("hqq", lambda t: t[f"{LAYER}.nbits"].fill_(7), "nbits is 7"),
+        ("hqq", lambda t: t[f"{LAYER}.nbits"].fill_(8), "packing is '4bit_u8' for 8 bits"),
+        ("hqq", lambda t: t[f"{LAYER}.axis"].fill_(0), "scale is"),
+        ("hqq", lambda t: t[f"{LAYER}.shape"].fill_(2**30), "W_q is|do not divide"),
+        ("hqq", lambda t: t.update({f"{LAYER}.zero_q": torch.ones(3, dtype=torch.uint8)}), "holds U8"),
     ],
 )  # fmt: skip
 def test_files_that_contradict_their_format_are_refused(name, change, message, packed_model):
@@ -347,7 +420,7 @@ def test_settings_that_cannot_be_are_refused(name, settings, message, packed_mod
 @pytest.mark.parametrize(
     ("method", "needs"),
     [
-        ("hqq", "the package hqq"), ("eetq", "a GPU"), ("quanto", "optimum-quanto"), ("aqlm", "aqlm"),
+        ("eetq", "the order of its codes depends on it"), ("quanto", "optimum-quanto"), ("aqlm", "aqlm"),
         ("modelopt", "ModelOpt"), ("invented", "a library of its own"),
     ],
 )  # fmt: skip
@@ -367,7 +440,7 @@ def test_a_packed_model_is_not_quantized_again(packed_once):
 
 
 @pytest.mark.parametrize(
-    "name", ["gptq", "awq", "auto-round", "compressed-tensors, int4", "compressed-tensors, nvfp4", "fp8"]
+    "name", ["gptq", "awq", "auto-round", "compressed-tensors, int4", "compressed-tensors, nvfp4", "fp8", "hqq"]
 )
 def test_broken_settings_and_tensors_end_in_an_error_that_names_them(name, tmp_path):
     """Any JSON in the place of any setting, any tensor in the place of another: read, or refused by a KlscaleError."""
@@ -407,7 +480,7 @@ def test_broken_settings_and_tensors_end_in_an_error_that_names_them(name, tmp_p
         try:
             found = formats.read("m", [file], told)
             weight = found.tensors["layer.weight"][...]
-        except (KlscaleError, formats.LayoutError):
+        except (KlscaleError, LayoutError):
             return
         n_read += 1
         assert weight.shape[1] * weight.shape[0] <= expected.size * 64

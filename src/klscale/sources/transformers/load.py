@@ -17,7 +17,7 @@ from klscale.errors import InputError, KlscaleError
 from klscale.inputs.attributes import attributes_of
 from klscale.inputs.references import CACHES, KERNELS, WEIGHTS_ONLY, ModelRef
 from klscale.sources.quiet import quiet_transformers
-from klscale.sources.transformers import packed, quantization
+from klscale.sources.transformers import layouts, packed, quantization
 from klscale.sources.transformers.adapters import require_peft, with_adapter
 from klscale.sources.transformers.failures import failure
 from klscale.sources.transformers.files import ResolvedModel, file_of, weight_files
@@ -93,7 +93,7 @@ def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading
             _refuse_quantized(config, resolved)
             saved_so = getattr(config, "quantization_config", None)
             codes: packed.Packed | None = None
-            if saved_so is not None and quantization.method_of(saved_so) in packed.LAYOUTS:
+            if saved_so is not None and quantization.method_of(saved_so) in layouts.LAYOUTS:
                 codes = packed.read(str(base.ref), weight_files(base), saved_so)
                 del config.quantization_config  # what transformers is given are plain weights
             what = f"The tokenizer of {ref} cannot be loaded."
@@ -232,7 +232,7 @@ def _refuse_unread(config: Any, ref: ModelRef) -> None:
     if not isinstance(config, dict) and not hasattr(config, "to_dict"):
         raise KlscaleError(f"{ref}: the quantization_config of its config.json is no table.")
     method = quantization.method_of(config)
-    if method not in (*packed.LAYOUTS, *quantization.READ_BY_TRANSFORMERS):
+    if method not in (*layouts.LAYOUTS, *quantization.READ_BY_TRANSFORMERS):
         needs = quantization.NEEDS.get(method, "a library of its own")
         raise KlscaleError(
             f"{ref} is quantized by {method!r:.40}, which is not read here.",

@@ -42,6 +42,7 @@ SOURCES = {
     "https": "klscale.sources.endpoint:Endpoint",
     "llamacpp": "klscale.sources.llama_cpp:LlamaCpp",
     "mock": "klscale.sources.mock:Mock",
+    "vllm": "klscale.sources.vllm:Vllm",
 }
 """Where the source of each scheme is defined, as `module:class`. A reference without a scheme is of transformers."""
 
@@ -50,6 +51,10 @@ WEIGHT_FILES, WEIGHTS = "weight files", "weights in memory"
 SAMPLED_TOKENS = "sampled tokens"
 CHANGED_MODULES = "changed modules"
 RESPONSES = "responses to prompts"
+NOTHING_DRAWN = (
+    "{}: nothing is drawn for its tokenizer yet, and its engine cannot draw. No KL by sampled tokens.\n"
+    "Score a model of transformers with that tokenizer first, then this one again with --rescore."
+)
 Keep = Callable[[int, NDArray[np.int32]], None]
 """Takes the position of a text and its token ids (n,)."""
 LONG_TEXTS = ("error", "skip", "window")
@@ -227,7 +232,10 @@ class Source(ABC):
 
 class Reader(ABC):
     """One model, ready to read texts. `window`: the longest text in tokens, None without limit. `attributes`: what is
-    known of the model. `device`: where it runs, in words."""
+    known of the model. `device`: where it runs, in words. `draws_tokens`: whether it draws tokens to sample where the
+    store has none (capability SAMPLED_TOKENS); else it reads drawn ones alone."""
+
+    draws_tokens: ClassVar[bool] = True
 
     def __init__(self, source: Source, pinned: Pinned, options: ReaderOptions = ReaderOptions()) -> None:
         self.source, self.pinned, self.options = source, pinned, options

@@ -21,9 +21,15 @@ from klscale.vectors.draws import Sampling, TokenDraws
 from klscale.vectors.scores import DRAWS, Scores
 
 
-def begin(reader: Reader, texts: TextSet, store: Store, sampled: Integers) -> Sampling:
-    """What a reader needs to sample these texts, with what the store has drawn for its tokenizer."""
-    return Sampling(texts.id, sampled, _known(reader, texts, store))
+def begin(reader: Reader, texts: TextSet, store: Store, sampled: Integers) -> Sampling | None:
+    """What a reader needs to sample these texts, with what the store has drawn for its tokenizer. A reader that cannot
+    draw samples those alone for which something is drawn; None where nothing is."""
+    known = _known(reader, texts, store)
+    if not reader.draws_tokens:
+        sampled = np.intersect1d(sampled, [*known.of])
+        if not len(sampled):
+            return None
+    return Sampling(texts.id, sampled, known)
 
 
 def _known(reader: Reader, texts: TextSet, store: Store) -> TokenDraws:

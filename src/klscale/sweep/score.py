@@ -536,7 +536,8 @@ class _Sweep:
         if has_sampled and SAMPLED_TOKENS in reader.options.parts:
             sampled = self.texts.sample(min(self.sampled_tokens, len(self.texts)))
             reader.sampling = begin(reader, self.texts, self.store, np.intersect1d(sampled, wanted))
-            kept = [usable(unfinished.at(wanted), reader.sampling)]
+            if reader.sampling is not None:
+                kept = [usable(unfinished.at(wanted), reader.sampling)]
         if there is not None:
             kept.append(self.store.scores(there))
         parts, unsaved, saved_at = [Scores.concatenate(kept)], list[Scores](), time.monotonic()

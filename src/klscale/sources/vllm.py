@@ -3,7 +3,7 @@
     klscale drift org/model vllm://org/model --texts my.jsonl
 
 An address is a hub id or a directory, with a revision where wanted: `vllm://EleutherAI/pythia-410m@step1000`. The dtype
-is the one that vLLM takes by itself, or `%bfloat16`. Options may follow a `?`, separated by `&`. They have vLLM's names:
+is the one that vLLM takes by itself, or `%bfloat16`. Options may follow a `?`, separated by `&`, with vLLM's names:
 
     kv_cache_dtype=fp8        the type of the key-value cache
     max_model_len=8192        the longest text in tokens, where memory is short; the model's own window if not given
@@ -18,13 +18,14 @@ from __future__ import annotations
 import gc
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 from urllib.parse import parse_qsl
 
 import numpy as np
+from numpy.typing import NDArray
 
 from klscale.errors import InputError, KlscaleError, nearest
 from klscale.inputs.attributes import attributes_of
@@ -53,6 +54,7 @@ from klscale.sources.transformers.prompts import template_record
 from klscale.sources.transformers.tokens import TokenCache, read_tokenizer
 from klscale.vectors.scores import Scores
 
+Ids = NDArray[np.int32]
 BLOCK, FEW = 2**17, 2**11
 """Tokens that vLLM is given at a time, to be batched as it likes; and for repeat runs in batches of another shape."""
 UNVERIFIED = (
@@ -231,7 +233,7 @@ class VllmReader(Reader):
             parts |= sampling.parts(texts, drawn, top)
         return Scores(texts, total, tokens.counts[texts], parts)
 
-    def _drawn(self, wanted: dict[int, Integers], part: Segment, tokens: Tokens) -> Integers | None:
+    def _drawn(self, wanted: Mapping[int, Ids], part: Segment, tokens: Tokens) -> Ids | None:
         """The ids that were drawn at the scored tokens of a part of a text; -1 for those that the vocabulary lacks."""
         if part.text not in wanted:
             return None
@@ -324,8 +326,8 @@ class _Asked:
     """A part of a text as one sequence of token `ids` (n,), with the ids `drawn` (t, m) at its scored tokens."""
 
     part: Segment
-    ids: Integers
-    drawn: Integers | None
+    ids: Ids
+    drawn: Ids | None
 
     @property
     def first(self) -> int:
@@ -384,7 +386,7 @@ def _load(pinned: PinnedVllm, options: ReaderOptions) -> Any:
 
 
 def _engine(ref: ModelRef) -> Any:
-    """vLLM, which writes errors alone and reports nothing to its makers. Raises InputError where it is not installed."""
+    """vLLM, which writes errors alone and reports no usage. Raises InputError where it is not installed."""
     if find_spec("vllm") is None:
         why = "Models are read by the package vllm, which is not installed."
         raise InputError(f"{ref} cannot be read.", why, "pip install 'klscale[vllm]'  (Linux, with a GPU)")

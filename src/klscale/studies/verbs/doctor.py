@@ -23,11 +23,12 @@ from klscale.studies.verbs.options import Options
 
 FREE_BYTES = 1_000_000_000
 """Less free space than this is a problem."""
-EXTRAS = ("quant", "lora", "llama-cpp", "s3", "sentencepiece", "serve")
+EXTRAS = ("quant", "lora", "llama-cpp", "s3", "sentencepiece", "serve", "vllm")
 """Optional parts of klscale."""
 IMPORTED = {
     "torch": "torch", "transformers": "transformers", "bitsandbytes": "bitsandbytes", "torchao": "torchao",
     "gguf": "gguf", "peft": "peft", "llama-cpp-python": "llama_cpp",
+    "vllm": "vllm",
 }  # fmt: skip
 """Packages that may be installed and still not work -> what is imported."""
 PATIENCE_S = 300

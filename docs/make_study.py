@@ -1,5 +1,5 @@
-"""Makes the tables and pictures of docs/validity.md, docs/whole-texts.md and docs/footguns.md, from what `klscale demo` left in a directory
-and the example in this repository; a real model too where `--shared` has one. `make study` does it.
+"""Makes the tables and pictures of docs/validity.md, docs/whole-texts.md and docs/footguns.md, from what `klscale demo`
+left in a directory and the example in this repository; a real model too where `--shared` has one. `make study` does it.
 
     klscale demo && python docs/make_study.py klscale-demo
 

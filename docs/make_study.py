@@ -51,7 +51,8 @@ def main(demo: Path, shared: Path | None = None) -> None:
         "conventions": lambda: convention_table(shared),
         "learned": lambda: learned_table(demo),
         "chat": lambda: chat_table(demo),
-        "real-models": real_models_table,
+        "real-models": lambda: real_models_table("smollm2"),
+        "real-models-gemma": lambda: real_models_table("gemma3"),
         "calibration": lambda: calibration_table(study()),
         "range": lambda: range_table(study()),
     }
@@ -78,9 +79,9 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
-def real_models_table() -> str:
-    """Of study/real-models.csv, which study/real_models.py makes: a row a pair, over its text sets."""
-    measured = pd.read_csv(DOCS / "study" / "real-models.csv")
+def real_models_table(model: str) -> str:
+    """Of study/real-models.csv, which study/real_models.py makes: a row a pair of this model, over its text sets."""
+    measured = pd.read_csv(DOCS / "study" / "real-models.csv").query("model == @model")
 
     def span(values: pd.Series, places: int) -> str:
         return f"{values.median():.{places}f} ({values.min():.{places}f} to {values.max():.{places}f})"

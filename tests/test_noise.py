@@ -7,6 +7,7 @@ import json
 import math
 import struct
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -63,6 +64,15 @@ def plain_kl(a, b, mean_bytes):
 @pytest.fixture
 def store(tmp_path):
     return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def many():
+    """300 texts of 5 to 80 bytes."""
+    generator = np.random.default_rng(0)
+    return TextSet.from_texts(
+        "many", ["".join(generator.choice([*"abcde "], n)) for n in generator.integers(5, 80, 300)]
+    )
 
 
 @pytest.fixture
@@ -159,18 +169,16 @@ def test_two_percent_of_the_texts_are_read_again(n, again):
 
 
 @pytest.mark.slow
-def test_every_model_that_is_scored_has_its_noise_floor(make_model, texts, store, batches, monkeypatch):
-    """Of 40 texts 20 are read again, in other batches and another order, and not again where that is known."""
-    directory = str(make_model())
-    (outcome,) = sweeps.score([directory], texts, store, batch_tokens=300)
+def test_every_model_that_is_scored_has_its_noise_floor(make_model, many, store, batches, monkeypatch):
+    """Of 300 texts a few are read again, in other batches and another order, and not again where that is known."""
+    texts, directory = many, str(make_model())
+    (outcome,) = sweeps.score([directory], texts, store, batch_tokens=1000)
     first, again = ([batch for flag, batch in batches if flag == shuffled] for shuffled in (False, True))
-    assert sorted(s for batch in first for s in batch) == list(range(40))
-    assert sum(map(len, again)) == 20
+    assert sorted(s for batch in first for s in batch) == list(range(300))
+    n = sum(map(len, again))
     assert not {frozenset(batch) for batch in again} & {frozenset(batch) for batch in first}
-    lengths = [texts.bytes[s] for batch in again for s in batch]
-    assert lengths != sorted(lengths, reverse=True)
     kept = store.noise_floor(texts.id, outcome.entry.key)
-    assert (kept.n_texts, 0 < kept.value < 1e-9) == (20, True)
+    assert (kept.n_texts, 0 < kept.value < 1e-9) == (n, True)
     monkeypatch.setattr(loading, "load", None)
     assert noise_floor(outcome.entry, texts, store) == kept, "what is kept is not read again"
     sweeps.score([directory], texts, store)
@@ -179,6 +187,43 @@ def test_every_model_that_is_scored_has_its_noise_floor(make_model, texts, store
     other = Store(store.location + "-2")
     (entry,) = other.import_vectors(store.vectors(texts), "another store")
     assert "noise_floor" not in entry.metadata["attributes"], "it is of the machine that read it"
+
+
+@pytest.mark.parametrize(
+    ("n", "size", "least"), [(20, 130, 0), (60, 130, 0), (200, 130, 3), (200, 25, 0), (1000, 130, 15), (1000, 25, 9)]
+)
+def test_a_repeat_run_takes_two_percent_of_the_tokens(n, size, least, make_model, store, monkeypatch):
+    """Whatever the number of texts, padding and checks counted. Of too few texts, or of short ones to which padding
+    adds much, there is none, and that is said."""
+    generator = np.random.default_rng(0)
+    rows = ["".join(generator.choice([*"abcde "], generator.integers(size // 3, size))) for _ in range(n)]
+    read, said, whole = {False: 0, True: 0}, [], Engine._forward
+
+    def watch(self, inputs, cache=None):
+        read[self.padded] += inputs.numel()
+        return whole(self, inputs, cache)
+
+    class Told(Progress):
+        def note(self, message):
+            said.append(message)
+
+    monkeypatch.setattr(Engine, "_forward", watch)
+    texts = TextSet.from_texts("some", rows)
+    model = str(make_model())
+    (outcome,) = sweeps.score([model], texts, store, progress=Told())
+    assert read[True] <= 0.02 * read[False]
+    found = store.repeat_run(texts.id, outcome.entry.key)
+    if least:
+        assert (found.n_texts >= least, said) == (True, [])
+        assert read[True] > 0.01 * read[False]
+    else:
+        assert (read[True], found.failed) == (0, False)
+        why = f"{model}: its run-to-run noise is not known. A repeat run of 3 texts takes more than 2% of reading {n}."
+        assert said == [f"{why}\nklscale validate --noise {model} measures it."]
+        assert [one.status for one in sweeps.score([model], texts, store, progress=Told())] == ["present"]
+        assert len(said) == 1
+        assert noise_floor(outcome.entry, texts, store).n_texts == 20, "it is measured where it is asked for"
+        assert store.noise_floor(texts.id, outcome.entry.key).n_texts == 20
 
 
 def test_a_model_that_cannot_be_read_again_is_scored_all_the_same(texts, store, monkeypatch):
@@ -195,14 +240,28 @@ def test_a_model_that_cannot_be_read_again_is_scored_all_the_same(texts, store, 
     (outcome,) = sweeps.score(["mock://1"], texts, store, progress=Told())
     assert (outcome.status, len(store.scores(outcome.entry))) == ("scored", len(texts))
     assert store.noise_floor(texts.id, outcome.entry.key) is None
-    assert said == ["mock://1: its run-to-run noise is not known. No kernel for this shape."]
+    why = (
+        f"mock://1: its run-to-run noise is not known. No kernel for this shape.\n"
+        f"Its repeat run failed with klscale {version('klscale')}: --rescore scores it and tries again."
+    )
+    assert said == [why]
+    opened, whole = [], Sources.open
+    monkeypatch.setattr(Sources, "open", lambda *a, **k: opened.append(a) or whole(*a, **k))
+    sweeps.score(["mock://1"], texts, store, progress=Told())
+    assert (said, opened) == ([why, why], []), "it is said again, and not tried again"
+    assert [problem for _, problem in store.check() if problem] == []
+    monkeypatch.undo()
+    sweeps.score(["mock://1"], texts, store, rescore=True, progress=Told())
+    assert store.noise_floor(texts.id, outcome.entry.key).value == 0
+    assert said == [why, why]
 
 
 @pytest.mark.parametrize("model", ["mock://1?noise=0.01", "directory"])
 def test_a_vector_that_was_cut_off_from_its_noise_floor_gets_it_by_the_next_score(
-    model, texts, store, make_model, monkeypatch
+    model, many, store, make_model, monkeypatch
 ):
     """Killed, or on a full disk, after the vector: it is completed to what it would have been, and not scored again."""
+    texts = many
     ref = str(make_model()) if model == "directory" else model
     whole = Store(store.location + "-whole")
     (undisturbed,) = sweeps.score([ref], texts, whole)
@@ -274,8 +333,8 @@ def test_the_noise_floor_is_the_kl_of_both_readings(texts, store, monkeypatch):
     assert found.n_documents == len({s // 4 for s in chosen})
 
 
-def test_a_model_that_reads_one_text_at_a_time_has_no_noise(make_model, texts, store, monkeypatch):
-    made_engine = Engine.__init__
+def test_a_model_that_reads_one_text_at_a_time_has_no_noise(make_model, many, store, monkeypatch):
+    texts, made_engine = many, Engine.__init__
 
     def alone(self, *arguments, **options):
         made_engine(self, *arguments, **options)
@@ -286,8 +345,8 @@ def test_a_model_that_reads_one_text_at_a_time_has_no_noise(make_model, texts, s
     assert store.noise_floor(texts.id, outcome.entry.key).value == 0
 
 
-@pytest.mark.parametrize("shuffled", [False, True])
-def test_batches_take_the_least_in_sum_and_keep_their_budget_in_any_order(shuffled):
+@pytest.mark.parametrize(("shuffled", "fewest"), [(False, False), (True, False), (True, True)])
+def test_batches_take_the_least_in_sum_and_keep_their_budget_in_any_order(shuffled, fewest):
     """By trying every way to cut; texts longer than where embeddings stretch are among their equals alone."""
     generator = np.random.default_rng(0)
     for _ in range(60):
@@ -295,7 +354,8 @@ def test_batches_take_the_least_in_sum_and_keep_their_budget_in_any_order(shuffl
         lengths = lengths if shuffled else np.sort(lengths)[::-1]
         budget, beyond = int(generator.integers(10, 300)), generator.choice([None, 10, 40])
         engine = Engine.__new__(Engine)
-        engine.own_logits = engine.alone = engine.padded = engine.fewest = False
+        engine.own_logits = engine.alone = engine.padded = False
+        engine.fewest = fewest
         engine.batch_tokens, engine.stretches_beyond = budget, beyond
         engine.shuffled, engine.device = shuffled, torch.device("cpu")
 
@@ -308,7 +368,7 @@ def test_batches_take_the_least_in_sum_and_keep_their_budget_in_any_order(shuffl
             parts = [list(lengths[i:j]) for i, j in itertools.pairwise(ends)]
             if not all(map(allowed, parts)):
                 return math.inf
-            return sum(len(part) * max(part) + (budget if shuffled else BATCH_COST["cpu"]) for part in parts)
+            return sum(len(part) * max(part) + (budget if fewest else BATCH_COST["cpu"]) for part in parts)
 
         queue = [Segment(s, 0, int(length), 1) for s, length in enumerate(lengths)]
         rows = cuts([engine], queue)
@@ -357,17 +417,16 @@ def test_texts_that_fill_the_window_are_cut_and_read_twice(make_model, store, mo
         return whole(self, tokens, batch) + self.padded * step
 
     monkeypatch.setattr(Engine, "_score_batch", shifted)
-    lengths = [64] * 10 + [20] * 15
-    texts = TextSet.from_texts(
-        "full", ["".join(chr(97 + (7 * n + k * k) % 26) for k in range(size)) for n, size in enumerate(lengths)]
-    )
+    lengths = [64] * 250 + [20] * 350
+    generator = np.random.default_rng(0)
+    texts = TextSet.from_texts("full", ["".join(generator.choice([*"abcdefghij"], size)) for size in lengths])
     (outcome,) = sweeps.score([str(make_model(max_position_embeddings=64))], texts, store)
     assert outcome.entry.metadata["skipped"] == []
-    chosen = noise_texts(np.arange(25))
-    kept = np.array([min(lengths[s], 48) for s in chosen])
-    assert len(seen) == 25 + 2 * 20
-    assert sorted(length for padded, _, length in seen if padded) == sorted(kept)
-    expected = plain_kl(0.01 * (chosen % 3) * kept, np.zeros(20), kept.mean())
+    again = {text: length for padded, text, length in seen if padded}
+    chosen, kept = np.array([*again]), np.array([*again.values()])
+    assert kept.tolist() == [min(lengths[s], 48) for s in chosen]
+    assert len(seen) == 600 + 2 * len(chosen) > 606
+    expected = plain_kl(0.01 * (chosen % 3) * kept, np.zeros(len(chosen)), kept.mean())
     assert store.noise_floor(texts.id, outcome.entry.key).value == pytest.approx(expected, rel=1e-3)
 
 
@@ -376,13 +435,14 @@ def test_another_reading_rounds_anew_where_all_texts_are_of_one_length(make_mode
     generator = np.random.default_rng(0)
     texts = TextSet.from_texts("even", ["".join(generator.choice(list("abcdef "), 200)) for _ in range(20)])
     (outcome,) = sweeps.score([str(make_model()) + "%bfloat16"], texts, store)
-    assert store.noise_floor(texts.id, outcome.entry.key).value > 1e-11
+    assert noise_floor(outcome.entry, texts, store).value > 1e-11
 
 
 def test_a_store_without_noise_and_one_with_damage(make_model, texts, store, tmp_path):
     """What cannot be read is as good as not there, and is measured again where it is asked for."""
     directory = make_model("m")
     (outcome,) = sweeps.score([str(directory)], texts, store)
+    assert noise_floor(outcome.entry, texts, store) is not None
     (file,) = (tmp_path / "store" / "noise").rglob("*.json")
     whole = file.read_text()
     bare = {name: value for name, value in json.loads(whole).items() if name not in ("record", "klscale-seal")}
@@ -408,7 +468,8 @@ def test_a_store_without_noise_and_one_with_damage(make_model, texts, store, tmp
 
 
 def test_a_layer_has_no_noise_floor_of_its_own(make_model, texts, store):
-    sweeps.score([str(make_model())], texts, store, layers=True)
+    (outcome,) = sweeps.score([str(make_model())], texts, store, layers=True)
+    noise_floor(outcome.entry, texts, store)
     known = store.vectors(texts, layers=True).attributes["noise_floor"]
     assert [value is None for value in known] == [False, True, True, True]
 

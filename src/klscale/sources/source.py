@@ -285,6 +285,10 @@ class Reader(ABC):
         """All texts as the model reads them."""
         raise self.source.unsupported(self.ref, "tokens")
 
+    def n_read(self, texts: TextSet, positions: Sequence[int] | Integers) -> int | None:
+        """Tokens that scoring these texts reads; None for a source that is run again whatever that takes."""
+        return None
+
     def repeat_runs(self, texts: TextSet, positions: Integers, *, padded: bool = True) -> RepeatRuns:
         """Repeat runs of the model on these texts (capability REPEAT_RUNS). `padded`: wider batches too, for which a
         text that leaves no room is cut."""
@@ -377,6 +381,12 @@ class RepeatRuns(ABC):
 
     bytes: Integers
     cut: bool = False
+
+    @property
+    def n_read(self) -> int:
+        """Tokens that a run in batches of another shape and order reads, padding included; where `Reader.n_read` is
+        known."""
+        raise NotImplementedError
 
     @abstractmethod
     def read(self, *, batches: bool = False, order: bool = False) -> Scores:

@@ -49,6 +49,8 @@ ENTRIES = pa.schema([("file", pa.string()), ("stamp", pa.string()), ("metadata",
 WEIGHTS = pa.schema([("other", pa.string()), ("squared_distance", pa.float64())])
 ROUNDING = 1e-3
 """Nats by which rounding may lift a log-likelihood above 0."""
+NONE = "no_repeat_run"
+"""The field of a record of run-to-run noise that says why there is none."""
 CHANGED = "does not hold the values that it was written with"
 
 
@@ -880,15 +882,28 @@ def _map_checksum(columns: Mapping[str, NDArray[Any]], metadata: Mapping[str, An
 # ---------------------------------------------------------------------------------------------------- noise, exact KL
 
 
-def noise_to_json(kl: KL, text_set: str, key: str) -> bytes:
-    """The record of the KL between two runs of the model with the vector `key`."""
-    return to_json("noise", {"text_set": text_set, "key": key, **to_record(kl)})
+@dataclass(frozen=True)
+class NoRepeatRun:
+    """Why a vector has no run-to-run noise: the repeat run `failed`, or would have taken too long. `version` of klscale
+    found it so."""
+
+    why: str
+    failed: bool
+    version: str
 
 
-def noise_from_json(data: bytes, text_set: str, key: str) -> KL:
+def noise_to_json(found: KL | NoRepeatRun, text_set: str, key: str) -> bytes:
+    """The record of the KL between two runs of the model with the vector `key`, or why there is none."""
+    record = to_record(found)
+    return to_json("noise", {"text_set": text_set, "key": key, **(record if isinstance(found, KL) else {NONE: record})})
+
+
+def noise_from_json(data: bytes, text_set: str, key: str) -> KL | NoRepeatRun:
     """What `noise_to_json` was given; raises one of UNREADABLE."""
     found = from_json("noise", data)
     _require_own(found, text_set=text_set, key=key)
+    if NONE in found:
+        return from_record(NoRepeatRun, found[NONE])
     kl = from_record(KL, found)
     if not all(0 <= number < math.inf for number in (kl.value, kl.standard_error, *kl.interval)):
         raise UnreadableError(f"has a run-to-run noise of {kl.value:.3g} ± {kl.standard_error:.3g} bits/byte")

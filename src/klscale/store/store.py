@@ -641,22 +641,32 @@ class Store:
 
     # ------------------------------------------------------------------------------------------------------- noise
 
-    def write_noise_floor(self, text_set: str, key: str, kl: KL) -> None:
-        """Keep the KL between two runs of the model with the vector `key`."""
-        self.files.write(self.files.path("noise", text_set, f"{key}.json"), records.noise_to_json(kl, text_set, key))
+    def write_noise_floor(self, text_set: str, key: str, found: KL | records.NoRepeatRun) -> None:
+        """Keep the KL between two runs of the model with the vector `key`, or why there is none."""
+        self.files.write(self.files.path("noise", text_set, f"{key}.json"), records.noise_to_json(found, text_set, key))
 
-    def noise_floor(self, text_set: str, key: str) -> KL | None:
-        """The KL in bits per byte between two runs of a model; None where it is not there or is left out."""
+    def repeat_run(self, text_set: str, key: str) -> KL | records.NoRepeatRun | None:
+        """What `write_noise_floor` has kept; None where it is not there or is left out."""
         path = self.files.path("noise", text_set, f"{key}.json")
         return self._find(path, partial(records.noise_from_json, text_set=text_set, key=key))
 
-    def noise_floors(self, text_set: str, keys: Sequence[str]) -> dict[str, float]:
-        """Key -> KL in bits per byte between two runs of the model, for the keys where it is known."""
+    def repeat_runs(self, text_set: str, keys: Sequence[str]) -> dict[str, KL | records.NoRepeatRun]:
+        """Key -> what is kept of the model's repeat run, for the keys where something is."""
         there = {*map(_stem, self.files.list("noise", text_set, suffix=".json"))}
         known = [key for key in dict.fromkeys(keys) if key in there]
         with ThreadPoolExecutor(8) as pool:
-            found = pool.map(lambda key: self.noise_floor(text_set, key), known)
-            return {key: kl.value for key, kl in zip(known, found, strict=True) if kl is not None}
+            found = pool.map(lambda key: self.repeat_run(text_set, key), known)
+            return {key: one for key, one in zip(known, found, strict=True) if one is not None}
+
+    def noise_floor(self, text_set: str, key: str) -> KL | None:
+        """The KL in bits per byte between two runs of a model; None where it is not known."""
+        found = self.repeat_run(text_set, key)
+        return found if isinstance(found, KL) else None
+
+    def noise_floors(self, text_set: str, keys: Sequence[str]) -> dict[str, float]:
+        """Key -> KL in bits per byte between two runs of the model, for the keys where it is known."""
+        found = self.repeat_runs(text_set, keys)
+        return {key: one.value for key, one in found.items() if isinstance(one, KL)}
 
     # ---------------------------------------------------------------------------------------------------- exact KL
 

@@ -24,6 +24,7 @@ from klscale.inputs.references import Model, ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.progress import SILENT, Progress
 from klscale.science.arrays import Integers
+from klscale.science.kl import KL
 from klscale.sources.source import (
     LAYERS,
     LONG_TEXTS,
@@ -39,6 +40,7 @@ from klscale.sources.source import (
 )
 from klscale.store import records
 from klscale.store.claims import Claim
+from klscale.store.records import NoRepeatRun
 from klscale.store.store import Entry, Store, now, vector_key
 from klscale.sweep.draws import begin, blocks, freeze, usable
 from klscale.sweep.jobs import Job, OneAhead, Outcome, by_files, wait_for_others, with_windows, without_frames
@@ -145,7 +147,22 @@ def score(
         listed = "; ".join(f"{name} is {other}" for name, other in [*sweep.equal.items()][:3])
         more = "; ..." if len(sweep.equal) > 3 else ""
         progress.note(f"The same files under two names are scored once: {listed}{more}.")
+    if sweep.unrepeated and not dry_run:
+        progress.note(_without_noise(sweep.unrepeated, texts))
     return [outcomes[place] for place in sorted(outcomes)]
+
+
+def _without_noise(found: Mapping[ModelRef, NoRepeatRun], texts: TextSet) -> str:
+    """Why models have no run-to-run noise, and what measures it."""
+    failed = {ref: one for ref, one in found.items() if one.failed}
+    (ref, first), *others = (failed or found).items()
+    more = f" So for {len(others) + 1:,} models." if others else ""
+    said = f"{ref}: its run-to-run noise is not known. {first.why}{more}"
+    if first.failed:
+        return f"{said}\nIts repeat run failed with klscale {first.version}: --rescore scores it and tries again."
+    if texts.prompts is not None:  # that study reads plain texts
+        return said
+    return f"{said}\nklscale validate --noise {replace(ref, dtype=ModelRef(ref.name).dtype)} measures it."
 
 
 def _template(texts: TextSet, asked: str | None) -> Template | None:
@@ -181,6 +198,8 @@ class _Sweep:
     started: str = field(default_factory=now)
     equal: dict[str, str] = field(default_factory=dict)
     """Each model that has the vector of another one -> that one's name."""
+    unrepeated: dict[ModelRef, NoRepeatRun] = field(default_factory=dict)
+    """Each model without run-to-run noise -> why, where that is to be said."""
 
     @cached_property
     def entries(self) -> list[Entry]:
@@ -194,9 +213,9 @@ class _Sweep:
         return found
 
     @cached_property
-    def repeated(self) -> Set[str]:
-        """The keys of the vectors whose run-to-run noise the store had at first."""
-        return self.store.noise_floors(self.texts.id, [entry.key for entry in self.entries]).keys()
+    def repeated(self) -> Mapping[str, KL | NoRepeatRun]:
+        """Key -> what the store had at first of the repeat run of a vector."""
+        return self.store.repeat_runs(self.texts.id, [entry.key for entry in self.entries])
 
     # -------------------------------------------------------------------------------------------- what is there
 
@@ -316,9 +335,12 @@ class _Sweep:
         job = Job(place, model, source, pinned, keys, layers)
         return job if there is None else self._with(job, there, self.repeated)
 
-    def _with(self, job: Job, entry: Entry, repeated: Set[str]) -> Job:
-        """The job with an entry of the store. The entry has no run-to-run noise if its writer was interrupted between
-        the two, or wrote elsewhere. It is completed where the model is at hand."""
+    def _with(self, job: Job, entry: Entry, repeated: Mapping[str, KL | NoRepeatRun]) -> Job:
+        """The job with an entry of the store. Of the entry's repeat run nothing is kept if its writer was interrupted
+        between the two, or wrote elsewhere. It is completed where the model is at hand."""
+        kept = repeated.get(entry.key)
+        if isinstance(kept, NoRepeatRun) and kept.failed:
+            self.unrepeated[entry.ref] = kept
         n_texts = (entry.first or len(self.texts)) - len(entry.metadata.get("skipped") or ())
         lacks = n_texts > 1 and entry.key not in repeated and REPEAT_RUNS in job.source.capabilities
         return replace(job, entry=entry, unrepeated=lacks and job.source.is_at_hand(job.pinned))
@@ -391,7 +413,7 @@ class _Sweep:
             identity = job.pinned.identity
             key = vector_key(identity, job.ref, convention, job.source.name)
             made = self._renamed(entry, job.model, key=key, identity=identity, weights=job.pinned.weights)
-            if (noise := self.store.noise_floor(self.texts.id, entry.key)) is not None:
+            if (noise := self.store.repeat_run(self.texts.id, entry.key)) is not None:
                 self.store.write_noise_floor(self.texts.id, made.key, noise)
             return made
         return None
@@ -499,7 +521,7 @@ class _Sweep:
                 else:
                     entry = self._equal(job) if job.entry is None else None
                 if entry is not None:
-                    job = self._with(job, entry, self.store.noise_floors(self.texts.id, [entry.key]).keys())
+                    job = self._with(job, entry, self.store.repeat_runs(self.texts.id, [entry.key]))
                     if job.done:
                         claim.release()
                         return job, entry
@@ -601,13 +623,10 @@ class _Sweep:
         return entry
 
     def _repeat(self, entry: Entry, reader: Reader, scores: Scores) -> None:
-        """Measure and keep the run-to-run noise of a vector."""
-        try:
-            keep_noise_floor(entry.key, reader, self.texts, self.store, known=scores)
-        except StorageError:
-            raise
-        except KlscaleError as error:  # its vector is whole all the same
-            self.progress.note(f"{reader.ref}: its run-to-run noise is not known. {error.what}")
+        """Measure and keep the run-to-run noise of a vector, or why there is none: the vector is whole all the same."""
+        found = keep_noise_floor(entry.key, reader, self.texts, self.store, scores)
+        if isinstance(found, NoRepeatRun):
+            self.unrepeated[entry.ref] = found
 
     def _keep(self, job: Job, reader: Reader, unsaved: Sequence[Scores]) -> Scores:
         part = Scores.concatenate(unsaved)

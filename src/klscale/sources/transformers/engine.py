@@ -60,7 +60,7 @@ class Engine:
 
     Three options are for repeat runs, which differ by rounding alone. `shuffled`: texts come in random order instead of
     by length, so that each has other neighbours. `padded`: every batch is wider than its texts need, by an eighth and
-    at least 16 tokens; a kernel then sums in another order.
+    at least 16 tokens; a kernel then sums in another order. `fewest`: texts are put into as few batches as can be.
     """
 
     def __init__(
@@ -128,6 +128,28 @@ class Engine:
         free, _ = torch.cuda.mem_get_info(self.device)
         return int(np.clip(0.5 * free / (40 * hidden * self.model.dtype.itemsize), 2048, 131072))
 
+    def again(self, batch_tokens: int, **options: bool) -> Engine:
+        """An engine of the same model for a repeat run, with these options. What is known of the model is not found
+        out again."""
+        engine = Engine(self.loaded, device=str(self.device), batch_tokens=batch_tokens, **options)
+        engine.head, engine.own_logits, engine.reads_behind = self.head, self.own_logits, self.reads_behind
+        return engine
+
+    def n_read(self, tokens: Tokens, texts: Sequence[int] | Integers, *, padding: bool = False) -> int:
+        """Tokens of the forward passes over these texts, as whole texts or behind a beginning that is read once; with
+        or without the `padding` of batches."""
+        lengths, before, total = tokens.lengths, tokens.before, 0
+        for group in self._groups(tokens, [Segment(s, 0, int(lengths[s]), int(before[s])) for s in map(int, texts)]):
+            total += group.n
+            if not padding:
+                total += sum(part.n_own for part in group.parts)
+                continue
+            queue = queued((self,), group.parts)
+            for n_rows in cuts((self,), queue):
+                total += n_rows * self._width(queue[:n_rows])
+                del queue[:n_rows]
+        return total
+
     def other_budget(self, tokens: Tokens, texts: Sequence[int] | Integers) -> int:
         """A budget in tokens that puts these texts into batches of another shape, each of two texts at least."""
         lengths = tokens.lengths[texts]
@@ -153,9 +175,8 @@ class Engine:
 
     @property
     def batch_cost(self) -> int:
-        """What a batch costs beside its tokens, in tokens. Texts in random order are put together as they come: the
-        fewer batches, the better."""
-        return self.batch_tokens if self.shuffled or self.fewest else self._cost_of_pass
+        """What a batch costs beside its tokens, in tokens; with `fewest`, so much that there are as few as can be."""
+        return self.batch_tokens if self.fewest else self._cost_of_pass
 
     @property
     def _cost_of_pass(self) -> int:
@@ -216,12 +237,7 @@ class Engine:
 
     def _batches(self, tokens: Tokens, queue: Sequence[Segment]) -> Iterator[tuple[Sequence[Segment], Floats]]:
         """Batches of a queue and their values. A beginning that several texts share is read once."""
-        groups = [Group(0, queue)]
-        if not (self.loaded.cache_bits or self.loaded.offload or self.stretches_beyond is not None or self.alone):
-            # A group takes a forward pass more, and its texts cannot fill up the batches of others.
-            found = groups_of(tokens, queue, 2 * self._cost_of_pass, within_prompts=self.layers)
-            if any(group.n for group in found) and self._reads_behind(tokens, found):
-                groups = found
+        groups = self._groups(tokens, queue)
         if self.shuffled:
             groups = [groups[place] for place in np.random.default_rng(0).permutation(len(groups))]
         for group in groups:
@@ -230,6 +246,15 @@ class Engine:
                 yield from in_batches((self,), group.parts, lambda batch: self._score_batch(tokens, batch))
             finally:
                 self.prefix = None
+
+    def _groups(self, tokens: Tokens, queue: Sequence[Segment]) -> list[Group]:
+        """A queue by the beginnings that are read once; one group where none are."""
+        whole = [Group(0, queue)]
+        if self.loaded.cache_bits or self.loaded.offload or self.stretches_beyond is not None or self.alone:
+            return whole
+        # A group takes a forward pass more, and its texts cannot fill up the batches of others.
+        found = groups_of(tokens, queue, 2 * self._cost_of_pass, within_prompts=self.layers)
+        return found if any(group.n for group in found) and self._reads_behind(tokens, found) else whole
 
     def _reads_behind(self, tokens: Tokens, groups: Sequence[Group]) -> bool:
         """Whether the model gives its own log-probabilities behind the cache of a beginning, by one of the longest
@@ -396,8 +421,11 @@ class Engine:
             raise no_lens(self.loaded.ref, why)
 
     def _pack(self, tokens: Tokens, batch: Sequence[Segment]) -> Packed:
-        width = int(self.widths(np.array([part.n_own for part in batch])).max())
-        return Packed.of(tokens, batch, width, self.device)
+        return Packed.of(tokens, batch, self._width(batch), self.device)
+
+    def _width(self, batch: Sequence[Segment]) -> int:
+        """Columns of a batch."""
+        return int(self.widths(np.array([part.n_own for part in batch])).max())
 
     def _cache(self, tokens: Tokens, batch: Sequence[Segment]) -> Any:
         """A cache that holds what the segments of a batch are read behind, which is read where it is not yet; None for
@@ -528,6 +556,14 @@ def cuts(engines: Sequence[Engine], queue: Sequence[Segment]) -> list[int]:
     return found
 
 
+def queued(engines: Sequence[Engine], parts: Iterable[Segment]) -> list[Segment]:
+    """The segments in the order in which batches take them: longest first, unless `shuffled`."""
+    queue = sorted(parts, key=lambda part: (-part.length, part.text))
+    if engines[0].shuffled:
+        return [queue[place] for place in np.random.default_rng(0).permutation(len(queue))]
+    return queue
+
+
 def in_batches(
     engines: Sequence[Engine], parts: Iterable[Segment], read: Callable[[Sequence[Segment]], T]
 ) -> Iterator[tuple[Sequence[Segment], T]]:
@@ -536,9 +572,7 @@ def in_batches(
 
     Raises KlscaleError, which names the models, where `read` fails otherwise or with one text alone.
     """
-    queue = sorted(parts, key=lambda part: (-part.length, part.text))
-    if engines[0].shuffled:
-        queue = [queue[place] for place in np.random.default_rng(0).permutation(len(queue))]
+    queue = queued(engines, parts)
     plan, made_for = list[int](), None
     while queue:
         state = [(engine.batch_tokens, engine.own_logits) for engine in engines]

@@ -188,6 +188,9 @@ class TransformersReader(Reader):
 
     # ------------------------------------------------------------------------------------------------- capabilities
 
+    def n_read(self, texts: TextSet, positions: Sequence[int] | Integers) -> int:
+        return self.engine.n_read(self.tokens(texts), positions)
+
     def repeat_runs(self, texts: TextSet, positions: Integers, *, padded: bool = True) -> TransformersRepeatRuns:
         return TransformersRepeatRuns(self, texts, positions, padded)
 
@@ -268,13 +271,16 @@ class TransformersRepeatRuns(RepeatRuns):
             kept = self.bytes * np.maximum(np.minimum(lengths, longest) - prompt, 0) / (lengths - prompt)
             self.bytes = np.rint(kept).astype(np.int64)
 
+    @property
+    def n_read(self) -> int:
+        first = self._reader.engine.n_read(self._tokens, self._positions) if self.cut else 0
+        return first + self._engine(batches=True, order=True).n_read(self._tokens, self._positions, padding=True)
+
     def read(self, *, batches: bool = False, order: bool = False) -> Scores:
-        engine = self._reader.engine
-        if batches or order:
-            budget = engine.other_budget(self._tokens, self._positions) if batches else engine.batch_tokens
-            padded = batches and self._padded
-            device = str(engine.device)
-            engine = Engine(
-                engine.loaded, device=device, batch_tokens=budget, shuffled=order, padded=padded, fewest=batches
-            )
+        engine = self._engine(batches, order) if batches or order else self._reader.engine
         return Scores.concatenate([*engine.score(self._tokens, self._positions)])
+
+    def _engine(self, batches: bool, order: bool) -> Engine:
+        first = self._reader.engine
+        budget = first.other_budget(self._tokens, self._positions) if batches else first.batch_tokens
+        return first.again(budget, shuffled=order, padded=batches and self._padded, fewest=batches and not self._padded)

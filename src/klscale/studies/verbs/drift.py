@@ -16,8 +16,9 @@ from klscale.studies.alarm import DriftAlarm
 from klscale.studies.changes import LISTED
 from klscale.studies.drift import Drift
 from klscale.studies.verbs.options import Options
-from klscale.studies.verbs.score import scored_vectors
+from klscale.studies.verbs.score import score
 from klscale.sweep.jobs import Outcome
+from klscale.sweep.repeat_noise import noise_floor
 from klscale.vectors.vectors import Vectors
 
 
@@ -58,10 +59,14 @@ def drift(
         what = "Two models are needed, by different references."
         why = "A server is told apart from itself on another day by a label."
         raise InputError(what, why, "klscale drift 'http://HOST/v1?label=monday#M' 'http://HOST/v1?label=friday#M'")
-    vectors, outcomes = scored_vectors(refs, options.at(texts, store))
-    if len(vectors) < 2:
-        raise ScoringError(outcomes)
-    return ModelDrift(vectors, studies.drift(vectors, *vectors.names, most=most), outcomes)
+    scored = score(refs, texts, store, options=options)
+    if scored.failed:
+        raise ScoringError(scored.outcomes)
+    for outcome in scored.outcomes:  # of few texts it is not measured beside scoring
+        if outcome.entry is not None:
+            noise_floor(outcome.entry, scored.texts, scored.store, device=options.device, progress=options.progress)
+    vectors = scored.vectors()
+    return ModelDrift(vectors, studies.drift(vectors, *vectors.names, most=most), scored.outcomes)
 
 
 @dataclass(frozen=True, eq=False)

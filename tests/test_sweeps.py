@@ -350,7 +350,7 @@ def test_equal_weights_are_scored_once_and_said(make_model, texts, store, monkey
     (said,) = [note for note in notes if "scored once" in note]
     assert f"{later} is {model}" in said
     assert f"{twin} is {model}" in said
-    assert store.noise_floor(texts.id, outcomes[2].entry.key) is not None
+    assert store.repeat_run(texts.id, outcomes[2].entry.key) is not None
     (again,) = sweeps.score([str(renamed(model, "checkpoint-40", _name_or_path="a"))], texts, store)
     assert again.status == "present"
     assert len(opened) == 2

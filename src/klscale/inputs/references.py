@@ -23,7 +23,10 @@ KERNELS = ("int8-kernel", "nf4-kernel", "fp4-kernel")
 """What deployment computes: the kernels of bitsandbytes; that of int8 quantizes activations too."""
 CACHES = {"kv-int8": 8, "kv-int4": 4}
 """Bits of the keys and values of attention; weights stay as they are."""
-QUANTIZATIONS = (*WEIGHTS_ONLY, *KERNELS, *CACHES)
+ATTENTIONS = {"attention-eager": "eager", "attention-sdpa": "sdpa", "attention-flash": "flash_attention_2"}
+"""How attention is computed, by transformers' names; weights stay as they are."""
+QUANTIZATIONS = (*WEIGHTS_ONLY, *KERNELS, *CACHES, *ATTENTIONS)
+"""What follows the + of a reference."""
 _ENCODED = re.compile(r"[^\w./~=,-]", re.ASCII)
 _DTYPE = re.compile(r"%([A-Za-z][\w]*)$")
 _LAYER = re.compile(r"#(\d+)$")

@@ -167,7 +167,7 @@ COMPARED = (
     Column("placed", "Where the KL lies on the scale of these texts, in words; null: there is none."),
     Column(
         "by_depth",
-        "KL by depth of context, where one of the two reads a quantized cache.",
+        "KL by depth of context, where one of the two reads a quantized cache, or is asked for an attention.",
         within=next_tokens.BY_DEPTH,
         many=True,
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from klscale.inputs.references import CACHES
+from klscale.inputs.references import ATTENTIONS, CACHES
 from klscale.science.estimates import Estimate, format_estimate
 from klscale.science.reported import ReportedKL
 from klscale.science.sampled_tokens import DepthKL, SampledKL
@@ -67,17 +67,18 @@ DEEP = (
 
 
 def by_depth(vectors: Vectors, a: str, b: str) -> tuple[DepthKL, ...]:
-    """KL by depth of context where one of two models reads a quantized cache; nothing for others."""
+    """KL by depth of context where one of two models reads a quantized cache, or is asked for an attention; nothing for
+    others."""
     kinds = {vectors.models[vectors.position(name)].quantization for name in (a, b)}
-    return vectors.kl_by_depth(a, b) if kinds & {*CACHES} and vectors.has_sampled_tokens(a, b) else ()
+    return vectors.kl_by_depth(a, b) if kinds & {*CACHES, *ATTENTIONS} and vectors.has_sampled_tokens(a, b) else ()
 
 
 def print_variants(vectors: Vectors, pairs: Mapping[tuple[str, str], ReportedKL]) -> None:
-    """A table for each model that has quantized variants among these pairs; nothing where none has. For those with a
-    quantized cache KL by depth too."""
+    """A table for each model that has variants among these pairs; nothing where none has. For those with a quantized
+    cache or another attention KL by depth too."""
     found = variants(vectors, pairs)
     for base, its_variants in found.items():
-        out.print(table(COLUMNS, its_variants, f"\nNext tokens of quantized variants, from {plain(base)}"))
+        out.print(table(COLUMNS, its_variants, f"\nNext tokens of variants, from {plain(base)}"))
         deep = [(one.name, depth) for one in its_variants for depth in by_depth(vectors, base, one.name)]
         if deep:
             out.print(table(DEEP, deep, f"\nKL by depth of context, from {plain(base)}"))

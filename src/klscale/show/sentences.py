@@ -39,6 +39,8 @@ _KINDS = {
 
 def of_setting(setting: str) -> str:
     """What two models of a setting are to each other."""
+    if setting.startswith("attention"):
+        return f"A model and itself with its attention computed otherwise, {setting}"
     return _KINDS.get(setting, f"A model and its quantized variant, {setting}")
 
 

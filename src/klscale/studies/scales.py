@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from klscale.errors import InputError
 from klscale.inputs.attributes import run_key, runs_of
-from klscale.inputs.references import ModelRef
+from klscale.inputs.references import ATTENTIONS, ModelRef
 from klscale.inputs.texts import PILE_CLIP, TextSet
 from klscale.science.arrays import Floats, Integers
 from klscale.science.bootstrap import RESAMPLES, text_draws
@@ -194,7 +194,8 @@ def not_measured(measured: Iterable[Setting]) -> list[PublishedSetting]:
 
 def setting_of(a: Mapping[str, Any], b: Mapping[str, Any], a_ref: ModelRef, b_ref: ModelRef) -> str | None:
     """The setting that two models instance by their attributes: `checkpoint`, `seed`, `size`, `architecture`,
-    `fine-tuning`, `layer`, `8-bit (KIND)`, `4-bit (KIND)`, `quantization (KIND)`; None for anything else.
+    `fine-tuning`, `layer`, `8-bit (KIND)`, `4-bit (KIND)`, `quantization (KIND)`, `attention (KIND)`; None for
+    anything else.
 
     It does not depend on the rest of the store: whether these checkpoints are consecutive, or the last of their runs.
     """
@@ -223,7 +224,10 @@ _SETTING_OF = {"seed": "seed", "parameters": "size", "step": "checkpoint"}
 
 def quantization_setting(kind: str) -> str:
     """The setting of a quantization, by the number of bits in its name: `4-bit (nf4)`, `8-bit (gguf-q8_0)`;
-    `quantization (awq)` where the name has none."""
+    `quantization (awq)` where the name has none. `attention (eager)` for a model whose attention is computed otherwise.
+    """
+    if kind in ATTENTIONS:
+        return f"attention ({kind.removeprefix('attention-')})"
     for bits in (8, 4):
         if re.search(rf"(?:int|nf|fp|q){bits}(?!\d)|(?<!\d){bits}-?bit", kind, re.IGNORECASE):
             return f"{bits}-bit ({kind})"

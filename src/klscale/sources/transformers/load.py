@@ -15,10 +15,11 @@ import torch
 
 from klscale.errors import InputError, KlscaleError
 from klscale.inputs.attributes import attributes_of
-from klscale.inputs.references import CACHES, KERNELS, WEIGHTS_ONLY, ModelRef
+from klscale.inputs.references import ATTENTIONS, CACHES, KERNELS, WEIGHTS_ONLY, ModelRef
 from klscale.sources.quiet import quiet_transformers
 from klscale.sources.transformers import layouts, packed, quantization
 from klscale.sources.transformers.adapters import require_peft, with_adapter
+from klscale.sources.transformers.attention import attention_options, require_attention
 from klscale.sources.transformers.failures import failure
 from klscale.sources.transformers.files import ResolvedModel, file_of, weight_files
 from klscale.sources.transformers.gguf_files import GgufFile, complete, configure, set_tokenizer
@@ -113,6 +114,7 @@ def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading
                 )
             if ref.quantization in KERNELS:
                 options |= quantization.kernel_options(ref, device_of(device))
+            attention = attention_options(config, ref, device)
             # Building a model in half precision changes torch's default dtype in all threads: never beside another.
             if alone is not None and ref.dtype != "float32":
                 alone.wait()
@@ -131,6 +133,7 @@ def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading
                 ignore_mismatched_sizes=True,  # they are looked at below, and refused
                 **options,
                 **placement,
+                **attention,
             )
             if file is not None:
                 applied += complete(model, info, file, file_of(base))
@@ -138,6 +141,7 @@ def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading
         raise
     except Exception as error:  # damaged files fail in any way
         raise failure(ref, what, error) from error
+    require_attention(model, ref)
     unused = _refuse_incomplete(model, info, resolved) + (codes.left_out if codes else ())
     if resolved.base is not None:
         model = with_adapter(model, resolved)
@@ -160,7 +164,7 @@ def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading
         quantized = quantization.loaded_so(model, ref, saved_so)
     if quantized is not None:
         known["quantization"] = quantized.kind
-    if ref.quantization in CACHES:
+    if ref.quantization in CACHES or ref.quantization in ATTENTIONS:
         known["quantization"] = ref.quantization if quantized is None else f"{quantized.kind} {ref.quantization}"
     attributes = attributes_of(ref, known)
     if file is not None:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from klscale.errors import KlscaleError
-from klscale.inputs.references import CACHES, KERNELS, ModelRef
+from klscale.inputs.references import KERNELS, WEIGHTS_ONLY, ModelRef
 from klscale.sources.quiet import quiet_transformers
 
 BLOCK, GROUP = 64, 32
@@ -56,8 +56,8 @@ class Quantization:
 
 def require(ref: ModelRef) -> None:
     """Raises KlscaleError where the library that a quantized model needs is not here."""
-    if ref.quantization and ref.quantization not in CACHES:
-        require_kind(ref.quantization, str(ref))
+    if ref.quantization in (*WEIGHTS_ONLY, *KERNELS):
+        require_kind(str(ref.quantization), str(ref))
     elif ref.file:
         _library("gguf", str(ref))
 

@@ -158,6 +158,7 @@ class TransformersReader(Reader):
             "shared_tokens": engine.shared_tokens,
             "head": "own logits" if engine.own_logits else "tiles",
             "quantized": asdict(loaded.quantization) if loaded.quantization else None,
+            "attention": loaded.model.config.get_text_config()._attn_implementation,
             "cache": {"bits": loaded.cache_bits, "group": GROUP} if loaded.cache_bits else None,
             "size": asdict(loaded.size) if loaded.size else None,
             "unused_tensors": list(loaded.unused_tensors),

@@ -233,12 +233,34 @@ def test_a_budget_is_spent_best(small, texts, run, tmp_path):
     chosen = np.sort(texts.random_order[4:8])
     changed = {name: (lambda weight, kind=kind: quantization._WAYS[kind](weight)[0])
                for name, kind in mix["kinds"].items() if kind}  # fmt: skip
-    expected = naive(small, texts, chosen, changed).sum() / texts.bytes[chosen].sum() / np.log(2)
-    assert mix["got"]["value"] == pytest.approx(expected, rel=1e-5)
+    own, n_bytes = naive(small, texts, chosen, changed), texts.bytes[chosen]
+    assert mix["got"]["value"] == pytest.approx(own.sum() / n_bytes.sum() / np.log(2), rel=1e-5)
+    # The same budget without looking at costs: nf4, and int8 dealt in random order while there is room.
+    names, dealt, bits = [part["part"] for part in parts[0]], np.zeros(4), []
+    for seed in range(3):
+        kind_of = dict.fromkeys(names, 0)
+        for name in np.random.default_rng(seed).permutation(names):
+            size = sum(8 * parts[{**kind_of, name: 1}[part]][p]["stored_bytes"] for p, part in enumerate(names))
+            if size <= 6.5 * sum(weights):
+                kind_of[name] = 1
+        changed = {module: (lambda weight, kind=kinds[kind_of[name]]: quantization._WAYS[kind](weight)[0])
+                   for p, name in enumerate(names) for module in parts[0][p]["modules"]}  # fmt: skip
+        dealt += naive(small, texts, chosen, changed) / 3
+        bits.append(sum(8 * parts[kind_of[part]][p]["stored_bytes"] for p, part in enumerate(names)) / sum(weights))
+    assert mix["dealt"]["kind"] == "nf4, int8 at random"
+    assert mix["dealt"]["bits"] == pytest.approx(np.mean(bits))
+    assert mix["dealt"]["kl"]["value"] == pytest.approx(dealt.sum() / n_bytes.sum() / np.log(2), rel=1e-5)
+    less, found = own - dealt, mix["dealt"]["difference"]
+    assert found["value"] == pytest.approx(less.sum() / n_bytes.sum() / np.log(2), rel=1e-3)
+    residual = less / np.log(2) - found["value"] * n_bytes  # of a ratio of sums, by the delta method
+    error = np.sqrt((residual**2).sum()) / n_bytes.sum()
+    assert found["standard_error"] == pytest.approx(error, rel=1e-3)
     recipe = json.loads((tmp_path / "mix.json").read_text(encoding="utf-8"))
     assert recipe["kinds"] == mix["kinds"]
     assert r"^blk\.1\.ffn_down\.weight$=" in " ".join(recipe["llama_cpp"])
-    assert "The mix" in run("sensitivity", *shared, *arguments).stdout
+    shown = run("sensitivity", *shared, *arguments).stdout
+    assert "The mix" in shown
+    assert "mixes of its size that look at no costs (mean of 3)" in " ".join(shown.split())
     refused = run("sensitivity", *shared, "--budget", "3bpw", status=2)
     assert "smallest of these kinds has" in refused.output
     assert "no number of bits" in run("sensitivity", *shared, "--budget", "small", status=2).output

@@ -1,7 +1,8 @@
 """Spend a size budget over the parts of a model: the kind of each part that makes the sum of their KLs least.
 
 The sum is minimised exactly, by integer programming. It promises what the mix would cost if parts added up, on the
-texts by which the kinds were chosen. So the mix is measured as a whole on other texts.
+texts by which the kinds were chosen. So the mix is measured as a whole on other texts, beside each kind alone, and
+beside mixes of the same size that were made without looking at the costs.
 """
 
 from __future__ import annotations
@@ -14,16 +15,20 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from klscale.errors import InputError
+from klscale.science.arrays import Floats
 from klscale.science.estimates import Estimate
 from klscale.studies.sensitivity import OfKind, Part, Sensitivity, change_of
 
 PLAIN_BITS = 16
 """Bits of a weight that is not quantized."""
+N_DEALT = 3
+"""Mixes of the same size whose kinds are dealt at random."""
 
 
 @dataclass(frozen=True)
 class Uniform:
-    """All parts as one kind: `bits` per weight, `kl` in bits per byte, and that of the mix less it, paired."""
+    """All parts as one kind, or as two kinds dealt at random: `bits` per weight, `kl` in bits per byte, and that of the
+    mix less it, paired."""
 
     kind: str
     bits: float
@@ -36,7 +41,8 @@ class Mix:
     """A kind for each module, None where it stays in 16 bits. `bits` and `budget` are per weight of the linear layers:
     embeddings are not counted. `promised` is the sum of the KLs of the parts, on the texts that chose the kinds; `got`
     is the KL of the whole mix on `n_texts` texts, which are others where `held_out`. `uniform` has the kinds alone, on
-    the same texts as `got`."""
+    the same texts as `got`. `dealt` is the mean of mixes of the same size: each part as the best kind that fits alone,
+    and parts in random order as the best that does not, while the budget lasts. None where no kind fits alone."""
 
     budget: float
     kinds: Mapping[str, str | None]
@@ -44,6 +50,7 @@ class Mix:
     promised: Estimate
     got: Estimate
     uniform: tuple[Uniform, ...]
+    dealt: Uniform | None
     n_texts: int
     held_out: bool
 
@@ -121,15 +128,48 @@ def _checked(
     held_out = len(texts) >= 2
     texts = texts if held_out else bench.texts_at(0, found.n_texts)
     mix = change_of("the mix", {name: kind for name, kind in kinds.items() if kind is not None})
-    wholes = [one.change for one in found.kinds]
-    bench.measure([mix, *wholes], texts, "checking the mix")
-    got, n_weights = bench.nats(mix, texts), sum(module.n_weights for module in bench.modules)
+    sizes = {one.kind: _bits_of(found, one.parts) for one in found.kinds}
+    by_kl = sorted(found.kinds, key=lambda one: one.whole.value)
+    low = next((one for one in by_kl if fits(sizes[one.kind], budget)), None)
+    high = next((one for one in by_kl if not fits(sizes[one.kind], budget)), None)
+    drawn = [] if low is None else [_dealt(found, budget, low, high, seed) for seed in range(N_DEALT)]
+    changes = [
+        change_of(f"dealt at random, {seed}", {name: part.kind for part in some for name in part.modules})
+        for seed, some in enumerate(drawn)
+    ]
+    bench.measure([mix, *(one.change for one in found.kinds), *changes], texts, "checking the mix")
+    got = bench.nats(mix, texts)
 
-    def uniform(one: OfKind) -> Uniform:
-        held = sum(part.n_weights for part in one.parts)
-        stored = 8 * sum(part.stored_bytes for part in one.parts) + PLAIN_BITS * (n_weights - held)
-        nats = bench.nats(one.change, texts)
-        return Uniform(one.kind, stored / n_weights, bench.kl(nats, texts), bench.difference(got - nats, texts))
+    def beside(kind: str, size: float, nats: Floats) -> Uniform:
+        return Uniform(kind, size, bench.kl(nats, texts), bench.difference(got - nats, texts))
 
-    rows = tuple(map(uniform, found.kinds))
-    return Mix(budget, kinds, bits, promised, bench.kl(got, texts), rows, len(texts), held_out)
+    rows = tuple(beside(one.kind, sizes[one.kind], bench.nats(one.change, texts)) for one in found.kinds)
+    dealt = None
+    if low is not None:
+        names = f"{low.kind}, {high.kind if high else f'{PLAIN_BITS} bits'} at random"
+        size = float(np.mean([_bits_of(found, some) for some in drawn]))
+        dealt = beside(names, size, np.mean([bench.nats(change, texts) for change in changes], axis=0))
+    return Mix(budget, kinds, bits, promised, bench.kl(got, texts), rows, dealt, len(texts), held_out)
+
+
+def fits(bits: float, budget: float) -> bool:
+    """Whether so many bits per weight are within the budget."""
+    return bits <= budget + 1e-9
+
+
+def _bits_of(found: Sensitivity, quantized: Sequence[Part]) -> float:
+    """Bits per weight of the linear layers with these parts quantized."""
+    n_weights = sum(module.n_weights for module in found.bench.modules)
+    held = sum(part.n_weights for part in quantized)
+    return (8 * sum(part.stored_bytes for part in quantized) + PLAIN_BITS * (n_weights - held)) / n_weights
+
+
+def _dealt(found: Sensitivity, budget: float, low: OfKind, high: OfKind | None, seed: int) -> list[Part]:
+    """The parts as one kind, but in random order as another one (None: not quantized) while the budget lasts."""
+    chosen: dict[str, Part | None] = {part.name: part for part in low.parts}
+    others: dict[str, Part | None] = {part.name: part for part in high.parts} if high else dict.fromkeys(chosen)
+    for name in np.random.default_rng(seed).permutation([*others]).tolist():
+        changed = {**chosen, name: others[name]}
+        if fits(_bits_of(found, [part for part in changed.values() if part]), budget):
+            chosen = changed
+    return [part for part in chosen.values() if part]

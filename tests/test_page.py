@@ -543,6 +543,34 @@ def test_a_pair_is_named_by_its_own_setting(open_page, stores):
         assert words in page.locator("#pair-setting").inner_text()
 
 
+def test_the_answer_says_which_is_better_whichever_is_a(open_page, stores):
+    page, vectors = open_page("fourteen"), Store(stores["fourteen"] / "store")
+    vectors = vectors.vectors(vectors.resolve_texts(None))
+    best, other = page.evaluate("klscale.data.chosen")
+    names = page.evaluate("klscale.data.refs")
+    more = vectors.bits_per_byte(names[other], names[best])
+    assert more.interval[0] > 0  # else neither is
+    by = f"is better by {format_estimate(more.value, more.standard_error)} bits/byte."
+    assert page.locator("#pair-better").inner_text() == f"A {by}"
+    page.evaluate("([a, b]) => { klscale.clear(); klscale.select(b); klscale.select(a); }", [best, other])
+    assert page.locator("#pair-better").inner_text() == f"B {by}"
+
+
+def test_names_and_letters_on_the_map_leave_each_other_room(open_page):
+    page = open_page("fourteen")
+    boxes = page.evaluate(
+        """[...document.querySelectorAll("#map-plot .textpoint")].map((one) => {
+          const { left, top, right, bottom } = one.getBoundingClientRect();
+          return [left, top, right, bottom];
+        })"""
+    )
+    assert len(boxes) == 14 + 2
+    for n, (left, top, right, bottom) in enumerate(boxes):
+        for other in boxes[:n]:
+            wide, high = min(right, other[2]) - max(left, other[0]), min(bottom, other[3]) - max(top, other[1])
+            assert wide <= 0 or high <= 3  # lines of text that touch
+
+
 # --------------------------------------------------------------------------------------------------- hostile names
 
 

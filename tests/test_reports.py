@@ -23,6 +23,7 @@ from plotly.offline import get_plotlyjs
 from klscale.errors import InputError, StorageError
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
+from klscale.science.estimates import format_estimate
 from klscale.show import reports
 from klscale.store.files import Files
 from klscale.store.store import Store, vector_key
@@ -113,6 +114,16 @@ def test_pairs_are_placed_as_compare_does(data, contents):
             assert f"'{row['setting']}' ({row['median']:.3g}, {row['source']})" in wanted
             times = kl.value / row["median"]
             assert wanted.startswith(f"{times:.1f} times" if 0.1 <= times < 10 else f"{times:.2g} times")
+
+
+def test_which_of_each_pair_is_better_is_what_its_difference_says(data, contents):
+    vectors = contents.vectors
+    names = [(a, b) for n, a in enumerate(vectors.names) for b in vectors.names[n + 1 :]]
+    assert len(data["better"]) == len(names)
+    for (a, b), (place, words) in zip(names, data["better"], strict=True):
+        low, high = (found := vectors.bits_per_byte(a, b)).interval
+        assert place == (1 if low > 0 else 0 if high < 0 else None)
+        assert f" {format_estimate(abs(found.value), found.standard_error)} bits/byte" in words.replace("(", " ")
 
 
 def test_what_each_section_holds(data, contents):
@@ -343,7 +354,7 @@ def test_secrets_of_an_address_are_not_on_the_page(tmp_path, secret):
     store, texts = small(f"memory://{secret}@host/{tmp_path.name}", rows(3))
     contents = reports.read(store, texts)
     data = plain(contents)
-    assert f"memory://host/{tmp_path.name}" in data["facts"]
+    assert f"store memory://host/{tmp_path.name}" in data["facts"]
     assert data["command"] == f"klscale compare --store memory://host/{tmp_path.name} --texts {texts.id}"
     page = reports.render(data)
     own = page.replace(get_plotlyjs(), "")

@@ -336,6 +336,27 @@ def bits_per_byte(log_likelihood: Floats, text_bytes: Integers, *, documents: Do
     return Estimate.normal(value, error, int(known.sum()), n_documents=n_clusters(clusters))
 
 
+def bits_per_byte_differences(
+    log_likelihood: Floats, text_bytes: Integers, pairs: Integers, *, documents: Documents = None
+) -> list[Estimate | None]:
+    """Difference in bits per byte, first - second, of each of `pairs` (P, 2) of rows of `log_likelihood` (K, N; nats).
+
+    The same numbers as `bits_per_byte` of the difference of the two rows; None for pairs with fewer than two texts in
+    common.
+    """
+    found: list[Estimate | None] = [None] * len(pairs)
+    for members, texts in pairs_by_texts(log_likelihood, pairs):
+        size, clusters = text_bytes[texts].astype(np.float64), cluster_codes(documents, texts)
+        for part in np.array_split(members, -(-len(members) // 128)):  # what fits into memory
+            a, b = pairs[part].T
+            bits = (log_likelihood[b] - log_likelihood[a])[:, texts] / LOG_2
+            value = bits.sum(axis=1) / size.sum()
+            error = standard_error_of_mean(bits - value[:, None] * size, clusters) / size.mean()
+            for at, *estimate in zip(part, value.tolist(), error.tolist(), strict=True):
+                found[at] = Estimate.normal(*estimate, len(texts), n_documents=n_clusters(clusters))
+    return found
+
+
 def kl_difference(
     first: tuple[Floats, Floats],
     second: tuple[Floats, Floats],

@@ -62,15 +62,8 @@ class Compared:
     @property
     def verdict(self) -> str:
         """Which of the two is better on these texts, by how much, or that this cannot be told."""
-        value, error, (low, high) = self.difference.value, self.difference.standard_error, self.difference.interval
-        if error == 0 and value == 0:
-            return "identical on every text"
-        if not math.isfinite(error):
-            return "which is better cannot be told from so few texts"
-        if low <= 0 <= high:
-            return f"neither is better within the error ({format_estimate(value, error, sign=True)} bits/byte)"
-        better = self.a if value > 0 else self.b
-        return f"{plain(better)} is better by {format_estimate(abs(value), error)} bits/byte"
+        better, words = sentences.which_is_better(self.difference)
+        return words if better is None else f"{plain((self.a, self.b)[better])} {words}"
 
 
 @dataclass(frozen=True)

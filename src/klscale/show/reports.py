@@ -35,6 +35,7 @@ from klscale.inputs.texts import TextSet
 from klscale.progress import SILENT, Progress
 from klscale.science.bootstrap import RESAMPLES
 from klscale.science.estimates import critical_value, log_interval
+from klscale.science.kl import bits_per_byte_differences
 from klscale.science.reported import ESTIMATORS, SPANS, WHOLE_TEXTS
 from klscale.show import cautions, sections, sentences
 from klscale.show.columns import number
@@ -67,7 +68,8 @@ TITLES = {
     "method": "Method",
 }  # fmt: skip
 PLACED = 5_000
-"""Pairs, some hundred bytes each, of which each is placed among those of its own setting."""
+"""Pairs, some hundred bytes each, beyond which no sentence is written for each: its place among those of its own
+setting, and which of the two models is better."""
 MAP = ("map", "pairs", "models", "method")
 """The sections of a page of a map alone."""
 SCRIPTS = (
@@ -229,7 +231,12 @@ def gather(contents: Contents, wanted: Sequence[str] = SECTIONS) -> dict[str, An
         "layers": sections.layer_files, "quantization": sections.quantization_files, "models": sections.model_files,
     }  # fmt: skip
     parts = {name: make(contents) for name, make in makers.items() if name in shown}
-    parts |= {"trajectories": runs, "ruler": ruler[0] if ruler else "", "method": sections.method(said)}
+    parts |= {
+        "trajectories": runs,
+        "ruler": ruler[0] if ruler else "",
+        "ruler_note": sections.ruler_note(contents),
+        "method": sections.method(said),
+    }
     parts["summary"] = sections.findings(summary, TITLES)
     words = [_word(name) for name in vectors.names]
     end = [" --"] if any(name.startswith("-") for name in vectors.names) else []
@@ -253,6 +260,7 @@ def gather(contents: Contents, wanted: Sequence[str] = SECTIONS) -> dict[str, An
         "chosen": _chosen(contents),
         "models": _models(contents),
         "place": _place(contents),
+        "better": _better(contents.vectors),
         "settings": _settings(contents),
         "ruler": ruler[1] if ruler else None,
         "map": _map(contents) if "map" in shown else None,
@@ -275,17 +283,18 @@ def _chosen(contents: Contents) -> list[int]:
 
 
 def _settings(contents: Contents) -> list[dict[str, Any]]:
-    """The pairs of each setting between models that a pair can be named by, in words."""
+    """The pairs of each setting between models that a pair can be named by, in words; with the median where pairs are
+    too many for a place of each."""
     found, vectors = [], contents.vectors
+    few = _few(vectors)
     for row in contents.measured:
         if row.setting == "layer" or row.setting in scales.UNSPECIFIC:
             continue
         ends = np.array([[vectors.position(a), vectors.position(b)] for a, b in row.pairs])
-        many = f"the median KL of {len(row.pairs):,} such pairs here is {row.median:.3g} bits/byte"
-        one = "the only such pair here"
-        words = sentences.of_setting(row.setting)
+        many = f": the median KL of {len(row.pairs):,} such pairs here is {row.median:.3g} bits/byte"
+        beside = ": the only such pair here" if len(row.pairs) == 1 else "" if few else many
         found.append({
-            "words": f"{words}: {many if len(row.pairs) > 1 else one}.",
+            "words": f"{sentences.of_setting(row.setting)}{beside}.",
             "a": _column(ends[:, 0]), "b": _column(ends[:, 1]),
         })  # fmt: skip
     return found
@@ -298,7 +307,8 @@ def _facts(contents: Contents) -> list[str]:
     clip = "no clip" if texts.clip is None else f"clip {texts.clip:.4g} nats"
     return [
         f"{len(texts):,} texts{documents}, mean {texts.mean_bytes:.1f} bytes, {clip}",
-        f"text set {texts.id}", _public(contents.store.location), f"klscale {version('klscale')}, {now()[:10]}",
+        f"text set {texts.id}", f"store {_public(contents.store.location)}",
+        f"klscale {version('klscale')}, {now()[:10]}",
     ]  # fmt: skip
 
 
@@ -449,8 +459,7 @@ def _place(contents: Contents) -> dict[str, Any]:
     vectors, texts, measured = contents.vectors, contents.texts, contents.measured
     matrix, own = vectors.reported_kl_matrix(), dict[str, str | None]()
     alone = {row.pairs[0] for row in measured if len(row.pairs) == 1}
-    few = len(vectors) * (len(vectors) - 1) // 2 <= PLACED
-    for i, j in combinations(range(len(vectors)), 2) if few else _positions(vectors, alone):
+    for i, j in combinations(range(len(vectors)), 2) if _few(vectors) else _positions(vectors, alone):
         pair = vectors.names[i], vectors.names[j]
         setting = scales.setting_between(vectors, *pair)
         if setting is not None or not alone.isdisjoint({pair, pair[::-1]}):
@@ -458,6 +467,19 @@ def _place(contents: Contents) -> dict[str, Any]:
     yardsticks = scales.yardsticks(texts, measured, estimator=contents.scale_by)
     by = contents.scale_by
     return {"holds": bool(yardsticks), "by": by, "yardsticks": [asdict(row) for row in yardsticks], "own": own}
+
+
+def _few(vectors: Vectors) -> bool:
+    """Whether sentences are written for each pair."""
+    return len(vectors) * (len(vectors) - 1) // 2 <= PLACED
+
+
+def _better(vectors: Vectors) -> list[tuple[int | None, str]]:
+    """Which of two models is better, of each pair in the order of pairs; nothing where pairs are many."""
+    pairs = np.stack(np.triu_indices(len(vectors) if _few(vectors) else 0, k=1), axis=1)
+    texts = vectors.texts
+    found = bits_per_byte_differences(vectors.log_likelihood, texts.bytes, pairs, documents=texts.document)
+    return [(None, "") if one is None else sentences.which_is_better(one) for one in found]
 
 
 def _positions(vectors: Vectors, pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[int, int]]:

@@ -26,6 +26,7 @@ from klscale.show.scale import TO_SCORE
 from klscale.show.sentences import settling_step
 from klscale.show.terminal import plain
 from klscale.studies import scales
+from klscale.studies.scales import Setting
 from klscale.studies.trajectories import Trajectory
 
 if TYPE_CHECKING:
@@ -51,8 +52,7 @@ def footnotes(shown: Sequence[Measured | None]) -> str:
 def ruler(contents: Contents) -> tuple[str, dict[str, float]] | None:
     """The scale as a figure, and where its axis lies: its ends in points and in log10 of bits/byte."""
     try:
-        by = [row.by(contents.scale_by) for row in contents.measured]
-        figure = scale_strip([row for row in by if row is not None], contents.texts)
+        figure = scale_strip(_rows_of_ruler(contents), contents.texts)
     except InputError:
         return None
     axes = figure.axes[0]
@@ -63,6 +63,24 @@ def ruler(contents: Contents) -> tuple[str, dict[str, float]] | None:
         "low": float(low), "high": float(high),
     }  # fmt: skip
     return drawing(figure, "ruler"), axis
+
+
+def ruler_note(contents: Contents) -> str:
+    """What is drawn in the figure of the scale."""
+    rows = _rows_of_ruler(contents)
+    said = ["Each row is one way in which two models differ; each dot is such a pair. The bar is the median"]
+    said[0] += ", the box holds the middle half." if any(len(row.pairs) > 1 for row in rows) else "."
+    if any(row.n_in_range < len(row.pairs) for row in rows):
+        said.append("Hollow dots are out of range: distances that overstate KL.")
+    if scales.published_holds(contents.texts) and any(scales.published_beside(row.setting) for row in rows):
+        said.append("Diamonds are published medians.")
+    return escape(" ".join(said))
+
+
+def _rows_of_ruler(contents: Contents) -> list[Setting]:
+    """The settings between models, by the estimator of the scale."""
+    by = (row.by(contents.scale_by) for row in contents.measured if row.setting != "layer")
+    return [row for row in by if row is not None]
 
 
 def scale(contents: Contents) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
 import numpy as np
 
 from klscale.inputs.texts import TextSet
-from klscale.science.estimates import format_estimate
+from klscale.science.estimates import Estimate, format_estimate
 from klscale.show.cautions import Around, Measured
 from klscale.studies import scales
 from klscale.studies.lens import Layer
@@ -42,6 +43,19 @@ def of_setting(setting: str) -> str:
     if setting.startswith("attention"):
         return f"A model and itself with its attention computed otherwise, {setting}"
     return _KINDS.get(setting, f"A model and its quantized variant, {setting}")
+
+
+def which_is_better(difference: Estimate) -> tuple[int | None, str]:
+    """Which of two models is better on these texts, by the first's bits per byte less the second's: its place, 0 or 1,
+    None where this cannot be told, and what it is, in words."""
+    value, error, (low, high) = difference.value, difference.standard_error, difference.interval
+    if error == 0 and value == 0:
+        return None, "identical on every text"
+    if not math.isfinite(error):
+        return None, "which is better cannot be told from so few texts"
+    if low <= 0 <= high:
+        return None, f"neither is better within the error ({format_estimate(abs(value), error)} bits/byte)"
+    return int(value > 0), f"is better by {format_estimate(abs(value), error)} bits/byte"
 
 
 def of_models(vectors: Vectors, shown: Shown) -> Iterator[str]:

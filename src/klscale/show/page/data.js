@@ -72,6 +72,15 @@ function placed(i, j, value) {
   return `${times} times the median of '${yardstick.setting}' (${general(yardstick.median)}, ${yardstick.source})`;
 }
 
+/**
+ * Which of the two is better, 0 or 1, null where this cannot be told, and the words for it; null where pairs are many.
+ * @returns {[number | null, string] | null}
+ */
+function better(i, j, at) {
+  const [place, words] = data.better[at] ?? [null, ""];
+  return words === "" ? null : [place === null || i < j ? place : 1 - place, words];
+}
+
 const known = (value) => (isNumber(value) ? value : null);
 
 /**
@@ -91,6 +100,7 @@ export function pair(i, j) {
     on_scale: known(pairs.on_scale[at]),
     placed: placed(i, j, pairs.on_scale[at]),
     setting: kinds.get(at)?.words ?? null,
+    better: better(i, j, at),
     flags: data.pairs.flag_texts.filter(([bit]) => pairs.flags[at] & bit).map(([, sentence]) => sentence),
     n_texts: known(pairs.n_texts[at]),
   };

@@ -22,6 +22,7 @@ import {
   redraw,
   register,
   stepAt,
+  textWidths,
   tint,
 } from "./plots.js";
 import { onChange, select, selected } from "./selection.js";
@@ -207,6 +208,12 @@ function threadTraces() {
     }));
 }
 
+/** A and B stand apart, also where their marks lie on each other. */
+function letterSides(chosen) {
+  const [a, b] = (points() && coordinates(chosen).x) ?? [];
+  return b === undefined ? ["top center"] : a <= b ? ["top left", "top right"] : ["top right", "top left"];
+}
+
 function chosenTraces() {
   const chosen = selected();
   const accent = colour("accent");
@@ -219,7 +226,7 @@ function chosenTraces() {
       text: ["A", "B"].slice(0, chosen.length),
       hoverinfo: "skip",
       showlegend: false,
-      textposition: "top center",
+      textposition: letterSides(chosen),
       textfont: { size: 15, color: accent, weight: 700 },
       marker: { symbol: "circle-open", size: flat() ? 18 : 12, color: accent, line: { width: 2.5, color: accent } },
     },
@@ -227,14 +234,17 @@ function chosenTraces() {
 }
 
 const NAMED = 25;
-const SIDES = ["middle right", "middle left", "top center", "bottom center"];
+const ROUNDS = 4; // in each, every name moves to where it covers the least of all others
+const SIDES = ["middle right", "middle left", "top center", "bottom center"].concat(
+  ["top right", "bottom right", "top left", "bottom left"], // away from the mark, where nothing else is free
+);
 
-/** The box of a label at a side of a mark, in pixels: [left, top, right, bottom]. */
-function labelBox(mark, width, side) {
+/** The box of a label at a side of a mark that reaches so far, in pixels: [left, top, right, bottom]. */
+function labelBox(mark, width, side, reach = 10) {
   const [x, y] = mark;
   const [vertical, horizontal] = side.split(" ");
-  const left = horizontal === "right" ? x + 7 : horizontal === "left" ? x - 7 - width : x - width / 2;
-  const top = vertical === "top" ? y - 20 : vertical === "bottom" ? y + 6 : y - 7;
+  const left = horizontal === "right" ? x + reach : horizontal === "left" ? x - reach - width : x - width / 2;
+  const top = vertical === "top" ? y - reach - 12 : vertical === "bottom" ? y + reach - 4 : y - 7;
   return [left, top, left + width, top + 14];
 }
 
@@ -251,25 +261,40 @@ function nameTraces() {
   const models = [...Array(K).keys()];
   const { x, y } = coordinates(models);
   const room = byId("map-plot").getBoundingClientRect();
-  const [width, height] = [room.width - 56, room.height - 110];
+  const [width, height] = [room.width - 76, room.height - 110];
   const span = (values) => [Math.min(...values), Math.max(...values)];
   const [[west, east], [south, north]] = [span(x), span(y)];
-  const unit = 0.88 * Math.min(width / (east - west || 1), height / (north - south || 1));
+  const unit = 0.85 * Math.min(width / (east - west || 1), height / (north - south || 1));
   const marks = models.map((i) => [
     width / 2 + unit * (x[i] - (west + east) / 2),
     height / 2 - unit * (y[i] - (south + north) / 2),
   ]);
-  const taken = marks.map(([across = 0, down = 0]) => [across - 6, down - 6, across + 6, down + 6]);
-  const sides = marks.map((mark, i) => {
-    const cost = SIDES.map((side, n) => {
-      const box = labelBox(mark, 6.2 * data.labels[i].length, side);
-      const outside = Math.max(0, -box[0]) + Math.max(0, box[2] - width);
-      return 20 * outside + n + taken.reduce((sum, other, k) => sum + (k === i ? 0 : overlap(box, other)), 0);
+  const chosen = selected();
+  const ring = (i) => (chosen.includes(i) ? 12 : 6);
+  const taken = marks.map(([across = 0, down = 0], i) => [
+    across - ring(i),
+    down - ring(i),
+    across + ring(i),
+    down + ring(i),
+  ]);
+  const letters = letterSides(chosen);
+  taken.push(...chosen.map((i, n) => labelBox(marks[i], 12, letters[n], 13)));
+  const widths = textWidths(data.labels, 11);
+  const names = /** @type {number[][]} */ ([]);
+  const sides = /** @type {string[]} */ ([]);
+  for (let round = 0; round < ROUNDS; round += 1) {
+    marks.forEach((mark, i) => {
+      const boxes = SIDES.map((side) => labelBox(mark, widths[i], side));
+      const cost = boxes.map((box, n) => {
+        const outside = Math.max(0, -box[0]) + Math.max(0, box[2] - width);
+        const covered = (sum, other) => sum + overlap(box, other);
+        const others = names.filter((_, k) => k !== i);
+        return 20 * outside + 3 * n + taken.filter((_, k) => k !== i).reduce(covered, 0) + others.reduce(covered, 0);
+      });
+      const best = cost.indexOf(Math.min(...cost));
+      [names[i], sides[i]] = [boxes[best], SIDES[best]];
     });
-    const side = SIDES[cost.indexOf(Math.min(...cost))];
-    taken.push(labelBox(mark, 6.2 * data.labels[i].length, side));
-    return side;
-  });
+  }
   return [
     {
       type: kind(),

@@ -46,7 +46,7 @@ function one(a) {
   ];
 }
 
-/** The pair's setting in words, and where its KL lies on the scale. */
+/** The pair's setting in words, where its KL lies on the scale, and which of the two is better. */
 function isThatALot(found) {
   if (found.kl === null) return element("p", { class: "warning" }, "The two have no texts in common.");
   return [
@@ -54,7 +54,12 @@ function isThatALot(found) {
     found.placed && found.kl > 0 && data.place.holds
       ? element("p", {}, "That is ", element("span", { id: "pair-place" }, found.placed), ".")
       : element("p", { id: "pair-place" }, found.placed ?? ""),
+    found.better ? element("p", { id: "pair-better" }, whichIsBetter(found.better)) : null,
   ];
+}
+
+function whichIsBetter([place, words]) {
+  return place === null ? `${words[0].toUpperCase()}${words.slice(1)}.` : `${"AB"[place]} ${words}.`;
 }
 
 function both(a, b) {

@@ -24,6 +24,13 @@ export function colour(name) {
   return getComputedStyle(probe).color;
 }
 
+/** How wide figures write these texts, in pixels. */
+export function textWidths(texts, size) {
+  const context = /** @type {any} */ (document.createElement("canvas").getContext("2d"));
+  context.font = `${size}px ${getComputedStyle(document.body).fontFamily}`;
+  return texts.map((text) => context.measureText(text).width);
+}
+
 /** A colour of `colour`'s with this much of it. */
 export const faded = (text, alpha) =>
   `rgba(${text

@@ -87,6 +87,7 @@ interface Report {
     merges: [number, number, number][];
   };
   place: { holds: boolean; by: string; yardsticks: Yardstick[]; own: Record<string, string | null> };
+  better: [number | null, string][];
   settings: Kind[];
   ruler: Record<"left" | "right" | "low" | "high" | "top" | "bottom", number> | null;
   map: ModelMap | null;
@@ -104,6 +105,7 @@ interface Pair {
   on_scale: number | null;
   placed: string | null;
   setting: string | null;
+  better: [number | null, string] | null;
   flags: string[];
   n_texts: number | null;
 }

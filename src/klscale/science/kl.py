@@ -352,8 +352,8 @@ def bits_per_byte_differences(
             bits = (log_likelihood[b] - log_likelihood[a])[:, texts] / LOG_2
             value = bits.sum(axis=1) / size.sum()
             error = standard_error_of_mean(bits - value[:, None] * size, clusters) / size.mean()
-            for at, *estimate in zip(part, value.tolist(), error.tolist(), strict=True):
-                found[at] = Estimate.normal(*estimate, len(texts), n_documents=n_clusters(clusters))
+            for at, mean, spread in zip(part, value.tolist(), error.tolist(), strict=True):
+                found[at] = Estimate.normal(mean, spread, len(texts), n_documents=n_clusters(clusters))
     return found
 
 

@@ -237,7 +237,8 @@ def contestant(pipe: Any, name: str, ref: str, dtype: str, texts: TextSet, devic
 
 
 def measure(ref: str, dtype: str, texts: TextSet, device: str, rounds: int) -> dict[str, Any]:
-    """Name -> (seconds of each round, GB, values). The first round warms up and is not counted."""
+    """Name -> (seconds of each round, GB, values). The first round warms up and is not counted. A contestant that the
+    machine kills, for want of memory, is left out."""
     context = multiprocessing.get_context("spawn")
     pipes: dict[str, Any] = {}
     results: dict[str, Any] = {}
@@ -246,6 +247,7 @@ def measure(ref: str, dtype: str, texts: TextSet, device: str, rounds: int) -> d
         pipe, far = context.Pipe()
         workers.append(context.Process(target=contestant, args=(far, name, ref, dtype, texts, device)))
         workers[-1].start()
+        far.close()
         pipe.recv()
         if name == REFERENCE:
             pipe.send(True)
@@ -255,9 +257,14 @@ def measure(ref: str, dtype: str, texts: TextSet, device: str, rounds: int) -> d
             pipes[name] = pipe
             results[name] = ([], 0.0, None)
     for number in range(rounds + 1):
-        for name, pipe in pipes.items():
-            pipe.send(True)
-            seconds, gigabytes, values = pipe.recv()
+        for name, pipe in list(pipes.items()):
+            try:
+                pipe.send(True)
+                seconds, gigabytes, values = pipe.recv()
+            except (EOFError, OSError):
+                print(f"  round {number} {name:20s} was killed", file=sys.stderr, flush=True)
+                del pipes[name], results[name]
+                continue
             kept, most, _ = results[name]
             results[name] = ([*kept, seconds] if number else kept, max(most, gigabytes), values)
             print(f"  round {number} {name:20s} {seconds:7.2f} s", file=sys.stderr, flush=True)
@@ -279,6 +286,9 @@ def rows_of(results: dict[str, Any], n_texts: int) -> list[list[str]]:
     rows = [["limit", spread([n_texts / s for s in limits], ".1f"), "1", "", ""]]
     for name in CONTESTANTS:
         if name in (LIMIT, TEXT_BY_TEXT):
+            continue
+        if name not in results:
+            rows.append([name, "killed: too little memory", "", "", ""])
             continue
         seconds, gigabytes, values = results[name]
         share = [fastest / s for fastest, s in zip(limits, seconds, strict=True)]

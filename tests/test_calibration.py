@@ -20,8 +20,9 @@ from klscale.inputs.texts import TextSet
 from klscale.show.calibration import calibration_record, print_calibration
 from klscale.sources.source import ReaderOptions, Sources, require_one_tokenizer
 from klscale.sources.tokens import Tokens, decoded_bytes
+from klscale.sources.transformers import engine as engine_module
 from klscale.sources.transformers import next_token
-from klscale.sources.transformers.engine import Engine
+from klscale.sources.transformers.engine import Engine, KeptStates
 from klscale.sources.transformers.files import resolve
 from klscale.sources.transformers.load import LoadedModel, load
 from klscale.sources.transformers.next_token import (
@@ -30,7 +31,7 @@ from klscale.sources.transformers.next_token import (
 )
 from klscale.sources.transformers.tokens import tokenize
 from klscale.store.store import Store
-from klscale.studies import calibration
+from klscale.studies import calibration, cards
 from klscale.studies.calibration import calibrate
 from klscale.sweep.score import score
 from klscale.vectors.vectors import Vectors
@@ -514,3 +515,48 @@ def test_log_likelihoods_from_elsewhere_have_no_texts(tmp_path):
     texts = TextSet("outside", np.array([10, 20]), id="0123456789ab")
     with pytest.raises(InputError, match="The texts of outside are not here"):
         calibrate([("a", "b")], texts, Store(tmp_path / "store"))
+
+
+# --------------------------------------------------------------------------------------------------- base and variants
+
+
+def test_a_base_reads_its_texts_once_for_six_variants(make_model, texts, tmp_path, monkeypatch):
+    """By a card, and by all pairs with the base: tokens of its forward passes, the check of its head aside. Its KL to
+    each is the one of a pair alone."""
+    models = [str(make_model(f"m{seed}", seed=seed)) for seed in range(7)]
+    store, read, whole = Store(tmp_path / "store"), dict.fromkeys(models, 0), Engine._hidden_states
+
+    def watch(self, inputs, cache=None):
+        read[self.loaded.ref.name] += inputs.numel()
+        return whole(self, inputs, cache)
+
+    outcomes = score(models, texts, store)
+    assert all(outcome.entry for outcome in outcomes)
+    monkeypatch.setattr(Engine, "_hidden_states", watch)
+    found = cards.gather(texts, store, [(one.ref, one.entry) for one in outcomes], n_texts=12)
+    tokens = sum(sorted(texts.bytes[texts.random_order[:12]]))
+    check, padding = 2 * 19, 1.3
+    for name in models:
+        assert tokens <= read[name] - check <= padding * tokens, "the base as often as each variant"
+    read.update(dict.fromkeys(models, 0))
+    first, last = (load(resolve(ModelRef(models[n])), "cpu") for n in (0, 6))
+    exact = compare_next_tokens(*(Engine(one, device="cpu") for one in (first, last)), tokenize(first.tokenizer, texts),
+                                np.sort(texts.random_order[:12]))  # fmt: skip
+    np.testing.assert_allclose(found.next_tokens[6].kl.values, exact.forward, rtol=1e-4)
+    read.update(dict.fromkeys(models, 0))
+    calibrate([(models[0], other) for other in models[1:4]], texts, store, n_texts=12)
+    chosen = np.random.default_rng(0).permutation(len(texts))[:12]
+    # the texts, those that the base wrote, and those of each variant, which are as long
+    assert read[models[0]] - check <= padding * 5 * texts.bytes[chosen].sum()
+
+
+def test_what_does_not_fit_is_read_again(engines, texts, monkeypatch):
+    a, b = engines({}, {})
+    tokens = tokenize(a.loaded.tokenizer, texts)
+    expected = compare_next_tokens(a, b, tokens, range(10)).forward
+    monkeypatch.setattr(engine_module, "KEPT", 5 * int(tokens.lengths[:10].mean()) * 32 * 4)
+    a.kept = KeptStates()
+    for _ in range(2):
+        np.testing.assert_allclose(compare_next_tokens(a, b, tokens, range(10)).forward, expected, rtol=1e-6)
+    assert 1 <= len(a.kept._states) <= 6
+    assert compare_next_tokens(a, b, tokens.cut(9), range(10)).forward.sum() < expected.sum(), "other tokens"

@@ -276,6 +276,8 @@ class MockReader(Reader):
         tokens: Tokens,
         positions: Sequence[int] | Integers,
         advance: Callable[[int], None] = lambda _: None,
+        *,
+        keep: bool = False,
     ) -> NextTokens:
         which, before, target = _transitions(tokens, positions)
         a, b = self.chain, other.chain

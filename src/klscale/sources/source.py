@@ -310,9 +310,12 @@ class Reader(ABC):
         tokens: Tokens,
         positions: Sequence[int] | Integers,
         advance: Callable[[int], None] = lambda _: None,
+        *,
+        keep: bool = False,
     ) -> NextTokens:
         """Next-token KL between this model and another of the same source and tokenizer, at each scored token of these
-        texts, which fit both windows (capability NEXT_TOKENS). `advance` counts the texts that are done.
+        texts, which fit both windows (capability NEXT_TOKENS). `advance` counts the texts that are done. `keep`: this
+        model will be compared with others, and need not read a text again.
 
         Raises KlscaleError where the vocabularies differ, and for a KL that is not finite.
         """

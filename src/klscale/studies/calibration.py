@@ -192,7 +192,7 @@ def calibrate(
         )
     vectors = store.vectors(texts, [entries[name] for name in used])
     vectors.require_one_convention()
-    bench = _Bench(texts, store, n_texts, seed, device, batch_tokens, progress)
+    bench = _Bench(texts, store, n_texts, seed, device, batch_tokens, progress, keep=len(names) > 1)
     progress.begin("exact KL", len(names), "pairs")
     found, problems = [], list[KlscaleError]()
     for n, (a, b) in enumerate(names):
@@ -307,8 +307,9 @@ class _Bench:
 
     def __init__(
         self, texts: TextSet, store: Store, n_texts: int, seed: int, device: str | None, batch_tokens: int | None,
-        progress: Progress,
+        progress: Progress, keep: bool,
     ) -> None:  # fmt: skip
+        self.keep = keep
         self.texts, self.store, self.n_texts, self.seed, self.progress = texts, store, n_texts, seed, progress
         self.sources, self.options = Sources(progress), ReaderOptions(device, batch_tokens)
         self.readers: dict[str, Reader] = {}
@@ -338,12 +339,12 @@ class _Bench:
             return np.bincount(which, values, len(text)).astype(np.float64)
 
         n_ids = min(reader.n_vocabulary for reader in readers)
-        there = first.compare_next_tokens(second, tokens, text, advance)
+        there = first.compare_next_tokens(second, tokens, text, advance, keep=self.keep)
         which = np.searchsorted(text, there.text)
         drawn_bytes, drawn_exact, drawn_difference = [], list[Floats](), list[Floats]()
         for n, (entry, reader) in enumerate(zip((a, b), readers, strict=True)):
             drawn = self._draw(entry, reader, tokens, text, n_ids, advance)
-            along = first.compare_next_tokens(second, drawn, range(len(text)), advance)
+            along = first.compare_next_tokens(second, drawn, range(len(text)), advance, keep=self.keep)
             drawn_bytes.append(decoded_bytes(reader.decode(drawn)))
             drawn_exact.append(per_text(along.text, (along.forward, along.backward)[n]))
             drawn_difference.append(per_text(along.text, np.subtract(*along.log_likelihood)))

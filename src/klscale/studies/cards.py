@@ -144,7 +144,7 @@ def gather(
     without next-token probabilities) is noted."""
     base, *variants = entries = [entry for _, entry in models]
     floors = store.noise_floors(texts.id, [entry.key for entry in entries])
-    bench = Bench(texts, store, device, batch_tokens, progress)
+    bench = Bench(texts, store, device, batch_tokens, progress, keep=len(variants) > 1)
     exact = (
         [bench.next_tokens(base, entry, n_texts, rescore) for entry in variants] if n_texts else [None] * len(variants)
     )
@@ -156,11 +156,20 @@ def gather(
 
 
 class Bench:
-    """The base, opened once, and one variant at a time, on texts of which the store has their vectors."""
+    """The base, opened once, and one variant at a time, on texts of which the store has their vectors. `keep`: the base
+    reads each text once for all variants."""
 
     def __init__(
-        self, texts: TextSet, store: Store, device: str | None, batch_tokens: int | None, progress: Progress
+        self,
+        texts: TextSet,
+        store: Store,
+        device: str | None,
+        batch_tokens: int | None,
+        progress: Progress,
+        *,
+        keep: bool = False,
     ) -> None:
+        self.keep = keep
         self.texts, self.store, self.progress = texts, store, progress
         self.device, self.batch_tokens, self.sources = device, batch_tokens, Sources(progress)
         self.base: Reader | None = None
@@ -201,7 +210,7 @@ class Bench:
         window = min(reader.window or np.inf for reader in (first, second))
         chosen = self._chosen(base, variant, tokens.lengths, window, n_texts)
         self.progress.begin(f"exact KL from {base.ref} to {variant.ref}", len(chosen), "texts")
-        found = first.compare_next_tokens(second, tokens, chosen, self.progress.advance)
+        found = first.compare_next_tokens(second, tokens, chosen, self.progress.advance, keep=self.keep)
         text, lengths = np.unique(found.text, return_counts=True)
         kl = np.maximum(found.forward, 0.0).astype(np.float32)
         return NextTokenKL(text, Ragged(kl, lengths), Ragged(found.same_top, lengths))

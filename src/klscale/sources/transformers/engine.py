@@ -50,6 +50,9 @@ BATCH_COST = {"cpu": 32, "cuda": 512}
 """What a batch costs beside its tokens, in tokens: the weights are read once for it. That is the ratio of the rate of
 products to that of memory, whatever the model. Measured on a CPU (one thread: 31, 135M parameters in float32)."""
 
+KEPT = 2**30
+"""Bytes of hidden states that a model that is compared with several others may keep."""
+
 CHECKED = 16
 """Tokens of one text on which the head is compared with the model's own logits."""
 
@@ -105,6 +108,8 @@ class Engine:
         self.own_logits = False
         self.prefix: Prefix | None = None
         """What stands before the segments of a batch, where they share a beginning that is read once."""
+        self.kept: KeptStates | None = None
+        """What was read for `next_token_logits`, and need not be read again; None where nothing is kept."""
         self.reads_behind: bool | None = None
         """Whether texts can be read behind such a beginning; None before there was one."""
         self.shared_tokens = 0
@@ -478,13 +483,21 @@ class Engine:
             return self.model(input_ids=inputs, use_cache=False)
         return self.model(input_ids=inputs, past_key_values=cache, use_cache=True)
 
-    def next_token_logits(self, packed: Packed) -> Callable[[slice], Tensor]:
-        """Runs a batch; what is returned gives the logits (t, V) of any t of its scored tokens. The head is found."""
+    def next_token_logits(self, packed: Packed, texts: Sequence[tuple[str, int]] = ()) -> Callable[[slice], Tensor]:
+        """Runs a batch; what is returned gives the logits (t, V) of any t of its scored tokens. The head is found.
+        Where states are kept, they are of these `texts`, a row each: (key of the tokens, position)."""
         if self.head is None:
             (row,) = packed.inputs  # in a batch of its own
             own = self._own_logits(row)[packed.before.to(row.device)]
             return lambda part: own[part]
-        head, hidden = self.head, self._hidden_states(packed.inputs).flatten(0, 1)
+        head = self.head
+        known = None if self.kept is None else self.kept.of(texts)
+        if known is not None:
+            return lambda part: head.logits(known[part].to(head.weight.device), 0, len(head.weight))
+        hidden = self._hidden_states(packed.inputs).flatten(0, 1)
+        if self.kept is not None and texts:
+            scored = hidden[packed.before.to(hidden.device)]
+            self.kept.add(texts, scored.split(np.bincount(packed.owner, minlength=len(texts)).tolist()))
         return lambda part: head.logits(
             hidden[packed.before[part].to(hidden.device)].to(head.weight.device), 0, len(head.weight)
         )
@@ -635,6 +648,29 @@ class Packed:
     def sums(self, token_log_probability: Floats) -> Floats:
         """The values of the scored tokens, added up by row in float64."""
         return np.bincount(self.owner, weights=token_log_probability, minlength=len(self.inputs)).astype(np.float64)
+
+
+class KeptStates:
+    """What enters the output embedding of one model at the scored tokens of texts (t, H), in memory: as many texts as
+    `KEPT` bytes hold."""
+
+    def __init__(self) -> None:
+        self._states: dict[tuple[str, int], Tensor] = {}
+        self._room = KEPT
+
+    def of(self, texts: Sequence[tuple[str, int]]) -> Tensor | None:
+        """Those of these texts, one after another (t, H); None where one lacks."""
+        if not texts or any(text not in self._states for text in texts):
+            return None
+        return torch.cat([self._states[text] for text in texts])
+
+    def add(self, texts: Sequence[tuple[str, int]], states: Sequence[Tensor]) -> None:
+        """Keep those of these texts, while there is room."""
+        for text, found in zip(texts, states, strict=True):
+            size = found.numel() * found.itemsize
+            if text not in self._states and size <= self._room:
+                self._states[text] = found.cpu().clone()
+                self._room -= size
 
 
 def in_order(pieces: Sequence[tuple[int, T]]) -> list[T]:

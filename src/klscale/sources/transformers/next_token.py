@@ -106,7 +106,8 @@ def _read(
     packed = Packed.of(tokens, batch, max(part.length for part in batch), device)
     # What has no float64 (Apple's GPUs) hands its logits to the CPU.
     place = torch.device("cpu") if device.type == "mps" else device
-    readers = [engine.next_token_logits(packed) for engine in engines]
+    which = [(tokens.key, part.text) for part in batch]
+    readers = [engine.next_token_logits(packed, which) for engine in engines]
     on_gpu, width = place.type == "cuda", max(read(slice(1)).shape[1] for read in readers)
     size = max(1, (16 * TILE if on_gpu else TILE) // width)
     piece = size if on_gpu else max(1, PIECE // width)

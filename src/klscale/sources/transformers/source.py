@@ -43,7 +43,7 @@ from klscale.sources.transformers import load, next_token
 from klscale.sources.transformers.cache import GROUP
 from klscale.sources.transformers.changes import Bench, modules_of
 from klscale.sources.transformers.downloads import Downloads, is_at_hand, to_fetch
-from klscale.sources.transformers.engine import Engine
+from klscale.sources.transformers.engine import Engine, KeptStates
 from klscale.sources.transformers.files import ResolvedModel, resolve, weight_files, with_chat_template
 from klscale.sources.transformers.hub import Hub
 from klscale.sources.transformers.load import LoadedModel
@@ -209,7 +209,11 @@ class TransformersReader(Reader):
         tokens: Tokens,
         positions: Sequence[int] | Integers,
         advance: Callable[[int], None] = lambda _: None,
+        *,
+        keep: bool = False,
     ) -> NextTokens:
+        if keep and self.engine.kept is None:
+            self.engine.kept = KeptStates()
         return next_token.compare_next_tokens(self.engine, other.engine, tokens, positions, advance)
 
     def next_token_log_probabilities(self, tokens: Tokens, text: int, take: Callable[[int, Floats], None]) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import html
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import klscale
+from conftest import plain_log_likelihoods
 from klscale.inputs.references import ModelRef
 from klscale.sources.mock import Chain, Parameters
 from mocks import plain_mock
@@ -83,9 +86,43 @@ def test_domains_are_those_texts_alone(texts, tmp_path):
     assert found.domains[0].kl.value >= found.domains[1].kl.value
 
 
+def test_a_merge_halfway_is_a_quarter_as_far(make_model, tmp_path):
+    """The mean of the weights of two near models: KL grows with the square of the step, in each domain too."""
+    from safetensors.torch import load_file, save_file
+
+    generator = torch.Generator().manual_seed(3)
+    base, tuned, merged = (make_model(name) for name in ("base", "tuned", "merged"))
+    weights = load_file(base / "model.safetensors")
+    steps = {name: 0.02 * torch.randn(weight.shape, generator=generator) for name, weight in weights.items()}
+    for directory, share in ((tuned, 1.0), (merged, 0.5)):
+        made = {name: weight + share * steps[name] for name, weight in weights.items()}
+        save_file(made, directory / "model.safetensors", metadata={"format": "pt"})
+    texts = klscale.TextSet.from_texts("two", [f"{word} {n} of it" * 4 for n in range(20) for word in ("aab", "cde")])
+    texts = replace(texts, domain=("a", "c") * 20)
+    found = klscale.changes(str(base), [str(tuned), str(merged)], texts, tmp_path / "s").found
+    far, near = ({one.domain: one.kl.value for one in of.domains} | {"all": of.kl.value} for of in found)
+    assert {*near} == {"a", "c", "all"}
+    for domain, value in near.items():
+        assert 0.2 < value / far[domain] < 0.3
+    for of, directory in zip(found, (tuned, merged), strict=True):
+        change = plain_log_likelihoods(directory, texts) - plain_log_likelihoods(base, texts)
+        for one in of.domains:
+            inside = np.array(texts.domain) == one.domain
+            loss = -change[inside].sum() / texts.bytes[inside].sum() / np.log(2)
+            assert one.difference.value == pytest.approx(loss, abs=1e-6)
+
+
 def test_the_command_and_its_files(run, texts, tmp_path):
     shown = run("changes", BASE, VARIANT, PAIRS, "--texts", "t.jsonl", "--most", "3", "--out", "c.html").stdout
     assert shown.count("The spans that changed most") == 2
+    beside = shown.split("nearest first\n")[1].split("\n\n")[0].splitlines()[1:]
+    in_words = [re.split(r"  +", line) for line in beside]
+    found = json.loads(run("changes", BASE, PAIRS, VARIANT, "--texts", "t.jsonl", "--json").stdout)
+    ordered = sorted(found["variants"], key=lambda one: one["kl"])
+    assert [one["variant"].removeprefix("mock://") for one in ordered] == [words[0] for words in in_words]
+    for one, words in zip(ordered, in_words, strict=True):
+        assert words[3].startswith(one["domains"][0]["domain"])
+    assert "nearest first" not in run("changes", BASE, VARIANT, "--texts", "t.jsonl").stdout
     assert max(len(line) for line in shown.splitlines() if not line.startswith("KL by")) <= 100
     assert "\x1b" not in shown
     assert "\u202e" not in shown

@@ -16,7 +16,7 @@ from klscale.show import markup
 from klscale.show.cautions import Around, Measured, print_footnotes
 from klscale.show.columns import BITS, HEAD, Column, estimate, number, record, table, unit, within
 from klscale.show.files import TABLES, save_table, whole
-from klscale.show.names import shortened
+from klscale.show.names import short_names, shortened
 from klscale.show.pairs import KL_COLUMNS, kl, marked, print_estimators
 from klscale.show.sections import footnotes
 from klscale.show.tails import TEXT
@@ -116,6 +116,13 @@ TOKENS = (
     Column("says", "What it says.", title="token", cell=lambda it: plain(shortened(repr(it.says), WORDS)), words=True,
            importance=2),
 )  # fmt: skip
+OVERVIEW = (
+    Column("", title="variant", cell=lambda it: plain(it[0]), words=True),
+    Column("", title="KL ± SE, bits/byte", cell=lambda it: marked(it[1].measured)),
+    Column("", title="difference, bits/byte", cell=lambda it: _loss(it[1].it.difference)),
+    Column("", title="farthest domain", cell=lambda it: _farthest(it[1]), words=True),
+)
+"""Of the name of a variant and what changed, beside other variants; for terminal and page alone."""
 OF_VARIANT = (
     Column("base", "The model that the other was made from.", value=lambda it: it.it.base),
     Column("variant", "The other model.", value=lambda it: it.it.variant),
@@ -138,15 +145,33 @@ CHANGES = (
 )
 
 
+def _farthest(row: _Changes) -> str:
+    """The domain with the largest KL, with that; empty where there is but one."""
+    if len(row.by_domain) < 2:
+        return ""
+    first = row.by_domain[0]
+    return f"{plain(shortened(first.it.domain, DOMAIN))}, {marked(first.measured)}"
+
+
+def _overview(rows: list[_Changes]) -> list[tuple[str, _Changes]]:
+    """The variants with short names, the nearest first; none where there is but one."""
+    ordered = sorted(rows, key=lambda row: row.it.kl.value)
+    names = short_names([row.it.variant for row in ordered])
+    return [*zip(names, ordered, strict=True)] if len(rows) > 1 else []
+
+
 def changes_record(found: ModelChanges) -> dict[str, Any]:
     """What changed, for a machine."""
     return record(CHANGES, SimpleNamespace(texts=found.vectors.texts, rows=_rows(found)))
 
 
 def print_changes(found: ModelChanges) -> None:
-    """For each variant: KL, by domain, then the texts and spans that changed most."""
+    """The variants beside each other; for each KL, by domain, then the texts and spans that changed most."""
     out.print(describe_texts(found.vectors.texts))
-    for row in _rows(found):
+    rows = _rows(found)
+    if beside := _overview(rows):
+        out.print(table(OVERVIEW, beside, f"\nFrom {plain(rows[0].it.base)}, nearest first"))
+    for row in rows:
         it = row.it
         say(
             f"\n{plain(it.base)} to {plain(it.variant)}: KL {marked(row.measured)} bits/byte, by {it.kl.estimator}. "
@@ -218,7 +243,9 @@ def page_of(found: ModelChanges) -> str:
     """The texts that changed most, each span in the colour of its change: one page without scripts or requests."""
     rows = _rows(found)
     title = f"What changed from {found.vectors.names[0]}"
-    parts = [part for row in rows for part in _sections(row)]
+    beside = _overview(rows)
+    parts = [markup.table(OVERVIEW, beside, "Nearest first", head="variant")] if beside else []
+    parts += [part for row in rows for part in _sections(row)]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" '
         "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">"

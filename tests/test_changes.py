@@ -175,6 +175,8 @@ def test_exact_kl_of_each_token(texts, run, tmp_path):
     assert not other.exact  # another tokenizer
     page = page_of(found)
     assert page.count("Exact KL of next tokens") == 4
+    assert re.findall(r"<(?:script|b)\b", page) == []
+    assert "Nearest first" in page
     for changed, block in zip(
         one.changed_texts, re.findall(r'on:</p><p class="text">(.*?)</p>', page, re.DOTALL), strict=True
     ):

@@ -62,8 +62,8 @@ class Compared:
     @property
     def verdict(self) -> str:
         """Which of the two is better on these texts, by how much, or that this cannot be told."""
-        better, words = sentences.which_is_better(self.difference)
-        return words if better is None else f"{plain((self.a, self.b)[better])} {words}"
+        better, words = sentences.which_is_better(self.difference)  # of b, less that of a
+        return words if better is None else f"{plain((self.b, self.a)[better])} {words}"
 
 
 @dataclass(frozen=True)

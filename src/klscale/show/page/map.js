@@ -235,9 +235,17 @@ function chosenTraces() {
 
 const NAMED = 25;
 const ROUNDS = 4; // in each, every name moves to where it covers the least of all others
-const SIDES = ["middle right", "middle left", "top center", "bottom center"].concat(
-  ["top right", "bottom right", "top left", "bottom left"], // away from the mark, where nothing else is free
-);
+/** Beside the mark first; the corners where nothing else is free. */
+const SIDES = [
+  "middle right",
+  "middle left",
+  "top center",
+  "bottom center",
+  "top right",
+  "bottom right",
+  "top left",
+  "bottom left",
+];
 
 /** The box of a label at a side of a mark that reaches so far, in pixels: [left, top, right, bottom]. */
 function labelBox(mark, width, side, reach = 10) {

@@ -619,6 +619,20 @@ def test_output_that_nobody_reads_is_no_error(run, imported, tmp_path, command, 
     assert result.returncode == 0
 
 
+def test_a_command_whose_tables_nobody_reads_ends_with_141(imported):
+    program = """
+import os, sys
+from klscale.cli import main
+reader, writer = os.pipe()
+os.close(reader)
+os.dup2(writer, 1)
+sys.argv = ["klscale", "ls"]
+main()
+"""
+    result = subprocess.run([sys.executable, "-c", program], cwd=imported.parent, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (141, "")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("command", ["kl", "kl --json", "--help"])

@@ -409,3 +409,10 @@ def test_estimates_from_resamples_have_their_spread(matrix):
         assert found.standard_error == pytest.approx(pair.standard_error, rel=0.1)
         assert found.interval[1] - found.value == pytest.approx(quantile * found.standard_error, rel=1e-6)
         assert (found.value, found.n_texts, found.unit) == (pair.value, 500, "bits/byte")
+
+
+def test_equal_resamples_have_no_error():
+    """Of values that tie, a quantile is the same in every sample; their mean is rounded."""
+    resampled = np.full(999, 0.1234567)
+    assert np.std(resampled, ddof=1) > 0
+    assert estimate_from_resamples(0.1234567, resampled, 500).standard_error == 0

@@ -58,5 +58,5 @@ def estimate_from_resamples(
     documents. For exponents of simulated fractional Brownian motion it covers 95 to 97 %, the percentile interval 94 to
     96 % (200 simulations a case).
     """
-    error = float(np.std(resampled, ddof=1))
+    error = float(np.std(resampled, ddof=1)) if np.ptp(resampled) != 0 else 0.0  # a mean of equal values is rounded
     return Estimate.normal(float(value), error, n_texts, n_documents=n_clusters(cluster_codes(documents)), unit=unit)

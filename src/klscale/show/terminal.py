@@ -43,6 +43,10 @@ class Terminal(Console):
         """Print tables in full from now on, or in the width that there is."""
         self.wide, self._width = wide, ENDLESS if wide else None if sys.stdout.isatty() else PIPED
 
+    def on_broken_pipe(self) -> None:
+        """Nobody reads it any more. `klscale.cli` knows how a command ends then; rich would end it with 1."""
+        raise BrokenPipeError
+
     def print(self, *objects: Any, **how: Any) -> None:
         if self._record is None:
             super().print(*objects, **how)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import itertools
 import json
 import threading
 from collections.abc import Iterator
@@ -21,7 +24,8 @@ START = "<s>"
 class Served:
     """A mock model as `model`. `shape`: the start token is listed without a log-probability (`listed`, as vLLM does),
     is left out (`hidden`), or is left out and the text's first token is not scored either (`unscored`, as
-    llama-cpp-python's server does). `fault` names what is wrong; `busy` requests fail first; `asked` counts them."""
+    llama-cpp-python's server does). `by_ids`: it takes token ids, as vLLM's does, and with `chosen` it gives
+    log-probabilities of chosen ids. `fault` names what is wrong; `busy` requests fail first; `asked` counts them."""
 
     seed: int = 7
     shape: str = "hidden"
@@ -29,6 +33,8 @@ class Served:
     busy: int = 0
     window: int | None = None
     token: str = ""
+    by_ids: bool = False
+    chosen: bool = True
     parts: str = "\N{REPLACEMENT CHARACTER}"
     asked: list[str] = field(default_factory=list)
     most: int = 0
@@ -51,6 +57,37 @@ class Served:
             ids.append(pairs.get(data[place : place + 2], data[place]))
             place += 1 + (ids[-1] > 255)
         return ids
+
+    def answer(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        """The answer to a request under the server's root."""
+        if path == "/v1/completions" and not isinstance(body["prompt"], list):
+            return self.complete(body)
+        start = len(self.words)
+        if self.by_ids and path == "/tokenize":
+            ids = [start] * body["add_special_tokens"] + self.tokenize(body["prompt"])
+            return 200, {"count": len(ids), "max_model_len": (self.window or 4096) + 1, "tokens": ids}
+        if self.by_ids and path == "/detokenize":
+            return 200, {"prompt": "".join(START if n == start else self.words[n] for n in body["tokens"])}
+        if self.by_ids and path == "/v1/completions":
+            ids = body["prompt"]
+            if len(ids) > (self.window or 4096):
+                return 400, {"error": {"message": "The decoder prompt is longer than the maximum model length."}}
+            told: list[Any] = [None]
+            for before, token in itertools.pairwise(ids):
+                row = self.log_p[before]
+                both = {token, int(row.argmax())}
+                told.append({str(n): {"logprob": float(row[n]), "decoded_token": self.words[n]} for n in both})
+            return 200, {"choices": [{"text": "x", "prompt_logprobs": told[:-1] if self.fault == "short" else told}]}
+        if self.by_ids and self.chosen and path == "/inference/v1/generate":
+            about, ids = body["sampling_params"], body["token_ids"]
+            rows = ids[about["prompt_logprob_start"] : -1]
+            wanted = np.array(about["prompt_logprob_token_ids"])
+            if len(wanted) != len(rows):
+                return 400, {"error": {"message": f"prompt_logprob_token_ids has {len(wanted)} rows"}}
+            data = io.BytesIO()
+            np.save(data, np.take_along_axis(self.log_p[rows], wanted, axis=1).astype(np.float32))
+            return 200, {"prompt_token_id_logprobs": base64.b64encode(data.getvalue()).decode()}
+        return 404, {"error": "Not Found"}
 
     def complete(self, body: dict[str, Any]) -> tuple[int, Any]:
         fault, text, k = self.fault, body["prompt"], int(body["logprobs"])
@@ -129,7 +166,8 @@ class Handler(BaseHTTPRequestHandler):
         with served.lock:
             served.now += 1
             served.most = max(served.most, served.now)
-            served.asked.append(body["prompt"])
+            if isinstance(body.get("prompt"), str):
+                served.asked.append(body["prompt"])
             busy, served.busy = served.busy > 0, max(0, served.busy - 1)
         try:
             if served.token and self.headers["Authorization"] != f"Bearer {served.token}":
@@ -139,7 +177,7 @@ class Handler(BaseHTTPRequestHandler):
             elif served.fault == "not JSON":
                 self.answer(200, "<html>")
             else:
-                self.answer(*served.complete(body))
+                self.answer(*served.answer(self.path, body))
         finally:
             with served.lock:
                 served.now -= 1

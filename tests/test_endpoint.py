@@ -21,7 +21,7 @@ from klscale.sources import endpoint
 from klscale.sources.endpoint import Address, place_tokens
 from klscale.store.store import Store
 from klscale.sweep.score import score
-from klscale.vectors.scores import GIVEN, SPANS
+from klscale.vectors.scores import DRAWS, GIVEN, SAMPLED, SPANS, TOP
 from served import serve
 
 ODD = ["Grüße aus Zürich, 東京 und 🙂! " * 5, "The end: é", "a"]
@@ -172,8 +172,9 @@ def test_a_long_text_is_an_error_or_left_out(texts, store):
         (outcome,) = score([served.ref], texts, store, long_texts="skip")
         assert outcome.entry is not None
         assert outcome.entry.metadata["skipped"] == [30]
-        with pytest.raises(InputError, match="reads no windows"):
-            score([served.ref], texts, store, long_texts="window", rescore=True)
+        (outcome,) = score([served.ref], texts, store, long_texts="window", rescore=True)
+        assert isinstance(outcome.error, InputError)
+        assert "reads no windows (--long-texts window)" in str(outcome.error)
 
 
 def test_a_label_is_another_vector_and_a_suite_may_name_a_server(texts, store, tmp_path):
@@ -255,3 +256,82 @@ def test_an_interrupted_sweep_goes_on_where_it_was(texts, store, monkeypatch):
         scored(served.ref, texts, store)
         asked = [text for text in served.asked if text in set(texts.texts)]
     assert sorted(asked) == sorted(texts.texts[n] for n in range(len(texts)) if n not in done)
+
+
+def test_a_server_that_takes_token_ids_gives_drawn_tokens(texts, store):
+    with serve(by_ids=True) as served:
+        nothing = scored(served.ref, texts, store)  # a server cannot draw
+        exact = scored("mock://7?tokens=pairs", texts, store)
+        (outcome,) = score([served.ref], texts, store, rescore=True)
+        found = store.scores(outcome.entry)
+    assert DRAWS.name not in nothing.parts
+    np.testing.assert_allclose(found.log_likelihood, exact.log_likelihood, atol=1e-9)
+    np.testing.assert_allclose(nothing.log_likelihood, exact.log_likelihood, atol=1e-9)
+    np.testing.assert_array_equal(found.parts[GIVEN.name], exact.parts[GIVEN.name])
+    np.testing.assert_array_equal(found.parts[DRAWS.name], exact.parts[DRAWS.name])
+    np.testing.assert_array_equal(found.parts[TOP.name].values, exact.parts[TOP.name].values)
+    np.testing.assert_allclose(found.parts[SAMPLED.name].values, exact.parts[SAMPLED.name].values, atol=1e-6)
+    ascii_texts = np.arange(30)
+    np.testing.assert_allclose(found.parts[SPANS.name][ascii_texts].values,
+                               exact.parts[SPANS.name][ascii_texts].values, atol=1e-6)  # fmt: skip
+
+
+def test_windows_of_a_server_score_each_token_once(texts, store):
+    """A token of the mock depends on the one before it alone: windows change nothing."""
+    exact = scored("mock://7?tokens=pairs", texts, store)
+    with serve(by_ids=True, window=110) as served:
+        (outcome,) = score([served.ref], texts, store, long_texts="window")
+        (skipping,) = score([served.ref], texts, store, long_texts="skip", rescore=True)
+    found = store.scores(outcome.entry)
+    assert exact.n_tokens.max() > 165  # three windows or more
+    assert "windows" in outcome.entry.metadata["convention"]
+    np.testing.assert_array_equal(found.n_tokens, exact.n_tokens)
+    np.testing.assert_allclose(found.log_likelihood, exact.log_likelihood, atol=1e-9)
+    np.testing.assert_allclose(found.parts[SAMPLED.name].values, exact.parts[SAMPLED.name].values, atol=1e-6)
+    assert set(skipping.entry.metadata["skipped"]) == set(np.flatnonzero(exact.n_tokens > 110).tolist())
+
+
+def test_responses_of_a_server_are_scored_behind_their_prompts(store, tmp_path):
+    rows = [{"prompt": f"And {n}?", "response": f"the {n} é."} for n in range(3)]
+    talk = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "on the sea")]
+    more = {"messages": [{"role": role, "content": said} for role, said in talk]}
+    template = tmp_path / "template.jinja"
+    template.write_text("{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant] ")
+
+    def texts_of(name, rows):
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return load_texts(path)
+
+    few, chat = texts_of("few.jsonl", rows), texts_of("chat.jsonl", [*rows, more])
+
+    with serve(by_ids=True) as served:
+
+        def by_hand(before, said):
+            ids = [*before, *served.tokenize(said)]
+            return sum(served.log_p[ids[n - 1], ids[n]] for n in range(len(before), len(ids)))
+
+        def found(texts, **how):
+            (outcome,) = score([served.ref], texts, store, **how)
+            return str(outcome.error) if outcome.error else store.scores(outcome.entry).log_likelihood
+
+        start = len(served.words)
+        prompts = [f"[user] {row['prompt']}\n[assistant] " for row in rows]
+        prompts.append("[user] a\n[assistant] b\n[user] c\n[assistant] ")
+        expected = [by_hand(served.tokenize(p), said) for p, said in zip(prompts, chat.texts, strict=True)]
+        np.testing.assert_allclose(found(chat, template=str(template)), expected, atol=1e-9)
+        expected = [by_hand([start, *served.tokenize(row["prompt"])], row["response"]) for row in rows]
+        np.testing.assert_allclose(found(few, template="none"), expected, atol=1e-9)
+        expected = [by_hand([start], row["response"]) for row in rows]
+        np.testing.assert_allclose(found(few.responses_alone()), expected, atol=1e-9)
+        assert "a server does not tell what chat template" in found(chat)
+        template.write_text("{{ bos_token }}{{ messages[0].content }}")
+        assert "asks for bos_token" in found(chat, template=str(template))
+    with serve() as served:
+        assert "no responses to prompts, since it takes no token ids" in found(few, template="none")
+
+
+def test_answers_about_other_tokens_are_refused(texts, store):
+    with serve(by_ids=True, fault="short") as served:
+        (outcome,) = score([served.ref], texts, store, long_texts="window")
+        assert "log-probabilities of other tokens" in str(outcome.error)

@@ -9,6 +9,9 @@ An address is the server's base URL and, after `#`, the name that the model has 
 
 A token is read from the environment variable KLSCALE_TOKEN. It is sent to the server of the reference, and is kept
 nowhere. Before a model is scored, its answers to a few texts are tested (`Server.test`).
+
+Of a server that takes token ids (vLLM's: `token_ids.py`), windows, responses to prompts, and tokens that another model
+has drawn are scored, too.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import random
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -33,8 +36,21 @@ from klscale.inputs.references import ModelRef
 from klscale.inputs.spans import Cuts, assign_tokens, byte_offsets
 from klscale.inputs.texts import TextSet
 from klscale.science.arrays import Floats, Integers
-from klscale.sources.source import REPEAT_RUNS, Pinned, Reader, ReaderOptions, RepeatRuns, Source, versions
-from klscale.sources.tokens import REPLACED, Tokens
+from klscale.sources.source import (
+    NOTHING_DRAWN,
+    REPEAT_RUNS,
+    RESPONSES,
+    SAMPLED_TOKENS,
+    Pinned,
+    Reader,
+    ReaderOptions,
+    RepeatRuns,
+    Source,
+    versions,
+    within_window,
+)
+from klscale.sources.token_ids import TokenIds, WrongAnswerError
+from klscale.sources.tokens import REPLACED, Tokens, segments_of
 from klscale.vectors.scores import Scores
 
 TOKEN = "KLSCALE_TOKEN"
@@ -62,6 +78,8 @@ TOP = 5
 """How many of the most probable tokens a test asks for."""
 FILLER = -1000.0
 """Nats at or below which a value stands for a token that the server does not know."""
+OTHER_TEXT = "The tokens that it returns are not those of the text."
+AS_SPECIAL = "Its tokenizer may change texts, or read a string such as <s> as a special token."
 TOLERANCE = 0.1
 """Nats by which two answers about one token may differ: kernels in bfloat16 do, by less."""
 
@@ -101,7 +119,7 @@ class Endpoint(Source):
     """Models of servers, by an OpenAI-compatible `completions`."""
 
     name = "server"
-    capabilities = frozenset({REPEAT_RUNS})
+    capabilities = frozenset({REPEAT_RUNS, RESPONSES, SAMPLED_TOKENS})
 
     def pin(self, ref: ModelRef) -> Pinned:
         address = Address.of(ref)
@@ -115,16 +133,17 @@ class Endpoint(Source):
     ) -> EndpointReader:
         return EndpointReader(self, pinned, options)
 
-    def prepare(self, options: ReaderOptions) -> None:
-        if options.long_texts == "window":
-            why = "The server cuts a text into tokens: only it knows where a window would begin."
-            raise InputError("--long-texts window: a model of a server reads no windows.", why, "--long-texts skip")
+    def with_chat_template(self, pinned: Any) -> Any:
+        what = f"{pinned}: a server does not tell what chat template a model has."
+        raise InputError(what, remedy="Give --template FILE (the same for all models), or none.")
 
 
 class EndpointReader(Reader):
-    """Reads texts with one model of a server."""
+    """Reads texts with one model of a server. `by_ids`: how token ids are put to it, where that is needed and the
+    server takes them; None where texts are sent as they are."""
 
     source: Endpoint
+    draws_tokens = False
 
     def __init__(self, source: Endpoint, pinned: Pinned, options: ReaderOptions) -> None:
         super().__init__(source, pinned, options)
@@ -132,9 +151,38 @@ class EndpointReader(Reader):
         self.attributes = attributes_of(pinned.ref, {})
         self.server = Server(pinned.ref)
         self.server.test()
+        self.by_ids = self._by_ids()
+        if self.by_ids is not None:
+            self.window = self.by_ids.longest
+        self._tokens: dict[str, Tokens] = {}
+
+    def _by_ids(self) -> TokenIds | None:
+        """How token ids are put to the server. Raises InputError where they are needed and it takes none."""
+        options = self.options
+        needed = options.long_texts == "window" or options.template is not None
+        if not needed and SAMPLED_TOKENS not in options.parts:
+            return None
+        found, why = None, ""
+        try:
+            found = TokenIds(self.server, self.server.address.model)
+        except WrongAnswerError as error:
+            why = str(error)
+        except KlscaleError as error:
+            why = error.why
+        if found is None and needed:
+            asked = "no windows (--long-texts window)" if options.template is None else "no responses to prompts"
+            remedy = "vLLM takes them." + (" Or: --long-texts skip" if options.template is None else "")
+            raise InputError(f"{self.ref}: this server reads {asked}, since it takes no token ids.", why, remedy)
+        if SAMPLED_TOKENS in options.parts and (found is None or not found.gives_chosen(TOLERANCE)):
+            self.options = replace(options, parts=options.parts - {SAMPLED_TOKENS})
+            return found if needed else None
+        return found
 
     def score(self, texts: TextSet, positions: Sequence[int] | Integers) -> Iterator[Scores]:
         chosen = np.asarray(positions, dtype=np.int64)
+        if self.by_ids is not None:
+            lengths = self.tokens(texts).lengths
+            chosen = within_window(self.ref, self.window, lengths, positions, self.options.long_texts)
         yield from self.read(texts, chosen[np.argsort(-texts.bytes[chosen], kind="stable")], CONCURRENT)
 
     def read(self, texts: TextSet, order: Integers, concurrent: int) -> Iterator[Scores]:
@@ -159,15 +207,75 @@ class EndpointReader(Reader):
         """The answer for one text; None for one that is left out because the window is shorter."""
         assert texts.texts is not None
         try:
-            return self.server.echo(texts.texts[text])
-        except AnswerError as fault:
-            why = f"Text {text} of {texts.name}: {fault.why}"
+            return self.server.echo(texts.texts[text]) if self.by_ids is None else self._by_tokens(texts, text)
+        except (AnswerError, WrongAnswerError) as fault:
+            why = f"Text {text} of {texts.name}: {fault}"
             raise KlscaleError(f"{self.ref}: text {text} cannot be scored.", why, "Leave that text out.") from fault
         except TooLongError as error:
             if self.options.long_texts == "skip":
                 return None
             what = f"Text {text} of {texts.name} is longer than the window of {self.ref}."
             raise InputError(what, f"The server says: {error.why}", "Use --long-texts skip.") from error
+
+    def tokens(self, texts: TextSet) -> Tokens:
+        """All texts as the server's tokenizer reads them, responses behind their prompts; kept."""
+        by_ids, template = self.by_ids, self.options.template
+        if by_ids is None:
+            return super().tokens(texts)
+        assert texts.texts is not None
+        if texts.id not in self._tokens:
+
+            def tokenized(text: int) -> tuple[list[int], list[int]]:
+                assert texts.texts is not None
+                own = by_ids.tokenize(texts.texts[text], special=template is None)
+                if not own:
+                    raise KlscaleError(f"Text {text} of {texts.name} has no tokens under {self.ref}.")
+                if template is None or texts.prompts is None:
+                    return own, []
+                return own, by_ids.prompt(texts.prompts[text], template, f"text {text} of {texts.name}")
+
+            try:
+                with ThreadPoolExecutor(CONCURRENT) as threads:
+                    own, prompts = zip(*threads.map(tokenized, range(len(texts))), strict=True)
+            except WrongAnswerError as error:
+                raise KlscaleError(f"{self.ref}: the server cannot tokenize these texts.", str(error)) from error
+            found = Tokens.from_rows([np.array(ids, dtype=np.int32) for ids in own])
+            self._tokens[texts.id] = found if template is None else found.behind(prompts)
+        return self._tokens[texts.id]
+
+    def _by_tokens(self, texts: TextSet, text: int) -> Echo:
+        """The tokens of one text with their log-probabilities, from as many windows as it needs. A prompt is one token
+        without bytes."""
+        by_ids, tokens = self.by_ids, self.tokens(texts)
+        assert by_ids is not None
+        assert texts.texts is not None
+        ids, before, has_prompt = tokens.of(text).tolist(), int(tokens.before[text]), tokens.prompt is not None
+        words = [] if has_prompt else [by_ids.word(ids[0])]
+        log_p, drawn, top = [np.array([math.nan])], list[Floats](), list[Integers]()
+        wanted = None
+        if self.sampling is not None and text in self.sampling.wanted:
+            wanted = self.sampling.draws.of[text].ids
+        for part in segments_of(text, len(ids), self.window, before):
+            if part.stop == part.first:
+                continue
+            piece, first = ids[part.start : part.stop], part.first - part.start
+            told = by_ids.read(piece)
+            words += told.words[first - 1 :]
+            log_p.append(told.log_p[first - 1 :])
+            if wanted is not None:
+                drawn.append(by_ids.chosen(piece, wanted[part.first - before : part.stop - before], first))
+                top.append(told.top[first - 1 :])
+        values = np.concatenate(log_p)
+        _require_log_probabilities(values[1:])
+        if (places := place_tokens(texts.texts[text], words)) is None or len(places) != len(words):
+            raise AnswerError(OTHER_TEXT, AS_SPECIAL)
+        begin, end = byte_offsets([texts.texts[text]], np.array([0, len(places)]), np.array(places)).T
+        if has_prompt:
+            begin, end = np.insert(begin, 0, 0), np.insert(end, 0, 0)
+        if wanted is None:
+            return Echo(begin, end, values)
+        empty = np.empty((0, wanted.shape[1]))
+        return Echo(begin, end, values, np.concatenate([empty, *drawn]), np.concatenate([np.empty(0, int), *top]))
 
     def _scores(self, cuts: Cuts, chosen: Integers, echoes: Sequence[Echo]) -> Scores:
         own = [cuts.of(text) for text in chosen.tolist()]
@@ -180,7 +288,14 @@ class EndpointReader(Reader):
         tokens = Tokens(np.zeros(len(begin), dtype=np.int32), starts, 0.0, begin, spans)
         found = np.array([echo.log_p[1:].sum() for echo in echoes])
         scored = np.concatenate([echo.log_p[1:] for echo in echoes])
-        return Scores(chosen, found, lengths, tokens.parts(np.arange(len(chosen)), scored, found))
+        parts = tokens.parts(np.arange(len(chosen)), scored, found)
+        if self.sampling is not None:
+            of = {text: echo for text, echo in zip(chosen.tolist(), echoes, strict=True) if echo.top is not None}
+            drawn = {text: echo.drawn for text, echo in of.items() if echo.drawn is not None}
+            parts |= self.sampling.parts(
+                chosen, drawn, {text: echo.top for text, echo in of.items() if echo.top is not None}
+            )
+        return Scores(chosen, found, lengths, parts)
 
     def facts(self, texts: TextSet) -> dict[str, Any]:
         return {
@@ -192,6 +307,10 @@ class EndpointReader(Reader):
             "not_round_trip_kinds": {},
             "versions": dict(versions("httpx2")),
         }
+
+    def notes(self) -> Iterator[str]:
+        if SAMPLED_TOKENS in self.options.parts and self.sampling is None:
+            yield NOTHING_DRAWN.format(self.ref)
 
     def repeat_runs(self, texts: TextSet, positions: Integers, *, padded: bool = True) -> EndpointRepeatRuns:
         return EndpointRepeatRuns(self, texts, positions)
@@ -206,6 +325,7 @@ class EndpointRepeatRuns(RepeatRuns):
         self.bytes = texts.bytes[positions]
 
     def read(self, *, batches: bool = False, order: bool = False) -> Scores:
+        self._reader.sampling = None
         chosen = self._positions[::-1] if order else self._positions
         return Scores.concatenate([*self._reader.read(self._texts, chosen, 1 if batches else CONCURRENT)])
 
@@ -232,11 +352,14 @@ class TooLongError(Exception):
 @dataclass(frozen=True, eq=False)
 class Echo:
     """The tokens of a text as a server reads them: the bytes from `begin` to `end` (T,) that each covers, and the
-    log-probability `log_p` (T,) of each in nats. That of the first is NaN: it is not scored."""
+    log-probability `log_p` (T,) of each in nats. That of the first is NaN: it is not scored. Of a text that is sampled
+    also `drawn` (T - 1, m), the log-probabilities of the drawn ids, and `top` (T - 1,), the most probable ids."""
 
     begin: Integers
     end: Integers
     log_p: Floats
+    drawn: Floats | None = None
+    top: Integers | None = None
 
 
 @dataclass(frozen=True)
@@ -386,6 +509,10 @@ class Server:
         }
         return Answer.of(self._ask("POST", "completions", body)[1])
 
+    def post(self, path: str, body: Mapping[str, Any]) -> Any:
+        """The answer to a request. A path that begins with / is of the server's root."""
+        return self._ask("POST", path, body)[1]
+
     def echo(self, text: str) -> Echo:
         """The log-probabilities of the tokens of a text. Raises AnswerError where the answer is not about this text."""
         return self.read(text, self.complete(text, echo=True))
@@ -404,10 +531,7 @@ class Server:
             part = "".join(tokens[1:-1])
             if part and part in text:
                 raise AnswerError("It returns tokens of a part of the text: the text is cut short.")
-            raise AnswerError(
-                "The tokens that it returns are not those of the text.",
-                "Its tokenizer may change texts, or read a string such as <s> as a special token.",
-            )
+            raise AnswerError(OTHER_TEXT, AS_SPECIAL)
         if len(places) < len(tokens) and tokens is not answer.tokens:
             raise AnswerError("It counts more tokens than the text has.")
         values = answer.log_p[: len(places)]
@@ -415,13 +539,7 @@ class Server:
             raise AnswerError("It returns no log-probability for some tokens: perhaps only for the most probable ones.")
         log_p = np.array([math.nan if value is None else value for value in values], dtype=np.float64)
         scored = log_p[1:] if values[:1] == [None] else log_p
-        if not np.isfinite(scored).all() or (scored <= FILLER).any():
-            raise AnswerError(
-                "It returns a filler, such as -9999, in place of a log-probability: perhaps after top-p or top-k.",
-                "Start the server without limits on the tokens that it samples from.",
-            )
-        if (scored > 1e-4).any():
-            raise AnswerError(f"It returns a log-probability above 0 ({scored.max():.3g} nats).")
+        _require_log_probabilities(scored)
         begin, end = byte_offsets([text], np.array([0, len(places)]), np.array(places)).T
         if math.isfinite(log_p[0]):
             if not self.hidden:
@@ -515,7 +633,8 @@ class Server:
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None, *, tries: int = TRIES) -> Any:
         """(status, answer). Tries again, with growing waits, where the server is busy or the connection breaks. Raises
         KlscaleError where it does not answer or refuses, and TooLongError for a text that exceeds the window."""
-        url, why = f"{self.address.url}/{path}", ""
+        place = self.address.url.removesuffix("/v1") if path.startswith("/") else f"{self.address.url}/"
+        url, why = place + path, ""
         for attempt in range(tries):
             if self._closed.is_set():
                 raise KlscaleError(f"{self.ref}: the requests were ended.")
@@ -565,6 +684,16 @@ class Server:
 
     def _hidden(self, text: str) -> str:
         return printable(text.replace(self._token, "...") if self._token else text)
+
+
+def _require_log_probabilities(values: Floats) -> None:
+    if not np.isfinite(values).all() or (values <= FILLER).any():
+        raise AnswerError(
+            "It returns a filler, such as -9999, in place of a log-probability: perhaps after top-p or top-k.",
+            "Start the server without limits on the tokens that it samples from.",
+        )
+    if (values > 1e-4).any():
+        raise AnswerError(f"It returns a log-probability above 0 ({values.max():.3g} nats).")
 
 
 def _agree(a: Echo, b: Echo) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,11 +46,9 @@ def tokenized(tokenizer: Any, texts: TextSet, template: Template) -> Prompts:
     found, read_as_special = list[list[int]](), set[int]()
     for s, prompt in enumerate(texts.prompts):
         place = f"text {s} of {texts.name}"
-        if source is None and len(prompt) > 1:
-            why = f"Its prompt has {len(prompt)} messages, and no template puts them together."
-            raise InputError(f"--template none cannot serve {place}.", why, "Give --template own, or FILE.")
         if source is None or not prompt:
-            ids = _plain(tokenizer, prompt[0].content) if prompt and prompt[0].content else []
+            text = one_message(prompt, place) if prompt else ""
+            ids = _plain(tokenizer, text) if text else []
         else:
             ids, kept = reader.read(prompt, place)
             if not kept:
@@ -60,6 +58,32 @@ def tokenized(tokenizer: Any, texts: TextSet, template: Template) -> Prompts:
             ids = start
         found.append(ids)
     return Prompts(found, read_as_special)
+
+
+def one_message(prompt: Prompt, place: str) -> str:
+    """What the one message of a prompt says. Raises InputError for several, which no template puts together."""
+    if len(prompt) > 1:
+        why = f"Its prompt has {len(prompt)} messages, and no template puts them together."
+        raise InputError(f"--template none cannot serve {place}.", why, "Give --template own, or FILE.")
+    return prompt[0].content
+
+
+def rendered(prompt: Prompt, source: str | None, place: str, render: Callable[[list[dict[str, str]], Any], str]) -> str:
+    """A prompt as text, from what renders messages with a template; `source` None for the tokenizer's own. Raises
+    KlscaleError where the template fails."""
+    if source is not None and "strftime_now" in source:
+        dated = "".join(f"|replace('{code}', '{text}')" for code, text in TODAY.items())
+        source = f"{{% macro strftime_now(format) %}}{{{{ format{dated} }}}}{{% endmacro %}}{source}"
+    try:
+        found = render([{"role": said.role, "content": said.content} for said in prompt], source)
+    except Exception as error:  # whatever a stranger's template does
+        raise KlscaleError(
+            f"The chat template cannot render the prompt of {place}.",
+            f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}",
+            "Take that text out, or give --template FILE.",
+        ) from error
+    PROMPT_CHARACTERS.require(len(found), place)
+    return found
 
 
 def source_of(tokenizer: Any, template: Template) -> str | None:
@@ -125,9 +149,6 @@ class _Reader:
 
     def __init__(self, tokenizer: Any, source: str | None, special: Mapping[int, str]) -> None:
         self._tokenizer, self._source = tokenizer, source
-        if source is not None and "strftime_now" in source:
-            dated = "".join(f"|replace('{code}', '{text}')" for code, text in TODAY.items())
-            self._source = f"{{% macro strftime_now(format) %}}{{{{ format{dated} }}}}{{% endmacro %}}{source}"
         self._ids = {name: n for n, name in special.items()}
         self._any = any_special(special) if special else None
 
@@ -150,22 +171,13 @@ class _Reader:
         return text
 
     def _render(self, prompt: Prompt, place: str) -> str:
-        messages = [{"role": said.role, "content": said.content} for said in prompt]
-        try:
+        def render(messages: list[dict[str, str]], template: Any) -> str:
             found: str = self._tokenizer.apply_chat_template(
-                messages,
-                chat_template=self._source,
-                tokenize=False,
-                add_generation_prompt=True,
+                messages, chat_template=template, tokenize=False, add_generation_prompt=True
             )
-        except Exception as error:  # whatever a stranger's template does
-            raise KlscaleError(
-                f"The chat template cannot render the prompt of {place}.",
-                f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}",
-                "Take that text out, or give --template FILE.",
-            ) from error
-        PROMPT_CHARACTERS.require(len(found), place)
-        return found
+            return found
+
+        return rendered(prompt, self._source, place, render)
 
     def _encode(self, text: str, *, split: bool = False) -> list[int]:
         how = {"split_special_tokens": True} if split else {}

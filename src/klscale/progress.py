@@ -17,6 +17,9 @@ class Progress:
         """`amount` more units are done."""
         self.done += amount
 
+    def scored(self, texts: int, tokens: int) -> None:
+        """So many more texts are scored, of so many tokens together."""
+
     def now(self, what: str) -> None:
         """The task goes on, at another part of it."""
 

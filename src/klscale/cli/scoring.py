@@ -65,6 +65,13 @@ def score(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be scored and downloaded, and do nothing.")
     ] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="local|ADDRESS",
+            help="Score on a Ray cluster: 'auto' is that of this machine's node, 'local' this machine with all its GPUs.",
+        ),
+    ] = None,
     *,
     options: ScoreOptions,
     as_json: JsonOption = False,
@@ -91,7 +98,7 @@ def score(
     for problem in problems:
         print_error(problem)
     with at_work(options) as how:
-        found = score(wanted, texts, layers=layers, dry_run=dry_run, options=how)
+        found = score(wanted, texts, layers=layers, dry_run=dry_run, ray=ray, options=how)
     if as_json:
         print_json([*map(problem_record, problems), *map(outcome_record, found.outcomes)])
     elif dry_run:

@@ -119,6 +119,9 @@ class LlamaCpp(Source):
             what = f"--device {options.device}: llama.cpp has no such device."
             raise InputError(what, "It runs on the CPU, or on each GPU that it was built for.", "Give cpu or gpu.")
 
+    def bytes_in_memory(self, pinned: Pinned) -> int:
+        return sum(file.stat().st_size for file in Address.of(pinned.ref).files)
+
     def is_here(self, ref: ModelRef) -> bool:
         return Address.of(ref).path.is_file()
 

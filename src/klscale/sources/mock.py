@@ -11,14 +11,17 @@ Options follow a `?`, separated by `&`:
     tokens=pairs  the common pairs of letters are tokens too, as in a tokenizer that was trained
     window=64     the longest text in tokens
     noise=1e-5    repeat runs differ by this much (nats a text, SD)
+    load=2        it takes so long to open (seconds)
+    speed=50000   it reads so many tokens a second, at most
 """
 
 from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 from urllib.parse import parse_qsl
@@ -71,12 +74,15 @@ class Parameters:
     noise: float = 0.0
     window: int | None = None
     tokens: str = "bytes"
+    load: float = field(default=0.0, repr=False)  # not part of what the model is
+    speed: float = field(default=math.inf, repr=False)
 
     @classmethod
     def of(cls, ref: ModelRef) -> Parameters:
         """From `mock://SEED?...`. Raises InputError for what is no seed, and for an option that is not known."""
         seed, _, query = ref.name.removeprefix("mock://").partition("?")
         ways: dict[str, Callable[[str], Any]] = {"shift": float, "noise": float, "window": int, "tokens": str}
+        ways |= {"load": float, "speed": float}
         found: dict[str, Any] = {}
         example = "Write mock://7 or mock://7?shift=0.1."
         for name, value in parse_qsl(query, keep_blank_values=True):
@@ -95,6 +101,8 @@ class Parameters:
         if not (math.isfinite(made.shift) and 0 <= made.noise < math.inf and (made.window or 2) > 1):
             what = f"{ref}: shift, noise or window is out of range."
             raise InputError(what, "shift is finite, noise is at least 0, window at least 2 tokens.", example)
+        if not (0 <= made.load < math.inf and made.speed > 0):
+            raise InputError(f"{ref}: load or speed is out of range.", "load is finite, speed is above 0.", example)
         return made
 
 
@@ -197,6 +205,7 @@ class MockReader(Reader):
     def __init__(self, source: Mock, pinned: Pinned, options: ReaderOptions) -> None:
         super().__init__(source, pinned, options)
         self.parameters = Parameters.of(pinned.ref)
+        time.sleep(self.parameters.load)
         self.chain = Chain.of(self.parameters)
         self.window = self.parameters.window
         parent = f"mock://{self.parameters.seed}" if self.parameters.shift else None
@@ -227,6 +236,7 @@ class MockReader(Reader):
 
     def _block(self, tokens: Tokens, block: Sequence[int]) -> Scores:
         which, before, target = _transitions(tokens, block)
+        time.sleep(len(which) / self.parameters.speed)
         chosen, log_p = np.array(block, dtype=np.int64), self.chain.log_p[before, target]
         found = np.bincount(which, log_p, len(block)).astype(np.float64)
         parts = tokens.parts(chosen, log_p, found)

@@ -196,6 +196,11 @@ class Source(ABC):
         """The revisions of a model by its name, such as branches and tags. Raises as `pin` does."""
         return []
 
+    def bytes_in_memory(self, pinned: Any) -> int | None:
+        """Bytes that the weights of a model take once it is open, as the sizes of its files tell before; 0 where they
+        are not in this machine's memory, None where the sizes are not known."""
+        return 0
+
     def to_fetch(self, pinned: Any) -> Mapping[tuple[str, str], int] | None:
         """(place, content) -> bytes of what opening a model would fetch; None where that is not known."""
         return {}

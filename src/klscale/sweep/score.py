@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from copy import copy
@@ -57,6 +57,8 @@ MOST_BESIDE = 1000
 """Directories beside a missing one whose names are compared with its own."""
 LOOK_UPS = 8
 """Models that are looked up at the same time: each may take a round trip to the hub."""
+MEGABYTES = "MB of text"
+"""What a sweep counts while it scores."""
 NOT_ROUND_TRIP = 0.001
 """Fraction of texts that may fail to round-trip without a note."""
 
@@ -78,6 +80,8 @@ def score(
     dry_run: bool = False,
     keep_downloads: bool = True,
     weigh: bool = False,
+    elsewhere: Callable[[Sequence[Job]], Iterable[tuple[int, Outcome]]] | None = None,
+    tell: Callable[[int, Outcome], None] = lambda *_: None,
     progress: Progress = SILENT,
 ) -> list[Outcome]:
     """Score each model on `texts` unless the store has its vector, and keep the vectors in the store.
@@ -98,7 +102,8 @@ def score(
     fetched file from the local cache as soon as no further model needs it; about two checkpoints are then on disk at a
     time, and what the cache held before stays. `weigh`: for runs of the hub, also keep the squared distances between
     the weights of each checkpoint and those of the first and of the `runs.WINDOW` before it, which are then on disk at
-    a time; for runs on this machine there is `runs.weigh`.
+    a time; for runs on this machine there is `runs.weigh`. `elsewhere`: gives (place, outcome) of each job that is
+    left, instead of this process (`cluster.Cluster`). `tell`: is given the same as soon as a model is done.
 
     Raises InputError for options that cannot be used, and StorageError where the store cannot be written.
     """
@@ -126,7 +131,7 @@ def score(
             outcomes[place] = Outcome.failed(model, found)
     if weigh and not dry_run:
         jobs = with_windows(jobs, store)
-    dropped = [] if keep_downloads or dry_run else jobs
+    dropped = [] if keep_downloads or dry_run or elsewhere is not None else jobs
     files = {
         source: source.fetched(job.reads for job in dropped if job.source is source)
         for source in dict.fromkeys(job.source for job in jobs)
@@ -140,7 +145,10 @@ def score(
         sweep.drop_finished(jobs)
     jobs = [job for job in jobs if not (job.done or (dry_run and job.entry))]
     if jobs:
-        outcomes.update(sweep.plan(jobs) if dry_run else sweep.run(jobs, files))
+        done = sweep.plan(jobs) if dry_run else elsewhere(jobs) if elsewhere else sweep.run(jobs, files)
+        for place, outcome in done:
+            outcomes[place] = outcome
+            tell(place, outcome)
     for fetched in files.values():
         fetched.drop()
     if sweep.equal:
@@ -436,7 +444,7 @@ class _Sweep:
             source.prepare(self.options)  # wrong for one, wrong for all
         self.store.keep_texts(self.texts)
         what = f"scoring {len(jobs)} models" if len(jobs) > 1 else f"scoring {jobs[0].ref}"
-        self.progress.begin(what, self._megabytes() * len(jobs), "MB of text")
+        self.progress.begin(what, self._megabytes() * len(jobs), MEGABYTES)
         queue, in_order = list(jobs), any(job.others for job in jobs)
         if not (in_order or self.store.claims(self.texts.id).keys().isdisjoint(job.key for job in jobs)):
             random.shuffle(queue)  # another process is at work: in the same order both would want the same model
@@ -570,6 +578,7 @@ class _Sweep:
                 for scores in found:
                     unsaved.append(scores)
                     self.progress.advance(self._megabytes(scores.text))
+                    self.progress.scored(len(scores), int(scores.n_tokens.sum()))
                     if time.monotonic() - saved_at > KEEP_EVERY_S:
                         parts.append(self._keep(job, reader, unsaved))
                         unsaved, saved_at = [], time.monotonic()

@@ -23,6 +23,7 @@ from klscale.sources.transformers.hub import (
     ADAPTER_WEIGHTS,
     Hub,
     HubCommit,
+    cache_folder,
     fetch,
 )
 
@@ -40,6 +41,8 @@ READ_WITH_WEIGHTS = (
 )
 CHAT_TEMPLATE = "chat_template.*"
 """Read for the responses to prompts alone."""
+BYTES_IN_FILES = {False: 2.0, True: 0.5}
+"""Bytes of a weight in most published files; in GGUF files where true."""
 OF_SAVING = ("_name_or_path", "transformers_version")
 """Keys of a configuration on which no value depends: where a model came from, and what wrote it."""
 
@@ -251,6 +254,21 @@ def weight_files(resolved: ResolvedModel) -> list[Path]:
         return [Path(hf_hub_download(ref.name, name, **hub.options)) for name in resolved.weights]
     except Exception as error:  # whatever a network does
         raise failure(ref, f"{ref} cannot be fetched.", error) from error
+
+
+def bytes_in_memory(resolved: ResolvedModel) -> int | None:
+    """Bytes of the weights in memory, from the sizes of their files; None where these are not known. A weight is taken
+    to have BYTES_IN_FILES, which is more than it may be in memory and less than it is in float32 files."""
+    model = resolved.base or resolved
+    if model.hub is not None and model.hub.blobs is not None:
+        sizes = [model.hub.blobs[name][1] for name in model.weights if name in model.hub.blobs]
+    else:
+        folder = Path(model.location)
+        if model.hub is not None:
+            folder = cache_folder(model.ref.name) / "snapshots" / model.hub.commit
+        sizes = [(folder / name).stat().st_size for name in model.weights if (folder / name).is_file()]
+    in_memory = 4 if resolved.ref.dtype == "float32" else 2
+    return round(sum(sizes) * in_memory / BYTES_IN_FILES[bool(model.ref.file)]) or None
 
 
 def file_of(resolved: ResolvedModel) -> Path:

@@ -44,7 +44,13 @@ from klscale.sources.transformers.cache import GROUP
 from klscale.sources.transformers.changes import Bench, modules_of
 from klscale.sources.transformers.downloads import Downloads, is_at_hand, to_fetch
 from klscale.sources.transformers.engine import Engine, KeptStates
-from klscale.sources.transformers.files import ResolvedModel, resolve, weight_files, with_chat_template
+from klscale.sources.transformers.files import (
+    ResolvedModel,
+    bytes_in_memory,
+    resolve,
+    weight_files,
+    with_chat_template,
+)
 from klscale.sources.transformers.hub import Hub
 from klscale.sources.transformers.load import LoadedModel
 from klscale.sources.transformers.placement import device_of
@@ -103,6 +109,9 @@ class Transformers(Source):
 
     def revisions(self, name: str) -> list[str]:
         return self._hub.revisions(name)
+
+    def bytes_in_memory(self, pinned: ResolvedModel) -> int | None:
+        return bytes_in_memory(pinned)
 
     def to_fetch(self, pinned: ResolvedModel) -> Mapping[tuple[str, str], int] | None:
         return to_fetch(pinned)

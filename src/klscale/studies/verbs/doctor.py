@@ -23,7 +23,7 @@ from klscale.studies.verbs.options import Options
 
 FREE_BYTES = 1_000_000_000
 """Less free space than this is a problem."""
-EXTRAS = ("quant", "lora", "llama-cpp", "s3", "sentencepiece", "serve", "vllm")
+EXTRAS = ("quant", "lora", "llama-cpp", "ray", "s3", "sentencepiece", "serve", "vllm")
 """Optional parts of klscale."""
 IMPORTED = {
     "torch": "torch", "transformers": "transformers", "bitsandbytes": "bitsandbytes", "torchao": "torchao",

@@ -13,6 +13,7 @@ from klscale.inputs.texts import TextSet
 from klscale.store.store import Store
 from klscale.studies.verbs.options import Options
 from klscale.sweep import score as sweeps
+from klscale.sweep.cluster import Cluster
 from klscale.sweep.jobs import Outcome
 from klscale.vectors.vectors import Vectors
 
@@ -70,6 +71,7 @@ def score(
     *,
     layers: bool = False,
     dry_run: bool = False,
+    ray: str | None = None,
     options: Options = Options(),
 ) -> Scored:
     """The outcome of each model. Models whose vector the store lacks are scored on the texts, and the store keeps their
@@ -78,7 +80,8 @@ def score(
     `models`: references (`NAME[@REVISION][+QUANT][%DTYPE]`), or models with attributes from `read_suite`. A directory
     of `checkpoint-*`, or `NAME@step*`, names every checkpoint of a run; `DIR/*.gguf` names every GGUF file. `layers`:
     score every layer too, through the logit lens, in the same pass. `dry_run`: score nothing; the outcomes have what
-    would be scored, and the bytes that would be fetched.
+    would be scored, and the bytes that would be fetched. `ray`: the address of a Ray cluster that scores them; `local`
+    is this machine, with all of its GPUs.
 
     A model that fails has its error in its outcome; the others are scored. An interrupted call keeps its finished
     texts, also within a model. Raises InputError for texts or options that cannot be used, and StorageError where the
@@ -96,9 +99,9 @@ def score(
             f"Only {options.limit:,} of {len(chosen):,} texts are scored, drawn at random. "
             "The same without a limit adds the rest."
         )
-    outcomes = sweeps.score(
-        wanted, chosen, place, layers=layers, dry_run=dry_run, first=options.limit, **options.scoring()
-    )
+    how = {"layers": layers, "first": options.limit, **options.scoring()}
+    cluster = None if ray is None else Cluster(ray, chosen, place, how)
+    outcomes = sweeps.score(wanted, chosen, place, dry_run=dry_run, elsewhere=cluster, **how)
     return Scored(place, chosen, tuple(outcomes))
 
 

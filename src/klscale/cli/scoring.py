@@ -69,7 +69,7 @@ def score(
         str | None,
         typer.Option(
             metavar="local|ADDRESS",
-            help="Score on a Ray cluster: 'auto' is that of this machine's node, 'local' this machine with all its GPUs.",
+            help="Score on the workers of a Ray cluster; 'local' is this machine with all of its GPUs.",
         ),
     ] = None,
     *,

@@ -199,16 +199,18 @@ class Cluster:
         terminated = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(self._address, **options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except Exception as error:  # Ray has no class for all that can happen
             remedy = "Give HOST:PORT of its head, `auto` on one of its nodes, or `local` for this machine alone."
             what = f"No Ray cluster can be used at {self._address}."
             raise InputError(what, str(error).split("\n")[0], remedy) from error
-        try:
+        with contextlib.ExitStack() as stack:
+            # Ray prints what its nodes say on standard output, which is for results.
+            nowhere = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+            stack.callback(ray.shutdown)
             if main:
                 signal.signal(signal.SIGTERM, terminated)  # Ray has set its own
             yield
-        finally:
-            ray.shutdown()
 
     def _nodes(self) -> list[Mapping[str, float]]:
         """Resources of each living node."""

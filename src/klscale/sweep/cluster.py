@@ -194,8 +194,7 @@ class Cluster:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if self._address == "local":
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            options |= {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
-            options |= {"object_store_memory": OBJECT_BYTES}
+            options |= {"include_dashboard": False, "object_store_memory": OBJECT_BYTES}
         terminated = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(self._address, **options)

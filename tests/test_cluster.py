@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
+import json
 import os
 import signal
 import subprocess
 import sys
 import uuid
+from importlib.metadata import version
 
-import numpy as np
 import pytest
 
 import klscale
@@ -23,12 +23,12 @@ from klscale.studies.verbs.options import Options
 from klscale.sweep import cluster
 from klscale.sweep import score as sweeps
 from klscale.sweep.cluster import Cluster, Need, Queue, Unit, need_of
+from klscale.sweep.worker import Worker
 from mocks import count_scored
 
 GB = 2**30
 LAPTOP = {"CPU": 8.0, "memory": 16.0 * GB}
 SERVER = {"CPU": 64.0, "memory": 512.0 * GB, "GPU": 8.0}
-needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray: pip install 'klscale[ray]'")
 
 
 # ----------------------------------------------------------------------------------------- what a worker is and gets
@@ -103,12 +103,66 @@ def test_what_does_not_go_with_a_cluster(texts, tmp_path, monkeypatch):
         Cluster("local", texts, store, {})
 
 
+# --------------------------------------------------------------------------------------- a worker, in this process
+
+
+@pytest.fixture
+def worker(texts, tmp_path, monkeypatch):
+    """One that has started, on texts that a store holds."""
+    monkeypatch.chdir(tmp_path)
+    store = Store(tmp_path / "store")
+    store.keep_texts(texts)
+    made = Worker("store", texts.id, str(tmp_path), {"sampled_tokens": 0, "batch_tokens": 300})
+    assert made.start(version("klscale")) is None
+    return made, store
+
+
+def models_of(*refs):
+    return [Model(ModelRef.parse(ref)) for ref in refs]
+
+
+def test_a_worker_says_what_is_new_and_what_it_has_done(worker, texts):
+    """Also of a model that fails, and of one that needs no work."""
+    said = [*worker[0].sweep(models_of("mock://1", "mock://2?window=4", "mock://3"))]
+    told = {new[0]: new[1] for new, _ in said if isinstance(new, tuple)}
+    assert [told[place].status for place in range(3)] == ["scored", "failed", "scored"]
+    assert "longer than the window" in told[1].error.what
+    megabytes, n_texts, n_tokens = said[-1][1]
+    assert (n_texts, n_tokens) == (80, 2 * (texts.bytes.sum() + len(texts)))  # a byte a token, and the start
+    assert megabytes == pytest.approx(3 * texts.bytes.sum() / 1e6)  # what failed is done, too
+    (again,) = {new[1].status for new, _ in worker[0].sweep(models_of("mock://1")) if new is not None}
+    assert again == "present"
+
+
+def test_a_worker_that_is_stopped_keeps_what_it_has_scored(worker, texts, monkeypatch):
+    made, store = worker
+    for new, (_, n_texts, _) in made.sweep(models_of("mock://1?speed=4000")):
+        assert new is None
+        if n_texts:
+            made.stop()
+    kept = sum(
+        len(store.read_partial(texts.id, path.rsplit("/", 1)[-1])) for path in store.files.list("partial", texts.id)
+    )
+    assert 0 < kept < 40
+    assert not store.claims(texts.id)
+    forwards = count_scored(monkeypatch)
+    sweeps.score(["mock://1"], texts, store, sampled_tokens=0)
+    assert len(forwards) == 40 - kept
+
+
+def test_a_worker_that_cannot_start_says_why(worker, texts):
+    made, store = worker
+    assert "has 99." in made.start("99").what
+    store.files.forget(store.files.path("texts"), recursive=True)
+    assert "all nodes share" in made.start(version("klscale")).remedy
+
+
 # ------------------------------------------------------------------------------------------------------ with a cluster
 
 
 @pytest.fixture(scope="module")
 def two_workers(tmp_path_factory):
-    """This process is connected to a cluster with room for two workers."""
+    """The address of a cluster with room for two workers, which this process is connected to."""
     ray = pytest.importorskip("ray", reason="needs Ray: pip install 'klscale[ray]'")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KLSCALE_CACHE", str(tmp_path_factory.mktemp("cache")))  # the workers have it from here
@@ -127,33 +181,22 @@ def two_workers(tmp_path_factory):
 class Watching(Progress):
     """Calls `watch` whenever the command hears from its workers, and keeps its notes."""
 
-    def __init__(self, watch=lambda: None):
-        self.watch, self.notes, self.said = watch, [], ""
+    def __init__(self, watch):
+        self.watch, self.notes = watch, []
 
     def now(self, what):
-        self.said = what
         self.watch()
 
     def note(self, message):
         self.notes.append(message)
 
 
-def slow(n):
-    """About a second of work for a worker, in blocks."""
-    return f"mock://{n}?speed=12000"
-
-
-def options(store, progress, **more):
-    return Options(store=store, sampled_tokens=0, batch_tokens=300, progress=progress, **more)
-
-
-@needs_ray
 @pytest.mark.slow
 def test_workers_that_die_change_no_vector(two_workers, texts, tmp_path, monkeypatch):
-    """A worker is killed over one model until that is given up; all others have the vectors of one process, to the bit,
-    and so has that one when the command is run again."""
+    """A worker is killed over one model until that is given up, and one model fails. All others have the vectors of one
+    process, to the bit; and so has that one when the command is run again."""
     monkeypatch.setattr(cluster, "TRIES", 2)
-    refs = [slow(n) for n in range(5)]
+    refs = [*(f"mock://{n}?speed=12000" for n in range(5)), "mock://9?window=4"]
     one = Store(tmp_path / "one")
     alone = sweeps.score([f"mock://{n}" for n in range(5)], texts, one, sampled_tokens=0)
     doomed, killed, store = alone[2].entry.key, [], Store(tmp_path / "store")
@@ -165,75 +208,33 @@ def test_workers_that_die_change_no_vector(two_workers, texts, tmp_path, monkeyp
             wait_until(lambda: doomed not in store.claims(texts.id))
 
     progress = Watching(kill)
-    found = klscale.score(refs, texts, ray="local", options=options(store, progress))
+    options = Options(store=store, sampled_tokens=0, batch_tokens=300, progress=progress)
+    found = klscale.score(refs, texts, ray=two_workers, options=options)
     assert len({*killed}) == 2
     assert os.getpid() not in killed
-    assert [outcome.ref.name for outcome in found.failed] == [refs[2]]
-    assert "2 workers died over it" in str(found.failed[0].error)
+    assert [outcome.ref.name for outcome in found.failed] == [refs[2], refs[5]]
+    assert "2 workers died over it" in found.failed[0].error.what
+    assert "longer than the window" in found.failed[1].error.what
     assert any("A worker died" in note for note in progress.notes)
-    again = klscale.score(refs, texts, ray="local", options=options(store, Watching()))
-    assert {outcome.status for outcome in again.outcomes if outcome.ref.name != refs[2]} == {"present"}
-    for mine, theirs in zip(again.outcomes, alone, strict=True):
-        assert store.scores(mine.entry).checksum == one.scores(theirs.entry).checksum
     assert not store.claims(texts.id)
+    again = sweeps.score(refs[:5], texts, store, sampled_tokens=0)
+    assert {outcome.status for outcome in again if outcome.ref.name != refs[2]} == {"present"}
+    for mine, theirs in zip(again, alone, strict=True):
+        assert store.scores(mine.entry).checksum == one.scores(theirs.entry).checksum
 
 
-@needs_ray
 @pytest.mark.slow
-def test_ctrl_c_lets_workers_keep_what_they_have_scored(two_workers, texts, tmp_path, monkeypatch):
-    store, refs = Store(tmp_path / "store"), [slow(n) for n in range(3)]
-
-    def interrupt():
-        if 0.002 < progress.done < 0.1:
-            raise KeyboardInterrupt
-
-    progress = Watching(interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        klscale.score(refs, texts, ray="local", options=options(store, progress))
-    assert not store.claims(texts.id), "the workers have ended as a process does"
-    kept = sum(len(store.scores(entry)) for entry in store.entries(texts.id))
-    for directory in store.files.list("partial", texts.id):
-        kept += len(store.read_partial(texts.id, directory.rsplit("/", 1)[-1]))
-    assert 0 < kept < 120
-    forwards = count_scored(monkeypatch)
-    assert all(outcome.entry for outcome in sweeps.score(refs, texts, store, sampled_tokens=0))
-    assert len(forwards) == 120 - kept
-
-
-@needs_ray
-@pytest.mark.slow
-def test_a_model_that_fails_is_said_as_one_process_says_it(two_workers, texts, tmp_path):
-    """Its error, with the line of the suite; the notes of workers are said once."""
-    wanted = [Model(ModelRef.parse("mock://9?window=4"), line="suite.yaml, line 7"), slow(1), "mock://8?noise=1e-5"]
-    there = klscale.score(wanted, texts, ray="local", options=options(Store(tmp_path / "a"), Watching()))
-    here = klscale.score(wanted, texts, options=options(Store(tmp_path / "b"), Watching()))
-    assert [(one.status, str(one.error)) for one in there.outcomes] == [
-        (one.status, str(one.error)) for one in here.outcomes
-    ]
-    assert [one.status for one in there.outcomes] == ["failed", "scored", "scored"]
-    np.testing.assert_array_equal(there.vectors().log_likelihood, here.vectors().log_likelihood)
-
-
-@needs_ray
-@pytest.mark.slow
-def test_nodes_that_do_not_see_the_store(two_workers, texts, tmp_path, monkeypatch):
-    store = Store(tmp_path / "store")
-    monkeypatch.setattr(store, "keep_texts", lambda texts: texts)  # kept where the workers do not look
-    with pytest.raises(klscale.errors.StorageError, match="does not see the store"):
-        klscale.score(["mock://1"], texts, ray="local", options=options(store, Watching()))
-
-
-@needs_ray
-@pytest.mark.slow
-def test_the_command_ends_by_ctrl_c(two_workers, tmp_path):
-    """As a terminal sends it, to all processes of the command: exit status 130, and nothing is left claimed."""
+def test_ctrl_c_ends_the_command_and_the_same_command_resumes(two_workers, run, tmp_path):
+    """As a terminal sends it, to all processes of the command: exit status 130, and nothing stays claimed."""
     texts = write_texts(tmp_path / "mine.jsonl")
-    command = [sys.executable, "-m", "klscale", "score", "mock://1?speed=300", "--texts", str(texts)]
-    command += ["--batch-tokens", "300", "--ray", two_workers]
+    arguments = ["score", "mock://1", "mock://2?speed=500", "--texts", str(texts), "--batch-tokens", "300"]
+    command = [sys.executable, "-m", "klscale", *arguments, "--ray", two_workers]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    wait_until(lambda: list(tmp_path.glob("klscale-store/partial/*/*.claim")))
+    wait_until(lambda: list(tmp_path.glob("klscale-store/vectors/*/*.parquet")))
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130, errors
     assert "the same command goes on from there" in errors
     assert not list(tmp_path.rglob("*.claim"))
+    arguments[2] = "mock://2"  # the same model, which waits for nothing
+    assert [one["status"] for one in json.loads(run(*arguments, "--json").stdout)] == ["present", "scored"]

@@ -48,7 +48,7 @@ from klscale.sources.source import (
 )
 from klscale.sources.tokens import Segment, Tokens, segments_of
 from klscale.sources.transformers.failures import failure, first_line
-from klscale.sources.transformers.files import ResolvedModel, resolve, with_chat_template
+from klscale.sources.transformers.files import ResolvedModel, bytes_in_memory, resolve, with_chat_template
 from klscale.sources.transformers.hub import Hub
 from klscale.sources.transformers.prompts import template_record
 from klscale.sources.transformers.tokens import TokenCache, read_tokenizer
@@ -131,6 +131,9 @@ class Vllm(Source):
     def with_chat_template(self, pinned: PinnedVllm) -> PinnedVllm:
         model = with_chat_template(pinned.model)
         return replace(pinned, identity=pinned.identity.replace(pinned.model.identity, model.identity), model=model)
+
+    def bytes_in_memory(self, pinned: PinnedVllm) -> int | None:
+        return bytes_in_memory(pinned.model)
 
     def open(
         self, pinned: PinnedVllm, options: ReaderOptions = ReaderOptions(), *, alone: threading.Event | None = None

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import uuid
 from importlib.metadata import version
+from types import SimpleNamespace
 
 import pytest
 
@@ -101,6 +103,19 @@ def test_what_does_not_go_with_a_cluster(texts, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InputError, match=r"klscale\[ray\]"):
         Cluster("local", texts, store, {})
+
+
+def test_an_address_where_nothing_answers(texts, tmp_path, monkeypatch):
+    """Said at once; where Ray is not installed, its part is played."""
+    connected: list[str] = []
+    played = SimpleNamespace(is_initialized=lambda: False, init=lambda *a, **k: connected.append(a), shutdown=lambda: 0)
+    monkeypatch.setitem(sys.modules, "ray", played)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        nobody = "{}:{}".format(*server.getsockname())
+    for address in (nobody, "head:port"):
+        with pytest.raises(InputError, match=f"No Ray cluster can be used at {address}"):
+            klscale.score(["mock://1"], texts, tmp_path / "store", ray=address)
+    assert not connected
 
 
 # --------------------------------------------------------------------------------------- a worker, in this process

@@ -10,6 +10,7 @@ import contextlib
 import math
 import os
 import signal
+import socket
 import threading
 import time
 from collections import deque
@@ -42,6 +43,8 @@ PATIENCE_S = 60.0
 """Seconds without any worker after which a note says so."""
 GRACE_S = 15.0
 """Seconds that workers have after Ctrl-C to keep what they have scored."""
+REACH_S = 10.0
+"""Seconds that a machine has to answer at the address that is given."""
 OBJECT_BYTES = 2**27
 """Memory of Ray's object store on this machine, which holds next to nothing."""
 
@@ -196,17 +199,20 @@ class Cluster:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             options |= {"include_dashboard": False, "object_store_memory": OBJECT_BYTES}
         terminated = signal.getsignal(signal.SIGTERM)
-        try:
-            ray.init(self._address, **options)
-        except Exception as error:  # Ray has no class for all that can happen
-            remedy = "Give HOST:PORT of its head, `auto` on one of its nodes, or `local` for this machine alone."
-            what = f"No Ray cluster can be used at {self._address}."
-            raise InputError(what, str(error).split("\n")[0], remedy) from error
         with contextlib.ExitStack() as stack:
             # Ray prints what its nodes say on standard output, which is for results.
             nowhere = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
             stack.enter_context(contextlib.redirect_stdout(nowhere))
             stack.callback(ray.shutdown)
+            try:
+                if ":" in self._address:  # Ray itself would try for minutes
+                    host, _, port = self._address.rpartition(":")
+                    socket.create_connection((host, int(port)), timeout=REACH_S).close()
+                ray.init(self._address, **options)
+            except Exception as error:  # Ray has no class for all that can happen
+                remedy = "Give HOST:PORT of its head, `auto` on one of its nodes, or `local` for this machine alone."
+                what = f"No Ray cluster can be used at {self._address}."
+                raise InputError(what, str(error).split("\n")[0], remedy) from error
             if main:
                 signal.signal(signal.SIGTERM, terminated)  # Ray has set its own
             yield
@@ -220,18 +226,20 @@ class Cluster:
         nodes = self._nodes()
         cores, gpus = (int(sum(node.get(name, 0) for node in nodes)) for name in ("CPU", "GPU"))
         self._note(f"Nodes of Ray: {len(nodes)}, with {cores} cores and {gpus} GPUs.")
-        weights = [job.source.bytes_in_memory(job.pinned) for job in by_files(jobs)]
+        jobs = by_files(jobs)
+        weights = [job.source.bytes_in_memory(job.pinned) for job in jobs]
         gpu_bytes = self._gpu_bytes() if gpus and self._device != "cpu" and any(size != 0 for size in weights) else None
         queues: dict[Need, Queue] = {}
         repositories: dict[str, str] = {}
-        for job, size in zip(by_files(jobs), weights, strict=True):
+        for job, size in zip(jobs, weights, strict=True):
             need = need_of(size, nodes, gpu_bytes)
             repository = repositories.setdefault(job.pinned.files, job.ref.name)
             queues.setdefault(need, Queue(need)).add(Unit(job, repository))
         self._queues = [queues[need] for need in sorted(queues, reverse=True)]
 
     def _gpu_bytes(self) -> int | None:
-        """Memory of one of the GPUs, for all of them."""
+        """Memory of one GPU; all are taken to have as much."""
+        self._progress.begin("waiting for a GPU, to see its memory")
         ask = self._ray.remote(gpu_bytes).options(num_gpus=1, num_cpus=0)
         try:
             found: int | None = self._ray.get(ask.remote())
@@ -330,7 +338,8 @@ class Cluster:
                 )
                 raise KlscaleError(f"{TRIES} workers died while they started.", why, remedy)
             return
-        self._note(f"A worker died. What it had not finished is tried again: {len(worker.units)} models.")
+        names = [str(unit.job.ref) for unit in worker.units.values()]
+        self._note(f"A worker died while it had {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}.")
         for unit in worker.units.values():
             unit.tries += 1
             if unit.tries < TRIES:

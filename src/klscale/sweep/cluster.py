@@ -211,6 +211,8 @@ class Cluster:
                 ray.init(self._address, **options)
             except Exception as error:  # Ray has no class for all that can happen
                 remedy = "Give HOST:PORT of its head, `auto` on one of its nodes, or `local` for this machine alone."
+                if self._address == "local":
+                    remedy = "Run it again: on a busy machine Ray may give up too soon."
                 what = f"No Ray cluster can be used at {self._address}."
                 raise InputError(what, str(error).split("\n")[0], remedy) from error
             if main:

@@ -92,6 +92,9 @@ def trajectory(
 
 
 def kl(
+    of: Annotated[
+        str | None, typer.Option(metavar="REF", help="Only the pairs with this model of the store, nearest first.")
+    ] = None,
     file: Annotated[
         Path | None,
         typer.Option("--out", metavar="FILE", help=SAVED),
@@ -101,7 +104,7 @@ def kl(
     options: TextsOptions,
     as_json: JsonOption = False,
 ) -> None:
-    """KL between all pairs of models in the store, with standard errors."""
+    """KL between all pairs of models in the store, or from one model to all others, with standard errors."""
     from klscale.show.pairs import matrix_record, print_matrix, save_matrix
     from klscale.studies.verbs.score import stored_vectors
 
@@ -109,6 +112,8 @@ def kl(
         from klscale.show.pmi import show_pmi
         from klscale.studies.verbs.pmi import pmi
 
+        if of is not None:
+            raise InputError("--of and --pmi exclude each other.", remedy="klscale kl --pmi --out FILE.csv")
         if file is not None:
             require_ending(file, (*TABLES, *DOCUMENTS))
         with at_work(options) as how:
@@ -116,22 +121,25 @@ def kl(
         show_pmi(found, file, as_json)
         return
     if file is not None:
-        require_ending(file, (*TABLES, *PICTURES, *DOCUMENTS))
+        require_ending(file, (*TABLES, *(() if of else PICTURES), *DOCUMENTS))
     with at_work(options) as how:
         vectors = stored_vectors(how.opened(), how)
+    if of is not None:
+        of = vectors.names[vectors.position(of)]
     if file is not None:
         if file.suffix in DOCUMENTS:
-            save_document(file, lambda: print_matrix(vectors))
+            save_document(file, lambda: print_matrix(vectors, of))
             err.print(f"Wrote {plain(file)}.")
         else:
             from klscale.show.pictures import kl_heat_map
 
-            save_matrix(vectors, file, kl_heat_map)
-            err.print(f"Wrote {plain(file)}: {len(vectors) * (len(vectors) - 1) // 2:,} pairs.")
+            save_matrix(vectors, file, kl_heat_map, of)
+            n_pairs = len(vectors) - 1 if of else len(vectors) * (len(vectors) - 1) // 2
+            err.print(f"Wrote {plain(file)}: {n_pairs:,} pairs.")
     if as_json:
-        print_json(matrix_record(vectors))
+        print_json(matrix_record(vectors, of))
     elif file is None:
-        print_matrix(vectors)
+        print_matrix(vectors, of)
 
 
 # ------------------------------------------------------------------------------------------------------------- scale

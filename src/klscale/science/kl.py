@@ -279,7 +279,7 @@ def kl_pairs(
     documents: Documents = None,
     draws: Floats | None = None,
 ) -> dict[str, NDArray[Any]]:
-    """KL of `pairs` (P, 2) of rows in bits per byte, by direct differences: `value`, `standard_error`, `in_range` (P,).
+    """KL of `pairs` (P, 2) of rows in bits per byte, by direct differences: each of the `QUANTITIES` (P,).
 
     The same numbers as `kl_matrix`, for few pairs of many models; pairs with fewer than two texts in common are NaN.
     `draws` (R, N) counts how often each text is drawn in each of R bootstrap samples; `resampled` (P, R) is then the
@@ -287,36 +287,66 @@ def kl_pairs(
     """
     L = np.asarray(log_likelihood, dtype=np.float64)
     P, draws = len(pairs), np.empty((0, L.shape[1])) if draws is None else draws
-    found = {"value": np.full(P, np.nan), "standard_error": np.full(P, np.nan), "in_range": np.zeros(P, dtype=bool)}
+    none = _quantities(np.zeros((1, 2)), np.ones(2, dtype=np.int64), None, None)
+    found = {name: np.full(P, np.nan if one.dtype == np.float64 else 0, dtype=one.dtype) for name, one in none.items()}
     found["resampled"] = np.full((P, len(draws)), np.nan)
     for members, texts in pairs_by_texts(L, pairs):
         rows, places = np.unique(pairs[members], return_inverse=True)
         block = L[rows] if len(texts) == L.shape[1] else L[np.ix_(rows, texts)]
         size, weights = text_bytes[texts].astype(np.float64), draws[:, texts].T
         clusters = cluster_codes(documents, texts)
-        moved, poor = moved_by_clip(block, clip), _poor(block, float(size.mean()))
-        scale = nats2_per_bit_per_byte(float(size.mean()))
+        mean_bytes = float(size.mean())
+        moved, poor = moved_by_clip(block, clip), _poor(block, mean_bytes)
+        scale = nats2_per_bit_per_byte(mean_bytes)
         drawn = weights.sum(axis=0)
         drawn_scale = nats2_per_bit_per_byte(size @ weights / drawn)
         for part in np.array_split(np.arange(len(members)), -(-len(members) // 128)):  # what fits into memory
             i, j = places.reshape(-1, 2)[part].T
             a, b = block[i], block[j]
-            if clip is not None:
-                limit = np.where(beyond_clip_limit(np.maximum(moved[i], moved[j])), -np.inf, clip)[:, None]
+            clipped = np.maximum(moved[i], moved[j])
+            uses_clip = ~beyond_clip_limit(clipped) & (clip is not None)
+            plain = None
+            if clip is not None and clipped.any():
+                plain = _direct_moments(a - b, clusters, weights[:, :0], drawn[:0])
+                limit = np.where(uses_clip, clip, -np.inf)[:, None]
                 np.maximum(a, limit, out=a)
                 np.maximum(b, limit, out=b)
             a -= b
-            a -= a.mean(axis=1, keepdims=True)
-            first = a @ weights / drawn
-            np.square(a, out=a)
-            m2, at = a.mean(axis=1), members[part]
-            found["resampled"][at] = (a @ weights / drawn - first**2) / drawn_scale
-            found["value"][at] = m2 / scale
-            a -= m2[:, None]
-            variance = (a * a).mean(axis=1) if clusters is None else cluster_variance(a, clusters)
-            found["standard_error"][at] = np.sqrt(variance / len(texts)) / scale
-            found["in_range"][at] = _in_range(m2, poor[i], poor[j])
+            m2, m4, variance, resampled = _direct_moments(a, clusters, weights, drawn)
+            m2_unclipped, _, variance_unclipped, _ = plain or (m2, m4, variance, resampled)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                kurtosis = m4 / m2**2
+            for name, values in {
+                "value": m2 / scale,
+                "standard_error": np.sqrt(variance / len(texts)) / scale,
+                "n_texts": len(texts),
+                "mean_bytes": mean_bytes,
+                "value_unclipped": m2_unclipped / scale,
+                "standard_error_unclipped": np.sqrt(variance_unclipped / len(texts)) / scale,
+                "clipped": clipped,
+                "uses_clip": uses_clip,
+                "kurtosis": kurtosis,
+                "in_range": _in_range(m2, poor[i], poor[j]),
+                "n_documents": n_clusters(clusters),
+                "resampled": resampled / drawn_scale,
+            }.items():
+                found[name][members[part]] = values
     return found
+
+
+def _direct_moments(
+    d: Floats, clusters: Integers | None, weights: Floats, drawn: Floats
+) -> tuple[Floats, Floats, Floats, Floats]:
+    """m2 (nats**2), m4 (nats**4) and N times the variance of m2 (nats**4), each (P,), of differences d (P, N), which
+    are overwritten; and m2 (P, R) with `weights` (N, R) of the texts, whose sums are `drawn` (R,)."""
+    d -= d.mean(axis=1, keepdims=True)
+    first = d @ weights / drawn
+    np.square(d, out=d)
+    m2, m4 = d.mean(axis=1), np.einsum("pn,pn->p", d, d) / d.shape[1]
+    resampled = d @ weights / drawn - first**2
+    d -= m2[:, None]
+    variance = (d * d).mean(axis=1) if clusters is None else cluster_variance(d, clusters)
+    return m2, m4, np.asarray(variance), resampled
 
 
 # ------------------------------------------------------------------------------- bits per byte, and pairs of pairs

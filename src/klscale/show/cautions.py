@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from klscale.inputs.texts import TextSet
+from klscale.science.arrays import Integers
 from klscale.science.kl import KL
 from klscale.science.reported import FAR_MODEL, LARGEST_BY_SPANS, ReportedKL
 from klscale.show.terminal import out
@@ -176,12 +177,10 @@ class Around:
 
     vectors: Vectors
     of_all: bool = False
-    noise: NDArray[np.float64] = field(init=False)
     dtypes: NDArray[Any] = field(init=False)
 
     def __post_init__(self) -> None:
         dtypes = [dtype if isinstance(dtype, str) else "" for dtype in self.vectors.attributes["dtype"]]
-        object.__setattr__(self, "noise", self.vectors.noise())
         object.__setattr__(self, "dtypes", np.array(dtypes, dtype=object))
 
     def pair(self, a: str, b: str, kl: KL | ReportedKL | None = None) -> Measured:
@@ -190,14 +189,23 @@ class Around:
         if kl is None:
             kl = self.vectors.reported_kl_matrix().at(i, j) if self.of_all else self.vectors.reported_kl(a, b)
         reported = kl if isinstance(kl, ReportedKL) else ReportedKL.of_whole_texts(kl)
-        return Measured(reported, len(self.vectors.texts), (self.dtypes[i], self.dtypes[j]), float(self.noise[i, j]))
+        return self._measured(reported, i, j)
 
     def pairs(self, i: Any, j: Any, *, by_whole_texts: bool = False) -> Measured:
         """The KLs of many pairs, of the models at these places, as arrays: those reported, or the published ones."""
         vectors = self.vectors
         whole = ReportedKL.of_whole_texts(vectors.kl().at(i, j)) if by_whole_texts else None
-        reported = whole or vectors.reported_kl_matrix().at(i, j)
-        return Measured(reported, len(self.vectors.texts), (self.dtypes[i], self.dtypes[j]), self.noise[i, j])
+        return self._measured(whole or vectors.reported_kl_matrix().at(i, j), i, j)
+
+    def from_model(self, model: str) -> tuple[Integers, Measured]:
+        """The places of the other models, and the reported KLs from a model to each, as arrays."""
+        others, reported = self.vectors.reported_kl_from(model)
+        return others, self._measured(reported, np.full(len(others), self.vectors.position(model)), others)
+
+    def _measured(self, reported: ReportedKL, i: Any, j: Any) -> Measured:
+        noise = self.vectors.noise(i, j)
+        n_texts = len(self.vectors.texts)
+        return Measured(reported, n_texts, (self.dtypes[i], self.dtypes[j]), noise if np.ndim(noise) else float(noise))
 
 
 def flags(measured: Measured) -> NDArray[np.uint16]:

@@ -224,9 +224,9 @@ def kl(
 # ------------------------------------------------------------------------------------------------------- klscale kl
 
 
-def matrix_record(vectors: Vectors) -> list[dict[str, Any]]:
-    """Every pair once, in order of rows."""
-    columns = matrix_arrays(vectors)
+def matrix_record(vectors: Vectors, of: str | None = None) -> list[dict[str, Any]]:
+    """Every pair once, in order of rows; or the pairs with a model, nearest first."""
+    columns = matrix_arrays(vectors, of)
     size = len(columns["a"])
     listed = {
         key: value.tolist() if isinstance(value, np.ndarray) else [value] * size for key, value in columns.items()
@@ -235,22 +235,35 @@ def matrix_record(vectors: Vectors) -> list[dict[str, Any]]:
     return [dict(zip(listed, row, strict=True)) for row in zip(*listed.values(), strict=True)]
 
 
-def matrix_arrays(vectors: Vectors) -> dict[str, Any]:
-    """Every pair once, in order of rows, as arrays (K (K - 1) / 2,) by key."""
+def matrix_arrays(vectors: Vectors, of: str | None = None) -> dict[str, Any]:
+    """Every pair once, in order of rows, as arrays (K (K - 1) / 2,) by key; or the K - 1 pairs with a model, nearest
+    first."""
     names = np.array(vectors.names, dtype=object)
-    i, j = np.triu_indices(len(vectors), k=1)
-    columns = arrays(PAIR, Pair(names[i], names[j], Around(vectors).pairs(i, j)))
-    documents = columns["n_documents"].astype(object)
+    if of is None:
+        i, j = np.triu_indices(len(vectors), k=1)
+        columns = arrays(PAIR, Pair(names[i], names[j], Around(vectors).pairs(i, j)))
+    else:
+        others, measured = Around(vectors).from_model(of)
+        columns = arrays(PAIR, Pair(np.full(len(others), of, dtype=object), names[others], measured))
+        order = np.argsort(columns["kl"], kind="stable")
+        columns = {key: value[order] if np.ndim(value) else value for key, value in columns.items()}
+    documents = np.broadcast_to(columns["n_documents"], len(columns["a"])).astype(object)
     documents[documents == 0] = None
     return columns | {"n_documents": documents}
 
 
-def print_matrix(vectors: Vectors) -> None:
-    """All pairs from the nearest to the farthest; both ends where they are many."""
+def print_matrix(vectors: Vectors, of: str | None = None) -> None:
+    """All pairs, or those with a model, from the nearest to the farthest; both ends where they are many."""
     out.print(describe_texts(vectors.texts))
-    value, around = vectors.reported_kl_matrix().value, Around(vectors, of_all=True)
-    i, j = np.triu_indices(len(vectors), k=1)
-    order = np.argsort(value[i, j])
+    if of is None:
+        around = Around(vectors, of_all=True)
+        i, j = np.triu_indices(len(vectors), k=1)
+        value = vectors.reported_kl_matrix().value[i, j]
+    else:
+        around = Around(vectors)
+        j, measured = around.from_model(of)
+        i, value = np.full(len(j), vectors.position(of)), measured.kl.value
+    order = np.argsort(value, kind=None if of is None else "stable")
     if len(order) > MANY:
         out.print(f"{len(vectors):,} models, {len(order):,} pairs; the nearest and the farthest (all: --out FILE.csv)")
         order = np.concatenate([order[:ENDS], order[-ENDS:]])
@@ -258,21 +271,23 @@ def print_matrix(vectors: Vectors) -> None:
     def pairs() -> Iterator[Pair]:
         for place in order:
             a, b = vectors.names[i[place]], vectors.names[j[place]]
-            yield Pair(a, b, around.pair(a, b))
+            own = None if of is None else vectors.subset([a, b]).reported_kl(a, b)
+            yield Pair(a, b, around.pair(a, b, own))
 
     shown = list(pairs())
-    out.print(table(PAIR, shown, "\nKL"))
+    out.print(table(PAIR if of is None else PAIR[1:], shown, f"\nKL from {plain(of)}" if of else "\nKL"))
     print_estimators(pair.measured for pair in shown)
     cautions.print_footnotes(vectors.texts, (pair.measured for pair in shown))
 
 
-def save_matrix(vectors: Vectors, file: Path, picture: Callable[[Vectors], Figure]) -> None:
-    """All pairs as a table, or a picture of them; by the file's ending. Of a large table its size is said first."""
-    n_pairs = len(vectors) * (len(vectors) - 1) // 2
+def save_matrix(vectors: Vectors, file: Path, picture: Callable[[Vectors], Figure], of: str | None = None) -> None:
+    """All pairs, or those with a model, as a table, or a picture of all; by the file's ending. Of a large table its
+    size is said first."""
+    n_pairs = len(vectors) * (len(vectors) - 1) // 2 if of is None else len(vectors) - 1
     if (size := n_pairs * PAIR_BYTES.get(file.suffix, 0)) > LARGE_FILE:
         err.print(f"Writing {n_pairs:,} pairs to {plain(file)}: about {size / 1e9:.1f} GB.")
 
     def columns() -> dict[str, Any]:
-        return {key: values for key, values in matrix_arrays(vectors).items() if key != "unit"}
+        return {key: values for key, values in matrix_arrays(vectors, of).items() if key != "unit"}
 
     files.save(file, columns, lambda: picture(vectors))

@@ -186,6 +186,12 @@ def compact(store: Store, text_set: str, progress: Progress) -> Compacted:
     return _done(store, text_set, len(moved), len(own) + len(known))
 
 
+def put(store: Store, text_set: str, members: Iterator[Packed]) -> set[str]:
+    """Put vectors into compact files of a text set, beside those that are there; the files. Raises StorageError."""
+    store.packs.listing(text_set)
+    return _write(store, text_set, members, store.packs.known(text_set))
+
+
 def expand(store: Store, text_set: str, progress: Progress) -> Compacted:
     """Give each vector a file of its own again."""
     own, packed = store.packs.listing(text_set)

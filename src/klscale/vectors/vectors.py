@@ -24,8 +24,19 @@ from klscale.science.arrays import Floats, Integers
 from klscale.science.bootstrap import RESAMPLES, resampled_kl
 from klscale.science.clip import beyond_clip_limit, clip_for_all, common_texts, moved_by_clip
 from klscale.science.drawn import LOG_RATIOS, DrawnKL, log_ratio_kl
-from klscale.science.estimates import Estimate
-from klscale.science.kl import LOG_2, KLMatrix, bits_per_byte, coordinates, kl_difference, kl_matrix, shift_cosine
+from klscale.science.estimates import Estimate, critical_value, log_interval
+from klscale.science.kl import (
+    LOG_2,
+    QUANTITIES,
+    KLMatrix,
+    KLPairs,
+    bits_per_byte,
+    coordinates,
+    kl_difference,
+    kl_matrix,
+    kl_pairs,
+    shift_cosine,
+)
 from klscale.science.reported import FAR_MODEL, SAMPLED_TOKENS, SPANS, WHOLE_TEXTS, ReportedKL
 from klscale.science.sampled_tokens import (
     DepthKL,
@@ -57,6 +68,8 @@ if TYPE_CHECKING:
 
 ALL_PAIRS_BYTES = 200
 """Memory that each pair of models takes, about, while KL is computed between all of them."""
+PAIRS_AT_ONCE = 8192
+"""Pairs whose vectors are copied together."""
 MOST_SAMPLED = 2**28
 """Log-probabilities of sampled tokens that are compared between all pairs at once: 1 GB."""
 CONVENTION = "default special tokens; tokens 2 to n; float64 sum of float32 token log-probabilities"
@@ -214,7 +227,7 @@ class Vectors:
     def subset(self, models: Sequence[str | ModelRef]) -> Vectors:
         """The vectors of these models, in this order. Raises InputError for one that is not there."""
         positions = [self.position(model) for model in models]
-        if positions == [*range(len(self))]:
+        if len(positions) == len(self) and positions == [*range(len(self))]:
             return self  # with all that was computed of it
         return replace(
             self,
@@ -290,10 +303,11 @@ class Vectors:
         self.require_one_convention()
         needed, free = ALL_PAIRS_BYTES * len(self) ** 2, psutil.virtual_memory().available
         if needed > free:
+            n_pairs = len(self) * (len(self) - 1) // 2
             raise InputError(
-                f"KL between all pairs of {len(self):,} models takes about {needed / 1e9:,.1f} GB of memory.",
+                f"KL of all {n_pairs:,} pairs of {len(self):,} models takes about {needed / 1e9:,.1f} GB of memory.",
                 f"{free / 1e9:,.1f} GB are free.",
-                "klscale compare, scale and map  need no matrix of all pairs.",
+                "klscale kl --of REF  has the pairs with one model; compare, scale and map need no matrix of all.",
             )
         return kl_matrix(
             self.log_likelihood,
@@ -302,6 +316,47 @@ class Vectors:
             documents=self.texts.document,
             labels=self.names,
         )
+
+    def kl_pairs(self, pairs: Integers) -> KLPairs:
+        """KL by whole texts of `pairs` (P, 2) of models, by their places, in bits per byte with standard errors.
+
+        The numbers are those of `kl`, in memory for some thousands of pairs. Raises InputError where the vectors were
+        made by different conventions.
+        """
+        self.require_one_convention()
+        parts = []
+        for chunk in np.array_split(pairs, -(-max(len(pairs), 1) // PAIRS_AT_ONCE)):
+            rows, places = np.unique(chunk, return_inverse=True)
+            texts = self.texts
+            parts.append(
+                kl_pairs(
+                    self.log_likelihood[rows], texts.bytes, places.reshape(-1, 2),
+                    clip=texts.clip, documents=texts.document,
+                )
+            )  # fmt: skip
+        found = {name: np.concatenate([part[name] for part in parts]) for name in QUANTITIES}
+        critical = critical_value(found["n_documents"])
+        return KLPairs(**found, interval=log_interval(found["value"], found["standard_error"], critical))
+
+    def reported_kl_from(self, model: str | ModelRef) -> tuple[Integers, ReportedKL]:
+        """The places (K - 1,) of the other models, and the KL (K - 1,) from a model to each that is reported, in bits
+        per byte: the numbers of `reported_kl`. Raises as that does."""
+        own = self.position(model)
+        others = np.flatnonzero(np.arange(len(self)) != own)
+        whole = ReportedKL.of_whole_texts(self.kl_pairs(np.stack([np.full(len(others), own), others], axis=1)))
+        if self._span_rows[own] is None and self._sampled_rows[own] is None:
+            return others, whole
+        found = {name: np.array(getattr(whole, name)) for name in ("estimator", "value", "standard_error", "n_texts")}
+        found |= {"n_documents": np.array(whole.n_documents), "by_spans": np.full(len(others), np.nan)}
+        found |= {"poor": np.zeros(len(others), dtype=bool), "far": self.far[own] | self.far[others]}
+        for n, other in enumerate(others):
+            if self._span_rows[other] is None and self._sampled_rows[other] is None:
+                continue
+            one = self.subset([self.models[own], self.models[other]]).reported_kl(model, self.models[other])
+            for name, values in found.items():
+                values[n] = getattr(one, name) or 0
+        interval = log_interval(found["value"], found["standard_error"], critical_value(found["n_documents"]))
+        return others, ReportedKL(**found, interval=interval, whole_texts=whole.whole_texts)
 
     @property
     def _span_rows(self) -> tuple[SpanRow | None, ...]:
@@ -588,13 +643,14 @@ class Vectors:
             [values.top[rows].values for values, rows in chosen],
         )
 
-    @property
+    @cached_property
     def noise_floor(self) -> Floats:
         """KL (K,) in bits per byte between two runs of each model, which differ by rounding; NaN where unknown."""
         return np.asarray(self.attributes["noise_floor"], dtype=np.float64)
 
-    def noise(self) -> Floats:
-        """Expected KL (K, K) in bits per byte that run-to-run noise adds to each pair; NaN where not known.
+    def noise(self, i: Any = None, j: Any = None) -> Any:
+        """Expected KL (K, K) in bits per byte that run-to-run noise adds to each pair, or to those of the models at the
+        places `i` and `j`; NaN where not known.
 
         A run of model i gives l_i + e_i, where rounding errors e_i have variance s_i**2 over texts. Two runs of one
         model differ by e_i - e_i', with variance 2 s_i**2: its `noise_floor`. Runs of two models differ by
@@ -604,7 +660,7 @@ class Vectors:
         weights in the same way each time.
         """
         floor = self.noise_floor
-        return (floor[:, None] + floor) / 2
+        return (floor[:, None] + floor) / 2 if i is None else (floor[i] + floor[j]) / 2
 
     def on_common_texts(self) -> Vectors:
         """These models on the texts that all have, with the clip where it serves all, else without a clip: then the

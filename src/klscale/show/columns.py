@@ -131,7 +131,7 @@ def table(columns: Iterable[Column], sources: Iterable[Any], title: str | None =
 
 
 def _text(cell: str) -> str:
-    return Text.from_markup(cell).plain
+    return Text.from_markup(cell).plain if any(mark in cell for mark in "[\\:") else cell
 
 
 def flat(columns: Iterable[Column], source: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from klscale.errors import UnreadableError
 from klscale.inputs.texts import TextSet
-from klscale.store import records
+from klscale.store import compact, records
 from klscale.vectors.scores import Scores
 
 if TYPE_CHECKING:
@@ -153,7 +153,9 @@ def _read(store: Store) -> Iterator[tuple[str, str, Any]]:
             key = path.rsplit("/", 1)[-1].removesuffix(suffix)
             yield path, *_tried(partial(store.read, path, partial(read, text_set=text_set, key=key)))
     for path, text_set in _by_text_set(store, "summaries", ".parquet"):
-        yield path, *_tried(partial(store.read, path, partial(records.entries_from_parquet, text_set=text_set)))
+        of_packs = path.endswith(f"/{compact.SUMMARY}")
+        read = records.packs_from_parquet if of_packs else records.entries_from_parquet
+        yield path, *_tried(partial(store.read, path, partial(read, text_set=text_set)))
     for path, text_set in _by_text_set(store, "summaries", ".json"):
         yield path, *_tried(partial(store.read, path, partial(records.scale_from_json, text_set=text_set)))
     for directory in store.files.list("partial"):

@@ -25,6 +25,8 @@ from klscale.vectors.scores import Scores
 if TYPE_CHECKING:
     from klscale.store.store import Store
 
+SUMMARY, MANY = "compact.parquet", 50
+"""What compact files say of their vectors, kept where so many were read for it or more."""
 BYTES = 64 << 20
 """Of values in a compact file, decompressed; one with less than half of that is filled up by the next `compact`."""
 HELD = 4
@@ -66,6 +68,8 @@ class Packs:
         self._store, self._lock = store, RLock()
         self._held: OrderedDict[str, dict[str, Packed]] = OrderedDict()
         self._known: dict[str, _Known] = {}
+        self._packed: dict[str, tuple[dict[str, str], dict[str, InPack]]] = {}
+        """Of each text set: the stamps of its compact files when its vectors were listed, and these."""
         self.of: dict[str, str] = {}
 
     def listing(self, text_set: str) -> tuple[dict[str, str], dict[str, InPack]]:
@@ -80,16 +84,23 @@ class Packs:
             packs, before = self._stamps(text_set), packs
             if packs == before and self._read_new(packs, text_set):
                 break
-        packed: dict[str, InPack] = {}
-        for pack, known in self.known(text_set).items():
-            for name, metadata in (known.metadata or {}).items():
-                path = self._store.files.path("vectors", text_set, name)
-                if path not in packed or (metadata.get("date") or "") > (packed[path].metadata.get("date") or ""):
-                    packed[path] = InPack(pack, metadata)
+        if text_set not in self._packed or self._packed[text_set][0] != packs:
+            self._packed[text_set] = packs, self._newest(text_set)
+        packed = self._packed[text_set][1]
         for path in own:
             self.of.pop(path, None)
         self.of.update((path, one.pack) for path, one in packed.items() if path not in own)
         return own, packed
+
+    def _newest(self, text_set: str) -> dict[str, InPack]:
+        """The vectors of the compact files that are known, each as the newest file has it."""
+        directory, packed = self._store.files.path("vectors", text_set), dict[str, InPack]()
+        for pack, known in self.known(text_set).items():
+            for name, metadata in (known.metadata or {}).items():
+                path = f"{directory}/{name}"  # of `records.FILE`
+                if path not in packed or (metadata.get("date") or "") > (packed[path].metadata.get("date") or ""):
+                    packed[path] = InPack(pack, metadata)
+        return packed
 
     def known(self, text_set: str) -> dict[str, _Known]:
         """The compact files of a text set, as last listed."""
@@ -139,10 +150,16 @@ class Packs:
         for pack in self.known(text_set).keys() - stamps.keys():
             del self._known[pack]
             self._held.pop(pack, None)
-        for pack, stamp in stamps.items():
-            if pack in self._known and self._known[pack].stamp == stamp:
-                continue
+        old = {pack: known.stamp for pack, known in self._known.items()}
+        new = {pack: stamp for pack, stamp in stamps.items() if old.get(pack) != stamp}
+        if not new:
+            return True
+        n_read, summary = 0, self._store.summary(text_set, SUMMARY, records.packs_from_parquet) or {}
+        for pack, stamp in new.items():
             self._held.pop(pack, None)
+            if (about := summary.get(_name(pack))) is not None and about[0] == stamp:
+                self._known[pack] = _Known(stamp, about[2], about[1])
+                continue
             try:
                 found = self.read(pack, text_set)
             except FileNotFoundError:
@@ -151,8 +168,15 @@ class Packs:
                 self._store.leave_out(pack, error)
                 self._known[pack] = _Known(stamp, None)
                 continue
-            metadata = {name: one.metadata for name, one in found.items()}
-            self._known[pack] = _Known(stamp, metadata, sum(one.table.nbytes for one in found.values()))
+            n_bytes = next((one.table.get_total_buffer_size() for one in found.values()), 0)  # they share it
+            self._known[pack] = _Known(stamp, {name: one.metadata for name, one in found.items()}, n_bytes)
+            n_read += len(found)
+        if n_read >= MANY:
+            known = {
+                _name(pack): (one.stamp, one.n_bytes, one.metadata)
+                for pack, one in self.known(text_set).items() if one.metadata is not None
+            }  # fmt: skip
+            self._store.keep_summary(text_set, SUMMARY, records.packs_to_parquet(known, text_set))
         return True
 
 

@@ -46,6 +46,10 @@ DRAWING = pa.schema([("text", pa.int32()), ("token", pa.large_list(pa.int32())),
 MOST_DRAWS = 1024
 """Token ids at a position, more than which no file holds."""
 ENTRIES = pa.schema([("file", pa.string()), ("stamp", pa.string()), ("metadata", pa.string())])
+PACKS = pa.schema(
+    [("pack", pa.string()), ("stamp", pa.string()), ("n_bytes", pa.int64()), ("file", pa.string()),
+     ("metadata", pa.string())]
+)  # fmt: skip
 WEIGHTS = pa.schema([("other", pa.string()), ("squared_distance", pa.float64())])
 ROUNDING = 1e-3
 """Nats by which rounding may lift a log-likelihood above 0."""
@@ -111,8 +115,11 @@ def to_parquet(kind: str, table: Any, metadata: Mapping[str, Any]) -> bytes:
     return sealed(write)
 
 
-def from_parquet(kind: str, data: bytes, *, most_rows: int | None = None) -> tuple[Any, dict[str, Any]]:
-    """The table and metadata that `to_parquet` was given; raises one of UNREADABLE, also above so many rows."""
+def from_parquet(
+    kind: str, data: bytes, *, most_rows: int | None = None, without: Sequence[str] = ()
+) -> tuple[Any, dict[str, Any]]:
+    """The table and metadata that `to_parquet` was given, `without` some of its columns; raises one of UNREADABLE, also
+    above so many rows."""
     file = pq.ParquetFile(pa.BufferReader(data))
     stored = file.metadata.metadata or {}
     metadata = json.loads(stored[b"klscale"])
@@ -123,7 +130,8 @@ def from_parquet(kind: str, data: bytes, *, most_rows: int | None = None) -> tup
     if most_rows is not None and file.metadata.num_rows > most_rows:
         raise UnreadableError(f"has {file.metadata.num_rows:,} rows where there can be {most_rows:,}")
     _require_bounded(file)
-    return file.read(use_threads=False), metadata  # threads of the reader may outlive the interpreter
+    columns = [name for name in file.schema_arrow.names if name not in without]
+    return file.read(columns, use_threads=False), metadata  # threads of the reader may outlive the interpreter
 
 
 def _require_bounded(file: Any) -> None:
@@ -207,9 +215,10 @@ def require_fields(record: Mapping[str, Any], known: Mapping[str, Field]) -> Non
     """Raise UnreadableError for a required field that is missing and for a value that is not what its field says."""
     for name, field in known.items():
         value = record.get(name)
-        if value is None and field.required:
-            raise UnreadableError(f"has no {name!r}")
-        if value is not None and not field.holds(value):
+        if value is None:
+            if field.required:
+                raise UnreadableError(f"has no {name!r}")
+        elif not field.holds(value):
             raise UnreadableError(f"has {name!r} {str(value)[:40]!r}, which is not {field.what}")
 
 
@@ -492,10 +501,9 @@ def pack_from_parquet(data: bytes, text_set: str) -> dict[str, Packed]:
     before `vector_from_table` takes them."""
     if not is_sealed(data):
         raise UnreadableError("has no seal")
-    table, about = from_parquet("pack", data)
+    table, about = from_parquet("pack", data, without=("model", "key"))
     require_fields(about, {"text_set": required(KEY), "vectors": required(LIST)})
     _require_own(about, text_set=text_set)
-    table = table.drop_columns(["model", "key"])
     found, start = dict[str, Packed](), 0
     for one in about["vectors"]:
         if not isinstance(one, dict):
@@ -533,6 +541,34 @@ def entries_from_parquet(data: bytes, text_set: str) -> dict[str, tuple[str, dic
     for file, stamp, metadata in zip(*(column.to_pylist() for column in table.columns), strict=True):
         found[file] = stamp, json.loads(metadata)
         _require_vector(found[file][1], text_set, file)
+    return found
+
+
+def packs_to_parquet(known: Mapping[str, tuple[str, int, Mapping[str, Any]]], text_set: str) -> bytes:
+    """What compact files say of their vectors: name of a compact file -> its stamp, the bytes of its values, and the
+    metadata of each vector by the name of the file that it had."""
+    rows = [
+        (pack, stamp, n_bytes, file, json.dumps(about))
+        for pack, (stamp, n_bytes, vectors) in known.items()
+        for file, about in vectors.items()
+    ]
+    table = pa.table([[*column] for column in zip(*rows, strict=True)] or [[]] * len(PACKS), schema=PACKS)
+    return to_parquet("packs", table, {"text_set": text_set})
+
+
+def packs_from_parquet(data: bytes, text_set: str) -> dict[str, tuple[str, int, dict[str, Any]]]:
+    """What `packs_to_parquet` was given; raises one of UNREADABLE."""
+    if not is_sealed(data):
+        raise UnreadableError("has no seal")
+    table, about = from_parquet("packs", data)
+    _require_table(table, PACKS)
+    require_fields(about, {"text_set": required(KEY)})
+    _require_own(about, text_set=text_set)
+    found = dict[str, tuple[str, int, dict[str, Any]]]()
+    for pack, stamp, n_bytes, file, text in zip(*(column.to_pylist() for column in table.columns), strict=True):
+        metadata = json.loads(text)
+        _require_vector(metadata, text_set, file)
+        found.setdefault(pack, (stamp, n_bytes, {}))[2][file] = metadata
     return found
 
 

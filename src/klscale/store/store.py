@@ -9,7 +9,8 @@
     STORE/maps/<text set id>/<key>.parquet              a kept map: one row a model
     STORE/noise/<text set id>/<key>.json                KL between two runs of one model
     STORE/exact/<text set id>/<key>.json                exact KL of two models, as it was measured
-    STORE/summaries/<text set id>/entries.parquet       what many vectors say of themselves
+    STORE/summaries/<text set id>/entries.parquet       what many vectors say of themselves; in compact.parquet, those
+                                                        of compact files
     STORE/summaries/<text set id>/scale.json            the scale of many models; with layers: scale-of-layers.json
     STORE/partial/<text set id>/<key>/                  unfinished work of a model
     STORE/partial/<text set id>/<key>.<owner>.claim     a process is at work on it
@@ -75,7 +76,7 @@ class Entry:
 
     @property
     def ref(self) -> ModelRef:
-        return ModelRef.parse(self.metadata["ref"])
+        return _parsed(self.metadata["ref"])
 
     @property
     def key(self) -> str:
@@ -97,6 +98,12 @@ class Entry:
         spans = self.metadata.get("spans")
         share = spans.get("lost_cuts") if isinstance(spans, Mapping) else None
         return share if isinstance(share, float) else None
+
+
+@cache
+def _parsed(text: str) -> ModelRef:
+    """A reference: of thousands of models, read once."""
+    return ModelRef.parse(text)
 
 
 def vector_key(identity: str, ref: ModelRef, convention: str, source: str) -> str:
@@ -292,37 +299,36 @@ class Store:
             _name(path): path for path, stamp in stamps.items() if self._entries.get(path, ("", None))[0] != stamp
         }
         if len(unknown) > 1:
-            read = partial(records.entries_from_parquet, text_set=text_set)
-            for name, about in (self._find(self._summary(text_set, "entries.parquet"), read) or {}).items():
+            summary = self.summary(text_set, "entries.parquet", records.entries_from_parquet) or {}
+            for name, about in summary.items():
                 if name in unknown and about[0] == stamps[unknown[name]]:
                     self._entries[unknown.pop(name)] = about
         found = self._entries_of(text_set, stamps, packed)
         if len(unknown) >= MANY:
-            self._summarise(text_set, stamps)
+            sealed = {path: self._entries[path] for path in stamps if path not in self.unsealed}
+            known = {_name(path): (stamp, about) for path, (stamp, about) in sealed.items() if about is not None}
+            self.keep_summary(text_set, "entries.parquet", records.entries_to_parquet(known, text_set))
         return found
 
-    def _summarise(self, text_set: str, stamps: Mapping[str, str]) -> None:
-        """Keep what these files say of themselves, if the store can be written."""
-        sealed = {path: self._entries[path] for path in stamps if path not in self.unsealed}
-        known = {_name(path): (stamp, about) for path, (stamp, about) in sealed.items() if about is not None}
-        with contextlib.suppress(StorageError):
-            self.files.write(self._summary(text_set, "entries.parquet"), records.entries_to_parquet(known, text_set))
+    def summary(self, text_set: str, name: str, parse: Callable[..., T]) -> T | None:
+        """What `parse` makes of a summary; None where it is not there or is left out."""
+        return self._find(self.files.path("summaries", text_set, name), partial(parse, text_set=text_set))
 
-    def _summary(self, text_set: str, name: str) -> str:
-        return self.files.path("summaries", text_set, name)
+    def keep_summary(self, text_set: str, name: str, data: bytes) -> None:
+        """Keep what was found out by reading many vectors, if the store can be written."""
+        with contextlib.suppress(StorageError):
+            self.files.write(self.files.path("summaries", text_set, name), data)
 
     def keep_scale(
         self, text_set: str, key: str, settings: list[dict[str, Any]], resamples: int, *, layers: bool = False
     ) -> None:
         """Keep the scale of these texts, if the store can be written. `key` says what it was measured on."""
-        data = records.scale_to_json(settings, text_set, key, resamples)
-        with contextlib.suppress(StorageError):
-            self.files.write(self._summary(text_set, SCALES[layers]), data)
+        self.keep_summary(text_set, SCALES[layers], records.scale_to_json(settings, text_set, key, resamples))
 
     def kept_scale(self, text_set: str, key: str, resamples: int, *, layers: bool = False) -> list[Any] | None:
         """The settings of a scale on what `key` stands for, with as many bootstrap samples or more; None where it is
         not there or is left out."""
-        found = self._find(self._summary(text_set, SCALES[layers]), partial(records.scale_from_json, text_set=text_set))
+        found = self.summary(text_set, SCALES[layers], records.scale_from_json)
         return None if found is None or found[1] != key or found[2] < resamples else found[0]
 
     def entry(self, text_set: str, keys: Sequence[str]) -> Entry | None:

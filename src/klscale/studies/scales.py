@@ -12,9 +12,9 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from importlib.resources import files
-from itertools import combinations, pairwise
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,11 @@ shown. Between all of five models even that range holds the median of the popula
 FEWEST_RANDOM = 20
 MOST_PAIRS = 1000
 """Largest number of pairs on which a setting is measured; of more, so many are drawn at random."""
+MOST_LISTED = 5_000 * 4_999 // 2
+"""Largest number of pairs of a setting that are listed before these are drawn: all pairs of 5,000 models. Of more, they
+are drawn while the pairs are found, and no pair is listed."""
+BLOCK = 1 << 21
+"""Pairs that are looked at together."""
 MOST_BY_SPANS = 100
 """The same by spans: each pair takes 50 times as long."""
 UNIT_RESAMPLES = 2000
@@ -382,26 +387,30 @@ class _Models:
                 groups.setdefault(value, []).append(place)
         return list(groups.values())
 
-    def related(self, a: int, b: int) -> bool:
-        return _same_origin(self.rows[a], self.rows[b], self.refs[a], self.refs[b])
-
     def setting(self, a: int, b: int) -> str | None:
         return setting_of(self.rows[a], self.rows[b], self.refs[a], self.refs[b])
 
     def pairs(self) -> dict[str, tuple[Integers, int]]:
-        """The pairs (P, 2) of each setting, and the number to draw from."""
+        """The pairs (P, 2) of each setting, and how many there are; of very many, some that are drawn."""
         found: dict[str, dict[tuple[int, int], None]] = {}
         for half, a, b in self.checkpoints():
             found.setdefault(half, {})[a, b] = None
-        for a, b in (*self.relatives(), *self.derived(), *self.layers()):
+        relatives = self.relatives()
+        for setting in relatives:
+            found[setting] = {}
+        for a, b in (*self.derived(), *self.layers()):
             setting = self.setting(a, b)
             if setting not in (None, "checkpoint", "architecture"):
                 found.setdefault(str(setting), {})[a, b] = None
-        made = {setting: (np.array([*pairs]), len(pairs)) for setting, pairs in found.items()}
+        made = {}
+        for setting, pairs in found.items():
+            listed = relatives.get(setting, _Found())
+            listed.add_others(np.array([*pairs], dtype=np.int64).reshape(-1, 2))
+            made[setting] = (listed.pairs, listed.n)
         pool = self.distinct()
-        if len(equal := self.architectures(pool)):
-            made["architecture"] = (equal, len(equal))
-        wanted = max(FEWEST_RANDOM, len(found.get("fine-tuning", ())))
+        if (equal := self.architectures(pool)).n:
+            made["architecture"] = (equal.pairs, equal.n)
+        wanted = max(FEWEST_RANDOM, made["fine-tuning"][1] if "fine-tuning" in made else 0)
         types = self.grouped(pool, lambda place: self.rows[place].get("type"))
         for setting, groups in (("same type", types), ("random", [pool])):
             if available := sum(len(group) * (len(group) - 1) // 2 for group in groups):
@@ -423,31 +432,77 @@ class _Models:
                 if second - first == spacing and first >= start:
                     yield "early training" if first + second < start + steps[-1] else "later training", a, b
 
-    def relatives(self) -> Iterator[tuple[int, int]]:
-        """Last checkpoints of one family or name, the smaller first; a model of unknown step may be any of its run."""
-        groups = self.grouped(self.last, lambda place: self.rows[place].get("family"))
-        groups += self.grouped(self.last, lambda place: self.refs[place].name)
-        for pair in sorted({pair for group in groups for pair in combinations(group, 2)}):
-            a, b = sorted(pair, key=lambda place: [self.rows[place].get(key, 0) for key in ("parameters", "seed")])
-            if ("step" in self.rows[a]) == ("step" in self.rows[b]):
-                yield a, b
+    def relatives(self) -> dict[str, _Found]:
+        """Pairs of last checkpoints of one family or name that are a setting, the smaller model first; a model of
+        unknown step may be any of its run. Settings come in the order of their first pair."""
+        found = {"seed": _Found(), "size": _Found(), "fine-tuning": _Found()}
+        last = np.array(self.last, dtype=np.int64)
+        codes = {name: self._codes(last, name) for name in IDENTITY if name != "quantization"}
+        names = _coded(self.refs[place].name for place in self.last)
+        parameters = self._numbers(last, "parameters")
+        of_child = np.array([*self.children()], dtype=np.int64).reshape(-1, 2)
+        children = np.sort(np.searchsorted(last, of_child[np.isin(of_child, last).all(axis=1)]), axis=1)
+        for code, others in ((codes["family"], None), (names, codes["family"])):
+            for members in _members(code):
+                for low, high, is_child in _blocks(members, children):
+                    kept = (low < high) & ((codes["step"][low] < 0) == (codes["step"][high] < 0))
+                    if others is not None:  # pairs of one family have been there
+                        kept &= (others[low] != others[high]) | (others[low] < 0)
+                    differ = {name: _known_to_differ(part[low], part[high]) for name, part in codes.items()}
+                    a, b = parameters[low], parameters[high]
+                    differ["parameters"] &= np.abs(a - b) > 0.1 * np.maximum(a, b)
+                    alone = kept & ~is_child & (sum(part.astype(np.int8) for part in differ.values()) == 1)
+                    at = {"seed": alone & differ["seed"], "size": alone & differ["parameters"],
+                          "fine-tuning": kept & is_child}  # fmt: skip
+                    for setting, chosen in at.items():
+                        i, j = np.nonzero(chosen)
+                        found[setting].add(np.stack([low[i, 0], high[0, j]], axis=1))
+        first = {setting: tuple(min(one.pairs.tolist())) for setting, one in found.items() if one.n}
+        seed = self._numbers(last, "seed")
+        return {setting: found[setting].in_order(last, parameters, seed) for setting in sorted(first, key=first.get)}
 
-    def derived(self) -> Iterator[tuple[int, int]]:
-        """Models with their possible origins: the unquantized model, the parent, a relative."""
+    def _codes(self, places: Integers, name: str) -> Integers:
+        """A number (P,) for each value of an attribute; -1 where it is not known."""
+        return _coded(_known(self.rows[place], name) for place in places)
+
+    def _numbers(self, places: Integers, name: str) -> Floats:
+        return np.array([self.rows[place].get(name, 0) for place in places], dtype=np.float64)
+
+    def children(self) -> Iterator[tuple[int, int]]:
+        """Each parent with its children, by name."""
+        for child, row in enumerate(self.rows):
+            if (parent := parent_of(row)) is not None:
+                for source in self.named.get(parent, ()):
+                    if _is_child(self.rows[source], row, self.refs[source], self.refs[child]):
+                        yield source, child
+
+    @cached_property
+    def named(self) -> dict[str, list[int]]:
+        """The models that a name may mean."""
         named: dict[str, list[int]] = {}
         for place, ref in enumerate(self.refs):
             for name in {str(ref), str(replace(ref, dtype="float32"))}:
                 named.setdefault(name, []).append(place)
+        return named
+
+    def derived(self) -> Iterator[tuple[int, int]]:
+        """Models with their possible origins: the unquantized model, the parent, a relative."""
         last = set(self.last)
+        families, names = (
+            {key(group[0]): group for group in self.grouped(self.plain, key)}
+            for key in (lambda place: self.rows[place].get("family"), lambda place: self.refs[place].name)
+        )
         for child, (ref, row) in enumerate(zip(self.refs, self.rows, strict=True)):
             if ref.layer is not None or ("quantization" not in row and child not in last):
                 continue
             if ref.quantization is not None:
                 sources = [self.at.get(str(replace(ref, quantization=None)), child)]
             elif parent := parent_of(row):
-                sources = named.get(parent, [])
+                sources = self.named.get(parent, [])
+            elif "quantization" in row:
+                sources = sorted({*families.get(row.get("family"), ()), *names.get(ref.name, ())})
             else:
-                sources = [p for p in self.plain if self.related(p, child)] if "quantization" in row else []
+                sources = []
             yield from ((source, child) for source in sources if source != child)
 
     def layers(self) -> Iterator[tuple[int, int]]:
@@ -463,18 +518,103 @@ class _Models:
         )
         return sorted(group[0] for group in self.grouped(by_preference, lambda p: (*self.names[p], self.refs[p].file)))
 
-    def architectures(self, pool: Iterable[int]) -> Integers:
-        """Pairs (P, 2) of different type and equal size, as arrays: there may be hundreds of thousands."""
+    def architectures(self, pool: Iterable[int]) -> _Found:
+        """Pairs of different type and equal size: there may be billions."""
         known = [p for p in pool if {"type", "parameters"} <= self.rows[p].keys() and "parent" not in self.rows[p]]
         known.sort(key=lambda place: self.rows[place]["parameters"])
-        places = np.array(known, dtype=np.int64)
-        size = np.array([self.rows[place]["parameters"] for place in known], dtype=np.float64)
-        kind, dtype = (np.array([self.rows[place].get(key, "") for place in known]) for key in ("type", "dtype"))
+        places, found = np.array(known, dtype=np.int64), _Found()
+        size = self._numbers(places, "parameters")
+        kind, dtype = (self._codes(places, name) for name in ("type", "dtype"))
         ends = np.searchsorted(size, size * EQUAL_SIZE * (1 + 1e-9), side="right")
-        a = np.repeat(np.arange(len(known)), ends - np.arange(len(known)))
-        b = np.concatenate([np.arange(n, end) for n, end in enumerate(ends)] or [a])
-        kept = (kind[a] != kind[b]) & ((dtype[a] == dtype[b]) | (dtype[a] == "") | (dtype[b] == ""))
-        return np.stack([places[a[kept]], places[b[kept]]], axis=1)
+        counts = ends - np.arange(len(known))
+        for part in np.split(np.arange(len(known)), np.flatnonzero(np.diff(np.cumsum(counts) // BLOCK)) + 1):
+            a = np.repeat(part, counts[part])
+            b = np.concatenate([np.arange(n, ends[n]) for n in part] or [a])
+            kept = (kind[a] != kind[b]) & ~_known_to_differ(dtype[a], dtype[b])
+            found.add(np.stack([places[a[kept]], places[b[kept]]], axis=1))
+        return found
+
+
+class _Found:
+    """Pairs of places as they are found: `n` of them, and all (n, 2); of more than `MOST_LISTED`, some that are drawn,
+    each as likely as any other."""
+
+    def __init__(self) -> None:
+        self.n, self._chunks = 0, [np.empty((0, 2), dtype=np.int64)]
+        self._generator = np.random.default_rng(0)
+
+    @property
+    def pairs(self) -> Integers:
+        """Those that are kept."""
+        return np.concatenate(self._chunks)
+
+    def add(self, pairs: Integers) -> None:
+        """More of them."""
+        before, self.n = self.n, self.n + len(pairs)
+        self._chunks.append(pairs)
+        if self.n > MOST_LISTED and before <= MOST_LISTED:
+            self._chunks = [self._drawn(self.pairs, MOST_PAIRS)]
+        elif self.n > MOST_LISTED:
+            n_new = int(self._generator.hypergeometric(len(pairs), before, MOST_PAIRS))
+            self._chunks = [self._drawn(self._chunks[0], MOST_PAIRS - n_new), self._drawn(pairs, n_new)]
+            self._chunks = [self.pairs]
+
+    def _drawn(self, pairs: Integers, n: int) -> Integers:
+        return pairs[np.sort(self._generator.choice(len(pairs), n, replace=False))]
+
+    def add_others(self, pairs: Integers) -> None:
+        """More of them, where not all have been added before."""
+        if 0 < self.n <= MOST_LISTED:
+            most = 1 + max(int(self.pairs.max()), int(pairs.max(initial=0)))
+            pairs = pairs[~np.isin(pairs @ [most, 1], self.pairs @ [most, 1])]
+        if self.n <= MOST_LISTED:
+            self.add(pairs)
+
+    def in_order(self, places: Integers, *keys: Floats) -> _Found:
+        """The same of `places` (K,), by rows; in each pair the model with the smaller key first."""
+        pairs = self.pairs
+        pairs = pairs[np.lexsort(pairs.T[::-1])]
+        a, b = pairs.T
+        turned, equal = np.zeros(len(pairs), dtype=bool), np.ones(len(pairs), dtype=bool)
+        for key in keys:
+            turned |= equal & (key[b] < key[a])
+            equal &= key[b] == key[a]
+        pairs[turned] = pairs[turned, ::-1]
+        self._chunks = [places[pairs]]
+        return self
+
+
+def _coded(values: Iterable[Any]) -> Integers:
+    """A number (n,) for each value, the same for equal ones; -1 for None."""
+    numbers: dict[Any, int] = {}
+    found = [-1 if value is None else numbers.setdefault(value, len(numbers)) for value in values]
+    return np.array(found, dtype=np.int64)
+
+
+def _known_to_differ(a: Integers, b: Integers) -> NDArray[np.bool_]:
+    """Where two codes differ, of values that are both known."""
+    return (a != b) & (a >= 0) & (b >= 0)
+
+
+def _members(codes: Integers) -> Iterator[Integers]:
+    """The places of each code that two or more have."""
+    order = np.argsort(codes, kind="stable")
+    for members in np.split(order, np.flatnonzero(np.diff(codes[order])) + 1):
+        if len(members) > 1 and codes[members[0]] >= 0:
+            yield members
+
+
+def _blocks(members: Integers, children: Integers) -> Iterator[tuple[Integers, Integers, NDArray[np.bool_]]]:
+    """All pairs of ascending places, in blocks: `low` (r, 1) and `high` (1, c), where only `low < high` counts; and
+    which of them (r, c) are a parent and its child, of `children` (C, 2), the smaller place first."""
+    mine = np.searchsorted(members, children[np.isin(children, members).all(axis=1)])
+    rows = max(1, BLOCK // len(members))
+    for start in range(0, len(members), rows):
+        low, high = members[start : start + rows], members[start:]
+        is_child = np.zeros((len(low), len(high)), dtype=bool)
+        here = mine[(mine[:, 0] >= start) & (mine[:, 0] < start + rows)] - start
+        is_child[here[:, 0], here[:, 1]] = True
+        yield low[:, None], high[None], is_child
 
 
 def _drawn(groups: Sequence[Sequence[int]], n: int, seed: int = 0) -> Integers:
@@ -528,7 +668,7 @@ def measure(vectors: Vectors, *, resamples: int = RESAMPLES) -> list[Setting]:
 
 def _by_spans(vectors: Vectors, setting: str, pairs: _Pairs, draws: Floats) -> Setting | None:
     """A setting by spans, of those of its pairs that have them."""
-    known = np.array([row for row, ref in enumerate(vectors.models) if vectors.has_spans(ref)])
+    known = np.array([row for row, spans in enumerate(vectors.spans or ()) if spans is not None], dtype=np.int64)
     chosen = np.flatnonzero(np.isin(pairs.places, known).all(axis=1))
     pairs, texts = pairs.of(np.sort(np.random.default_rng(0).permutation(chosen)[:MOST_BY_SPANS])), vectors.texts
     terms = np.zeros((2, len(pairs.places), len(texts)))

@@ -11,7 +11,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from klscale.studies import scales
+from klscale.studies import maps, scales
 from klscale.vectors.vectors import Vectors
 from test_compact import MOCKS
 
@@ -115,3 +115,51 @@ def test_of_more_pairs_than_can_be_listed_some_are_drawn_and_all_are_counted(str
     counts = np.array([times[pair] for pair in pairs_of(listed)["architecture"]])
     assert counts.mean() == pytest.approx(40 * 20 / n)
     assert counts.var() < 2 * counts.mean()  # each as likely as any other: as of a Poisson law
+
+
+@pytest.fixture(scope="module")
+def families():
+    """600 models of 12 families, that differ along some directions; every fourth is near the one before."""
+    generator = np.random.default_rng(5)
+    rows = 30 * generator.normal(size=(12, 400))[np.arange(600) // 4 % 12]
+    rows += generator.normal(size=(600, 20)) @ (6 * generator.normal(size=(20, 400)))
+    rows[3::4] = rows[2::4]
+    rows += 2 * generator.normal(size=rows.shape)
+    L = -500 + rows - rows.max()
+    return Vectors.from_arrays(L, [f"m{n}" for n in range(600)], np.full(400, 300))
+
+
+def test_neighbours_among_candidates_are_those_of_all(families, monkeypatch):
+    points = families.coordinates()
+    squares = ((points[:, None] - points) ** 2).sum(axis=2)
+    np.fill_diagonal(squares, np.inf)
+    places, distances = maps._near(points, 10)
+    assert distances == pytest.approx(np.sqrt(np.take_along_axis(squares, places, axis=1)), rel=1e-9)
+    assert (np.diff(distances) >= 0).all()
+    expected = np.argsort(squares, axis=1)[:, :10]
+    recall = np.mean([len({*a} & {*b}) / 10 for a, b in zip(places.tolist(), expected.tolist(), strict=True)])
+    assert recall > 0.9
+    assert (places[:, 0] == expected[:, 0]).mean() > 0.98
+    rows = np.array([5, 17, 599])
+    for near, kl in (maps.nearest_of_many(families), maps.nearest_of_many(families, rows)):
+        of = rows if len(near) == 3 else np.arange(600)
+        assert near.tolist() == (expected[rows, 0] if len(near) == 3 else places[:, 0]).tolist()
+        assert kl.value == pytest.approx(squares[of, near], rel=1e-9)
+        pair = families.subset([families.names[of[2]], families.names[near[2]]]).kl()[0, 1]
+        assert kl[2].standard_error == pytest.approx(pair.standard_error, rel=1e-9)
+        assert kl[2].interval == pytest.approx(pair.interval, rel=1e-9)
+
+
+@pytest.mark.slow
+def test_components_and_map_of_many_are_those_of_few(families, monkeypatch):
+    families = families.subset(families.names[:120])
+    few = maps.model_map(families)
+    monkeypatch.setattr(maps, "EXACT", 100)
+    monkeypatch.setattr(maps, "FLAT", 100)
+    monkeypatch.setattr(maps, "DENSE", 100)
+    many = maps.model_map(families)
+    assert many.pca == pytest.approx(few.pca, abs=1e-9)
+    assert many.share == pytest.approx(few.share, rel=1e-9)
+    assert many.typical == pytest.approx(few.typical, rel=1e-9)
+    assert (few.tsne3 is None, many.tsne3 is None, many.tsne.shape) == (False, True, (120, 2))
+    assert [note for note in many.notes if "in the plane alone" in note or "by projection" in note] == [*many.notes]

@@ -137,9 +137,14 @@ class KL(PairQuantities[float, int, int | None, bool]):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class KLPairs(PairQuantities[Floats, Integers, Integers, NDArray[np.bool_]]):
-    """The KLs of many pairs: arrays of each quantity, and of both ends of the intervals."""
+    """The KLs of many pairs: arrays of each quantity, and of both ends of the intervals. Index with a place for one."""
 
     interval: tuple[Floats, Floats]
+
+    def __getitem__(self, place: int) -> KL:
+        found = {name: getattr(self, name)[place].item() for name in QUANTITIES}
+        low, high = (float(end[place]) for end in self.interval)
+        return KL(**{**found, "n_documents": found["n_documents"] or None, "interval": (low, high)})
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -15,7 +15,7 @@ from klscale.show.cautions import Around, Measured
 from klscale.show.columns import BITS, HEAD, Column, estimate, flat, nested, record, table, unit, within
 from klscale.show.pairs import KL_COLUMNS, marked
 from klscale.show.terminal import describe_texts, out, plain
-from klscale.studies.maps import AXES, Clustering, ModelMap, OffMap, cluster, nearest
+from klscale.studies.maps import AXES, Clustering, ModelMap, OffMap, cluster, nearest, nearest_of_many
 from klscale.vectors.vectors import Vectors
 
 ROWS = 40
@@ -23,7 +23,7 @@ ROWS = 40
 NEAREST = 10
 """Neighbours of each model in the JSON."""
 ALL_PAIRS = 5000
-"""Models beyond which KL of all pairs, and what comes from it, is left out: it would take gigabytes."""
+"""Models beyond which KL of all pairs would take gigabytes: there are no clusters, and one neighbour of each."""
 
 
 @dataclass(frozen=True)
@@ -145,43 +145,57 @@ MAP = (
 )
 
 
-def _rows(found: ModelMap, vectors: Vectors, n: int) -> tuple[list[_Row], Clustering | None, list[str]]:
-    """Each model with its n nearest; the clusters; what was left out. `vectors` are those of the map."""
-    around = Around(vectors)
-    near, clusters, notes = _neighbourhood(vectors, n)
+def _rows(
+    found: ModelMap, vectors: Vectors, n: int, chosen: Sequence[int] | None = None
+) -> tuple[list[_Row], list[str]]:
+    """Each model with its n nearest, or those that are `chosen`; and notes. `vectors` are those of the map."""
+    around, many = Around(vectors), len(vectors) > ALL_PAIRS
+    chosen = range(len(found)) if chosen is None else chosen
+    near, notes = _neighbours(vectors, n, chosen)
 
     def off_map(name: str) -> _OffMap | None:
-        off = found.off_map.get(name)
-        return None if off is None else _OffMap(off, around.pair(name, off.nearest))
+        if (off := found.off_map.get(name)) is None:
+            return None
+        pair = name, off.nearest
+        return _OffMap(off, around.pair(*pair, vectors.subset(pair).reported_kl(*pair) if many else None))
 
     rows = []
-    for k, name in enumerate(found.models):
-        known = {str(key): value for key, value in vectors.attributes.loc[name].dropna().items()}
+    for k in chosen:
+        name = found.models[k]
         neighbours = [_Neighbour(other, around.pair(name, other, kl)) for other, kl in near.get(name, ())]
-        rows.append(_Row(found, k, known, neighbours, off_map(name)))
-    return rows, clusters, notes
+        rows.append(_Row(found, k, vectors.known[k], neighbours, off_map(name)))
+    return rows, notes
 
 
-def _neighbourhood(vectors: Vectors, n: int) -> tuple[Mapping[str, Iterable[Any]], Clustering | None, list[str]]:
+def _neighbours(vectors: Vectors, n: int, chosen: Sequence[int]) -> tuple[Mapping[str, Iterable[Any]], list[str]]:
+    if len(vectors) <= ALL_PAIRS:
+        return nearest(vectors.kl(), n), []
+    rows, names = np.array(chosen), vectors.names
+    places, kl = nearest_of_many(vectors, rows if len(chosen) < len(vectors) else None)
+    near = {names[row]: ((names[place], kl[at]),) for at, (row, place) in enumerate(zip(rows, places, strict=True))}
+    return near, [f"No clusters, and one neighbour of each: {len(vectors):,} models have too many pairs."]
+
+
+def _clusters(vectors: Vectors) -> tuple[Clustering | None, list[str]]:
     if len(vectors) > ALL_PAIRS:
-        return {}, None, [f"Neighbours and clusters are left out: {len(vectors):,} models have too many pairs."]
-    matrix = vectors.kl()
+        return None, []
     try:
-        return nearest(matrix, n), cluster(matrix), []
+        return cluster(vectors.kl()), []
     except InputError as error:  # two that were added at different times may share no texts
-        return nearest(matrix, n), None, [f"No clusters. {error.what} {error.why}"]
+        return None, [f"No clusters. {error.what} {error.why}"]
 
 
 def map_record(found: ModelMap, vectors: Vectors) -> dict[str, Any]:
     """The map. `vectors` hold its models, and may hold others."""
-    rows, clusters, notes = _rows(found, vectors := vectors.subset(found.models), NEAREST)
+    rows, notes = _rows(found, vectors := vectors.subset(found.models), NEAREST)
+    clusters, unclustered = _clusters(vectors)
     return record(
         MAP,
         SimpleNamespace(
             texts=vectors.texts,
             found=found,
             rows=rows,
-            notes=[*found.notes, *notes],
+            notes=[*found.notes, *notes, *unclustered],
             cluster_order=None if clusters is None else [found.models[k] for k in clusters.order],
             cluster_merges=None if clusters is None else clusters.merges,
         ),
@@ -190,7 +204,7 @@ def map_record(found: ModelMap, vectors: Vectors) -> dict[str, Any]:
 
 def map_rows(found: ModelMap, vectors: Vectors) -> list[dict[str, Any]]:
     """A row a model, for a table in a file; `vectors` as in `map_record`. Lists are spread: `pca_1`, `tsne_2`, ..."""
-    rows, _, _ = _rows(found, vectors := vectors.subset(found.models), 1)
+    rows, _ = _rows(found, vectors := vectors.subset(found.models), 1)
     names = [str(name) for name in vectors.attributes]
 
     def spread(row: _Row) -> dict[str, Any]:
@@ -209,10 +223,11 @@ def map_rows(found: ModelMap, vectors: Vectors) -> list[dict[str, Any]]:
 
 def print_map(found: ModelMap, vectors: Vectors) -> None:
     """Each model with its place and its nearest, in the order of clusters; `vectors` as in `map_record`."""
-    rows, clusters, notes = _rows(found, vectors := vectors.subset(found.models), 1)
+    vectors = vectors.subset(found.models)
     out.print(describe_texts(vectors.texts))
+    clusters, unclustered = _clusters(vectors)
     order = np.arange(len(found)) if clusters is None else clusters.order
-    shown = [rows[k] for k in _shown(found, order)]
+    shown, notes = _rows(found, vectors, 1, _shown(found, order))
     out.print(table(MODEL, shown, f"\n{len(found):,} models, those that are near each other side by side"))
     if len(shown) < len(found):
         out.print(f"{len(shown)} of {len(found):,} models are shown; all: --json, or --out FILE.csv", style="dim")
@@ -225,7 +240,7 @@ def print_map(found: ModelMap, vectors: Vectors) -> None:
         style="dim",
     )
     cautions.print_footnotes(vectors.texts, (one.measured for row in shown for one in row.nearest[:1]))
-    for note in (*found.notes, *notes):
+    for note in (*found.notes, *notes, *unclustered):
         out.print(plain(note), style="yellow")
     for name, off_map in found.off_map.items():
         out.print(f"{plain(name)} was added. {plain(off_map.sentence)}", soft_wrap=True)

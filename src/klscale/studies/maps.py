@@ -22,7 +22,7 @@ from klscale.progress import SILENT, Progress
 from klscale.science.arrays import Floats, Integers
 from klscale.science.clip import CLIP_LIMIT, common_texts
 from klscale.science.estimates import Estimate, cluster_codes, n_clusters, standard_error_of_mean
-from klscale.science.kl import KL, KLMatrix
+from klscale.science.kl import KL, KLMatrix, KLPairs
 from klscale.science.reported import ReportedKL
 from klscale.store.records import UNREADABLE, Columns, from_record
 from klscale.store.store import Store
@@ -39,6 +39,12 @@ FEWEST = 5
 """Fewest models of a t-SNE map: of fewer, three principal components show all distances as they are."""
 AXES = 3
 """Number of principal components of a model map."""
+EXACT = 5_000
+"""Largest number of models whose neighbours are found among all others, and of rows of a Gram matrix that is made."""
+PROJECTED, CANDIDATES = 256, 2
+"""Of more models: random directions that candidates for neighbours are found by, and how many of them for each."""
+FLAT = 10_000
+"""Largest number of models with a t-SNE in space, which would take an hour for 100,000."""
 DENSE = 500
 """Largest number of rows of a Gram matrix that is factorised as a whole; of a larger one, the leading eigenvectors are
 iterated."""
@@ -76,11 +82,14 @@ def pca(vectors: Vectors, n: int = 2) -> Map:
 
 
 def _pca(points: Floats, n: int) -> Map:
-    """The map of centred points (K, N), from the leading eigenvectors of the smaller Gram matrix, K x K or N x N."""
+    """The map of centred points (K, N), from the leading eigenvectors of the smaller Gram matrix, K x K or N x N. A
+    large one is never made: Lanczos iterations need its products with vectors alone."""
     wide = points.shape[0] <= points.shape[1]
-    gram = points @ points.T if wide else points.T @ points
+    factor: Any = points if min(points.shape) <= EXACT else scipy.sparse.linalg.aslinearoperator(points)
+    gram = factor @ factor.T if wide else factor.T @ factor
     found, share = np.zeros((len(points), n)), np.zeros(n)
-    if (total := float(np.trace(gram))) > ROUNDING * len(points):
+    total = float(np.trace(gram) if factor is points else np.einsum("kn,kn->", points, points))
+    if total > ROUNDING * len(points):
         values, axes = _leading(gram, n)
         values, axes = (part[..., values > NEGLIGIBLE * total] for part in (values, axes))
         found[:, : len(values)] = axes * np.sqrt(values) if wide else points @ axes
@@ -88,9 +97,9 @@ def _pca(points: Floats, n: int) -> Map:
     return Map(_signed(found), share)
 
 
-def _leading(gram: Floats, n: int) -> tuple[Floats, Floats]:
+def _leading(gram: Any, n: int) -> tuple[Floats, Floats]:
     """The `n` largest eigenvalues of a Gram matrix (P, P), or all P, largest first, and their eigenvectors (P, n)."""
-    P = len(gram)
+    P = gram.shape[0]
     if P <= max(DENSE, n):
         values, axes = scipy.linalg.eigh(gram, subset_by_index=[max(P - n, 0), P - 1])
     else:
@@ -144,14 +153,40 @@ def perplexity(n_models: int) -> float:
 
 
 class _Neighbours:
-    """The nearest neighbours of each of K points (K, N), found exactly, block by block: three times the perplexity."""
+    """The nearest neighbours of each of K points (K, N), three times the perplexity, nearest first: `indices` and
+    `distances`. Up to 5,000 points they are found exactly; of more, among candidates."""
 
     def __init__(self, points: Floats, perplexity: float) -> None:
         from openTSNE.nearest_neighbors import Sklearn
 
         self.perplexity = perplexity
         k = max(1, min(len(points) - 1, round(3 * perplexity)))
-        self.indices, self.distances = Sklearn(points, k, "euclidean").build()
+        if len(points) <= EXACT:
+            self.indices, self.distances = Sklearn(points, k, "euclidean").build()
+        else:
+            self.indices, self.distances = _near(points, k)
+
+
+def _near(points: Floats, k: int) -> tuple[Integers, Floats]:
+    """The places (K, k) of neighbours of each of K points (K, N), nearest first, and the exact distances to them.
+
+    They are the nearest of 2 k candidates, at least 20, which are nearest in a projection on 256 random directions. It
+    keeps each squared distance to 9 % (one standard deviation; Johnson and Lindenstrauss, 1984), so that a neighbour is
+    missed where many points are nearly as near.
+    """
+    from openTSNE.nearest_neighbors import Sklearn
+
+    directions = np.random.default_rng(SEED).normal(size=(points.shape[1], PROJECTED))
+    shadows = (points @ directions).astype(np.float32)
+    candidates, _ = Sklearn(shadows, min(max(CANDIDATES * k, 20), len(points) - 1), "euclidean").build()
+    indices, distances = np.empty((len(points), k), dtype=np.int64), np.empty((len(points), k))
+    for place, near in enumerate(candidates):
+        apart = points[near]
+        apart -= points[place]
+        squares = np.einsum("kn,kn->k", apart, apart)
+        order = np.argsort(squares, kind="stable")[:k]
+        indices[place], distances[place] = near[order], np.sqrt(squares[order])
+    return indices, distances
 
 
 def _tsne(neighbours: _Neighbours, components: Floats) -> Floats:
@@ -293,9 +328,15 @@ def model_map(vectors: Vectors) -> ModelMap:
         shown = "1 principal component shows" if n_axes == 1 else f"{n_axes} principal components show"
         notes.append(f"No t-SNE of {which}: {shown} all of their distances.")
     else:
-        on_plane, in_space = (_tsne(near, components.points[first, :n])[place_of] for n in (2, 3))
+        on_plane = _tsne(near, components.points[first, :2])[place_of]
+        if n_distinct <= FLAT:
+            in_space = _tsne(near, components.points[first, :3])[place_of]
+        else:
+            notes.append(f"t-SNE of {which} is in the plane alone.")
         if near.perplexity < PERPLEXITY:
             notes.append(f"t-SNE of {which} has perplexity {near.perplexity:.3g}, not the {PERPLEXITY:g} of many.")
+    if K > EXACT:
+        notes.append(f"Neighbours of {K:,} models are found by projection, with exact distances; a few may be missed.")
     return ModelMap(
         models=vectors.names,
         pca=components.points,
@@ -531,6 +572,20 @@ def nearest(matrix: KLMatrix, n: int) -> dict[str, tuple[tuple[str, KL], ...]]:
         order = known[np.argsort(row[known], kind="stable")[:n]].tolist()
         found[matrix.labels[i]] = tuple((matrix.labels[j], matrix[i, j]) for j in order)
     return found
+
+
+def nearest_of_many(vectors: Vectors, rows: Integers | None = None) -> tuple[Integers, KLPairs]:
+    """The place of the nearest model of each (K,), or of each of those in `rows` (R,), and the KL to it in bits per
+    byte. That of some rows is found exactly, that of all as the neighbours of a map of many. It is by the texts that
+    all models have, the KL by those of each two."""
+    points = _coordinates(vectors)
+    if rows is None:
+        rows, near = np.arange(len(points)), _near(points, 1)[0][:, 0]
+    else:
+        distance = np.einsum("kn,kn->k", points, points) - 2 * (points[rows] @ points.T)
+        distance[np.arange(len(rows)), rows] = np.inf
+        near = distance.argmin(axis=1)
+    return near, vectors.kl_pairs(np.stack([rows, near], axis=1))
 
 
 # ------------------------------------------------------------------------------------------------------- kept maps

@@ -396,25 +396,24 @@ class _Models:
         for half, a, b in self.checkpoints():
             found.setdefault(half, {})[a, b] = None
         relatives = self.relatives()
-        for setting in relatives:
-            found[setting] = {}
+        found |= {setting: {} for setting in relatives}
         for a, b in (*self.derived(), *self.layers()):
             setting = self.setting(a, b)
             if setting not in (None, "checkpoint", "architecture"):
                 found.setdefault(str(setting), {})[a, b] = None
         made = {}
-        for setting, pairs in found.items():
-            listed = relatives.get(setting, _Found())
+        for name, pairs in found.items():
+            listed = relatives.get(name, _Found())
             listed.add_others(np.array([*pairs], dtype=np.int64).reshape(-1, 2))
-            made[setting] = (listed.pairs, listed.n)
+            made[name] = (listed.pairs, listed.n)
         pool = self.distinct()
         if (equal := self.architectures(pool)).n:
             made["architecture"] = (equal.pairs, equal.n)
         wanted = max(FEWEST_RANDOM, made["fine-tuning"][1] if "fine-tuning" in made else 0)
         types = self.grouped(pool, lambda place: self.rows[place].get("type"))
-        for setting, groups in (("same type", types), ("random", [pool])):
+        for name, groups in (("same type", types), ("random", [pool])):
             if available := sum(len(group) * (len(group) - 1) // 2 for group in groups):
-                made[setting] = (_drawn(groups, min(wanted, available)), available)
+                made[name] = (_drawn(groups, min(wanted, available)), available)
         return made
 
     def checkpoints(self) -> Iterator[tuple[str, int, int]]:
@@ -459,7 +458,9 @@ class _Models:
                         found[setting].add(np.stack([low[i, 0], high[0, j]], axis=1))
         first = {setting: tuple(min(one.pairs.tolist())) for setting, one in found.items() if one.n}
         seed = self._numbers(last, "seed")
-        return {setting: found[setting].in_order(last, parameters, seed) for setting in sorted(first, key=first.get)}
+        return {
+            setting: found[setting].in_order(last, parameters, seed) for setting in sorted(first, key=first.__getitem__)
+        }
 
     def _codes(self, places: Integers, name: str) -> Integers:
         """A number (P,) for each value of an attribute; -1 where it is not known."""
@@ -593,7 +594,7 @@ def _coded(values: Iterable[Any]) -> Integers:
 
 def _known_to_differ(a: Integers, b: Integers) -> NDArray[np.bool_]:
     """Where two codes differ, of values that are both known."""
-    return (a != b) & (a >= 0) & (b >= 0)
+    return np.asarray((a != b) & (a >= 0) & (b >= 0))
 
 
 def _members(codes: Integers) -> Iterator[Integers]:

@@ -346,8 +346,9 @@ class Vectors:
         whole = ReportedKL.of_whole_texts(self.kl_pairs(np.stack([np.full(len(others), own), others], axis=1)))
         if self._span_rows[own] is None and self._sampled_rows[own] is None:
             return others, whole
-        found = {name: np.array(getattr(whole, name)) for name in ("estimator", "value", "standard_error", "n_texts")}
-        found |= {"n_documents": np.array(whole.n_documents), "by_spans": np.full(len(others), np.nan)}
+        copied = ("estimator", "value", "standard_error", "n_texts", "n_documents")
+        found: dict[str, Any] = {name: np.array(getattr(whole, name)) for name in copied}
+        found["by_spans"] = np.full(len(others), np.nan)
         found |= {"poor": np.zeros(len(others), dtype=bool), "far": self.far[own] | self.far[others]}
         for n, other in enumerate(others):
             if self._span_rows[other] is None and self._sampled_rows[other] is None:

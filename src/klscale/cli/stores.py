@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -78,19 +78,38 @@ def import_command(
 
 def export(
     directory: Annotated[
-        Path,
-        typer.Argument(metavar="DIR", help="A sample log for each model goes here, as lm-evaluation-harness has it."),
+        Path, typer.Argument(metavar="DIR", help="Sample logs of each model go here, or a data set, if it is empty.")
     ],
     models: Annotated[
         list[str] | None, typer.Argument(metavar="REF...", help="Models of the store. Default: all on these texts.")
     ] = None,
+    form: Annotated[
+        Literal["samples", "dataset"],
+        typer.Option(
+            "--as",
+            help="Sample logs as of lm-evaluation-harness; or compact Parquet files with a card, as the Hugging Face "
+            "hub shows them, of all text sets unless --texts names one.",
+        ),
+    ] = "samples",
     *,
     options: TextsOptions,
     as_json: JsonOption = False,
 ) -> None:
-    """Write log-likelihoods by document as JSON lines, as lm-evaluation-harness does; `klscale import` reads them."""
+    """Write log-likelihoods by document as JSON lines, or the store as a data set; klscale reads both."""
+    from klscale.show.columns import records
+    from klscale.show.data_sets import PART, print_data_set, write_data_set
     from klscale.show.files import save_samples
 
+    if form == "dataset":
+        with at_work(options) as how:
+            place = how.opened()
+            ids = [how.stored(place).id] if how.texts is not None else [head["id"] for head in place.text_sets()]
+            parts = write_data_set(place, ids, directory, models or (), how.progress)
+        if as_json:
+            print_json(records(PART, parts))
+        else:
+            print_data_set(parts, directory)
+        return
     with at_work(options) as how:
         place = how.opened()
         vectors = place.vectors(how.stored(place))

@@ -10,6 +10,7 @@ from klscale.show import (
     cards,
     changes,
     compare,
+    data_sets,
     doctor,
     drift,
     layers,
@@ -63,6 +64,7 @@ RECORDS: dict[str, tuple[Column, ...]] = {
     "klscale validate --exact": calibration.CALIBRATIONS,
     "klscale validate --noise": noise.NOISE_STUDIES,
     "klscale compact": stores.COMPACTED,
+    "klscale export --as dataset": data_sets.PART,
     "klscale doctor": doctor.FINDING,
 }
 """The columns of what each command prints with --json: of the object, or of each object of the list."""

@@ -130,7 +130,8 @@ def _name(path: str) -> str:
 
 
 def _stamp(about: dict[str, Any]) -> str:
-    return json.dumps([str(about.get(key)) for key in ("size", "mtime", "ino", "created", "LastModified", "ETag")])
+    known = [str(about.get(key)) for key in ("size", "mtime", "ino", "created", "LastModified", "ETag")]
+    return json.dumps(known + ([str(about["blob_id"])] if "blob_id" in about else []))  # of the Hugging Face hub
 
 
 # ------------------------------------------------------------------------------------------------------------- seals

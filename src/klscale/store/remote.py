@@ -126,7 +126,9 @@ class Remote:
             except DEFINITE:
                 raise
             except Exception as error:  # each service has its own
-                refused = isinstance(error, PermissionError) or "Credential" in type(error).__name__
+                name, status = type(error).__name__, getattr(getattr(error, "response", None), "status_code", None)
+                refused = isinstance(error, PermissionError) or "Credential" in name or "Token" in name
+                refused = refused or status in (401, 403)
                 if refused or wait is None:
                     raise StorageError(
                         f"{self._system.unstrip_protocol(path)} could not be {done}.",

@@ -112,7 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="300 models on 100 texts alone")
     parser.add_argument("--models", nargs="+", type=int, default=[1_000, 10_000])
-    parser.add_argument("--only", metavar="WHAT,...", help="measure these alone")
+    parser.add_argument("--only", metavar="WHAT;...", help="measure these alone")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="make stores and outputs here, and keep them")
     options = parser.parse_args()
     sizes = [QUICK] if options.quick else [(K, TEXTS) for K in options.models]

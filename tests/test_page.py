@@ -638,3 +638,28 @@ def test_what_few_stores_hold_is_said(open_page):
     assert np.isnan(heat[first, third])
     assert np.isnan(heat).sum() == len(order) + 2
     assert "KL of 0" in page.locator("#heat-note").inner_text()
+
+
+def test_the_search_finds_models_that_are_not_on_a_page_of_a_sample(open_page, stores, tmp_path, monkeypatch):
+    monkeypatch.setattr(reports, "MOST_MODELS", 13)
+    monkeypatch.setattr(reports, "SAMPLE", 6)
+    store = Store(stores["fourteen"] / "store")
+    contents = reports.read(store, store.resolve_texts(None))
+    reports.write(reports.gather(contents), tmp_path / "report.html")
+    monkeypatch.setitem(stores, "sample", tmp_path)
+    page, others = open_page("sample"), contents.others
+    here = sum("pythia" in name for name in contents.vectors.names)
+    there = [n for n, name in enumerate(others.names) if "pythia" in name]
+    page.fill("#search", "pythia")
+    assert (
+        page.inner_text("#search-count")
+        == f"{here} {'match' if here == 1 else 'matches'}, {len(there)} elsewhere in the store"
+    )
+    shown = page.locator("#search-results li").all_inner_texts()
+    assert len(shown) == here + len(there)
+    for n, text in zip(there, shown[here:], strict=True):
+        assert text.startswith(f"{others.names[n]} is not on this page")
+        assert format_estimate(others.kl[n], others.standard_error[n]) in text
+    nearest = contents.vectors.names[others.nearest[there[-1]]]
+    page.locator("#search-results li button").last.click()
+    assert nearest in page.inner_text("#pair")

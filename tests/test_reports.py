@@ -12,6 +12,7 @@ import math
 import re
 import shlex
 import subprocess
+from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -370,13 +371,40 @@ def test_names_lose_only_what_all_begin_with(tmp_path):
     assert contents.shown("s/run") == "run"
 
 
-def test_more_models_than_a_browser_opens_are_refused(tmp_path, monkeypatch):
-    store, texts = small(tmp_path / "store", rows(4))
-    monkeypatch.setattr(reports, "MOST_MODELS", 3)
-    with pytest.raises(InputError, match=r"holds 4 models on made.\nA report is of 3 at most"):
-        reports.read(store, texts)
-    monkeypatch.setattr(reports, "MOST_MODELS", 4)
-    assert len(reports.read(store, texts).vectors) == 4
+def test_of_more_models_than_a_browser_opens_a_sample_is_shown_and_all_are_found(fourteen, monkeypatch):
+    """Runs are drawn whole; the nearest of the sample to each other model is that of the matrix of all."""
+    store = Store(fourteen)
+    texts = store.resolve_texts(None)
+    every = store.vectors(texts).kl()
+    monkeypatch.setattr(reports, "MOST_MODELS", 13)
+    monkeypatch.setattr(reports, "SAMPLE", 6)
+    monkeypatch.setattr(reports, "AT_ONCE", 3)
+    contents = reports.read(store, texts)
+    shown, others = contents.vectors.names, contents.others
+    assert sorted((*shown, *others.names)) == sorted(every.labels)
+    assert (len(shown), len(others.names)) == (6, 8)
+    for name, near, value, error in zip(others.names, others.nearest, others.kl, others.standard_error, strict=True):
+        kl = min((every[name, other] for other in shown), key=lambda kl: kl.value)
+        assert shown[near] in {other for other in shown if every[name, other].value == kl.value}
+        assert (value, error) == pytest.approx((kl.value, kl.standard_error), rel=1e-9)
+    data = plain(contents)
+    assert data["title"] == "6 of 14 models on pile-trained-14"
+    assert any("6 of 14 models" in row["text"] for row in data["summary"])
+    assert data["others"]["names"] == [*others.names]
+    monkeypatch.setattr(reports, "MOST_MODELS", 14)
+    assert reports.read(store, texts).others is None
+
+
+def test_a_sample_holds_whole_runs(tmp_path, monkeypatch):
+    names = [f"run{run}@step{step}" for run in range(6) for step in (10, 20, 30)] + ["a", "a+int8"]
+    store, _ = small(tmp_path / "store", rows(len(names)), names)
+    newest = {str(entry.ref): entry for entry in store.entries(store.text_sets()[0]["id"])}
+    monkeypatch.setattr(reports, "SAMPLE", 8)
+    shown, rest = reports._sample(newest)
+    assert {*shown} | {str(entry.ref) for entry in rest} == {*names}
+    runs = Counter(name.split("@")[0].split("+")[0] for name in shown)
+    assert runs == {run: 2 if run == "a" else 3 for run in runs}
+    assert 6 <= len(shown) <= 8
 
 
 def test_the_commands_of_the_page_do_what_they_say(run, tmp_path):

@@ -30,7 +30,8 @@ import yaml
 from numpy.typing import NDArray
 
 from klscale.errors import InputError, printable
-from klscale.inputs.attributes import are_amounts, is_free
+from klscale.inputs.attributes import are_amounts, is_free, runs_of
+from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.progress import SILENT, Progress
 from klscale.science.bootstrap import RESAMPLES
@@ -89,13 +90,28 @@ ATTRIBUTES = {
 LABEL = 24
 """Characters of a name beside a mark."""
 MOST_MODELS = 5000
-"""Beyond, the page would be larger than a browser opens."""
+"""Beyond, the page would be larger than a browser opens: it is of a sample."""
+SAMPLE = 1000
+"""Models of a sample; the search finds the others too."""
+AT_ONCE = 2000
+"""Others that are read together."""
+
+
+@dataclass(frozen=True, eq=False)
+class Others:
+    """Models (M,) that are not on a page of a sample: their `names`, the place of the `nearest` model that is, and the
+    KL to it by whole texts in bits per byte with its standard error."""
+
+    names: tuple[str, ...]
+    nearest: NDArray[np.int64]
+    kl: NDArray[np.float64]
+    standard_error: NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
 class Contents:
     """What a report is made of: models and their layers, the map or none, the scale, and the training runs. `notes` say
-    what is missing."""
+    what is missing. Of very many models these are a sample, and `others` has the rest."""
 
     store: Store
     entries: Sequence[Entry]
@@ -105,6 +121,7 @@ class Contents:
     measured: Sequence[Setting]
     runs: Sequence[Trajectory]
     notes: Mapping[str, str]
+    others: Others | None = None
 
     @cached_property
     def layers(self) -> Vectors:
@@ -166,13 +183,12 @@ class Contents:
 
 def read(store: Store, texts: TextSet, *, progress: Progress = SILENT) -> Contents:
     """Everything that a store holds on these texts; the kept map, where there is one of all of its models. No map is
-    written. Raises InputError for fewer than two models, and for too many."""
+    written. Of more than 5,000 models it holds a sample. Raises InputError for fewer than two models."""
     progress.begin("reading the store")
     known, kept = store.entries(texts.id), KeptScale(store, texts, layers=True)
-    newest = {str(entry.ref): entry for entry in known}
+    newest, rest = {str(entry.ref): entry for entry in known}, list[Entry]()
     if len(newest) > MOST_MODELS:
-        what = f"{store.location} holds {len(newest):,} models on {texts.name}."
-        raise InputError(what, f"A report is of {MOST_MODELS:,} at most.", "klscale map --out FILE.csv  is of more.")
+        newest, rest = _sample(newest)
     everything, left_out = store.vectors(texts, [*newest.values()], layers=True).of_one_convention()
     vectors = everything.subset([ref for ref in everything.models if ref.layer is None])
     if len(vectors) < 2:
@@ -181,7 +197,7 @@ def read(store: Store, texts: TextSet, *, progress: Progress = SILENT) -> Conten
     entries = [newest[name] for name in vectors.names]
     progress.begin("KL of all pairs, and the scale")
     vectors.reported_kl_matrix()
-    measured = kept.of(everything)
+    measured = scales.measure(everything) if rest else kept.of(everything)
     seed = scales.worth_of_a_seed(measured, texts)
     runs = trajectories.analyse_runs(
         store, texts, entries, threshold=seed and seed[0], from_store_only=True, progress=progress
@@ -195,7 +211,52 @@ def read(store: Store, texts: TextSet, *, progress: Progress = SILENT) -> Conten
         model_map = maps.kept_map(store, vectors, keep=False, progress=progress)
     except InputError as error:
         notes["no map"] = f"{error.what} {error.why}"
-    return Contents(store, entries, vectors, everything, model_map, measured, runs, notes)
+    others = None
+    if rest:
+        others = _others(store, vectors, rest, progress)
+        notes["a sample"] = (
+            f"everything on this page is of {len(vectors):,} of {len(vectors) + len(rest):,} models, of runs and their "
+            "variants as a whole, drawn at random; the search finds the others too, and klscale scale is of all"
+        )
+    return Contents(store, entries, vectors, everything, model_map, measured, runs, notes, others)
+
+
+def _sample(newest: Mapping[str, Entry]) -> tuple[dict[str, Entry], list[Entry]]:
+    """Models for a page, by name: those of runs that are drawn at random; and the rest, of the same convention."""
+    conventions = Counter(entry.metadata["convention"] for entry in newest.values())
+    most = conventions.most_common(1)[0][0]
+    entries = [newest[name] for name in sorted(newest) if newest[name].metadata["convention"] == most]
+    known = [entry.metadata["attributes"] for entry in entries]
+    groups: dict[Any, list[Entry]] = {}
+    for entry, run, row in zip(entries, runs_of([entry.ref for entry in entries], known), known, strict=True):
+        groups.setdefault((run, row.get("seed")), []).append(entry)
+    chosen, names = list[Entry](), [*groups]
+    for place in np.random.default_rng(0).permutation(len(names)):
+        if len(chosen) + len(group := groups[names[place]]) <= SAMPLE:
+            chosen += group
+    found = {str(entry.ref): entry for entry in (chosen or entries[:SAMPLE])}
+    return found, [entry for entry in entries if str(entry.ref) not in found]
+
+
+def _others(store: Store, vectors: Vectors, rest: Sequence[Entry], progress: Progress) -> Others:
+    """The nearest of `vectors` to each other model, which are read some at a time: by the texts that all of these have,
+    and the KL by those of each two."""
+    progress.begin("the other models", len(rest), "models")
+    rest = sorted(rest, key=lambda entry: store.packs.of.get(entry.path, ""))
+    parts, K = list[Others](), len(vectors)
+    for start in range(0, len(rest), AT_ONCE):
+        block = store.vectors(vectors.texts, rest[start : start + AT_ONCE])
+        together = vectors.joined(block)
+        points = together.coordinates()
+        near = (np.einsum("kn,kn->k", points[:K], points[:K]) - 2 * (points[K:] @ points[:K].T)).argmin(axis=1)
+        kl = together.kl_pairs(np.stack([np.arange(K, len(together)), near], axis=1))
+        parts.append(Others(block.names, near, kl.value, kl.standard_error))
+        progress.advance(len(block))
+    order = np.argsort(names := np.array([name for part in parts for name in part.names], dtype=object))
+    near, kl, error = (
+        np.concatenate([getattr(part, name) for part in parts])[order] for name in ("nearest", "kl", "standard_error")
+    )
+    return Others(tuple(names[order]), near, kl, error)
 
 
 def of_map(store: Store, vectors: Vectors, found: ModelMap) -> Contents:
@@ -241,7 +302,7 @@ def gather(contents: Contents, wanted: Sequence[str] = SECTIONS) -> dict[str, An
     words = [_word(name) for name in vectors.names]
     end = [" --"] if any(name.startswith("-") for name in vectors.names) else []
     return {
-        "title": printable(f"{len(vectors):,} models on {texts.name}"),
+        "title": printable(f"{_counted_models(contents)} models on {texts.name}"),
         "version": version("klscale"),
         "date": now(),
         "facts": _facts(contents),
@@ -266,7 +327,18 @@ def gather(contents: Contents, wanted: Sequence[str] = SECTIONS) -> dict[str, An
         "map": _map(contents) if "map" in shown else None,
         "runs": slides,
         "pairs": _pairs(contents),
-    }
+        "others": None if contents.others is None else {
+            "names": [printable(ModelRef.parse(name).label) for name in contents.others.names],
+            "nearest": _column(contents.others.nearest),
+            "kl": _column(contents.others.kl),
+            "standard_error": _column(contents.others.standard_error),
+        },
+    }  # fmt: skip
+
+
+def _counted_models(contents: Contents) -> str:
+    n = len(contents.vectors)
+    return f"{n:,}" if contents.others is None else f"{n:,} of {n + len(contents.others.names):,}"
 
 
 def _chosen(contents: Contents) -> list[int]:

@@ -12,7 +12,7 @@ const KINDS = { float32: Float32Array, uint8: Uint8Array, uint16: Uint16Array, u
  * @param {Packed} packed
  * @returns {ArrayLike<number>}
  */
-function column(packed) {
+export function column(packed) {
   if ("constant" in packed) return new Float32Array(packed.length ?? 0).fill(packed.constant ?? NaN);
   const [[kind, base64]] = Object.entries(packed);
   const text = atob(base64);

@@ -1,8 +1,8 @@
 /** The map of models, and the search. */
 
-import { columnOf, columns, data, isNumeric, K, kl, printed, shown } from "./data.js";
+import { column, columnOf, columns, data, isNumeric, K, kl, printed, shown } from "./data.js";
 import { button, byId, element, name, shorten } from "./dom.js";
-import { count, counted, general, isNumber } from "./numbers.js";
+import { count, counted, formatEstimate, general, isNumber } from "./numbers.js";
 import {
   axis,
   colour,
@@ -527,6 +527,36 @@ const searchable = (found ? [...Array(K).keys()] : []).map((i) =>
     .toLowerCase(),
 );
 
+/** Models of the store that are not on this page. */
+const others = data.others && {
+  ...data.others,
+  searchable: data.others.names.map((one) => one.toLowerCase()),
+  nearest: column(data.others.nearest),
+  kl: column(data.others.kl),
+  standard_error: column(data.others.standard_error),
+};
+
+/** Those that hold all words, and where the nearest to each is on this page. */
+function elsewhere(words, most) {
+  if (!others || !words.length) return { count: 0, results: [] };
+  const matching = [...others.searchable.keys()].filter((i) =>
+    words.every((word) => others.searchable[i].includes(word)),
+  );
+  const results = matching.slice(0, most).map((i) => {
+    const near = others.nearest[i];
+    const far = formatEstimate(others.kl[i], others.standard_error[i]);
+    const text = ` is not on this page; nearest here, at KL ${far} bits/byte by whole texts: `;
+    return element(
+      "li",
+      {},
+      name(others.names[i]),
+      text,
+      button(name(data.names[near]), () => select(near)),
+    );
+  });
+  return { count: matching.length, results };
+}
+
 function search(text) {
   const words = text.toLowerCase().split(/\s+/).filter(Boolean);
   const matching = words.length
@@ -534,7 +564,9 @@ function search(text) {
     : [];
   view.matches = words.length ? new Set(matching) : null;
   const matches = `${count(matching.length)} ${matching.length === 1 ? "match" : "matches"}`;
-  byId("search-count").textContent = words.length ? matches : "";
+  const more = elsewhere(words, LISTED - Math.min(matching.length, LISTED / 2));
+  const beside = others ? `, ${count(more.count)} elsewhere in the store` : "";
+  byId("search-count").textContent = words.length ? matches + beside : "";
   const results = matching.slice(0, LISTED).map((i) =>
     element(
       "li",
@@ -544,8 +576,11 @@ function search(text) {
   );
   if (matching.length > LISTED)
     results.push(element("li", { class: "quiet" }, `and ${count(matching.length - LISTED)} more`));
+  results.push(...more.results);
+  if (more.count > more.results.length)
+    results.push(element("li", { class: "quiet" }, `and ${count(more.count - more.results.length)} more elsewhere`));
   byId("search-results").replaceChildren(...results);
-  byId("search-results").hidden = !matching.length;
+  byId("search-results").hidden = !results.length;
   clearTimeout(view.waiting);
   view.waiting = setTimeout(refresh, 60); // the list at once, the map when typing pauses
   return matching;

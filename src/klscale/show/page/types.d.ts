@@ -67,6 +67,7 @@ interface Report {
   words: string[];
   command: string;
   chosen: number[];
+  others: { names: string[]; nearest: Packed; kl: Packed; standard_error: Packed } | null;
   models: { length: number; columns: Attribute[]; looks: Record<string, Record<string, Look>> };
   pairs: Record<
     | "value"

@@ -249,8 +249,8 @@ def _others(store: Store, vectors: Vectors, rest: Sequence[Entry], progress: Pro
         together = vectors.joined(block)
         points = together.coordinates()
         near = (np.einsum("kn,kn->k", points[:K], points[:K]) - 2 * (points[K:] @ points[:K].T)).argmin(axis=1)
-        kl = together.kl_pairs(np.stack([np.arange(K, len(together)), near], axis=1))
-        parts.append(Others(block.names, near, kl.value, kl.standard_error))
+        found = together.kl_pairs(np.stack([np.arange(K, len(together)), near], axis=1))
+        parts.append(Others(block.names, near, found.value, found.standard_error))
         progress.advance(len(block))
     order = np.argsort(names := np.array([name for part in parts for name in part.names], dtype=object))
     near, kl, error = (

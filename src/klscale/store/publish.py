@@ -57,7 +57,7 @@ def publish(
         raise InputError(f"{store.location} holds no vectors to publish.", remedy="klscale score REF...")
     made, names = Store(directory), set[str]()
     progress.begin("writing the data set", sum(map(len, chosen.values())), "models")
-    parts = []
+    parts = list[Part]()
     for text_set, some in chosen.items():
         if some:
             made.put_texts(texts := store.texts(text_set))

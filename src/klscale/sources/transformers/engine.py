@@ -497,7 +497,8 @@ class Engine:
         hidden = self._hidden_states(packed.inputs).flatten(0, 1)
         if self.kept is not None and texts:
             scored = hidden[packed.before.to(hidden.device)]
-            self.kept.add(texts, scored.split(np.bincount(packed.owner, minlength=len(texts)).tolist()))
+            counts = np.bincount(packed.owner, minlength=len(texts)).tolist()
+            self.kept.add(texts, torch.split(scored, counts))
         return lambda part: head.logits(
             hidden[packed.before[part].to(hidden.device)].to(head.weight.device), 0, len(head.weight)
         )

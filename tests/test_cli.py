@@ -433,7 +433,7 @@ def test_score_and_compare_real_models(run, make_model, tmp_path):
     output = run("score", one, two, "--texts", texts, "--device", "cpu").output
     assert "scored" in output
     assert "in the store already" in run("score", one, two).output
-    (record,) = json.loads(run("compare", one, f"{one}%bfloat16", "--json").output)
+    (record,) = json.loads(run("compare", one, f"{one}%bfloat16", "--json").stdout)
     (dtypes,) = record["warnings"]
     assert (record["estimator"], record["in_range"]) == ("sampled tokens", False), (
         "a random model is far from the texts"

@@ -173,6 +173,7 @@ def one_process(tmp_path):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", [lambda model: model, distributed_on_one_process, nn.DataParallel])
 def test_an_own_loop_is_the_same_to_the_bit(wrap, tmp_path, texts, one_process):
     """Watched between two backward passes of one step: gradients are there, and are kept."""
@@ -244,6 +245,7 @@ def test_compiled_models_are_scored_as_they_are(texts):
 # ------------------------------------------------------------------------------------------------------ numbers
 
 
+@pytest.mark.slow
 def test_values_are_those_of_the_saved_checkpoints(tmp_path, texts):
     """Against every checkpoint loaded and scored on its own, one text at a time."""
     reference = tmp_path / "reference"
@@ -345,6 +347,7 @@ def by_spans(a, b, texts):
     return naive_kl(V, size)
 
 
+@pytest.mark.slow
 def test_an_adapted_output_head_is_scored_with_its_adapter(texts):
     """The weight of an adapter's layer is not all that it computes; gradient checkpointing hooks its inputs."""
     peft = pytest.importorskip("peft")
@@ -538,6 +541,7 @@ def test_the_reference_may_be_a_vector_of_the_store(tmp_path, texts):
 # -------------------------------------------------------------------------------------------- what goes wrong
 
 
+@pytest.mark.slow
 def test_a_failure_later_is_said_once_and_training_goes_on(tmp_path, texts, monkeypatch, caplog):
     without = train(tmp_path / "without")
     callback, keep = TrajectoryCallback(texts, every=4, store=tmp_path / "store"), TrajectoryCallback._measure

@@ -282,6 +282,7 @@ def test_ls_shows_the_models_that_a_pattern_names(run, imported):
     assert "nothing-like-this" in run("ls", "nothing-like-this", status=2).output
 
 
+@pytest.mark.slow
 def test_ls_and_map_know_free_attributes(run, tmp_path):
     """Shown, filtered and coloured by: words and numbers."""
     rows = np.random.default_rng(0).normal(-300, 20, size=(4, 60))

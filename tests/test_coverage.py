@@ -26,6 +26,7 @@ def test_intervals_over_texts_cover(simulate, shared):
         assert 0.92 <= held <= 0.98, what
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("simulate", QUICK)
 def test_heavy_tails_cost_a_few_percent(simulate):
     """500 texts and a kurtosis of 10, where the warning is just due."""
@@ -58,6 +59,7 @@ def test_the_distance_off_a_map_of_many_models_is_covered():
     assert 0.89 <= held <= 0.99
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("S", [3, 8])
 def test_intervals_over_seeds_cover(S):
     found = coverage(lambda generator: simulated.of_seeds(generator, S), 2000)

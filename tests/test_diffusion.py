@@ -219,6 +219,7 @@ def test_each_law_wins_on_data_of_its_own(law, steps):
         assert min(errors.values()) > 0.005
 
 
+@pytest.mark.slow
 def test_errors_of_laws_equal_a_search_by_scipy():
     """Each law fitted in its own parameters, by another optimiser, from several beginnings."""
     D = noisy(IRREGULAR, seed=1)[None] ** 0.3

@@ -32,6 +32,7 @@ def save_between(first, second, share, directory):
     return directory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["gpt-neox", "gpt2, tied"])
 def test_kl_is_that_of_models_saved_on_the_way(architecture, make_model, texts, tmp_path):
     """At every scale, to the end of the step; the exponent and its standard error from these by a bootstrap loop."""

@@ -125,6 +125,7 @@ def test_long_texts_in_windows_have_spans(make_model, store):
     assert rows_of(scores.parts["spans"])[1][0] == pytest.approx(first, abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["mock", "model"])
 def test_an_interrupted_sweep_has_the_spans_of_one_that_was_not(which, make_model, long_texts, store):
     ref = "mock://1?tokens=pairs" if which == "mock" else str(make_model(max_position_embeddings=1024))

@@ -74,6 +74,7 @@ def printed(value, columns):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_what_is_printed_is_listed(command, run, store, monkeypatch):
     found = json.loads(run(*COMMANDS[command], "--store", store, "--json").stdout)
@@ -83,6 +84,7 @@ def test_what_is_printed_is_listed(command, run, store, monkeypatch):
     assert printed(found, keys.RECORDS[command]) <= listed
 
 
+@pytest.mark.slow
 def test_files_have_the_keys_of_the_json(run, store, tmp_path):
     run("kl", "--store", store, "--out", tmp_path / "kl.csv")
     found = pd.read_csv(tmp_path / "kl.csv")

@@ -290,6 +290,7 @@ FAMILIES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_coverage_of_the_printed_interval(family):
     """At N = 2,000 texts: nominal for light and moderate tails, short for heavy ones, where the warning fires."""
@@ -306,6 +307,7 @@ def test_coverage_of_the_printed_interval(family):
     assert heavy / n_samples >= warned
 
 
+@pytest.mark.slow
 def test_coverage_with_texts_of_shared_documents():
     """40 documents of 25 correlated texts: clustered intervals cover, intervals that ignore documents do not."""
     generator = np.random.default_rng(2027)

@@ -78,6 +78,7 @@ def test_layers_agree_with_a_plain_loop(architecture, norm, make_model, texts):
     assert np.abs(np.diff(values, axis=1)).mean() > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", CAUSAL)
 def test_the_last_layer_is_the_model(architecture, make_model, texts):
     """For every architecture that scoring is tested on, to 1e-3 nats a text; all texts in the one batch that the

@@ -199,6 +199,7 @@ def test_large_files_are_hashed_once_and_again_when_they_change(make_model, monk
 # ------------------------------------------------------------------------------------------------- larger than memory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["gpt-neox", "llama, tied", "mixtral, experts", "gemma2, soft cap"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_model_larger_than_memory_is_scored_layer_by_layer(architecture, dtype, make_model, texts, monkeypatch):

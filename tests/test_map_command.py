@@ -111,6 +111,7 @@ def test_adding_and_making_anew_exclude_each_other(run, vectors, tmp_path):
     assert not [*tmp_path.glob("map.html"), *tmp_path.glob("klscale-store/maps")]
 
 
+@pytest.mark.slow
 def test_a_map_is_drawn_and_listed(run, vectors, tmp_path):
     run("map", "--out", "map.png")
     run("map", "--out", "components.png", "--method", "pca")

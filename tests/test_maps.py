@@ -228,6 +228,7 @@ HARD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HARD)
 def test_maps_of_hard_sets(name):
     """Models that are equal up to a constant have one place, different ones have different places, nothing is NaN, and
@@ -335,6 +336,7 @@ def test_a_far_model_is_placed_too(ground):
     assert found.off_map["far"].unexplained.value == pytest.approx(300**2 * (away**2 / free).mean() / SCALE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize(("K", "N", "rank"), [(12, 150, 12), (12, 150, 5), (80, 60, 80), (80, 60, 20)])
 def test_what_is_unexplained_is_the_least_squares_residual_less_its_bias(K, N, rank, shared):
@@ -670,6 +672,7 @@ def test_layers_are_not_on_a_kept_map(store):
     assert maps.kept_map(store, vectors.joined(layers)).models == vectors.names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut", "values", "notes", "name"])
 def test_a_damaged_map_is_found_and_made_anew(store, damage):
     import pyarrow.parquet as pq

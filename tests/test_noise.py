@@ -189,6 +189,7 @@ def test_every_model_that_is_scored_has_its_noise_floor(make_model, many, store,
     assert "noise_floor" not in entry.metadata["attributes"], "it is of the machine that read it"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("n", "size", "least"), [(20, 130, 0), (60, 130, 0), (200, 130, 3), (200, 25, 0), (1000, 130, 15), (1000, 25, 9)]
 )
@@ -560,6 +561,7 @@ def test_the_scale_shows_its_lowest_rung():
 # -------------------------------------------------------------------------------------------------------- the study
 
 
+@pytest.mark.slow
 def test_a_study_reads_a_model_in_every_way(make_model, texts, store):
     """All texts: three vectors are kept, and each KL is that of their values by a loop."""
     directory = str(make_model())
@@ -591,6 +593,7 @@ def test_a_study_reads_a_model_in_every_way(make_model, texts, store):
     json.dumps(record, allow_nan=False)
 
 
+@pytest.mark.slow
 def test_a_study_of_some_texts_keeps_the_floors_alone(make_model, texts, store, tmp_path):
     (found,) = noise_study([str(make_model())], texts, store, n_texts=30, seed=1)
     assert {reading.kl.n_texts for reading in found.readings} == {found.n_texts} == {30}

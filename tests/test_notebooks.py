@@ -128,6 +128,7 @@ def run_notebook(name):
     return shown
 
 
+@pytest.mark.slow
 def test_the_map_of_models(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     compared, mapped, scale, placed = run_notebook("map_of_models.py")

@@ -176,6 +176,7 @@ def points_of(line):
 # ------------------------------------------------------------------------------------------------------ all pictures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_fits_its_column(figures, name):
     """One or two columns wide; no text smaller than 6.5 points, none beyond the edge, none over another. What it is
@@ -198,6 +199,7 @@ def test_fits_its_column(figures, name):
         assert not over, (text.get_text(), over)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["along", "threads", "ladder"])
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
 def test_the_same_bytes_again(figures, name, ending, tmp_path):

@@ -90,6 +90,7 @@ def test_an_independent_model_is_seldom_taken_for_a_child():
     assert np.mean(wrong) <= 2 * 0.05 + 2 * np.sqrt(0.1 * 0.9 / len(wrong))
 
 
+@pytest.mark.slow
 def test_the_real_fourteen(run, fourteen):
     """Pile-trained models of three architectures: none derives from another, and KL does not tell their families."""
     found = json.loads(run("place", "state-spaces/mamba-790m-hf", "--store", fourteen, "--json").stdout)

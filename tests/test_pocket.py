@@ -148,6 +148,7 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
     assert losses[2] < 0.7 * losses[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("stop")])
 @pytest.mark.parametrize("limit", [10.0, 75.0])
 def test_interrupted_training_continues_to_the_same_contents(

@@ -120,6 +120,7 @@ def test_ten_per_cent_is_reached_with_the_texts_it_needs_and_intervals_cover(nam
     assert np.mean(n_looks) < 4.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "shape", "needs"),
     [(SPANS, 1.0, 100), (SPANS, 0.5, 200), (SAMPLED_TOKENS, 6.0, 17), (SAMPLED_TOKENS, 2.0, 50)],

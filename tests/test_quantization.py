@@ -145,6 +145,7 @@ def test_a_kernel_that_does_not_run_says_what_does(stories, texts):
         values_of(ModelRef(str(stories), quantization="nf4-kernel"), texts)
 
 
+@pytest.mark.slow
 def test_models_saved_quantized_load_as_they_are(make_model, texts, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 

@@ -70,6 +70,7 @@ def unpacked(column, length):
     return values
 
 
+@pytest.mark.slow
 def test_every_pair_is_that_of_the_store(data, contents):
     matrix, K = contents.vectors.kl(), len(contents.vectors)
     n = K * (K - 1) // 2

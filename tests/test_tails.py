@@ -143,6 +143,7 @@ LAWS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", LAWS)
 def test_intervals_cover(law):
     """2,000 samples of 336 values: intervals of each estimate, and of what Huber's is less than the variance; the
@@ -365,6 +366,7 @@ def test_agreement_on_real_models(example):
     assert found.moved_by_clip[example.names[0]] == np.mean(L[0] < found.clip)
 
 
+@pytest.mark.slow
 def test_the_rank_correlation_spreads_as_its_standard_error():
     """Six models with tails of their own, and so pairs in another order by Huber's estimate, 60 times."""
     levels, weights = np.linspace(2, 5, 6)[:, None], np.random.default_rng(10).normal(size=(6, 2)) * 2
@@ -404,6 +406,7 @@ def test_the_published_filter_of_runs():
     assert filter_run(find_runs(made(L[:, :30], size[:30], RUN))[0]) is None, "3 % of 30 texts is no text"
 
 
+@pytest.mark.slow
 def test_the_filtered_kl_is_covered():
     """Values of 150 runs on 400 texts against one of 400,000, both with their own 3 % left out."""
 

@@ -182,6 +182,7 @@ def test_a_run_of_the_pocket_suite_is_found(trained):
     assert (trained.run.attribute("seed"), trained.run.attribute("parent")) == (1, None)
 
 
+@pytest.mark.slow
 def test_distances_of_a_pocket_run_equal_a_plain_computation(trained):
     np.testing.assert_allclose(trained.found.behaviour.squared_distance, trained.kl, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(trained.found.weights.squared_distance, trained.weights, rtol=1e-9)
@@ -349,6 +350,7 @@ def test_settled_from_is_where_no_later_checkpoint_is_farther(threshold, step):
     assert analyse_run(run).behaviour.stabilisation.step is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("per_document", [1, 4])
 def test_the_interval_of_stabilisation_is_over_texts(per_document):
     """Along one direction whose texts, or documents, weigh differently: its variance v over samples of them is that of
@@ -652,6 +654,7 @@ def test_shares_of_a_random_walk_are_told_beside_the_shape(no_tsne):
     assert shape_of(walk(10)).walk_share == pytest.approx([6 / (math.pi**2 * k**2) for k in range(1, 6)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [2000, 12])
 def test_nulls_agree_with_walks_that_are_simulated(n, no_tsne):
     """Means over draws within a few standard errors; n below and above the number of steps."""

@@ -91,6 +91,7 @@ def test_models_that_differ_by_one_number_have_no_tails(run, imported):
     assert "every estimate is the reported value" in said
 
 
+@pytest.mark.slow
 def test_pictures_of_all_and_of_a_pair(run, imported, tmp_path):
     imported("s", log_likelihoods(), bytes=np.full(120, 150))
     for n, names in enumerate(((), ("m1", "m2"))):

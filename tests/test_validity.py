@@ -79,6 +79,7 @@ def test_texts_needed_count_documents_where_texts_share_them():
 # ------------------------------------------------------------------------------------- halves, and growth of the error
 
 
+@pytest.mark.slow
 def test_errors_of_normal_differences_are_those_of_a_sample_variance():
     """Relative standard deviation sqrt(2 / (n - 1)); two halves differ by the F distribution's upper quartile."""
     found = text_sensitivity(vectors_of(distinct(25, 1200)))
@@ -187,6 +188,7 @@ def test_a_weighted_correlation_is_that_of_repeated_values(kind, naive):
         assert r == pytest.approx(naive(np.repeat(x, counts), np.repeat(y, counts))[0])
 
 
+@pytest.mark.slow
 def test_intervals_over_models_cover_the_correlation_of_all_models(monkeypatch):
     """Models drawn from a population in which two text sets weigh three directions differently."""
     monkeypatch.setattr(validity, "PERMUTATIONS", 1)
@@ -280,6 +282,7 @@ def test_p_values_of_equal_domains_are_uniform(monkeypatch, each):
     assert np.mean(np.array(found) <= 0.05) <= 0.11
 
 
+@pytest.mark.slow
 def test_adjusted_p_values_hold_for_all_pairs_together(monkeypatch):
     generator = np.random.default_rng(12)
     tests = [domain_test(generator, monkeypatch, K=4, tail=0.4) for _ in range(60)]

@@ -101,6 +101,7 @@ def test_an_engine_without_chosen_ids_scores_all_the_same(engine, model, texts, 
     assert any("No KL by sampled tokens" in note for note in notes.said)
 
 
+@pytest.mark.slow
 def test_windows_and_ids_that_the_vocabulary_lacks(engine, model, texts, tmp_path):
     """By hand: each token with the longest context that a window leaves it."""
     import torch

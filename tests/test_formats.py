@@ -394,6 +394,7 @@ def test_files_that_contradict_their_format_are_refused(name, change, message, p
         ("gptq", {"checkpoint_format": "marlin"}, "packed as 'marlin'"),
         ("awq", {"version": "gemv"}, "packed as 'gemv'"),
         ("auto-round", {"packing_format": ["auto_round"]}, "packed as "),
+        ("auto-round, awq", {"bits": 8}, "as AWQ only 4 are read"),
         ("auto-round", {"packing_format": "auto_round:llm_compressor"}, "packed as 'auto_round:llm_compressor'"),
         ("compressed-tensors, int4", {"config_groups": {}}, "no config_groups"),
         ("compressed-tensors, int4", {"config_groups": {"W4A16": ["Linear"]}}, "preset"),

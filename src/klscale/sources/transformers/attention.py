@@ -22,7 +22,8 @@ def attention_options(config: Any, ref: ModelRef, device: str | None) -> dict[st
 
     name = ATTENTIONS[ref.quantization]
     model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    what, remedy = f"{ref} cannot be computed.", "Take another: +attention-eager, +attention-sdpa, +attention-flash."
+    others = ", ".join(f"+{kind}" for kind in ATTENTIONS if kind != ref.quantization)
+    what, remedy = f"{ref} cannot be computed.", f"Take another: {others}."
     known = {"sdpa": model._supports_sdpa, "flash_attention_2": model._supports_flash_attn}
     if not (model._can_set_attn_implementation() and known.get(name, True)):
         raise KlscaleError(what, f"transformers has no {name} attention for {config.model_type}.", remedy)

@@ -310,6 +310,7 @@ def auto_round(told: Mapping[str, Any]) -> Layout:
     formats = {"auto_round:auto_gptq": "gptq", "auto_round": "gptq_v2", "auto_round:gptqmodel": "gptq_v2"}
     known = isinstance(saved, str) and saved in (*formats, "auto_round:auto_awq")
     _need(known, f"It is packed as {saved!r:.40}; these are read: {', '.join(formats)}, auto_round:auto_awq.")
+    _need(saved in formats or told.get("bits") == 4, f"bits is {told.get('bits')!r:.20}; as AWQ only 4 are read.")
     about = {**told, "dynamic": told.get("extra_config")}
     layout = Gptq({**about, "checkpoint_format": formats[saved]}) if saved in formats else Awq({**about, "version": ""})
     if isinstance(bits := told.get("act_bits"), int) and bits < 16:

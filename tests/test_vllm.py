@@ -79,6 +79,9 @@ def test_it_gives_the_numbers_of_transformers_drawn_tokens_included(engine, mode
         np.testing.assert_allclose(ours.parts[part.name].values, theirs.parts[part.name].values, atol=1e-3)
     entries = store.entries(texts.id)
     assert len({entry.key for entry in entries}) == 2
+    runs = opened(f"vllm://{model}").repeat_runs(texts, np.arange(len(texts)))
+    for how in ({}, {"batches": True}, {"order": True}):
+        np.testing.assert_allclose(runs.read(**how).log_likelihood, ours.log_likelihood, atol=1e-3)
     assert sum("has not run on a GPU yet" in note for note in notes.said) == 1
     how = engine.asked[0]
     assert (how["trust_remote_code"], how["enable_prefix_caching"]) == (False, False)

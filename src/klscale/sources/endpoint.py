@@ -165,7 +165,7 @@ class EndpointReader(Reader):
         found, why = None, ""
         try:
             found = TokenIds(self.server, self.server.address.model)
-        except WrongAnswerError as error:
+        except (WrongAnswerError, TooLongError) as error:
             why = str(error)
         except KlscaleError as error:
             why = error.why
@@ -234,11 +234,16 @@ class EndpointReader(Reader):
                     return own, []
                 return own, by_ids.prompt(texts.prompts[text], template, f"text {text} of {texts.name}")
 
+            threads = ThreadPoolExecutor(CONCURRENT)
             try:
-                with ThreadPoolExecutor(CONCURRENT) as threads:
-                    own, prompts = zip(*threads.map(tokenized, range(len(texts))), strict=True)
-            except WrongAnswerError as error:
+                own, prompts = zip(*threads.map(tokenized, range(len(texts))), strict=True)
+            except (WrongAnswerError, TooLongError) as error:
                 raise KlscaleError(f"{self.ref}: the server cannot tokenize these texts.", str(error)) from error
+            except BaseException:  # after Ctrl-C, too, nobody waits for answers
+                self.server.close()
+                raise
+            finally:
+                threads.shutdown(wait=False, cancel_futures=True)
             found = Tokens.from_rows([np.array(ids, dtype=np.int32) for ids in own])
             self._tokens[texts.id] = found if template is None else found.behind(prompts)
         return self._tokens[texts.id]
@@ -290,11 +295,11 @@ class EndpointReader(Reader):
         scored = np.concatenate([echo.log_p[1:] for echo in echoes])
         parts = tokens.parts(np.arange(len(chosen)), scored, found)
         if self.sampling is not None:
-            of = {text: echo for text, echo in zip(chosen.tolist(), echoes, strict=True) if echo.top is not None}
-            drawn = {text: echo.drawn for text, echo in of.items() if echo.drawn is not None}
-            parts |= self.sampling.parts(
-                chosen, drawn, {text: echo.top for text, echo in of.items() if echo.top is not None}
-            )
+            drawn, top = dict[int, Floats](), dict[int, Integers]()
+            for text, echo in zip(chosen.tolist(), echoes, strict=True):
+                if echo.drawn is not None and echo.top is not None:
+                    drawn[text], top[text] = echo.drawn, echo.top
+            parts |= self.sampling.parts(chosen, drawn, top)
         return Scores(chosen, found, lengths, parts)
 
     def facts(self, texts: TextSet) -> dict[str, Any]:
@@ -333,7 +338,7 @@ class EndpointRepeatRuns(RepeatRuns):
 # ----------------------------------------------------------------------------------------------------------- answers
 
 
-class AnswerError(Exception):
+class AnswerError(WrongAnswerError):
     """An answer cannot be used: `why` in a sentence, and the `remedy` where there is one."""
 
     def __init__(self, why: str, remedy: str = "") -> None:

@@ -120,9 +120,9 @@ class TokenIds:
             return False
         try:
             values = self.chosen(ids, np.array([ids[1:]], dtype=np.int32).T, 1)[:, 0]
+            return bool(np.abs(values - self.read(ids).log_p).max() <= tolerance)
         except (KlscaleError, WrongAnswerError):
             return False
-        return bool(np.abs(values - self.read(ids).log_p).max() <= tolerance)
 
     def prompt(self, prompt: Prompt, template: Template, place: str) -> list[int]:
         """Token ids of a prompt. Raises InputError for several messages without a template; KlscaleError where the

@@ -9,10 +9,10 @@ import torch
 from conftest import ARCHITECTURES, byte_tokenizer, plain_log_likelihoods
 from klscale.errors import InputError, KlscaleError
 from klscale.inputs.references import ModelRef
-from klscale.inputs.texts import TextSet, load_texts
-from klscale.sources.tokens import segments_of
+from klscale.inputs.texts import TextSet, build_texts, load_texts, pocket_corpus
+from klscale.sources.tokens import Segment, segments_of
 from klscale.sources.transformers import engine as engine_module
-from klscale.sources.transformers.engine import Engine
+from klscale.sources.transformers.engine import Engine, cuts, queued
 from klscale.sources.transformers.files import resolve
 from klscale.sources.transformers.head import OutputHead
 from klscale.sources.transformers.load import load
@@ -132,6 +132,32 @@ def test_stretching_positions_do_not_see_the_neighbours(kind, make_model, texts)
     values, engine = score(directory, texts, batch_tokens=4096)
     assert engine.stretches_beyond == 64
     np.testing.assert_allclose(values, expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(("n", "shortest", "longest"), [(40, 129, 512), (400, 129, 512), (400, 65, 256)])
+@pytest.mark.parametrize("per_byte", [1.0, 0.3])
+def test_padding_of_real_texts_is_below_one_percent(n, shortest, longest, per_byte):
+    """Bytes, as the models of the demo read them, and tokens of about three bytes, more in some texts than in others:
+    columns of all batches, counted. Batches that fill the budget pad more, where lengths differ."""
+    texts = build_texts("real", pocket_corpus(), n, max_bytes=longest, min_bytes=shortest - 1)
+    spread = 0.0 if per_byte == 1 else 0.05
+    lengths = np.rint(texts.bytes * per_byte * np.random.default_rng(0).normal(1, spread, n)).astype(int)
+    engine = Engine.__new__(Engine)
+    engine.own_logits = engine.alone = engine.padded = engine.fewest = engine.shuffled = False
+    engine.batch_tokens, engine.stretches_beyond, engine.device = 8192, None, torch.device("cpu")
+
+    def wasted():
+        queue, columns = queued((engine,), [Segment(s, 0, int(size), 1) for s, size in enumerate(lengths)]), 0
+        for rows in cuts((engine,), queue):
+            columns += rows * queue[0].length
+            del queue[:rows]
+        return columns / lengths.sum() - 1
+
+    best = wasted()
+    assert 0 <= best < 0.01
+    engine.fewest = True
+    assert best <= wasted()
+    assert per_byte == 1 or wasted() > 0.01
 
 
 # ------------------------------------------------------------------------------------------------------- long texts

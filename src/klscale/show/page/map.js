@@ -248,11 +248,11 @@ const SIDES = [
 ];
 
 /** The box of a label at a side of a mark that reaches so far, in pixels: [left, top, right, bottom]. */
-function labelBox(mark, width, side, reach = 10) {
+function labelBox(mark, width, side, reach) {
   const [x, y] = mark;
   const [vertical, horizontal] = side.split(" ");
   const left = horizontal === "right" ? x + reach : horizontal === "left" ? x - reach - width : x - width / 2;
-  const top = vertical === "top" ? y - reach - 12 : vertical === "bottom" ? y + reach - 4 : y - 7;
+  const top = vertical === "top" ? y - reach - 13 : vertical === "bottom" ? y + reach - 3 : y - 7;
   return [left, top, left + width, top + 14];
 }
 
@@ -278,7 +278,7 @@ function nameTraces() {
     height / 2 - unit * (y[i] - (south + north) / 2),
   ]);
   const chosen = selected();
-  const ring = (i) => (chosen.includes(i) ? 12 : 6);
+  const ring = (i) => (chosen.includes(i) ? 11 : 6);
   const taken = marks.map(([across = 0, down = 0], i) => [
     across - ring(i),
     down - ring(i),
@@ -292,7 +292,7 @@ function nameTraces() {
   const sides = /** @type {string[]} */ ([]);
   for (let round = 0; round < ROUNDS; round += 1) {
     marks.forEach((mark, i) => {
-      const boxes = SIDES.map((side) => labelBox(mark, widths[i], side));
+      const boxes = SIDES.map((side) => labelBox(mark, widths[i], side, ring(i) + 3));
       const cost = boxes.map((box, n) => {
         const outside = Math.max(0, -box[0]) + Math.max(0, box[2] - width);
         const covered = (sum, other) => sum + overlap(box, other);
@@ -309,7 +309,7 @@ function nameTraces() {
       mode: "markers+text",
       x,
       y,
-      marker: { size: 12, opacity: 0 }, // a mark that is not seen keeps the text off the one that is
+      marker: { size: models.map((i) => 2 * ring(i)), opacity: 0 }, // a mark that is not seen keeps the text off the one that is
       text: models.map((i) => label(data.labels[i])),
       textposition: sides,
       cliponaxis: false,

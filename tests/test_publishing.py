@@ -49,7 +49,7 @@ def test_what_is_published_is_a_store_with_the_same_numbers(run, texts, tmp_path
 def test_each_part_on_the_card_has_files_of_its_columns(store, texts, tmp_path, run):
     found = run("export", "d", "a/two", "--as", "dataset", "--store", "store").output
     assert "fill in the license" in found
-    assert f"texts/{texts.id}.jsonl" in found
+    assert "(1 text sets, in texts/)" in found
     assert values_of(Store("d"), texts) == {"a/two": values_of(store, texts)["a/two"]}
     head, text = front_matter("d")
     vectors, of_texts = head["configs"]
@@ -59,8 +59,7 @@ def test_each_part_on_the_card_has_files_of_its_columns(store, texts, tmp_path, 
     assert table["log_likelihood"].to_pylist() == scores_of(2).log_likelihood.tolist()
     for column in table.column_names:
         assert f"- `{column}`: " in text
-    lines = (Path("d") / of_texts["data_files"][0]).read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line)["text"] for line in lines] == list(texts.texts)
+    assert pq.read_table(Path("d") / of_texts["data_files"][0])["text"].to_pylist() == list(texts.texts)
     assert "not an empty directory" in run("export", "d", "--as", "dataset", "--store", "store", status=2).stderr
     assert "no vector" in run("export", "e", "a/twp", "--as", "dataset", "--store", "store", status=2).stderr
     assert not Path("e").exists()

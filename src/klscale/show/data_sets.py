@@ -108,7 +108,6 @@ def print_data_set(parts: Sequence[Part], directory: Path) -> None:
         out.print(f"{plain(part.name)}: {what}; files: {len(part.files):,}", soft_wrap=True)
     out.print(f"Before you publish {plain(directory)}: fill in the license in {CARD}.", style="yellow")
     if texts := [part for part in parts if not part.vectors and not part.texts.external]:
-        names = ", ".join(plain(file) for part in texts for file in part.files)
-        out.print(f"The texts themselves are in {names}.", style="yellow", soft_wrap=True)
+        out.print(f"The texts themselves are published too ({len(texts):,} text sets, in texts/).", style="yellow")
     if local := [model for model in _models(parts) if model.startswith(("/", "./", "~", "../"))]:
         out.print(f"{len(local):,} models are named by a path of this machine: {plain(local[0])}.", style="yellow")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from klscale.errors import InputError, nearest
@@ -105,9 +107,12 @@ def _parts(made: Store, texts: TextSet, names: set[str]) -> Iterator[Part]:
             columns,
             tuple(sorted(models)),
         )
-    lines = made.text_files(texts.id)[1]
-    columns = tuple(next(iter(texts.records())))
-    yield Part(_name(f"{texts.name}-texts", texts.id, names), texts, (_within(made, lines),), columns, ())
+    table, buffer = pa.Table.from_pylist([*texts.records()]), io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    file = made.files.path("texts", f"{texts.id}.parquet")  # the hub reads files of one kind; a store reads the lines
+    made.files.write(file, buffer.getvalue())
+    name = _name(f"{texts.name}-texts", texts.id, names)
+    yield Part(name, texts, (_within(made, file),), tuple(table.column_names), ())
 
 
 def _within(made: Store, file: str) -> str:

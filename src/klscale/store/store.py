@@ -58,6 +58,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 MANY = 50
 """Vectors from which on what was found out by reading all of them is kept."""
+AT_ONCE = 512
+"""Vectors that are read before their values are taken over."""
 SCALES = ("scale.json", "scale-of-layers.json")
 """Without and with the layers of models."""
 LARGE = (SPANS, GIVEN, DRAWS, SAMPLED, TOP)
@@ -480,13 +482,15 @@ class Store:
         starts = np.cumsum([0, *(1 + entry.n_layers * layers for entry in entries)])
         together = sorted(range(len(entries)), key=lambda n: self.packs.of.get(entries[n].path, ""))
         with ThreadPoolExecutor(8) as pool:
-            for n, found in zip(together, pool.map(self._vector_of, [entries[n] for n in together]), strict=True):
-                own = slice(starts[n], starts[n + 1])
-                if found is None:
-                    continue
-                read[own], matrix[own.start, found.text] = True, found.log_likelihood
-                if layers and found.layers is not None:
-                    matrix[own.start + 1 : own.stop, found.text] = found.layers.T
+            for start in range(0, len(together), AT_ONCE):
+                some = together[start : start + AT_ONCE]
+                for n, found in zip(some, pool.map(self._vector_of, [entries[n] for n in some]), strict=True):
+                    own = slice(starts[n], starts[n + 1])
+                    if found is None:
+                        continue
+                    read[own], matrix[own.start, found.text] = True, found.log_likelihood
+                    if layers and found.layers is not None:
+                        matrix[own.start + 1 : own.stop, found.text] = found.layers.T
         if not read.all():
             matrix, rows = matrix[read], [row for row, there in zip(rows, read, strict=True) if there]
         floors = self.noise_floors(texts.id, [entry.key for entry in entries])

@@ -4,15 +4,13 @@
 
 The models are mocks that sleep: they take LOAD_S to open, and read SPEED tokens a second. So workers need next to no
 processor while they score, and what one of them cannot do faster than alone is the part of klscale and Ray. Ray is told
-that this machine has as many cores as there are workers. Processor seconds tell how many of them real cores can serve:
-of the command itself, and of the workers and Ray together.
+that this machine has as many cores as there are workers. Processor seconds are those of the command itself.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import resource
 import tempfile
 import time
 from pathlib import Path
@@ -42,10 +40,9 @@ class Watch(Progress):
             self.first = time.monotonic()
 
 
-def measure(workers: int, each: int, texts: TextSet) -> tuple[float, float, float, float]:
-    """Of a sweep over so many models each: seconds, seconds until the first text, and processor seconds of this process
-    and of all others. Ray's start is not in the seconds of the clock."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+def measure(workers: int, each: int, texts: TextSet) -> tuple[float, float, float]:
+    """Of a sweep over so many models each, without the start of Ray: seconds, seconds until the first text, and
+    processor seconds of this process."""
     ray.init(
         "local", num_cpus=workers, num_gpus=0, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
         _memory=workers * GB, object_store_memory=2**27,
@@ -57,10 +54,8 @@ def measure(workers: int, each: int, texts: TextSet) -> tuple[float, float, floa
         found = klscale.score(refs, texts, ray="local", options=options)
         seconds, mine = time.monotonic() - begun, time.process_time() - mine
         assert not found.failed
-    ray.shutdown()  # waits for the processes below
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    others = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return seconds, (watch.first or begun) - begun, mine, others
+    ray.shutdown()
+    return seconds, (watch.first or begun) - begun, mine
 
 
 def main() -> None:
@@ -73,15 +68,14 @@ def main() -> None:
     generator = np.random.default_rng(0)
     texts = TextSet.from_texts("random", ["".join(generator.choice(list("abc de"), BYTES)) for _ in range(N_TEXTS)])
     alone = None
-    print("| workers | models | seconds | to the first text | efficiency | processor s: command | workers and Ray |")
-    print("|---|---|---|---|---|---|---|")
+    print("| workers | models | seconds | to the first text | efficiency | processor seconds |")
+    print("|---|---|---|---|---|---|")
     workers = 1
     while workers <= most:
-        seconds, first, mine, others = measure(workers, each, texts)
+        seconds, first, mine = measure(workers, each, texts)
         alone = alone or seconds
         print(
-            f"| {workers} | {workers * each} | {seconds:.1f} | {first:.1f} | {alone / seconds:.0%} | {mine:.2f} | "
-            f"{others:.1f} |",
+            f"| {workers} | {workers * each} | {seconds:.1f} | {first:.1f} | {alone / seconds:.0%} | {mine:.2f} |",
             flush=True,
         )
         workers *= 2

@@ -290,6 +290,17 @@ def test_pmi_on_the_command_line(tmp_path: Path, make_chat_model: Make, run: Any
     assert "no KL" in shown
     assert pd.read_csv("pmi.csv")["pmi_distance"][0] == row["pmi_distance"]["value"]
     assert "no KL" in Path("pmi.md").read_text()
+    made = json.loads(run("map", "--pmi", "--json").stdout)
+    places = np.array([one["pca"] for one in made["models"]])
+    assert np.sum((places[0] - places[1]) ** 2) == pytest.approx(row["pmi_distance"]["value"], rel=0.2)  # N, not N - 1
+    assert made["models"][0]["nearest"][0]["pmi_distance"] == row["pmi_distance"]
+    assert [one["pmi"]["value"] for one in made["models"]] == [row["pmi_a"]["value"], row["pmi_b"]["value"]]
+    shown = run("map", "--pmi").output + run("map", "--pmi", "--out", "map.csv").output
+    assert "no KL" in shown
+    assert pd.read_csv("map.csv")["pmi"].tolist() == [row["pmi_a"]["value"], row["pmi_b"]["value"]]
+    run("map", "--pmi", "--method", "pca", "--out", "map.svg")
+    assert "PMI vectors (no KL)" in Path("map.svg").read_text()
+    assert "is not kept" in run("map", "--pmi", "--anew", status=2).output
     for more in (["--fail-above", "1"], ["--precision", "10%"], ["--limit", "2"]):
         assert "Leave" in run("compare", *models, "--pmi", *more, status=2).output
     run("compare", *models, "--pmi", "--out", "pmi.png", status=2)

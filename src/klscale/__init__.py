@@ -46,7 +46,7 @@ _EXPORTS = {
     "studies.verbs.options": ("Options",),
     "studies.predicting": ("Prediction", "predict_scores"),
     "studies.verbs.place": ("Placed", "place"),
-    "studies.verbs.pmi": ("PMIComparison", "pmi"),
+    "studies.verbs.pmi": ("PMIComparison", "PMIMap", "pmi", "pmi_map"),
     "studies.verbs.predict": ("Predicted", "predict"),
     "studies.verbs.scale": ("Scale", "scale"),
     "studies.verbs.score": ("Scored", "score"),

@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from klscale.cli.options import JsonOption, ScoringOptions, TextsOptions, at_work
+from klscale.cli.options import JsonOption, PMIOption, ScoringOptions, TextsOptions, at_work
 from klscale.cli.status import failure_status
+from klscale.errors import InputError
 from klscale.show.files import PAGES, PICTURES, TABLES, require_ending, save
 from klscale.show.scoring import print_failures
 from klscale.show.terminal import err, out, plain, print_json, print_report
@@ -31,6 +32,7 @@ def map_command(
     method: Annotated[Literal["tsne", "pca"], typer.Option(help="What a picture shows.")] = "tsne",
     colour_by: Annotated[str, typer.Option("--colour", metavar="ATTRIBUTE", help="What colours a picture.")] = "family",
     *,
+    by_pmi: PMIOption = False,
     options: ScoringOptions,
     as_json: JsonOption = False,
 ) -> None:
@@ -40,6 +42,18 @@ def map_command(
     from klscale.show.pictures import model_map
     from klscale.studies.verbs.map import map_models
 
+    if by_pmi:
+        from klscale.show.pmi import show_pmi_map
+        from klscale.studies.verbs.pmi import pmi_map
+
+        if add or anew:
+            raise InputError("--pmi goes without --add and --anew.", "A map of PMI vectors is not kept.")
+        if file is not None:
+            require_ending(file, (*PICTURES, *TABLES))
+        with at_work(options) as how:
+            of_pmi = pmi_map(options=how)
+        show_pmi_map(of_pmi, file, as_json, colour_by, method)
+        return
     if file is not None:
         require_ending(file, (*PAGES, *PICTURES, *TABLES))
     with at_work(options) as how:

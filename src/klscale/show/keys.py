@@ -49,6 +49,7 @@ RECORDS: dict[str, tuple[Column, ...]] = {
     "klscale drift": drift.DRIFT,
     "klscale drift --alarm 5%": alarm.ALARM,
     "klscale map": maps.MAP,
+    "klscale map --pmi": pmi.PMI_MAP,
     "klscale place": placing.PLACEMENT,
     "klscale predict": predicting.PREDICTED,
     "klscale trajectory": trajectories.TRAJECTORIES,

@@ -85,7 +85,7 @@ OFF_MAP = (
     ),
     Column("sentence", "The same in words.", value=lambda it: it.found.sentence),
 )
-MODEL = (
+PLACE = (
     Column(
         "model",
         "The model.",
@@ -94,13 +94,17 @@ MODEL = (
         words=True,
     ),
     Column("attributes", "What is known of it, by name: family, parameters, step, ..."),
-    Column("added", "Whether it was added to a kept map.", value=lambda it: bool(it.found.added[it.k])),
     Column("pca", "Its place by principal components.", "√(bits/byte)", lambda it: it.place(it.found.pca)),
     Column("", title="PC 1", cell=_place("pca", 0, 3)),
     Column("", title="PC 2", cell=_place("pca", 1, 3)),
     Column("tsne", "Its place by t-SNE in the plane; null for few models.", "", lambda it: it.place(it.found.tsne)),
     Column("", title="t-SNE", cell=_plane, importance=0),
     Column("tsne3", "Its place by t-SNE in space; null for few models.", "", lambda it: it.place(it.found.tsne3)),
+)
+"""Of a model on a map: `found`, its number `k` and what is known of it."""
+MODEL = (
+    *PLACE,
+    Column("added", "Whether it was added to a kept map.", value=lambda it: bool(it.found.added[it.k])),
     Column(
         "nearest",
         "The nearest models, nearest first.",
@@ -210,15 +214,32 @@ def map_rows(found: ModelMap, vectors: Vectors) -> list[dict[str, Any]]:
     def spread(row: _Row) -> dict[str, Any]:
         made: dict[str, Any] = {"model": row.model, **{name: row.attributes.get(name) for name in names}}
         made["added"] = bool(found.added[row.k])
-        for part, points, n in (("pca", found.pca, AXES), ("tsne", found.tsne, 2), ("tsne3", found.tsne3, 3)):
-            place = np.full(n, np.nan) if points is None else points[row.k]
-            made |= {f"{part}_{axis}": float(place[axis - 1]) for axis in range(1, n + 1)}
+        made |= spread_place(found, row.k)
         first = row.nearest[0] if row.nearest else None
         made["nearest"] = first and first.model
         made |= {nested("nearest_kl", key): value for key, value in flat(KL_COLUMNS, first and first.measured).items()}
         return made | flat(OFF_MAP[:1], row.off_map)
 
     return [spread(row) for row in rows]
+
+
+def spread_place(found: ModelMap, k: int) -> dict[str, float]:
+    """The place of a model as columns of a table in a file: `pca_1`, `tsne_2`, ..."""
+    made = dict[str, float]()
+    for part, points, n in (("pca", found.pca, AXES), ("tsne", found.tsne, 2), ("tsne3", found.tsne3, 3)):
+        place = np.full(n, np.nan) if points is None else points[k]
+        made |= {f"{part}_{axis}": float(place[axis - 1]) for axis in range(1, n + 1)}
+    return made
+
+
+def what_axes_are(found: ModelMap) -> str:
+    """A sentence on the axes of a map."""
+    shares = " and ".join(f"{share:.0%}" for share in found.share[:2])
+    of = "" if found.added.sum() == 0 else " of the models that the map was made of"
+    return (
+        f"PC 1 and 2: principal components, √(bits/byte), {shares} of the variance{of}; distances on them are at most "
+        "those of the models."
+    ) + ("" if found.tsne is None else " t-SNE has no unit: it shows which models are near each other.")
 
 
 def print_map(found: ModelMap, vectors: Vectors) -> None:
@@ -231,14 +252,7 @@ def print_map(found: ModelMap, vectors: Vectors) -> None:
     out.print(table(MODEL, shown, f"\n{len(found):,} models, those that are near each other side by side"))
     if len(shown) < len(found):
         out.print(f"{len(shown)} of {len(found):,} models are shown; all: --json, or --out FILE.csv", style="dim")
-    shares = " and ".join(f"{share:.0%}" for share in found.share[:2])
-    of = "" if found.added.sum() == 0 else " of the models that the map was made of"
-    out.print(
-        f"PC 1 and 2: principal components, √(bits/byte), {shares} of the variance{of}; distances on them are at most "
-        "those of the models."
-        + ("" if found.tsne is None else " t-SNE has no unit: it shows which models are near each other."),
-        style="dim",
-    )
+    out.print(what_axes_are(found), style="dim")
     cautions.print_footnotes(vectors.texts, (one.measured for row in shown for one in row.nearest[:1]))
     for note in (*found.notes, *notes, *unclustered):
         out.print(plain(note), style="yellow")

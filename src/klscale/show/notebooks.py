@@ -124,6 +124,15 @@ def _placed(found: Any) -> Way:
     return Way(lambda: print_placement(found))
 
 
+def _pmi_map(found: Any) -> Way:
+    from klscale.show.pictures import model_map
+    from klscale.show.pmi import print_pmi_map
+
+    method: Literal["tsne", "pca"] = "pca" if found.map.tsne is None else "tsne"
+    given = found.vectors.given
+    return Way(lambda: print_pmi_map(found), lambda: model_map(found.map, given, method=method, by_pmi=True))
+
+
 def _pmi(found: Any) -> Way:
     from klscale.show.pmi import print_pmi
 
@@ -163,6 +172,7 @@ def _checkup(found: Any) -> Way:
 WAYS: dict[str, Callable[[Any], Way]] = {
     "Comparison": _comparison, "Scale": _scale, "Trajectories": _trajectories, "Layers": _layers, "StoreMap": _map,
     "Placed": _placed, "Predicted": _predicted, "Scored": _scored, "PartCosts": _part_costs, "PMIComparison": _pmi,
+    "PMIMap": _pmi_map,
     "Checkup": _checkup,
 }  # fmt: skip
 """Name of a result -> how it is shown."""

@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Literal
 
+from klscale.science.estimates import Estimate
 from klscale.show import cautions
 from klscale.show.cautions import Around, Measured
-from klscale.show.columns import HEAD, Column, estimate, flat, interval, number, records, table, unit, within
-from klscale.show.files import DOCUMENTS, save_document, save_table
+from klscale.show.columns import (
+    BITS,
+    HEAD,
+    Column,
+    estimate,
+    flat,
+    interval,
+    nested,
+    number,
+    record,
+    records,
+    table,
+    unit,
+    within,
+)
+from klscale.show.files import DOCUMENTS, save, save_document, save_table
+from klscale.show.maps import NEAREST, PLACE, ROWS, spread_place, what_axes_are
 from klscale.show.pairs import ENDS, MANY, A, B, kl
 from klscale.show.terminal import describe_texts, err, out, plain, print_json
+from klscale.studies.maps import ModelMap
 from klscale.studies.pmi import PMIPair, PMIVectors
-from klscale.studies.verbs.pmi import PMIComparison
+from klscale.studies.verbs.pmi import PMIComparison, PMIMap
 
 NO_KL = "The distance of PMI vectors is no KL: it may be 0 between models whose KL is large."
 
@@ -97,3 +115,106 @@ def _print_means(vectors: PMIVectors, names: Sequence[str]) -> None:
         Column("", title=f"less {plain(names[0])}", cell=against),
     )
     out.print(table(columns, names, "\nWhat the prompts save, bits/byte"))
+
+
+# -------------------------------------------------------------------------------------------------------------- the map
+
+
+@dataclass(frozen=True)
+class _Near:
+    """A model near another."""
+
+    model: str
+    distance: Estimate
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A model on the map, number `k`."""
+
+    found: ModelMap
+    k: int
+    attributes: Mapping[str, Any]
+    mean: Estimate
+    nearest: Sequence[_Near]
+
+    @property
+    def model(self) -> str:
+        return self.found.models[self.k]
+
+    def place(self, points: Any) -> Any:
+        return None if points is None else points[self.k]
+
+
+NEAR = (
+    Column("model", "The other model."),
+    estimate("pmi_distance", "Squared distance of the two PMI vectors. It is no KL.", value=lambda it: it.distance),
+)
+PMI_MODEL = (
+    *PLACE,
+    estimate("pmi", "Its mean PMI: what the prompts save of its bits per byte.", value=lambda it: it.mean),
+    Column("nearest", "The nearest models, nearest first.", title="nearest", words=True, within=NEAR, many=True,
+           cell=lambda it: plain(it.nearest[0].model) if it.nearest else "", importance=2),
+    Column("", title="PMI distance ± SE, bits/byte",
+           cell=lambda it: number(it.nearest[0].distance) if it.nearest else "", importance=2),
+)  # fmt: skip
+"""Of a `_Place`."""
+PMI_MAP = (
+    *HEAD,
+    Column("n_texts", "Texts that all models of the map have.", "texts", lambda it: it.found.n_texts),
+    unit(),
+    Column("unit_of_pca", "Unit of the places by principal components.", value=lambda _: "root bits/byte"),
+    Column("share", "Share of the variance on each principal component.", "share", lambda it: it.found.share),
+    Column("perplexity", "Perplexity of t-SNE; null where there is none.", "models", lambda it: it.found.perplexity),
+    Column("typical_nearest_distance", "Median squared distance of a model to its nearest.", BITS,
+           lambda it: it.found.typical),
+    Column("notes", "What a reader must know of the map.", value=lambda it: [NO_KL, *it.found.notes]),
+    Column("models", "Each model.", within=PMI_MODEL, many=True),
+)  # fmt: skip
+
+
+def _places(it: PMIMap) -> list[_Place]:
+    near, known = it.vectors.nearest(NEAREST), it.vectors.given.known
+    return [
+        _Place(it.map, k, known[k], it.vectors.mean(name), [_Near(*one) for one in near[name]])
+        for k, name in enumerate(it.map.models)
+    ]
+
+
+def show_pmi_map(it: PMIMap, file: Path | None, as_json: bool, colour_by: str, method: Literal["tsne", "pca"]) -> None:
+    """A map of PMI vectors as JSON or a table; and a file of it, a table or a picture by its ending."""
+    if as_json:
+        texts = it.vectors.given.texts
+        print_json(record(PMI_MAP, SimpleNamespace(texts=texts, found=it.map, models=_places(it))))
+    elif file is None:
+        print_pmi_map(it)
+    if file is not None:
+        from klscale.show.pictures import model_map
+
+        save(
+            file,
+            lambda: [_spread(row) for row in _places(it)],
+            lambda: model_map(it.map, it.vectors.given, colour_by=colour_by, method=method, by_pmi=True),
+        )
+        err.print(f"Wrote {plain(file)}.")
+
+
+def _spread(row: _Place) -> dict[str, Any]:
+    """A row of a table in a file."""
+    first = row.nearest[0] if row.nearest else None
+    made = {"model": row.model, **row.attributes, **spread_place(row.found, row.k), **flat(PMI_MODEL[-3:-2], row)}
+    made["nearest"] = first and first.model
+    return made | {nested("nearest", key): value for key, value in flat(NEAR[1:], first).items()}
+
+
+def print_pmi_map(it: PMIMap) -> None:
+    """Each model with its place, mean PMI and nearest, at most 40 of them."""
+    out.print(describe_texts(it.vectors.given.texts))
+    rows = _places(it)
+    out.print(table(PMI_MODEL, rows[:ROWS], f"\n{len(rows):,} models by PMI vectors, bits/byte"))
+    if len(rows) > ROWS:
+        out.print(f"{ROWS} of {len(rows):,} models are shown; all: --json, or --out FILE.csv", style="dim")
+    out.print(what_axes_are(it.map), style="dim")
+    out.print(NO_KL, style="yellow")
+    for note in it.map.notes:
+        out.print(plain(note), style="yellow")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from klscale.inputs.texts import TextSet
 from klscale.science.arrays import Floats
 from klscale.science.estimates import Estimate
 from klscale.science.kl import KL, KLMatrix, bits_per_byte, kl_matrix
+from klscale.studies.maps import ModelMap, model_map, nearest
 from klscale.vectors.vectors import Vectors
 
 
@@ -59,8 +60,18 @@ class PMIVectors:
     def distance(self, a: str, b: str) -> Estimate:
         """Squared distance of two PMI vectors in bits per byte: Var_s(PMI_a - PMI_b) / (2 B ln 2), as KL by whole texts
         is of log-likelihoods. It is no KL."""
-        found = self._distances[a, b]
-        return Estimate.positive(found.value, found.standard_error, found.n_texts, n_documents=found.n_documents or 0)
+        return _estimate(self._distances[a, b])
+
+    def map(self) -> ModelMap:
+        """The models as points by their PMI vectors, as `maps.model_map` has them by log-likelihoods: squared distances
+        of the points approximate `distance`. Raises InputError for models without common texts."""
+        texts = self.given.texts.with_clip(None)
+        return model_map(replace(self.given, log_likelihood=self.values, texts=texts, spans=None, sampled=None))
+
+    def nearest(self, n: int) -> dict[str, tuple[tuple[str, Estimate], ...]]:
+        """The n nearest others of each model, and their `distance`."""
+        found = nearest(self._distances, n)
+        return {name: tuple((other, _estimate(kl)) for other, kl in near) for name, near in found.items()}
 
     def pairs(self, pairs: Iterable[tuple[str, str]]) -> list[PMIPair]:
         """Each of these pairs of models."""
@@ -72,3 +83,7 @@ class PMIVectors:
             )
             for a, b in pairs
         ]  # fmt: skip
+
+
+def _estimate(found: KL) -> Estimate:
+    return Estimate.positive(found.value, found.standard_error, found.n_texts, n_documents=found.n_documents or 0)

@@ -61,25 +61,32 @@ WIDEST = 4.0
 
 @styled
 def model_map(
-    map: ModelMap, vectors: Vectors, *, colour_by: str = "family", method: Literal["tsne", "pca"] = "tsne"
+    map: ModelMap,
+    vectors: Vectors,
+    *,
+    colour_by: str = "family",
+    method: Literal["tsne", "pca"] = "tsne",
+    by_pmi: bool = False,
 ) -> Figure:
     """The models of a map (`maps.ModelMap`) as points, by t-SNE or on principal components, coloured by an attribute:
     categories by `looks`, numbers on a scale. Models that were added to a kept map are hollow.
 
     `vectors` are those of the map's models, in any order. Checkpoints of a run are joined to a thread, as wide as the
-    KL of the step is far: the width is proportional to its square root, the distance. Few models are named, of many
-    the ends of threads, where a name has room. Raises InputError for an attribute that is not known of any model, for a
-    method that there is not, and for a map without t-SNE.
+    KL of the step is far: the width is proportional to its square root, the distance. `by_pmi`: it is a map of PMI
+    vectors, without threads. Few models are named, of many the ends of threads, where a name has room. Raises
+    InputError for an attribute that is not known of any model, for a method that there is not, and for a map without
+    t-SNE.
     """
     points = _points(map, method)
     known = vectors.subset(map.models)
     colouring = _colouring(known, colour_by)
     K = len(known)
-    runs = find_runs(known)
+    runs = [] if by_pmi else find_runs(known)
     width = SINGLE if K <= WIDE else DOUBLE
     groups, columns = _groups(known, colouring, colour_by, bool(np.any(map.added)), width - 1.45 * bool(runs))
     figure = new_figure(width, 0.86 * width + LINE * max(0, -(-len(groups) // columns) - 3))
-    headline(figure, f"{K:,} model{'s' if K != 1 else ''}, {describe(vectors.texts)}")
+    how = " by PMI vectors (no KL)" if by_pmi else ""
+    headline(figure, f"{K:,} model{'s' if K != 1 else ''}{how}, {describe(vectors.texts)}")
     axes = figure.add_subplot()
     axes.set_aspect("equal", adjustable="datalim")
     axes.margins(0.1)

@@ -13,6 +13,7 @@ from klscale.inputs.conversations import WITH_TEMPLATE
 from klscale.inputs.references import ModelRef, parse_all
 from klscale.inputs.texts import TextSet
 from klscale.store.store import Entry, Store
+from klscale.studies.maps import ModelMap
 from klscale.studies.pmi import PMIPair, PMIVectors
 from klscale.studies.verbs.options import Options
 from klscale.studies.verbs.score import SHOWN, failures, score, stored_vectors
@@ -32,6 +33,20 @@ class PMIComparison(Displayed):
         lines = [f"{name}: mean PMI {self.vectors.mean(name)}" for name in self.vectors.given.names]
         lines += [f"{it.a} and {it.b}: squared PMI distance {it.distance}, no KL" for it in self.pairs]
         return "\n".join([*lines, *failures(self.outcomes)])
+
+
+@dataclass(frozen=True, eq=False)
+class PMIMap(Displayed):
+    """PMI vectors of models, and these as points: `map.pca` (K, 3) in root bits per byte and `map.tsne` (K, 2) without
+    a unit, in the order of `map.models`."""
+
+    vectors: PMIVectors
+    map: ModelMap
+
+    def __str__(self) -> str:
+        shares = ", ".join(f"{share:.0%}" for share in self.map.share)
+        first = f"{len(self.map):,} models by PMI vectors, no KL; the axes hold {shares} of the variance."
+        return "\n".join([first, *self.map.notes])
 
 
 def pmi(
@@ -55,14 +70,8 @@ def pmi(
         print(found.pairs[0].distance, found.vectors.values)
     """
     options = options.at(texts, store)
-    if options.limit is not None:
-        why = "The first texts of a set and of its responses alone are other texts."
-        raise InputError("PMI and a limit exclude each other.", why, "Leave the limit out.")
     place = options.opened()
-    chosen = options.stored(place)
-    if not any(chosen.prompts or ()):
-        why = "PMI is log p(response | prompt) - log p(response)."
-        raise InputError(f"{chosen.name} has no prompts.", why, "docs/conversations.md  says how to write them.")
+    chosen = _with_prompts(place, options)
     refs = parse_all([*((reference,) if reference is not None else ()), *models])
     if refs:
         vectors, outcomes = _scored(refs, chosen, options)
@@ -73,6 +82,39 @@ def pmi(
     names = vectors.given.names
     pairs = combinations(names, 2) if reference is None else ((names[0], name) for name in names[1:])
     return PMIComparison(vectors, tuple(vectors.pairs(pairs)), outcomes)
+
+
+def pmi_map(
+    texts: TextSet | str | None = None,
+    store: Store | str | os.PathLike[str] | None = None,
+    *,
+    options: Options = Options(),
+) -> PMIMap:
+    """All models of a store that are scored given the prompts and on the responses alone, as points by their PMI
+    vectors: principal components in root bits per byte, and t-SNE (arXiv 2603.18593). Distances are no KL. The map is
+    not kept.
+
+    Raises InputError for texts without prompts, fewer than two models, and a limit.
+
+        found = klscale.pmi_map(store="klscale-store")
+        print(found.map.models, found.map.pca)
+    """
+    options = options.at(texts, store)
+    place = options.opened()
+    vectors = _stored(place, _with_prompts(place, options), options)
+    return PMIMap(vectors, vectors.map())
+
+
+def _with_prompts(place: Store, options: Options) -> TextSet:
+    """The texts that are chosen, which have prompts."""
+    if options.limit is not None:
+        why = "The first texts of a set and of its responses alone are other texts."
+        raise InputError("PMI and a limit exclude each other.", why, "Leave the limit out.")
+    chosen = options.stored(place)
+    if not any(chosen.prompts or ()):
+        why = "PMI is log p(response | prompt) - log p(response)."
+        raise InputError(f"{chosen.name} has no prompts.", why, "docs/conversations.md  says how to write them.")
+    return chosen
 
 
 def _scored(refs: Sequence[ModelRef], texts: TextSet, options: Options) -> tuple[PMIVectors, tuple[Outcome, ...]]:

@@ -184,7 +184,8 @@ def of_logged(sample: Sample, exponent: float = 0.4) -> Found:
 
     rows = 3 * _walk(exponent, diffusion.WINDOW) @ sample.noise(diffusion.WINDOW)
     recent = [(0, np.zeros(sample.n)), *((1000 * (t + 1), row) for t, row in enumerate(rows))]
-    of = SimpleNamespace(bytes=sample.bytes, documents=sample.documents, texts=SimpleNamespace(clip=None))
+    texts = SimpleNamespace(clip=None)
+    of = SimpleNamespace(bytes=sample.bytes, documents=sample.documents, texts=texts, row=lambda measured: measured)
     watch = SimpleNamespace(_recent=recent)
     yield "logged exponent, value ± SE", bars(TrainingWatch._exponent(watch, of)), exponent  # type: ignore[arg-type]
 

@@ -217,7 +217,7 @@ def test_a_column_described_as_another_type_does_not_abort(tmp_path: Path) -> No
 @forks
 @pytest.mark.parametrize(
     ("attack", "budget"),
-    [(attacks.kills, 30), (attacks.damages, 100), (attacks.hostile_stores, 17), (fuzzed.fuzz, 120)],
+    [(attacks.kills, 24), (attacks.damages, 100), (attacks.hostile_stores, 10), (fuzzed.fuzz, 120)],
     ids=["kills", "damaged files", "hostile stores", "fuzzed inputs"],
 )
 def test_an_attack_finds_nothing(tmp_path: Path, attack: Any, budget: int) -> None:

@@ -65,8 +65,8 @@ def test_each_caution_is_that_of_its_pairs():
     noise = np.full((len(rows),) * 2, np.nan)
     for a, b, level in ((0, 1, 0.002), (0, 6, 0.03), (1, 6, 0.0001)):  # of a KL of about 0.014
         noise[a, b] = noise[b, a] = level
+    object.__setattr__(vectors, "noise", lambda i, j: noise[i, j])
     around = cautions.Around(vectors)
-    object.__setattr__(around, "noise", noise)
     places = np.indices((len(rows),) * 2)
     found = cautions.flags(around.pairs(*places))
     np.testing.assert_array_equal(found, found.T)

@@ -87,7 +87,7 @@ def test_all_models_in_order_are_the_same_vectors():
 def test_a_matrix_beyond_memory_is_an_error_at_once(monkeypatch):
     vectors = Vectors.from_arrays(-np.ones((3, 4)), ["a", "b", "c"], [1, 2, 3, 4])
     monkeypatch.setattr(vectors_module.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
-    with pytest.raises(InputError, match="all pairs of 3 models"):
+    with pytest.raises(InputError, match="all 3 pairs of 3 models"):
         vectors.kl()
     monkeypatch.setattr(vectors_module.psutil, "virtual_memory", lambda: SimpleNamespace(available=10**6))
     assert vectors.kl().value.shape == (3, 3)

@@ -331,7 +331,8 @@ function axesLayout() {
   const [x, y, z] = titles();
   const bare = view.method === "tsne" ? { showticklabels: false, ticks: "" } : {}; // its units are arbitrary
   if (flat()) {
-    return { xaxis: axis(x, bare), yaxis: axis(y, { scaleanchor: "x", ...bare }) };
+    // The margin on the left is fixed: with equal units on both axes it would follow the ticks, and the ticks it.
+    return { xaxis: axis(x, bare), yaxis: axis(y, { scaleanchor: "x", automargin: false, ...bare }) };
   }
   const one = (text) => ({
     title: { text, font: { size: 11 } },
@@ -353,7 +354,7 @@ function make() {
     ...axesLayout(),
     uirevision: `${view.method}${view.dimensions}`,
     legend: legend(narrow() ? {} : { maxheight: 0.3 }),
-    margin: { l: 44, r: 12, t: 12, b: 60 },
+    margin: { l: flat() ? 64 : 44, r: 12, t: 12, b: 60 },
   };
   return {
     data: [...threadTraces(), ...modelTraces(), ...nameTraces(), ...chosenTraces()],

@@ -192,6 +192,19 @@ def test_one_of_many_at_one_moment_has_the_claim(bucket, server, lag):
     assert Store(bucket).claim("0" * 12, "key").release() is None
 
 
+def test_a_claim_whose_answer_was_lost_is_the_own_one(bucket, server, monkeypatch):
+    """The storage has done what was asked, and the connection ended: the same request again finds the claim there."""
+    store = Store(bucket)
+    monkeypatch.setattr(server.app_faulty.random, "choice", lambda _: "done but closed")
+    draws = iter([0.0])
+    monkeypatch.setattr(server.app_faulty.random, "random", lambda: next(draws, 1.0))
+    server.app_faulty.share = 0.5
+    claim = store.claim("0" * 12, "key")
+    assert server.app_faulty.failed == {"done but closed": 1}
+    assert claim is not None
+    claim.release()
+
+
 def test_a_claim_of_a_process_that_is_gone_is_taken_over(bucket):
     store = Store(bucket)
     gone = {"key": "key", "owner": "x", "host": socket.gethostname(), "pid": 2**22 + 1, "beat": time.time()}

@@ -55,7 +55,8 @@ class Remote:
         self._ask(path, "written", lambda: self._system.pipe_file(path, data))
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write a file on condition that there is none; whether there was none. Where the storage knows no such
+        """Write a file on condition that there is none; whether this is the file that is there now. A request that was
+        done, though its answer was lost, finds its own file when it is made again. Where the storage knows no such
         condition, the file is written."""
         if not self.creates:
             self.put(path, data)
@@ -63,7 +64,11 @@ class Remote:
         try:
             self._ask(path, "written", lambda: self._system.pipe_file(path, data, mode="create"))
         except FileExistsError:
-            return False
+            try:
+                found: bytes = self._ask(path, "read", lambda: self._system.cat_file(path))
+            except FileNotFoundError:
+                return False
+            return found == data
         return True
 
     def list(self, directory: str) -> list[dict[str, Any]]:

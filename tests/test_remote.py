@@ -196,9 +196,15 @@ def test_a_claim_whose_answer_was_lost_is_the_own_one(bucket, server, monkeypatc
     """The storage has done what was asked, and the connection ended: the same request again finds the claim there."""
     store = Store(bucket)
     monkeypatch.setattr(server.app_faulty.random, "choice", lambda _: "done but closed")
-    draws = iter([0.0])
-    monkeypatch.setattr(server.app_faulty.random, "random", lambda: next(draws, 1.0))
+    draws, create = [1.0], remote.Remote.create
+    monkeypatch.setattr(server.app_faulty.random, "random", lambda: draws.pop() if len(draws) > 1 else 1.0)
     server.app_faulty.share = 0.5
+
+    def loses_the_answer(self, path, data):
+        draws.append(0.0)  # of the next request
+        return create(self, path, data)
+
+    monkeypatch.setattr(remote.Remote, "create", loses_the_answer)
     claim = store.claim("0" * 12, "key")
     assert server.app_faulty.failed == {"done but closed": 1}
     assert claim is not None

@@ -37,23 +37,26 @@ def map_command(
     as_json: JsonOption = False,
 ) -> None:
     """All models as points: principal components, t-SNE, and the nearest models. The store keeps the map."""
-    from klscale.show import reports
-    from klscale.show.maps import map_record, map_rows, print_map
-    from klscale.show.pictures import model_map
-    from klscale.studies.verbs.map import map_models
-
     if by_pmi:
         from klscale.show.pmi import show_pmi_map
         from klscale.studies.verbs.pmi import pmi_map
 
         if add or anew:
-            raise InputError("--pmi goes without --add and --anew.", "A map of PMI vectors is not kept.")
+            raise InputError(
+                "--pmi goes without --add and --anew.", "A map of PMI vectors is not kept.", "Leave them out."
+            )
         if file is not None:
             require_ending(file, (*PICTURES, *TABLES))
         with at_work(options) as how:
             of_pmi = pmi_map(options=how)
         show_pmi_map(of_pmi, file, as_json, colour_by, method)
         return
+
+    from klscale.show import reports
+    from klscale.show.maps import map_record, map_rows, print_map
+    from klscale.show.pictures import model_map
+    from klscale.studies.verbs.map import map_models
+
     if file is not None:
         require_ending(file, (*PAGES, *PICTURES, *TABLES))
     with at_work(options) as how:

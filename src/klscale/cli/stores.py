@@ -15,7 +15,8 @@ from klscale.show.files import DOCUMENTS, require_ending, save_document
 from klscale.show.terminal import describe_texts, err, out, plain, print_json
 
 if TYPE_CHECKING:
-    from klscale.store.store import Entry
+    from klscale.store.store import Entry, Store
+    from klscale.studies.verbs.options import Options
 
 
 def import_command(
@@ -103,7 +104,7 @@ def export(
     if form == "dataset":
         with at_work(options) as how:
             place = how.opened()
-            ids = [how.stored(place).id] if how.texts is not None else [head["id"] for head in place.text_sets()]
+            ids = _text_sets(place, how)
             parts = write_data_set(place, ids, directory, models or (), how.progress)
         if as_json:
             print_json(records(PART, parts))
@@ -315,7 +316,7 @@ def compact(
 
     with at_work(options) as how:
         place = how.opened()
-        ids = [how.stored(place).id] if how.texts is not None else [head["id"] for head in place.text_sets()]
+        ids = _text_sets(place, how)
         change = place.expand if undo else place.compact
         found = [change(text_set, progress=how.progress) for text_set in ids]
     if as_json:
@@ -324,6 +325,11 @@ def compact(
         out.print(f"{plain(place.location)} is empty.")
     else:
         print_compacted(found, {head["id"]: head["name"] for head in place.text_sets()}, undo=undo)
+
+
+def _text_sets(place: Store, how: Options) -> list[str]:
+    """The ids of the text set that is asked for, or of all."""
+    return [how.stored(place).id] if how.texts is not None else [head["id"] for head in place.text_sets()]
 
 
 def doctor(*, options: StoreOptions, as_json: JsonOption = False) -> None:

@@ -43,14 +43,12 @@ class _OffMap:
 
 
 @dataclass(frozen=True)
-class _Row:
-    """A model on the map, number `k`."""
+class Placed:
+    """A model on a map, number `k`, and what is known of it."""
 
     found: ModelMap
     k: int
     attributes: Mapping[str, Any]
-    nearest: Sequence[_Neighbour]
-    off_map: _OffMap | None
 
     @property
     def model(self) -> str:
@@ -58,6 +56,14 @@ class _Row:
 
     def place(self, points: Any) -> Any:
         return None if points is None else points[self.k]
+
+
+@dataclass(frozen=True)
+class _Row(Placed):
+    """One on a map of log-likelihoods."""
+
+    nearest: Sequence[_Neighbour]
+    off_map: _OffMap | None
 
 
 def _place(part: str, axis: int, digits: int) -> Any:
@@ -101,7 +107,7 @@ PLACE = (
     Column("", title="t-SNE", cell=_plane, importance=0),
     Column("tsne3", "Its place by t-SNE in space; null for few models.", "", lambda it: it.place(it.found.tsne3)),
 )
-"""Of a model on a map: `found`, its number `k` and what is known of it."""
+"""Of a `Placed`."""
 MODEL = (
     *PLACE,
     Column("added", "Whether it was added to a kept map.", value=lambda it: bool(it.found.added[it.k])),
@@ -125,13 +131,17 @@ MODEL = (
 )
 """Of a `_Row`."""
 
-MAP = (
+AXES_OF_MAP = (
     *HEAD,
     Column("n_texts", "Texts that all models of the map have.", "texts", lambda it: it.found.n_texts),
     unit(),
     Column("unit_of_pca", "Unit of the places by principal components.", value=lambda _: "root bits/byte"),
     Column("share", "Share of the variance on each principal component.", "share", lambda it: it.found.share),
     Column("perplexity", "Perplexity of t-SNE; null where there is none.", "models", lambda it: it.found.perplexity),
+)
+"""Of any map: its texts and its axes."""
+MAP = (
+    *AXES_OF_MAP,
     Column(
         "typical_nearest_kl",
         "Median KL of a model to its nearest.",

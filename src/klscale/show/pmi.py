@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,10 +27,9 @@ from klscale.show.columns import (
     within,
 )
 from klscale.show.files import DOCUMENTS, save, save_document, save_table
-from klscale.show.maps import NEAREST, PLACE, ROWS, spread_place, what_axes_are
+from klscale.show.maps import AXES_OF_MAP, NEAREST, PLACE, ROWS, Placed, spread_place, what_axes_are
 from klscale.show.pairs import ENDS, MANY, A, B, kl
 from klscale.show.terminal import describe_texts, err, out, plain, print_json
-from klscale.studies.maps import ModelMap
 from klscale.studies.pmi import PMIPair, PMIVectors
 from klscale.studies.verbs.pmi import PMIComparison, PMIMap
 
@@ -129,21 +128,11 @@ class _Near:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """A model on the map, number `k`."""
+class _Place(Placed):
+    """One on a map of PMI vectors."""
 
-    found: ModelMap
-    k: int
-    attributes: Mapping[str, Any]
     mean: Estimate
     nearest: Sequence[_Near]
-
-    @property
-    def model(self) -> str:
-        return self.found.models[self.k]
-
-    def place(self, points: Any) -> Any:
-        return None if points is None else points[self.k]
 
 
 NEAR = (
@@ -160,12 +149,7 @@ PMI_MODEL = (
 )  # fmt: skip
 """Of a `_Place`."""
 PMI_MAP = (
-    *HEAD,
-    Column("n_texts", "Texts that all models of the map have.", "texts", lambda it: it.found.n_texts),
-    unit(),
-    Column("unit_of_pca", "Unit of the places by principal components.", value=lambda _: "root bits/byte"),
-    Column("share", "Share of the variance on each principal component.", "share", lambda it: it.found.share),
-    Column("perplexity", "Perplexity of t-SNE; null where there is none.", "models", lambda it: it.found.perplexity),
+    *AXES_OF_MAP,
     Column("typical_nearest_distance", "Median squared distance of a model to its nearest.", BITS,
            lambda it: it.found.typical),
     Column("notes", "What a reader must know of the map.", value=lambda it: [NO_KL, *it.found.notes]),

@@ -63,8 +63,8 @@ class Files:
         return self._disk.creates
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write a file on condition that there is none; whether there was none. Where the storage cannot do that, the
-        file is written. Raises StorageError where that fails."""
+        """Write a file on condition that there is none; whether this is the file that is there now. Where the
+        storage cannot do that, the file is written. Raises StorageError where that fails."""
         self._clear()
         return self._disk.create(path, data)
 

@@ -37,7 +37,7 @@ from klscale.science.arrays import Floats, Integers
 from klscale.science.bootstrap import RESAMPLES, estimate_from_resamples, text_draws
 from klscale.science.diffusion import WINDOW
 from klscale.science.estimates import Estimate
-from klscale.science.kl import bits_per_byte, kl_pairs
+from klscale.science.kl import KL, bits_per_byte, kl, kl_pairs
 from klscale.science.reported import LARGEST_BY_SPANS, ReportedKL
 from klscale.sources.source import Reader, ReaderOptions, Sources
 from klscale.sources.tokens import Tokens
@@ -82,6 +82,9 @@ class _Sample:
     def _spans(self, scores: Scores) -> SpanRow | None:
         packed = spans_of(scores, {"spans": {"rule": RULE}}, self.texts)
         return None if packed is None else SpanRow(lambda: packed)
+
+    def by_whole_texts(self, a: Scores, b: Scores) -> KL:
+        return kl(self.row(a), self.row(b), self.bytes, clip=self.texts.clip, documents=self.documents)
 
     def kl(self, a: Scores, b: Scores) -> ReportedKL:
         """By spans where the tokenizer gives offsets, else by whole texts."""
@@ -363,7 +366,7 @@ class TrainingWatch:
             return False
         assert self._start is not None
         *last, newest = [scores for _, scores in self._recent][-1 - self._patience :]
-        moved, *moves = (sample.kl(one, newest).whole_texts.value > self._threshold for one in (self._start, *last))
+        moved, *moves = (sample.by_whole_texts(one, newest).value > self._threshold for one in (self._start, *last))
         return moved and not any(moves)
 
     def _exponent(self, sample: _Sample) -> Estimate:

@@ -24,9 +24,9 @@ from interactive import SIZES, TYPES, measured
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.science.arrays import Floats
-from klscale.store import compact, records
-from klscale.store.records import Packed
+from klscale.store import compact, vector_records
 from klscale.store.store import Store
+from klscale.store.vector_records import Packed
 from klscale.vectors.scores import Scores
 from klscale.vectors.vectors import IMPORTED
 
@@ -76,7 +76,7 @@ def vectors(texts: TextSet, K: int) -> Iterator[Packed]:
                 "date": "2026-01-01T00:00:00", "n_layers": 0, "parts": [], "checksum": scores.checksum,
                 "text_set": texts.id,
             }  # fmt: skip
-            yield Packed(f"{ModelRef.parse(name).slug}-{key}.parquet", records.scores_to_table(scores), about)
+            yield Packed(f"{ModelRef.parse(name).slug}-{key}.parquet", vector_records.scores_to_table(scores), about)
 
 
 def write_store(directory: Path, K: int, N: int) -> None:

@@ -21,7 +21,7 @@ from klscale.errors import InputError, KlscaleError, UnreadableError, printable
 from klscale.inputs.references import ModelRef
 from klscale.inputs.suites import read_suite
 from klscale.inputs.texts import TextSet, load_texts
-from klscale.store import records
+from klscale.store import measured_records, records, text_records, vector_records
 from klscale.vectors.imports import read_attributes, read_log_likelihoods
 from klscale.vectors.pickles import load_pickle
 from klscale.vectors.spreadsheets import guarded, unguarded
@@ -40,7 +40,9 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=4),
     max_leaves=12,
 )
-FIELDS = st.sampled_from([*records.HEAD, *records.ENTRY, "model", "text", "name", "seed", "value", "interval"])
+FIELDS = st.sampled_from(
+    [*text_records.HEAD, *vector_records.ENTRY, "model", "text", "name", "seed", "value", "interval"]
+)
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
 
 
@@ -77,7 +79,7 @@ def test_texts_come_back_as_they_were_written(tmp_path: Path, texts: list[str]) 
     read = load_texts(path)
     assert read.texts == tuple(texts)
     assert read.bytes.tolist() == [len(text.encode()) for text in texts]
-    kept = records.texts_from_lines(records.lines_of(read), {**records.head_of(read), "lines": []})
+    kept = text_records.texts_from_lines(text_records.lines_of(read), {**text_records.head_of(read), "lines": []})
     assert kept.texts == read.texts
 
 
@@ -161,10 +163,10 @@ def test_pickles_are_read_or_refused(data: bytearray) -> None:
 def test_records_are_read_or_refused(kind: str, record: dict[str, Any]) -> None:
     """What somebody wrote and sealed: the only errors are those that leave the file out."""
     read = {
-        "texts": lambda data: records.head_from_json(data, "0" * 12),
-        "noise": lambda data: records.noise_from_json(data, "0" * 12, "k"),
-        "exact": lambda data: records.exact_from_json(data, "0" * 12, "k"),
-        "vector": lambda _: records.require_entry(record),
+        "texts": lambda data: text_records.head_from_json(data, "0" * 12),
+        "noise": lambda data: measured_records.noise_from_json(data, "0" * 12, "k"),
+        "exact": lambda data: measured_records.exact_from_json(data, "0" * 12, "k"),
+        "vector": lambda _: vector_records.require_entry(record),
     }[kind]
     try:
         read(records.to_json(kind, record))

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import attacks
-from klscale.store import compact, records
+from klscale.store import compact, vector_records
 from klscale.store.store import Store
 from klscale.vectors.scores import PARTS, Scores
 from mixed_store import mixed_store
@@ -137,7 +137,7 @@ def test_a_vector_that_changes_meanwhile_is_not_lost(store, texts, monkeypatch):
 
 
 def test_many_vectors_make_files_of_a_size_and_a_later_one_fills_the_last(store, texts, monkeypatch):
-    monkeypatch.setattr(compact, "BYTES", int(2.5 * records.scores_to_table(scores_of(1)).nbytes))
+    monkeypatch.setattr(compact, "BYTES", int(2.5 * vector_records.scores_to_table(scores_of(1)).nbytes))
     assert store.compact(texts.id).files_after == 2
     whole = {path: path.read_bytes() for path in files_of(store, "compact")}
     store.write(texts, scores_of(4), metadata("b/four", "2026-01-04"))
@@ -181,13 +181,13 @@ def test_a_damaged_file_is_said_and_a_damaged_copy_is_not_kept_alone(store, text
 
 
 def test_a_compact_file_that_names_what_no_vector_has_is_left_out(store, texts, tmp_path):
-    table, about = records.scores_to_table(scores_of(1)), {**store.entries(texts.id)[0].metadata}
+    table, about = vector_records.scores_to_table(scores_of(1)), {**store.entries(texts.id)[0].metadata}
     for file, values in ((f"../../x-{about['key']}.parquet", table), (f"x-{about['key']}.parquet", table.slice(0, 9))):
         place = tmp_path / "stranger" / file.replace("/", "_")
         shutil.copytree(Path(store.location) / "texts", place / "texts")
         (place / "compact" / texts.id).mkdir(parents=True)
-        one = records.Packed(file, values, about)
-        (place / "compact" / texts.id / "0.parquet").write_bytes(records.pack_to_parquet([one], texts.id))
+        one = vector_records.Packed(file, values, about)
+        (place / "compact" / texts.id / "0.parquet").write_bytes(vector_records.pack_to_parquet([one], texts.id))
         stranger = Store(place)
         assert [problem for _, problem in stranger.check() if problem]
         assert len(stranger.vectors(texts)) == 0

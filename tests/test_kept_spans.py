@@ -20,7 +20,7 @@ from klscale.progress import Progress
 from klscale.science.reported import SAMPLED_TOKENS, SPANS, ReportedKL
 from klscale.science.spans import span_kl
 from klscale.sources.mock import Chain, Parameters, vocabulary
-from klscale.store import records
+from klscale.store import vector_records
 from klscale.store.store import Store
 from klscale.studies import scales
 from klscale.sweep.score import score
@@ -237,8 +237,8 @@ def test_vectors_give_kl_by_spans(compared):
 
 def test_spans_are_read_when_they_are_asked_for(compared, monkeypatch):
     texts, store = compared
-    whole, read = records.spans_of, []
-    monkeypatch.setattr(records, "spans_of", lambda *how: read.append(how) or whole(*how))
+    whole, read = vector_records.spans_of, []
+    monkeypatch.setattr(vector_records, "spans_of", lambda *how: read.append(how) or whole(*how))
     vectors = store.vectors(texts)
     vectors.kl()
     assert all(vectors.has_spans(ref) for ref in REFS)

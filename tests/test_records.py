@@ -14,9 +14,10 @@ import pytest
 from conftest import ROOT
 from klscale.errors import InputError, UnreadableError
 from klscale.inputs.references import ModelRef
+from klscale.inputs.texts import content_id
 from klscale.science.estimates import Estimate
 from klscale.science.kl import KL
-from klscale.store import records
+from klscale.store import records, vector_records
 from klscale.store.store import Store, vector_key
 from klscale.studies import maps
 from klscale.vectors import scores as scores_module
@@ -144,20 +145,20 @@ def test_a_record_of_a_later_version_is_left_out_and_said(old, monkeypatch, capl
 
 def test_a_record_of_another_kind_is_not_taken_for_one(old):
     (entry, *_) = old.entries(OWN)
-    data = records.partial_to_parquet(old.scores(entry), entry.key)
+    data = vector_records.partial_to_parquet(old.scores(entry), entry.key)
     with pytest.raises(UnreadableError, match="'partial/2'"):
-        records.vector_from_parquet(data, OWN, Path(entry.path).name, 24)
-    assert len(records.partial_from_parquet(data, entry.key, 24)) == 24
+        vector_records.vector_from_parquet(data, OWN, Path(entry.path).name, 24)
+    assert len(vector_records.partial_from_parquet(data, entry.key, 24)) == 24
     with pytest.raises(UnreadableError, match="another key"):
-        records.partial_from_parquet(data, "0" * 12, 24)
+        vector_records.partial_from_parquet(data, "0" * 12, 24)
 
 
 def test_files_are_sealed_to_the_same_bytes(old):
     """The seal is of the file's content alone, so that what is written twice is the same file."""
     (entry, *_) = old.entries(OWN)
-    first, second = (records.vector_to_parquet(old.scores(entry), entry.metadata) for _ in range(2))
+    first, second = (vector_records.vector_to_parquet(old.scores(entry), entry.metadata) for _ in range(2))
     assert first == second
-    assert records.vector_from_parquet(first, OWN, Path(entry.path).name, 24)[1]["ref"] == entry.metadata["ref"]
+    assert vector_records.vector_from_parquet(first, OWN, Path(entry.path).name, 24)[1]["ref"] == entry.metadata["ref"]
 
 
 # --------------------------------------------------------------------------------------------------------------- parts
@@ -211,7 +212,7 @@ def test_the_checksum_sees_each_part_and_without_new_ones_is_as_it_was(pieces):
     plain = Scores(first.text, first.log_likelihood, first.n_tokens)
     layered = Scores(first.text, first.log_likelihood, first.n_tokens, {"layers": first.parts["layers"]})
     arrays = [first.text.astype("<i8"), first.log_likelihood, first.layers]
-    by_hand = [records.content_id(array.tobytes() for array in arrays[:n]) for n in (2, 3)]
+    by_hand = [content_id(array.tobytes() for array in arrays[:n]) for n in (2, 3)]
     assert [plain.checksum, layered.checksum] == by_hand
     moved = Scores(first.text, first.log_likelihood, first.n_tokens, {"pieces": ragged([-1, -2], [-3], [-3])})
     same = Scores(first.text, first.log_likelihood, first.n_tokens, {"pieces": first.parts["pieces"]})

@@ -20,7 +20,7 @@ from klscale.science.estimates import format_estimate
 from klscale.science.sampled_tokens import MIXTURE
 from klscale.sources.mock import Chain, Parameters
 from klscale.sources.source import ReaderOptions, Sources
-from klscale.store import records
+from klscale.store import drawn_records, records, vector_records
 from klscale.store.store import Store
 from klscale.sweep import draws as sweep_draws
 from klscale.sweep import jobs
@@ -429,7 +429,7 @@ def test_draws_that_a_store_has_lost_are_no_draws(texts, store):
     drawn = draws_of(store, texts)
     some = {s: one for s, one in drawn.of.items() if s > 3}
     changed = some | {9: TextDraws(some[9].ids, some[9].log_proposal - np.float32(0.5))}
-    damaged = records.draws_to_parquet(TokenDraws(drawn.tokens, 2, changed), texts.id)
+    damaged = drawn_records.draws_to_parquet(TokenDraws(drawn.tokens, 2, changed), texts.id)
     store.files.write(store.draws_file(texts.id, drawn.tokens), damaged)
     again = Store(store.location)
     assert again.vectors(texts).sampled_kl(*REFS[:2]).symmetric.n_texts == len(texts) - 5
@@ -450,7 +450,7 @@ def hostile(**changes):
     metadata = {"text_set": "a" * 12, "tokens": "b" * 12, "m": 2}
     for name, value in changes.items():
         (columns if name in columns else metadata)[name] = value
-    table = pa.table([columns[name] for name in records.DRAWN.names], schema=records.DRAWN)
+    table = pa.table([columns[name] for name in drawn_records.DRAWN.names], schema=drawn_records.DRAWN)
     return records.to_parquet("draws", table, metadata)
 
 
@@ -476,7 +476,7 @@ def hostile(**changes):
 )
 def test_draws_that_cannot_be_are_refused(changes, said):
     with pytest.raises(UnreadableError, match=said):
-        records.draws_from_parquet(hostile(**changes), "a" * 12, "b" * 12, 2)
+        drawn_records.draws_from_parquet(hostile(**changes), "a" * 12, "b" * 12, 2)
 
 
 def test_draws_without_a_seal_are_refused(texts, store):
@@ -495,7 +495,7 @@ def test_draws_without_a_seal_are_refused(texts, store):
     metadata = {b"klscale": b'{"text_set": "%s", "tokens": "%s", "m": 2}' % (texts.id.encode(), b"b" * 12)}
     pq.write_table(table.replace_schema_metadata(metadata), buffer)
     with pytest.raises(UnreadableError, match="no seal"):
-        records.draws_from_parquet(buffer.getvalue(), texts.id, "b" * 12, None)
+        drawn_records.draws_from_parquet(buffer.getvalue(), texts.id, "b" * 12, None)
 
 
 @pytest.mark.parametrize(
@@ -517,7 +517,7 @@ def test_sampled_tokens_that_cannot_be_are_refused(change, said, texts, store):
     parts = dict(scores.parts)
     change(parts)
     with pytest.raises(UnreadableError, match=said):
-        records.require_scores(Scores(scores.text, scores.log_likelihood, scores.n_tokens, parts), len(texts))
+        vector_records.require_scores(Scores(scores.text, scores.log_likelihood, scores.n_tokens, parts), len(texts))
 
 
 def shorter(lengths, by):

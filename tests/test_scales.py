@@ -15,7 +15,7 @@ import klscale
 from klscale.inputs.references import QUANTIZATIONS, ModelRef
 from klscale.inputs.texts import PILE_CLIP, TextSet
 from klscale.science.reported import ReportedKL
-from klscale.store import records
+from klscale.store import measured_records
 from klscale.store.store import Store
 from klscale.studies import scales
 from klscale.studies.verbs import scale as kept_scales
@@ -552,7 +552,7 @@ def test_a_kept_scale_of_other_models_or_texts_is_not_taken(of_seeds, monkeypatc
     elif change == "damage":
         kept.write_bytes(kept.read_bytes().replace(b'"n_models": ', b'"n_models": 1'))
     elif change == "fewer values":
-        rows, key, resamples = records.scale_from_json(kept.read_bytes(), texts.id)
+        rows, key, resamples = measured_records.scale_from_json(kept.read_bytes(), texts.id)
         of_seeds.keep_scale(texts.id, key, [{**row, "values": row["values"][1:]} for row in rows], resamples)
     else:
         monkeypatch.setattr(kept_scales, "FORMAT", 99)

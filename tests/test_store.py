@@ -21,7 +21,7 @@ from conftest import wait_until
 from klscale.errors import InputError, KlscaleError
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
-from klscale.store import claims, files, local, records, whole
+from klscale.store import claims, files, local, records, vector_records, whole
 from klscale.store import store as store_module
 from klscale.store.store import Store, vector_key
 from klscale.vectors.scores import Scores
@@ -122,11 +122,11 @@ def test_a_summary_names_no_file_that_is_not_there_and_no_metadata_that_no_vecto
     stamps = store.files.stamps("vectors", texts.id)
     known = {Path(entry.path).name: (stamps[entry.path], {**entry.metadata}) for entry in entries}
     outside = {f"../../texts/x-{entries[0].key}.parquet": ("", {**entries[0].metadata})}
-    summed.write_bytes(records.entries_to_parquet({**known, **outside}, texts.id))
+    summed.write_bytes(vector_records.entries_to_parquet({**known, **outside}, texts.id))
     assert Store(store.location).entries(texts.id) == entries
     for change in ({"ref": ""}, {"attributes": 1}, {"key": "0" * 12}, {"text_set": "0" * 12}):
         name, (stamp, about) = next(iter(known.items()))
-        summed.write_bytes(records.entries_to_parquet({name: (stamp, {**about, **change})}, texts.id))
+        summed.write_bytes(vector_records.entries_to_parquet({name: (stamp, {**about, **change})}, texts.id))
         assert Store(store.location).entries(texts.id) == entries
 
 

@@ -29,8 +29,9 @@ from klscale.inputs.references import ModelRef
 from klscale.inputs.spans import Cuts
 from klscale.inputs.texts import TextSet
 from klscale.science.arrays import Integers
-from klscale.store import records
-from klscale.store.records import FEW, HEAD, LIST, MAPPING, TEXT, required
+from klscale.store import drawn_records, records, text_records, vector_records
+from klscale.store.records import FEW, LIST, MAPPING, TEXT, required
+from klscale.store.text_records import HEAD
 from klscale.vectors.draws import TokenDraws
 from klscale.vectors.scores import LAYERS, PARTS, Ragged, Scores
 from klscale.vectors.vectors import SampledRow, SpanRow, Vectors, attribute_table
@@ -72,17 +73,17 @@ class Numbers:
         for row, scores in zip(matrix, self.scores, strict=True):
             row[scores.text] = scores.log_likelihood
         models = tuple(map(ModelRef.parse, self.names))
-        known = [records.attributes_of(about, about.get("noise_floor")) for about in self.metadata]
+        known = [vector_records.attributes_of(about, about.get("noise_floor")) for about in self.metadata]
         places = range(len(models))
         spans, sampled = tuple(map(self._spans, places)), tuple(map(self._sampled, places))
         return Vectors(matrix, models, attribute_table(models, known), self.texts, spans, sampled)
 
     def _spans(self, place: int) -> SpanRow | None:
-        found = records.spans_of(self.scores[place], self.metadata[place], self.texts)
+        found = vector_records.spans_of(self.scores[place], self.metadata[place], self.texts)
         return None if found is None else SpanRow(lambda: found)
 
     def _sampled(self, place: int) -> SampledRow | None:
-        found, about = records.sampled_of(self.scores[place]), self.metadata[place].get("sampled")
+        found, about = vector_records.sampled_of(self.scores[place]), self.metadata[place].get("sampled")
         if found is None or about is None:
             return None
         return SampledRow(about["tokens"], lambda: found, partial(self.draws.get, about["tokens"]))
@@ -101,7 +102,7 @@ def numbers_to_parquet(numbers: Numbers) -> bytes:
         drawn |= {tokens}
         blocks.append(_block(name, scores, numbers.texts, cuts, exact, draws))
     known = {
-        "texts": {**records.head_of(numbers.texts), "cuts": None if cuts is None else cuts.rule},
+        "texts": {**text_records.head_of(numbers.texts), "cuts": None if cuts is None else cuts.rule},
         "models": models,
         "draws": {tokens: found.m for tokens, found in numbers.draws.items()},
     }
@@ -117,7 +118,7 @@ def _block(
     name: str, scores: Scores, texts: TextSet, cuts: Cuts | None, exact: NextTokenKL | None, draws: TokenDraws | None
 ) -> Any:
     """The rows of one model."""
-    table = records.scores_to_table(scores).add_column(0, "model", pa.array([name] * len(scores)))
+    table = vector_records.scores_to_table(scores).add_column(0, "model", pa.array([name] * len(scores)))
     table = table.append_column("bytes", pa.array(texts.bytes[scores.text]))
     if texts.document is not None:
         table = table.append_column("document", pa.array([str(texts.document[text]) for text in scores.text]))
@@ -128,7 +129,7 @@ def _block(
         for column, values, kind in (("kl", exact.kl, pa.float32()), ("same_top", exact.same_top, pa.bool_())):
             lengths = np.zeros(len(scores), dtype=np.int64)
             lengths[at] = values.lengths
-            table = table.append_column(column, records.ragged_to_arrow(Ragged(values.values, lengths), kind))
+            table = table.append_column(column, vector_records.ragged_to_arrow(Ragged(values.values, lengths), kind))
     if draws is not None:
         of = [draws.of.get(int(text)) for text in scores.text]
         for column, kind in (("ids", pa.int32()), ("log_proposal", pa.float32())):
@@ -151,14 +152,14 @@ def numbers_from_parquet(data: bytes) -> Numbers:
     for model in about["models"]:
         if not isinstance(model, dict):
             raise UnreadableError("has a model that is no object")
-        records.require_entry(model)
+        vector_records.require_entry(model)
         records.require_fields(model, {"noise_floor": records.NUMBER})
     n_texts, texts = about["texts"]["n_texts"], table.column("text").to_numpy()
     if not len(texts) or n_texts > SPARSE * len(texts):
         raise UnreadableError(f"is said to be of {n_texts:,} texts, and has {len(texts):,} rows")
     blocks = _blocks(table, [model["ref"] for model in about["models"]])
     scores = [
-        records.scores_from_table(_with_values(block), model["checksum"], n_texts)
+        vector_records.scores_from_table(_with_values(block), model["checksum"], n_texts)
         for block, model in zip(blocks, about["models"], strict=True)
     ]
     if texts.min() < 0 or texts.max() >= n_texts or any((np.diff(one.text) <= 0).any() for one in scores):
@@ -245,9 +246,12 @@ def _draws(blocks: list[Any], about: Mapping[str, Any]) -> dict[str, TokenDraws]
         records.require_fields({"m": m}, {"m": required(FEW)})
         rows = np.flatnonzero(ids.lengths)
         text = block.column("text").to_numpy()[rows]
-        lists = (records.ragged_to_arrow(ids[rows], pa.int32()), records.ragged_to_arrow(chances[rows], pa.float32()))
-        table = pa.table([pa.array(text, pa.int32()), *lists], schema=records.DRAWN)
-        found[tokens] = records.draws_from_table(table, tokens, m, about["texts"]["n_texts"])
+        lists = (
+            vector_records.ragged_to_arrow(ids[rows], pa.int32()),
+            vector_records.ragged_to_arrow(chances[rows], pa.float32()),
+        )
+        table = pa.table([pa.array(text, pa.int32()), *lists], schema=drawn_records.DRAWN)
+        found[tokens] = drawn_records.draws_from_table(table, tokens, m, about["texts"]["n_texts"])
     return found
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from klscale.errors import UnreadableError
 from klscale.inputs.texts import TextSet
-from klscale.store import compact, records
+from klscale.store import compact, drawn_records, measured_records, records, text_records, vector_records
 from klscale.vectors.scores import Scores
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _wrong(
     """What is wrong with a vector that reads, or ''."""
     problem = _missing(scores, metadata, n_texts)
     if texts is not None and not problem:
-        problem, _ = _tried(partial(records.spans_of, scores, metadata, texts))
+        problem, _ = _tried(partial(vector_records.spans_of, scores, metadata, texts))
     problem = problem or _without_draws(store, scores, metadata, text_set)
     if not problem and not math.isnan(scores.lost_cuts):
         store.lost_cuts[path] = scores.lost_cuts
@@ -60,12 +60,12 @@ def _wrong(
 
 
 def _wrong_of_pack(
-    store: Store, members: Iterable[records.Packed], text_set: str, n_texts: int, texts: TextSet | None
+    store: Store, members: Iterable[vector_records.Packed], text_set: str, n_texts: int, texts: TextSet | None
 ) -> Iterator[str]:
     """What is wrong with each vector of a compact file."""
     for one in members:
         path = store.files.path("vectors", text_set, one.file)
-        problem, scores = _tried(partial(records.vector_of, one, n_texts))
+        problem, scores = _tried(partial(vector_records.vector_of, one, n_texts))
         if problem := problem or _wrong(store, path, scores, one.metadata, text_set, n_texts, texts):
             yield f"{one.file} {problem}"
 
@@ -78,7 +78,7 @@ def _missing(scores: Scores, metadata: dict[str, Any], n_texts: int) -> str:
 
 def _without_draws(store: Store, scores: Scores, metadata: dict[str, Any], text_set: str) -> str:
     """What is wrong with the sampled tokens of a vector, as the store has the draws."""
-    values, tokens = records.sampled_of(scores), (metadata.get("sampled") or {}).get("tokens")
+    values, tokens = vector_records.sampled_of(scores), (metadata.get("sampled") or {}).get("tokens")
     if values is None:
         return ""
     if tokens is None:
@@ -104,17 +104,17 @@ def seal(store: Store) -> Iterator[str]:
         elif kind == "vectors":
             scores, metadata = found
             whole = {**metadata, "text_set": names[0], "parts": [*scores.parts]}
-            store.files.write(path, records.vector_to_parquet(scores, whole))
+            store.files.write(path, vector_records.vector_to_parquet(scores, whole))
         elif kind == "weights":
-            store.files.write(path, records.weights_to_parquet(*found))
+            store.files.write(path, measured_records.weights_to_parquet(*found))
         elif kind == "maps":
-            store.files.write(path, records.map_to_parquet(*found))
+            store.files.write(path, measured_records.map_to_parquet(*found))
         elif kind == "noise":
             store.write_noise_floor(names[0], key, found)
         elif kind == "exact":
             store.write_exact(names[0], key, found)
         else:
-            store.files.write(path, records.partial_to_parquet(found, names[1]))
+            store.files.write(path, vector_records.partial_to_parquet(found, names[1]))
         store.unsealed.discard(path)
         yield path
 
@@ -132,21 +132,21 @@ def _read(store: Store) -> Iterator[tuple[str, str, Any]]:
         yield path, *_tried(partial(store.read_vector, path, text_set))
     read: Callable[..., Any]
     for path, text_set in _by_text_set(store, "compact", ".parquet"):
-        yield path, *_tried(partial(store.read, path, partial(records.pack_from_parquet, text_set=text_set)))
+        yield path, *_tried(partial(store.read, path, partial(vector_records.pack_from_parquet, text_set=text_set)))
     for path, text_set in _by_text_set(store, "draws", ".parquet"):
         tokens = path.rsplit("/", 1)[-1].removesuffix(".parquet")
-        read = partial(records.draws_from_parquet, text_set=text_set, tokens=tokens, n_texts=None)
+        read = partial(drawn_records.draws_from_parquet, text_set=text_set, tokens=tokens, n_texts=None)
         yield path, *_tried(partial(store.read, path, read))
     for path in store.files.list("drawing", suffix=".parquet"):
-        read = partial(records.drawing_from_parquet, key=path.rsplit("/", 1)[-1].removesuffix(".parquet"))
+        read = partial(drawn_records.drawing_from_parquet, key=path.rsplit("/", 1)[-1].removesuffix(".parquet"))
         yield path, *_tried(partial(store.read, path, read))
     for path in store.files.list("weights", suffix=".parquet"):
-        read = partial(records.weights_from_parquet, file=path.rsplit("/", 1)[-1])
+        read = partial(measured_records.weights_from_parquet, file=path.rsplit("/", 1)[-1])
         yield path, *_tried(partial(store.read, path, read))
     readers: dict[tuple[str, str], Callable[..., Any]] = {
-        ("maps", ".parquet"): records.map_from_parquet,
-        ("noise", ".json"): records.noise_from_json,
-        ("exact", ".json"): records.exact_from_json,
+        ("maps", ".parquet"): measured_records.map_from_parquet,
+        ("noise", ".json"): measured_records.noise_from_json,
+        ("exact", ".json"): measured_records.exact_from_json,
     }
     for (kind, suffix), read in readers.items():
         for path, text_set in _by_text_set(store, kind, suffix):
@@ -154,28 +154,28 @@ def _read(store: Store) -> Iterator[tuple[str, str, Any]]:
             yield path, *_tried(partial(store.read, path, partial(read, text_set=text_set, key=key)))
     for path, text_set in _by_text_set(store, "summaries", ".parquet"):
         of_packs = path.endswith(f"/{compact.SUMMARY}")
-        read = records.packs_from_parquet if of_packs else records.entries_from_parquet
+        read = vector_records.packs_from_parquet if of_packs else vector_records.entries_from_parquet
         yield path, *_tried(partial(store.read, path, partial(read, text_set=text_set)))
     for path, text_set in _by_text_set(store, "summaries", ".json"):
-        yield path, *_tried(partial(store.read, path, partial(records.scale_from_json, text_set=text_set)))
+        yield path, *_tried(partial(store.read, path, partial(measured_records.scale_from_json, text_set=text_set)))
     for directory in store.files.list("partial"):
         text_set = directory.rsplit("/", 1)[-1]
         for work in store.files.list("partial", text_set):
             key = work.rsplit("/", 1)[-1]
             for path in store.files.list("partial", text_set, key, suffix=".parquet"):
-                read = partial(records.partial_from_parquet, key=key, n_texts=None)
+                read = partial(vector_records.partial_from_parquet, key=key, n_texts=None)
                 yield path, *_tried(partial(store.read, path, read))
 
 
 def _read_texts(store: Store, path: str, text_set: str) -> Iterator[tuple[str, str, Any]]:
     """A text set's head, and its lines where the head can be read."""
-    problem, head = _tried(partial(store.read, path, partial(records.head_from_json, text_set=text_set)))
+    problem, head = _tried(partial(store.read, path, partial(text_records.head_from_json, text_set=text_set)))
     if problem:
         yield path, problem, None
         return
     lines = path.removesuffix(".json") + ".jsonl"
     yield path, "", head
-    yield lines, *_tried(partial(store.read, lines, partial(records.texts_from_lines, head=head)))
+    yield lines, *_tried(partial(store.read, lines, partial(text_records.texts_from_lines, head=head)))
 
 
 def _by_text_set(store: Store, kind: str, suffix: str) -> Iterator[tuple[str, str]]:

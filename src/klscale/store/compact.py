@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from klscale.errors import StorageError, UnreadableError
 from klscale.inputs.texts import content_id
 from klscale.progress import Progress
-from klscale.store import claims, records
-from klscale.store.records import Packed
+from klscale.store import claims, records, vector_records
+from klscale.store.vector_records import Packed
 from klscale.vectors.scores import Scores
 
 if TYPE_CHECKING:
@@ -121,13 +121,13 @@ class Packs:
         if one is None:
             self.of.pop(path, None)
             return None
-        return records.vector_of(one, n_texts), one.metadata
+        return vector_records.vector_of(one, n_texts), one.metadata
 
     def read(self, pack: str, text_set: str) -> dict[str, Packed]:
         """What a compact file holds, by the names of the files. Raises FileNotFoundError and UnreadableError."""
         with self._lock:
             if pack not in self._held:
-                parse = partial(records.pack_from_parquet, text_set=text_set)
+                parse = partial(vector_records.pack_from_parquet, text_set=text_set)
                 self._held[pack] = self._store.read(pack, parse)
             self._held.move_to_end(pack)
             while len(self._held) > HELD:
@@ -154,7 +154,7 @@ class Packs:
         new = {pack: stamp for pack, stamp in stamps.items() if old.get(pack) != stamp}
         if not new:
             return True
-        n_read, summary = 0, self._store.summary(text_set, SUMMARY, records.packs_from_parquet) or {}
+        n_read, summary = 0, self._store.summary(text_set, SUMMARY, vector_records.packs_from_parquet) or {}
         for pack, stamp in new.items():
             self._held.pop(pack, None)
             if (about := summary.get(_name(pack))) is not None and about[0] == stamp:
@@ -176,7 +176,7 @@ class Packs:
                 _name(pack): (one.stamp, one.n_bytes, one.metadata)
                 for pack, one in self.known(text_set).items() if one.metadata is not None
             }  # fmt: skip
-            self._store.keep_summary(text_set, SUMMARY, records.packs_to_parquet(known, text_set))
+            self._store.keep_summary(text_set, SUMMARY, vector_records.packs_to_parquet(known, text_set))
         return True
 
 
@@ -234,12 +234,12 @@ def expand(store: Store, text_set: str, progress: Progress) -> Compacted:
             if there:
                 continue
             try:
-                scores = records.vector_of(store.packs.member(one, text_set, path), None)
+                scores = vector_records.vector_of(store.packs.member(one, text_set, path), None)
             except UnreadableError as error:
                 store.leave_out(path, error)
                 kept.add(pack)
                 continue
-            store.files.create(path, records.vector_to_parquet(scores, one.metadata))
+            store.files.create(path, vector_records.vector_to_parquet(scores, one.metadata))
             n_moved += 1
     for pack, about in known.items():
         if about.metadata is not None and pack not in kept:
@@ -274,7 +274,7 @@ def _own(store: Store, path: str, text_set: str) -> Packed | None:
     """What the file of one vector holds; None where it is not there or is left out."""
     if (found := store.vector_or_none(path, text_set)) is None:
         return None
-    return Packed(_name(path), records.scores_to_table(found[0]), found[1])
+    return Packed(_name(path), vector_records.scores_to_table(found[0]), found[1])
 
 
 def _write(store: Store, text_set: str, members: Iterator[Packed], known: Mapping[str, _Known]) -> set[str]:
@@ -285,7 +285,7 @@ def _write(store: Store, text_set: str, members: Iterator[Packed], known: Mappin
         about = [f"{one.file}\0{json.dumps(one.metadata, sort_keys=True)}".encode() for one in some]
         pack = store.files.path("compact", text_set, f"{content_id(about)}.parquet")
         if pack not in known or known[pack].metadata is None:
-            store.files.write(pack, records.pack_to_parquet(some, text_set))
+            store.files.write(pack, vector_records.pack_to_parquet(some, text_set))
         written.add(pack)
 
     for one in members:

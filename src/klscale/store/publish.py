@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 from klscale.errors import InputError, nearest
 from klscale.inputs.texts import TextSet
 from klscale.progress import SILENT, Progress
-from klscale.store import compact, records
-from klscale.store.records import Packed
+from klscale.store import compact, vector_records
 from klscale.store.store import Entry, Store
+from klscale.store.vector_records import Packed
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def _members(store: Store, entries: Sequence[Entry], progress: Progress) -> Iter
     for entry in together:
         progress.advance()
         if (found := store.vector_or_none(entry.path, entry.text_set)) is not None:
-            yield Packed(entry.path.rsplit("/", 1)[-1], records.scores_to_table(found[0]), found[1])
+            yield Packed(entry.path.rsplit("/", 1)[-1], vector_records.scores_to_table(found[0]), found[1])
 
 
 def _copy_beside(store: Store, made: Store, entries: Sequence[Entry]) -> None:

@@ -15,9 +15,9 @@
     STORE/partial/<text set id>/<key>/                  unfinished work of a model
     STORE/partial/<text set id>/<key>.<owner>.claim     a process is at work on it
 
-Files appear whole or not at all (`files`), are sealed and read by one function for each kind (`records`). What does not
-read counts as not there, with a note. `key` hashes what makes a vector what it is, so many machines write to one store
-without locks; claims only save them double work.
+Files appear whole or not at all (`files`), are sealed and read by one function for each kind (`*_records`). What does
+not read counts as not there, with a note. `key` hashes what makes a vector what it is, so many machines write to one
+store without locks; claims only save them double work.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from klscale.inputs.texts import ALONE, NAMED, TextSet, load_texts
 from klscale.progress import SILENT, Progress
 from klscale.science.arrays import Floats
 from klscale.science.kl import KL
-from klscale.store import check, claims, compact, records
+from klscale.store import check, claims, compact, drawn_records, measured_records, records, text_records, vector_records
 from klscale.store.claims import Claim
 from klscale.store.compact import Compacted, InPack, Packs
 from klscale.store.files import Files
@@ -184,22 +184,22 @@ class Store:
     def text_sets(self) -> list[dict[str, Any]]:
         """What is known of each text set in the store: `id`, `name`, `n_texts`, `mean_bytes`, `clip`, `external`."""
         paths = self.files.list("texts", suffix=".json")
-        found = [self._find(path, partial(records.head_from_json, text_set=_stem(path))) for path in paths]
-        return [{name: head[name] for name in records.HEAD} for head in found if head is not None]
+        found = [self._find(path, partial(text_records.head_from_json, text_set=_stem(path))) for path in paths]
+        return [{name: head[name] for name in text_records.HEAD} for head in found if head is not None]
 
     def texts(self, text_set: str) -> TextSet:
         """A text set of the store by its id. Raises KlscaleError, which names the file, where it cannot be read."""
         head_file, lines_file = at, _ = self.text_files(text_set)
-        read_head = partial(records.head_from_json, text_set=text_set)
+        read_head = partial(text_records.head_from_json, text_set=text_set)
         try:
             head = self.read(head_file, read_head)
             at = lines_file
             try:
-                return self.read(lines_file, partial(records.texts_from_lines, head=head))
+                return self.read(lines_file, partial(text_records.texts_from_lines, head=head))
             except UnreadableError:
                 if (newer := self.read(head_file, read_head)) == head:
                     raise
-                return self.read(lines_file, partial(records.texts_from_lines, head=newer))  # kept anew meanwhile
+                return self.read(lines_file, partial(text_records.texts_from_lines, head=newer))  # kept anew meanwhile
         except (FileNotFoundError, UnreadableError) as error:
             remedy = "Put it back from a copy of the store, or use another store. `klscale check` reads every file."
             raise KlscaleError(f"{at} {records.problem(error)}.", "No model on these texts is used.", remedy) from error
@@ -213,17 +213,17 @@ class Store:
         if not records.is_key(texts.id):
             raise InputError(f"A text set with the id {texts.id!r} cannot be kept.", "An id has 12 hexadecimal digits.")
         head_file, lines_file = self.text_files(texts.id)
-        lines = records.lines_of(texts)
-        new = records.digest(lines)
+        lines = text_records.lines_of(texts)
+        new = text_records.digest(lines)
         try:
-            head = self.read(head_file, partial(records.head_from_json, text_set=texts.id))
+            head = self.read(head_file, partial(text_records.head_from_json, text_set=texts.id))
         except (FileNotFoundError, UnreadableError):
             head = {"lines": []}
         if head["lines"] and head["lines"] != [new]:  # until the head is written, both may be there
             both = [*dict.fromkeys([*head["lines"], new])]
-            self.files.write(head_file, records.head_to_json({**head, "lines": both}))
+            self.files.write(head_file, text_records.head_to_json({**head, "lines": both}))
         self.files.write(lines_file, lines)
-        self.files.write(head_file, records.head_to_json({**records.head_of(texts), "lines": [new]}))
+        self.files.write(head_file, text_records.head_to_json({**text_records.head_of(texts), "lines": [new]}))
 
     def _has_texts(self, text_set: str) -> bool:
         return self.files.exists(self.text_files(text_set)[0])
@@ -301,7 +301,7 @@ class Store:
             _name(path): path for path, stamp in stamps.items() if self._entries.get(path, ("", None))[0] != stamp
         }
         if len(unknown) > 1:
-            summary = self.summary(text_set, "entries.parquet", records.entries_from_parquet) or {}
+            summary = self.summary(text_set, "entries.parquet", vector_records.entries_from_parquet) or {}
             for name, about in summary.items():
                 if name in unknown and about[0] == stamps[unknown[name]]:
                     self._entries[unknown.pop(name)] = about
@@ -309,7 +309,7 @@ class Store:
         if len(unknown) >= MANY:
             sealed = {path: self._entries[path] for path in stamps if path not in self.unsealed}
             known = {_name(path): (stamp, about) for path, (stamp, about) in sealed.items() if about is not None}
-            self.keep_summary(text_set, "entries.parquet", records.entries_to_parquet(known, text_set))
+            self.keep_summary(text_set, "entries.parquet", vector_records.entries_to_parquet(known, text_set))
         return found
 
     def summary(self, text_set: str, name: str, parse: Callable[..., T]) -> T | None:
@@ -325,12 +325,12 @@ class Store:
         self, text_set: str, key: str, settings: list[dict[str, Any]], resamples: int, *, layers: bool = False
     ) -> None:
         """Keep the scale of these texts, if the store can be written. `key` says what it was measured on."""
-        self.keep_summary(text_set, SCALES[layers], records.scale_to_json(settings, text_set, key, resamples))
+        self.keep_summary(text_set, SCALES[layers], measured_records.scale_to_json(settings, text_set, key, resamples))
 
     def kept_scale(self, text_set: str, key: str, resamples: int, *, layers: bool = False) -> list[Any] | None:
         """The settings of a scale on what `key` stands for, with as many bootstrap samples or more; None where it is
         not there or is left out."""
-        found = self.summary(text_set, SCALES[layers], records.scale_from_json)
+        found = self.summary(text_set, SCALES[layers], measured_records.scale_from_json)
         return None if found is None or found[1] != key or found[2] < resamples else found[0]
 
     def entry(self, text_set: str, keys: Sequence[str]) -> Entry | None:
@@ -378,7 +378,8 @@ class Store:
         if (found := self.packs.vector(path, text_set, n_texts)) is not None:
             return found
         try:
-            return self.read(path, lambda data: records.vector_from_parquet(data, text_set, _name(path), n_texts))
+            read = partial(vector_records.vector_from_parquet, text_set=text_set, file=_name(path), n_texts=n_texts)
+            return self.read(path, read)
         except FileNotFoundError:
             self.packs.listing(text_set)  # it may have been put into a compact file meanwhile
             if (found := self.packs.vector(path, text_set, n_texts)) is None:
@@ -398,7 +399,7 @@ class Store:
     def _n_texts(self, text_set: str) -> int | None:
         """How many texts a set has, which its id fixes; None where that cannot be read."""
         if text_set not in self._sizes:
-            head = self._find(self.text_files(text_set)[0], partial(records.head_from_json, text_set=text_set))
+            head = self._find(self.text_files(text_set)[0], partial(text_records.head_from_json, text_set=text_set))
             if head is None:
                 return None
             self._sizes[text_set] = head["n_texts"]
@@ -414,7 +415,7 @@ class Store:
     def _write(self, text_set: str, scores: Scores, metadata: dict[str, Any]) -> Entry:
         slug = ModelRef.parse(metadata["ref"]).slug
         path = self.files.path("vectors", text_set, f"{slug}-{metadata['key']}.parquet")
-        self.files.write(path, records.vector_to_parquet(scores, metadata))
+        self.files.write(path, vector_records.vector_to_parquet(scores, metadata))
         self.packs.of.pop(path, None)
         return Entry(path, text_set, metadata)
 
@@ -437,7 +438,7 @@ class Store:
                 "attributes": known,
                 "convention": convention,
                 "source": f"import {source.rsplit('/', 1)[-1]}",
-                **({"spans": records.about_spans(vectors.texts, scores)} if spans else {}),
+                **({"spans": vector_records.about_spans(vectors.texts, scores)} if spans else {}),
                 "date": now(),
             }
             made.append((scores, _whole_metadata(vectors.texts, scores, metadata)))
@@ -495,7 +496,9 @@ class Store:
             matrix, rows = matrix[read], [row for row, there in zip(rows, read, strict=True) if there]
         floors = self.noise_floors(texts.id, [entry.key for entry in entries])
         known = [
-            records.attributes_of(entry.metadata, floors.get(entry.key) if ref.layer is None else None, ref.layer)
+            vector_records.attributes_of(
+                entry.metadata, floors.get(entry.key) if ref.layer is None else None, ref.layer
+            )
             for ref, entry in rows
         ]
         models = tuple(ref for ref, _ in rows)
@@ -509,7 +512,7 @@ class Store:
         if "sampled" not in entry.metadata:
             return None
         tokens = str(entry.metadata["sampled"]["tokens"])
-        read = partial(self._part_of, entry, "sampled tokens", lambda scores, _: records.sampled_of(scores))
+        read = partial(self._part_of, entry, "sampled tokens", lambda scores, _: vector_records.sampled_of(scores))
         return SampledRow(tokens, read, partial(draws, tokens))
 
     def _spans(self, entry: Entry, texts: TextSet) -> SpanRow | None:
@@ -518,7 +521,7 @@ class Store:
             return None
 
         def take(scores: Scores, metadata: dict[str, Any]) -> PackedSpans | None:
-            return records.spans_of(scores, metadata, texts)
+            return vector_records.spans_of(scores, metadata, texts)
 
         return SpanRow(partial(self._part_of, entry, "spans", take))
 
@@ -558,7 +561,7 @@ class Store:
     def draws(self, text_set: str, tokens: str) -> TokenDraws | None:
         """The token ids that are drawn for a text set and a tokenizer; None where none are, or are left out."""
         n_texts = self._n_texts(text_set)
-        read = partial(records.draws_from_parquet, text_set=text_set, tokens=tokens, n_texts=n_texts)
+        read = partial(drawn_records.draws_from_parquet, text_set=text_set, tokens=tokens, n_texts=n_texts)
         return self._find(self.draws_file(text_set, tokens), read)
 
     def freeze_draws(self, text_set: str, draws: TokenDraws) -> TokenDraws:
@@ -568,19 +571,19 @@ class Store:
         if known is not None and (draws.of.keys() <= known.of.keys() or known.m != draws.m):
             return known
         whole = draws if known is None else known.joined(draws)
-        self.files.write(self.draws_file(text_set, draws.tokens), records.draws_to_parquet(whole, text_set))
+        self.files.write(self.draws_file(text_set, draws.tokens), drawn_records.draws_to_parquet(whole, text_set))
         return whole
 
     # ----------------------------------------------------------------------------------------------------- drawing
 
-    def write_drawing(self, key: str, drawing: records.Drawing) -> None:
+    def write_drawing(self, key: str, drawing: drawn_records.Drawing) -> None:
         """Keep the texts of a drawing that is not finished. `key` says of what, and how."""
-        self.files.write(self.files.path("drawing", f"{key}.parquet"), records.drawing_to_parquet(drawing, key))
+        self.files.write(self.files.path("drawing", f"{key}.parquet"), drawn_records.drawing_to_parquet(drawing, key))
 
-    def read_drawing(self, key: str) -> records.Drawing:
+    def read_drawing(self, key: str) -> drawn_records.Drawing:
         """What is there of an unfinished drawing; nothing where it is not there or is left out."""
         path = self.files.path("drawing", f"{key}.parquet")
-        return self._find(path, partial(records.drawing_from_parquet, key=key)) or {}
+        return self._find(path, partial(drawn_records.drawing_from_parquet, key=key)) or {}
 
     def drop_drawing(self, key: str) -> None:
         """Forget an unfinished drawing: its text set is whole."""
@@ -596,18 +599,18 @@ class Store:
         `identity` and the keys identify the weights, not their names: `commit:NAME@SHA` or `files:FINGERPRINT`.
         Of two processes that write of one checkpoint at one moment, one is kept.
         """
-        path = self.files.path("weights", f"{ref.slug}{records.weights_name(identity)}")
+        path = self.files.path("weights", f"{ref.slug}{measured_records.weights_name(identity)}")
         held, metadata = self._weight_distances(path)
         known = held if metadata.get("n_parameters") == n_parameters else {}
         merged = {other: float(value) for other, value in {**known, **squared_distances}.items()}
         about = {"ref": str(ref), "identity": identity, "n_parameters": n_parameters, "date": now()}
-        self.files.write(path, records.weights_to_parquet(merged, about))
+        self.files.write(path, measured_records.weights_to_parquet(merged, about))
 
     def weight_distances(self, identities: Sequence[str]) -> tuple[Floats, int | None]:
         """Squared distances (T, T) between the weights of these checkpoints: symmetric, 0 on the diagonal, NaN where
         not known; and how many parameters they have (None where that is not known, or not the same for all)."""
         unique = {identity: n for n, identity in enumerate(dict.fromkeys(identities))}
-        names = tuple(map(records.weights_name, unique))
+        names = tuple(map(measured_records.weights_name, unique))
         paths = [path for path in self.files.list("weights", suffix=".parquet") if path.endswith(names)]
         distance, n_parameters = np.full((len(unique),) * 2, np.nan), set()
         with ThreadPoolExecutor(8) as pool:
@@ -624,7 +627,8 @@ class Store:
 
     def _weight_distances(self, path: str) -> tuple[dict[str, float], dict[str, Any]]:
         """What a file holds, and its metadata; nothing where it is not there or is left out."""
-        return self._find(path, partial(records.weights_from_parquet, file=path.rsplit("/", 1)[-1])) or ({}, {})
+        read = partial(measured_records.weights_from_parquet, file=path.rsplit("/", 1)[-1])
+        return self._find(path, read) or ({}, {})
 
     # -------------------------------------------------------------------------------------------------------- maps
 
@@ -633,15 +637,16 @@ class Store:
     ) -> None:
         """Keep a map of models: `columns` of strings and numbers, one row a model. `key` says what it was made of."""
         metadata = {"key": key, "text_set": text_set, "date": now(), **metadata}
-        self.files.write(self.map_file(text_set, key), records.map_to_parquet(columns, metadata))
+        self.files.write(self.map_file(text_set, key), measured_records.map_to_parquet(columns, metadata))
 
     def map_file(self, text_set: str, key: str) -> str:
         """Where a kept map is."""
         return self.files.path("maps", text_set, f"{key}.parquet")
 
-    def read_map(self, text_set: str, key: str) -> tuple[records.Columns, dict[str, Any]] | None:
+    def read_map(self, text_set: str, key: str) -> tuple[measured_records.Columns, dict[str, Any]] | None:
         """Columns and metadata of a kept map; None where it is not there or is left out."""
-        return self._find(self.map_file(text_set, key), partial(records.map_from_parquet, text_set=text_set, key=key))
+        read = partial(measured_records.map_from_parquet, text_set=text_set, key=key)
+        return self._find(self.map_file(text_set, key), read)
 
     def maps(self, text_set: str) -> list[dict[str, Any]]:
         """The metadata of each kept map of a text set, oldest first; without files that are left out."""
@@ -651,16 +656,17 @@ class Store:
 
     # ------------------------------------------------------------------------------------------------------- noise
 
-    def write_noise_floor(self, text_set: str, key: str, found: KL | records.NoRepeatRun) -> None:
+    def write_noise_floor(self, text_set: str, key: str, found: KL | measured_records.NoRepeatRun) -> None:
         """Keep the KL between two runs of the model with the vector `key`, or why there is none."""
-        self.files.write(self.files.path("noise", text_set, f"{key}.json"), records.noise_to_json(found, text_set, key))
+        data = measured_records.noise_to_json(found, text_set, key)
+        self.files.write(self.files.path("noise", text_set, f"{key}.json"), data)
 
-    def repeat_run(self, text_set: str, key: str) -> KL | records.NoRepeatRun | None:
+    def repeat_run(self, text_set: str, key: str) -> KL | measured_records.NoRepeatRun | None:
         """What `write_noise_floor` has kept; None where it is not there or is left out."""
         path = self.files.path("noise", text_set, f"{key}.json")
-        return self._find(path, partial(records.noise_from_json, text_set=text_set, key=key))
+        return self._find(path, partial(measured_records.noise_from_json, text_set=text_set, key=key))
 
-    def repeat_runs(self, text_set: str, keys: Sequence[str]) -> dict[str, KL | records.NoRepeatRun]:
+    def repeat_runs(self, text_set: str, keys: Sequence[str]) -> dict[str, KL | measured_records.NoRepeatRun]:
         """Key -> what is kept of the model's repeat run, for the keys where something is."""
         there = {*map(_stem, self.files.list("noise", text_set, suffix=".json"))}
         known = [key for key in dict.fromkeys(keys) if key in there]
@@ -683,23 +689,23 @@ class Store:
     def write_exact(self, text_set: str, key: str, record: Mapping[str, Any]) -> None:
         """Keep what was measured of the exact KL of two models. `key` says of which, and how."""
         path = self.files.path("exact", text_set, f"{key}.json")
-        self.files.write(path, records.exact_to_json(record, text_set, key))
+        self.files.write(path, measured_records.exact_to_json(record, text_set, key))
 
     def exact(self, text_set: str, key: str) -> dict[str, Any] | None:
         """What was measured of the exact KL of two models; None where it is not there or is left out."""
         path = self.files.path("exact", text_set, f"{key}.json")
-        return self._find(path, partial(records.exact_from_json, text_set=text_set, key=key))
+        return self._find(path, partial(measured_records.exact_from_json, text_set=text_set, key=key))
 
     # ----------------------------------------------------------------------------------------------------- partial
 
     def write_partial(self, text_set: str, key: str, scores: Scores) -> None:
         """Keep a part of a vector that is not finished."""
         path = self.files.path("partial", text_set, key, f"{uuid.uuid4().hex[:12]}.parquet")
-        self.files.write(path, records.partial_to_parquet(scores, key))
+        self.files.write(path, vector_records.partial_to_parquet(scores, key))
 
     def read_partial(self, text_set: str, key: str) -> Scores:
         """What is there of an unfinished vector, without files that are left out."""
-        read = partial(records.partial_from_parquet, key=key, n_texts=self._n_texts(text_set))
+        read = partial(vector_records.partial_from_parquet, key=key, n_texts=self._n_texts(text_set))
         paths = self.files.list("partial", text_set, key, suffix=".parquet")
         return Scores.concatenate([found for path in paths if (found := self._find(path, read)) is not None])
 
@@ -754,8 +760,8 @@ def _whole_metadata(texts: TextSet, scores: Scores, metadata: Mapping[str, Any])
         "text_set": texts.id,
     }
     try:
-        records.require_entry(whole)
-        records.require_scores(scores, len(texts))
+        vector_records.require_entry(whole)
+        vector_records.require_scores(scores, len(texts))
     except UnreadableError as error:
         raise InputError(f"The vector of {metadata.get('ref')} cannot be kept.", f"It {error}.") from error
     return whole

@@ -24,7 +24,8 @@ from klscale.science.clip import CLIP_LIMIT, common_texts
 from klscale.science.estimates import Estimate, cluster_codes, n_clusters, standard_error_of_mean
 from klscale.science.kl import KL, KLMatrix, KLPairs
 from klscale.science.reported import ReportedKL
-from klscale.store.records import UNREADABLE, Columns, from_record
+from klscale.store.measured_records import Columns
+from klscale.store.records import UNREADABLE, from_record
 from klscale.store.store import Store
 from klscale.vectors.vectors import Vectors
 

@@ -13,7 +13,7 @@ from klscale.progress import SILENT, Progress
 from klscale.science.arrays import Integers
 from klscale.science.kl import KL, kl
 from klscale.sources.source import REPEAT_RUNS, SPLIT, Reader, ReaderOptions, RepeatRuns, Sources
-from klscale.store.records import NoRepeatRun
+from klscale.store.measured_records import NoRepeatRun
 from klscale.store.store import Entry, Store
 from klscale.vectors.scores import Scores
 

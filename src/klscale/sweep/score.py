@@ -38,9 +38,9 @@ from klscale.sources.source import (
     Source,
     Sources,
 )
-from klscale.store import records
+from klscale.store import vector_records
 from klscale.store.claims import Claim
-from klscale.store.records import NoRepeatRun
+from klscale.store.measured_records import NoRepeatRun
 from klscale.store.store import Entry, Store, now, vector_key
 from klscale.sweep.draws import begin, blocks, freeze, usable
 from klscale.sweep.jobs import Job, OneAhead, Outcome, by_files, wait_for_others, with_windows, without_frames
@@ -667,7 +667,7 @@ def metadata_of(
         "date": now(),
     }
     if SPANS.name in scores.parts and texts.cuts is not None:
-        about["spans"] = records.about_spans(texts, scores)
+        about["spans"] = vector_records.about_spans(texts, scores)
     return about
 
 

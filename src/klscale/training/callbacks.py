@@ -41,8 +41,8 @@ from klscale.science.kl import KL, bits_per_byte, kl, kl_pairs
 from klscale.science.reported import LARGEST_BY_SPANS, ReportedKL
 from klscale.sources.source import Reader, ReaderOptions, Sources
 from klscale.sources.tokens import Tokens
-from klscale.store.records import spans_of
 from klscale.store.store import Entry, Store
+from klscale.store.vector_records import spans_of
 from klscale.sweep.score import metadata_of, score
 from klscale.training.live import live_reader, live_tokens, require_scorable, untouched
 from klscale.vectors.scores import Scores

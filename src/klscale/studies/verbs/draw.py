@@ -18,7 +18,7 @@ from klscale.inputs.texts import TextSet, content_id, load_texts
 from klscale.science.arrays import Integers
 from klscale.sources.source import NEXT_TOKENS, Reader, ReaderOptions, Sources
 from klscale.sources.tokens import REPLACED, Tokens, decoded_bytes
-from klscale.store.records import Drawing
+from klscale.store.drawn_records import Drawing
 from klscale.store.store import Store, vector_key
 from klscale.studies.verbs.options import Options
 

@@ -11,7 +11,7 @@ from klscale.errors import InputError, ScoringError, nearest
 from klscale.inputs.attributes import runs_of
 from klscale.inputs.references import ModelRef, parse_all
 from klscale.inputs.texts import TextSet
-from klscale.store import records
+from klscale.store import vector_records
 from klscale.store.store import Entry, Store
 from klscale.studies import scales, trajectories
 from klscale.studies.directional import Directional, directional_exponent
@@ -118,7 +118,7 @@ def _entries_of(store: Store, texts: TextSet, runs: Sequence[ModelRef]) -> list[
     newest = {entry.ref: entry for entry in store.entries(texts.id)}
     if not runs:
         return list(newest.values())
-    of = runs_of([*newest], [records.attributes_of(entry.metadata) for entry in newest.values()])
+    of = runs_of([*newest], [vector_records.attributes_of(entry.metadata) for entry in newest.values()])
     for run in runs:
         if run.run not in of:
             remedy = [nearest(run.run, of)] if of else []

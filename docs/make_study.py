@@ -27,6 +27,7 @@ from klscale.science.kl import KL, RANGE_LIMIT
 from klscale.show import pictures
 from klscale.store.store import Store
 from klscale.studies import noise, tails, validity
+from klscale.studies.correlations import Correlation
 from klscale.vectors.imports import read_log_likelihoods
 from klscale.vectors.vectors import Vectors
 
@@ -113,7 +114,7 @@ def text_table(sets: dict[str, Vectors]) -> str:
     figure = pictures.text_set_sensitivity(first, sets[name].texts)
     pictures.save(figure, DOCS / "pictures" / "texts-pile-trained-14.png")
 
-    def correlation(one: validity.Correlation | None) -> str:
+    def correlation(one: Correlation | None) -> str:
         if one is None or one.interval is None:
             return ""
         return f"{one.value:.3f} ({one.interval[0]:.2f} to {one.interval[1]:.2f})"

@@ -15,8 +15,11 @@ from klscale.errors import InputError
 from klscale.inputs.texts import TextSet
 from klscale.show import pictures, text_sets
 from klscale.show.terminal import out, without_nan
-from klscale.studies import validity
-from klscale.studies.validity import compare_text_sets, text_sensitivity, texts_needed
+from klscale.studies import correlations, domains, text_set_agreement, validity
+from klscale.studies.correlations import CORRELATIONS
+from klscale.studies.domains import PERMUTATIONS
+from klscale.studies.text_set_agreement import compare_text_sets
+from klscale.studies.validity import text_sensitivity, texts_needed
 from klscale.studies.verbs.score import score
 from klscale.vectors.imports import read_log_likelihoods
 from klscale.vectors.vectors import CONVENTION, Vectors
@@ -153,7 +156,7 @@ def test_halves_stepped_up_correlate_as_two_whole_sets_do(monkeypatch):
     generator = np.random.default_rng(6)
     spread = np.exp(0.15 * generator.normal(size=(10, 1)))
     stepped, actual = [], []
-    monkeypatch.setattr(validity, "MODEL_RESAMPLES", 20)
+    monkeypatch.setattr(correlations, "MODEL_RESAMPLES", 20)
     for _ in range(25):
         first, second = (vectors_of(spread * generator.normal(size=(10, 150)), name=name) for name in "ab")
         stepped.append(text_sensitivity(first).halves.pearson_whole.value)
@@ -183,7 +186,7 @@ def test_a_weighted_correlation_is_that_of_repeated_values(kind, naive):
     x = generator.integers(0, 8, size=15).astype(float)  # with ties
     y = x + generator.normal(size=15).round(1)
     weights = generator.integers(0, 4, size=(5, 15)).astype(float)
-    found = validity._CORRELATIONS[kind](x, y, weights)
+    found = CORRELATIONS[kind](x, y, weights)
     for r, counts in zip(found, weights.astype(int), strict=True):
         assert r == pytest.approx(naive(np.repeat(x, counts), np.repeat(y, counts))[0])
 
@@ -191,7 +194,7 @@ def test_a_weighted_correlation_is_that_of_repeated_values(kind, naive):
 @pytest.mark.slow
 def test_intervals_over_models_cover_the_correlation_of_all_models(monkeypatch):
     """Models drawn from a population in which two text sets weigh three directions differently."""
-    monkeypatch.setattr(validity, "PERMUTATIONS", 1)
+    monkeypatch.setattr(text_set_agreement, "PERMUTATIONS", 1)
     generator = np.random.default_rng(8)
     weigh = np.array([[1.0, 1.0, 0.1], [0.2, 1.0, 1.0]])
     a, b = generator.normal(size=(2, 100_000, 3))
@@ -258,11 +261,11 @@ def test_change_by_chance_is_that_of_leaving_out_random_texts():
 
 def domain_test(generator, monkeypatch, spread=(1.0, 1.0, 1.0), n_documents=60, each=1, K=2, tail=0.6):
     """The test of three domains that differ in their means and their lengths, and in KL by `spread`**2."""
-    monkeypatch.setattr(validity, "PERMUTATIONS", 99)
+    monkeypatch.setattr(domains, "PERMUTATIONS", 99)
     monkeypatch.setattr(validity, "COMPARISONS", 2)
     monkeypatch.setattr(validity, "CORRELATED", 1)
     monkeypatch.setattr(validity, "GROUPS", 2)
-    monkeypatch.setattr(validity, "RESAMPLES", 2)
+    monkeypatch.setattr(domains, "RESAMPLES", 2)
     domain = np.arange(n_documents) % 3
     unit = np.repeat(np.arange(n_documents), each)
     scale = np.exp(tail * generator.normal(size=n_documents)) * np.asarray(spread)[domain]
@@ -420,7 +423,7 @@ def test_a_rotated_and_scaled_map_is_the_same_map():
     turned = 3 * (L - 2 * np.outer(L @ across, across))
     found = compare_text_sets(vectors_of(L, name="a"), vectors_of(turned, name="b"))
     assert found.procrustes == pytest.approx(0, abs=1e-9)
-    assert found.procrustes_p_value == 1 / (1 + validity.PERMUTATIONS)
+    assert found.procrustes_p_value == 1 / (1 + PERMUTATIONS)
     assert found.ratio == pytest.approx(9)
     assert found.spread == pytest.approx(0, abs=1e-9)
     assert found.pearson.value == pytest.approx(1)
@@ -429,7 +432,7 @@ def test_a_rotated_and_scaled_map_is_the_same_map():
 
 @pytest.mark.slow
 def test_two_sets_of_one_population_agree_and_unrelated_ones_do_not(monkeypatch):
-    monkeypatch.setattr(validity, "PERMUTATIONS", 99)
+    monkeypatch.setattr(domains, "PERMUTATIONS", 99)
     generator = np.random.default_rng(16)
     spread = np.exp(generator.normal(size=(12, 1)))
     inside, p_values = 0, []

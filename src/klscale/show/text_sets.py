@@ -13,16 +13,10 @@ from klscale.inputs.texts import TextSet
 from klscale.show.columns import BITS, HEAD, INTERVAL, Column, estimate, lines, number, record, table, unit, within
 from klscale.show.names import short_names, shortened
 from klscale.show.terminal import describe_texts, out, plain, say
-from klscale.studies.validity import (
-    Correlation,
-    Domain,
-    Domains,
-    ErrorGrowth,
-    SplitHalves,
-    TextSensitivity,
-    TextSetComparison,
-    TextsNeeded,
-)
+from klscale.studies.correlations import Correlation
+from klscale.studies.domains import Domain, Domains
+from klscale.studies.text_set_agreement import TextSetComparison
+from klscale.studies.validity import ErrorGrowth, SplitHalves, TextSensitivity, TextsNeeded
 
 NAME = 24
 """Characters of the name of a domain."""

@@ -23,7 +23,9 @@ from klscale.show.pictures.style import (
     plain_ticks,
     styled,
 )  # fmt: skip
-from klscale.studies.validity import Domains, ErrorGrowth, TextSensitivity, TextSetComparison
+from klscale.studies.domains import Domains
+from klscale.studies.text_set_agreement import TextSetComparison
+from klscale.studies.validity import ErrorGrowth, TextSensitivity
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

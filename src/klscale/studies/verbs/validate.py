@@ -16,7 +16,8 @@ from klscale.store.store import Store
 from klscale.studies.calibration import Calibration, calibrate
 from klscale.studies.noise import NoiseStudy, noise_study
 from klscale.studies.tails import PairTails, Tails, examine_pair, examine_tails
-from klscale.studies.validity import TextSensitivity, TextSetComparison, compare_text_sets, text_sensitivity
+from klscale.studies.text_set_agreement import TextSetComparison, compare_text_sets
+from klscale.studies.validity import TextSensitivity, text_sensitivity
 from klscale.studies.verbs.options import Options
 from klscale.studies.verbs.score import failures, scored_vectors, stored_vectors
 from klscale.sweep.jobs import Outcome

@@ -31,13 +31,17 @@ from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet, build_texts, is_held_out, load_texts, pocket_corpus
 from klscale.science.arrays import Floats, Integers
 from klscale.science.kl import LOG_2
+from klscale.science.sampled_tokens import directed_terms
 from klscale.sources.transformers.engine import Engine
 from klscale.sources.transformers.files import resolve
 from klscale.sources.transformers.load import load
 from klscale.sources.transformers.next_token import compare_pairs
 from klscale.sources.transformers.tokens import tokenize
 from klscale.store.store import Store
+from klscale.sweep.jobs import Outcome
 from klscale.sweep.score import score
+from klscale.vectors.draws import TokenDraws
+from klscale.vectors.scores import SAMPLED
 from klscale.vectors.vectors import Vectors
 
 PACKAGES = {
@@ -215,6 +219,39 @@ ESTIMATES: dict[str, Callable[[Vectors], float]] = {
 """Bits per byte from the vectors of two models, NaN in the texts that are left out."""
 
 
+MANY_DRAWS = 64
+"""Ids drawn at each position where sampled tokens are held against exact KL: as many draws as 32 times the texts."""
+
+
+def many_draws(models: Sequence[ModelRef], texts: TextSet, cache: Path) -> Callable[[int, int], tuple[float, float]]:
+    """KL in bits per byte of two of the models by sampled tokens, from `MANY_DRAWS` a position, and its standard error
+    over the draws alone: exact KL of the same texts is known, so how texts differ does not count."""
+    store = Store(cache / f"store-{MANY_DRAWS}-draws")
+    store.put_texts(texts)
+    tokens = tokenize(load(resolve(models[0])).tokenizer, texts).key
+    store.freeze_draws(texts.id, TokenDraws(tokens, MANY_DRAWS))
+    require_scored(score(models, texts, store))
+    entries = {entry.ref: entry for entry in store.entries(texts.id)}
+    kept = [store.scores(entries[ref]).parts[SAMPLED.name] for ref in models]
+    drawn = store.draws(texts.id, tokens)
+    assert drawn is not None
+    log_proposal = np.concatenate([drawn.of[text].log_proposal for text in range(len(texts))]).astype(np.float64)
+    log_probability = [values.values.reshape(-1, MANY_DRAWS).astype(np.float64) for values in kept]
+    size = texts.bytes.sum() * LOG_2
+
+    def kl(a: int, b: int) -> tuple[float, float]:
+        forward, backward, _ = directed_terms(log_probability[a], log_probability[b], log_proposal)
+        terms = (forward + backward) / 2
+        return terms.mean(axis=1).sum() / size, np.sqrt(terms.var(axis=1, ddof=1).sum() / MANY_DRAWS) / size
+
+    return kl
+
+
+def require_scored(outcomes: Sequence[Outcome]) -> None:
+    if failed := [str(outcome.error) for outcome in outcomes if outcome.error is not None]:
+        raise SystemExit("\n".join(failed))
+
+
 def ratios(pair: Vectors, nats: Floats) -> dict[str, float]:
     """Exact KL in bits per byte and every estimate over it, with the standard errors of a jackknife."""
     size, told = pair.texts.bytes * LOG_2, dict[str, float]()
@@ -237,17 +274,19 @@ def rows(name: str, cache: Path, texts: TextSet, store: Store, without: Sequence
     """Of one base and one text set."""
     models = variants(directory(name, cache), without)
     pairs = [pair for pair in PAIRS if not set(pair) & set(without)]
-    outcomes = score([*models.values()], texts, store)
-    if failed := [str(outcome.error) for outcome in outcomes if outcome.error is not None]:
-        raise SystemExit("\n".join(failed))
+    require_scored(score([*models.values()], texts, store))
+    by_many_draws = many_draws([*models.values()], texts, cache)
     vectors = store.vectors(store.texts(texts.id))
     places = {label: place for place, label in enumerate(models)}
     nats = exact([*models.values()], [(places[a], places[b]) for a, b in pairs], texts)
     for (a, b), along in zip(pairs, nats, strict=True):
         pair = vectors.subset([models[a], models[b]])
         spans, sampled = pair.span_kl(*pair.names), pair.sampled_kl(*pair.names)
+        told = ratios(pair, along)
+        value, error = by_many_draws(places[a], places[b])
         yield {
-            "model": name, "texts": texts.name, "n_texts": len(texts), "a": a, "b": b, **ratios(pair, along),
+            "model": name, "texts": texts.name, "n_texts": len(texts), "a": a, "b": b, **told,
+            "many_draws": value / told["exact"], "many_draws_se": error / told["exact"],
             "drift_share": spans.drift_share.value, "lost_cuts": spans.lost, "effective": sampled.effective,
             "largest_weight": sampled.largest_weight,
         }  # fmt: skip

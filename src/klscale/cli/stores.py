@@ -185,6 +185,7 @@ def ls(
 ) -> None:
     """What the store holds."""
     from klscale.inputs.attributes import is_free
+    from klscale.inputs.references import is_named_like
     from klscale.show.sizes import printed_columns
     from klscale.vectors.sizes import Size
 
@@ -205,7 +206,7 @@ def ls(
     def wanted(entry: Entry) -> bool:
         name, own = str(entry.ref), entry.metadata["attributes"]
         fits = all(attribute in own and _is(own[attribute], value) for attribute, value in asked)
-        return fits and (not patterns or any(fnmatchcase(name, f"*{pattern}*") for pattern in patterns))
+        return fits and (not patterns or is_named_like(name, patterns))
 
     listed = [(head, list(filter(wanted, entries[head["id"]]))) for head in heads]
     if (patterns or asked) and not any(some for _, some in listed):

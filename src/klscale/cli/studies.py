@@ -13,6 +13,7 @@ from klscale.errors import InputError
 from klscale.show.files import DOCUMENTS, PAGES, PICTURES, TABLES, require_ending, save_document
 from klscale.show.scoring import print_failures
 from klscale.show.terminal import err, plain, print_json
+from klscale.studies.verbs.options import Options
 
 SAVED = "Write all pairs (.csv, .parquet), a picture (.png, .svg, .pdf), or what is printed (.md, .tex)."
 
@@ -24,7 +25,15 @@ def trajectory(
         list[str] | None,
         typer.Argument(
             metavar="RUN...",
-            help="Directories of checkpoints, 'NAME@step*' of the hub, or runs of the store. Default: all of these.",
+            help="Directories of checkpoints, 'NAME@step*' of the hub, or runs of the store. Default: all of these. "
+            "With --by: parts of names, as of `ls`.",
+        ),
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ATTRIBUTE",
+            help="Models of the store in the order of this number instead of steps: learning_rate, data_tokens.",
         ),
     ] = None,
     threshold: Annotated[
@@ -71,6 +80,13 @@ def trajectory(
 
     if file is not None:
         require_ending(file)
+    if by is not None:
+        of_runs = {"--threshold": threshold, "--warmup": warmup, "--directional": directional, "--lags": lags,
+                   "--subtract-noise": subtract_noise or None}  # fmt: skip
+        if given := [option for option, value in of_runs.items() if value is not None]:
+            raise InputError(f"--by and {given[0]} exclude each other.", f"{given[0]} is for steps.", "Keep one.")
+        _show_along(by, runs or [], file, as_json, whole, options)
+        return
     with at_work(options) as how:
         found = trajectory(
             runs or (), threshold=threshold, warmup=warmup, directional=directional, subtract_noise=subtract_noise,
@@ -86,6 +102,23 @@ def trajectory(
         save_trajectories(found.runs, file)
         err.print(f"Wrote {plain(file)}.")
     raise typer.Exit(failure_status(found.outcomes))
+
+
+def _show_along(
+    attribute: str, models: list[str], file: Path | None, as_json: bool, whole: bool, options: Options
+) -> None:
+    from klscale.show.series import print_series, save_series, series_record
+    from klscale.studies.verbs.trajectory_by import trajectory_by
+
+    with at_work(options) as how:
+        found = trajectory_by(attribute, models, options=how)
+    if as_json:
+        print_json(series_record(found))
+    else:
+        print_series(found, whole=whole)
+    if file is not None:
+        save_series(found, file)
+        err.print(f"Wrote {plain(file)}.")
 
 
 # ---------------------------------------------------------------------------------------------------------------- kl

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import cached_property
 from glob import glob
 from pathlib import Path
@@ -191,6 +192,11 @@ def parse_all(models: Sequence[str | ModelRef]) -> list[ModelRef]:
         for one in [model] if isinstance(model, ModelRef) else _files_of(model) or [ModelRef.parse(model)]:
             found[one] = None
     return [*found]
+
+
+def is_named_like(name: str, patterns: Sequence[str]) -> bool:
+    """Whether the name of a model holds one of these patterns, in which `*` stands for any text."""
+    return any(fnmatchcase(name, f"*{pattern}*") for pattern in patterns)
 
 
 def canonical(name: str) -> str:

@@ -23,6 +23,7 @@ from klscale.show import (
     predicting,
     scale,
     sensitivity,
+    series,
     stored_logits,
     stores,
     tails,
@@ -53,6 +54,7 @@ RECORDS: dict[str, tuple[Column, ...]] = {
     "klscale place": placing.PLACEMENT,
     "klscale predict": predicting.PREDICTED,
     "klscale trajectory": trajectories.TRAJECTORIES,
+    "klscale trajectory --by ATTRIBUTE": series.SERIES,
     "klscale validate": (
         Column("texts", "How far KL depends on the texts.", within=text_sets.SENSITIVITY),
         Column("tails", "What the clip and the tails do to the numbers.", within=tails.TAILS),

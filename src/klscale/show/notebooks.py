@@ -106,6 +106,12 @@ def _trajectories(found: Any) -> Way:
     return Way(lambda: trajectories.print_trajectories(*shown), lambda: pictures.training_trajectories(found.runs))
 
 
+def _attribute_trajectories(found: Any) -> Way:
+    from klscale.show import pictures, series
+
+    return Way(lambda: series.print_series(found), lambda: pictures.kl_along_attribute(found.series, found.attribute))
+
+
 def _layers(found: Any) -> Way:
     from klscale.show import layers, pictures
 
@@ -172,7 +178,7 @@ def _checkup(found: Any) -> Way:
 WAYS: dict[str, Callable[[Any], Way]] = {
     "Comparison": _comparison, "Scale": _scale, "Trajectories": _trajectories, "Layers": _layers, "StoreMap": _map,
     "Placed": _placed, "Predicted": _predicted, "Scored": _scored, "PartCosts": _part_costs, "PMIComparison": _pmi,
-    "PMIMap": _pmi_map,
+    "PMIMap": _pmi_map, "AttributeTrajectories": _attribute_trajectories,
     "Checkup": _checkup,
 }  # fmt: skip
 """Name of a result -> how it is shown."""

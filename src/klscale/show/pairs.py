@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -179,6 +179,13 @@ WHAT_IT_IS = {
     WHOLE_TEXTS: "the published estimator; above next-token KL where one model fits whole texts better",
 }
 """Each estimator in a line."""
+
+
+def print_units(shown: Sequence[Measured], more: str = "") -> None:
+    """The unit of the KLs of a table whose headings do not say it, what they are by, and `more` of other columns."""
+    by = f", by {PUBLISHED}" if all(measured.kl.estimator == WHOLE_TEXTS for measured in shown) else ""
+    out.print(f"KL in bits/byte ± standard error over texts{by}{more}.", style="dim")
+    print_estimators(shown)
 
 
 def print_estimators(shown: Iterable[Measured]) -> None:

@@ -15,7 +15,6 @@ from klscale.inputs.texts import TextSet
 from klscale.science import diffusion
 from klscale.science.estimates import Estimate
 from klscale.science.kl import KL
-from klscale.science.reported import PUBLISHED
 from klscale.show import cautions, files, sentences
 from klscale.show.cautions import BY_KEY, Around, Measured
 from klscale.show.columns import (
@@ -32,7 +31,7 @@ from klscale.show.columns import (
     unit,
     within,
 )
-from klscale.show.pairs import KL_COLUMNS, kl
+from klscale.show.pairs import KL_COLUMNS, kl, print_units
 from klscale.show.terminal import describe_texts, out, plain
 from klscale.studies.directional import Directional
 from klscale.studies.trajectories import Checkpoint, Exponent, Motion, Seeds, Shape, Trajectory
@@ -333,9 +332,9 @@ def print_trajectories(
     out.print(describe_texts(texts))
     shown = [row for one in found for row in _print_checkpoints(one, ROWS if whole else FEW_ROWS)]
     weights = "; weights: squared distance, the sum over all parameters" if any(one.weights for one in found) else ""
-    out.print(f"KL in bits/byte ± standard error over texts, by {PUBLISHED}{weights}.", style="dim")
-    kls = (kl for row in shown for kl in (row.from_previous, row.from_first, row.from_last))
-    cautions.print_footnotes(texts, filter(None, kls))
+    kls = [kl for row in shown for kl in (row.from_previous, row.from_first, row.from_last) if kl is not None]
+    print_units(kls, weights)
+    cautions.print_footnotes(texts, kls)
     if whole:
         print_motion(found, seeds, moved, threshold_source)
     else:

@@ -12,7 +12,12 @@ from klscale.show.pictures.quantization import kl_against_size, quantization_lad
 from klscale.show.pictures.rulers import scale_ruler, scale_strip
 from klscale.show.pictures.style import COLOURS, Look, looks, save
 from klscale.show.pictures.tails import tails_of_pairs, text_contributions
-from klscale.show.pictures.training import displacement, kl_along_training, training_trajectories
+from klscale.show.pictures.training import (
+    displacement,
+    kl_along_attribute,
+    kl_along_training,
+    training_trajectories,
+)
 from klscale.show.pictures.validity import text_set_sensitivity, two_text_sets
 
 __all__ = [
@@ -21,6 +26,7 @@ __all__ = [
     "displacement",
     "estimate_against_exact",
     "kl_against_size",
+    "kl_along_attribute",
     "kl_along_training",
     "kl_heat_map",
     "layer_threads",

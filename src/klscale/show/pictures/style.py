@@ -218,20 +218,21 @@ def amount(value: float, _: Any = None) -> str:
     return f"{value:,.12g}" if value == 0 or abs(value) >= 1e-4 else f"{value:.0e}".replace("e-0", "e-")
 
 
-def step_axis(axis: Any, steps: Iterable[int], most: int = 6) -> None:
-    """Training steps on a log scale that has a place for step 0."""
+def step_axis(axis: Any, steps: Iterable[float], most: int = 6) -> None:
+    """Training steps, or other amounts, on a log scale that has a place for 0."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    known = sorted({int(step) for step in steps})
+    known = sorted({*steps})
     first = next((step for step in known if step > 0), 1)
     axis.axes.set_xscale("symlog", linthresh=first, linscale=0.4)
     zero = [0] if known and known[0] == 0 else []
     last = max(known[-1], first) if known else first
     reach = math.log10(last / first) if last > first else 0.3
-    ticks: list[int] = []
+    ticks: list[float] = []
+    decades = range(math.floor(math.log10(first)), math.ceil(math.log10(last)) + 1)
     for subs, apart in (((1, 2, 5), 1), ((1,), 1), ((1,), 2), ((1,), 3)):
-        decades = range(0, math.ceil(math.log10(last)) + 1, apart)
-        ticks = [sub * 10**n for n in decades for sub in subs if first <= sub * 10**n <= last]
+        ticks = [sub * 10.0**n for n in decades if n % apart == 0 for sub in subs]
+        ticks = [tick for tick in ticks if first * (1 - 1e-9) <= tick <= last * (1 + 1e-9)]
         if len(ticks) + len(zero) <= most:
             break
     axis.set_major_locator(FixedLocator(zero + (ticks or [first])))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +11,8 @@ import numpy as np
 from klscale.errors import InputError
 from klscale.science.estimates import Estimate, format_estimate
 from klscale.science.kl import KL
-from klscale.show.names import short_names
+from klscale.science.reported import ReportedKL
+from klscale.show.names import short_names, shortened
 from klscale.show.pictures.style import (
     DOUBLE,
     FAINT,
@@ -26,6 +27,7 @@ from klscale.show.pictures.style import (
     step_axis,
     styled,
 )  # fmt: skip
+from klscale.studies.series import Point, Series
 from klscale.studies.trajectories import Checkpoint, Motion, Shape, Trajectory, over_seeds
 
 if TYPE_CHECKING:
@@ -40,6 +42,12 @@ FROM: dict[str, Callable[[Checkpoint], KL | None]] = {
     "last": lambda row: row.kl_from_last,
 }
 """The checkpoints that KL is taken from along training."""
+FROM_POINT: dict[str, Callable[[Point], ReportedKL | None]] = {
+    "first": lambda row: row.kl_from_first,
+    "previous": lambda row: row.kl_from_previous,
+    "last": lambda row: row.kl_from_last,
+}
+"""The models that KL is taken from along an attribute."""
 
 
 @styled
@@ -57,6 +65,35 @@ def kl_along_training(found: Sequence[Trajectory]) -> Figure:
         axes.set_ylabel("")
     plain_ticks(panels[0].yaxis)
     _finish(figure, found, colours)
+    return figure
+
+
+@styled
+def kl_along_attribute(found: Sequence[Series], attribute: str) -> Figure:
+    """KL of each model of these series from the first, the previous and the last one along a numeric attribute, in bits
+    per byte with 95 % intervals over texts. Values that span a decade are on a log scale, with a place for 0. Raises
+    InputError where there is no series."""
+    if not found:
+        raise InputError("There is no series to draw.", f"It is two models or more with {attribute}.")
+    colours = {name: look.colour for name, look in looks(one.name for one in found).items()}
+    values = [value for one in found for value in one.values]
+    figure = new_figure(DOUBLE, 2.45 + _legend_height(found) * (len(found) > 1))
+    n_models = sum(map(len, found))
+    headline(figure, f"{n_models:,} models, {describe(found[0].vectors.texts)}")
+    panels = figure.subplots(1, len(FROM_POINT), sharey=True)
+    for axes, (which, kl_of) in zip(panels, FROM_POINT.items(), strict=True):
+        for one in found:
+            _draw_kl(axes, [(point.value, kl_of(point)) for point in one.points], colours[one.name])
+        axes.set_title(f"KL from the {which} model")
+        axes.set_yscale("log")
+        positive = [value for value in values if value > 0]
+        if min(values) >= 0 and positive and max(positive) >= 10 * min(positive):
+            step_axis(axes.xaxis, values)
+        axes.set_xlabel(shortened(attribute, 40))
+    panels[0].set_ylabel("KL, bits/byte (95 % interval)")
+    plain_ticks(panels[0].yaxis)
+    if len(found) > 1:
+        _legend(figure, [one.name for one in found], colours)
     return figure
 
 
@@ -142,23 +179,31 @@ def _texts(found: Sequence[Trajectory]) -> str:
     return f"{runs}, {describe(found[0].run.vectors.texts)}"
 
 
-def _legend_height(found: Sequence[Trajectory]) -> float:
+def _legend_height(found: Sequence[Trajectory] | Sequence[Series]) -> float:
     return 0.14 * -(-len(found) // 3)
 
 
 def _finish(figure: Figure, found: Sequence[Trajectory], colours: Mapping[str, str]) -> None:
     from matplotlib.lines import Line2D
 
-    for axes in figure.axes:
-        axes.tick_params(labelsize=SMALL, which="both")
-    names = short_names([one.run.name for one in found], 40)
-    handles = [
-        Line2D([], [], color=colours[one.run.name], marker="o", label=name)
-        for one, name in zip(found, names, strict=True)
-    ]
+    handles = []
     for level in _thresholds(found):
         label = f"threshold of stabilisation: {level:.3g} bits/byte"
         handles.append(Line2D([], [], color=GREY, linestyle=":", linewidth=0.8, label=label))
+    _legend(figure, [one.run.name for one in found], colours, handles)
+
+
+def _legend(figure: Figure, lines: Sequence[str], colours: Mapping[str, str], more: Sequence[Any] = ()) -> None:
+    """The names of lines below the panels, and `more` of them."""
+    from matplotlib.lines import Line2D
+
+    for axes in figure.axes:
+        axes.tick_params(labelsize=SMALL, which="both")
+    names = short_names(lines, 40)
+    handles = [
+        Line2D([], [], color=colours[line], marker="o", label=name) for line, name in zip(lines, names, strict=True)
+    ]
+    handles += more
     figure.legend(
         handles=handles, loc="outside lower left", ncols=min(len(handles), 4 if max(map(len, names)) < 24 else 3)
     )
@@ -169,12 +214,7 @@ def _finish(figure: Figure, found: Sequence[Trajectory], colours: Mapping[str, s
 
 def _draw_along(axes: Any, found: Sequence[Trajectory], colours: Mapping[str, str], which: str) -> None:
     for one in found:
-        colour = colours[one.run.name]
-        known = [(row.step, kl) for row in one.checkpoints if (kl := FROM[which](row)) is not None and kl.value > 0]
-        steps = [step for step, _ in known]
-        axes.plot(steps, [kl.value for _, kl in known], "o-", color=colour, markersize=2.2)
-        low, high = np.array([kl.interval for _, kl in known]).reshape(-1, 2).T
-        axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+        _draw_kl(axes, [(row.step, FROM[which](row)) for row in one.checkpoints], colours[one.run.name])
     axes.set_title(f"KL from the {which} checkpoint")
     axes.set_yscale("log")
     step_axis(axes.xaxis, [step for one in found for step in one.run.steps.tolist()])
@@ -182,6 +222,15 @@ def _draw_along(axes: Any, found: Sequence[Trajectory], colours: Mapping[str, st
     axes.set_ylabel("KL, bits/byte (95 % interval)")
     for level in _thresholds(found):
         axes.axhline(level, color=GREY, linestyle=":", linewidth=0.8, zorder=0)
+
+
+def _draw_kl(axes: Any, kls: Iterable[tuple[float, KL | ReportedKL | None]], colour: str) -> None:
+    """A line through these KLs, with their intervals as a band."""
+    known = [(place, kl) for place, kl in kls if kl is not None and kl.value > 0]
+    places = [place for place, _ in known]
+    axes.plot(places, [kl.value for _, kl in known], "o-", color=colour, markersize=2.2)
+    low, high = np.array([kl.interval for _, kl in known]).reshape(-1, 2).T
+    axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
 def _thresholds(found: Sequence[Trajectory]) -> list[float]:

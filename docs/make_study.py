@@ -91,9 +91,10 @@ def real_models_table(model: str) -> str:
     for (a, b), of_pair in measured.groupby(["a", "b"], sort=False):
         low, high = of_pair["exact"].min(), of_pair["exact"].max()
         rows.append(
-            [f"{a}, {b}", f"{low:.2g} to {high:.2g}", span(of_pair["sampled_tokens"], 2), span(of_pair["many_draws"], 2),
-             span(of_pair["spans"], 1), span(of_pair["whole_texts"], 1)]
-        )  # fmt: skip
+            [f"{a}, {b}", f"{low:.2g} to {high:.2g}"]
+            + [span(of_pair[name], 2) for name in ("sampled_tokens", "many_draws")]
+            + [span(of_pair[name], 1) for name in ("spans", "whole_texts")]
+        )
     columns = ["sampled tokens / exact", "64 draws / exact", "spans / exact", "whole texts / exact"]
     return table(["pair", "exact KL, bits/byte", *columns], rows)
 

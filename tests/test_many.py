@@ -155,7 +155,7 @@ def test_components_and_map_of_many_are_those_of_few(families, monkeypatch):
     families = families.subset(families.names[:120])
     few = maps.model_map(families)
     monkeypatch.setattr(maps, "EXACT", 100)
-    monkeypatch.setattr(maps, "FLAT", 100)
+    monkeypatch.setattr(maps, "MOST_TSNE", 200)
     monkeypatch.setattr(maps, "DENSE", 100)
     many = maps.model_map(families)
     assert many.pca == pytest.approx(few.pca, abs=1e-9)
@@ -163,3 +163,32 @@ def test_components_and_map_of_many_are_those_of_few(families, monkeypatch):
     assert many.typical == pytest.approx(few.typical, rel=1e-9)
     assert (few.tsne3 is None, many.tsne3 is None, many.tsne.shape) == (False, True, (120, 2))
     assert [note for note in many.notes if "in the plane alone" in note or "by projection" in note] == [*many.notes]
+
+
+def test_of_more_models_than_tsne_moves_the_others_have_the_mean_place_of_their_nearest(families, monkeypatch):
+    """By a loop over single models; one of the others equals a model that t-SNE moved."""
+    monkeypatch.setattr(maps, "MOST_TSNE", 60)
+    monkeypatch.setattr(maps, "DRAWN", 100)
+    L = families.log_likelihood[:120].copy()
+    moved = np.sort(np.random.default_rng(maps.SEED).permutation(121)[:60])
+    others = np.setdiff1d(np.arange(121), moved)
+    L = np.insert(L, others[7], 0.0, axis=0)
+    L[others[7]] = L[moved[11]] - 3
+    vectors = Vectors.from_arrays(L, [f"m{n}" for n in range(121)], np.full(400, 300))
+    found = maps.model_map(vectors)
+    assert any("t-SNE is of 60 models, drawn at random: the other 61" in note for note in found.notes)
+    Q = L - L.mean(axis=1, keepdims=True)
+    squares = ((Q[:, None] - Q) ** 2).mean(axis=2) / (2 * 300 * np.log(2))
+    np.testing.assert_array_equal(found.tsne[others[7]], found.tsne[moved[11]])
+    for model in np.delete(others, 7):
+        near = moved[np.argsort(squares[model, moved])[:15]]
+        sigma = np.geomspace(1e-4, 1e4, 4000)[:, None]
+        weight = np.exp(-(squares[model, near] - squares[model, near].min()) / (2 * sigma**2))
+        weight /= weight.sum(axis=1, keepdims=True)
+        entropy = -np.sum(weight * np.log(np.maximum(weight, 1e-300)), axis=1)
+        weight = weight[np.abs(entropy - np.log(maps.PLACING)).argmin()]
+        assert found.tsne[model] == pytest.approx(weight @ found.tsne[near], abs=0.02 * np.ptp(found.tsne))
+    np.fill_diagonal(squares, np.inf)
+    drawn = np.sort(np.random.default_rng(maps.SEED).permutation(121)[:100])
+    assert found.typical == pytest.approx(np.median(squares[drawn].min(axis=1)), rel=1e-9)
+    assert maps.model_map(vectors).tsne.tolist() == found.tsne.tolist()

@@ -7,6 +7,7 @@ ones.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -41,11 +42,15 @@ FEWEST = 5
 AXES = 3
 """Number of principal components of a model map."""
 EXACT = 5_000
-"""Largest number of models whose neighbours are found among all others, and of rows of a Gram matrix that is made."""
+"""Largest number of models whose neighbours are found among all others, and with a t-SNE in space; and of rows of a Gram
+matrix that is made."""
 PROJECTED, CANDIDATES = 256, 2
 """Of more models: random directions that candidates for neighbours are found by, and how many of them for each."""
-FLAT = 10_000
-"""Largest number of models with a t-SNE in space, which would take an hour for 100,000."""
+MOST_TSNE = 10_000
+"""Largest number of models that t-SNE moves, in about a minute. Of more, so many are drawn, and the others are placed
+among them."""
+DRAWN = 1_000
+"""Of more models: those whose nearest is looked for, to know how near that is."""
 DENSE = 500
 """Largest number of rows of a Gram matrix that is factorised as a whole; of a larger one, the leading eigenvectors are
 iterated."""
@@ -168,26 +173,45 @@ class _Neighbours:
             self.indices, self.distances = _near(points, k)
 
 
-def _near(points: Floats, k: int) -> tuple[Integers, Floats]:
+def _near(points: Floats, k: int, among: Integers | None = None) -> tuple[Integers, Floats]:
     """The places (K, k) of neighbours of each of K points (K, N), nearest first, and the exact distances to them.
 
     They are the nearest of 2 k candidates, at least 20, which are nearest in a projection on 256 random directions. It
     keeps each squared distance to 9 % (one standard deviation; Johnson and Lindenstrauss, 1984), so that a neighbour is
     missed where many points are nearly as near.
+
+    With `among` (A,), the places of some points: the neighbours (K - A, k) of the others among these.
     """
     from openTSNE.nearest_neighbors import Sklearn
 
     directions = np.random.default_rng(SEED).normal(size=(points.shape[1], PROJECTED))
     shadows = (points @ directions).astype(np.float32)
-    candidates, _ = Sklearn(shadows, min(max(CANDIDATES * k, 20), len(points) - 1), "euclidean").build()
-    indices, distances = np.empty((len(points), k), dtype=np.int64), np.empty((len(points), k))
-    for place, near in enumerate(candidates):
+    every = np.arange(len(points))
+    of, base = (every, every) if among is None else (np.setdiff1d(every, among), among)
+    n = min(max(CANDIDATES * k, 20), len(base) - (among is None))
+    index = Sklearn(shadows[base], n, "euclidean")
+    candidates, _ = index.build()
+    if among is not None:
+        candidates, _ = index.query(shadows[of], n)
+    candidates = base[candidates]
+    indices, distances = np.empty((len(of), k), dtype=np.int64), np.empty((len(of), k))
+    for row, (place, near) in enumerate(zip(of, candidates, strict=True)):
         apart = points[near]
         apart -= points[place]
         squares = np.einsum("kn,kn->k", apart, apart)
         order = np.argsort(squares, kind="stable")[:k]
-        indices[place], distances[place] = near[order], np.sqrt(squares[order])
+        indices[row], distances[row] = near[order], np.sqrt(squares[order])
     return indices, distances
+
+
+def _nearest(points: Floats, rows: Integers) -> Integers:
+    """The place (R,) of the nearest other of K points (K, N) for those of `rows` (R,), by all distances."""
+    squares, found = np.einsum("kn,kn->k", points, points), list[Integers]()
+    for some in np.array_split(rows, -(-max(len(rows), 1) // 64)):  # 100,000 distances of each take 0.8 MB
+        distance = squares - 2 * (points[some] @ points.T)
+        distance[np.arange(len(some)), some] = np.inf
+        found.append(distance.argmin(axis=1))
+    return np.concatenate(found)
 
 
 def _tsne(neighbours: _Neighbours, components: Floats) -> Floats:
@@ -211,24 +235,33 @@ def _tsne(neighbours: _Neighbours, components: Floats) -> Floats:
     return np.array(model.fit(affinities=affinities))
 
 
+def _affinities(nearest: Integers, squared_distance: Floats, perplexity: float, K: int) -> Any:
+    """Gaussian affinities (M, K), sparse, of new points to K old ones: of each to its `nearest` (M, k), nearest first,
+    at these squared distances (M, k).
+
+    Affinities of one perplexity do not change if a constant is added to all squared distances of a point. The part of a
+    new point that no old model explains is such a constant: it has no effect. The distance to the nearest point may
+    therefore be subtracted, so that nothing underflows.
+    """
+    from openTSNE.affinity import joint_probabilities_nn
+
+    distance = np.sqrt(squared_distance - squared_distance[:, :1])
+    return joint_probabilities_nn(
+        nearest, distance, [perplexity], symmetrize=False, normalization="point-wise", n_reference_samples=K
+    )
+
+
 def _placed(old: Floats, squared_distance: Floats, perplexity: float) -> Floats:
     """Places (M, n) of new points on the t-SNE map `old` (K, n), from their squared distances (M, K) to the old points.
 
     Old points do not move; each new point is placed independently (Policar et al., Machine Learning 112, 2023).
-    Gaussian affinities of one perplexity do not change if a constant is added to all squared distances of a point. The
-    part of a new point that no old model explains is such a constant: it has no effect. The distance to the nearest
-    point may therefore be subtracted, so that nothing underflows.
     """
     from openTSNE import PartialTSNEEmbedding, TSNEEmbedding
-    from openTSNE.affinity import PrecomputedAffinities, joint_probabilities_nn
+    from openTSNE.affinity import PrecomputedAffinities
 
     K = len(old)
     nearest = np.argsort(squared_distance, axis=1, kind="stable")[:, : max(1, min(K, round(3 * perplexity)))]
-    beyond = np.take_along_axis(squared_distance, nearest, axis=1)
-    distance = np.sqrt(beyond - beyond[:, :1])
-    affinities = joint_probabilities_nn(
-        nearest, distance, [perplexity], symmetrize=False, normalization="point-wise", n_reference_samples=K
-    )
+    affinities = _affinities(nearest, np.take_along_axis(squared_distance, nearest, axis=1), perplexity, K)
     fixed = TSNEEmbedding(old, PrecomputedAffinities(scipy.sparse.csr_matrix((K, K)), normalize=False))
     placed = PartialTSNEEmbedding(affinities @ old, fixed, affinities, negative_gradient_method="bh", theta=0.5)
     found = placed.optimize(250, learning_rate=0.1, exaggeration=1.5, momentum=0.8, max_grad_norm=0.25, n_jobs=1)
@@ -307,6 +340,52 @@ def model_map(vectors: Vectors) -> ModelMap:
         raise InputError("A map needs two models or more.", f"{K} given.", "klscale score REF...")
     points = _coordinates(vectors)
     components, notes = _pca(points, AXES), _notes(vectors, points.shape[1])
+    chosen = np.random.default_rng(SEED).permutation(K)[:MOST_TSNE] if K > MOST_TSNE else np.arange(K)
+    chosen.sort()
+    shown = _shown(points[chosen] if len(chosen) < K else points, components.points[chosen])
+    on_plane, typical = shown.on_plane, shown.typical
+    notes += shown.notes
+    if len(chosen) < K:
+        drawn = np.sort(np.random.default_rng(SEED).permutation(K)[:DRAWN])
+        typical = float(np.median(((points[drawn] - points[_nearest(points, drawn)]) ** 2).sum(axis=1)))
+        notes.append(f"The median KL of a model to its nearest is of {len(drawn):,} models, drawn at random.")
+        if on_plane is not None:
+            on_plane = _all_placed(points, chosen, on_plane)
+            notes.append(
+                f"t-SNE is of {len(chosen):,} models, drawn at random: the other {K - len(chosen):,} have the mean place "
+                "of their nearest of these."
+            )
+    if K > EXACT:
+        notes.append(f"Neighbours of {K:,} models are found by projection, with exact distances; a few may be missed.")
+    return ModelMap(
+        models=vectors.names,
+        pca=components.points,
+        share=components.share,
+        tsne=on_plane,
+        tsne3=shown.in_space,
+        perplexity=shown.perplexity,
+        typical=typical,
+        n_texts=points.shape[1],
+        added=np.zeros(K, dtype=bool),
+        notes=tuple(notes),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Shown:
+    """t-SNE of K points `on_plane` (K, 2) and `in_space` (K, 3), or why there is none, in `notes`; and the median squared
+    distance from a point to its nearest."""
+
+    on_plane: Floats | None
+    in_space: Floats | None
+    perplexity: float | None
+    typical: float
+    notes: list[str]
+
+
+def _shown(points: Floats, components: Floats) -> _Shown:
+    """t-SNE of points (K, N) with these principal components (K, 3)."""
+    K, notes = len(points), list[str]()
     near = _Neighbours(points, perplexity(K))
     typical = float(np.median(near.distances[:, 0] ** 2))
     first, place_of = _distinct(points, near)
@@ -322,34 +401,39 @@ def model_map(vectors: Vectors) -> ModelMap:
             notes.append(f"{equal:,} {have} up to a constant.")
     on_plane = in_space = None
     which = f"{n_distinct} models" if n_distinct == K else f"{n_distinct} different models"
-    if not components.points.any():
+    if not components.any():
         notes.append("All of these models agree on every text: there is no map of them.")
     elif n_distinct < FEWEST:
         n_axes = min(n_distinct - 1, AXES)
         shown = "1 principal component shows" if n_axes == 1 else f"{n_axes} principal components show"
         notes.append(f"No t-SNE of {which}: {shown} all of their distances.")
     else:
-        on_plane = _tsne(near, components.points[first, :2])[place_of]
-        if n_distinct <= FLAT:
-            in_space = _tsne(near, components.points[first, :3])[place_of]
+        on_plane = _tsne(near, components[first, :2])[place_of]
+        if n_distinct <= EXACT:
+            in_space = _tsne(near, components[first, :3])[place_of]
         else:
             notes.append(f"t-SNE of {which} is in the plane alone.")
         if near.perplexity < PERPLEXITY:
             notes.append(f"t-SNE of {which} has perplexity {near.perplexity:.3g}, not the {PERPLEXITY:g} of many.")
-    if K > EXACT:
-        notes.append(f"Neighbours of {K:,} models are found by projection, with exact distances; a few may be missed.")
-    return ModelMap(
-        models=vectors.names,
-        pca=components.points,
-        share=components.share,
-        tsne=on_plane,
-        tsne3=in_space,
-        perplexity=None if on_plane is None else near.perplexity,
-        typical=typical,
-        n_texts=points.shape[1],
-        added=np.zeros(K, dtype=bool),
-        notes=tuple(notes),
-    )
+    return _Shown(on_plane, in_space, None if on_plane is None else near.perplexity, typical, notes)
+
+
+def _all_placed(points: Floats, chosen: Integers, on_plane: Floats) -> Floats:
+    """Places (K, 2) of K points (K, N), of which some have places `on_plane` (C, 2) by t-SNE. The others have the mean
+    place of their nearest of these, by their affinities; or the place of one that they coincide with."""
+    nearest, distances = _near(points, round(3 * PLACING), chosen)
+    squares, of_chosen = distances**2, np.searchsorted(chosen, nearest)
+    placed = np.asarray(_affinities(of_chosen, squares, PLACING, len(chosen)) @ on_plane)
+    equal = distances[:, 0] <= _rounding(points)
+    placed[equal] = on_plane[of_chosen[equal, 0]]
+    found = np.empty((len(points), on_plane.shape[1]))
+    found[chosen], found[np.setdiff1d(np.arange(len(points)), chosen)] = on_plane, placed
+    return found
+
+
+def _rounding(points: Floats) -> float:
+    """The distance below which two of these points (K, N) differ by rounding."""
+    return math.sqrt(max(ROUNDING, NEGLIGIBLE * float(np.einsum("kn,kn->k", points, points).max())))
 
 
 def _distinct(points: Floats, near: _Neighbours) -> tuple[Integers, Integers]:
@@ -357,7 +441,7 @@ def _distinct(points: Floats, near: _Neighbours) -> tuple[Integers, Integers]:
     t-SNE would spread the points of a group: to it the nearest neighbours of a point are never at no distance."""
     K = len(points)
     first, group = np.arange(K, dtype=np.int64), np.arange(K, dtype=np.int64)
-    limit = np.sqrt(max(ROUNDING, NEGLIGIBLE * float(np.einsum("kn,kn->k", points, points).max())))
+    limit = _rounding(points)
     while len(first) > 1:
         a, b = np.nonzero(near.distances <= limit)
         links = scipy.sparse.coo_matrix((np.ones(len(a)), (a, near.indices[a, b])), shape=(len(first), len(first)))
@@ -583,9 +667,7 @@ def nearest_of_many(vectors: Vectors, rows: Integers | None = None) -> tuple[Int
     if rows is None:
         rows, near = np.arange(len(points)), _near(points, 1)[0][:, 0]
     else:
-        distance = np.einsum("kn,kn->k", points, points) - 2 * (points[rows] @ points.T)
-        distance[np.arange(len(rows)), rows] = np.inf
-        near = distance.argmin(axis=1)
+        near = _nearest(points, rows)
     return near, vectors.kl_pairs(np.stack([rows, near], axis=1))
 
 

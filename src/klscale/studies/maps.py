@@ -42,8 +42,8 @@ FEWEST = 5
 AXES = 3
 """Number of principal components of a model map."""
 EXACT = 5_000
-"""Largest number of models whose neighbours are found among all others, and with a t-SNE in space; and of rows of a Gram
-matrix that is made."""
+"""Largest number of models whose neighbours are found among all others, and that have a t-SNE in space; and of rows of
+a Gram matrix that is made."""
 PROJECTED, CANDIDATES = 256, 2
 """Of more models: random directions that candidates for neighbours are found by, and how many of them for each."""
 MOST_TSNE = 10_000
@@ -352,8 +352,8 @@ def model_map(vectors: Vectors) -> ModelMap:
         if on_plane is not None:
             on_plane = _all_placed(points, chosen, on_plane)
             notes.append(
-                f"t-SNE is of {len(chosen):,} models, drawn at random: the other {K - len(chosen):,} have the mean place "
-                "of their nearest of these."
+                f"t-SNE is of {len(chosen):,} models, drawn at random: the other {K - len(chosen):,} have the mean "
+                "place of their nearest of these."
             )
     if K > EXACT:
         notes.append(f"Neighbours of {K:,} models are found by projection, with exact distances; a few may be missed.")
@@ -373,8 +373,8 @@ def model_map(vectors: Vectors) -> ModelMap:
 
 @dataclass(frozen=True, eq=False)
 class _Shown:
-    """t-SNE of K points `on_plane` (K, 2) and `in_space` (K, 3), or why there is none, in `notes`; and the median squared
-    distance from a point to its nearest."""
+    """t-SNE of K points `on_plane` (K, 2) and `in_space` (K, 3), and why there is none in `notes`; and the median
+    squared distance from a point to its nearest."""
 
     on_plane: Floats | None
     in_space: Floats | None

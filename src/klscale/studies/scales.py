@@ -542,7 +542,7 @@ class _Found:
 
     def __init__(self) -> None:
         self.n, self._chunks = 0, [np.empty((0, 2), dtype=np.int64)]
-        self._generator = np.random.default_rng(0)
+        self._generator, self._numbers = np.random.default_rng(0), np.empty(0)
 
     @property
     def pairs(self) -> Integers:
@@ -551,17 +551,13 @@ class _Found:
 
     def add(self, pairs: Integers) -> None:
         """More of them."""
-        before, self.n = self.n, self.n + len(pairs)
+        self.n += len(pairs)
         self._chunks.append(pairs)
-        if self.n > MOST_LISTED and before <= MOST_LISTED:
-            self._chunks = [self._drawn(self.pairs, MOST_PAIRS)]
-        elif self.n > MOST_LISTED:
-            n_new = int(self._generator.hypergeometric(len(pairs), before, MOST_PAIRS))
-            self._chunks = [self._drawn(self._chunks[0], MOST_PAIRS - n_new), self._drawn(pairs, n_new)]
-            self._chunks = [self.pairs]
-
-    def _drawn(self, pairs: Integers, n: int) -> Integers:
-        return pairs[np.sort(self._generator.choice(len(pairs), n, replace=False))]
+        if self.n > MOST_LISTED:  # kept are those with the smallest of random numbers, one a pair
+            listed = self.pairs
+            numbers = np.concatenate([self._numbers, self._generator.random(len(listed) - len(self._numbers))])
+            kept = np.sort(np.argpartition(numbers, MOST_PAIRS - 1)[:MOST_PAIRS])
+            self._chunks, self._numbers = [listed[kept]], numbers[kept]
 
     def add_others(self, pairs: Integers) -> None:
         """More of them, where not all have been added before."""

@@ -185,10 +185,12 @@ def read(store: Store, texts: TextSet, *, progress: Progress = SILENT) -> Conten
     """Everything that a store holds on these texts; the kept map, where there is one of all of its models. No map is
     written. Of more than 5,000 models it holds a sample. Raises InputError for fewer than two models."""
     progress.begin("reading the store")
-    known, kept = store.entries(texts.id), KeptScale(store, texts, layers=True)
-    newest, rest = {str(entry.ref): entry for entry in known}, list[Entry]()
+    known = store.entries(texts.id)
+    newest, rest, kept = {str(entry.ref): entry for entry in known}, list[Entry](), None
     if len(newest) > MOST_MODELS:
         newest, rest = _sample(newest)
+    else:
+        kept = KeptScale(store, texts, layers=True)
     everything, left_out = store.vectors(texts, [*newest.values()], layers=True).of_one_convention()
     vectors = everything.subset([ref for ref in everything.models if ref.layer is None])
     if len(vectors) < 2:
@@ -197,7 +199,7 @@ def read(store: Store, texts: TextSet, *, progress: Progress = SILENT) -> Conten
     entries = [newest[name] for name in vectors.names]
     progress.begin("KL of all pairs, and the scale")
     vectors.reported_kl_matrix()
-    measured = scales.measure(everything) if rest else kept.of(everything)
+    measured = scales.measure(everything) if kept is None else kept.of(everything)
     seed = scales.worth_of_a_seed(measured, texts)
     runs = trajectories.analyse_runs(
         store, texts, entries, threshold=seed and seed[0], from_store_only=True, progress=progress

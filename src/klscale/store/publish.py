@@ -80,9 +80,8 @@ def _members(store: Store, entries: Sequence[Entry], progress: Progress) -> Iter
 def _copy_beside(store: Store, made: Store, entries: Sequence[Entry]) -> None:
     """Copy what belongs to these vectors: run-to-run noise, and the token ids that were drawn."""
     text_set, keys = entries[0].text_set, [entry.key for entry in entries]
-    for key in store.noise_floors(text_set, keys):
-        if (kl := store.noise_floor(text_set, key)) is not None:
-            made.write_noise_floor(text_set, key, kl)
+    for key, found in store.repeat_runs(text_set, keys).items():
+        made.write_noise_floor(text_set, key, found)
     for tokens in dict.fromkeys(
         entry.metadata["sampled"]["tokens"] for entry in entries if "sampled" in entry.metadata
     ):

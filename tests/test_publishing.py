@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from klscale.errors import InputError
+from klscale.show.data_sets import write_data_set
 from klscale.store.files import _stamp
 from klscale.store.store import Store
 from test_compact import MOCKS, values_of
@@ -107,3 +109,12 @@ def test_a_file_of_the_hub_is_another_when_its_blob_is():
     about = {"name": "datasets/a/b/x.parquet", "size": 10, "type": "file"}
     assert _stamp({**about, "blob_id": "a"}) != _stamp({**about, "blob_id": "b"})
     assert _stamp(about) == json.dumps(["10", *["None"] * 5])
+
+
+def test_a_store_whose_vectors_all_became_unreadable_is_not_published(store, tmp_path, monkeypatch):
+    text_set = store.text_sets()[0]["id"]
+    monkeypatch.setattr("klscale.store.publish._members", lambda *_: iter(()))
+    with pytest.raises(InputError, match="can be read") as error:
+        write_data_set(store, [text_set], tmp_path / "d")
+    assert "klscale check" in error.value.remedy
+    assert not (tmp_path / "d" / "README.md").exists()

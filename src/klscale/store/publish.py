@@ -66,6 +66,9 @@ def publish(
             compact.put(made, text_set, _members(store, some, progress))
             _copy_beside(store, made, some)
             parts += _parts(made, texts, names)
+    if not any(part.vectors for part in parts):
+        what = f"No vector of {store.location} that was to be published can be read."
+        raise InputError(what, remedy="klscale check  names the files.")
     return parts
 
 

@@ -15,6 +15,7 @@ import re
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from functools import cache
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -164,15 +165,24 @@ def is_key(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch("[0-9a-f]{12}", value) is not None
 
 
+@cache
+def parsed(text: str) -> ModelRef:
+    """A reference: of thousands of vectors, each is read once. Raises InputError."""
+    return ModelRef.parse(text)
+
+
 def is_reference(value: Any) -> bool:
+    """Whether a value is a reference to a model."""
     try:
-        return isinstance(value, str) and bool(ModelRef.parse(value))
+        return isinstance(value, str) and bool(parsed(value))
     except InputError:
         return False
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and value.encode("utf-8", "replace").decode() == value  # no lone surrogate
+    if not isinstance(value, str):
+        return False
+    return value.isascii() or value.encode("utf-8", "replace").decode() == value  # no lone surrogate
 
 
 TEXT, KEY = Field("a string", _is_text), Field("twelve hexadecimal digits", is_key)

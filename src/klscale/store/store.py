@@ -78,7 +78,7 @@ class Entry:
 
     @property
     def ref(self) -> ModelRef:
-        return _parsed(self.metadata["ref"])
+        return records.parsed(self.metadata["ref"])
 
     @property
     def key(self) -> str:
@@ -100,12 +100,6 @@ class Entry:
         spans = self.metadata.get("spans")
         share = spans.get("lost_cuts") if isinstance(spans, Mapping) else None
         return share if isinstance(share, float) else None
-
-
-@cache
-def _parsed(text: str) -> ModelRef:
-    """A reference: of thousands of models, read once."""
-    return ModelRef.parse(text)
 
 
 def vector_key(identity: str, ref: ModelRef, convention: str, source: str) -> str:

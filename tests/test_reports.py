@@ -396,6 +396,26 @@ def test_of_more_models_than_a_browser_opens_a_sample_is_shown_and_all_are_found
     assert reports.read(store, texts).others is None
 
 
+def test_a_page_of_a_map_of_many_models_is_of_a_sample_with_those_that_were_added(fourteen, monkeypatch):
+    store = Store(fourteen)
+    vectors = store.vectors(store.resolve_texts(None))
+    of_ten = maps.model_map(vectors.subset(vectors.names[:10]))
+    found = maps.place(of_ten, vectors.subset(vectors.names[:10]), vectors.subset(vectors.names[10:]))
+    monkeypatch.setattr(reports, "MOST_MODELS", 13)
+    monkeypatch.setattr(reports, "SAMPLE", 3)
+    contents = reports.of_map(store, vectors, found)
+    shown, others = contents.vectors.names, contents.others.names
+    assert len(shown) < 14
+    assert {*shown} >= {*vectors.names[10:]}
+    assert sorted((*shown, *others)) == sorted(vectors.names)
+    data = json.loads(json.dumps(reports._finite(reports.gather(contents, reports.MAP))))
+    places = dict(zip(found.models, found.pca.tolist(), strict=True))
+    assert dict(zip(data["refs"], data["map"]["pca"], strict=True)) == {name: places[name] for name in shown}
+    assert {data["refs"][int(place)] for place in data["map"]["off_map"]} == {*vectors.names[10:]}
+    assert {data["refs"][place] for place in data["map"]["added"]} == {*vectors.names[10:]}
+    assert any(f"{len(shown)} of 14 models" in row["text"] for row in data["summary"])
+
+
 def test_a_sample_holds_whole_runs(tmp_path, monkeypatch):
     names = [f"run{run}@step{step}" for run in range(6) for step in (10, 20, 30)] + ["a", "a+int8"]
     store, _ = small(tmp_path / "store", rows(len(names)), names)

@@ -213,13 +213,8 @@ def read(store: Store, texts: TextSet, *, progress: Progress = SILENT) -> Conten
         model_map = maps.kept_map(store, vectors, keep=False, progress=progress)
     except InputError as error:
         notes["no map"] = f"{error.what} {error.why}"
-    others = None
-    if rest:
-        others = _others(store, vectors, rest, progress)
-        notes["a sample"] = (
-            f"everything on this page is of {len(vectors):,} of {len(vectors) + len(rest):,} models, of runs and their "
-            "variants as a whole, drawn at random; the search finds the others too, and klscale scale is of all"
-        )
+    others = _others(store, vectors, rest, progress) if rest else None
+    notes |= _of_a_sample(vectors, rest)
     return Contents(store, entries, vectors, everything, model_map, measured, runs, notes, others)
 
 
@@ -238,6 +233,15 @@ def _sample(newest: Mapping[str, Entry]) -> tuple[dict[str, Entry], list[Entry]]
             chosen += group
     found = {str(entry.ref): entry for entry in (chosen or entries[:SAMPLE])}
     return found, [entry for entry in entries if str(entry.ref) not in found]
+
+
+def _of_a_sample(vectors: Vectors, rest: Sequence[Entry]) -> dict[str, str]:
+    """What must be said where `vectors` are a sample and there is a `rest`."""
+    said = (
+        f"everything on this page is of {len(vectors):,} of {len(vectors) + len(rest):,} models, of runs and their "
+        "variants as a whole, drawn at random; the search finds the others too, and klscale scale is of all"
+    )
+    return {"a sample": said} if rest else {}
 
 
 def _others(store: Store, vectors: Vectors, rest: Sequence[Entry], progress: Progress) -> Others:
@@ -262,11 +266,19 @@ def _others(store: Store, vectors: Vectors, rest: Sequence[Entry], progress: Pro
 
 
 def of_map(store: Store, vectors: Vectors, found: ModelMap) -> Contents:
-    """What a page of one map alone shows; `vectors` are those of its models, and may be more."""
-    vectors = vectors.subset(found.models)
+    """What a page of one map alone shows; `vectors` are those of its models, and may be more. Of more than 5,000 models
+    these are a sample, and those that were added to the map with the nearest of each."""
     newest = {str(entry.ref): entry for entry in store.entries(vectors.texts.id)}
-    entries = [newest[name] for name in vectors.names]
-    return Contents(store, entries, vectors, vectors, found, scales.measure(vectors), (), {})
+    entries, rest = {name: newest[name] for name in found.models}, list[Entry]()
+    if len(found) > MOST_MODELS:
+        whole, (entries, rest) = entries, _sample(entries)
+        entries |= {name: whole[name] for added, off in found.off_map.items() for name in (added, off.nearest)}
+        rest = [entry for entry in rest if str(entry.ref) not in entries]
+        found = found.subset([*entries])
+    vectors = vectors.subset(found.models)
+    others = _others(store, vectors, rest, SILENT) if rest else None
+    measured, notes = scales.measure(vectors), _of_a_sample(vectors, rest)
+    return Contents(store, [*entries.values()], vectors, vectors, found, measured, (), notes, others)
 
 
 def gather(contents: Contents, wanted: Sequence[str] = SECTIONS) -> dict[str, Any]:
@@ -566,33 +578,27 @@ def _positions(vectors: Vectors, pairs: Iterable[tuple[str, str]]) -> Iterator[t
 
 
 def _map(contents: Contents) -> dict[str, Any] | None:
-    if (found := contents.map) is None:
+    if contents.map is None:
         return None
     matrix, vectors = contents.vectors.reported_kl_matrix(), contents.vectors
-    at = _rows_of(found, vectors)
+    found = contents.map.subset(vectors.names)
     threads = []
     for one in contents.runs:
         places = [vectors.position(name) for name in one.run.names]
         threads.append({"models": places, "kl": [float(matrix.value[a, b]) for a, b in pairwise(places)]})
     return {
         "method": "tsne" if found.tsne is not None and len(vectors) >= TSNE_FROM else "pca",
-        "pca": found.pca[at],
+        "pca": found.pca,
         "share": found.share,
         "unit": "√(bits/byte)",
-        "tsne2": None if found.tsne is None else found.tsne[at],
-        "tsne3": None if found.tsne3 is None else found.tsne3[at],
+        "tsne2": found.tsne,
+        "tsne3": found.tsne3,
         "perplexity": found.perplexity,
         "notes": found.notes,
-        "added": np.flatnonzero(found.added[at]),
+        "added": np.flatnonzero(found.added),
         "off_map": {vectors.position(name): off.sentence for name, off in found.off_map.items()},
         "threads": threads,
     }
-
-
-def _rows_of(found: ModelMap, vectors: Vectors) -> list[int]:
-    """The row of each of these models in a map."""
-    row_of = {name: row for row, name in enumerate(found.models)}
-    return [row_of[name] for name in vectors.names]
 
 
 def _map_files(contents: Contents) -> Iterator[tuple[str, str]]:

@@ -328,6 +328,20 @@ class ModelMap:
         """The models that were not added later."""
         return tuple(name for name, added in zip(self.models, self.added, strict=True) if not added)
 
+    def subset(self, models: Sequence[str]) -> ModelMap:
+        """These of its models, at their places."""
+        row_of = {name: row for row, name in enumerate(self.models)}
+        rows = [row_of[name] for name in models]
+        return replace(
+            self,
+            models=tuple(models),
+            pca=self.pca[rows],
+            tsne=None if self.tsne is None else self.tsne[rows],
+            tsne3=None if self.tsne3 is None else self.tsne3[rows],
+            added=self.added[rows],
+            off_map={name: off_map for name, off_map in self.off_map.items() if name in models},
+        )
+
 
 def model_map(vectors: Vectors) -> ModelMap:
     """The map of these models: principal components and t-SNE of their coordinates.

@@ -9,7 +9,9 @@ import pytest
 
 import klscale
 from klscale.errors import InputError, ScoringError
+from klscale.store.store import Store
 from klscale.studies.placing import place_model
+from klscale.sweep.score import score
 from klscale.vectors.vectors import Vectors
 
 N = 2000
@@ -49,6 +51,22 @@ def test_a_copy_a_child_and_an_independent_model():
     far = 12 * generator.normal(size=N)
     found = place_model(vectors_of([*points, far], [*names, "new"], known), "new")
     assert found.relation.kind == "far from all"
+
+
+def test_the_nearest_are_in_order_of_the_kl_that_is_shown(tmp_path):
+    """Of models with sampled tokens and without, where whole texts put them in another order."""
+    lines = [f"The number {n} comes before {n + 1}, and its square is {n * n}." for n in range(40)]
+    texts, store = klscale.TextSet.from_texts("numbers", lines), Store(tmp_path / "store")
+    score(["mock://1", "mock://1?shift=0.1", "mock://1?shift=0.3"], texts, store)
+    score(["mock://1?shift=0.12", "mock://1?shift=0.15"], texts, store, sampled_tokens=0)
+    vectors = store.vectors(texts)
+    found = place_model(vectors, "mock://1").neighbours
+    assert {one.kl.estimator for one in found} == {"sampled tokens", "spans"}
+    shown = [one.kl.value for one in found]
+    assert shown == sorted(shown)
+    whole = vectors.kl()
+    by_whole_texts = [whole["mock://1", one.model].value for one in found]
+    assert by_whole_texts != sorted(by_whole_texts)
 
 
 def test_checkpoints_and_variants_count_as_one():

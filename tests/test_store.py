@@ -25,7 +25,7 @@ from klscale.store import claims, files, local, records, vector_records, whole
 from klscale.store import store as store_module
 from klscale.store.store import Store, vector_key
 from klscale.vectors.scores import Scores
-from klscale.vectors.vectors import CONVENTION
+from klscale.vectors.vectors import CONVENTION, Vectors
 
 
 def scores_of(seed: int, n: int = 40) -> Scores:
@@ -107,6 +107,33 @@ def test_entries_come_from_the_summary_until_a_file_changes(store, texts, summed
     assert opened == [changed.path]
     store.remove(known[0])
     assert [str(entry.ref) for entry in Store(store.location).entries(texts.id)] == ["a/two"]
+
+
+def test_an_import_keeps_the_summary(store, texts, monkeypatch):
+    """After it no vector is read for what it says of itself; what the store had before is in the summary too."""
+    monkeypatch.setattr(store_module, "MANY", 2)
+    values = np.random.default_rng(1).normal(-90, 9, size=(3, len(texts)))
+    made = Vectors.from_arrays(values, ["x", "y@step10", "z"], texts, {"x": {"learning_rate": 0.25, "seed": 3}})
+    written = store.import_vectors(made, "elsewhere.csv")
+    opened, other = read_from_now(monkeypatch), Store(store.location)
+    entries = other.entries(texts.id)
+    assert opened == []
+    assert [str(entry.ref) for entry in entries] == ["a/one", "a/two", "x", "y@step10", "z"]
+    assert entries[2:] == written
+    assert {entry.path: entry for entry in entries} == {entry.path: other_entry(store, entry) for entry in entries}
+
+
+def other_entry(store: Store, entry):
+    """The entry of a file as the file itself has it."""
+    found = store.read_vector(entry.path, entry.text_set)[1]
+    return store_module.Entry(entry.path, entry.text_set, found)
+
+
+def test_texts_are_made_once_and_anew_where_they_change(store, texts):
+    first = store.texts(texts.id)
+    assert store.texts(texts.id) is first
+    Store(store.location).put_texts(texts.with_clip(-50.0))
+    assert store.texts(texts.id).clip == -50.0
 
 
 def test_a_damaged_summary_is_said_and_made_anew(store, texts, summed, caplog):

@@ -12,7 +12,6 @@ first used: `import klscale` loads no torch.
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import Any
 
 _EXPORTS = {
@@ -69,6 +68,8 @@ __all__ = sorted([*_HOME, "__version__"])
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
+        from importlib.metadata import version  # not all commands need it, and it takes a while
+
         return version("klscale")
     if name not in _HOME:
         raise AttributeError(f"module 'klscale' has no attribute {name!r}")

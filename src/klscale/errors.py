@@ -85,6 +85,9 @@ def near_names(word: str, known: Iterable[str]) -> str:
 
 def printable(text: object) -> str:
     """A name from a file or a hub as text; what would change how the rest is read is escaped, as Python writes it."""
+    text = str(text)
+    if text.isprintable():
+        return text
     return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode() for character in str(text)
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
     )

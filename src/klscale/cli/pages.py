@@ -10,7 +10,7 @@ import typer
 from klscale.cli.options import JsonOption, PMIOption, ScoringOptions, TextsOptions, at_work
 from klscale.cli.status import failure_status
 from klscale.errors import InputError
-from klscale.show.files import PAGES, PICTURES, TABLES, require_ending, save
+from klscale.show.files import PAGES, PICTURES, TABLES, require_ending
 from klscale.show.scoring import print_failures
 from klscale.show.terminal import err, out, plain, print_json, print_report
 
@@ -52,9 +52,7 @@ def map_command(
         show_pmi_map(of_pmi, file, as_json, colour_by, method)
         return
 
-    from klscale.show import reports
-    from klscale.show.maps import map_record, map_rows, print_map
-    from klscale.show.pictures import model_map
+    from klscale.show.maps import map_record, print_map, save_map
     from klscale.studies.verbs.map import map_models
 
     if file is not None:
@@ -68,13 +66,11 @@ def map_command(
         print_map(found.map, found.vectors)
     if file is not None:
         if file.suffix in PAGES:
+            from klscale.show import reports
+
             reports.write(reports.gather(reports.of_map(found.store, found.vectors, found.map), reports.MAP), file)
         else:
-            save(
-                file,
-                lambda: map_rows(found.map, found.vectors),
-                lambda: model_map(found.map, found.vectors, colour_by=colour_by, method=method),
-            )
+            save_map(found.map, found.vectors, file, colour_by, method)
         err.print(f"Wrote {plain(file)}.")
     raise typer.Exit(failure_status(found.outcomes))
 

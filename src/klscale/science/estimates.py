@@ -14,6 +14,8 @@ from klscale.science.arrays import Documents, Floats, Integers
 
 CONFIDENCE = 0.95
 """Confidence level of every interval."""
+NORMAL_95 = 1.9599639845400538
+"""The two-sided quantile of the normal distribution at that level, as SciPy computes it."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ def format_estimate(value: float, standard_error: float, *, sign: bool = False) 
 def critical_value(n_documents: int | Integers = 0, confidence: float = CONFIDENCE) -> Any:
     """Two-sided quantile (default: 95 %): normal, or Student's t with G - 1 degrees of freedom for G > 0 clusters of
     texts."""
+    if confidence == CONFIDENCE and not np.any(n_documents):
+        return np.full(np.shape(n_documents), NORMAL_95)[()]  # SciPy takes a fifth of a second to load
     freedom = np.where(np.asarray(n_documents) > 0, np.asarray(n_documents) - 1.0, np.inf)
     return scipy.special.stdtrit(freedom, (1 + confidence) / 2)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -13,10 +14,14 @@ from klscale.errors import InputError
 from klscale.show import cautions
 from klscale.show.cautions import Around, Measured
 from klscale.show.columns import BITS, HEAD, Column, estimate, flat, nested, record, table, unit, within
+from klscale.show.files import save
 from klscale.show.pairs import KL_COLUMNS, marked
 from klscale.show.terminal import describe_texts, out, plain
 from klscale.studies.maps import AXES, Clustering, ModelMap, OffMap, cluster, nearest, nearest_of_many
 from klscale.vectors.vectors import Vectors
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ROWS = 40
 """Models beyond which the terminal leaves some out."""
@@ -231,6 +236,17 @@ def map_rows(found: ModelMap, vectors: Vectors) -> list[dict[str, Any]]:
         return made | flat(OFF_MAP[:1], row.off_map)
 
     return [spread(row) for row in rows]
+
+
+def save_map(found: ModelMap, vectors: Vectors, file: Path, colour_by: str, method: Literal["tsne", "pca"]) -> None:
+    """Write a table with a row for each model, or the picture, by the file's ending; `vectors` as in `map_record`."""
+
+    def picture() -> Figure:
+        from klscale.show.pictures import model_map
+
+        return model_map(found, vectors, colour_by=colour_by, method=method)
+
+    save(file, lambda: map_rows(found, vectors), picture)
 
 
 def spread_place(found: ModelMap, k: int) -> dict[str, float]:

@@ -39,11 +39,11 @@ class Shown:
     @cached_property
     def width(self) -> int:
         """Characters of the widest cell and of the longest word of the heading, which may take several lines."""
-        return max(map(cell_len, (*self.title.split(), *self.cells)), default=0)
+        return max(map(_length, (*self.title.split(), *self.cells)), default=0)
 
     @property
     def full_width(self) -> int:
-        return max(self.width, cell_len(self.title))
+        return max(self.width, _length(self.title))
 
 
 class Table:
@@ -128,9 +128,14 @@ def fitted(columns: Sequence[Shown], width: int) -> tuple[list[Shown], str]:
     return made, prefix
 
 
+def _length(text: str) -> int:
+    """Characters that a text takes in a line; rich counts them one by one."""
+    return len(text) if text.isascii() and text.isprintable() else cell_len(text)
+
+
 def _set(cell: str, room: int, left: bool) -> str:
     """A cell in its room, to the left or to the right."""
-    spaces = " " * (room - cell_len(cell))
+    spaces = " " * (room - _length(cell))
     return cell + spaces if left else spaces + cell
 
 
@@ -174,7 +179,7 @@ def _shortened(columns: Sequence[Shown], limit: int) -> list[Shown]:
         if column.words and column.width > limit:
             for tail in TAILS:
                 short = [shortened(cell, limit, tail) for cell in column.cells]
-                if len(set(short)) == len(set(column.cells)) and max(map(cell_len, short)) <= limit:
+                if len(set(short)) == len(set(column.cells)) and max(map(_length, short)) <= limit:
                     column = replace(column, cells=short)
                     break
         made.append(column)

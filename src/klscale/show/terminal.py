@@ -49,7 +49,7 @@ class Terminal(Console):
 
     def print(self, *objects: Any, **how: Any) -> None:
         if self._record is None:
-            super().print(*objects, **how)
+            super().print(*objects, **{"crop": False, **how})  # all fits; rich would measure each line anew
         else:
             self._record += objects
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import logging
 import os
 import uuid
@@ -130,6 +131,7 @@ class Store:
         self.lost_cuts: dict[str, float] = {}
         self._entries: dict[str, tuple[str, dict[str, Any] | None]] = {}
         self._sizes: dict[str, int] = {}
+        self._texts: dict[str, tuple[Mapping[str, Any], str, TextSet]] = {}
         self.packs = Packs(self)
 
     def __repr__(self) -> str:
@@ -189,14 +191,22 @@ class Store:
             head = self.read(head_file, read_head)
             at = lines_file
             try:
-                return self.read(lines_file, partial(text_records.texts_from_lines, head=head))
+                return self.read(lines_file, partial(self._texts_of, head))
             except UnreadableError:
                 if (newer := self.read(head_file, read_head)) == head:
                     raise
-                return self.read(lines_file, partial(text_records.texts_from_lines, head=newer))  # kept anew meanwhile
+                return self.read(lines_file, partial(self._texts_of, newer))  # kept anew meanwhile
         except (FileNotFoundError, UnreadableError) as error:
             remedy = "Put it back from a copy of the store, or use another store. `klscale check` reads every file."
             raise KlscaleError(f"{at} {records.problem(error)}.", "No model on these texts is used.", remedy) from error
+
+    def _texts_of(self, head: Mapping[str, Any], lines: bytes) -> TextSet:
+        """The text set of this head and these lines, which is made once."""
+        digest = text_records.digest(lines)
+        known = self._texts.get(head["id"])
+        if known is None or known[:2] != (head, digest):
+            known = self._texts[head["id"]] = head, digest, text_records.texts_from_lines(lines, head)
+        return known[2]
 
     def text_files(self, text_set: str) -> tuple[str, str]:
         """The files of a text set: its head, and its lines."""
@@ -301,10 +311,14 @@ class Store:
                     self._entries[unknown.pop(name)] = about
         found = self._entries_of(text_set, stamps, packed)
         if len(unknown) >= MANY:
-            sealed = {path: self._entries[path] for path in stamps if path not in self.unsealed}
-            known = {_name(path): (stamp, about) for path, (stamp, about) in sealed.items() if about is not None}
-            self.keep_summary(text_set, "entries.parquet", vector_records.entries_to_parquet(known, text_set))
+            self._keep_entries(text_set, stamps)
         return found
+
+    def _keep_entries(self, text_set: str, stamps: Mapping[str, str]) -> None:
+        """Keep what these files say of themselves, as far as it is known."""
+        sealed = {path: self._entries[path] for path in stamps if path in self._entries and path not in self.unsealed}
+        known = {_name(path): (stamp, about) for path, (stamp, about) in sealed.items() if about is not None}
+        self.keep_summary(text_set, "entries.parquet", vector_records.entries_to_parquet(known, text_set))
 
     def summary(self, text_set: str, name: str, parse: Callable[..., T]) -> T | None:
         """What `parse` makes of a summary; None where it is not there or is left out."""
@@ -442,7 +456,18 @@ class Store:
             for entry in pool.map(lambda one: self._write(vectors.texts.id, *one), made):
                 entries.append(entry)
                 progress.advance()
+        if len(entries) >= MANY:
+            self._keep_written(vectors.texts.id, entries)
         return entries
+
+    def _keep_written(self, text_set: str, entries: Sequence[Entry]) -> None:
+        """Keep the summary of vectors that were just written: no command has to read them for it."""
+        stamps, _ = self.packs.listing(text_set)
+        for entry in entries:
+            if entry.path in stamps:
+                self._entries[entry.path] = stamps[entry.path], json.loads(json.dumps(entry.metadata))
+        self.entries(text_set)  # with what is known of the others
+        self._keep_entries(text_set, stamps)
 
     def scores(self, entry: Entry) -> Scores:
         """The values of one entry. Raises KlscaleError where its file cannot be read."""

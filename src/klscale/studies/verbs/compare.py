@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 from klscale.display import Displayed
@@ -89,6 +89,7 @@ def compare(
         raise InputError("Two different models are needed.", remedy="klscale compare REF REF...")
     options = options.at(texts, store)
     place, found = options.opened(), None
+    options = replace(options, store=place)
     if precision is None:
         vectors, outcomes = scored_vectors(refs, options)
     else:

@@ -14,6 +14,7 @@ from conftest import SMALL, MakeModel
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.sources.source import ReaderOptions, Sources
+from klscale.sources.transformers import engine, pieces
 
 LONG = 4096
 """Tokens, and bytes, of the longest text here."""
@@ -58,9 +59,21 @@ def largest(model: Any, n_bytes: int) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["gpt-neox", "llama, grouped queries"])
-def test_memory_grows_as_the_text_does(kind, make_model: MakeModel):
-    model = make_model("model", kind, max_position_embeddings=LONG)
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("gpt-neox", {}),
+        ("llama, grouped queries", {}),
+        ("gemma3", {}),
+        ("gemma2, soft cap", {"sliding_window": 16}),
+        ("bloom", {}),
+    ],
+)
+def test_memory_grows_as_the_text_does(kind, changes, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch):
+    """Pieces of 64 tokens, so that a matrix of piece by text is smaller than one of vocabulary by text."""
+    for module in (engine, pieces):
+        monkeypatch.setattr(module, "PIECE", 64)
+    model = make_model("model", kind, max_position_embeddings=LONG, **changes)
     short, long = largest(model, LONG // 4), largest(model, LONG)
     assert long <= 4.1 * short
     assert long < LONG * VOCABULARY

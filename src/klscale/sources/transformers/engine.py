@@ -27,8 +27,9 @@ from klscale.sources.tokens import Segment, Tokens, segments_of
 from klscale.sources.transformers.cache import cache_of, require_cache
 from klscale.sources.transformers.head import OutputHead, candidate_heads, in_float64, widened
 from klscale.sources.transformers.load import LoadedModel
+from klscale.sources.transformers.pieces import PIECE, empty_cache, longest_without_matrix, windows_of
 from klscale.sources.transformers.placement import device_of
-from klscale.sources.transformers.prefixes import Group, Prefix, groups_of
+from klscale.sources.transformers.prefixes import Group, Prefix, groups_of, holds_all
 from klscale.sources.transformers.readout import Readout, find_readout, no_lens
 from klscale.sources.transformers.sampling import Sampled, TileSampler, Wanted
 from klscale.vectors.draws import Sampling
@@ -114,6 +115,8 @@ class Engine:
         """Whether texts can be read behind such a beginning; None before there was one."""
         self.shared_tokens = 0
         """Tokens that were not read, as another text begins with the same."""
+        self.reads_pieces: bool | None = None
+        """Whether long texts can be read in pieces; None before there was one that should be."""
         self.kernel = None if loaded.quantization is None or loaded.quantization.weights_only else loaded.quantization
         self.tolerance = 0.1 if self.kernel else TOLERANCE.get(self.model.dtype, 0.1)
         config = self.model.config.get_text_config()
@@ -138,6 +141,7 @@ class Engine:
         out again."""
         engine = Engine(self.loaded, device=str(self.device), batch_tokens=batch_tokens, **options)
         engine.head, engine.own_logits, engine.reads_behind = self.head, self.own_logits, self.reads_behind
+        engine.reads_pieces = self.reads_pieces
         return engine
 
     def n_read(self, tokens: Tokens, texts: Sequence[int] | Integers, *, padding: bool = False) -> int:
@@ -255,11 +259,17 @@ class Engine:
     def _groups(self, tokens: Tokens, queue: Sequence[Segment]) -> list[Group]:
         """A queue by the beginnings that are read once; one group where none are."""
         whole = [Group(0, queue)]
-        if self.loaded.cache_bits or self.loaded.offload or self.stretches_beyond is not None or self.alone:
+        if not self._continues:
             return whole
         # A group takes a forward pass more, and its texts cannot fill up the batches of others.
         found = groups_of(tokens, queue, 2 * self._cost_of_pass, within_prompts=self.layers)
         return found if any(group.n for group in found) and self._reads_behind(tokens, found) else whole
+
+    @property
+    def _continues(self) -> bool:
+        """Whether a text may be read in several passes, each behind the keys and values of those before."""
+        stretches = self.stretches_beyond is not None
+        return not (self.loaded.cache_bits or self.loaded.offload or stretches or self.alone)
 
     def _reads_behind(self, tokens: Tokens, groups: Sequence[Group]) -> bool:
         """Whether the model gives its own log-probabilities behind the cache of a beginning, by one of the longest
@@ -289,8 +299,8 @@ class Engine:
     def _token_values(self, tokens: Tokens, part: Segment) -> Floats:
         """Log-probabilities in nats of the scored tokens of one segment. The head is found."""
         assert self.head is not None
-        packed, cache = self._pack(tokens, [part]), self._cache(tokens, [part])
-        return packed.read(self.head, self._final_states(packed, cache))
+        packed = self._pack(tokens, [part])
+        return packed.read(self.head, self._final_states(packed, self._cache(tokens, [part], packed)))
 
     def _samples(self, text: int) -> bool:
         return self.sampling is not None and text in self.sampling.wanted
@@ -363,10 +373,11 @@ class Engine:
         if self.layers and self.readout is None:
             if self.head is None:
                 raise no_lens(self.loaded.ref, "Its output head is of an unknown kind.")
-            self.readout = find_readout(self.model, lambda: self._hidden_states(packed.inputs[-1:]), self.loaded.ref)
+            inputs = packed.inputs[-1:, :PIECE]
+            self.readout = find_readout(self.model, lambda: self._hidden_states(inputs), self.loaded.ref)
         if self.head is None:
             return self._score_by_own_logits(tokens, packed, batch)
-        head, cache = self.head, self._cache(tokens, batch)
+        head, cache = self.head, self._cache(tokens, batch, packed)
         sampler = self._sampler(tokens, batch, len(head.weight), head.width, head.weight.device)
         if not len(packed.owner):
             self.token_log_probability = np.empty(0)
@@ -401,13 +412,18 @@ class Engine:
         run: Callable[[], Tensor],
         sampler: TileSampler | None,
     ) -> Floats:
-        """Log-likelihood (rows, L + 1) at each layer, read as the forward pass `run` reaches it."""
-        last, found = len(readout.blocks), dict[int, Floats]()
+        """Log-likelihood (rows, L + 1) at each layer, read as the forward pass `run` reaches it, piece by piece."""
+        last, found, column = len(readout.blocks), dict[int, Floats](), 0
 
         def see(layer: int, hidden: Tensor) -> None:
-            if layer < last or self.lens_error is None:
-                found[layer] = packed.sums(packed.read(head, hidden, readout))
+            nonlocal column
+            piece = packed.columns(column, column + hidden.shape[1])
+            if len(piece.owner) and (layer < last or self.lens_error is None):
+                found[layer] = found.get(layer, 0.0) + piece.sums(piece.read(head, hidden, readout))
+            if layer == last:
+                column += hidden.shape[1]
 
+        self._columns_at_once(packed.inputs)  # what is read to know this is not watched
         with readout.watching(see):
             final = run()
         self.token_log_probability = packed.read(head, final, sampler=sampler)
@@ -432,7 +448,7 @@ class Engine:
         """Columns of a batch."""
         return int(self.widths(np.array([part.n_own for part in batch])).max())
 
-    def _cache(self, tokens: Tokens, batch: Sequence[Segment]) -> Any:
+    def _cache(self, tokens: Tokens, batch: Sequence[Segment], packed: Packed) -> Any:
         """A cache that holds what the segments of a batch are read behind, which is read where it is not yet; None for
         nothing."""
         n = batch[0].behind
@@ -441,7 +457,8 @@ class Engine:
         if self.prefix is None:
             ids = torch.from_numpy(tokens.of(batch[0].text)[:n].astype(np.int64))
             self.prefix = Prefix(ids[None].to(self.device), self._hidden_states)
-        return self.prefix.cache(len(batch))
+        in_pieces = self._columns_at_once(packed.inputs) < packed.inputs.shape[1]
+        return self.prefix.cache(len(batch), keeps=in_pieces)
 
     def _final_states(self, packed: Packed, cache: Any) -> Tensor:
         """What enters the output embedding, (batch, tokens, H); behind a beginning of n tokens (1, batch x tokens + n,
@@ -452,6 +469,43 @@ class Engine:
         return torch.cat([hidden.flatten(0, 1), self.prefix.hidden])[None]
 
     def _hidden_states(self, inputs: Tensor, cache: Any = None) -> Tensor:
+        """What enters the output embedding, (batch, tokens, H): of one pass, or of pieces."""
+        if self._columns_at_once(inputs) == inputs.shape[1]:
+            return self._one_pass(inputs, cache)
+        return self._in_pieces(inputs, empty_cache(self.model.config) if cache is None else cache)
+
+    def _in_pieces(self, inputs: Tensor, cache: Any) -> Tensor:
+        """The same of pieces, each behind what the cache holds; it is added to that."""
+        return torch.cat([self._one_pass(piece, cache) for piece in inputs.split(PIECE, dim=1)], dim=1)
+
+    def _columns_at_once(self, inputs: Tensor) -> int:
+        """Columns of a batch (rows, tokens) that one pass reads: all of them, or a piece."""
+        n, config = inputs.shape[1], self.model.config
+        if n <= 2 * PIECE or not self._continues or self.head is None or n <= longest_without_matrix(config):
+            return n
+        if self.reads_pieces is None:
+            self.reads_pieces = self._agrees_in_pieces(inputs[:1])
+        return PIECE if self.reads_pieces else n
+
+    def _agrees_in_pieces(self, ids: Tensor) -> bool:
+        """Whether the model gives its own log-probabilities when it reads a text in pieces, by a text `ids` (1, n), cut
+        or repeated so that it is a piece longer than any sliding window."""
+        assert self.head is not None
+        config, limit = self.model.config, self.loaded.window
+        n = PIECE + max([PIECE, *windows_of(config)])
+        n = n if limit is None else min(n, limit)
+        ids = ids.repeat(1, -(-n // ids.shape[1]))[:, :n]
+        try:
+            cache = empty_cache(config)
+            states = self._one_pass(ids), self._in_pieces(ids, cache)
+        except Exception as error:  # whatever a model does with a cache
+            if _out_of_memory(error):
+                raise
+            return False
+        own, found = (self.head.log_likelihood(hidden[0, :-1], ids[0, 1:]) for hidden in states)
+        return bool(holds_all(cache.layers, n) and (own - found).abs().mean() <= self.tolerance)
+
+    def _one_pass(self, inputs: Tensor, cache: Any = None) -> Tensor:
         """What enters the output embedding, (batch, tokens, H): the forward pass is stopped there."""
 
         def stop(_module: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
@@ -645,6 +699,14 @@ class Packed:
         hidden = hidden.flatten(0, 1)[self.before.to(hidden.device)]
         hidden = hidden if readout is None else readout(hidden)
         return in_float64(head.log_likelihood(hidden, self.target, None if sampler is None else sampler.see))
+
+    def columns(self, start: int, stop: int) -> Packed:
+        """What these columns predict. No position may be in a beginning."""
+        column, row = self.before % self.inputs.shape[1], self.before // self.inputs.shape[1]
+        kept = (start <= column) & (column < stop)
+        before = (row * (stop - start) + column - start)[kept]
+        target = self.target[kept.to(self.target.device)]
+        return Packed(self.inputs[:, start:stop], self.owner[kept.numpy()], before, target)
 
     def sums(self, token_log_probability: Floats) -> Floats:
         """The values of the scored tokens, added up by row in float64."""

@@ -98,17 +98,11 @@ class Prefix:
         cache = DynamicCache()  # without a configuration: layers with a sliding window keep all of it, and mask
         self.hidden = read(inputs, cache)[0]
         self._layers = cache.layers
-        self.is_plain = bool(self._layers) and all(map(self._has_all, self._layers))
-        """Whether all that was kept is keys and values of every token."""
+        self.is_plain = holds_all(self._layers, len(self.hidden))
 
-    def _has_all(self, layer: Any) -> bool:
-        from transformers.cache_utils import DynamicLayer
-
-        return type(layer) is DynamicLayer and layer.get_seq_length() == len(self.hidden)
-
-    def cache(self, n_rows: int) -> Any:
+    def cache(self, n_rows: int, *, keeps: bool = False) -> Any:
         """A cache of transformers for a batch of so many texts, with these tokens in front of each. Nothing is copied,
-        and what is read with it is not kept."""
+        and what is read with it is not kept, unless the cache `keeps` it for what comes behind."""
         from transformers import DynamicCache
         from transformers.cache_utils import DynamicLayer
 
@@ -118,6 +112,8 @@ class Prefix:
             row.lazy_initialization(layer.keys, layer.values)
             row.keys, row.values = (kept.expand(n_rows, -1, -1, -1) for kept in (layer.keys, layer.values))
             cache.layers.append(row)
+        if keeps:
+            return cache
 
         def update(keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
             row = cache.layers[layer]
@@ -125,3 +121,11 @@ class Prefix:
 
         cache.update = update
         return cache
+
+
+def holds_all(layers: Sequence[Any], n: int) -> bool:
+    """Whether all that the layers of a cache hold is keys and values, of n tokens or of a sliding window of them."""
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    kinds = (DynamicLayer, DynamicSlidingWindowLayer)
+    return bool(layers) and all(type(layer) in kinds and layer.get_seq_length() == n for layer in layers)

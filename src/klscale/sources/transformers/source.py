@@ -53,6 +53,7 @@ from klscale.sources.transformers.files import (
 )
 from klscale.sources.transformers.hub import Hub
 from klscale.sources.transformers.load import LoadedModel
+from klscale.sources.transformers.pieces import PIECE
 from klscale.sources.transformers.placement import device_of
 from klscale.sources.transformers.prompts import special_tokens, template_record
 from klscale.sources.transformers.tokens import TokenCache, tokenizer_id
@@ -165,6 +166,7 @@ class TransformersReader(Reader):
             "device": str(engine.device),
             "batch_tokens": engine.batch_tokens,
             "shared_tokens": engine.shared_tokens,
+            "piece_tokens": PIECE if engine.reads_pieces else None,
             "head": "own logits" if engine.own_logits else "tiles",
             "quantized": asdict(loaded.quantization) if loaded.quantization else None,
             "attention": loaded.model.config.get_text_config()._attn_implementation,

@@ -1,0 +1,117 @@
+"""Long texts in pieces: the numbers are those of one pass, and nothing grows faster than the text."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import ARCHITECTURES
+from klscale.sources.tokens import Tokens
+from klscale.sources.transformers import engine as engine_module
+from klscale.sources.transformers import pieces
+from klscale.vectors.draws import Sampling, TokenDraws
+from klscale.vectors.scores import DRAWS, SAMPLED, TOP, Scores
+from test_prefixes import engine_of, plain, read, responses
+from test_prefixes import passes as passes
+
+OTHER_STATE = [name for name in ARCHITECTURES if any(kind in name for kind in ("recurrent", "mamba", "hybrid"))]
+DECODERS = [name for name in ARCHITECTURES if not name.startswith("bert")]
+
+
+@pytest.fixture
+def small_pieces(monkeypatch):
+    """Pieces of 32 tokens, and for every model, also those whose attention needs none."""
+    for module in (engine_module, pieces):
+        monkeypatch.setattr(module, "PIECE", 32)
+    monkeypatch.setattr(engine_module, "longest_without_matrix", lambda _: 64)
+
+
+def some_tokens(lengths, seed=0):
+    generator = np.random.default_rng(seed)
+    return Tokens.from_rows([generator.integers(1, 250, size=n).astype(np.int32) for n in lengths])
+
+
+@pytest.mark.parametrize("architecture", DECODERS)
+def test_numbers_are_those_of_one_pass(architecture, make_model, small_pieces, passes):
+    tokens = some_tokens([140, 70, 66, 20])
+    engine = engine_of(make_model("model", architecture), batch_tokens=140)
+    values = read(engine, tokens)
+    in_pieces = architecture not in OTHER_STATE
+    assert (engine.reads_pieces, (1, 140) not in passes) == (in_pieces, in_pieces)
+    np.testing.assert_allclose(values, plain(engine.model, tokens), atol=1e-5, rtol=0)
+
+
+def test_layers_and_sampled_tokens_are_those_of_one_pass(make_model, small_pieces, monkeypatch):
+    """The ids are drawn in one pass, and read in pieces; one batch has two rows, and one text is two windows."""
+    directory = make_model("model", "gemma3", max_position_embeddings=128)
+    tokens, draws = some_tokens([200, 90, 80]), TokenDraws("0" * 12)
+
+    def scored():
+        engine = engine_of(directory, batch_tokens=180, layers=True)
+        engine.sampling = Sampling("0123456789ab", range(3), draws)
+        blocks = engine.score(tokens, range(3), long_texts="window")
+        found = Scores.concatenate([*blocks]).at(np.arange(3))
+        return engine.reads_pieces, {name: getattr(part, "values", part) for name, part in found.parts.items()}
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine_module, "longest_without_matrix", lambda _: math.inf)
+        whole, expected = scored()
+    in_pieces, found = scored()
+    assert (whole, in_pieces) == (None, True)
+    assert {*found} == {*expected} >= {DRAWS.name, SAMPLED.name, TOP.name}
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, atol=1e-4, rtol=0)
+
+
+def test_behind_a_long_prompt(make_model, small_pieces, passes):
+    """Prompts of 90 to 104 tokens, and responses of 70 to 99: both are read in pieces."""
+    generator = np.random.default_rng(0)
+    short = responses(n_prompts=2, n_each=3)
+    rows = [np.concatenate([short.of(s), generator.integers(1, 250, size=65)]).astype(np.int32) for s in range(6)]
+    longer = Tokens.from_rows(rows)
+    tokens = Tokens(longer.ids, longer.starts, 0.0, prompt=short.prompt)
+    engine = engine_of(make_model("model", "gemma3"), batch_tokens=600)
+    values = read(engine, tokens)
+    assert engine.shared_tokens == 2 * np.unique(tokens.before).sum()
+    with torch.inference_mode():
+        np.testing.assert_allclose(values, plain(engine.model, tokens), atol=1e-4, rtol=0)
+    assert max(columns for _, columns in passes[10:]) == 32
+
+
+def test_pieces_that_change_the_numbers_are_not_used(make_model, small_pieces, monkeypatch):
+    """A cache that forgets: windows of half the size."""
+    whole = pieces.empty_cache
+
+    def forgets(config):
+        cache = whole(config)
+        for layer in cache.layers:
+            if layer.is_sliding:
+                layer.sliding_window //= 2
+        return cache
+
+    monkeypatch.setattr(engine_module, "empty_cache", forgets)
+    tokens = some_tokens([140])
+    engine = engine_of(make_model("model", "mistral, sliding window"))
+    values = read(engine, tokens)
+    assert engine.reads_pieces is False
+    np.testing.assert_allclose(values, plain(engine.model, tokens), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes", "longest"),
+    [
+        ("llama, grouped queries", {}, math.inf),
+        ("gpt-neox", {}, math.inf),
+        ("gemma3", {}, 2 * pieces.PIECE),
+        ("gemma3", {"sliding_window": 4096}, 4096),
+        ("mistral, sliding window", {"sliding_window": 3000}, 3000),
+        ("gemma2, soft cap", {"sliding_window": 4096}, 2 * pieces.PIECE),
+        ("bloom", {}, 2 * pieces.PIECE),
+    ],
+)
+def test_pieces_are_for_attention_that_holds_a_matrix(architecture, changes, longest, make_model):
+    engine = engine_of(make_model("model", architecture, **changes))
+    assert pieces.longest_without_matrix(engine.model.config) == longest

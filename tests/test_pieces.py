@@ -7,11 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from transformers import cache_utils
 
 from conftest import ARCHITECTURES
 from klscale.sources.tokens import Tokens
 from klscale.sources.transformers import engine as engine_module
 from klscale.sources.transformers import pieces
+from klscale.sources.transformers.prefixes import holds_all
 from klscale.vectors.draws import Sampling, TokenDraws
 from klscale.vectors.scores import DRAWS, SAMPLED, TOP, Scores
 from test_prefixes import engine_of, plain, read, responses
@@ -115,3 +117,14 @@ def test_pieces_that_change_the_numbers_are_not_used(make_model, small_pieces, m
 def test_pieces_are_for_attention_that_holds_a_matrix(architecture, changes, longest, make_model):
     engine = engine_of(make_model("model", architecture, **changes))
     assert pieces.longest_without_matrix(engine.model.config) == longest
+
+
+def test_layers_that_share_the_keys_of_another_hold_none():
+    """As in Gemma 3n and 4. A state of another kind, or one of fewer tokens, is something else."""
+    layers = [cache_utils.DynamicLayer(), cache_utils.DynamicSlidingWindowLayer(sliding_window=3)]
+    for layer in layers:
+        layer.update(torch.zeros(1, 1, 5, 2), torch.zeros(1, 1, 5, 2))
+    assert holds_all([*layers, cache_utils.DummyLayer()], 5)
+    assert not holds_all(layers, 6)
+    assert not holds_all([*layers, cache_utils.LinearAttentionLayer()], 5)
+    assert not holds_all([cache_utils.DummyLayer()], 5)

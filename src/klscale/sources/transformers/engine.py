@@ -476,7 +476,7 @@ class Engine:
 
     def _in_pieces(self, inputs: Tensor, cache: Any) -> Tensor:
         """The same of pieces, each behind what the cache holds; it is added to that."""
-        return torch.cat([self._one_pass(piece, cache) for piece in inputs.split(PIECE, dim=1)], dim=1)
+        return torch.cat([self._one_pass(piece, cache) for piece in torch.split(inputs, PIECE, dim=1)], dim=1)
 
     def _columns_at_once(self, inputs: Tensor) -> int:
         """Columns of a batch (rows, tokens) that one pass reads: all of them, or a piece."""

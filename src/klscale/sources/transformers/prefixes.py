@@ -124,8 +124,10 @@ class Prefix:
 
 
 def holds_all(layers: Sequence[Any], n: int) -> bool:
-    """Whether all that the layers of a cache hold is keys and values, of n tokens or of a sliding window of them."""
+    """Whether all that the layers of a cache hold is keys and values, of n tokens or of a sliding window of them. A
+    layer that shares those of another holds none."""
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+    held = [layer for layer in layers if getattr(layer, "keys", layer) is not None]
     kinds = (DynamicLayer, DynamicSlidingWindowLayer)
-    return bool(layers) and all(type(layer) in kinds and layer.get_seq_length() == n for layer in layers)
+    return bool(held) and all(type(layer) in kinds and layer.get_seq_length() == n for layer in held)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer.main
 from filelock import FileLock
 
 from klscale.inputs.references import ModelRef
@@ -32,6 +34,10 @@ PATIENCE_S = 600
 
 # A shell script's background processes ignore Ctrl-C, and what they start inherits that: the commands of the tests too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# Tests run a thousand commands; each would build all commands with their options again. They hold no state.
+typer.main.get_command = functools.cache(typer.main.get_command)
 
 
 class Interrupt(Progress):

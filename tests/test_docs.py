@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import shutil
 from graphlib import TopologicalSorter
@@ -84,7 +85,7 @@ def test_rooms_import_downwards_only():
     assert {file.relative_to(SOURCE).parts[0] for file in files} == {*ROOMS} - ALONE
     for file in files:
         room = file.relative_to(SOURCE).parts[0]
-        used = {name.split(".")[1] for name in imported(ast.parse(file.read_text(encoding="utf-8")))}
+        used = {name.split(".")[1] for name in imported(file)}
         assert used <= allowed[room], (file.relative_to(SOURCE), used - allowed[room])
 
 
@@ -93,7 +94,7 @@ def test_only_sources_know_which_sources_there_are():
     for file in SOURCE.rglob("*.py"):
         place = file.relative_to(SOURCE)
         if place.parts[0] != "sources" and place.as_posix() != "training/live.py":
-            names = [name for name in imported(ast.parse(file.read_text(encoding="utf-8"))) if ".sources." in name]
+            names = [name for name in imported(file) if ".sources." in name]
             shared = ("klscale.sources.source.", "klscale.sources.tokens.", "klscale.sources.quiet.")
             assert all(name.startswith(shared) for name in names), (place, names)
 
@@ -114,18 +115,26 @@ def test_no_module_imports_one_that_imports_it():
     }
     files = {name.removesuffix(".__init__"): file for name, file in files.items()}
     imports = {
-        name: {*imported(ast.parse(file.read_text(encoding="utf-8")), known=files)} - {name}
+        name: {*imported(file, known=files)} - {name}
         for name, file in files.items()
     }
     TopologicalSorter(imports).prepare()  # raises CycleError
 
 
-def imported(tree, known=None):
+@functools.cache
+def import_statements(file):
+    """Every `from klscale... import ...` of a module, and whether it is for types alone."""
+    nodes = [*ast.walk(ast.parse(file.read_text(encoding="utf-8")))]
+    tests = [node for node in nodes if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    of_types = {id(node) for test in tests for child in test.body for node in ast.walk(child)}
+    found = [node for node in nodes if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("klscale")]
+    return [(node, id(node) in of_types) for node in found]
+
+
+def imported(file, known=None):
     """Modules of the package that a module imports; with those `known`, each in full, and not those of types alone."""
-    tests = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
-    skipped = {id(node) for test in tests for child in test.body for node in ast.walk(child)} if known else ()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and id(node) not in skipped and (node.module or "").startswith("klscale"):
+    for node, of_types in import_statements(file):
+        if not (known and of_types):
             for name in node.names:
                 full = f"{node.module}.{name.name}"
                 if known:

@@ -21,7 +21,7 @@ def demo(
     directory: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where everything goes.")] = Path(
         "klscale-demo"
     ),
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer and shorter runs.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Shorter runs, fewer checkpoints, 200 texts.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train a small suite of models on this machine's own text, score it, print the scale, and write the report. No

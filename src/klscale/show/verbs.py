@@ -20,7 +20,7 @@ from klscale.show.scale import save_scale, scale_record
 from klscale.show.trajectories import save_trajectories
 from klscale.store.store import Store
 from klscale.studies import scales, trajectories
-from klscale.studies.pocket import train_pocket_suite
+from klscale.studies.pocket import QUICK_TEXTS, train_pocket_suite
 from klscale.studies.verbs.options import Options
 from klscale.studies.verbs.scale import Scale
 from klscale.studies.verbs.score import Scored, score
@@ -85,7 +85,8 @@ def demo(
     directory: str | os.PathLike[str] = "klscale-demo", *, quick: bool = False, progress: Progress = SILENT
 ) -> Demo:
     """Train a small suite of models on this machine's own text, score it, measure its scale, and write the report. All
-    of it goes into `directory`. Nothing is downloaded; what is there is not done again. `quick`: fewer, shorter runs.
+    of it goes into `directory`. Nothing is downloaded; what is there is not done again. `quick`: shorter runs,
+    fewer checkpoints, 200 texts.
 
     Raises InputError for a directory that cannot be written.
 
@@ -96,7 +97,8 @@ def demo(
     models = [model for model in suite.models if model.ref.quantization is None or find_spec("bitsandbytes")]
     if len(models) < len(suite.models):
         progress.note("Without quantized variants, which need: pip install 'klscale[quant]'.")
-    scored = score(models, options=Options(texts=suite.texts, store=place / "store", progress=progress))
+    limit = QUICK_TEXTS if quick else None
+    scored = score(models, options=Options(texts=suite.texts, store=place / "store", limit=limit, progress=progress))
     measured = Scale.of(scored.vectors(layers=True))
     seed = scales.worth_of_a_seed(measured.settings, scored.texts)
     entries = [outcome.entry for outcome in scored.outcomes if outcome.entry is not None]

@@ -136,6 +136,12 @@ def texts() -> TextSet:
     return TextSet.from_texts("tiny", made, domain=("a", "b") * 20)
 
 
+@pytest.fixture
+def few_texts(texts: TextSet) -> TextSet:
+    """The first 10 of them, of 12 to 160 bytes: for what is tested of every architecture."""
+    return TextSet.from_texts("few", (texts.texts or ())[:10])
+
+
 def byte_tokenizer(bos: bool = False) -> Any:
     """Every byte one token, <s> in front where asked for."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors

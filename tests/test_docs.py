@@ -114,10 +114,7 @@ def test_no_module_imports_one_that_imports_it():
         ".".join(("klscale", *file.relative_to(SOURCE).with_suffix("").parts)): file for file in SOURCE.rglob("*.py")
     }
     files = {name.removesuffix(".__init__"): file for name, file in files.items()}
-    imports = {
-        name: {*imported(file, known=files)} - {name}
-        for name, file in files.items()
-    }
+    imports = {name: {*imported(file, known=files)} - {name} for name, file in files.items()}
     TopologicalSorter(imports).prepare()  # raises CycleError
 
 

@@ -80,14 +80,14 @@ def test_layers_agree_with_a_plain_loop(architecture, norm, make_model, texts):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", CAUSAL)
-def test_the_last_layer_is_the_model(architecture, make_model, texts):
+def test_the_last_layer_is_the_model(architecture, make_model, few_texts):
     """For every architecture that scoring is tested on, to 1e-3 nats a text; all texts in the one batch that the
     engine checks."""
     directory = make_model(architecture=architecture)
-    values, engine = layers_of(directory, texts, batch_tokens=100_000)
+    values, engine = layers_of(directory, few_texts, batch_tokens=100_000)
     assert engine.lens_error is not None
     assert engine.lens_error <= 1e-3
-    np.testing.assert_allclose(values[:, -1], plain_log_likelihoods(directory, texts), atol=1e-3, rtol=0)
+    np.testing.assert_allclose(values[:, -1], plain_log_likelihoods(directory, few_texts), atol=1e-3, rtol=0)
     assert values.shape[1] == len(engine.readout.blocks) + 1 == engine.model.config.num_hidden_layers + 1
 
 

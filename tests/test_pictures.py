@@ -116,27 +116,38 @@ def layered():
     return made([f"org/{name}-1m#{n}" for name in "ab" for n in range(4)], walk=True)
 
 
+class Made(dict):
+    """Each made when it is asked for, once."""
+
+    def __init__(self, **makers):
+        super().__init__()
+        self.makers = makers
+
+    def __missing__(self, name):
+        self[name] = self.makers[name]()
+        return self[name]
+
+
 @pytest.fixture(scope="module")
 def figures(vectors, training, runs, quantized, layered):
     """One of each, and those of hostile names."""
     odd = made([f"org/{'very-long-' * 9}{n}" for n in range(7)], [{"family": HOSTILE + str(n % 2)} for n in range(7)],
                name=HOSTILE)  # fmt: skip
-    return {
-        "heat": kl_heat_map(vectors),
-        "odd heat": kl_heat_map(odd),
-        "ruler": scale_ruler(scales.measure(vectors, resamples=5), vectors.texts),
-        "strip": scale_strip(scales.measure(vectors, resamples=5), vectors.texts),
-        "map": model_map(map_of(vectors, [3]), vectors),
-        "components": model_map(map_of(training), training, method="pca", colour_by="step"),
-        "threads": model_map(map_of(training), training, colour_by="seed"),
-        "odd map": model_map(map_of(odd), odd),
-        "along": kl_along_training(runs),
-        "displacement": displacement(runs),
-        "training": training_trajectories(runs),
-        "one run": training_trajectories([replace(runs[0], weights=None, alpha=None)]),
-        "layers": layer_threads(layered),
-        "ladder": quantization_ladder(quantized),
-    }
+    return Made(**{
+        "heat": lambda: kl_heat_map(vectors),
+        "odd heat": lambda: kl_heat_map(odd),
+        "ruler": lambda: scale_ruler(scales.measure(vectors, resamples=5), vectors.texts),
+        "map": lambda: model_map(map_of(vectors, [3]), vectors),
+        "components": lambda: model_map(map_of(training), training, method="pca", colour_by="step"),
+        "threads": lambda: model_map(map_of(training), training, colour_by="seed"),
+        "odd map": lambda: model_map(map_of(odd), odd),
+        "along": lambda: kl_along_training(runs),
+        "displacement": lambda: displacement(runs),
+        "training": lambda: training_trajectories(runs),
+        "one run": lambda: training_trajectories([replace(runs[0], weights=None, alpha=None)]),
+        "layers": lambda: layer_threads(layered),
+        "ladder": lambda: quantization_ladder(quantized),
+    })  # fmt: skip
 
 
 NAMES = ["heat", "odd heat", "ruler", "map", "components", "threads", "odd map", "along", "displacement", "training",

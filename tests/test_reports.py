@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from plotly.offline import get_plotlyjs
 
+from conftest import write_texts
 from klscale.errors import InputError, StorageError
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
@@ -531,7 +532,8 @@ def test_the_page_is_written_whole_or_not_at_all(tmp_path, data, monkeypatch):
 
 @pytest.mark.slow
 def test_report_command(run, tmp_path):
-    mixed_store(tmp_path / "store")
+    write_texts(tmp_path / "mine.jsonl")
+    run("score", "mock://1", "mock://2", "mock://3", "--texts", "mine.jsonl", "--store", "store")
     result = run("report", "--store", "store", "--out", "page.html")
     assert "page.html" in result.output
     assert (tmp_path / "page.html").as_uri() in result.output.replace("\n", "")

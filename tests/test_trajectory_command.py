@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
 from conftest import ROOT, write_texts
+from klscale.cli import app
 from test_hub import here, hub, klscale  # noqa: F401
 
 STEPS = tuple(range(10, 140, 10))
@@ -22,21 +24,25 @@ def make_run(tmp_path, make_model):
     """Checkpoints of a random walk of weights, as a training run saves them."""
 
     def make(name: str = "runs/a", seed: int = 0, steps: tuple[int, ...] = STEPS) -> Path:
-        import torch
-        from safetensors.torch import load_file, save_file
-
-        start = make_model(f"{name}-start", seed=seed)
-        weights = load_file(start / "model.safetensors")
-        generator = torch.Generator().manual_seed(seed)
-        for step in steps:
-            directory = tmp_path / name / f"checkpoint-{step}"
-            shutil.copytree(start, directory)
-            for tensor in weights.values():
-                tensor += 0.02 * torch.randn(tensor.shape, generator=generator)
-            save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
-        return tmp_path / name
+        return walk(make_model(f"{name}-start", seed=seed), tmp_path / name, seed, steps)
 
     return make
+
+
+def walk(start: Path, place: Path, seed: int, steps: tuple[int, ...]) -> Path:
+    """Checkpoints in `place`, from the model in `start`."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(start / "model.safetensors")
+    generator = torch.Generator().manual_seed(seed)
+    for step in steps:
+        directory = place / f"checkpoint-{step}"
+        shutil.copytree(start, directory)
+        for tensor in weights.values():
+            tensor += 0.02 * torch.randn(tensor.shape, generator=generator)
+        save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    return place
 
 
 @pytest.fixture
@@ -45,13 +51,37 @@ def texts(tmp_path):
     return "texts.jsonl"
 
 
+@pytest.fixture(scope="module")
+def analysed_once(models_made, tmp_path_factory):
+    """A directory with a run in `runs/a`, texts, and the store that `klscale trajectory runs/a` made of them; and what
+    it said in JSON. Not to be changed."""
+    place = tmp_path_factory.mktemp("analysed")
+    walk(models_made("gpt-neox", 0, False, False, {}), place / "runs" / "a", 0, STEPS)
+    write_texts(place / "texts.jsonl")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(place)
+        patched.setenv("KLSCALE_CACHE", str(place / "cache"))
+        patched.delenv("KLSCALE_STORE", raising=False)
+        words = ["trajectory", "runs/a", "--texts", "texts.jsonl", "--threshold", "0.05", "--json"]
+        result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    return place, json.loads(result.stdout)
+
+
+@pytest.fixture
+def analysed(analysed_once, tmp_path):
+    """A copy of it in the directory of this test; what it said."""
+    place, found = analysed_once
+    shutil.copytree(place, tmp_path, dirs_exist_ok=True)
+    return found
+
+
 @pytest.mark.slow
-def test_a_directory_is_scored_and_analysed(run, make_run, texts):
+def test_a_directory_is_scored_and_analysed(run, analysed):
     """Each number is that of `compare`; weights that of NumPy; what is there is not done again."""
     from safetensors.numpy import load_file
 
-    make_run()
-    found = json.loads(run("trajectory", "runs/a", "--texts", texts, "--threshold", 0.05, "--json").stdout)
+    found = analysed
     (one,) = found["runs"]
     assert one["run"] == "runs/a"
     assert one["steps"] == list(STEPS)
@@ -74,23 +104,21 @@ def test_a_directory_is_scored_and_analysed(run, make_run, texts):
 
 
 @pytest.mark.slow
-def test_the_store_alone_will_do(run, make_run, texts):
+def test_the_store_alone_will_do(run, analysed):
     """Where the checkpoints are gone, vectors and weight distances are still there."""
-    make_run()
-    before = json.loads(run("trajectory", "runs/a", "--texts", texts, "--json").stdout)
     shutil.rmtree("runs")
     for command in (["trajectory", "--json"], ["trajectory", "runs/a", "--json"]):
-        assert json.loads(run(*command).stdout)["runs"] == before["runs"]
+        assert json.loads(run(*command, "--threshold", 0.05).stdout)["runs"] == analysed["runs"]
 
 
 @pytest.mark.slow
 def test_a_run_is_one_run_however_its_directory_is_written(run, make_run, texts):
     """What a suite says of it stands, and nothing is kept twice."""
-    folder = make_run()
+    folder = make_run(steps=STEPS[:6])
     lines = [
         "models:",
         "  - name: ./runs/a/checkpoint-{step}",
-        f"    step: {list(STEPS)}",
+        f"    step: {list(STEPS[:6])}",
         "    warmup: 30",
         "    seed: 7",
     ]
@@ -104,12 +132,9 @@ def test_a_run_is_one_run_however_its_directory_is_written(run, make_run, texts)
 
 
 @pytest.mark.slow
-def test_tables_say_what_they_are(run, make_run, texts):
-    make_run()
+def test_tables_say_what_they_are(run, make_run, analysed):
     make_run("runs/b", seed=1)
-    shown = run(
-        "trajectory", "runs/a", "runs/b", "--texts", texts, "--threshold", 0.05, "--all", "--out", "runs.csv"
-    ).output
+    shown = run("trajectory", "runs/a", "runs/b", "--threshold", 0.05, "--all", "--out", "runs.csv").output
     for words in (
         "Diffusion exponents",
         "Is it a power law?",
@@ -134,31 +159,31 @@ def test_tables_say_what_they_are(run, make_run, texts):
 
 @pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_and_the_rest_is_analysed(run, make_run, texts):
-    folder = make_run()
+    folder = make_run(steps=STEPS[:8])
     whole = (folder / "checkpoint-50" / "model.safetensors").read_bytes()
     (folder / "checkpoint-50" / "model.safetensors").write_bytes(whole[:-1000])
     (folder / "checkpoint-60" / "model.safetensors").unlink()
     result = run("trajectory", "runs/a", "--texts", texts, status=1)
     assert "checkpoint-50" in result.stderr
     assert "checkpoint-60 holds no weights" in result.stderr
-    assert "11 checkpoints, steps 10 to 130" in result.stdout
+    assert "6 checkpoints, steps 10 to 80" in result.stdout
     assert "No checkpoint at step 50, 60" in result.stdout
 
 
 @pytest.mark.slow
 def test_two_checkpoints_of_one_step(run, make_run, texts):
-    folder = make_run()
+    folder = make_run(steps=STEPS[:6])
     shutil.copytree(folder / "checkpoint-30", folder / "step-30")
     shutil.copytree(folder / "checkpoint-50", folder / "step-40")
     result = run("trajectory", "runs/a", "--texts", texts)
     assert "the same step, 30: they are equal, the first is used" in result.stdout
     assert "the same step, 40: they differ, and none is used" in result.stdout
-    assert "12 checkpoints" in result.stdout
+    assert "5 checkpoints" in result.stdout
 
 
 @pytest.mark.slow
 def test_a_changed_vocabulary_has_no_weight_distance(run, make_run, make_model, texts):
-    folder = make_run()
+    folder = make_run(steps=STEPS[:8])
     shutil.rmtree(folder / "checkpoint-70")
     shutil.move(make_model("other", vocab_size=310), folder / "checkpoint-70")
     result = run("trajectory", "runs/a", "--texts", texts)
@@ -255,8 +280,7 @@ def test_a_run_of_the_hub(hub, klscale, run, make_run, texts, tmp_path):  # noqa
 
 
 @pytest.mark.slow
-def test_what_the_documentation_shows_in_python(make_run, tmp_path, monkeypatch, capsys):
-    make_run()
+def test_what_the_documentation_shows_in_python(analysed, tmp_path, monkeypatch, capsys):
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "trajectories.md").read_text(), re.DOTALL)
     write_texts(tmp_path / "my-texts.jsonl")
     monkeypatch.chdir(tmp_path)

@@ -396,24 +396,24 @@ def is_held_out(document: str, domain: str) -> bool:
     return hashlib.sha256(document.encode()).digest()[0] % share == 0
 
 
-def pocket_texts() -> TextSet:
-    """500 chunks of 65 to 256 bytes from the held-out pocket documents, half of them documentation.
+def pocket_texts(n_texts: int = 500) -> TextSet:
+    """`n_texts` chunks of 65 to 256 bytes from the held-out pocket documents, half of them documentation.
 
     Made from the local Python installation: another Python version makes another set, with another id.
     """
     held_out = [document for document in pocket_corpus() if is_held_out(document[0], document[2])]
     halves = [
-        build_texts("", (d for d in held_out if d[2] == domain), 250, max_bytes=256, min_bytes=64)
+        build_texts("", (d for d in held_out if d[2] == domain), n_texts // 2, max_bytes=256, min_bytes=64)
         for domain in ("documentation", "source")
     ]
-    order = random.Random(42).sample(range(500), 500)
+    order = random.Random(42).sample(range(n_texts), n_texts)
 
     def joined(name: str) -> tuple[str, ...]:
         both = getattr(halves[0], name) + getattr(halves[1], name)
         return tuple(both[s] for s in order)
 
     return TextSet.from_texts(
-        f"pocket-python-{platform.python_version()}",
+        f"pocket{'' if n_texts == 500 else f'-{n_texts}'}-python-{platform.python_version()}",
         joined("texts"),
         domain=joined("domain"),
         document=joined("document"),

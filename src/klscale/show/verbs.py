@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from klscale.inputs.suites import read_suite
-from klscale.inputs.texts import TextSet
+from klscale.inputs.texts import TextSet, pocket_texts
 from klscale.progress import SILENT, Progress
 from klscale.science.diffusion import WINDOW
 from klscale.show import reports
@@ -97,8 +97,8 @@ def demo(
     models = [model for model in suite.models if model.ref.quantization is None or find_spec("bitsandbytes")]
     if len(models) < len(suite.models):
         progress.note("Without quantized variants, which need: pip install 'klscale[quant]'.")
-    limit = QUICK_TEXTS if quick else None
-    scored = score(models, options=Options(texts=suite.texts, store=place / "store", limit=limit, progress=progress))
+    texts = pocket_texts(QUICK_TEXTS) if quick else suite.texts
+    scored = score(models, options=Options(texts=texts, store=place / "store", progress=progress))
     measured = Scale.of(scored.vectors(layers=True))
     seed = scales.worth_of_a_seed(measured.settings, scored.texts)
     entries = [outcome.entry for outcome in scored.outcomes if outcome.entry is not None]

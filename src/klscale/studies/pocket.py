@@ -138,7 +138,7 @@ QUANTIZED = ("int8", "nf4", "fp4")
 FULL = Recipe()
 QUICK = Recipe(steps=42, interval=7, followed=1, last=1, quantized=1, warmup=7, finetune_steps=21)
 QUICK_TEXTS = 200
-"""Texts on which these are scored, of the 500."""
+"""Texts of the quick demo."""
 
 
 def train_pocket_suite(directory: Path, *, quick: bool = False, progress: Progress = SILENT) -> Path:

@@ -8,10 +8,11 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from conftest import EXAMPLE
 from klscale.science.bootstrap import estimate_from_resamples, resampled_kl
-from klscale.science.estimates import format_estimate
+from klscale.science.estimates import critical_value, format_estimate
 from klscale.science.kl import (
     QUANTITIES,
     bits_per_byte,
@@ -419,3 +420,11 @@ def test_equal_resamples_have_no_error():
     resampled = np.full(999, 0.1234567)
     assert np.std(resampled, ddof=1) > 0
     assert estimate_from_resamples(0.1234567, resampled, 500).standard_error == 0
+
+
+def test_quantiles_are_those_of_scipy():
+    """Also the one that is written down."""
+    assert critical_value() == stats.norm.ppf(0.975)
+    np.testing.assert_array_equal(critical_value(np.array([0, 0])), stats.norm.ppf([0.975, 0.975]))
+    np.testing.assert_allclose(critical_value(np.array([0, 5])), [stats.norm.ppf(0.975), stats.t.ppf(0.975, 4)])
+    assert critical_value(0, 0.9) == pytest.approx(stats.norm.ppf(0.95))

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import special, stats
 
 from conftest import EXAMPLE
 from klscale.science.bootstrap import estimate_from_resamples, resampled_kl
@@ -423,8 +423,8 @@ def test_equal_resamples_have_no_error():
 
 
 def test_quantiles_are_those_of_scipy():
-    """Also the one that is written down."""
-    assert critical_value() == stats.norm.ppf(0.975)
-    np.testing.assert_array_equal(critical_value(np.array([0, 0])), stats.norm.ppf([0.975, 0.975]))
+    """The one that is written down has all digits of what SciPy gives at infinite degrees of freedom."""
+    assert critical_value() == special.stdtrit(np.inf, 0.975) == pytest.approx(stats.norm.ppf(0.975), rel=1e-15)
+    np.testing.assert_array_equal(critical_value(np.array([0, 0])), special.stdtrit(np.inf, [0.975, 0.975]))
     np.testing.assert_allclose(critical_value(np.array([0, 5])), [stats.norm.ppf(0.975), stats.t.ppf(0.975, 4)])
     assert critical_value(0, 0.9) == pytest.approx(stats.norm.ppf(0.95))

@@ -43,7 +43,8 @@ class Measured:
     @property
     def cautions(self) -> tuple[Caution, ...]:
         """Those that hold for one pair."""
-        return tuple(one for one in CAUTIONS if one.holds(self))
+        with np.errstate(invalid="ignore"):
+            return tuple(one for one in CAUTIONS if one.condition(self))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
@@ -422,10 +423,11 @@ def _shown(points: Floats, components: Floats) -> _Shown:
         shown = "1 principal component shows" if n_axes == 1 else f"{n_axes} principal components show"
         notes.append(f"No t-SNE of {which}: {shown} all of their distances.")
     else:
-        on_plane = _tsne(near, components[first, :2])[place_of]
-        if n_distinct <= EXACT:
-            in_space = _tsne(near, components[first, :3])[place_of]
-        else:
+        axes = (2, 3) if n_distinct <= EXACT else (2,)
+        with ThreadPoolExecutor(len(axes)) as pool:  # each has one thread, and both can be at work at once
+            made = [*pool.map(lambda n: _tsne(near, components[first, :n])[place_of], axes)]
+        on_plane, in_space = made[0], made[1] if len(made) > 1 else None
+        if in_space is None:
             notes.append(f"t-SNE of {which} is in the plane alone.")
         if near.perplexity < PERPLEXITY:
             notes.append(f"t-SNE of {which} has perplexity {near.perplexity:.3g}, not the {PERPLEXITY:g} of many.")

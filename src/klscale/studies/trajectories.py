@@ -397,7 +397,8 @@ def analyse_runs(
     has them or `from_store_only` is true. `progress` notes checkpoints that cannot be compared. The rest is as in
     `analyse_run`.
     """
-    entry_of = {str(entry.ref): entry for entry in (store.entries(texts.id) if entries is None else entries)}
+    known = store.entries(texts.id) if entries is None else entries
+    entry_of = {str(entry.ref): entry for entry in known if entry.metadata["attributes"].get("step") is not None}
     found = []
     for run in find_runs(store.vectors(texts, list(entry_of.values())), warmup=warmup):
         last = entry_of[run.names[-1]]

@@ -201,6 +201,16 @@ def test_tokens_find_their_places():
     assert place_tokens("日é", ["日", "�", "�"]) == [(0, 1), (1, 2), (1, 2)]
 
 
+def test_tokens_of_vllm_find_their_places():
+    """As its server 0.32 answers: a character comes with its last part, but for that of the first token."""
+    tokens = ["�", "", "n", "é", "", "", " 👩", "", "\u200d", "", "", "👩", "", "\u200d", "", "", "👧", " end", " more"]
+    places = [(0, 1), (0, 1), (1, 2), (2, 3), (3, 5), (3, 5), (3, 5), (5, 6), (5, 6), (6, 7), (6, 7), (6, 7), (7, 8)]
+    places += [(7, 8), (8, 9), (8, 9), (8, 9), (9, 13)]
+    assert place_tokens("Üné 👩\u200d👩\u200d👧 end", tokens) == places
+    places = [(0, 1), (0, 1), (0, 1), (1, 2), (2, 3), (2, 3), (3, 4)]
+    assert place_tokens("🙂🙂🙂!", ["�", "", "", "🙂", "", "🙂", "!"]) == places
+
+
 @pytest.mark.slow
 def test_what_a_killed_sweep_had_is_not_asked_for_again(texts, store, tmp_path, monkeypatch):
     program = (

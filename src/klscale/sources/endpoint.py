@@ -215,7 +215,8 @@ class EndpointReader(Reader):
             if self.options.long_texts == "skip":
                 return None
             what = f"Text {text} of {texts.name} is longer than the window of {self.ref}."
-            raise InputError(what, f"The server says: {error.why}", "Use --long-texts skip.") from error
+            remedy = "Use --long-texts skip, or window (vLLM)."
+            raise InputError(what, f"The server says: {error.why}", remedy) from error
 
     def tokens(self, texts: TextSet) -> Tokens:
         """All texts as the server's tokenizer reads them, responses behind their prompts; kept."""
@@ -411,9 +412,17 @@ def place_tokens(text: str, tokens: Sequence[str]) -> list[tuple[int, int]] | No
 
     This goes by the tokens themselves: a server's `text_offset` counts characters that some of them do not have. Some
     tokens are parts of a character, for which servers return nothing or U+FFFD. They all cover what lies between their
-    neighbours.
+    neighbours. vLLM returns the whole character with its last part, but not that of the first token.
     """
-    found, place, unknown = list[tuple[int, int]](), 0, 0
+    for n_lost in (0, 1, len(tokens)):
+        if (found := _placed(text, tokens, n_lost)) is not None:
+            return found
+    return None
+
+
+def _placed(text: str, tokens: Sequence[str], n_lost: int) -> list[tuple[int, int]] | None:
+    """The same where the characters of the first `n_lost` runs of parts are never returned."""
+    found, place, unknown, runs = list[tuple[int, int]](), 0, 0, 0
     for token in tokens:
         if place == len(text) and not unknown:
             break
@@ -431,11 +440,13 @@ def place_tokens(text: str, tokens: Sequence[str]) -> list[tuple[int, int]] | No
             token = " " + token
             at = place
         if unknown:
+            runs += 1
             behind = text.find(token, place + 1, place + 4 * unknown + len(token))
-            at = behind if behind >= 0 else at
+            at = behind if behind >= 0 and (at < 0 or runs <= n_lost) else at
         if at < 0:
             return None
-        found += [(place, at)] * unknown + [(at, at + len(token))]
+        end = at if at > place else at + len(token)
+        found += [(place, end)] * unknown + [(at, at + len(token))]
         place, unknown = at + len(token), 0
     if unknown:
         found += [(place, len(text))] * unknown

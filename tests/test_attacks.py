@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import gzip
 import io
 import json
 import os
@@ -64,11 +66,14 @@ def reads_or_says(read: Any) -> None:
 
 @bounded
 @given(data=st.binary(max_size=300) | st.lists(JSON, max_size=4).map(lambda v: "\n".join(map(json.dumps, v)).encode()))
-@pytest.mark.parametrize("ending", [".jsonl", ".txt", ".jsonl.gz", ".jsonl.zip", ".parquet"])
-def test_texts_are_read_or_refused(tmp_path: Path, ending: str, data: bytes) -> None:
-    path = tmp_path / f"x{ending}"
-    path.write_bytes(data)
-    reads_or_says(lambda: load_texts(path))
+def test_texts_are_read_or_refused(tmp_path: Path, data: bytes) -> None:
+    """The same bytes under every ending, and compressed too."""
+    for ending in (".jsonl", ".txt", ".jsonl.gz", ".jsonl.zip", ".parquet"):
+        path = tmp_path / f"x{ending}"
+        path.write_bytes(data)
+        reads_or_says(functools.partial(load_texts, path))
+    (tmp_path / "whole.jsonl.gz").write_bytes(gzip.compress(data))
+    reads_or_says(lambda: load_texts(tmp_path / "whole.jsonl.gz"))
 
 
 @bounded

@@ -68,7 +68,7 @@ def test_a_model_that_cannot_be_scored(case, run, make_model, tmp_path):
     spoil, suffix, message, remedy = CASES[case]
     good, bad = make_model("good"), make_model("bad", seed=1)
     spoil(bad)
-    write_texts(tmp_path / "mine.jsonl")
+    write_texts(tmp_path / "mine.jsonl", 12)
     result = run("score", good, f"{bad}{suffix}", "--texts", "mine.jsonl", status=1)
     lines = result.stderr.strip().splitlines()
     assert len(lines) == 3, result.stderr

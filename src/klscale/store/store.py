@@ -432,13 +432,11 @@ class Store:
         one has a value or attribute that no vector can have."""
         progress.begin(f"importing {source}", len(vectors), "models")
         made = []
-        for ref, row, (_, attributes) in zip(
-            vectors.models, vectors.log_likelihood, vectors.attributes.iterrows(), strict=True
-        ):
+        for ref, row, attributes in zip(vectors.models, vectors.log_likelihood, vectors.known, strict=True):
             there = np.flatnonzero(~np.isnan(row))
             spans = vectors.spans_of(ref, there)
             scores = Scores(there, row[there], np.zeros(len(there), dtype=np.int64), spans)
-            known = attributes.dropna().drop("noise_floor", errors="ignore").to_dict()
+            known = {name: value for name, value in attributes.items() if name != "noise_floor"}
             convention = known.pop("convention")
             metadata = {
                 "ref": str(ref),

@@ -423,11 +423,16 @@ def _shown(points: Floats, components: Floats) -> _Shown:
         shown = "1 principal component shows" if n_axes == 1 else f"{n_axes} principal components show"
         notes.append(f"No t-SNE of {which}: {shown} all of their distances.")
     else:
-        axes = (2, 3) if n_distinct <= EXACT else (2,)
-        with ThreadPoolExecutor(len(axes)) as pool:  # each has one thread, and both can be at work at once
-            made = [*pool.map(lambda n: _tsne(near, components[first, :n])[place_of], axes)]
-        on_plane, in_space = made[0], made[1] if len(made) > 1 else None
-        if in_space is None:
+        pool = ThreadPoolExecutor(2)  # each t-SNE has one thread, and both can be at work at once
+        try:
+            axes = (2, 3) if n_distinct <= EXACT else (2,)
+            made = [pool.submit(_tsne, near, components[first, :n]) for n in axes]
+            on_plane, *others = [one.result()[place_of] for one in made]
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C nobody waits
+        if others:
+            (in_space,) = others
+        else:
             notes.append(f"t-SNE of {which} is in the plane alone.")
         if near.perplexity < PERPLEXITY:
             notes.append(f"t-SNE of {which} has perplexity {near.perplexity:.3g}, not the {PERPLEXITY:g} of many.")

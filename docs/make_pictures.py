@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from klscale.science.diffusion import WINDOW
 from klscale.show import pictures, reports
 from klscale.store.store import Store
-from klscale.studies import maps, scales, trajectories
+from klscale.studies import maps, relatives, scales, trajectories
 from klscale.vectors.imports import read_log_likelihoods
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def of_demo(demo: Path) -> dict[str, Figure]:
         "trajectory-pocket.png": pictures.training_trajectories(runs),
         "layers-pocket.png": pictures.layer_threads(with_layers),
     }
-    if scales.ladders(vectors):  # where bitsandbytes is installed
+    if relatives.ladders(vectors):  # where bitsandbytes is installed
         figures["ladder-pocket.png"] = pictures.quantization_ladder(vectors, measured)
     return figures
 

@@ -11,7 +11,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from klscale.studies import maps, scales
+from klscale.studies import maps, relatives, scales
 from klscale.vectors.vectors import Vectors
 from test_compact import MOCKS
 
@@ -81,7 +81,7 @@ def pairs_of(found):
 
 
 def test_pairs_of_relatives_are_those_whose_two_models_say_so(strangers):
-    found = pairs_of(scales._find_pairs(strangers))
+    found = pairs_of(relatives.find_pairs(strangers))
     step = ["step" in row for row in strangers.known]
     expected = {"seed": set(), "size": set(), "fine-tuning": set()}
     for a, b in combinations(range(len(strangers)), 2):
@@ -93,16 +93,16 @@ def test_pairs_of_relatives_are_those_whose_two_models_say_so(strangers):
 
 
 def test_of_more_pairs_than_can_be_listed_some_are_drawn_and_all_are_counted(strangers, monkeypatch):
-    listed = scales._find_pairs(strangers)
+    listed = relatives.find_pairs(strangers)
     times = Counter()
     for seed in range(40):
         with monkeypatch.context() as patched:
-            patched.setattr(scales, "MOST_LISTED", 30)
-            patched.setattr(scales, "MOST_PAIRS", 20)
-            patched.setattr(scales, "BLOCK", 64)
+            patched.setattr(relatives, "MOST_LISTED", 30)
+            patched.setattr(relatives, "MOST_PAIRS", 20)
+            patched.setattr(relatives, "BLOCK", 64)
             generator = np.random.default_rng
             patched.setattr(np.random, "default_rng", lambda _, seed=seed: generator(seed))  # noqa: B023
-            drawn = scales._find_pairs(strangers)
+            drawn = relatives.find_pairs(strangers)
         assert {name: pairs.n_available for name, pairs in drawn.items() if name not in scales.UNSPECIFIC} == {
             name: pairs.n_available for name, pairs in listed.items() if name not in scales.UNSPECIFIC
         }

@@ -17,7 +17,8 @@ from klscale.inputs.texts import PILE_CLIP, TextSet
 from klscale.science.reported import ReportedKL
 from klscale.store import measured_records
 from klscale.store.store import Store
-from klscale.studies import scales
+from klscale.studies import relatives, scales
+from klscale.studies.settings import quantization_setting, setting_of
 from klscale.studies.verbs import scale as kept_scales
 from klscale.vectors.vectors import CONVENTION, Vectors
 
@@ -153,11 +154,11 @@ def test_runs_are_told_apart():
 
 def test_a_missing_attribute_is_no_difference():
     a, b = ModelRef("p/a"), ModelRef("p/b")
-    assert scales.setting_of({"family": "p", "seed": 1}, {"family": "p", "seed": 2, "step": 5}, a, b) == "seed"
-    assert scales.setting_of({"family": "p", "seed": 1}, {"family": "p"}, a, b) is None
-    assert scales.setting_of({"family": "p", "seed": 1, "step": 1}, {"family": "p", "seed": 2, "step": 2}, a, b) is None
-    assert scales.setting_of({"seed": 1}, {"seed": 2}, a, b) is None, "models of unknown family are no relatives"
-    assert scales.setting_of({"type": "t", "parameters": 10}, {"type": "u"}, a, b) is None
+    assert setting_of({"family": "p", "seed": 1}, {"family": "p", "seed": 2, "step": 5}, a, b) == "seed"
+    assert setting_of({"family": "p", "seed": 1}, {"family": "p"}, a, b) is None
+    assert setting_of({"family": "p", "seed": 1, "step": 1}, {"family": "p", "seed": 2, "step": 2}, a, b) is None
+    assert setting_of({"seed": 1}, {"seed": 2}, a, b) is None, "models of unknown family are no relatives"
+    assert setting_of({"type": "t", "parameters": 10}, {"type": "u"}, a, b) is None
 
 
 def test_relatives_are_not_mistaken():
@@ -201,11 +202,11 @@ def test_fine_tunes_and_quantizations_are_told_apart():
     ],
 )
 def test_quantizations_are_settings_of_their_own(kind, setting):
-    assert scales.quantization_setting(kind) == setting
+    assert quantization_setting(kind) == setting
 
 
 def test_published_values_stand_beside_what_was_published():
-    beside = {kind: scales.published_beside(scales.quantization_setting(kind)) for kind in QUANTIZATIONS}
+    beside = {kind: scales.published_beside(quantization_setting(kind)) for kind in QUANTIZATIONS}
     assert {kind: row.setting for kind, row in beside.items() if row} == {
         "int8": "8-bit", "int8-kernel": "8-bit", "fp4": "4-bit", "fp4-kernel": "4-bit",
     }  # fmt: skip
@@ -229,7 +230,7 @@ def test_one_pair_is_of_the_setting_that_the_scale_takes_it_for():
             known = [vectors.attributes.iloc[n].dropna().to_dict() for n in at]
             refs = [vectors.models[n] for n in at]
             expected = "checkpoint" if "training" in setting else setting
-            assert scales.setting_of(*known, *refs) == scales.setting_of(*known[::-1], *refs[::-1]) == expected
+            assert setting_of(*known, *refs) == setting_of(*known[::-1], *refs[::-1]) == expected
 
 
 def test_random_pairs():
@@ -259,7 +260,7 @@ def test_random_pairs():
 
 
 def test_a_large_setting_is_drawn_from(monkeypatch):
-    monkeypatch.setattr(scales, "MOST_PAIRS", 10)
+    monkeypatch.setattr(relatives, "MOST_PAIRS", 10)
     rows = {f"o/{kind}-{n}b": {"type": kind, "parameters": 10 + n} for kind in "abc" for n in range(4)}
     row = {row.setting: row for row in scales.measure(vectors_of(rows))}["architecture"]
     naive = {
@@ -502,14 +503,14 @@ def test_ladders_are_of_each_model_its_variants_nearest_first():
     vectors, names = vectors_of(rows), list(rows)
     L = vectors.log_likelihood
     L[1], L[2] = 0.8 * L[0] + 0.2 * L[1], 0.9 * L[0] + 0.1 * L[2]
-    assert scales.ladders(vectors) == {"org/a-1m": ["org/a-1m+int8", "org/a-1m+nf4"], "org/b-1m": ["org/b-1m-AWQ"]}
-    naive = {name: np.var(L[0] - L[names.index(name)]) for name in scales.ladders(vectors)["org/a-1m"]}
+    assert relatives.ladders(vectors) == {"org/a-1m": ["org/a-1m+int8", "org/a-1m+nf4"], "org/b-1m": ["org/b-1m-AWQ"]}
+    naive = {name: np.var(L[0] - L[names.index(name)]) for name in relatives.ladders(vectors)["org/a-1m"]}
     assert list(naive) == sorted(naive, key=naive.get)
     apart = L.copy()
     apart[1, ::2], apart[0, 1::2] = np.nan, np.nan
     apart[2, 1::2] = np.nan
-    assert scales.ladders(replace(vectors, log_likelihood=apart))["org/a-1m"] == ["org/a-1m+int8"]
-    assert scales.ladders(vectors.subset(["org/a-1m", "org/b-1m"])) == {}
+    assert relatives.ladders(replace(vectors, log_likelihood=apart))["org/a-1m"] == ["org/a-1m+int8"]
+    assert relatives.ladders(vectors.subset(["org/a-1m", "org/b-1m"])) == {}
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from klscale.science import diffusion
 from klscale.science.arrays import Floats
 from klscale.store.store import Store
 from klscale.studies import trajectories
-from klscale.studies.scales import setting_of
+from klscale.studies.settings import setting_of
 from klscale.vectors.vectors import Vectors
 
 MATRICES: dict[str, Callable[[Vectors], Floats]] = {

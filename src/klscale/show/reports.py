@@ -48,7 +48,7 @@ from klscale.show.pictures import looks
 from klscale.show.pictures.model_maps import SPREAD
 from klscale.show.pictures.style import amount
 from klscale.store.store import Entry, Store, now
-from klscale.studies import lens, maps, scales, trajectories
+from klscale.studies import lens, maps, relatives, scales, trajectories
 from klscale.studies.lens import Layer
 from klscale.studies.maps import ModelMap
 from klscale.studies.scales import Setting
@@ -154,7 +154,7 @@ class Contents:
     @cached_property
     def ladders(self) -> dict[str, list[str]]:
         """The quantized variants of each model that has any."""
-        return scales.ladders(self.vectors)
+        return relatives.ladders(self.vectors)
 
     @cached_property
     def scale_by(self) -> str:

@@ -13,7 +13,7 @@ from klscale.science.clip import beyond_clip_limit, common_texts, moved_by_clip
 from klscale.science.estimates import cluster_codes
 from klscale.science.kl import kl_pairs
 from klscale.studies.maps import ROUNDING
-from klscale.studies.scales import MOST_PAIRS
+from klscale.studies.relatives import MOST_PAIRS
 from klscale.vectors.vectors import Vectors
 
 FEWEST_TEXTS, FEWEST_DOCUMENTS = 20, 5

@@ -22,7 +22,7 @@ from klscale.show.pictures.style import (
     plain_ticks,
     styled,
 )  # fmt: skip
-from klscale.studies import scales
+from klscale.studies import relatives
 from klscale.studies.scales import Setting
 from klscale.studies.sensitivity import Sensitivity
 from klscale.vectors.vectors import Vectors
@@ -42,7 +42,7 @@ def quantization_ladder(vectors: Vectors, measured: Sequence[Setting] = ()) -> F
     where there is no model with a variant."""
     from matplotlib.lines import Line2D
 
-    ladders, matrix = scales.ladders(vectors), vectors.reported_kl_matrix()
+    ladders, matrix = relatives.ladders(vectors), vectors.reported_kl_matrix()
     if not ladders:
         raise InputError(
             "There is no ladder to draw.", "No model has a quantized variant.", "klscale score NAME --quantize int8,nf4"

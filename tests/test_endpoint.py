@@ -19,6 +19,7 @@ from klscale.inputs.suites import read_suite
 from klscale.inputs.texts import load_texts
 from klscale.sources import endpoint
 from klscale.sources.endpoint import Address, place_tokens
+from klscale.sources.token_ids import TokenIds
 from klscale.store.store import Store
 from klscale.sweep.score import score
 from klscale.vectors.scores import DRAWS, GIVEN, SAMPLED, SPANS, TOP
@@ -209,6 +210,32 @@ def test_tokens_of_vllm_find_their_places():
     assert place_tokens("Üné 👩\u200d👩\u200d👧 end", tokens) == places
     places = [(0, 1), (0, 1), (0, 1), (1, 2), (2, 3), (2, 3), (3, 4)]
     assert place_tokens("🙂🙂🙂!", ["�", "", "", "🙂", "", "🙂", "!"]) == places
+
+
+class Recorded:
+    """What vLLM's server 0.32 answered for SmolLM2, without the keys that are null."""
+
+    own = ({"logprob": -15.137284278869629, "rank": 15720, "decoded_token": " father"},
+           {"logprob": -10.732477188110352, "rank": 1051, "decoded_token": " two"})  # fmt: skip
+    best = ({"logprob": -0.6618991494178772, "rank": 1, "decoded_token": "-"},
+            {"logprob": -0.975249707698822, "rank": 1, "decoded_token": " of"})  # fmt: skip
+
+    def post(self, path, body):
+        if path == "/tokenize":
+            return {"count": 3, "max_model_len": 1024, "tokens": [3970, 4083, 827], "token_strs": None}
+        assert (path, body["prompt"]) == ("completions", [3970, 4083, 827])
+        told = [None, {"4083": self.own[0], "29": self.best[0]}, {"827": self.own[1], "282": self.best[1]}]
+        choice = {"index": 0, "text": ",", "logprobs": None, "finish_reason": "length", "prompt_logprobs": told}
+        return {"object": "text_completion", "model": "smol", "choices": [choice], "usage": {"prompt_tokens": 3}}
+
+
+def test_token_ids_of_vllm():
+    by_ids = TokenIds(Recorded(), "smol")
+    told = by_ids.read([3970, 4083, 827])
+    assert by_ids.longest == 1023
+    assert told.log_p.tolist() == [-15.137284278869629, -10.732477188110352]
+    assert told.words == [" father", " two"]
+    assert told.top.tolist() == [29, 282]
 
 
 @pytest.mark.slow

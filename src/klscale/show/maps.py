@@ -275,7 +275,8 @@ def print_map(found: ModelMap, vectors: Vectors) -> None:
     clusters, unclustered = _clusters(vectors)
     order = np.arange(len(found)) if clusters is None else clusters.order
     shown, notes = _rows(found, vectors, 1, _shown(found, order))
-    out.print(table(MODEL, shown, f"\n{len(found):,} models, those that are near each other side by side"))
+    in_order = "" if clusters is None else ", those that are near each other side by side"
+    out.print(table(MODEL, shown, f"\n{len(found):,} models{in_order}"))
     if len(shown) < len(found):
         out.print(f"{len(shown)} of {len(found):,} models are shown; all: --json, or --out FILE.csv", style="dim")
     out.print(what_axes_are(found), style="dim")

@@ -415,7 +415,7 @@ def _shown(points: Floats, components: Floats) -> _Shown:
             )
             notes.append(f"{equal:,} {have} up to a constant.")
     on_plane = in_space = None
-    which = f"{n_distinct} models" if n_distinct == K else f"{n_distinct} different models"
+    which = f"{n_distinct:,} models" if n_distinct == K else f"{n_distinct:,} different models"
     if not components.any():
         notes.append("All of these models agree on every text: there is no map of them.")
     elif n_distinct < FEWEST:

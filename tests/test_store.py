@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from conftest import wait_until
@@ -24,6 +25,7 @@ from klscale.inputs.texts import TextSet
 from klscale.store import claims, files, local, records, vector_records, whole
 from klscale.store import store as store_module
 from klscale.store.store import Store, vector_key
+from klscale.studies.trajectories import analyse_runs
 from klscale.vectors.scores import Scores
 from klscale.vectors.vectors import CONVENTION, Vectors
 
@@ -127,6 +129,22 @@ def other_entry(store: Store, entry):
     """The entry of a file as the file itself has it."""
     found = store.read_vector(entry.path, entry.text_set)[1]
     return store_module.Entry(entry.path, entry.text_set, found)
+
+
+def test_numbers_that_do_not_repeat_have_no_dictionary(store, texts):
+    (entry, *_) = store.entries(texts.id)
+    columns = pq.ParquetFile(entry.path).metadata.row_group(0)
+    has = {columns.column(n).path_in_schema: columns.column(n).has_dictionary_page for n in range(columns.num_columns)}
+    assert has == {"text": False, "log_likelihood": False, "n_tokens": True}
+
+
+def test_runs_are_found_without_reading_other_models(store, texts, monkeypatch):
+    values = np.random.default_rng(1).normal(-90, 9, size=(3, len(texts)))
+    store.import_vectors(Vectors.from_arrays(values, ["run@step1", "run@step2", "alone"], texts), "elsewhere.csv")
+    everything, opened = store.entries(texts.id), read_from_now(monkeypatch)
+    (found,) = analyse_runs(store, texts, everything, from_store_only=True)
+    assert found.run.names == ("run@step1", "run@step2")
+    assert sorted(opened) == sorted(entry.path for entry in everything if "step" in str(entry.ref))
 
 
 def test_texts_are_made_once_and_anew_where_they_change(store, texts):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import cache_utils
 
+import klscale
 from conftest import ARCHITECTURES
 from klscale.sources.tokens import Tokens
 from klscale.sources.transformers import engine as engine_module
@@ -101,6 +102,20 @@ def test_pieces_that_change_the_numbers_are_not_used(make_model, small_pieces, m
     values = read(engine, tokens)
     assert engine.reads_pieces is False
     np.testing.assert_allclose(values, plain(engine.model, tokens), atol=1e-5, rtol=0)
+
+
+def test_what_a_change_costs_is_read_in_one_pass(make_model, texts, tmp_path, small_pieces, monkeypatch):
+    """Blocks before the change are skipped, so that each must have read the whole text."""
+    pytest.importorskip("bitsandbytes", reason="needs the package bitsandbytes: pip install klscale[quant]")
+    directory = make_model("model", "gemma3", hidden_size=64)
+
+    def costs(name):
+        (kind,) = klscale.sensitivity(str(directory), "nf4", texts, tmp_path / name, n_texts=6, by="layer").found.kinds
+        return [part.kl.value for part in kind.parts]
+
+    found = costs("pieces")
+    monkeypatch.setattr(engine_module, "longest_without_matrix", lambda _: math.inf)
+    assert found == pytest.approx(costs("whole"))
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,7 @@ class Bench:
         for kind in {kind for change in changes for _, kind in change.kinds}:
             quantization.require_kind(kind, f"{loaded.ref}+{kind}")
         self.engine = Engine(loaded, device=options.device, batch_tokens=options.batch_tokens)
+        self.engine.reads_pieces = False  # what a block returned is kept of one pass
         hidden = getattr(loaded.model.config.get_text_config(), "hidden_size", 4096)
         each = 8 * n_vocabulary(self.engine) + hidden * len(self.blocks) * loaded.model.dtype.itemsize
         held = HELD * (8 if self.engine.device.type == "cuda" else 1)

@@ -368,6 +368,14 @@ def test_responses_of_a_server_are_scored_behind_their_prompts(store, tmp_path):
         assert "no responses to prompts, since it takes no token ids" in found(few, template="none")
 
 
+def test_a_server_is_not_asked_to_split_special_tokens(texts, store):
+    """Its vectors would say that it had."""
+    with serve() as served:
+        (outcome,) = score([served.ref], texts, store, split_special_tokens=True)
+    assert "Leave out --split-special-tokens" in str(outcome.error)
+    assert not store.entries(texts.id)
+
+
 def test_answers_about_other_tokens_are_refused(texts, store):
     with serve(by_ids=True, fault="short") as served:
         (outcome,) = score([served.ref], texts, store, long_texts="window")

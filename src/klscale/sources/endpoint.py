@@ -131,6 +131,9 @@ class Endpoint(Source):
     def open(
         self, pinned: Any, options: ReaderOptions = ReaderOptions(), *, alone: threading.Event | None = None
     ) -> EndpointReader:
+        if options.split_special_tokens:
+            what = f"{pinned}: a server reads a string such as <s> as its tokenizer does, often as a special token."
+            raise InputError(what, "It cannot be told to read it as text.", "Leave out --split-special-tokens.")
         return EndpointReader(self, pinned, options)
 
     def with_chat_template(self, pinned: Any) -> Any:

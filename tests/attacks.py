@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import faulthandler
+import functools
 import hashlib
 import json
 import os
@@ -407,14 +408,20 @@ HOW = ("flip", "cut", "zeros", "lose", "add", "swap", "delete", "directory", "li
 
 def mixed(place: Path) -> Path:
     """A sealed store with every kind of file: texts, vectors, noise, weights, maps, exact KL, unfinished work."""
-    shutil.copytree(OLD, place)
-    store = Store(str(place))
+    return Path(shutil.copytree(Path(_mixed().name) / "store", place))
+
+
+@functools.cache
+def _mixed() -> tempfile.TemporaryDirectory[str]:
+    """The directory of such a store, made once."""
+    made = tempfile.TemporaryDirectory(prefix="klscale-attacks-")
+    store = Store(str(shutil.copytree(OLD, Path(made.name) / "store")))
     assert [*store.seal()]
     for head in store.text_sets():
         if not head["external"]:
             entry = store.entries(head["id"])[0]
             store.write_partial(head["id"], "0" * 12, store.scores(entry))
-    return place
+    return made
 
 
 def damage(path: Path, how: str, others: Sequence[Path], generator: random.Random) -> None:

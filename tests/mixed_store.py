@@ -18,8 +18,8 @@ NOISE = 0.05
 BYTES, N = 60, 120
 
 
-def mixed_store(location: object) -> Store:
-    """Two seeds of a run with 16 checkpoints each and their weights, layers, quantized variants, other families, a
+def mixed_store(location: object, steps: range = STEPS) -> Store:
+    """Two seeds of a run, with checkpoints at `steps` and their weights, layers, quantized variants, other families, a
     model of another dtype, one that lacks a text, and one with a hostile name, on byte counts of known documents."""
     store, generator = Store(str(location)), np.random.default_rng(7)
     texts = TextSet(
@@ -45,18 +45,18 @@ def mixed_store(location: object) -> Store:
                 "date": f"2026-01-{1 + n // 1440:02d}T{n // 60 % 24:02d}:{n % 60:02d}:00+00:00",
             },
         )  # fmt: skip
-        if (ref.name, ref.revision) == ("runs/seed1", f"step{STEPS[-1]}"):
+        if (ref.name, ref.revision) == ("runs/seed1", f"step{steps[-1]}"):
             again = values + NOISE**0.5 * np.tile([-1.0, 1.0], N // 2)
             store.write_noise_floor(texts.id, entry.key, kl(values, again, texts.bytes))
         return identity
 
     for seed in (1, 2):
-        steps = generator.standard_normal((len(STEPS), N)).cumsum(axis=0)
-        weights = generator.standard_normal((len(STEPS), 300)).cumsum(axis=0)
-        values = base + 20 * np.exp(-np.arange(len(STEPS)) / 3)[:, None] * -np.abs(generator.standard_normal(N)) + steps
-        last = len(STEPS) - 1
+        moves = generator.standard_normal((len(steps), N)).cumsum(axis=0)
+        weights = generator.standard_normal((len(steps), 300)).cumsum(axis=0)
+        values = base + 20 * np.exp(-np.arange(len(steps)) / 3)[:, None] * -np.abs(generator.standard_normal(N)) + moves
+        last = len(steps) - 1
         identities = []
-        for t, step in enumerate(STEPS):
+        for t, step in enumerate(steps):
             layers = None
             if (seed, t) == (1, last):
                 apart = 20, 9, 6, 0  # nats: the first is out of range
@@ -68,13 +68,13 @@ def mixed_store(location: object) -> Store:
                 )
             )  # fmt: skip
         for t, identity in enumerate(identities):
-            others = {identities[s]: float(((weights[t] - weights[s]) ** 2).sum()) for s in range(len(STEPS)) if s != t}
-            store.write_weight_distances(ModelRef.parse(f"runs/seed{seed}@step{STEPS[t]}"), identity, 300, others)
+            others = {identities[s]: float(((weights[t] - weights[s]) ** 2).sum()) for s in range(len(steps)) if s != t}
+            store.write_weight_distances(ModelRef.parse(f"runs/seed{seed}@step{steps[t]}"), identity, 300, others)
         if seed == 1:
             for kind, size in (("int8", 0.05), ("nf4", 0.6), ("fp4", 0.8)):
                 keep(
-                    f"runs/seed1@step{STEPS[-1]}+{kind}", values[-1] + size * generator.standard_normal(N),
-                    family="mixed", type="neox", seed=1, step=STEPS[-1], parameters=1_000_000, quantization=kind,
+                    f"runs/seed1@step{steps[-1]}+{kind}", values[-1] + size * generator.standard_normal(N),
+                    family="mixed", type="neox", seed=1, step=steps[-1], parameters=1_000_000, quantization=kind,
                 )  # fmt: skip
     for n, family in enumerate(("<i>other</i>", "<i>other</i>", 'a "third" & last')):
         keep(

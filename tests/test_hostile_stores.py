@@ -23,12 +23,18 @@ OLD = ROOT / "tests" / "data" / "store-0.1.0"
 OWN, EXTERNAL = "817faccc080f", "44150156611b"
 
 
+@pytest.fixture(scope="module")
+def sealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of 0.1.0, sealed; not to be changed."""
+    place = shutil.copytree(OLD, tmp_path_factory.mktemp("sealed") / "store")
+    assert len(list(Store(place).seal())) == 17
+    return Path(place)
+
+
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """A store of 0.1.0, sealed."""
-    shutil.copytree(OLD, tmp_path / "store")
-    assert len(list(Store(tmp_path / "store").seal())) == 17
-    return tmp_path / "store"
+def place(sealed: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(sealed, tmp_path / "store"))
 
 
 def files_of(place: Path) -> list[Path]:

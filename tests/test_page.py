@@ -59,8 +59,7 @@ def stores(tmp_path_factory, quick_demo):
     for name in ("mixed", "fourteen"):
         store = Store(place / name / "store")
         reports.write(reports.gather(reports.read(store, store.resolve_texts(None))), place / name / "report.html")
-    (place / "odd").mkdir()
-    store = Store(place / "mixed" / "store")
+    store = mixed_store(place / "odd" / "store", STEPS[:2])
     reports.write(odd(reports.read(store, store.resolve_texts(None))), place / "odd" / "report.html")
     return {"mixed": place / "mixed", "fourteen": place / "fourteen", "demo": quick_demo, "odd": place / "odd"}
 

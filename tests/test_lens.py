@@ -70,11 +70,11 @@ def plain_layers(directory, texts, norm, project=None):
         ("bloom", "transformer.ln_f"),
     ],
 )
-def test_layers_agree_with_a_plain_loop(architecture, norm, make_model, texts):
+def test_layers_agree_with_a_plain_loop(architecture, norm, make_model, few_texts):
     directory = make_model(architecture=architecture)
-    values, _ = layers_of(directory, texts, batch_tokens=700)
+    values, _ = layers_of(directory, few_texts, batch_tokens=300)
     project = "model.decoder.project_out" if "projected" in architecture else None
-    np.testing.assert_allclose(values, plain_layers(directory, texts, norm, project), atol=1e-3, rtol=0)
+    np.testing.assert_allclose(values, plain_layers(directory, few_texts, norm, project), atol=1e-3, rtol=0)
     assert np.abs(np.diff(values, axis=1)).mean() > 1
 
 
@@ -280,15 +280,15 @@ def test_pictures_of_one_model(study, texts):
     assert len(figure.axes) == 2
 
 
-def test_layers_of_a_model_larger_than_memory(make_model, texts, monkeypatch):
+def test_layers_of_a_model_larger_than_memory(make_model, few_texts, monkeypatch):
     """Layers that are read from disk by the forward pass, the norm among them, give the same values."""
     from klscale.sources.transformers import placement
 
     directory = make_model(num_hidden_layers=6)
-    expected, _ = layers_of(directory, texts)
+    expected, _ = layers_of(directory, few_texts)
     size = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
     monkeypatch.setattr(placement, "available_memory", lambda device: int(0.8 * size))
-    values, engine = layers_of(directory, texts)
+    values, engine = layers_of(directory, few_texts)
     assert engine.loaded.offload is not None
     np.testing.assert_allclose(values, expected, atol=1e-3)
 

@@ -202,12 +202,12 @@ def test_large_files_are_hashed_once_and_again_when_they_change(make_model, monk
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["gpt-neox", "llama, tied", "mixtral, experts", "gemma2, soft cap"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_model_larger_than_memory_is_scored_layer_by_layer(architecture, dtype, make_model, texts, monkeypatch):
+def test_a_model_larger_than_memory_is_scored_layer_by_layer(architecture, dtype, make_model, few_texts, monkeypatch):
     directory = make_model(architecture, architecture=architecture, num_hidden_layers=6)
-    expected, _ = score(directory, texts, dtype=dtype)
+    expected, _ = score(directory, few_texts, dtype=dtype)
     size = sum(p.numel() * p.itemsize for p in load(resolve(ModelRef(str(directory), dtype=dtype))).model.parameters())
     monkeypatch.setattr(placement, "available_memory", lambda device: int(0.8 * size))
-    values, engine = score(directory, texts, dtype=dtype)
+    values, engine = score(directory, few_texts, dtype=dtype)
     np.testing.assert_array_equal(values, expected)
     assert any(parameter.is_meta for parameter in engine.model.parameters()), "some layers stay on disk"
     assert not engine.own_logits

@@ -131,6 +131,14 @@ def other_entry(store: Store, entry):
     return store_module.Entry(entry.path, entry.text_set, found)
 
 
+def test_imported_models_keep_their_order(tmp_path):
+    names = [f"model{n}" for n in range(60, 0, -1)]
+    made = Vectors.from_arrays(np.random.default_rng(1).normal(-90, 9, size=(60, 4)), names, [9, 8, 7, 6])
+    store = Store(tmp_path / "imported")
+    store.import_vectors(made, "elsewhere.csv")
+    assert [str(entry.ref) for entry in Store(store.location).entries(made.texts.id)] == names
+
+
 def test_numbers_that_do_not_repeat_have_no_dictionary(store, texts):
     (entry, *_) = store.entries(texts.id)
     columns = pq.ParquetFile(entry.path).metadata.row_group(0)

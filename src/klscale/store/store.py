@@ -110,8 +110,8 @@ def vector_key(identity: str, ref: ModelRef, convention: str, source: str) -> st
 
 
 def now() -> str:
-    """The time, as entries record and are ordered by it."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+    """The time, as entries record and are ordered by it: an import makes several in a millisecond."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 class Store:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from klscale.display import Displayed
 from klscale.errors import InputError, ScoringError
@@ -62,6 +62,7 @@ def map_models(
         )
     options = options.at(texts, store)
     place, outcomes = options.opened(), tuple[Outcome, ...]()
+    options = replace(options, store=place)
     if add:
         outcomes = score(parse_all(add), options=options).outcomes
     added = [str(outcome.ref) for outcome in outcomes if outcome.entry is not None]

@@ -66,7 +66,8 @@ def trajectory_by(
         what = f"None of {len(entries):,} models on {chosen.name} has an attribute {attribute!r}."
         raise InputError(what, nearest(attribute, known), "klscale import FILE --attributes FILE  gives attributes.")
     have = [entry for entry in entries if entry.metadata["attributes"].get(attribute) is not None]
-    if models and (without := [str(entry.ref) for entry in entries if entry not in have]):
+    without = [str(entry.ref) for entry in entries if entry.metadata["attributes"].get(attribute) is None]
+    if models and without:
         more = ", ..." if len(without) > SHOWN else ""
         options.progress.note(f"Left out, without {attribute}: {', '.join(without[:SHOWN])}{more}")
     return AttributeTrajectories(attribute, chosen, tuple(in_order(place.vectors(chosen, have), attribute)))

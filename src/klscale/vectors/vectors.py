@@ -477,7 +477,7 @@ class Vectors:
             estimator=estimator, interval=None, whole_texts=whole, by_spans=by_spans, poor=poor, far=far, **found
         )
 
-    @property
+    @cached_property
     def far(self) -> NDArray[np.bool_]:
         """Which models (K,) are above `FAR_MODEL` bits per byte on the texts that they have scored."""
         scored = ~np.isnan(self.log_likelihood)

@@ -476,4 +476,7 @@ def test_a_scale_by_spans_places_spans(compared):
     placed = scales.place(vectors.reported_kl(REFS[0], REFS[2]), texts, [seed])
     ratio = vectors.span_kl(REFS[0], REFS[2]).value / own.value
     assert placed.startswith(f"{ratio:.1f} times" if 0.1 <= ratio < 10 else f"{ratio:.2g} times")
-    assert "by spans, measured on these texts" in placed
+    assert f"({own.value:.3g}, by spans, measured on these texts)" in placed
+    other = replace(vectors.reported_kl(REFS[0], REFS[2]), estimator="sampled tokens")
+    third = f"({other.by_spans:.3g} against {own.value:.3g}, both by spans, measured on these texts)"
+    assert third in scales.place(other, texts, [seed])

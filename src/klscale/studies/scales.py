@@ -321,11 +321,16 @@ class Yardstick:
     source: str
     up_to: float
 
-    def places(self, value: float) -> str:
-        """The place of a value on the scale, in words."""
+    def places(self, value: float, *, shown: bool) -> str:
+        """The place of a value on the scale, in words, which name the value where it is not the KL that is `shown`."""
         ratio = value / self.median
         times = f"{ratio:.1f} times" if 0.1 <= ratio < 10 else f"{ratio:.2g} times"
-        return f"{times} the median of '{self.setting}' ({self.median:.3g}, {self.source})"
+        both = (
+            f"{self.median:.3g}, {self.source}"
+            if shown
+            else f"{value:.3g} against {self.median:.3g}, both {self.source}"
+        )
+        return f"{times} the median of '{self.setting}' ({both})"
 
 
 def yardsticks(
@@ -367,12 +372,12 @@ def place(
     whole texts with whole texts."""
     for estimator, value in ((SPANS, kl.by_spans), (WHOLE_TEXTS, kl.whole_texts.value)):
         if value > 0 and (rows := yardsticks(texts, measured, pair, estimator)):
-            own = _own(setting, rows, pair, measured)
+            own, shown = _own(setting, rows, pair, measured), kl.estimator == estimator
             if own is None:
-                return next(row for row in rows if value <= row.up_to).places(value)
+                return next(row for row in rows if value <= row.up_to).places(value, shown=shown)
             others = _others(own.setting, pair, estimator, measured)
             above = sum(other < value for other in others)
-            return own.places(value) + (f", above {above:,} of {len(others):,} others" if others else "")
+            return own.places(value, shown=shown) + (f", above {above:,} of {len(others):,} others" if others else "")
     return None
 
 

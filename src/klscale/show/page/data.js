@@ -61,15 +61,17 @@ export function intervalAt(at) {
   return [value / Math.exp(exponent), value * Math.exp(exponent)];
 }
 
-/** Where a KL lies on the scale, in words; null where nothing can be said. */
-function placed(i, j, value) {
+/** Where a KL lies on the scale, in words, `same` if it is the one that is shown; null where nothing can be said. */
+function placed(i, j, value, same) {
   const own = data.place.own[i < j ? `${i},${j}` : `${j},${i}`];
   if (own !== undefined || !(value > 0)) return own ?? null;
   const yardstick = data.place.yardsticks.find((row) => row.up_to === null || value <= row.up_to);
   if (!yardstick) return data.place.holds ? null : "No scale is known for these texts.";
   const ratio = value / yardstick.median;
   const times = ratio >= 0.1 && ratio < 10 ? ratio.toFixed(1) : general(ratio, 2);
-  return `${times} times the median of '${yardstick.setting}' (${general(yardstick.median)}, ${yardstick.source})`;
+  const both = same ? "" : `${general(value)} against `;
+  const source = same ? yardstick.source : `both ${yardstick.source}`;
+  return `${times} times the median of '${yardstick.setting}' (${both}${general(yardstick.median)}, ${source})`;
 }
 
 /**
@@ -98,7 +100,7 @@ export function pair(i, j) {
     whole_texts: known(pairs.whole_texts[at]),
     whole_texts_standard_error: known(pairs.whole_texts_standard_error[at]),
     on_scale: known(pairs.on_scale[at]),
-    placed: placed(i, j, pairs.on_scale[at]),
+    placed: placed(i, j, pairs.on_scale[at], pairs.on_scale[at] === pairs.value[at]),
     setting: kinds.get(at)?.words ?? null,
     better: better(i, j, at),
     flags: data.pairs.flag_texts.filter(([bit]) => pairs.flags[at] & bit).map(([, sentence]) => sentence),

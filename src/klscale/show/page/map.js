@@ -234,6 +234,8 @@ function chosenTraces() {
 }
 
 const NAMED = 25;
+const ROOM = 8; // pixels that a name may reach beyond the axes
+const SLACK = 20; // square pixels that two names may share
 const ROUNDS = 4; // in each, every name moves to where it covers the least of all others
 /** Beside the mark first; the corners where nothing else is free. */
 const SIDES = [
@@ -263,7 +265,10 @@ function overlap(one, other) {
   return wide > 0 && high > 0 ? wide * high : 0;
 }
 
-/** Names beside the marks where models are few, each at the side where it covers the least. */
+/**
+ * Names beside the marks where models are few, each at the side where it covers the least. A name that would cover
+ * another one is left out, those of the chosen pair last.
+ */
 function nameTraces() {
   if (!flat() || K > NAMED || narrow()) return [];
   const models = [...Array(K).keys()];
@@ -303,6 +308,14 @@ function nameTraces() {
       [names[i], sides[i]] = [boxes[best], SIDES[best]];
     });
   }
+  const outside = (box) => box[0] < -ROOM || box[2] > width + ROOM;
+  const covered = (i) => names.reduce((sum, box, k) => (k === i ? sum : sum + overlap(names[i], box)), 0);
+  const first = (i) => (chosen.includes(i) ? -1 : covered(i));
+  const named = /** @type {number[]} */ ([]);
+  for (const i of [...models].sort((one, other) => first(one) - first(other))) {
+    const free = !outside(names[i]) && named.every((k) => overlap(names[i], names[k]) <= SLACK);
+    if (free || chosen.includes(i)) named.push(i);
+  }
   return [
     {
       type: kind(),
@@ -310,7 +323,7 @@ function nameTraces() {
       x,
       y,
       marker: { size: models.map((i) => 2 * ring(i)), opacity: 0 }, // a mark that is not seen keeps the text off the one that is
-      text: models.map((i) => label(data.labels[i])),
+      text: models.map((i) => (named.includes(i) ? label(data.labels[i]) : "")),
       textposition: sides,
       cliponaxis: false,
       textfont: { size: 11, color: models.map((i) => colour(opacityOf(i) < 0.5 ? "grid" : "muted")) },

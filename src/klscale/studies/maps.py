@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
@@ -423,15 +422,9 @@ def _shown(points: Floats, components: Floats) -> _Shown:
         shown = "1 principal component shows" if n_axes == 1 else f"{n_axes} principal components show"
         notes.append(f"No t-SNE of {which}: {shown} all of their distances.")
     else:
-        pool = ThreadPoolExecutor(2)  # each t-SNE has one thread, and both can be at work at once
-        try:
-            axes = (2, 3) if n_distinct <= EXACT else (2,)
-            made = [pool.submit(_tsne, near, components[first, :n]) for n in axes]
-            on_plane, *others = [one.result()[place_of] for one in made]
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C nobody waits
-        if others:
-            (in_space,) = others
+        on_plane = _tsne(near, components[first, :2])[place_of]
+        if n_distinct <= EXACT:
+            in_space = _tsne(near, components[first, :3])[place_of]
         else:
             notes.append(f"t-SNE of {which} is in the plane alone.")
         if near.perplexity < PERPLEXITY:

@@ -102,7 +102,7 @@ def test_variants_score_as_their_dequantized_weights(kind, architecture, make_mo
 def test_the_ladder_of_a_real_model(stories, shared, tmp_path):
     """KL and standard errors equal those from weights dequantized here and scored text by text in float64."""
     full = load_texts(shared / "texts" / "public-domain-short-3k.jsonl")
-    texts = TextSet.from_texts("part", full.texts[:120])
+    texts = TextSet.from_texts("part", full.texts[:60])
     kinds = ("int8", "nf4", "fp4", "int4")
     refs = [ModelRef(str(stories)), *(ModelRef(str(stories), quantization=kind) for kind in kinds)]
     store = Store(tmp_path / "store")

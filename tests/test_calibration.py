@@ -520,10 +520,10 @@ def test_log_likelihoods_from_elsewhere_have_no_texts(tmp_path):
 # --------------------------------------------------------------------------------------------------- base and variants
 
 
-def test_a_base_reads_its_texts_once_for_six_variants(make_model, texts, tmp_path, monkeypatch):
+def test_a_base_reads_its_texts_once_for_all_variants(make_model, texts, tmp_path, monkeypatch):
     """By a card, and by all pairs with the base: tokens of its forward passes, the check of its head aside. Its KL to
     each is the one of a pair alone."""
-    models = [str(make_model(f"m{seed}", seed=seed)) for seed in range(7)]
+    models = [str(make_model(f"m{seed}", seed=seed)) for seed in range(4)]
     store, read, whole = Store(tmp_path / "store"), dict.fromkeys(models, 0), Engine._hidden_states
 
     def watch(self, inputs, cache=None):
@@ -539,12 +539,12 @@ def test_a_base_reads_its_texts_once_for_six_variants(make_model, texts, tmp_pat
     for name in models:
         assert tokens <= read[name] - check <= padding * tokens, "the base as often as each variant"
     read.update(dict.fromkeys(models, 0))
-    first, last = (load(resolve(ModelRef(models[n])), "cpu") for n in (0, 6))
+    first, last = (load(resolve(ModelRef(models[n])), "cpu") for n in (0, 3))
     exact = compare_next_tokens(*(Engine(one, device="cpu") for one in (first, last)), tokenize(first.tokenizer, texts),
                                 np.sort(texts.random_order[:12]))  # fmt: skip
-    np.testing.assert_allclose(found.next_tokens[6].kl.values, exact.forward, rtol=1e-4)
+    np.testing.assert_allclose(found.next_tokens[3].kl.values, exact.forward, rtol=1e-4)
     read.update(dict.fromkeys(models, 0))
-    calibrate([(models[0], other) for other in models[1:4]], texts, store, n_texts=12)
+    calibrate([(models[0], other) for other in models[1:]], texts, store, n_texts=12)
     chosen = np.random.default_rng(0).permutation(len(texts))[:12]
     # the texts, those that the base wrote, and those of each variant, which are as long
     assert read[models[0]] - check <= padding * 5 * texts.bytes[chosen].sum()

@@ -38,7 +38,7 @@ def store(tmp_path):
     return Store(tmp_path / "store")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def long_texts():
     """Texts of several spans, with odd ones among them, in documents of two."""
     made = [text for text in odd_texts(11, 12) if text]
@@ -201,9 +201,18 @@ def mock_spans(ref, texts):
 REFS = ("mock://1", "mock://1?shift=0.2", "mock://2?tokens=pairs")
 
 
-@pytest.fixture
-def compared(long_texts, store):
+@pytest.fixture(scope="module")
+def compared_once(long_texts, tmp_path_factory):
+    """A store with all of them; not to be changed."""
+    store = Store(tmp_path_factory.mktemp("compared") / "store")
     score(REFS, long_texts, store)
+    return store
+
+
+@pytest.fixture
+def compared(compared_once, long_texts, store):
+    """The texts, and a copy of it."""
+    shutil.copytree(compared_once.location, store.location)
     return long_texts, store
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import os
 import shutil
@@ -341,23 +340,11 @@ def make_model(tmp_path: Path, models_made: Callable[..., Path]) -> MakeModel:
     return make
 
 
-PLAIN: dict[tuple[str, str, str], Any] = {}
-"""What `plain_log_likelihoods` gave, by the content of the files, the texts and the dtype."""
-
-
 def plain_log_likelihoods(directory: Path, texts: TextSet, dtype: str = "float32") -> Any:
-    """The independent computation: one unpadded text at a time, the model's own logits, float64 log-softmax and sum.
-    Once for equal files and texts."""
+    """The independent computation: one unpadded text at a time, the model's own logits, float64 log-softmax and sum."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    digest = hashlib.sha256()
-    for path in sorted(Path(directory).iterdir()):
-        if path.is_file():
-            digest.update(path.name.encode() + path.read_bytes())
-    key = digest.hexdigest(), texts.id, dtype
-    if key in PLAIN:
-        return PLAIN[key].copy()
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype)).eval()
     tokenizer = AutoTokenizer.from_pretrained(directory)
     values = []
@@ -366,8 +353,7 @@ def plain_log_likelihoods(directory: Path, texts: TextSet, dtype: str = "float32
             ids = torch.tensor([tokenizer(text)["input_ids"]])
             log_probabilities = model(ids, use_cache=False).logits[0, :-1].double().log_softmax(dim=-1)
             values.append(log_probabilities[torch.arange(ids.shape[1] - 1), ids[0, 1:]].sum().item())
-    PLAIN[key] = np.array(values)
-    return PLAIN[key].copy()
+    return np.array(values)
 
 
 def values_of(ref: ModelRef, texts: TextSet) -> tuple[Any, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -616,3 +618,18 @@ def test_an_unfinished_write_of_weight_distances_leaves_the_old_ones(tmp_path, m
         put_weights(store, 0, {2: 2.0})
     assert of_weights(store, 0, 1, 2)[0][0] == [0, 1.0, -1]
     assert [problem for _, problem in store.check()] == [""]
+
+
+def test_imported_models_keep_their_order_where_the_clock_is_set_back(tmp_path, monkeypatch):
+    class Back(datetime):
+        seconds = itertools.count()
+
+        @classmethod
+        def now(cls, tz=None):
+            return datetime(2026, 1, 1, tzinfo=tz) - timedelta(seconds=next(cls.seconds))
+
+    monkeypatch.setattr("klscale.store.store.datetime", Back)
+    values = np.random.default_rng(0).normal(-100, 9, size=(4, 12))
+    vectors = Vectors.from_arrays(values, ["c", "a", "d", "b"], np.full(12, 80))
+    Store(tmp_path / "s").import_vectors(vectors, "made")
+    assert Store(tmp_path / "s").vectors(vectors.texts).names == ("c", "a", "d", "b")

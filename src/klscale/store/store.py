@@ -31,7 +31,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -110,8 +110,12 @@ def vector_key(identity: str, ref: ModelRef, convention: str, source: str) -> st
 
 
 def now() -> str:
-    """The time, as entries record and are ordered by it: an import makes several in a millisecond."""
-    return datetime.now(UTC).isoformat(timespec="microseconds")
+    """The time, as entries record and are ordered by it."""
+    return _date(datetime.now(UTC))
+
+
+def _date(moment: datetime) -> str:
+    return moment.isoformat(timespec="microseconds")
 
 
 class Store:
@@ -431,8 +435,9 @@ class Store:
         """Keep vectors that came from elsewhere; `source` says from where. Raises InputError, and keeps none, where
         one has a value or attribute that no vector can have."""
         progress.begin(f"importing {source}", len(vectors), "models")
-        made = []
-        for ref, row, attributes in zip(vectors.models, vectors.log_likelihood, vectors.known, strict=True):
+        made, began = [], datetime.now(UTC)  # a clock that is set back in between would change their order
+        rows = zip(vectors.models, vectors.log_likelihood, vectors.known, strict=True)
+        for n, (ref, row, attributes) in enumerate(rows):
             there = np.flatnonzero(~np.isnan(row))
             spans = vectors.spans_of(ref, there)
             scores = Scores(there, row[there], np.zeros(len(there), dtype=np.int64), spans)
@@ -445,7 +450,7 @@ class Store:
                 "convention": convention,
                 "source": f"import {source.rsplit('/', 1)[-1]}",
                 **({"spans": vector_records.about_spans(vectors.texts, scores)} if spans else {}),
-                "date": now(),
+                "date": _date(began + timedelta(microseconds=n)),
             }
             made.append((scores, _whole_metadata(vectors.texts, scores, metadata)))
         self.keep_texts(vectors.texts)

@@ -280,11 +280,20 @@ def test_a_run_of_the_hub(hub, klscale, run, make_run, texts, tmp_path):  # noqa
 
 
 @pytest.mark.slow
-def test_what_the_documentation_shows_in_python(analysed, tmp_path, monkeypatch, capsys):
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "trajectories.md").read_text(), re.DOTALL)
+def test_what_the_documentation_shows_in_python(run, analysed, tmp_path, monkeypatch, capsys):
+    document = (ROOT / "docs" / "trajectories.md").read_text()
+    block, along_a_number = re.findall(r"```python\n(.*?)```", document, re.DOTALL)
     write_texts(tmp_path / "my-texts.jsonl")
     monkeypatch.chdir(tmp_path)
     exec(block, {})
     _, plus_minus, _, step = capsys.readouterr().out.split()
     assert plus_minus == "±"
     assert int(step) in STEPS
+    run("import", ROOT / "examples" / "pile-trained-14.csv", "--id", "text_id", "--store", "pile")
+    monkeypatch.setenv("KLSCALE_STORE", "pile")
+    exec(f"import klscale\n{along_a_number}", {})
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5
+    assert lines[-1].endswith(
+        "pythia-2.8b, 0.836 ± 0.024 bits/byte, KL from the first 0.492 ± 0.045 bits/byte (by whole texts)"
+    )

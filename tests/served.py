@@ -146,6 +146,7 @@ class Served:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else a client waits 40 ms for the body behind each head
 
     @property
     def served(self) -> Served:

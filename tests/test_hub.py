@@ -56,6 +56,7 @@ class Hub:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
 
             def do_HEAD(self):
                 self.answer(body=False)
@@ -144,7 +145,7 @@ class Hub:
         self.gathered, self.ended, self.lock = threading.Event(), threading.Event(), threading.Lock()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
     def pull_requests(self, name):
         """As the bot that converts pickles opens them."""

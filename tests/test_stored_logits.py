@@ -85,7 +85,7 @@ def test_kl_is_that_of_a_loop(stored, run):
     assert found[0]["difference"]["standard_error"] == pytest.approx(error, rel=1e-2)
     assert found[1]["exact"]["mean"]["value"] < 1e-4
     assert found[1]["exact"]["same_top"]["value"] == 1
-    shown = run("kld", file, "mock://1?shift=0.3", "--chunks", "2").stdout
+    shown = run("kld", file.name, "mock://1?shift=0.3", "--chunks", "2").stdout
     assert "2 chunks, 30 positions" in shown
     assert max(map(len, shown.splitlines())) <= 100
 

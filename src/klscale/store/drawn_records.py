@@ -15,7 +15,6 @@ from klscale.store.records import (
     KEY,
     ROUNDING,
     from_parquet,
-    is_sealed,
     lists,
     require_fields,
     require_own,
@@ -49,8 +48,6 @@ def draws_to_table(draws: TokenDraws) -> Any:
 
 def draws_from_parquet(data: bytes, text_set: str, tokens: str, n_texts: int | None) -> TokenDraws:
     """What `draws_to_parquet` was given, from a file of this name; raises one of UNREADABLE."""
-    if not is_sealed(data):
-        raise UnreadableError("has no seal")
     table, metadata = from_parquet("draws", data, most_rows=n_texts)
     require_fields(metadata, {"text_set": required(KEY), "tokens": required(KEY), "m": required(FEW)})
     require_own(metadata, text_set=text_set, tokens=tokens)
@@ -96,8 +93,6 @@ def drawing_to_parquet(drawing: Drawing, key: str) -> bytes:
 
 def drawing_from_parquet(data: bytes, key: str) -> Drawing:
     """What `drawing_to_parquet` was given; raises one of UNREADABLE."""
-    if not is_sealed(data):
-        raise UnreadableError("has no seal")
     table, metadata = from_parquet("drawing", data)
     require_fields(metadata, {"key": required(KEY)})
     require_own(metadata, key=key)

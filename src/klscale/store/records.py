@@ -31,6 +31,8 @@ from klscale.store.files import SEAL, require_seal, sealed
 T = TypeVar("T")
 UNREADABLE = (pa.ArrowException, KeyError, TypeError, ValueError, OSError, OverflowError, RecursionError)
 VERSION = 2
+UNSEALED = "texts", "vector", "partial", "weights", "map", "noise", "exact"
+"""Kinds of records of klscale 0.1.0, whose files have no seal. All others have one."""
 MOST_DRAWS = 1024
 """Token ids at a position, more than which no file holds."""
 ROUNDING = 1e-3
@@ -56,6 +58,12 @@ def is_sealed(data: bytes) -> bool:
     return SEAL.encode() in data
 
 
+def _require_seal_of(kind: str, data: bytes) -> None:
+    """Raise UnreadableError for a file without a seal of a kind that always has one."""
+    if kind not in UNSEALED and not is_sealed(data):
+        raise UnreadableError("has no seal")
+
+
 def _require_record(kind: str, version: Any, seal: Any, data: bytes) -> None:
     """Raise UnreadableError for a broken or missing seal, and for a record of another kind or a later version."""
     if version is None and seal is None:  # klscale 0.1.0
@@ -73,6 +81,7 @@ def to_json(kind: str, record: Mapping[str, Any]) -> bytes:
 
 def from_json(kind: str, data: bytes) -> dict[str, Any]:
     """What `to_json` was given; raises one of UNREADABLE."""
+    _require_seal_of(kind, data)
     found = json.loads(data)
     if not isinstance(found, dict):
         raise UnreadableError("holds no record")
@@ -112,6 +121,7 @@ def from_parquet(
 ) -> tuple[Any, dict[str, Any]]:
     """The table and metadata that `to_parquet` was given, `without` some of its columns; raises one of UNREADABLE, also
     above so many rows."""
+    _require_seal_of(kind, data)
     file = pq.ParquetFile(pa.BufferReader(data))
     stored = file.metadata.metadata or {}
     metadata = json.loads(stored[b"klscale"])

@@ -32,7 +32,6 @@ from klscale.store.records import (
     is_finite,
     is_key,
     is_reference,
-    is_sealed,
     problem,
     require_fields,
     require_own,
@@ -156,8 +155,6 @@ def pack_to_parquet(members: Sequence[Packed], text_set: str) -> bytes:
 def pack_from_parquet(data: bytes, text_set: str) -> dict[str, Packed]:
     """What `pack_to_parquet` was given, by the names of the files; raises one of UNREADABLE. Values are not checked
     before `vector_from_table` takes them."""
-    if not is_sealed(data):
-        raise UnreadableError("has no seal")
     table, about = from_parquet("pack", data, without=("model", "key"))
     require_fields(about, {"text_set": required(KEY), "vectors": required(LIST)})
     require_own(about, text_set=text_set)
@@ -188,8 +185,6 @@ def entries_to_parquet(known: Mapping[str, tuple[str, Mapping[str, Any]]], text_
 
 def entries_from_parquet(data: bytes, text_set: str) -> dict[str, tuple[str, dict[str, Any]]]:
     """What `entries_to_parquet` was given; raises one of UNREADABLE."""
-    if not is_sealed(data):
-        raise UnreadableError("has no seal")
     table, about = from_parquet("entries", data)
     require_table(table, ENTRIES)
     require_fields(about, {"text_set": required(KEY)})
@@ -215,8 +210,6 @@ def packs_to_parquet(known: Mapping[str, tuple[str, int, Mapping[str, Any]]], te
 
 def packs_from_parquet(data: bytes, text_set: str) -> dict[str, tuple[str, int, dict[str, Any]]]:
     """What `packs_to_parquet` was given; raises one of UNREADABLE."""
-    if not is_sealed(data):
-        raise UnreadableError("has no seal")
     table, about = from_parquet("packs", data)
     require_table(table, PACKS)
     require_fields(about, {"text_set": required(KEY)})

@@ -186,11 +186,10 @@ def read(store: Store, texts: TextSet, *, progress: Progress = SILENT) -> Conten
     written. Of more than 5,000 models it holds a sample. Raises InputError for fewer than two models."""
     progress.begin("reading the store")
     known = store.entries(texts.id)
-    newest, rest, kept = {str(entry.ref): entry for entry in known}, list[Entry](), None
+    newest, rest = {str(entry.ref): entry for entry in known}, list[Entry]()
     if len(newest) > MOST_MODELS:
         newest, rest = _sample(newest)
-    else:
-        kept = KeptScale(store, texts, layers=True)
+    kept = None if rest else KeptScale(store, texts, layers=True)
     everything, left_out = store.vectors(texts, [*newest.values()], layers=True).of_one_convention()
     vectors = everything.subset([ref for ref in everything.models if ref.layer is None])
     if len(vectors) < 2:

@@ -182,18 +182,15 @@ def _near(points: Floats, k: int, among: Integers | None = None) -> tuple[Intege
 
     With `among` (A,), the places of some points: the neighbours (K - A, k) of the others among these.
     """
-    from openTSNE.nearest_neighbors import Sklearn
+    from sklearn.neighbors import NearestNeighbors
 
     directions = np.random.default_rng(SEED).normal(size=(points.shape[1], PROJECTED))
     shadows = (points @ directions).astype(np.float32)
     every = np.arange(len(points))
     of, base = (every, every) if among is None else (np.setdiff1d(every, among), among)
     n = min(max(CANDIDATES * k, 20), len(base) - (among is None))
-    index = Sklearn(shadows[base], n, "euclidean")
-    candidates, _ = index.build()
-    if among is not None:
-        candidates, _ = index.query(shadows[of], n)
-    candidates = base[candidates]
+    index = NearestNeighbors(n_neighbors=n).fit(shadows[base])
+    candidates = base[index.kneighbors(None if among is None else shadows[of], return_distance=False)]
     indices, distances = np.empty((len(of), k), dtype=np.int64), np.empty((len(of), k))
     for row, (place, near) in enumerate(zip(of, candidates, strict=True)):
         apart = points[near]

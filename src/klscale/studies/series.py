@@ -109,7 +109,7 @@ def _groups(
     vectors: Vectors, attribute: str, values: Mapping[int, float], known: Mapping[int, Mapping[str, Any]]
 ) -> dict[str, list[int]]:
     """The models of each series, by its name."""
-    if not _tied(values.values()):
+    if not (tie := _tied(values.values())):
         return {"": [*values]}
     free = dict.fromkeys(name for own in known.values() for name in own if is_free(name))
     for telling in (*TELLING_APART, *free):
@@ -120,7 +120,6 @@ def _groups(
             groups.setdefault(f"{telling} {own[telling]}", []).append(place)
         if all(len(places) > 1 and not _tied(values[place] for place in places) for places in groups.values()):
             return dict(sorted(groups.items(), key=lambda group: _order(known[group[1][0]][telling])))
-    tie = _tied(values.values())
     a, b, *_ = (vectors.names[place] for place, value in values.items() if value == tie[0])
     raise InputError(
         f"{a} and {b} have the same {attribute}, {tie[0]:g}.",

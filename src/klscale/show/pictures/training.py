@@ -36,18 +36,12 @@ if TYPE_CHECKING:
 Ends = tuple[float, float, float, float]
 """Of a line: x1, y1, x2, y2."""
 ROOT = "√(bits/byte)"
-FROM: dict[str, Callable[[Checkpoint], KL | None]] = {
+FROM: dict[str, Callable[[Checkpoint | Point], KL | ReportedKL | None]] = {
     "first": lambda row: row.kl_from_first,
     "previous": lambda row: row.kl_from_previous,
     "last": lambda row: row.kl_from_last,
 }
-"""The checkpoints that KL is taken from along training."""
-FROM_POINT: dict[str, Callable[[Point], ReportedKL | None]] = {
-    "first": lambda row: row.kl_from_first,
-    "previous": lambda row: row.kl_from_previous,
-    "last": lambda row: row.kl_from_last,
-}
-"""The models that KL is taken from along an attribute."""
+"""What KL is taken from along training, or along an attribute."""
 
 
 @styled
@@ -80,8 +74,8 @@ def kl_along_attribute(found: Sequence[Series], attribute: str) -> Figure:
     figure = new_figure(DOUBLE, 2.45 + _legend_height(found) * (len(found) > 1))
     n_models = sum(map(len, found))
     headline(figure, f"{n_models:,} models, {describe(found[0].vectors.texts)}")
-    panels = figure.subplots(1, len(FROM_POINT), sharey=True)
-    for axes, (which, kl_of) in zip(panels, FROM_POINT.items(), strict=True):
+    panels = figure.subplots(1, len(FROM), sharey=True)
+    for axes, (which, kl_of) in zip(panels, FROM.items(), strict=True):
         for one in found:
             _draw_kl(axes, [(point.value, kl_of(point)) for point in one.points], colours[one.name])
         axes.set_title(f"KL from the {which} model")

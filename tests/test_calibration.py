@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -449,6 +450,11 @@ def test_a_pair_from_end_to_end(scored, capsys):
         shown = capsys.readouterr().out
         assert str(found.symmetrised).split(" bits")[0] in shown
         assert "nats/token" in shown
+    tailed = replace(found, from_b=replace(found.from_b, estimate=replace(found.from_b.estimate, kurtosis=50.0)))
+    print_calibration([tailed], vectors)
+    shown = capsys.readouterr().out
+    assert next(line for line in shown.splitlines() if line.startswith("estimate ")).rstrip().endswith("!")
+    assert "\n! heavy tails" in shown  # every mark of the block has its line
 
 
 @pytest.mark.slow

@@ -243,6 +243,14 @@ def test_a_card_without_exact_kl(run, place):
     assert cards.check_card("x.md").agrees
 
 
+def test_texts_of_one_document_are_named_in_both(run, place):
+    rows = [json.loads(line) | {"document": "one"} for line in (place / "t.jsonl").read_text().splitlines()]
+    (place / "one.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shown = run("card", BASE, NEAR, "--texts", "one.jsonl", "--sample", "0", "--out", "one.md").stdout
+    for said in (shown, (place / "one.md").read_text()):
+        assert "all texts are of one document" in said
+
+
 def test_what_was_measured_is_not_measured_again(run, place, monkeypatch):
     run("card", BASE, NEAR, "--texts", "t.jsonl", "--sample", "6")
     first = (place / "klscale-card.md").read_text()

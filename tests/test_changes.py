@@ -126,6 +126,11 @@ def test_the_command_and_its_files(run, texts, tmp_path):
     assert max(len(line) for line in shown.splitlines() if not line.startswith("KL by")) <= 100
     assert "\x1b" not in shown
     assert "\u202e" not in shown
+    said = re.findall("<p>(KL .*?)</p>", html.unescape((tmp_path / "c.html").read_text()))
+    assert len(said) == 2
+    for sentence in said:
+        assert sentence in " ".join(shown.split())
+        assert re.fullmatch(r"KL .* bits/byte, by [a-z ]+\. Bits per byte: \S+ ± \S+\.", sentence)
     found = json.loads(run("changes", BASE, VARIANT, "--texts", "t.jsonl", "--out", "c.csv", "--json").stdout)
     spans = found["variants"][0]["spans"]
     rows = pd.read_csv(tmp_path / "c.csv")

@@ -13,7 +13,7 @@ from conftest import write_texts
 from klscale.cli import app
 from klscale.errors import InputError
 from klscale.inputs.texts import load_texts
-from klscale.show.drift import verdict
+from klscale.show.drift import print_drift, verdict
 from klscale.studies.drift import DEPTHS
 from klscale.studies.verbs.drift import drift
 from served import serve
@@ -69,6 +69,15 @@ def test_noise_of_each_side_and_what_it_means(found):
     assert it.noise == it.noise_b / 2
     assert "do not compute the same" in verdict(it)
     assert it.spans[0].change == pytest.approx(max(found.vectors.span_changes(A, B).change, key=abs))
+
+
+def test_whole_texts_have_their_marks_too(found, capsys):
+    """A mock has more than 2 bits/byte: by whole texts it is out of range, by sampled tokens it is not."""
+    print_drift(found)
+    shown = capsys.readouterr().out
+    (line,) = [line for line in shown.splitlines() if line.startswith("whole texts")]
+    assert "* " in line
+    assert "\n* out of the range" in shown
 
 
 def test_runs_of_one_model_are_no_drift(file, tmp_path):

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from klscale.science.estimates import Estimate, format_estimate
+from klscale.science.estimates import Estimate
 from klscale.science.kl import KL
 from klscale.show import cautions
 from klscale.show.cautions import Around, Measured
-from klscale.show.columns import ESTIMATE, HEAD, Column, estimate, lines, number, record, table, unit
+from klscale.show.columns import ESTIMATE, HEAD, Column, estimate, lines, number, percent, record, table, unit
 from klscale.show.names import short_names
 from klscale.show.pairs import kl, marked
 from klscale.show.terminal import describe_texts, out, plain, say
@@ -158,13 +158,15 @@ def print_calibration(found: Sequence[Calibration], vectors: Vectors) -> None:
     out.print(f"Exact KL on {some} texts{drawn_with}, and on as many drawn from each model.\n")
     _print_answer(found)
     rows = _rows(found, vectors)
+    shown = [row.estimate for row in rows]
     if len(rows) <= BLOCKS:
         for row in rows:
             _print_block(row)
+            shown += [row.from_a.estimate, row.from_b.estimate, row.estimate_all]
     else:
         _print_rows(rows)
     say(f"KL in bits/byte ± standard error. {DRAWN}", "dim")
-    cautions.print_footnotes(vectors.texts, (row.estimate for row in rows))
+    cautions.print_footnotes(vectors.texts, shown)
     if (most := max(one.left_out for one in found)) > 0:
         out.print(f"Vocabularies differ in size: at most a probability of {most:.1g} is left out.", style="yellow")
 
@@ -233,4 +235,4 @@ def _of_tokens(tokens: PerToken) -> list[str]:
 
 
 def _percent(share: Estimate) -> str:
-    return f"{format_estimate(100 * share.value, 100 * share.standard_error)} %" if share.n_texts else "n/a"
+    return percent(share) if share.n_texts else "n/a"

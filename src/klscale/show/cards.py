@@ -10,7 +10,7 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,10 +24,10 @@ from klscale.inputs.references import ModelRef, parse_all
 from klscale.inputs.suites import BoundedLoader
 from klscale.inputs.texts import NAMED, TextSet
 from klscale.limits import CARD_BYTES, VECTOR_BYTES
-from klscale.science.estimates import Estimate, format_estimate
+from klscale.science.estimates import Estimate
 from klscale.show import sizes
-from klscale.show.cautions import CAUTIONS, Around, Measured, of_documents
-from klscale.show.columns import ESTIMATE, HEAD, Column, estimate, number, record, table, within
+from klscale.show.cautions import Around, Measured, footnotes, of_documents, print_footnotes
+from klscale.show.columns import ESTIMATE, HEAD, Column, estimate, number, percent, record, table, within
 from klscale.show.files import require_ending, whole
 from klscale.show.markdown import escaped, markdown_table
 from klscale.show.pairs import KL_COLUMNS, WHAT_IT_IS
@@ -66,10 +66,8 @@ class _Row:
     measured: Measured
 
 
-def _optional(found: Estimate | None, percent: bool = False) -> str:
-    if found is None or math.isnan(found.value):
-        return ""
-    return format_estimate(100 * found.value, 100 * found.standard_error) + " %" if percent else number(found)
+def _optional(found: Estimate | None, write: Callable[[Estimate], str] = number) -> str:
+    return "" if found is None or math.isnan(found.value) else write(found)
 
 
 def _quantile(place: int) -> Column:
@@ -115,7 +113,7 @@ NEXT_TOKENS = (
     *map(_quantile, range(len(QUANTILES))),
     Column("", title="largest", cell=lambda row: "" if row.it.exact is None else f"{row.it.exact.maximum:.3g}",
            importance=0),
-    Column("", title="same top token", cell=lambda row: _optional(row.it.same_top, percent=True), importance=2),
+    Column("", title="same top token", cell=lambda row: _optional(row.it.same_top, percent), importance=2),
 )  # fmt: skip
 """Of a `_Row`: single next tokens."""
 MEASURED = (
@@ -429,8 +427,7 @@ def body_of(made: Card, numbers_file: str) -> str:
             )
         if any(row.it.exact is None for row in some):
             lines.append("Rows without quantiles: from sampled tokens, exact in expectation.")
-    held = [one for one in CAUTIONS if any(one in row.measured.cautions for row in rows)]
-    lines += ["", *(f"- {escaped(one.mark)} {escaped(one.footnote)}" for one in held)]
+    lines += ["", *(f"- {escaped(line)}" for line in footnotes(row.measured for row in rows))]
     lines += [f"- {escaped(warning)}" for warning in of_documents(made.texts)]
     texts, versions = made.texts, made.measured[0].get("versions") or {}
     known = ", ".join(f"{escaped(name)} {escaped(one)}" for name, one in versions.items())
@@ -619,9 +616,7 @@ def print_card(made: Card) -> None:
     out.print(table(_shown(rows), rows, f"\nFrom {plain(made.base)}"))
     if some := [row for row in rows if row.it.mean_nats]:
         out.print(table(NEXT_TOKENS, some, "\nKL of single next tokens, nats/token"))
-    for one in CAUTIONS:
-        if any(one in row.measured.cautions for row in rows):
-            out.print(f"{one.mark} {one.footnote}", style="yellow")
+    print_footnotes(made.texts, [row.measured for row in rows])
     if made.file is not None:
         out.print(f"\nWrote {plain(made.file)} and its numbers, {plain(made.numbers_file)}.")
         out.print(f"To check it: klscale check-card {plain(made.file)}", soft_wrap=True)

@@ -63,6 +63,11 @@ class Caution:
         """Its name in a sentence."""
         return self.key.replace("_", " ")
 
+    @property
+    def note(self) -> str:
+        """Its line below a table."""
+        return f"{self.mark} {self.footnote}"
+
     def holds(self, measured: Measured) -> NDArray[np.bool_]:
         """Where it holds: of one pair (), or of many."""
         with np.errstate(invalid="ignore"):
@@ -245,11 +250,15 @@ def of_documents(texts: TextSet) -> list[str]:
     return []
 
 
-def print_footnotes(texts: TextSet | None, shown: Iterable[Measured]) -> None:
-    """A line for each mark of the KLs that a table has shown; and of the `texts`, unless that is said elsewhere."""
-    there = {caution.key for measured in shown for caution in measured.cautions}
-    for caution in CAUTIONS:
-        if caution.key in there:
-            out.print(f"{caution.mark} {caution.footnote}", style="yellow")
+def footnotes(shown: Iterable[Measured | None]) -> list[str]:
+    """A line for each mark of the KLs that a table has shown."""
+    there = {caution.key for measured in shown if measured is not None for caution in measured.cautions}
+    return [caution.note for caution in CAUTIONS if caution.key in there]
+
+
+def print_footnotes(texts: TextSet | None, shown: Iterable[Measured | None]) -> None:
+    """These lines; and what to know of the `texts`, unless that is said elsewhere."""
+    for line in footnotes(shown):
+        out.print(line, style="yellow")
     for warning in of_documents(texts) if texts is not None else ():
         out.print(f"Note: {warning}.", style="yellow")

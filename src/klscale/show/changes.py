@@ -160,6 +160,14 @@ def _overview(rows: list[_Changes]) -> list[tuple[str, _Changes]]:
     return [*zip(names, ordered, strict=True)] if len(rows) > 1 else []
 
 
+def _in_short(row: _Changes) -> str:
+    it = row.it
+    return (
+        f"KL {marked(row.measured)} bits/byte, by {it.kl.estimator}. Bits per byte: "
+        f"{_loss(it.difference) or number(it.difference)}."
+    )
+
+
 def changes_record(found: ModelChanges) -> dict[str, Any]:
     """What changed, for a machine."""
     return record(CHANGES, SimpleNamespace(texts=found.vectors.texts, rows=_rows(found)))
@@ -173,10 +181,7 @@ def print_changes(found: ModelChanges) -> None:
         out.print(table(OVERVIEW, beside, f"\nFrom {plain(rows[0].it.base)}, nearest first"))
     for row in rows:
         it = row.it
-        say(
-            f"\n{plain(it.base)} to {plain(it.variant)}: KL {marked(row.measured)} bits/byte, by {it.kl.estimator}. "
-            f"Bits per byte: {_loss(it.difference) or number(it.difference)}."
-        )
+        say(f"\n{plain(it.base)} to {plain(it.variant)}: {_in_short(row)}")
         if len(it.domains) > 1:
             out.print(table(DOMAINS, row.by_domain, "\nBy domain"))
         out.print(table(TEXTS, it.changed_texts, "\nThe texts that changed most"))
@@ -263,7 +268,7 @@ def _texts_of(found: ModelChanges) -> str:
 def _sections(row: _Changes) -> Iterator[str]:
     it = row.it
     yield f"<h2>{markup.name(it.variant)}</h2>"
-    yield f"<p>KL {markup.escape(it.kl)}; bits per byte: {markup.escape(_loss(it.difference))}.</p>"
+    yield f"<p>{markup.escape(_in_short(row))}</p>"
     if len(it.domains) > 1:
         yield markup.table(DOMAINS, row.by_domain, "By domain", head="domain")
     if it.spans:

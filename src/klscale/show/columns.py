@@ -82,6 +82,13 @@ def number(estimate: Any, *, sign: bool = False) -> str:
     return format_estimate(estimate.value, estimate.standard_error, sign=sign)
 
 
+def percent(share: Any) -> str:
+    """A share ± its standard error in percent."""
+    from klscale.science.estimates import format_estimate
+
+    return f"{format_estimate(100 * share.value, 100 * share.standard_error)} %"
+
+
 def interval(estimate: Any) -> str:
     """The 95 % interval of an estimate; nothing where it is not known."""
     low, high = estimate.interval

@@ -12,13 +12,13 @@ from typing import Any
 from klscale.inputs.references import WEIGHTS_ONLY
 from klscale.inputs.texts import TextSet
 from klscale.science.drawn import DrawnKL
-from klscale.science.estimates import Estimate, format_estimate
+from klscale.science.estimates import Estimate
 from klscale.science.reported import WHOLE_TEXTS, ReportedKL
 from klscale.science.sampled_tokens import DepthKL
 from klscale.show import cautions, next_tokens, sentences, sizes
 from klscale.show import precision as looks
 from klscale.show.cautions import Around, Measured
-from klscale.show.columns import BITS, HEAD, Column, estimate, interval, number, table, within
+from klscale.show.columns import BITS, HEAD, Column, estimate, interval, number, percent, table, within
 from klscale.show.columns import records as records_of
 from klscale.show.pairs import PAIR, marked, print_estimators
 from klscale.show.sizes import megabytes, size_column
@@ -304,7 +304,7 @@ def _detail(kl: ReportedKL) -> str | None:
     if kl.spans is not None:
         share = kl.spans.drift_share
         if not math.isnan(share.value):
-            said.append(f"Drift is {format_estimate(100 * share.value, 100 * share.standard_error)} % of whole texts.")
+            said.append(f"Drift is {percent(share)} of whole texts.")
         if kl.spans.lost:
             said.append(f"{kl.spans.lost:.1%} of the cuts are lost to tokens that straddle them.")
     return " ".join(said) or None

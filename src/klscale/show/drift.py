@@ -92,7 +92,7 @@ def print_drift(found: ModelDrift) -> None:
         )
     elif not math.isnan(it.difference.standard_error) and not it.is_equal:
         say(f"Bits per byte, second less first: {number(it.difference, sign=True)}.")
-    print_footnotes(it.texts, [row.measured])
+    print_footnotes(it.texts, [row.measured, row.measured.by_whole_texts])
 
 
 def print_values(row: _Drift) -> None:
@@ -102,7 +102,7 @@ def print_values(row: _Drift) -> None:
     if kl.sampled_tokens is not None and kl.spans is not None:
         rows.append(("spans", number(kl.spans), interval(kl.spans)))
     if not kl.is_published:
-        rows.append((PUBLISHED, number(kl.whole_texts), interval(kl.whole_texts)))
+        rows.append((PUBLISHED, marked(row.measured.by_whole_texts), interval(kl.whole_texts)))
     for name, noise in ((it.a, it.noise_a), (it.b, it.noise_b)):
         rows.append((f"two runs of {name}", "not known" if math.isnan(noise) else f"{noise:.2g}", ""))
     columns = lines("KL by", f"KL ± SE, {BITS}", "95 % interval")

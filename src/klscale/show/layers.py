@@ -101,4 +101,4 @@ def print_layers(vectors: Vectors) -> None:
         "The last layer is the model itself.",
         style="dim",
     )
-    cautions.print_footnotes(vectors.texts, filter(None, shown))
+    cautions.print_footnotes(vectors.texts, shown)

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from klscale.inputs.references import ATTENTIONS, CACHES
-from klscale.science.estimates import Estimate, format_estimate
 from klscale.science.reported import ReportedKL
 from klscale.science.sampled_tokens import DepthKL, SampledKL
-from klscale.show.columns import Column, estimate, number, table
+from klscale.show.columns import Column, estimate, number, percent, table
 from klscale.show.terminal import out, plain
 from klscale.vectors.vectors import Vectors
 
@@ -37,15 +36,11 @@ def variants(vectors: Vectors, pairs: Mapping[tuple[str, str], ReportedKL]) -> d
     return found
 
 
-def _percent(share: Estimate | None) -> str:
-    return "" if share is None else f"{format_estimate(100 * share.value, 100 * share.standard_error)} %"
-
-
 COLUMNS = (
     Column("", title="model", cell=lambda it: plain(it.name), words=True),
     Column("", title="KL, nats/token ± SE", cell=lambda it: number(it.found.forward_per_token)),
-    Column("", title="same top token", cell=lambda it: _percent(it.found.same_top)),
-    Column("", title="total variation", cell=lambda it: _percent(it.found.total_variation)),
+    Column("", title="same top token", cell=lambda it: percent(it.found.same_top)),
+    Column("", title="total variation", cell=lambda it: percent(it.found.total_variation)),
 )
 """Of a `Variant`, for the terminal alone."""
 

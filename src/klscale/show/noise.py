@@ -83,7 +83,7 @@ def print_noise(found: Sequence[NoiseStudy], texts: TextSet) -> None:
     if rows:
         out.print(table(NOISE, rows, "\nIf sums are kept in half precision"))
         out.print("From the spacing of float16 at each value. Each model adds half of its own to a KL.", style="dim")
-    cautions.print_footnotes(texts, (it for one in found for it in map(_measured, one.readings) if it is not None))
+    cautions.print_footnotes(texts, (it for one in found for it in map(_measured, one.readings)))
     for one in found:
         if one.error is not None:
             print_error(one.error)

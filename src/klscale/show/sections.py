@@ -42,8 +42,7 @@ FIGURES = 12
 
 def footnotes(shown: Sequence[Measured | None]) -> str:
     """A line for each mark of the KLs of a table."""
-    there = {caution.key for measured in shown if measured for caution in measured.cautions}
-    return listed(f"{one.mark} {one.footnote}" for one in cautions.CAUTIONS if one.key in there)
+    return listed(cautions.footnotes(shown))
 
 
 # ------------------------------------------------------------------------------------------------------------ the scale
@@ -219,8 +218,7 @@ def _exponents(contents: Contents) -> str:
         f"c_q of {len(group.runs)} seeds, ± over seeds: {number(group.c_q_over_seeds)}" for group in contents.seeds
     ]
     if any(row.exponent.heavy_tails for row in moving):
-        heavy = cautions.BY_KEY["heavy_tails"]
-        notes.append(f"{heavy.mark} {heavy.footnote}")
+        notes.append(cautions.BY_KEY["heavy_tails"].note)
     return made + listed(notes)
 
 

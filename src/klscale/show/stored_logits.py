@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from klscale.science.estimates import format_estimate
 from klscale.show.cards import EXACT, QUANTILE_NAMES, TOKENS
-from klscale.show.columns import Column, estimate, number, record, table
+from klscale.show.columns import Column, estimate, number, percent, record, table
 from klscale.show.terminal import out, plain, say
 from klscale.studies.calibration import QUANTILES
 from klscale.studies.verbs.kld import StoredKL
@@ -24,7 +23,7 @@ FROM_STORED = (
     Column("", title="mean, nats/token", cell=lambda it: number(it.figures.mean), importance=2),
     *map(_quantile, range(len(QUANTILES))),
     Column("", title="largest", cell=lambda it: f"{it.figures.maximum:.3g}", importance=0),
-    Column("", title="same top token", cell=lambda it: _percent(it)),
+    Column("", title="same top token", cell=lambda it: percent(it.figures.same_top)),
     estimate("difference", "Loss of the actual tokens, model less stored: above 0, the model is worse.", TOKENS,
              title="more loss, nats/token", cell=lambda it: number(it.difference, sign=True)),
 )  # fmt: skip
@@ -34,11 +33,6 @@ STORED_KL = (
     Column("quantiles_of_tokens", "Which quantiles of single tokens are given.", "share", lambda _: QUANTILES),
     Column("models", "Each model.", value=lambda it: it.found, within=FROM_STORED, many=True),
 )
-
-
-def _percent(it: Any) -> str:
-    same = it.figures.same_top
-    return f"{format_estimate(100 * same.value, 100 * same.standard_error)} %"
 
 
 def stored_kl_record(found: StoredKL) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from klscale.science.clip import CLIP_LIMIT
-from klscale.science.estimates import Estimate, format_estimate
+from klscale.science.estimates import Estimate
 from klscale.science.robust import TRIMMED, trimmed_consistency
 from klscale.show import cautions
 from klscale.show.cautions import BY_KEY, CAUTIONS, Around
-from klscale.show.columns import BITS, ESTIMATE, HEAD, Column, estimate, number, record, table, unit, within
+from klscale.show.columns import BITS, ESTIMATE, HEAD, Column, estimate, number, percent, record, table, unit, within
 from klscale.show.names import short_names, shortened
 from klscale.show.pairs import KL_COLUMNS
 from klscale.show.terminal import describe_texts, out, plain, say
@@ -404,7 +404,7 @@ def _summary_of_all(found: Tails) -> list[str]:
     sentences = [f"Discordant pairs of pairs: {', '.join(shares)}."] if shares and found.n_pairs > 1 else []
     if (length := found.length_explains) is not None:
         most = f"{100 * length.largest.value:.2g} % at most"
-        sentences.append(f"Text length explains {_percent(length.median)} of a KL (median pair), {most}.")
+        sentences.append(f"Text length explains {percent(length.median)} of a KL (median pair), {most}.")
     return sentences
 
 
@@ -573,7 +573,7 @@ def _print_runs(found: Tails) -> None:
         "dim",
     )
     if found.clip_is_frozen and not all(run.uses_clip for run in found.runs):
-        out.print(f"{BY_KEY['unclipped'].mark} {BY_KEY['unclipped'].footnote}", style="yellow")
+        out.print(BY_KEY["unclipped"].note, style="yellow")
 
 
 def _print_squared_norm(found: Tails) -> None:
@@ -606,13 +606,9 @@ def _print_length(found: Tails) -> None:
     row = found.length_explains
     a, b = (plain(name) for name in short_names(row.pair))
     say(
-        f"A straight line in the length of the texts explains {_percent(row.median)} of a KL (median over pairs). "
+        f"A straight line in the length of the texts explains {percent(row.median)} of a KL (median over pairs). "
         f"The largest share is that of {a} and {b}: {_share(row.largest)}."
     )
-
-
-def _percent(share: Estimate) -> str:
-    return f"{format_estimate(100 * share.value, 100 * share.standard_error)} %"
 
 
 def _share(estimate: Estimate) -> str:

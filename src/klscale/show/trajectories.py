@@ -357,7 +357,7 @@ def _print_summary(
     elif not any(one.weights for one in moving):
         out.print(NO_WEIGHTS, style="dim")
     if any(one.behaviour.exponent and one.behaviour.exponent.heavy_tails for one in moving):
-        out.print(f"{BY_KEY['heavy_tails'].mark} {BY_KEY['heavy_tails'].footnote}", style="yellow")
+        out.print(BY_KEY["heavy_tails"].note, style="yellow")
     if _lacks_threshold(found):
         out.print(NO_THRESHOLD, style="dim")
     _print_directions(moved)
@@ -461,8 +461,7 @@ def _print_exponents(found: Sequence[Trajectory], seeds: Sequence[Seeds]) -> Non
         style="dim",
     )
     if any(one.behaviour.exponent and one.behaviour.exponent.heavy_tails for one in moving):
-        heavy = BY_KEY["heavy_tails"]
-        out.print(f"{heavy.mark} {heavy.footnote}", style="yellow")
+        out.print(BY_KEY["heavy_tails"].note, style="yellow")
     _print_laws(in_spaces)
     _print_alpha(moving, seeds)
     for one in moving:

@@ -634,11 +634,20 @@ from klscale.cli import main
 reader, writer = os.pipe()
 os.close(reader)
 os.dup2(writer, 1)
-sys.argv = ["klscale", "ls"]
+sys.argv = ["klscale", "compare", "EleutherAI/pythia-1b", "EleutherAI/pythia-160m", "--out", "c.md"]
 main()
 """
     result = subprocess.run([sys.executable, "-c", program], cwd=imported.parent, capture_output=True, text=True)
-    assert (result.returncode, result.stderr) == (141, "")
+    assert (result.returncode, result.stderr) == (141, "Wrote c.md.\n")
+    assert "How good each model is" in (imported.parent / "c.md").read_text()  # the file was first
+
+
+def test_a_file_that_cannot_be_made_is_an_error_below_the_tables(run, imported):
+    (imported.parent / "a file").touch()
+    for command in (["kl"], ["compare", "EleutherAI/pythia-1b", "EleutherAI/pythia-160m"]):
+        result = run(*command, "--out", "a file/c.md", status=1)
+        assert "336 texts, mean" in result.stdout
+        assert "a file/c.md could not be written" in result.stderr
 
 
 @pytest.mark.slow

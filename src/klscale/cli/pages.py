@@ -8,11 +8,12 @@ from typing import Annotated, Literal
 import typer
 
 from klscale.cli.options import JsonOption, PMIOption, ScoringOptions, TextsOptions, at_work
+from klscale.cli.results import show
 from klscale.cli.status import failure_status
 from klscale.errors import InputError
 from klscale.show.files import PAGES, PICTURES, TABLES, require_ending
 from klscale.show.scoring import print_failures
-from klscale.show.terminal import err, out, plain, print_json, print_report
+from klscale.show.terminal import out, plain, print_json, print_report
 
 
 def map_command(
@@ -38,7 +39,7 @@ def map_command(
 ) -> None:
     """All models as points: principal components, t-SNE, and the nearest models. The store keeps the map."""
     if by_pmi:
-        from klscale.show.pmi import show_pmi_map
+        from klscale.show.pmi import pmi_map_record, print_pmi_map, save_pmi_map
         from klscale.studies.verbs.pmi import pmi_map
 
         if add or anew:
@@ -49,7 +50,14 @@ def map_command(
             require_ending(file, (*PICTURES, *TABLES))
         with at_work(options) as how:
             of_pmi = pmi_map(options=how)
-        show_pmi_map(of_pmi, file, as_json, colour_by, method)
+        show(
+            as_json,
+            lambda: pmi_map_record(of_pmi),
+            lambda: print_pmi_map(of_pmi),
+            file,
+            lambda path: save_pmi_map(of_pmi, path, colour_by, method),
+            alone=True,
+        )
         return
 
     from klscale.show.maps import map_record, print_map, save_map
@@ -60,18 +68,23 @@ def map_command(
     with at_work(options) as how:
         found = map_models(add=add or (), anew=anew, options=how)
     print_failures(found.outcomes)
-    if as_json:
-        print_json(map_record(found.map, found.vectors))
-    elif file is None:
-        print_map(found.map, found.vectors)
-    if file is not None:
-        if file.suffix in PAGES:
+
+    def save(path: Path) -> None:
+        if path.suffix in PAGES:
             from klscale.show import reports
 
-            reports.write(reports.gather(reports.of_map(found.store, found.vectors, found.map), reports.MAP), file)
+            reports.write(reports.gather(reports.of_map(found.store, found.vectors, found.map), reports.MAP), path)
         else:
-            save_map(found.map, found.vectors, file, colour_by, method)
-        err.print(f"Wrote {plain(file)}.")
+            save_map(found.map, found.vectors, path, colour_by, method)
+
+    show(
+        as_json,
+        lambda: map_record(found.map, found.vectors),
+        lambda: print_map(found.map, found.vectors),
+        file,
+        save,
+        alone=True,
+    )
     raise typer.Exit(failure_status(found.outcomes))
 
 

@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 from klscale.cli.options import DeviceOptions, JsonOption, MeasuringOptions, ScoringOptions, SweepOptions, at_work
+from klscale.cli.results import show
 from klscale.cli.status import failure_status
 from klscale.errors import InputError
 from klscale.show.files import require_ending
 from klscale.show.scoring import print_failures
-from klscale.show.terminal import err, plain, print_json
+from klscale.show.terminal import err, plain
 
 
 def sensitivity(
@@ -47,13 +48,7 @@ def sensitivity(
     as_json: JsonOption = False,
 ) -> None:
     """What each part of a model costs when it alone is quantized: exact next-token KL with standard errors."""
-    from klscale.show.sensitivity import (
-        print_mix,
-        print_sensitivity,
-        save_recipe,
-        save_sensitivity,
-        sensitivity_record,
-    )
+    from klscale.show.sensitivity import print_costs, save_recipe, save_sensitivity, sensitivity_record
     from klscale.studies.budget import parse_budget
     from klscale.studies.verbs.sensitivity import sensitivity
 
@@ -67,18 +62,16 @@ def sensitivity(
     kinds = [kind.strip() for kind in quantize.split(",") if kind.strip()]
     with at_work(options) as how:
         found = sensitivity(base, kinds, by=by, n_texts=n_texts, control=control, budget=bits, options=how)
-    if as_json:
-        print_json(sensitivity_record(found))
-    else:
-        print_sensitivity(found.found)
-        if found.mix is not None:
-            print_mix(found.mix)
-    if file is not None:
-        save_sensitivity(found.found, file)
-        err.print(f"Wrote {plain(file)}.")
     if recipe is not None:
         save_recipe(found, recipe)
         err.print(f"Wrote {plain(recipe)}.")
+    show(
+        as_json,
+        lambda: sensitivity_record(found),
+        lambda: print_costs(found),
+        file,
+        lambda path: save_sensitivity(found.found, path),
+    )
 
 
 # -------------------------------------------------------------------------------------------------------------- cards
@@ -107,10 +100,7 @@ def card(
     with at_work(options) as how:
         made = card(base, variants, file, n_texts=n_texts, options=how)
     print_failures(made.outcomes)
-    if as_json:
-        print_json(card_record(made))
-    else:
-        print_card(made)
+    show(as_json, lambda: card_record(made), lambda: print_card(made))
     raise typer.Exit(failure_status(made.outcomes))
 
 
@@ -128,10 +118,7 @@ def check_card(
 
     with at_work(options) as how:
         found = check_card(file, rescore=again, options=how)
-    if as_json:
-        print_json(check_record(found))
-    else:
-        print_check(found)
+    show(as_json, lambda: check_record(found), lambda: print_check(found))
     raise typer.Exit(int(not found.agrees))
 
 
@@ -154,7 +141,4 @@ def kld(
 
     with at_work(options) as how:
         found = kld(file, models, n_chunks=n_chunks, options=how)
-    if as_json:
-        print_json(stored_kl_record(found))
-    else:
-        print_stored_kl(found)
+    show(as_json, lambda: stored_kl_record(found), lambda: print_stored_kl(found))

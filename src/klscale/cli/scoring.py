@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 from klscale.cli.options import JsonOption, LimitedOptions, PMIOption, ScoreOptions, at_work
+from klscale.cli.results import show
 from klscale.cli.status import failure_status, gate_status
 from klscale.errors import InputError, KlscaleError
-from klscale.show.files import DOCUMENTS, PICTURES, TABLES, require_ending, save_document, save_picture
+from klscale.show.files import DOCUMENTS, PICTURES, TABLES, require_ending, save_picture
 from klscale.show.scoring import outcome_record, print_failures, print_outcomes, print_plan, problem_record
-from klscale.show.terminal import err, plain, print_error, print_json, progress_bar
+from klscale.show.terminal import print_error, print_json, progress_bar
 
 # -------------------------------------------------------------------------------------------------------------- demo
 
@@ -33,10 +34,7 @@ def demo(
     with progress_bar() as progress:
         found = verbs.demo(directory, quick=quick, progress=progress)
     print_failures(found.scored.outcomes)
-    if as_json:
-        print_json(scale_record(found.scale.vectors, found.scale.settings))
-    else:
-        print_demo(found)
+    show(as_json, lambda: scale_record(found.scale.vectors, found.scale.settings), lambda: print_demo(found))
     raise typer.Exit(failure_status(found.scored.outcomes))
 
 
@@ -151,7 +149,7 @@ def compare(
     from klscale.studies.verbs.compare import compare
 
     if by_pmi:
-        from klscale.show.pmi import show_pmi
+        from klscale.show.pmi import pmi_records, print_pmi, save_pmi
         from klscale.studies.verbs.pmi import pmi
 
         if fail_above is not None or confidence is not None or precision is not None:
@@ -162,7 +160,13 @@ def compare(
         with at_work(options) as how:
             distances = pmi(models, reference=reference, options=how)
         print_failures(distances.outcomes)
-        show_pmi(distances, file, as_json)
+        show(
+            as_json,
+            lambda: pmi_records(distances),
+            lambda: print_pmi(distances),
+            file,
+            lambda path: save_pmi(distances, path),
+        )
         raise typer.Exit(failure_status(distances.outcomes))
     wanted = None if precision is None else parse_precision(precision)
     if confidence is not None and fail_above is None:
@@ -175,18 +179,13 @@ def compare(
         found = compare(models, reference=reference, precision=wanted, options=how)
     print_failures(found.outcomes)
     compared = rows(found.vectors, found.pairs, found.measured, found.sequential, found.drawn)
-    if as_json:
-        print_json(records(compared))
-    else:
-        print_comparison(found.vectors, compared)
-    if file is not None:
-        if file.suffix in DOCUMENTS:
-            save_document(file, lambda: print_comparison(found.vectors, compared))
-        else:
-            from klscale.show.pictures import kl_against_size
 
-            save_picture(file, kl_against_size(found.vectors))
-        err.print(f"Wrote {plain(file)}.")
+    def save(path: Path) -> None:
+        from klscale.show.pictures import kl_against_size
+
+        save_picture(path, kl_against_size(found.vectors))
+
+    show(as_json, lambda: records(compared), lambda: print_comparison(found.vectors, compared), file, save)
     status = failure_status(found.outcomes)
     if fail_above is not None:
         verdicts = {pair: verdict(kl, fail_above, certain) for pair, kl in found.pairs.items()}
@@ -219,13 +218,10 @@ def layers(
     with at_work(options) as how:
         found = layers(models, options=how)
     print_failures(found.outcomes)
-    if as_json:
-        print_json(layers_record(found.vectors))
-    else:
-        print_layers(found.vectors)
-    if file is not None:
-        save_matrix(
-            found.vectors.subset([ref for ref in found.vectors.models if ref.layer is not None]), file, layer_threads
-        )
-        err.print(f"Wrote {plain(file)}.")
+
+    def save(path: Path) -> None:
+        layers_alone = [ref for ref in found.vectors.models if ref.layer is not None]
+        save_matrix(found.vectors.subset(layers_alone), path, layer_threads)
+
+    show(as_json, lambda: layers_record(found.vectors), lambda: print_layers(found.vectors), file, save)
     raise typer.Exit(failure_status(found.outcomes))

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from klscale.cli.options import JsonOption, StoreOptions, TextsOptions, at_work
+from klscale.cli.results import show
 from klscale.errors import InputError, nearest
 from klscale.show.columns import Column, printed, table
-from klscale.show.files import DOCUMENTS, require_ending, save_document
-from klscale.show.terminal import describe_texts, err, out, plain, print_json
+from klscale.show.files import DOCUMENTS, require_ending
+from klscale.show.terminal import describe_texts, out, plain, print_json
 
 if TYPE_CHECKING:
     from klscale.store.store import Entry, Store
@@ -106,10 +107,7 @@ def export(
             place = how.opened()
             ids = _text_sets(place, how)
             parts = write_data_set(place, ids, directory, models or (), how.progress)
-        if as_json:
-            print_json(records(PART, parts))
-        else:
-            print_data_set(parts, directory)
+        show(as_json, lambda: records(PART, parts), lambda: print_data_set(parts, directory))
         return
     with at_work(options) as how:
         place = how.opened()
@@ -221,20 +219,17 @@ def ls(
     )
     columns = (*ENTRY[:2], *sizes, *map(_attribute, free), *ENTRY[2:])
 
-    def show() -> None:
+    def tables() -> None:
         if not heads:
             out.print(f"{plain(place.location)} is empty.")
         for head, some in listed:
             title = f"{plain(head['name'])} ({head['id']}): {head['n_texts']:,} texts, {len(some)} models"
             out.print(table(columns, some, title))
 
-    if file is not None:
-        save_document(file, show)
-        err.print(f"Wrote {plain(file)}.")
-    if as_json:
-        print_json([{**head, "models": [dict(entry.metadata) for entry in some]} for head, some in listed])
-    elif file is None:
-        show()
+    def record() -> list[dict[str, Any]]:
+        return [{**head, "models": [dict(entry.metadata) for entry in some]} for head, some in listed]
+
+    show(as_json, record, tables, file, alone=True)
 
 
 def rm(
@@ -341,8 +336,5 @@ def doctor(*, options: StoreOptions, as_json: JsonOption = False) -> None:
 
     with at_work(options) as how:
         found = doctor(options=how)
-    if as_json:
-        print_json(records(FINDING, found.findings))
-    else:
-        print_checkup(found)
+    show(as_json, lambda: records(FINDING, found.findings), lambda: print_checkup(found))
     raise typer.Exit(1 if found.problems else 0)

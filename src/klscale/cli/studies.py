@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 from klscale.cli.options import JsonOption, PMIOption, RunOptions, ScoringOptions, TextsOptions, at_work
+from klscale.cli.results import show
 from klscale.cli.status import failure_status, gate_status
 from klscale.errors import InputError
-from klscale.show.files import DOCUMENTS, PAGES, PICTURES, TABLES, require_ending, save_document
+from klscale.show.files import DOCUMENTS, PAGES, PICTURES, TABLES, require_ending
 from klscale.show.scoring import print_failures
-from klscale.show.terminal import err, plain, print_json
 from klscale.studies.verbs.options import Options
 
 SAVED = "Write all pairs (.csv, .parquet), a picture (.png, .svg, .pdf), or what is printed (.md, .tex)."
@@ -94,13 +94,13 @@ def trajectory(
         )  # fmt: skip
     print_failures(found.outcomes)
     shown = found.runs, found.seeds, found.directions, found.texts, found.threshold_source
-    if as_json:
-        print_json(trajectories_record(*shown))
-    else:
-        print_trajectories(*shown, whole=whole)
-    if file is not None:
-        save_trajectories(found.runs, file)
-        err.print(f"Wrote {plain(file)}.")
+    show(
+        as_json,
+        lambda: trajectories_record(*shown),
+        lambda: print_trajectories(*shown, whole=whole),
+        file,
+        lambda path: save_trajectories(found.runs, path),
+    )
     raise typer.Exit(failure_status(found.outcomes))
 
 
@@ -112,13 +112,13 @@ def _show_along(
 
     with at_work(options) as how:
         found = trajectory_by(attribute, models, options=how)
-    if as_json:
-        print_json(series_record(found))
-    else:
-        print_series(found, whole=whole)
-    if file is not None:
-        save_series(found, file)
-        err.print(f"Wrote {plain(file)}.")
+    show(
+        as_json,
+        lambda: series_record(found),
+        lambda: print_series(found, whole=whole),
+        file,
+        lambda path: save_series(found, path),
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------- kl
@@ -142,7 +142,7 @@ def kl(
     from klscale.studies.verbs.score import stored_vectors
 
     if by_pmi:
-        from klscale.show.pmi import show_pmi
+        from klscale.show.pmi import pmi_records, print_pmi, save_pmi
         from klscale.studies.verbs.pmi import pmi
 
         if of is not None:
@@ -151,7 +151,7 @@ def kl(
             require_ending(file, (*TABLES, *DOCUMENTS))
         with at_work(options) as how:
             found = pmi(options=how)
-        show_pmi(found, file, as_json)
+        show(as_json, lambda: pmi_records(found), lambda: print_pmi(found), file, lambda path: save_pmi(found, path))
         return
     if file is not None:
         require_ending(file, (*TABLES, *(() if of else PICTURES), *DOCUMENTS))
@@ -159,20 +159,13 @@ def kl(
         vectors = stored_vectors(how.opened(), how)
     if of is not None:
         of = vectors.names[vectors.position(of)]
-    if file is not None:
-        if file.suffix in DOCUMENTS:
-            save_document(file, lambda: print_matrix(vectors, of))
-            err.print(f"Wrote {plain(file)}.")
-        else:
-            from klscale.show.pictures import kl_heat_map
 
-            save_matrix(vectors, file, kl_heat_map, of)
-            n_pairs = len(vectors) - 1 if of else len(vectors) * (len(vectors) - 1) // 2
-            err.print(f"Wrote {plain(file)}: {n_pairs:,} pairs.")
-    if as_json:
-        print_json(matrix_record(vectors, of))
-    elif file is None:
-        print_matrix(vectors, of)
+    def save(path: Path) -> None:
+        from klscale.show.pictures import kl_heat_map
+
+        save_matrix(vectors, path, kl_heat_map, of)
+
+    show(as_json, lambda: matrix_record(vectors, of), lambda: print_matrix(vectors, of), file, save, alone=True)
 
 
 # ------------------------------------------------------------------------------------------------------------- scale
@@ -193,25 +186,20 @@ def scale(
     from klscale.studies.verbs.scale import scale
 
     if published:
-        if as_json:
-            print_json(published_record())
-        else:
-            print_published()
+        show(as_json, published_record, print_published)
         return
     if file is not None:
         require_ending(file, (*TABLES, *PICTURES, *DOCUMENTS))
     with at_work(options) as how:
         found = scale(options=how)
-    if file is not None:
-        if file.suffix in DOCUMENTS:
-            save_document(file, lambda: print_scale(found.vectors, found.settings))
-        else:
-            save_scale(found.vectors, found.settings, file)
-        err.print(f"Wrote {plain(file)}.")
-    if as_json:
-        print_json(scale_record(found.vectors, found.settings))
-    elif file is None:
-        print_scale(found.vectors, found.settings)
+    show(
+        as_json,
+        lambda: scale_record(found.vectors, found.settings),
+        lambda: print_scale(found.vectors, found.settings),
+        file,
+        lambda path: save_scale(found.vectors, found.settings, path),
+        alone=True,
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- place
@@ -232,10 +220,7 @@ def place(
 
     with at_work(options) as how:
         found = place(model, among=among, options=how)
-    if as_json:
-        print_json(placement_record(found))
-    else:
-        print_placement(found)
+    show(as_json, lambda: placement_record(found), lambda: print_placement(found))
 
 
 # ----------------------------------------------------------------------------------------------------------- predict
@@ -264,13 +249,13 @@ def predict(
         require_ending(file)
     with at_work(options) as how:
         found = predict(scores, options=how)
-    if as_json:
-        print_json(predictions_record(found))
-    else:
-        print_predictions(found)
-    if file is not None:
-        save_predictions(found, file)
-        err.print(f"Wrote {plain(file)}.")
+    show(
+        as_json,
+        lambda: predictions_record(found),
+        lambda: print_predictions(found),
+        file,
+        lambda path: save_predictions(found, path),
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------- changes
@@ -304,13 +289,13 @@ def changes(
     with at_work(options) as how:
         found = changes(base, variants, most=most, exact=exact, options=how)
     print_failures(found.outcomes)
-    if as_json:
-        print_json(changes_record(found))
-    else:
-        print_changes(found)
-    if file is not None:
-        save_changes(found, file)
-        err.print(f"Wrote {plain(file)}.")
+    show(
+        as_json,
+        lambda: changes_record(found),
+        lambda: print_changes(found),
+        file,
+        lambda path: save_changes(found, path),
+    )
     raise typer.Exit(failure_status(found.outcomes))
 
 
@@ -348,10 +333,7 @@ def drift(
         level = parse_level(alarm)
         with at_work(options) as how:
             looks = drift_alarm(a, b, level=level, options=how)
-        if as_json:
-            print_json(alarm_record(looks))
-        else:
-            print_alarm(looks)
+        show(as_json, lambda: alarm_record(looks), lambda: print_alarm(looks))
         raise typer.Exit(0 if looks.found.first_alarm is None else 3)
     from klscale.show.drift import drift_record, print_drift
     from klscale.show.gate import print_verdicts
@@ -361,10 +343,7 @@ def drift(
     with at_work(options) as how:
         found = drift(a, b, most=most, options=how)
     print_failures(found.outcomes)
-    if as_json:
-        print_json(drift_record(found))
-    else:
-        print_drift(found)
+    show(as_json, lambda: drift_record(found), lambda: print_drift(found))
     status = 0
     if fail_above is not None:
         verdicts = {(found.found.a, found.found.b): verdict(found.found.kl, fail_above)}

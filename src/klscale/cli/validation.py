@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from klscale.cli.options import JsonOption, TwoTextsOptions, at_work
+from klscale.cli.results import show
 from klscale.cli.status import failure_status
 from klscale.errors import InputError
 from klscale.show.files import PICTURES, require_ending, save_picture
 from klscale.show.scoring import print_failures
-from klscale.show.terminal import err, plain, print_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,21 +66,17 @@ def validate(
         found = validate(models or (), texts, exact=exact, noise=noise, n_texts=n_texts, options=how)
     print_failures(found.outcomes)
     shown = _shown(found)
-    if as_json:
-        print_json(shown.record)
-    else:
-        shown.show()
-    if file is not None and shown.picture is not None:
-        save_picture(file, shown.picture())
-        err.print(f"Wrote {plain(file)}.")
+    draw = shown.picture
+    save = None if draw is None else lambda path: save_picture(path, draw())
+    show(as_json, shown.record, shown.tables, file, save)
     raise typer.Exit(failure_status(found.outcomes) or int(not found.complete))
 
 
 class _Shown(NamedTuple):
     """A study for a machine, for a person, as a picture."""
 
-    record: dict[str, Any]
-    show: Callable[[], None]
+    record: Callable[[], dict[str, Any]]
+    tables: Callable[[], None]
     picture: Callable[[], Figure] | None = None
 
 
@@ -100,21 +96,25 @@ def _shown(found: Validation) -> _Shown:
     texts, sensitivity, tails, agreement = found.texts[0], found.sensitivity, found.tails, found.agreement
     if agreement is not None:
         return _Shown(
-            comparison_record(agreement),
+            lambda: comparison_record(agreement),
             lambda: print_text_set_comparison(agreement, *found.texts),
             lambda: pictures.two_text_sets(agreement),
         )
     if found.vectors is None:
-        return _Shown(noise_record(found.noise, texts), lambda: print_noise(found.noise, texts))
+        return _Shown(lambda: noise_record(found.noise, texts), lambda: print_noise(found.noise, texts))
     vectors = found.vectors
     if sensitivity is None or tails is None:
         return _Shown(
-            calibration_record(found.exact, vectors),
+            lambda: calibration_record(found.exact, vectors),
             lambda: print_calibration(found.exact, vectors),
             lambda: pictures.estimate_against_exact(found.exact),
         )
 
-    def show() -> None:
+    def record() -> dict[str, Any]:
+        of_tails = pair_tails_record(tails, vectors) if isinstance(tails, PairTails) else tails_record(tails, vectors)
+        return {"texts": sensitivity_record(sensitivity, texts), "tails": of_tails}
+
+    def tables() -> None:
         print_summary(sensitivity, tails, vectors)
         print_sensitivity(sensitivity)
         if isinstance(tails, PairTails):
@@ -122,8 +122,9 @@ def _shown(found: Validation) -> _Shown:
         else:
             print_tails(tails)
 
-    if isinstance(tails, PairTails):
-        record, picture = pair_tails_record(tails, vectors), lambda: pictures.text_contributions(tails)
-    else:
-        record, picture = tails_record(tails, vectors), lambda: pictures.text_set_sensitivity(sensitivity, texts)
-    return _Shown({"texts": sensitivity_record(sensitivity, texts), "tails": record}, show, picture)
+    def picture() -> Figure:
+        if isinstance(tails, PairTails):
+            return pictures.text_contributions(tails)
+        return pictures.text_set_sensitivity(sensitivity, texts)
+
+    return _Shown(record, tables, picture)

@@ -161,12 +161,7 @@ def _scored(found: Any) -> Way:
 def _part_costs(found: Any) -> Way:
     from klscale.show import pictures, sensitivity
 
-    def show() -> None:
-        sensitivity.print_sensitivity(found.found)
-        if found.mix is not None:
-            sensitivity.print_mix(found.mix)
-
-    return Way(show, lambda: pictures.sensitivity_grid(found.found))
+    return Way(lambda: sensitivity.print_costs(found), lambda: pictures.sensitivity_grid(found.found))
 
 
 def _checkup(found: Any) -> Way:

@@ -26,10 +26,10 @@ from klscale.show.columns import (
     unit,
     within,
 )
-from klscale.show.files import DOCUMENTS, save, save_document, save_table
+from klscale.show.files import save, save_table
 from klscale.show.maps import AXES_OF_MAP, NEAREST, PLACE, ROWS, Placed, spread_place, what_axes_are
 from klscale.show.pairs import ENDS, MANY, A, B, kl
-from klscale.show.terminal import describe_texts, err, out, plain, print_json
+from klscale.show.terminal import describe_texts, out, plain
 from klscale.studies.pmi import PMIPair, PMIVectors
 from klscale.studies.verbs.pmi import PMIComparison, PMIMap
 
@@ -72,18 +72,9 @@ def pmi_records(found: PMIComparison) -> list[dict[str, Any]]:
     return records(PMI, _rows(found))
 
 
-def show_pmi(found: PMIComparison, file: Path | None, as_json: bool) -> None:
-    """What is found as JSON or tables; and a file of it: a table of all pairs, or what is printed, by its ending."""
-    if as_json:
-        print_json(pmi_records(found))
-    else:
-        print_pmi(found)
-    if file is not None:
-        if file.suffix in DOCUMENTS:
-            save_document(file, lambda: print_pmi(found))
-        else:
-            save_table(file, [flat(PMI, row) for row in _rows(found)])
-        err.print(f"Wrote {plain(file)}.")
+def save_pmi(found: PMIComparison, file: Path) -> None:
+    """A row for each pair (.csv, .parquet)."""
+    save_table(file, [flat(PMI, row) for row in _rows(found)])
 
 
 def print_pmi(found: PMIComparison) -> None:
@@ -165,22 +156,20 @@ def _places(it: PMIMap) -> list[_Place]:
     ]
 
 
-def show_pmi_map(it: PMIMap, file: Path | None, as_json: bool, colour_by: str, method: Literal["tsne", "pca"]) -> None:
-    """A map of PMI vectors as JSON or a table; and a file of it, a table or a picture by its ending."""
-    if as_json:
-        texts = it.vectors.given.texts
-        print_json(record(PMI_MAP, SimpleNamespace(texts=texts, found=it.map, models=_places(it))))
-    elif file is None:
-        print_pmi_map(it)
-    if file is not None:
-        from klscale.show.pictures import model_map
+def pmi_map_record(it: PMIMap) -> dict[str, Any]:
+    """The JSON of a map of PMI vectors."""
+    return record(PMI_MAP, SimpleNamespace(texts=it.vectors.given.texts, found=it.map, models=_places(it)))
 
-        save(
-            file,
-            lambda: [_spread(row) for row in _places(it)],
-            lambda: model_map(it.map, it.vectors.given, colour_by=colour_by, method=method, by_pmi=True),
-        )
-        err.print(f"Wrote {plain(file)}.")
+
+def save_pmi_map(it: PMIMap, file: Path, colour_by: str, method: Literal["tsne", "pca"]) -> None:
+    """A row for each model (.csv, .parquet), or the picture (.png, .svg, .pdf)."""
+    from klscale.show.pictures import model_map
+
+    save(
+        file,
+        lambda: [_spread(row) for row in _places(it)],
+        lambda: model_map(it.map, it.vectors.given, colour_by=colour_by, method=method, by_pmi=True),
+    )
 
 
 def _spread(row: _Place) -> dict[str, Any]:

@@ -7,20 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from klscale.science.estimates import Estimate
 from klscale.show import files
 from klscale.show.columns import HEAD, Column, estimate, flat, number, record, table, unit, within
 from klscale.show.terminal import describe_texts, out, plain, say
 from klscale.studies.budget import N_DEALT, Mix, Uniform, fits
-from klscale.studies.sensitivity import OfKind, Part, Sensitivity
+from klscale.studies.sensitivity import OfKind, Sensitivity
 from klscale.studies.verbs.sensitivity import PartCosts
 
 MOST = 20
 """Parts that the terminal shows, the costliest first."""
-
-
-def _alone(part: Part) -> Estimate:
-    return part.kl
 
 
 PART = (
@@ -29,7 +24,7 @@ PART = (
     Column("modules", "Its linear layers."),
     Column("n_weights", "Weights that are quantized.", "weights", title="weights"),
     Column("stored_bytes", "Codes and scales of these.", "bytes"),
-    estimate("kl", "KL from the model to itself with this part quantized.", value=_alone, title="KL ± SE, bits/byte"),
+    estimate("kl", "KL from the model to itself with this part quantized.", title="KL ± SE, bits/byte"),
     estimate("kl_noise", "The same with normal noise of the same norm.", value=lambda it: it.noise, title="noise"),
     estimate("kl_over_noise", "Their ratio.", "", lambda it: it.over_noise, title="KL / noise"),
 )
@@ -58,11 +53,10 @@ SENSITIVITY = (
 UNIFORM = (
     Column("kind", "All parts as this kind.", title="quantized as", words=True),
     Column("bits", "Bits of a weight of the linear layers.", "bits", title="bits/weight"),
-    estimate("kl", "KL from the model.", value=lambda it: it.kl, title="KL ± SE, bits/byte"),
+    estimate("kl", "KL from the model.", title="KL ± SE, bits/byte"),
     estimate(
         "difference",
         "KL of the mix less this, paired.",
-        value=lambda it: it.difference,
         title="mix less this",
         cell=lambda it: number(it.difference, sign=True),
     ),
@@ -100,6 +94,13 @@ def save_recipe(costs: PartCosts, file: Path) -> None:
 
     assert costs.mix is not None
     files.save_json(file, recipe(costs.mix, str(costs.found.bench.reader.attributes.get("type", ""))))
+
+
+def print_costs(costs: PartCosts) -> None:
+    """The costs of the parts, and the mix where one was asked for."""
+    print_sensitivity(costs.found)
+    if costs.mix is not None:
+        print_mix(costs.mix)
 
 
 def print_mix(mix: Mix) -> None:

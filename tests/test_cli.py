@@ -642,6 +642,18 @@ main()
     assert "How good each model is" in (imported.parent / "c.md").read_text()  # the file was first
 
 
+def test_a_store_is_listed_and_emptied_by_text_set(run, tmp_path):
+    write_texts(tmp_path / "mine.jsonl")
+    run("score", "mock://1", "--texts", "mine.jsonl")
+    for texts in ("mine", "mine.jsonl"):
+        assert "mock://1" in run("ls", "--texts", texts).stdout
+    for command in (["ls"], ["rm", "mock://1"]):
+        error = run(*command, "--texts", "mina", status=2).stderr
+        assert error == "Error: ./klscale-store holds no text set 'mina'.\nDid you mean 'mine'?\nklscale ls\n"
+    run("rm", "mock://1", "--texts", "mine.jsonl")
+    assert "0 models" in run("ls").stdout
+
+
 def test_a_file_that_cannot_be_made_is_an_error_below_the_tables(run, imported):
     (imported.parent / "a file").touch()
     for command in (["kl"], ["compare", "EleutherAI/pythia-1b", "EleutherAI/pythia-160m"]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Mapping
@@ -9,7 +10,9 @@ from collections.abc import Mapping
 import pandas as pd
 import pytest
 
-from conftest import ROOT
+from conftest import EXAMPLE, ROOT
+from klscale.cli import COMMANDS as COMMANDS_OF_ALL
+from klscale.cli import TEXTS_COMMANDS
 from klscale.show import keys
 from klscale.show.cautions import CAUTIONS
 from klscale.show.columns import Column, estimate, flat, record, records, table, within
@@ -29,6 +32,10 @@ COMMANDS = {
     "klscale trajectory": ["trajectory"],
     "klscale validate": ["validate"],
     "klscale validate REF REF": ["validate", A, B],
+    "klscale ls": ["ls"],
+    "klscale check": ["check"],
+    "klscale texts list": ["texts", "list"],
+    "klscale texts info": ["texts", "info"],
 }
 """Those that need no model."""
 
@@ -82,6 +89,37 @@ def test_what_is_printed_is_listed(command, run, store, monkeypatch):
     if command == "klscale validate REF REF":
         listed |= documented("`klscale validate`")
     assert printed(found, keys.RECORDS[command]) <= listed
+
+
+def test_every_command_with_json_is_listed():
+    for group, commands in (("klscale", COMMANDS_OF_ALL), ("klscale texts", TEXTS_COMMANDS)):
+        for name, command in commands.items():
+            if "as_json" in inspect.signature(command).parameters and name != "demo":
+                assert f"{group} {name}" in keys.RECORDS
+
+
+@pytest.mark.slow
+def test_what_is_made_is_listed(run, tmp_path):
+    (tmp_path / "words.txt").write_text(" ".join(f"word {n} of some" for n in range(400)))
+    (tmp_path / "suite.yaml").write_text("models:\n  - name: mock://1\n  - name: mock://2\n  - nam: x\n")
+    build = ["texts", "build", "words.txt", "--out", "set.jsonl", "--min-bytes", "64", "--max-bytes", "128"]
+    on, draw = (
+        ["--texts", "set.jsonl"],
+        ["texts", "draw", "mock://1", "--texts-of", "set.jsonl", "-n", "40", "--bytes", "40"],
+    )
+    for name, arguments in {
+        "texts build": build,
+        "score": ["score", "--suite", "suite.yaml", *on],
+        "texts clip": ["texts", "clip", "--value", "-300"],
+        "texts draw": draw,
+        "import": ["import", str(EXAMPLE), "--id", "text_id", "--store", "other"],
+        "export": ["export", "logs", "mock://1", *on],
+        "rm": ["rm", "mock://2", *on],
+        "report": ["report", "--store", "other"],
+    }.items():
+        found = json.loads(run(*arguments, "--json", status=None).stdout)
+        assert found
+        assert printed(found, keys.RECORDS[f"klscale {name}"]) <= documented(f"`klscale {name}`"), name
 
 
 @pytest.mark.slow

@@ -11,9 +11,10 @@ from klscale.cli.options import JsonOption, PMIOption, ScoringOptions, TextsOpti
 from klscale.cli.results import show
 from klscale.cli.status import failure_status
 from klscale.errors import InputError
+from klscale.show.columns import record
 from klscale.show.files import PAGES, PICTURES, TABLES, require_ending
 from klscale.show.scoring import print_failures
-from klscale.show.terminal import out, plain, print_json, print_report
+from klscale.show.terminal import out, plain
 
 
 def map_command(
@@ -95,16 +96,13 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """Everything that the store holds as one page: a single file that opens without a network and can be sent."""
+    from klscale.show.reports import REPORT, print_report
     from klscale.show.verbs import report
 
     require_ending(file, PAGES)
     with at_work(options) as how:
         found = report(file, options=how)
-    if as_json:
-        shown = {"sections": found.data["sections"], "summary": found.data["summary"]}
-        print_json({"file": str(found.file), "bytes": found.size, **shown})
-    else:
-        print_report(found.data, found.file, found.size)
+    show(as_json, lambda: record(REPORT, found), lambda: print_report(found.data, found.file, found.size))
 
 
 def serve(

@@ -12,8 +12,8 @@ from klscale.cli.results import show
 from klscale.cli.status import failure_status, gate_status
 from klscale.errors import InputError, KlscaleError
 from klscale.show.files import DOCUMENTS, PICTURES, TABLES, require_ending, save_picture
-from klscale.show.scoring import outcome_record, print_failures, print_outcomes, print_plan, problem_record
-from klscale.show.terminal import print_error, print_json, progress_bar
+from klscale.show.scoring import outcome_records, print_failures, print_outcomes, print_plan
+from klscale.show.terminal import print_error, progress_bar
 
 # -------------------------------------------------------------------------------------------------------------- demo
 
@@ -97,12 +97,14 @@ def score(
         print_error(problem)
     with at_work(options) as how:
         found = score(wanted, texts, layers=layers, dry_run=dry_run, ray=ray, options=how)
-    if as_json:
-        print_json([*map(problem_record, problems), *map(outcome_record, found.outcomes)])
-    elif dry_run:
-        print_plan(found.outcomes, len(problems), found.texts)
-    else:
-        print_outcomes(found.outcomes, len(problems), found.texts, found.store)
+
+    def tables() -> None:
+        if dry_run:
+            print_plan(found.outcomes, len(problems), found.texts)
+        else:
+            print_outcomes(found.outcomes, len(problems), found.texts, found.store)
+
+    show(as_json, lambda: outcome_records(found.outcomes, problems), tables)
     raise typer.Exit(failure_status(found.outcomes, problems))
 
 

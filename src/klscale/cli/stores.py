@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -11,9 +12,9 @@ import typer
 from klscale.cli.options import JsonOption, StoreOptions, TextsOptions, at_work
 from klscale.cli.results import show
 from klscale.errors import InputError, nearest
-from klscale.show.columns import Column, printed, table
+from klscale.show.columns import record, records
 from klscale.show.files import DOCUMENTS, require_ending
-from klscale.show.terminal import describe_texts, out, plain, print_json
+from klscale.show.terminal import out, plain
 
 if TYPE_CHECKING:
     from klscale.store.store import Entry, Store
@@ -57,6 +58,7 @@ def import_command(
     as_json: JsonOption = False,
 ) -> None:
     """Take in log-likelihoods from elsewhere: one row a text and one column a model, or one row a model and text."""
+    from klscale.show.stores import IMPORTED, print_imported
     from klscale.vectors.imports import read_log_likelihoods
 
     place = options.opened()
@@ -67,12 +69,8 @@ def import_command(
             decimal=decimal, duplicates=duplicates, force=force, model=model, progress=how.progress,
         )  # fmt: skip
         entries = place.import_vectors(vectors, source=file, progress=how.progress)
-    if as_json:
-        print_json({"text_set": vectors.texts.id, "texts": vectors.texts.name, "models": [str(e.ref) for e in entries]})
-        return
-    out.print(describe_texts(vectors.texts))
-    out.print(f"Imported {len(entries)} models into {plain(place.location)}.")
-    out.print("Next: klscale kl, klscale scale, klscale compare.", style="dim")
+    imported = SimpleNamespace(texts=vectors.texts, entries=entries)
+    show(as_json, lambda: record(IMPORTED, imported), lambda: print_imported(imported, place))
 
 
 # ------------------------------------------------------------------------------------------------------------ export
@@ -98,9 +96,9 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write log-likelihoods by document as JSON lines, or the store as a data set; klscale reads both."""
-    from klscale.show.columns import records
     from klscale.show.data_sets import PART, print_data_set, write_data_set
     from klscale.show.files import save_samples
+    from klscale.show.stores import EXPORTED
 
     if form == "dataset":
         with at_work(options) as how:
@@ -113,32 +111,30 @@ def export(
         place = how.opened()
         vectors = place.vectors(how.stored(place))
         files = save_samples(directory, vectors, list(dict.fromkeys(models or vectors.names)))
-    if as_json:
-        print_json([{"model": model, "file": str(file)} for model, file in files.items()])
-        return
-    for model, file in files.items():
-        out.print(f"{plain(model)}: {plain(file)}", soft_wrap=True)
+    rows = [SimpleNamespace(model=model, file=file) for model, file in files.items()]
+
+    def tables() -> None:
+        for row in rows:
+            out.print(f"{plain(row.model)}: {plain(row.file)}", soft_wrap=True)
+
+    show(as_json, lambda: records(EXPORTED, rows), tables)
 
 
 # -------------------------------------------------------------------------------------------------- ls, rm and check
 
 
-def _source(entry: Entry) -> str:
-    return str(entry.metadata.get("source", "")) + (f", {entry.first:,} texts" if entry.first else "")
-
-
-ENTRY = (
-    Column("", title="model", cell=lambda it: plain(it.ref), words=True, importance=2),
-    Column("", title="key", cell=lambda it: it.key, words=True, importance=2),
-    Column("", title="scored", cell=lambda it: str(it.metadata.get("date", ""))[:16], words=True),
-    Column("", title="source", cell=lambda it: plain(_source(it)), words=True, importance=0),
-)
-"""Of an `Entry`."""
-
-
-def _attribute(name: str) -> Column:
-    """A free attribute of an `Entry`."""
-    return Column("", title=plain(name), cell=lambda it: printed(it.metadata["attributes"].get(name)), importance=0)
+def _heads(place: Store, how: Options) -> list[dict[str, Any]]:
+    """The heads of the text sets of a store, or of those that are asked for by name, id or file. Raises InputError for
+    one that the store lacks."""
+    heads = place.text_sets()
+    if how.texts is None:
+        return heads
+    texts = str(how.texts)
+    asked = how.chosen(place).id if Path(texts).is_file() else texts
+    if not (found := [head for head in heads if asked in (head["id"], head["name"])]):
+        near = nearest(texts, [head["name"] for head in heads])
+        raise InputError(f"{place.location} holds no text set {texts!r}.", near, "klscale ls")
+    return found
 
 
 def _condition(text: str) -> tuple[str, str]:
@@ -182,18 +178,13 @@ def ls(
     as_json: JsonOption = False,
 ) -> None:
     """What the store holds."""
-    from klscale.inputs.attributes import is_free
     from klscale.inputs.references import is_named_like
-    from klscale.show.sizes import printed_columns
-    from klscale.vectors.sizes import Size
+    from klscale.show.stores import LISTED, listed_rows, print_listed
 
     if file is not None:
         require_ending(file, DOCUMENTS)
-    place, texts = options.opened(), options.texts
-    heads = [head for head in place.text_sets() if texts in (None, head["id"], head["name"])]
-    if texts is not None and not heads:
-        raise InputError(f"{place.location} holds no text set {texts!r}.", remedy="klscale ls")
-
+    place = options.opened()
+    heads = _heads(place, options)
     asked = [_condition(condition) for condition in where or ()]
     entries = {head["id"]: place.entries(head["id"]) for head in heads}
     known = {name for some in entries.values() for entry in some for name in entry.metadata["attributes"]}
@@ -213,23 +204,13 @@ def ls(
         names = {str(entry.ref) for some in entries.values() for entry in some}
         first = (patterns or [""])[0]
         raise InputError(f"{place.location} holds no model like {first!r}.", nearest(first, names))
-    sizes = printed_columns(lambda entry: Size.of(entry.metadata.get("size") or {}))
-    free = dict.fromkeys(
-        name for _, some in listed for entry in some for name in entry.metadata["attributes"] if is_free(name)
+    show(
+        as_json,
+        lambda: records(LISTED, listed_rows(listed)),
+        lambda: print_listed(listed, place),
+        file,
+        alone=True,
     )
-    columns = (*ENTRY[:2], *sizes, *map(_attribute, free), *ENTRY[2:])
-
-    def tables() -> None:
-        if not heads:
-            out.print(f"{plain(place.location)} is empty.")
-        for head, some in listed:
-            title = f"{plain(head['name'])} ({head['id']}): {head['n_texts']:,} texts, {len(some)} models"
-            out.print(table(columns, some, title))
-
-    def record() -> list[dict[str, Any]]:
-        return [{**head, "models": [dict(entry.metadata) for entry in some]} for head, some in listed]
-
-    show(as_json, record, tables, file, alone=True)
 
 
 def rm(
@@ -239,9 +220,10 @@ def rm(
     as_json: JsonOption = False,
 ) -> None:
     """Take models out of the store. Those that it does not hold are an error, after the others are out."""
-    place, texts = options.opened(), options.texts
-    heads = [head for head in place.text_sets() if texts in (None, head["id"], head["name"])]
-    entries = [entry for head in heads for entry in place.entries(head["id"])]
+    from klscale.show.stores import REMOVED
+
+    place = options.opened()
+    entries = [entry for head in _heads(place, options) for entry in place.entries(head["id"])]
     found: list[Entry] = []
     unknown: list[str] = []
     for model in models:
@@ -253,11 +235,12 @@ def rm(
         found += named
     unique = list({entry.path: entry for entry in found}.values())
     place.remove(*unique)
-    if as_json:
-        print_json([{"model": str(entry.ref), "key": entry.key, "file": entry.path} for entry in unique])
-    else:
+
+    def tables() -> None:
         for entry in unique:
             out.print(f"Removed {plain(entry.ref)} ({entry.key}).")
+
+    show(as_json, lambda: records(REMOVED, unique), tables)
     if unknown:  # last: where this was stopped half way, the same command takes out the rest
         near = nearest(unknown[0], {str(entry.ref) for entry in entries})
         raise InputError(f"{place.location} holds no {', '.join(map(repr, unknown))}.", near)
@@ -270,34 +253,17 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Is every file of the store whole, and what its name and its seal say?"""
-    from klscale.show.scoring import print_lost_cuts
+    from klscale.show.stores import CHECKED, checked_rows, print_checked
 
     place = options.opened()
-    sealed = list(place.seal()) if seal else []
+    n_sealed = len(list(place.seal())) if seal else None
     found = list(place.check())
-    bad = [(path, problem) for path, problem in found if problem]
-    if as_json:
-        print_json(
-            [
-                {"file": path, "problem": problem or None, "sealed": path not in place.unsealed,
-                 "lost_cuts": place.lost_cuts.get(path)}
-                for path, problem in found
-            ]
-        )  # fmt: skip
-    else:
-        for path, problem in bad:
-            out.print(f"{plain(path)}: {plain(problem)}", style="red")
-        if seal:
-            out.print(f"{len(sealed)} files sealed as they were.")
-        out.print(f"{len(found)} files checked, {len(bad)} with a problem.")
-        print_lost_cuts(place.lost_cuts)
-        if place.unsealed:
-            out.print(
-                f"{len(place.unsealed)} of them have no seal: klscale 0.1.0 wrote them. A changed clip, length, label"
-                " or attribute cannot be seen in them. `klscale check --seal` seals them as they are.",
-                style="yellow",
-            )
-    raise typer.Exit(1 if bad else 0)
+    show(
+        as_json,
+        lambda: records(CHECKED, checked_rows(found, place)),
+        lambda: print_checked(found, place, n_sealed),
+    )
+    raise typer.Exit(1 if any(problem for _, problem in found) else 0)
 
 
 def compact(
@@ -307,7 +273,6 @@ def compact(
     as_json: JsonOption = False,
 ) -> None:
     """Put the vectors of each text set into few files; every command reads them as before."""
-    from klscale.show.columns import records
     from klscale.show.stores import COMPACTED, print_compacted
 
     with at_work(options) as how:
@@ -315,12 +280,7 @@ def compact(
         ids = _text_sets(place, how)
         change = place.expand if undo else place.compact
         found = [change(text_set, progress=how.progress) for text_set in ids]
-    if as_json:
-        print_json(records(COMPACTED, found))
-    elif not ids:
-        out.print(f"{plain(place.location)} is empty.")
-    else:
-        print_compacted(found, {head["id"]: head["name"] for head in place.text_sets()}, undo=undo)
+    show(as_json, lambda: records(COMPACTED, found), lambda: print_compacted(found, place, undo=undo))
 
 
 def _text_sets(place: Store, how: Options) -> list[str]:
@@ -330,7 +290,6 @@ def _text_sets(place: Store, how: Options) -> list[str]:
 
 def doctor(*, options: StoreOptions, as_json: JsonOption = False) -> None:
     """Versions, packages, devices, caches and the store, and what is wrong with them. Status 1 where something is."""
-    from klscale.show.columns import records
     from klscale.show.doctor import FINDING, print_checkup
     from klscale.studies.verbs.doctor import doctor
 

@@ -3,49 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from types import SimpleNamespace
+from typing import Annotated
 
 import typer
 
 from klscale.cli.options import DrawOptions, JsonOption, StoreOptions, at_work
+from klscale.cli.results import show
 from klscale.errors import InputError
-from klscale.show.columns import Column, lines, records, table
+from klscale.show.columns import record
 from klscale.show.files import whole
-from klscale.show.terminal import describe_texts, out, plain, print_json
-
-
-def _origin(head: Mapping[str, Any]) -> str:
-    if head["external"]:
-        return "log-likelihoods only"
-    drawn = head["drawn"]
-    return "" if drawn is None else f"written by {plain(drawn.get('author'))}, seed {plain(drawn.get('seed'))}"
-
-
-TEXT_SET = (
-    Column("", title="name", cell=lambda it: plain(it["name"]), words=True, importance=2),
-    Column("", title="id", cell=lambda it: it["id"], words=True, importance=2),
-    Column("", title="texts", cell=lambda it: f"{it['n_texts']:,}"),
-    Column("", title="mean bytes", cell=lambda it: f"{it['mean_bytes']:.1f}"),
-    Column("", title="clip, nats", cell=lambda it: "" if it["clip"] is None else f"{it['clip']:.1f}"),
-    Column("", title=" ", cell=_origin, words=True),
-)
-"""Of the head of a text set."""
+from klscale.show.terminal import describe_texts, out, plain
 
 
 def list_command(*, options: StoreOptions, as_json: JsonOption = False) -> None:
     """The named text sets, and those in the store."""
-    from klscale.inputs.texts import NAMED
+    from klscale.show.texts import TEXT_SETS, print_text_sets
 
     heads = options.opened().text_sets()
-    if as_json:
-        print_json({"named": NAMED, "store": heads})
-        return
-    if heads:
-        out.print(table(TEXT_SET, heads))
-    for name, what in NAMED.items():
-        out.print(f"{name}: {what}")
+    show(as_json, lambda: record(TEXT_SETS, heads), lambda: print_text_sets(heads))
 
 
 def info(
@@ -55,43 +32,17 @@ def info(
     as_json: JsonOption = False,
 ) -> None:
     """What a text set holds: size, lengths, domains, documents, clip; how many texts a wanted error needs."""
-    import numpy as np
-
-    from klscale.show.scoring import lost_cuts, print_lost_cuts
-    from klscale.show.text_sets import NEEDED, print_texts_needed
+    from klscale.show.scoring import lost_cuts
+    from klscale.show.texts import KNOWN_TEXTS, KnownTexts, print_known_texts
     from klscale.studies.validity import texts_needed
 
     place = options.opened()
     with at_work(options) as how:
         found = how.at(texts, None).chosen(place)
     scored, _ = place.vectors(found).of_one_convention()
-    lost = lost_cuts(place.entries(found.id))
     needed = texts_needed(scored) if len(scored) > 1 else ()
-    low, middle, high = (int(q) for q in np.quantile(found.bytes, [0.0, 0.5, 1.0]))
-    domains = {d: sum(x == d for x in found.domain) for d in sorted(set(found.domain))} if found.domain else {}
-    documents = len(set(found.document)) if found.document else None
-    if as_json:
-        print_json(
-            {"name": found.name, "id": found.id, "n_texts": len(found), "mean_bytes": found.mean_bytes,
-             "min_bytes": low, "median_bytes": middle, "max_bytes": high, "clip": found.clip,
-             "external": found.external, "domains": domains, "n_documents": documents,
-             "lost_cuts": lost, "texts_needed": records(NEEDED, needed)}
-        )  # fmt: skip
-        return
-    out.print(describe_texts(found))
-    out.print(f"bytes: {low:,} to {high:,}, median {middle:,}; {int(found.bytes.sum()):,} in all")
-    if documents is not None:
-        shared = "; standard errors are clustered by document" if documents < len(found) else ""
-        out.print(f"documents: {documents:,}{shared}")
-    if found.name.startswith("pocket-python-"):
-        out.print("Made from this Python installation: another Python version makes another set, with another id.")
-    if domains:
-        out.print(table(lines("domain", "texts"), [(plain(name), f"{count:,}") for name, count in domains.items()]))
-    print_lost_cuts(lost)
-    if needed:
-        print_texts_needed(needed)
-    else:
-        out.print("How many texts a KL needs: klscale compare REF REF --precision 10%  scores as many.", style="dim")
+    known = KnownTexts(found, lost_cuts(place.entries(found.id)), needed)
+    show(as_json, lambda: record(KNOWN_TEXTS, known), lambda: print_known_texts(known))
 
 
 def build(
@@ -110,17 +61,19 @@ def build(
 ) -> None:
     """Cut documents into chunks, as the published set was, and sample a text set from them."""
     from klscale.inputs.texts import build_texts, read_documents
+    from klscale.show.texts import BUILT
 
     if file.suffix != ".jsonl" or file.resolve() in [Path(one).resolve() for one in files]:
         raise InputError(f"--out {file}: not a new .jsonl file.", remedy="A text set is written as JSON lines.")
     built = build_texts(file.stem, read_documents(files), n_texts, max_bytes=max_bytes, min_bytes=min_bytes, seed=seed)
-    made = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in built.records())
+    made = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in built.records())
     whole(file, lambda temporary: temporary.write_text(made, encoding="utf-8"))
-    if as_json:
-        print_json({"file": str(file), "id": built.id, "n_texts": len(built), "mean_bytes": built.mean_bytes})
-        return
-    out.print(describe_texts(built))
-    out.print(f"Wrote {plain(file)}. Next: klscale score REF... --texts {plain(file)}")
+
+    def tables() -> None:
+        out.print(describe_texts(built))
+        out.print(f"Wrote {plain(file)}. Next: klscale score REF... --texts {plain(file)}")
+
+    show(as_json, lambda: record(BUILT, SimpleNamespace(file=file, texts=built)), tables)
 
 
 def draw(
@@ -144,6 +97,7 @@ def draw(
 ) -> None:
     """Draw a text set from a model, at temperature 1 and with nothing cut off. On it `klscale compare` shows KL from
     this model to any other, across tokenizers."""
+    from klscale.show.texts import DRAWN, print_drawn
     from klscale.studies.verbs.draw import draw_texts
 
     given = texts_of or prompts
@@ -154,18 +108,7 @@ def draw(
             model, given, whole_prompts=texts_of is None, n_texts=n_texts, n_bytes=n_bytes, seed=seed, name=name,
             options=how,
         )  # fmt: skip
-    texts = found.texts
-    if as_json:
-        print_json(
-            {"name": texts.name, "id": texts.id, "n_texts": len(texts), "mean_bytes": texts.mean_bytes,
-             "drawn": texts.drawn}
-        )  # fmt: skip
-        return
-    out.print(describe_texts(texts))
-    out.print(f"{found.n_drawn:,} drawn; left out: {found.changed:,} that are read again as other tokens, "
-              f"{found.ended:,} that ended at once.")  # fmt: skip
-    where = f"--texts {plain(texts.name)} --store {plain(found.store.location)}"
-    out.print(f"Next: klscale compare {plain(model)} REF {where}", soft_wrap=True)
+    show(as_json, lambda: record(DRAWN, found), lambda: print_drawn(found))
 
 
 def clip(
@@ -177,6 +120,7 @@ def clip(
     as_json: JsonOption = False,
 ) -> None:
     """Freeze a lower limit for log-likelihoods, by default the pooled 2 % quantile of what the store holds now."""
+    from klscale.show.texts import CLIPPED
     from klscale.studies.tails import pooled_clip
 
     place = options.opened()
@@ -194,8 +138,12 @@ def clip(
         value = pooled_clip(vectors, quantile)
     if not value < 0:
         raise InputError(f"A clip of {value} nats would move every value.", remedy="Log-likelihoods are negative.")
-    place.put_texts(found.with_clip(value))
-    if as_json:
-        print_json({"texts": found.name, "text_set": found.id, "clip": value})
-        return
-    out.print(f"{plain(found.name)} is now clipped at {value:.4f} nats; KL values before and after are not comparable.")
+    clipped = found.with_clip(value)
+    place.put_texts(clipped)
+    show(
+        as_json,
+        lambda: record(CLIPPED, SimpleNamespace(texts=clipped)),
+        lambda: out.print(
+            f"{plain(found.name)} is now clipped at {value:.4f} nats; KL values before and after are not comparable."
+        ),
+    )

@@ -21,13 +21,16 @@ from klscale.show import (
     pmi,
     precision,
     predicting,
+    reports,
     scale,
+    scoring,
     sensitivity,
     series,
     stored_logits,
     stores,
     tails,
     text_sets,
+    texts,
     trajectories,
 )
 from klscale.show.cautions import CAUTIONS
@@ -66,8 +69,20 @@ RECORDS: dict[str, tuple[Column, ...]] = {
     "klscale validate --texts NAME --texts NAME": text_sets.TWO_SETS,
     "klscale validate --exact": calibration.CALIBRATIONS,
     "klscale validate --noise": noise.NOISE_STUDIES,
-    "klscale compact": stores.COMPACTED,
+    "klscale score": scoring.OUTCOME,
+    "klscale report": reports.REPORT,
+    "klscale import": stores.IMPORTED,
+    "klscale export": stores.EXPORTED,
     "klscale export --as dataset": data_sets.PART,
+    "klscale ls": stores.LISTED,
+    "klscale rm": stores.REMOVED,
+    "klscale check": stores.CHECKED,
+    "klscale compact": stores.COMPACTED,
+    "klscale texts list": texts.TEXT_SETS,
+    "klscale texts info": texts.KNOWN_TEXTS,
+    "klscale texts build": texts.BUILT,
+    "klscale texts draw": texts.DRAWN,
+    "klscale texts clip": texts.CLIPPED,
     "klscale doctor": doctor.FINDING,
 }
 """The columns of what each command prints with --json: of the object, or of each object of the list."""
@@ -79,7 +94,8 @@ This list is made from the declarations of the columns: `python -m klscale.show.
 
 - `x[].y` is key `y` of each record of the list `x`; `x.*.y` of each record of `x` by name.
 - A record of kind *estimate* or *KL* has the keys of the first two tables.
-- What a command with more words shares with the command before it is listed there alone.
+- What a command with more words shares with the command before it is listed there alone. `klscale demo` prints the keys
+  of `klscale scale`.
 - `null` is what is not known, or does not exist.
 - In a file a nested record is spread: `kl_from_first.standard_error` is the column `kl_from_first_standard_error`, and
   `kl_from_first.kl` is `kl_from_first`. Lists are joined by a space; units are those of this list.

@@ -39,7 +39,7 @@ from klscale.science.estimates import critical_value, log_interval
 from klscale.science.kl import bits_per_byte_differences
 from klscale.science.reported import ESTIMATORS, SPANS, WHOLE_TEXTS
 from klscale.show import cautions, sections, sentences
-from klscale.show.columns import number
+from klscale.show.columns import Column, number
 from klscale.show.files import whole
 from klscale.show.maps import map_rows
 from klscale.show.markup import csv_text
@@ -47,6 +47,7 @@ from klscale.show.names import common_prefix, short_names
 from klscale.show.pictures import looks
 from klscale.show.pictures.model_maps import SPREAD
 from klscale.show.pictures.style import amount
+from klscale.show.terminal import out, plain
 from klscale.store.store import Entry, Store, now
 from klscale.studies import lens, maps, relatives, scales, trajectories
 from klscale.studies.lens import Layer
@@ -723,6 +724,23 @@ def _bundle(modules: Mapping[str, str]) -> str:
         text = re.sub(r"^export ", "", text, flags=re.MULTILINE)
         made.append(f"modules.{name} = (() => {{\n{text}\nreturn {{ {', '.join(names)} }};\n}})();")
     return "\n".join(made)
+
+
+REPORT = (
+    Column("file", "The page."),
+    Column("bytes", "Its size.", "bytes", lambda it: it.size),
+    Column("sections", "The sections that it has.", value=lambda it: it.data["sections"]),
+    Column("summary", "The findings, each with its section.", value=lambda it: it.data["summary"]),
+)
+"""Of a `Report`."""
+
+
+def print_report(data: Mapping[str, Any], file: Path, size: int) -> None:
+    """The findings of a report, and how to open it."""
+    for row in data["summary"]:
+        out.print(f"{plain(row['section'])}: {plain(row['text'])}")
+    out.print(f"\nWrote {plain(file)} ({size / 1e6:.1f} MB). Open it in a browser:")
+    out.print(file.resolve().as_uri(), soft_wrap=True)
 
 
 def write(data: Mapping[str, Any], file: Path) -> int:

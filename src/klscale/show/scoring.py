@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from klscale.errors import KlscaleError
-from klscale.show.columns import Column, table
+from klscale.show.columns import Column, records, table, within
 from klscale.show.terminal import err, name_texts, out, plain, print_error
 
 if TYPE_CHECKING:
@@ -28,22 +29,29 @@ def _status(outcome: Outcome) -> str:
     return WORDS.get(outcome.status, outcome.status) + (f", {skipped:,} texts skipped" if skipped else "")
 
 
-def outcome_record(outcome: Outcome) -> dict[str, Any]:
-    record: dict[str, Any] = {"model": str(outcome.ref), "status": outcome.status}
-    if outcome.entry:
-        record |= {"key": outcome.entry.key, "file": outcome.entry.path, "seconds": round(outcome.seconds, 3)}
-        record["skipped_texts"] = len(outcome.entry.metadata.get("skipped", ()))
-        record["lost_cuts"] = outcome.entry.lost_cuts
-    if outcome.status == "missing" or outcome.download_bytes is not None:
-        record["download_bytes"] = outcome.download_bytes
-    if outcome.error:
-        record["error"] = str(outcome.error)
-    return record
+_VECTOR = (
+    Column("key", "Key of its vector."),
+    Column("file", "The file that holds it.", value=lambda it: it.path),
+    Column("skipped_texts", "Texts that were left out as too long.", "texts",
+           lambda it: len(it.metadata.get("skipped", ()))),
+    Column("lost_cuts", "Share of the cuts between spans that its tokenizer loses; null: it has no spans.", "share"),
+)  # fmt: skip
+OUTCOME = (
+    Column("model", "The model; null: an entry of the suite that stands for none.", value=lambda it: it.ref),
+    Column("status", "`scored`, `present` (nothing to do), `missing` (a dry run) or `failed`."),
+    *within(_VECTOR, lambda it: it.entry),
+    Column("seconds", "Time that scoring took; null: there is no vector.", "s",
+           lambda it: None if it.entry is None else round(it.seconds, 3)),
+    Column("download_bytes", "With --dry-run, what would be fetched; null: not known.", "bytes"),
+    Column("error", "What, why and remedy, a line each; null: none."),
+)  # fmt: skip
+"""Of an `Outcome`."""
 
 
-def problem_record(problem: KlscaleError) -> dict[str, Any]:
-    """An entry of a suite that stands for no model, beside `outcome_record`."""
-    return {"model": None, "status": "failed", "error": str(problem)}
+def outcome_records(outcomes: Sequence[Outcome], problems: Sequence[KlscaleError] = ()) -> list[dict[str, Any]]:
+    """The JSON of each entry of a suite that stands for no model, then of each model."""
+    of_none = {"ref": None, "status": "failed", "entry": None, "download_bytes": None}
+    return records(OUTCOME, [*(SimpleNamespace(error=problem, **of_none) for problem in problems), *outcomes])
 
 
 def size(count: int | None) -> str:

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -168,11 +168,3 @@ def name_texts(texts: TextSet) -> str:
 def describe_texts(texts: TextSet) -> str:
     clip = "no clip" if texts.clip is None else f"clipped at {texts.clip:.1f} nats"
     return f"{name_texts(texts)}, {clip}"
-
-
-def print_report(data: Mapping[str, Any], file: Path, size: int) -> None:
-    """The findings of a report, and how to open it."""
-    for row in data["summary"]:
-        out.print(f"{plain(row['section'])}: {plain(row['text'])}")
-    out.print(f"\nWrote {plain(file)} ({size / 1e6:.1f} MB). Open it in a browser:")
-    out.print(file.resolve().as_uri(), soft_wrap=True)

@@ -154,7 +154,7 @@ def test_adapters_that_cannot_be_applied(make_model, tmp_path, monkeypatch):
     refuse(make_adapter(base, tmp_path / "prompts", prompt=True), "prompts and prefixes cannot")
     monkeypatch.setitem(sys.modules, "peft", None)
     (adapter / "adapter_model.safetensors").write_bytes(weights)
-    refuse(adapter, "pip install peft")
+    refuse(adapter, r"klscale\[lora\]")
 
 
 def test_adapter_weights_that_are_missing_are_not_passed_over(make_model, tmp_path):

@@ -17,6 +17,7 @@ import pytest
 from conftest import EXAMPLE
 from klscale.science.estimates import format_estimate, log_interval
 from klscale.show import reports
+from klscale.show.terminal import for_json
 from klscale.store.store import Store
 from klscale.studies import scales
 from klscale.vectors.imports import read_log_likelihoods
@@ -69,7 +70,7 @@ def odd(contents):
     and one whose interval is too wide for a number."""
     names = contents.vectors.names
     contents.labels.update(zip((names[-4], names[-2], names[-1]), ODD, strict=True))
-    data = json.loads(json.dumps(reports._finite(reports.gather(contents))))
+    data = json.loads(json.dumps(for_json(reports.gather(contents))))
     K = len(names)
     data["title"] += " " + ODD[0]
     data["command"] = "klscale compare --store 'it'\"'\"'s' --texts 0123456789ab --"

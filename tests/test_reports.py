@@ -27,6 +27,7 @@ from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.science.estimates import format_estimate
 from klscale.show import reports
+from klscale.show.terminal import for_json
 from klscale.store.files import Files
 from klscale.store.store import Store, vector_key
 from klscale.studies import maps, scales
@@ -43,7 +44,7 @@ def contents(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(contents):
-    return json.loads(json.dumps(reports._finite(reports.gather(contents))))
+    return json.loads(json.dumps(for_json(reports.gather(contents))))
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +244,7 @@ def rows(K, n=80, seed=0):
 
 
 def plain(contents):
-    return json.loads(json.dumps(reports._finite(reports.gather(contents))))
+    return json.loads(json.dumps(for_json(reports.gather(contents))))
 
 
 def files_of(store):
@@ -409,7 +410,7 @@ def test_a_page_of_a_map_of_many_models_is_of_a_sample_with_those_that_were_adde
     assert len(shown) < 14
     assert {*shown} >= {*vectors.names[10:]}
     assert sorted((*shown, *others)) == sorted(vectors.names)
-    data = json.loads(json.dumps(reports._finite(reports.gather(contents, reports.MAP))))
+    data = json.loads(json.dumps(for_json(reports.gather(contents, reports.MAP))))
     places = dict(zip(found.models, found.pca.tolist(), strict=True))
     assert dict(zip(data["refs"], data["map"]["pca"], strict=True)) == {name: places[name] for name in shown}
     assert {data["refs"][int(place)] for place in data["map"]["off_map"]} == {*vectors.names[10:]}
@@ -458,7 +459,7 @@ def test_sections_that_hold_nothing_are_left_out(tmp_path):
 
 @pytest.mark.slow
 def test_the_same_store_gives_the_same_data(contents, data):
-    again = json.loads(json.dumps(reports._finite(reports.gather(contents))))
+    again = json.loads(json.dumps(for_json(reports.gather(contents))))
     assert {**again, "date": ""} == {**data, "date": ""}
 
 

@@ -18,7 +18,7 @@ from klscale.science.kl import kl, nats2_per_bit_per_byte
 from klscale.science.robust import huber_variance, trimmed_consistency, trimmed_variance, variance
 from klscale.show import pictures
 from klscale.show import tails as shown
-from klscale.show.terminal import without_nan
+from klscale.show.terminal import for_json
 from klscale.studies import scales, tails
 from klscale.studies.tails import ESTIMATORS, estimate_pairs, examine_pair, examine_tails, filter_run
 from klscale.studies.trajectories import find_runs
@@ -443,7 +443,7 @@ def test_identical_models():
     same = examine_tails(made(np.stack([L[0]] * 3)))
     assert math.isnan(same.agreement[0].ratio.value)
     shown.print_tails(same)
-    json.dumps(without_nan(shown.tails_record(same, made(np.stack([L[0]] * 3)))), allow_nan=False)
+    json.dumps(for_json(shown.tails_record(same, made(np.stack([L[0]] * 3)))), allow_nan=False)
     with pytest.raises(InputError, match="no KL"):
         pictures.tails_of_pairs(same)
 
@@ -515,7 +515,7 @@ def test_hostile_texts_are_printed_as_text(capsys):
     assert "[bold red]" in said
     assert not {"\x1b", "\x00", "\u202e", "\r"} & set(said)
     assert found.largest[0].text.beginning == strings[found.largest[0].text.position][:60]
-    json.dumps(without_nan(shown.pair_tails_record(found, vectors)), allow_nan=False)
+    json.dumps(for_json(shown.pair_tails_record(found, vectors)), allow_nan=False)
 
 
 def test_what_is_printed_of_real_models(example, capsys, monkeypatch):
@@ -529,7 +529,7 @@ def test_what_is_printed_of_real_models(example, capsys, monkeypatch):
         assert part in " ".join(said.split()), part
     record = shown.tails_record(found, example)
     assert (len(record["pairs"]), record["unit"], record["clip_is_frozen"]) == (91, "bits/byte", False)
-    json.dumps(without_nan(record), allow_nan=False)
+    json.dumps(for_json(record), allow_nan=False)
 
 
 def test_pictures_hold_every_pair_and_every_text(example):

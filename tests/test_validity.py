@@ -14,7 +14,7 @@ from conftest import EXAMPLE
 from klscale.errors import InputError
 from klscale.inputs.texts import TextSet
 from klscale.show import pictures, text_sets
-from klscale.show.terminal import out, without_nan
+from klscale.show.terminal import for_json, out
 from klscale.studies import correlations, domains, text_set_agreement, validity
 from klscale.studies.correlations import CORRELATIONS
 from klscale.studies.domains import PERMUTATIONS
@@ -512,7 +512,7 @@ def test_the_example_is_printed_and_recorded_whole(example):
     for row in found.domains.domains:
         assert row.name in said
     assert max(len(line.rstrip()) for line in said.split("\n") if "  " in line) <= 100  # the tables
-    record = json.loads(json.dumps(without_nan(text_sets.sensitivity_record(found, example.texts))))
+    record = json.loads(json.dumps(for_json(text_sets.sensitivity_record(found, example.texts))))
     assert record["unit"] == "bits/byte"
     assert len(record["pairs"]) == 91
     assert record["pairs"][3]["standard_error"] == found.standard_error[3]
@@ -528,7 +528,7 @@ def test_two_sets_are_printed_and_recorded_whole(by_corpus):
     assert "not expected to be equal" in said
     assert f"{found.spearman.value:.3f}" in said
     assert f"{found.nearest} of 14 models" in said
-    record = json.loads(json.dumps(without_nan(text_sets.comparison_record(found))))
+    record = json.loads(json.dumps(for_json(text_sets.comparison_record(found))))
     assert [record["pairs"][0][which]["kl"] for which in ("first", "second")] == found.kl[0].tolist()
     assert (record["ratio_interval_low"], record["ratio_interval_high"]) == found.ratio_interval
 
@@ -540,7 +540,7 @@ def test_what_is_not_there_is_not_printed():
         with out.capture() as captured:
             text_sets.print_sensitivity(found)
         assert "nan" not in captured.get()
-        json.dumps(without_nan(text_sets.sensitivity_record(found, vectors.texts)), allow_nan=False)
+        json.dumps(for_json(text_sets.sensitivity_record(found, vectors.texts)), allow_nan=False)
 
 
 def points(axes):

@@ -48,6 +48,7 @@ def sensitivity(
     as_json: JsonOption = False,
 ) -> None:
     """What each part of a model costs when it alone is quantized: exact next-token KL with standard errors."""
+    from klscale.inputs.suites import parse_kinds
     from klscale.show.sensitivity import print_costs, save_recipe, save_sensitivity, sensitivity_record
     from klscale.studies.budget import parse_budget
     from klscale.studies.verbs.sensitivity import sensitivity
@@ -58,8 +59,7 @@ def sensitivity(
         require_ending(recipe, (".json",))
         if budget is None:
             raise InputError("--recipe goes with --budget.", "It is the mix that is written.", "--budget 4.5bpw")
-    bits = None if budget is None else parse_budget(budget)
-    kinds = [kind.strip() for kind in quantize.split(",") if kind.strip()]
+    bits, kinds = None if budget is None else parse_budget(budget), parse_kinds(quantize)
     with at_work(options) as how:
         found = sensitivity(base, kinds, by=by, n_texts=n_texts, control=control, budget=bits, options=how)
     if recipe is not None:

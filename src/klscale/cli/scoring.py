@@ -76,12 +76,12 @@ def score(
 ) -> None:
     """Score models on the texts: their log-likelihood vectors go into the store. Resumes what was interrupted."""
     from klscale.inputs.references import Model, parse_all
-    from klscale.inputs.suites import read_suite, with_quantized
+    from klscale.inputs.suites import parse_kinds, read_suite, with_quantized
     from klscale.studies.verbs.score import score
 
     if bool(models) == bool(suite):
         raise InputError("Give either models or a suite file.", remedy="klscale score REF...  or  --suite FILE")
-    kinds, problems = [kind.strip() for kind in (quantize or "").split(",") if kind], tuple[KlscaleError, ...]()
+    kinds, problems = parse_kinds(quantize), tuple[KlscaleError, ...]()
     texts = options.texts
     if suite:
         study = read_suite(suite)

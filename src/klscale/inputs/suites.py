@@ -103,6 +103,11 @@ def read_suite(path: str | Path) -> Suite:
     return Suite(texts, tuple(models.values()), tuple(problems))
 
 
+def parse_kinds(text: str | None) -> list[str]:
+    """The kinds of quantization in `int8,nf4`."""
+    return [kind.strip() for kind in (text or "").split(",") if kind.strip()]
+
+
 def with_quantized(models: Sequence[Model], kinds: Sequence[str]) -> list[Model]:
     """The models, each followed by its variants of these kinds that are not among them; one that is quantized already,
     or a GGUF file, stays as it is. Raises InputError for an unknown kind, with the nearest known one."""

@@ -46,7 +46,7 @@ ALARM = (
     *within(HEAD, lambda it: it.it),
     Column("level", "Largest chance of any alarm without a change.", "probability", lambda it: it.it.level),
     Column("first_alarm", "The first run with an alarm; null: none.", value=lambda it: it.it.first_alarm),
-    Column("looks", "Each later run, in the order of dates.", value=lambda it: it.looks, within=LOOK, many=True),
+    Column("looks", "Each later run, in the order of dates.", within=LOOK, many=True),
 )
 
 

@@ -32,7 +32,7 @@ from klscale.show.files import require_ending, whole
 from klscale.show.markdown import escaped, markdown_table
 from klscale.show.pairs import KL_COLUMNS, WHAT_IT_IS
 from klscale.show.sizes import size_column
-from klscale.show.terminal import out, plain, say, without_nan
+from klscale.show.terminal import for_json, out, plain, say
 from klscale.store.card_numbers import Numbers, numbers_from_parquet, numbers_to_parquet
 from klscale.store.files import Files
 from klscale.store.records import UNREADABLE, problem
@@ -363,15 +363,8 @@ def front_matter(made: Card, numbers_file: str, digest: str) -> dict[str, Any]:
             "measured": [record(MEASURED, about) for about in made.measured],
         },
     }
-    plain_yaml: dict[str, Any] = _copied(without_nan(found))
-    return plain_yaml
-
-
-def _copied(value: Any) -> Any:
-    """The same without shared parts, which YAML would write as references."""
-    if isinstance(value, Mapping):
-        return {str(key): _copied(one) for key, one in value.items()}
-    return [_copied(one) for one in value] if isinstance(value, list | tuple) else value
+    copied: dict[str, Any] = for_json(found)  # without shared parts, which YAML would write as references
+    return copied
 
 
 def _metrics(base: str, row: _Row) -> Iterator[dict[str, Any]]:

@@ -17,7 +17,7 @@ from klscale.show.cautions import Around, Measured, print_footnotes
 from klscale.show.columns import BITS, HEAD, Column, estimate, number, record, table, unit, within
 from klscale.show.files import TABLES, save_table, whole
 from klscale.show.names import short_names, shortened
-from klscale.show.pairs import KL_COLUMNS, kl, marked, print_estimators
+from klscale.show.pairs import OF_PAIR, kl, marked, print_estimators
 from klscale.show.sections import footnotes
 from klscale.show.tails import TEXT
 from klscale.show.terminal import describe_texts, out, plain, say
@@ -126,7 +126,7 @@ OVERVIEW = (
 OF_VARIANT = (
     Column("base", "The model that the other was made from.", value=lambda it: it.it.base),
     Column("variant", "The other model.", value=lambda it: it.it.variant),
-    *within([column for column in KL_COLUMNS if column.key != "unit"], lambda it: it.measured),
+    *within(OF_PAIR, lambda it: it.measured),
     estimate("bits_per_byte_difference", "Difference in bits/byte, variant less base, paired: above 0, it is worse.",
              value=lambda it: it.it.difference),
     Column("domains", "By domain, the largest KL first.", value=lambda it: it.by_domain, within=DOMAINS, many=True),

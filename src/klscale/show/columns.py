@@ -16,7 +16,7 @@ from typing import Any
 from rich.text import Text
 
 from klscale.show.tables import Shown, Table
-from klscale.show.terminal import plain
+from klscale.show.terminal import for_json, plain
 
 BITS = "bits/byte"
 
@@ -52,7 +52,7 @@ class Column:
         """The value for JSON."""
         value = self.raw(source)
         if not self.within or value is None:
-            return _simple(value)
+            return for_json(value)
         if not self.many:
             return record(self.within, value)
         if isinstance(value, Mapping):
@@ -93,19 +93,6 @@ def interval(estimate: Any) -> str:
     """The 95 % interval of an estimate; nothing where it is not known."""
     low, high = estimate.interval
     return "" if math.isnan(low) else f"{low:.3g} to {high:.3g}"
-
-
-def _simple(value: Any) -> Any:
-    """Arrays and tuples as lists, names and errors as strings; null for NaN and infinity, which JSON lacks."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, Mapping):
-        return {str(name): _simple(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_simple(one) for one in value]
-    return _simple(value.tolist()) if hasattr(value, "tolist") else str(value)
 
 
 # ------------------------------------------------------------------------------------------------------- three outputs
@@ -152,7 +139,7 @@ def flat(columns: Iterable[Column], source: Any) -> dict[str, Any]:
         if column.within:
             row |= {nested(column.key, key): one for key, one in flat(column.within, value).items()}
         else:
-            simple = value if isinstance(value, float) else _simple(value)
+            simple = value if isinstance(value, float) else for_json(value)
             row[column.key] = (" ".join(map(str, simple)) or None) if isinstance(simple, list) else simple
     return row
 
@@ -224,9 +211,13 @@ def estimate(
     return Column(key, meaning, unit, value, title, cell, within=ESTIMATE, importance=importance)
 
 
-HEAD = (
+TEXTS = (
     Column("texts", "Name of the text set.", value=lambda source: source.texts.name),
     Column("text_set", "Its id, which changes with any text.", value=lambda source: source.texts.id),
+)
+"""Which texts a result is of."""
+HEAD = (
+    *TEXTS,
     Column(
         "clip",
         "Lower limit of log-likelihoods that is frozen for these texts; null: none.",
@@ -234,7 +225,7 @@ HEAD = (
         lambda source: source.texts.clip,
     ),
 )
-"""What a result says of its texts."""
+"""The same with their clip."""
 
 
 def unit(name: str = BITS) -> Column:

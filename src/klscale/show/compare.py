@@ -100,7 +100,6 @@ BY_SPANS = (
         "1 - KL from spans / KL from whole texts, of the same texts without a clip; null where its standard error is "
         "above 0.5.",
         "share",
-        lambda it: it.drift_share,
     ),
     Column("lost_cuts", "Share of the cuts between spans that the tokenizer of either model loses.", "share",
            lambda it: it.lost),
@@ -174,9 +173,7 @@ COMPARED = (
     size_column("size_a", "How large a is;", lambda it: it.sizes[0]),
     size_column("size_b", "How large b is;", lambda it: it.sizes[1]),
     *HEAD,
-    Column(
-        "warnings", "The cautions as sentences, with figures, and those of the texts.", value=lambda it: it.warnings
-    ),
+    Column("warnings", "The cautions as sentences, with figures, and those of the texts."),
     Column(
         "beside",
         "Where a is the first model: its pairs with every other model, against this pair.",

@@ -36,7 +36,7 @@ DEPTHS = (
     Column("start", "Bytes of the text before the first of these spans.", "bytes"),
     Column("stop", "Bytes before the first that is not one of them; null: no limit.", "bytes"),
     Column("n_spans", "Spans that begin there.", "spans", title="spans"),
-    estimate("kl", "KL by these spans.", value=lambda it: it.kl, title="KL ± SE, bits/byte"),
+    estimate("kl", "KL by these spans.", title="KL ± SE, bits/byte"),
     Column("", title="95 % interval", cell=lambda it: interval(it.kl)),
     Column("largest", "Largest change of the log-likelihood of one span.", "nats", title="largest, nats"),
 )

@@ -14,7 +14,7 @@ from rich.text import Text
 from klscale.errors import InputError, StorageError, nearest
 from klscale.show.markdown import escaped, markdown_table
 from klscale.show.tables import Table
-from klscale.show.terminal import out, without_nan
+from klscale.show.terminal import for_json, out
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -117,7 +117,7 @@ def save_picture(file: Path, figure: Figure) -> None:
 
 def save_json(file: Path, value: Any) -> None:
     """A result as JSON."""
-    text = json.dumps(without_nan(value), indent=2, allow_nan=False) + "\n"
+    text = json.dumps(for_json(value), indent=2, allow_nan=False) + "\n"
     whole(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 

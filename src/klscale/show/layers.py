@@ -13,7 +13,7 @@ from klscale.science.kl import KL
 from klscale.science.reported import PUBLISHED
 from klscale.show import cautions
 from klscale.show.cautions import Measured
-from klscale.show.columns import HEAD, Column, estimate, records, table, unit
+from klscale.show.columns import TEXTS, Column, estimate, records, table, unit
 from klscale.show.pairs import kl, marked
 from klscale.show.terminal import describe_texts, out, plain
 from klscale.studies import lens
@@ -51,7 +51,7 @@ LAYER = (
     kl("kl_to_output", "KL to the last layer.", lambda it: it.to_output),
     Column("", title="KL to the output", cell=lambda it: "" if it.is_output else marked(it.to_output)),
     unit(),
-    *(column for column in HEAD if column.key != "clip"),
+    *TEXTS,
 )
 
 

@@ -171,7 +171,8 @@ KL_COLUMNS = (
     Column("cautions", "What keeps the value from being read plainly: keys of the list below.", "", cautions.keys),
 )
 """Of a `Measured`."""
-
+OF_PAIR = tuple(column for column in KL_COLUMNS if column.key != "unit")
+"""The same in a record that says its unit itself."""
 
 WHAT_IT_IS = {
     SAMPLED_TOKENS: "exact next-token KL in expectation, mean of both directions",

@@ -105,7 +105,7 @@ PREDICTION = (
 
 PREDICTED = (
     *HEAD,
-    Column("predictions", "Each score.", value=lambda it: it.predictions, within=PREDICTION, many=True),
+    Column("predictions", "Each score.", within=PREDICTION, many=True),
 )
 
 MODEL = (

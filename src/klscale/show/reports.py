@@ -47,7 +47,7 @@ from klscale.show.names import common_prefix, short_names
 from klscale.show.pictures import looks
 from klscale.show.pictures.model_maps import SPREAD
 from klscale.show.pictures.style import amount
-from klscale.show.terminal import out, plain
+from klscale.show.terminal import for_json, out, plain
 from klscale.store.store import Entry, Store, now
 from klscale.studies import lens, maps, relatives, scales, trajectories
 from klscale.studies.lens import Layer
@@ -422,19 +422,6 @@ def _column(values: NDArray[Any]) -> dict[str, Any]:
     return {"float32": base64.b64encode(values.astype("<f4").tobytes()).decode()}
 
 
-def _finite(value: Any) -> Any:
-    """The same for JSON, which has no NaN and no NumPy."""
-    if isinstance(value, Mapping):
-        return {str(key): _finite(entry) for key, entry in value.items()}
-    if isinstance(value, np.ndarray):
-        return _finite(value.tolist())
-    if isinstance(value, list | tuple | range):
-        return [_finite(entry) for entry in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 # ---------------------------------------------------------------------------------------------------------- sections
 
 
@@ -534,7 +521,7 @@ def _pairs(contents: Contents) -> dict[str, Any]:
         "flag_texts": [
             [bit, cautions.BY_KEY[key].footnote] for key, bit in cautions.BITS.items() if (flags & bit).any()
         ],
-        "order": range(len(vectors)) if clustering is None else clustering.order,
+        "order": np.arange(len(vectors)) if clustering is None else clustering.order,
         "merges": [] if clustering is None else clustering.merges[:, :3],
     }
 
@@ -690,7 +677,7 @@ def render(data: Mapping[str, Any]) -> str:
 
     plotly: str = get_plotlyjs()
     script = _bundle({name: part(f"{name}.js") for name in SCRIPTS})
-    text = json.dumps(_finite({key: data[key] for key in data if key != "parts"}), ensure_ascii=False, allow_nan=False)
+    text = json.dumps(for_json({key: data[key] for key in data if key != "parts"}), ensure_ascii=False, allow_nan=False)
     hashes = " ".join(f"'sha256-{_sha256(script)}'" for script in (plotly, script))
     parts = {
         "title": html.escape(data["title"]),

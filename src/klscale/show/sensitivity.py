@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from klscale.show import files
-from klscale.show.columns import HEAD, Column, estimate, flat, number, record, table, unit, within
+from klscale.show.columns import TEXTS, Column, estimate, flat, number, record, table, unit, within
 from klscale.show.terminal import describe_texts, out, plain, say
 from klscale.studies.budget import N_DEALT, Mix, Uniform, fits
 from klscale.studies.sensitivity import OfKind, Sensitivity
@@ -41,7 +41,7 @@ OF_KIND = (
 SENSITIVITY = (
     Column("base", "The model."),
     Column("by", "What a part is: a module, a layer (attention or MLP), a block or an expert."),
-    *(column for column in HEAD if column.key != "clip"),
+    *TEXTS,
     Column("n_texts", "Texts that were read.", "texts"),
     Column("n_available", "Texts that fit the window, from which these are drawn at random.", "texts"),
     Column("seconds", "Time of what was measured now; the rest was kept from before.", "s"),

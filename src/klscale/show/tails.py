@@ -16,9 +16,9 @@ from klscale.science.estimates import Estimate
 from klscale.science.robust import TRIMMED, trimmed_consistency
 from klscale.show import cautions
 from klscale.show.cautions import BY_KEY, CAUTIONS, Around
-from klscale.show.columns import BITS, ESTIMATE, HEAD, Column, estimate, number, percent, record, table, unit, within
+from klscale.show.columns import BITS, ESTIMATE, TEXTS, Column, estimate, number, percent, record, table, unit, within
 from klscale.show.names import short_names, shortened
-from klscale.show.pairs import KL_COLUMNS
+from klscale.show.pairs import OF_PAIR
 from klscale.show.terminal import describe_texts, out, plain, say
 from klscale.show.text_sets import of_what, summary_of_texts, units
 from klscale.studies.tails import ALTERNATIVES, ESTIMATORS, FILTERED, PairTails, Tails, Text
@@ -64,7 +64,7 @@ def _beginning(text: Text) -> str:
 
 
 CLIP = (
-    *(column for column in HEAD if column.key != "clip"),
+    *TEXTS,
     unit(),
     Column("clip", "The clip; of a text set without one, the pooled 2 % quantile of these vectors.", "nats"),
     Column("clip_is_frozen", "Whether the text set has this clip."),
@@ -129,7 +129,7 @@ PAIR_TAILS = (
     *CLIP,
     Column("a", "One model."),
     Column("b", "The other model."),
-    *within([column for column in KL_COLUMNS if column.key != "unit"], lambda it: it.measured),
+    *within(OF_PAIR, lambda it: it.measured),
     Column("n_left_out", "Texts that trimming leaves out.", "texts"),
     Column("estimates", "By estimator, its KL.", BITS, within=ESTIMATE, many=True),
     Column(

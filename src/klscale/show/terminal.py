@@ -6,7 +6,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,16 +85,20 @@ def print_error(error: KlscaleError) -> None:
 
 def print_json(value: Any) -> None:
     """A result as JSON on standard output."""
-    sys.stdout.write(json.dumps(without_nan(value), indent=2, allow_nan=False) + "\n")
+    sys.stdout.write(json.dumps(for_json(value), indent=2, allow_nan=False) + "\n")
 
 
-def without_nan(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null."""
-    if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
+def for_json(value: Any) -> Any:
+    """The value as JSON has it: arrays and tuples as lists, names and errors as strings, null for NaN and infinity."""
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): for_json(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
-        return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return [for_json(one) for one in value]
+    return for_json(value.tolist()) if hasattr(value, "tolist") else str(value)
 
 
 def plain(text: object) -> str:

@@ -417,15 +417,7 @@ class Moving:
         return self.motion.shape
 
 
-SPACE = Column(
-    "space",
-    "`log-likelihood` or `weights`.",
-    "",
-    lambda it: it.motion.space,
-    "space",
-    lambda it: it.motion.space,
-    words=True,
-)
+SPACE = Column("space", "`log-likelihood` or `weights`.", "", lambda it: it.motion.space, "space", words=True)
 
 
 def in_both_spaces(found: Sequence[Trajectory]) -> list[Moving]:

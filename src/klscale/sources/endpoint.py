@@ -25,7 +25,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import httpx2
 import numpy as np
@@ -46,6 +46,7 @@ from klscale.sources.source import (
     ReaderOptions,
     RepeatRuns,
     Source,
+    options_of,
     versions,
     within_window,
 )
@@ -100,12 +101,8 @@ class Address:
         if "@" in parts.netloc:
             what = f"{parts.scheme}://...@{parts.netloc.rsplit('@', 1)[1]}: a reference holds no user name or password."
             raise InputError(what, "It is kept with the vector.", f"Give a token in the environment variable {TOKEN}.")
-        options = dict(parse_qsl(parts.query, keep_blank_values=True))
         place = f"{parts.scheme}://{parts.netloc}{parts.path}"
-        if unknown := options.keys() - {"label"}:  # its value may be a secret
-            raise InputError(
-                f"{place}: there is no option {min(unknown)!r}.", nearest(min(unknown), ["label"]), example
-            )
+        options = options_of(parts.query, ["label"], place, example)
         try:
             legal = bool(parts.hostname) and parts.port != 0
         except ValueError:

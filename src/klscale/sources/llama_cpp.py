@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,7 @@ from klscale.sources.source import (
     ReaderOptions,
     RepeatRuns,
     Source,
+    options_of,
     versions,
     within_window,
 )
@@ -69,11 +70,7 @@ class Address:
     def of(cls, ref: ModelRef) -> Address:
         """From `llamacpp://FILE?cache=TYPE`. Raises InputError for another option or another type."""
         path, _, query = ref.name.removeprefix("llamacpp://").partition("?")
-        options = dict(parse_qsl(query, keep_blank_values=True))
-        if unknown := options.keys() - {"cache"}:
-            what = f"{ref}: there is no option {min(unknown)!r}."
-            raise InputError(what, nearest(min(unknown), ["cache"]), "Write llamacpp://FILE.gguf?cache=f32, say.")
-        cache = options.get("cache", "f16")
+        cache = options_of(query, ["cache"], ref, "Write llamacpp://FILE.gguf?cache=f32, say.").get("cache", "f16")
         if cache not in CACHES:
             raise InputError(f"{ref}: cache={cache} is not known.", nearest(cache, CACHES))
         return cls(Path(unquote(path)).expanduser(), cache)

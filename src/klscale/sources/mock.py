@@ -24,12 +24,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
-from urllib.parse import parse_qsl
 
 import numpy as np
 from numpy.typing import NDArray
 
-from klscale.errors import InputError, nearest
+from klscale.errors import InputError
 from klscale.inputs.attributes import attributes_of
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
@@ -47,6 +46,7 @@ from klscale.sources.source import (
     ReaderOptions,
     RepeatRuns,
     Source,
+    options_of,
     versions,
     within_window,
 )
@@ -85,9 +85,7 @@ class Parameters:
         ways |= {"load": float, "speed": float}
         found: dict[str, Any] = {}
         example = "Write mock://7 or mock://7?shift=0.1."
-        for name, value in parse_qsl(query, keep_blank_values=True):
-            if name not in ways:
-                raise InputError(f"{ref}: a mock has no option {name!r}.", nearest(name, ways), example)
+        for name, value in options_of(query, ways, ref, example).items():
             try:
                 found[name] = ways[name](value)
             except ValueError as error:

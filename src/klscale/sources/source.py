@@ -21,6 +21,7 @@ from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import parse_qsl
 
 import numpy as np
 from numpy.typing import NDArray
@@ -510,6 +511,15 @@ def source_class(ref: ModelRef) -> type[Source]:
         raise InputError(f"{ref}: there is no source of the scheme {ref.scheme!r}.", why, remedy)
     module, name = SOURCES[ref.scheme].split(":")
     found: type[Source] = getattr(import_module(module), name)
+    return found
+
+
+def options_of(query: str, known: Iterable[str], place: object, example: str) -> dict[str, str]:
+    """The options behind the ? of an address, by name. Raises InputError for one that is not known; it names the
+    `place`, and not the value, which may be a secret."""
+    found = dict(parse_qsl(query, keep_blank_values=True))
+    if unknown := found.keys() - {*known}:
+        raise InputError(f"{place}: there is no option {min(unknown)!r}.", nearest(min(unknown), known), example)
     return found
 
 

@@ -22,12 +22,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
-from urllib.parse import parse_qsl
 
 import numpy as np
 from numpy.typing import NDArray
 
-from klscale.errors import InputError, KlscaleError, nearest
+from klscale.errors import InputError, KlscaleError
 from klscale.inputs.attributes import attributes_of
 from klscale.inputs.references import DTYPES, ModelRef
 from klscale.inputs.texts import TextSet
@@ -43,6 +42,7 @@ from klscale.sources.source import (
     ReaderOptions,
     RepeatRuns,
     Source,
+    options_of,
     versions,
     within_window,
 )
@@ -82,10 +82,8 @@ class Address:
             raise InputError(f"{ref}: vLLM reads whole models.", remedy=f"Write vllm://{model.name}.")
         found: dict[str, Any] = {}
         numbers = ("max_model_len", "tensor_parallel_size")
-        for option, value in parse_qsl(query, keep_blank_values=True):
-            if option not in ("kv_cache_dtype", *numbers):
-                why = nearest(option, ("kv_cache_dtype", *numbers))
-                raise InputError(f"{ref}: there is no option {option!r}.", why, "Write vllm://NAME?max_model_len=8192.")
+        known, example = ("kv_cache_dtype", *numbers), "Write vllm://NAME?max_model_len=8192."
+        for option, value in options_of(query, known, ref, example).items():
             if option in numbers and not (value.isascii() and value.isdigit() and 0 < int(value) < 2**31):
                 raise InputError(f"{ref}: {option}={value} is no whole number above 0.")
             found[option] = int(value) if option in numbers else value

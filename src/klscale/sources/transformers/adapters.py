@@ -18,7 +18,9 @@ def require_peft(ref: ModelRef) -> Any:
         import peft
     except ImportError as error:
         raise KlscaleError(
-            f"{ref} is an adapter.", "Adapters are applied by the package peft, which is not here.", "pip install peft"
+            f"{ref} is an adapter.",
+            "Adapters are applied by the package peft, which is not here.",
+            "pip install 'klscale[lora]'",
         ) from error
     return peft
 

@@ -59,8 +59,8 @@ class SpanKL:
     `interval` is at 95 %, on the log scale. `n_texts` counts the texts of at least two spans: shorter ones tell
     nothing; `n_spans` their spans. `lost` is the share of the cuts that either tokenizer loses. `drift_share` (no unit)
     is 1 - KL(spans) / KL(whole texts), of the same texts without a clip; NaN where its standard error is above 0.5, as
-    on few or short texts. `n_documents` is set where texts share
-    documents, and the standard errors are then clustered by document.
+    on few or short texts. `n_documents` is set where texts share documents, and the standard errors are then clustered
+    by document.
     """
 
     value: float
@@ -101,8 +101,8 @@ class CommonSpans:
 
     `texts` (n,) numbers of these texts and `size` (n,) their bytes; `first` (n + 1,) where the spans of each begin.
     `starts` and `stops` (s,) are the ranges of the text set's spans that each of these spans holds, and `bytes` (s,)
-    what is scored of it. A first span in which the models score different bytes, as a BOS token makes them, has 0 bytes
-    and takes no part.
+    what is scored of it. A first span in which the models score different bytes, as a BOS token makes them, or none,
+    has 0 bytes and takes no part. Each text has two spans or more that take part.
     """
 
     texts: Integers
@@ -127,7 +127,7 @@ class CommonSpans:
         scored = ~np.isnan(values[:, first]).any(axis=0)
         kept = kept_by_all(values, spans) if kept is None else kept
         agree = np.ones(len(first), bool) if given is None else (given == given[0]).all(axis=0)
-        usable = np.add.reduceat(kept, first, dtype=np.int64) - ~agree >= 2
+        usable = np.add.reduceat(kept, first, dtype=np.int64) >= 2
         texts = np.flatnonzero(scored & usable)
         owner = np.repeat(np.arange(len(first)), np.diff(spans.starts))
         starts = np.flatnonzero(kept & (scored & usable)[owner])
@@ -142,7 +142,9 @@ class CommonSpans:
             left_out = ~agree[texts]
             whole -= np.where(left_out, size[begins[:-1]], 0.0)
             size[begins[:-1]] = np.where(left_out, 0.0, np.maximum(size[begins[:-1]] - given[0, texts], 0.0))
-        return cls(texts, whole, begins, starts, stops, size)
+        found = cls(texts, whole, begins, starts, stops, size)
+        telling = np.add.reduceat(size > 0, begins[:-1], dtype=np.int64) > 1 if len(texts) else usable[:0]
+        return found if telling.all() else found.part(np.flatnonzero(telling))
 
     def part(self, texts: Integers) -> CommonSpans:
         """Only some of the texts, by their positions in `texts`, in this order."""
@@ -183,14 +185,6 @@ class CommonSpans:
     def variances(self, log_ratios: Floats) -> Floats:
         """V (R, n) in nats of each text, from log-ratios (R, s)."""
         return np.asarray(np.add.reduceat(self.deviations(log_ratios) ** 2, self.first[:-1], axis=1))
-
-    def successive_variances(self, log_ratios: Floats) -> Floats:
-        """V (R, n) in nats from the differences of neighbours, n / (n - 1) 1/4 sum (d_c+1 - d_c)**2: of no use but to
-        judge `variances`, which does better where spans are of unequal length."""
-        steps = np.diff(log_ratios, axis=1, append=0.0) ** 2
-        steps[:, self.first[1:] - 1] = 0.0
-        n = np.diff(self.first)
-        return np.asarray(np.add.reduceat(steps, self.first[:-1], axis=1) / 4 * n / (n - 1))
 
 
 def kept_by_all(values: NDArray[np.floating[Any]], spans: Spans) -> NDArray[np.bool_]:

@@ -83,6 +83,11 @@ def test_each_look_is_of_distances_from_the_reference():
     p = 2 * math.exp(-(ranks.sum() ** 2) / (2 * (ranks**2).sum()))
     assert it.looks[1].p_value == pytest.approx(p * 2 * 3)
     assert it.looks[1].farther.value == pytest.approx(x.mean())
+    documents = tuple(f"d{n // 2}" for n in range(30))
+    clustered = drift_alarm(vectors_of([reference, first, later, changed], documents), ["monday", "friday"])
+    farther = clustered.looks[1].farther
+    half = scipy.stats.t.ppf(0.975, 14) * farther.standard_error  # over documents of two texts
+    assert (farther.n_texts, farther.interval[1]) == (30, pytest.approx(farther.value + half))
     assert [look.alarm for look in it.looks] == [False, True]
     assert [look.date for look in it.looks] == ["monday", "friday"]
 

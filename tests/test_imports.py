@@ -391,6 +391,8 @@ def test_long_tables(tmp_path: Path) -> None:
     assert "rows 4 and 61: 'a' has the text 't3' twice" in refusal(path).what
     pd.DataFrame([{**row, "step": 100 * row["seed"]} for row in rows]).to_csv(path, index=False)
     assert read_log_likelihoods(path).names == ("a@step100", "b@step200")
+    pd.DataFrame([{**row, "step": f"step{row['seed']}"} for row in rows]).to_csv(path, index=False)
+    assert "column 'step', row 1: step 'step1' is not a number" in refusal(path).what
 
 
 def test_types_of_parquet(tmp_path: Path) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from klscale.science import sampled_tokens
+from klscale.science.kl import kl
+from klscale.science.reported import ReportedKL
 from klscale.science.sampled_tokens import (
     FEW_EFFECTIVE,
     HEAVY_WEIGHT,
@@ -214,6 +217,22 @@ def test_what_a_model_rules_out_makes_infinity_and_no_nan():
     matrix = sampled_kl_matrix(both, draws)
     assert matrix.symmetric[0, 1] == pytest.approx(shared.symmetric.value, rel=1e-10)
     assert np.isfinite(matrix.symmetric).all()
+
+
+def test_a_reported_pair_has_the_documents_and_the_caution_of_its_own_estimator():
+    kept, draws, *_ = a_world(np.random.default_rng(6))
+    documents = np.array([f"d{s // 5}" for s in range(60)])  # only texts of the first six have draws
+    L = -np.random.default_rng(7).random((2, 60)) * 50
+    whole = kl(*L, np.full(60, 60), documents=documents)
+    sampled = sampled_kl(kept[0], kept[1], draws, documents=documents)
+    found = ReportedKL.nearest(whole, None, sampled)
+    assert (whole.n_documents, found.n_documents, found.n_texts) == (12, 6, 30)
+    half = stats.t.ppf(0.975, 5) * found.standard_error / found.value
+    assert found.interval == pytest.approx((found.value * math.exp(-half), found.value * math.exp(half)))
+    kept[1][::5, 0] = -np.inf
+    infinite = sampled_kl(kept[0], kept[1], draws, documents=documents)
+    found = ReportedKL.nearest(whole, None, replace(infinite, largest_weight=math.inf))
+    assert (found.value, found.n_documents, found.poor) == (whole.value, 12, False)
 
 
 def test_ids_that_a_vocabulary_lacks_are_left_out_and_said():

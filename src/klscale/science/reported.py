@@ -37,8 +37,8 @@ class ReportedKL:
 
     `interval` is at 95 %, on the log scale. `n_texts` counts for this estimator. `whole_texts` is the published
     estimate of the same pair, `by_spans` the value by spans (NaN: not known). `spans` and `sampled_tokens` are the
-    others in full, where one pair is reported and they are known. `poor`: the sampled tokens are too few for the
-    standard error to be trusted. `far`: either model is above `FAR_MODEL` bits per byte on the texts.
+    others in full, where one pair is reported and they are known. `poor`: the value is by sampled tokens,
+    too few for the standard error to be trusted. `far`: either model is above `FAR_MODEL` bits per byte on the texts.
     """
 
     estimator: Any
@@ -71,13 +71,14 @@ class ReportedKL:
     def nearest(
         cls, whole_texts: KL, spans: SpanKL | None, sampled_tokens: SampledKL | None, *, far: bool = False
     ) -> ReportedKL:
-        """The first of the `ESTIMATORS` that is known of a pair."""
+        """The first of the `ESTIMATORS` that is known of a pair, and finite."""
         if sampled_tokens is not None and math.isnan(sampled_tokens.symmetric.value):  # no draws in common
             sampled_tokens = None
         found: Any = whole_texts
-        estimator, n_documents = WHOLE_TEXTS, whole_texts.n_documents
+        estimator, n_documents, poor = WHOLE_TEXTS, whole_texts.n_documents, False
         if sampled_tokens is not None and math.isfinite(sampled_tokens.symmetric.value):
-            estimator, found = SAMPLED_TOKENS, sampled_tokens.symmetric
+            estimator, found, poor = SAMPLED_TOKENS, sampled_tokens.symmetric, sampled_tokens.poor
+            n_documents = sampled_tokens.n_documents or None
         elif spans is not None:
             estimator, found, n_documents = SPANS, spans, spans.n_documents
         return cls(
@@ -91,7 +92,7 @@ class ReportedKL:
             by_spans=math.nan if spans is None else spans.value,
             spans=spans,
             sampled_tokens=sampled_tokens,
-            poor=sampled_tokens is not None and sampled_tokens.poor,
+            poor=poor,
             far=far,
         )
 

@@ -95,7 +95,7 @@ class SampledKL:
     (Vehtari et al., arXiv 1507.02646, Section 2). `outside` is the probability, in the mean over positions, of drawn
     ids that one of the vocabularies lacks: what concerns these is left out. KL is infinite where a model rules out what
     the other may say. Of the KL of single positions there are means alone: from a few draws each, their quantiles would
-    be those of the draws.
+    be those of the draws. `n_documents` is what the standard errors are clustered by (0: texts are independent).
     """
 
     symmetric: Estimate
@@ -111,6 +111,7 @@ class SampledKL:
     tail_index: float
     outside: float
     n_draws: int
+    n_documents: int
 
     @property
     def poor(self) -> bool:
@@ -207,6 +208,7 @@ def sampled_kl(
         tail_index=tail_index((terms[0] + terms[1]).ravel()),
         outside=float(outside),
         n_draws=mean.size,
+        n_documents=n_clusters(clusters),
     )
 
 
@@ -256,7 +258,7 @@ def _unknown(n_texts: int) -> SampledKL:
     bits, nats, none = (
         Estimate(math.nan, math.nan, (math.nan, math.nan), n_texts, unit) for unit in ("bits/byte", "nats/token", "")
     )
-    return SampledKL(bits, bits, bits, nats, nats, none, None, 0, math.nan, math.nan, math.nan, 0.0, 0)
+    return SampledKL(bits, bits, bits, nats, nats, none, None, 0, math.nan, math.nan, math.nan, 0.0, 0, 0)
 
 
 def tail_index(terms: Floats) -> float:

@@ -84,13 +84,14 @@ def drift_alarm(vectors: Vectors, dates: Sequence[str], level: float = 0.05) -> 
         x = from_reference[number] - from_reference[0]
         known = ~np.isnan(x)
         clusters = cluster_codes(vectors.texts.document, known)
-        n = n_clusters(clusters) or int(known.sum())
         p_value = anytime_p_value(signed_rank_p_value(x[known], clusters), number)
-        error = float(standard_error_of_mean(x[known], clusters))
-        farther = Estimate.normal(float(x[known].mean()), error, n, n_documents=n_clusters(clusters), unit="nats/text")
+        mean, error = float(x[known].mean()), float(standard_error_of_mean(x[known], clusters))
+        n_texts, n_documents = int(known.sum()), n_clusters(clusters)
+        farther = Estimate.normal(mean, error, n_texts, n_documents=n_documents, unit="nats/text")
         kl = vectors.reported_kl(reference, name)
         looks.append(AlarmLook(number, name, date, kl, farther, p_value, p_value <= level))
     found = DriftAlarm(reference, first, vectors.texts, level, tuple(looks))
+    n = n_documents or n_texts
     if found.first_alarm is None and anytime_p_value(signed_rank_p_value(np.ones(n)), len(looks)) > level:
         needed = math.ceil(2 * math.log(2 * len(looks) * (len(looks) + 1) / level))
         what = f"{n} texts or documents are too few for an alarm at look {len(looks)}."

@@ -261,7 +261,8 @@ def _within(value: float, errors: Floats, n_groups: int, limits: tuple[float, fl
 def _covered(held_out: Sequence[HeldOut], codes: Integers) -> Estimate:
     """The share of models whose score is in its interval, with an error over groups."""
     inside = np.array([one.predicted.interval[0] <= one.score <= one.predicted.interval[1] for one in held_out])
-    return Estimate.normal(*_over_groups(lambda rows: float(inside[rows].mean()), codes), 0, unit="")
+    over = _over_groups(lambda rows: float(inside[rows].mean()), codes)
+    return Estimate.normal(*over, 0, n_documents=len(np.unique(codes)), unit="")
 
 
 def _method(by: str, predicted: Floats, y: Floats, errors: Mapping[str, Floats], codes: Integers) -> Method:

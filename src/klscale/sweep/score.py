@@ -355,7 +355,7 @@ class _Sweep:
 
     def _will_do(self, entry: Entry, layers: bool) -> bool:
         """Whether an entry with the right key makes scoring needless."""
-        fresh = not self.rescore or entry.metadata["date"] >= self.started
+        fresh = not self.rescore or (entry.metadata.get("date") or "") >= self.started
         return (
             fresh
             and bool(entry.n_layers or not layers)

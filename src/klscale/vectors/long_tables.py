@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from klscale.errors import InputError, nearest
+from klscale.inputs.attributes import number_of
 
 VALUES = ("log_likelihood", "loglikelihood", "log_prob", "logprob", "ll", "nll", "loss", "value")
 """Names of the column of values, the first that is there."""
@@ -25,7 +26,8 @@ def is_long(columns: Mapping[str, Any]) -> bool:
 
 def to_wide(columns: Mapping[str, Any], id_column: str | None) -> tuple[dict[str, Any], str, dict[str, dict[str, Any]]]:
     """Columns with a row for each text, in the order of their first rows; the name of the column that identifies them;
-    and what is known of each model. Raises InputError for a text that a model has twice or not at all."""
+    and what is known of each model. Raises InputError for a text that a model has twice or not at all, and for a step
+    that is no number."""
     value = next(name for name in VALUES if name in columns)
     text = id_column or next((name for name in TEXTS if name in columns), None)
     if text is None:
@@ -36,7 +38,8 @@ def to_wide(columns: Mapping[str, Any], id_column: str | None) -> tuple[dict[str
         row = next(row for row, cell in enumerate(cells, 1) if not (isinstance(cell, str) and cell.strip()))
         raise InputError(f"column 'model', row {row}: empty.", "Every row is about a model.", "Fill it in.")
     steps = columns["step"].to_pylist() if "step" in columns else [None] * len(cells)
-    names = [cell if step is None else f"{cell}@step{step:.0f}" for cell, step in zip(cells, steps, strict=True)]
+    ending = {step: _ending(step, steps) for step in dict.fromkeys(steps)}
+    names = [f"{cell}{ending[step]}" for cell, step in zip(cells, steps, strict=True)]
     models = {name: place for place, name in enumerate(dict.fromkeys(names))}
     keys = columns[text].to_pylist()
     texts = {key: place for place, key in enumerate(dict.fromkeys(keys))}
@@ -75,3 +78,12 @@ def to_wide(columns: Mapping[str, Any], id_column: str | None) -> tuple[dict[str
     if nearest_name := [name for name in models if name in (text, "bytes", "text", "document", "domain")]:
         raise InputError(f"a model is called {nearest_name[0]!r}.", nearest(text, list(wide)), "Rename it.")
     return wide, text, known
+
+
+def _ending(step: Any, steps: Sequence[Any]) -> str:
+    """What a step adds to the name of a model. Raises InputError for one that is no number."""
+    try:
+        whole = int(step) if isinstance(step, float) and step.is_integer() else step
+        return "" if step is None else f"@step{number_of('step', whole if isinstance(whole, int) else str(whole))}"
+    except InputError as error:
+        raise error.at(f"column 'step', row {steps.index(step) + 1}") from error

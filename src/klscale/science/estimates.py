@@ -44,6 +44,22 @@ class Estimate:
         low, high = log_interval(value, standard_error, critical_value(n_documents))
         return cls(value, standard_error, (float(low), float(high)), n_texts, unit)
 
+    @classmethod
+    def ratio(
+        cls,
+        values: Floats,
+        size: Floats | Integers,
+        clusters: Integers | None = None,
+        *,
+        unit: str = "bits/byte",
+        on_log_scale: bool = True,
+    ) -> Estimate:
+        """The sum of `values` (N,) over that of `size` (N,), a ratio over texts or their `clusters` (N,): see
+        `ratio_of_sums`. The interval is on the log scale, or value ± z SE."""
+        make = cls.positive if on_log_scale else cls.normal
+        value, error = ratio_of_sums(values, size, clusters)
+        return make(value, error, len(values), n_documents=n_clusters(clusters), unit=unit)
+
     def __str__(self) -> str:
         return f"{format_estimate(self.value, self.standard_error)} {self.unit}".rstrip()
 
@@ -140,6 +156,13 @@ def cluster_variance(deviation: Floats, clusters: Integers) -> Floats:
 def small_sample_factor(n_clusters: int) -> float:
     """G / (G - 1): it makes a variance over G clusters unbiased."""
     return n_clusters / (n_clusters - 1) if n_clusters > 1 else math.nan
+
+
+def ratio_of_sums(values: Floats, size: Floats | Integers, clusters: Integers | None = None) -> tuple[float, float]:
+    """Sum of `values` (N,) over the sum of `size` (N,), and its standard error (delta method), clustered where texts
+    share documents."""
+    value = float(values.sum() / size.sum())
+    return value, float(standard_error_of_mean(values - value * size, clusters) / size.mean())
 
 
 def correlation(x: Floats, y: Floats) -> tuple[float, Floats]:

@@ -364,11 +364,8 @@ def bits_per_byte(log_likelihood: Floats, text_bytes: Integers, *, documents: Do
     gives the paired difference of their bits per byte. The standard error is that of a ratio (delta method).
     """
     known = ~np.isnan(log_likelihood)
-    bits, size = -log_likelihood[known] / LOG_2, text_bytes[known].astype(np.float64)
-    clusters = cluster_codes(documents, known)
-    value = float(bits.sum() / size.sum())
-    error = float(standard_error_of_mean(bits - value * size, clusters) / size.mean())
-    return Estimate.normal(value, error, int(known.sum()), n_documents=n_clusters(clusters))
+    bits, clusters = -log_likelihood[known] / LOG_2, cluster_codes(documents, known)
+    return Estimate.ratio(bits, text_bytes[known], clusters, on_log_scale=False)
 
 
 def bits_per_byte_differences(

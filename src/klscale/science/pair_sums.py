@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from klscale.science.arrays import Floats, Integers
-from klscale.science.estimates import small_sample_factor, standard_error_of_mean
+from klscale.science.estimates import small_sample_factor
 
 TILE = 64
 """Models of a tile: what all pairs of two tiles have in a few texts fits the cache of a processor."""
@@ -17,15 +17,8 @@ LANES = 4
 """Parts that are summed side by side: as many on every machine, so that all add in the same order."""
 
 
-def ratio_of_sums(values: Floats, size: Floats, clusters: Integers | None = None) -> tuple[float, float]:
-    """Sum of `values` (N,) over the sum of `size` (N,), and its standard error (delta method), clustered where texts
-    share documents."""
-    value = float(values.sum() / size.sum())
-    return value, float(standard_error_of_mean(values - value * size, clusters) / size.mean())
-
-
 class PairSums:
-    """`ratio_of_sums` for all pairs of K models of values V_u(i, j) = sum_n left_uni right_unj.
+    """`estimates.ratio_of_sums` for all pairs of K models of values V_u(i, j) = sum_n left_uni right_unj.
 
     A unit u is a text, or all texts of one document. Where V is symmetric, half the pairs are computed.
     """

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from klscale.science.arrays import Documents, Floats, Integers
 from klscale.science.estimates import Estimate, cluster_codes, n_clusters
 from klscale.science.kl import LOG_2
-from klscale.science.pair_sums import PairSums, batches, ratio_of_sums, texts_of_units
+from klscale.science.pair_sums import PairSums, batches, texts_of_units
 
 MIXTURE = 0.6, 0.3, 0.1
 """Shares of the proposal: the reference model's p, p**(1/2) normalised, and how often tokens are seen in the texts."""
@@ -187,11 +187,13 @@ def sampled_kl(
     forward, backward, variation = (draws.by_text(term.mean(axis=1)) for term in terms)
 
     def ratio(values: Floats, size: Floats, unit: str) -> Estimate:
-        n, n_documents = len(values), n_clusters(clusters)
         if np.isinf(values).any():
-            return Estimate(math.inf, math.inf, (math.inf, math.inf), n, unit)
-        return Estimate.positive(*ratio_of_sums(values, size, clusters), n, n_documents=n_documents, unit=unit)
+            return Estimate(math.inf, math.inf, (math.inf, math.inf), len(values), unit)
+        return Estimate.ratio(values, size, clusters, unit=unit)
 
+    same_top = None
+    if top is not None:
+        same_top = Estimate.ratio(draws.by_text(top[0] == top[1]), positions, clusters, unit="", on_log_scale=False)
     weights = np.exp(both - draws.log_proposal)
     mean = weights.mean(axis=0)
     return SampledKL(
@@ -201,7 +203,7 @@ def sampled_kl(
         forward_per_token=ratio(forward, positions, "nats/token"),
         backward_per_token=ratio(backward, positions, "nats/token"),
         total_variation=ratio(variation, positions, ""),
-        same_top=None if top is None else _share(draws.by_text(top[0] == top[1]), positions, clusters),
+        same_top=same_top,
         n_positions=len(a),
         effective=float(mean.sum() ** 2 / (mean.size * (mean**2).sum())),
         largest_weight=float(weights.max()),
@@ -246,9 +248,7 @@ def kl_by_depth(
         if len(texts) < 2:
             continue
         nats: Floats = np.bincount(draws.text[inside], terms[inside])[texts].astype(np.float64)
-        clusters = cluster_codes(documents, texts)
-        value, error = ratio_of_sums(nats, n.astype(np.float64), clusters)
-        kl = Estimate.positive(value, error, len(texts), n_documents=n_clusters(clusters), unit="nats/token")
+        kl = Estimate.ratio(nats, n, cluster_codes(documents, texts), unit="nats/token")
         found.append(DepthKL(int(first), int(draws.depth[inside].max()), int(inside.sum()), kl))
     return tuple(found)
 
@@ -275,11 +275,6 @@ def tail_index(terms: Floats) -> float:
     if len(excess) < 5:
         return math.nan
     return float(genpareto.fit(excess / excess.mean(), floc=0)[0])
-
-
-def _share(hits: Floats, positions: Floats, clusters: Integers | None) -> Estimate:
-    value, error = ratio_of_sums(hits, positions, clusters)
-    return Estimate.normal(value, error, len(hits), n_documents=n_clusters(clusters), unit="")
 
 
 def sampled_kl_matrix(

@@ -29,10 +29,11 @@ from klscale.science.estimates import (
     critical_value,
     log_interval,
     n_clusters,
+    ratio_of_sums,
     standard_error_of_mean,
 )
 from klscale.science.kl import LOG_2
-from klscale.science.pair_sums import PairSums, batches, ratio_of_sums, texts_of_units
+from klscale.science.pair_sums import PairSums, batches, texts_of_units
 
 CLOSE = 1e-6
 """Pairs are computed directly where their V is this small against those of either model from the mean of all."""
@@ -318,8 +319,7 @@ def span_kl_difference(
     rows = common.log_likelihoods(values)
     V = common.variances(rows[[0, 2]] - rows[[1, 3]])
     clusters = cluster_codes(documents, common.texts)
-    value, error = ratio_of_sums(V[0] - V[1], common.size * LOG_2, clusters)
-    return Estimate.normal(value, error, len(common.texts), n_documents=n_clusters(clusters))
+    return Estimate.ratio(V[0] - V[1], common.size * LOG_2, clusters, on_log_scale=False)
 
 
 def span_kl_matrix(

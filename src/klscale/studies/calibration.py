@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from klscale.science.arrays import Floats, Integers
 from klscale.science.bootstrap import RESAMPLES, estimate_from_resamples, text_draws
 from klscale.science.clip import common_texts
 from klscale.science.estimates import Estimate, cluster_codes, n_clusters, standard_error_of_mean
-from klscale.science.kl import KL, LOG_2, bits_per_byte, kl
+from klscale.science.kl import KL, bits_per_byte, kl
 from klscale.sources.source import NEXT_TOKENS, NextTokens, Reader, ReaderOptions, Sources, require_one_tokenizer
 from klscale.sources.tokens import Tokens, decoded_bytes
 from klscale.store.store import Entry, Store
@@ -218,6 +218,7 @@ def calibration(pair: Vectors, sums: Sums, seed: int = 0) -> Calibration:
     """The calibration of the estimate from the vectors of a `pair` of models, by the pair's sums."""
     texts = pair.texts
     size, documents = texts.bytes[sums.text], texts.documents_of(sums.text)
+    clusters = cluster_codes(documents)
     rows, both = pair.log_likelihood[:, sums.text], (sums.forward + sums.backward) / 2
 
     def exact(nats: Floats, over: Integers = size) -> Estimate:
@@ -228,9 +229,8 @@ def calibration(pair: Vectors, sums: Sums, seed: int = 0) -> Calibration:
         estimate = kl(difference, 0 * difference, over, documents=documents)
         return Drawn(exact(nats, over), estimate, ratio(difference, nats, documents))
 
-    def per_token(counted: Any, unit: str) -> Estimate:
-        """A ratio of sums over texts, as bits per byte are, but per token."""
-        return replace(exact(counted * LOG_2, sums.n_tokens), unit=unit)
+    def per_token(counted: Floats, unit: str) -> Estimate:
+        return Estimate.ratio(counted, sums.n_tokens, clusters, unit=unit, on_log_scale=False)
 
     def bucket(b: int) -> Bucket:
         n, forward, same = sums.by_top[:, b]
@@ -239,8 +239,8 @@ def calibration(pair: Vectors, sums: Sums, seed: int = 0) -> Calibration:
         def over(values: Floats, unit: str) -> Estimate:
             if there.sum() < 2:
                 return Estimate(math.nan, math.nan, (math.nan, math.nan), int(there.sum()), unit)
-            some = None if documents is None else documents[there]
-            return replace(bits_per_byte(-values[there] * LOG_2, n[there], documents=some), unit=unit)
+            some = cluster_codes(documents, there)
+            return Estimate.ratio(values[there], n[there], some, unit=unit, on_log_scale=False)
 
         return Bucket(TOP[b], TOP[b + 1], per_token(n, ""), over(forward, "nats/token"), over(same, ""))
 

@@ -24,9 +24,8 @@ from klscale.progress import SILENT, Progress
 from klscale.science.arrays import Floats, Integers
 from klscale.science.bootstrap import RESAMPLES, estimate_from_resamples, text_draws
 from klscale.science.clip import common_texts
-from klscale.science.estimates import Estimate, cluster_codes, n_clusters
+from klscale.science.estimates import Estimate, cluster_codes
 from klscale.science.kl import LOG_2
-from klscale.science.pair_sums import ratio_of_sums
 from klscale.science.reported import ReportedKL
 from klscale.sources.source import NEXT_TOKENS, SPLIT, Reader, ReaderOptions, Sources, require_one_tokenizer
 from klscale.store.card_numbers import NextTokenKL, Numbers
@@ -101,25 +100,21 @@ def variants_of(numbers: Numbers) -> tuple[Variant, ...]:
 def figures(found: NextTokenKL, texts: TextSet) -> NextTokenFigures:
     """What the KL at single positions amounts to; standard errors are over texts, those of quantiles by bootstrap."""
     documents, n = texts.documents_of(found.text), len(found.text)
-    clusters, n_tokens = cluster_codes(documents), found.kl.lengths.astype(np.float64)
+    clusters, n_tokens = cluster_codes(documents), found.kl.lengths
     which = np.repeat(np.arange(n), found.kl.lengths)
     kl: Floats = found.kl.values.astype(np.float64)
     nats, agree = (np.bincount(which, values, n).astype(np.float64) for values in (kl, found.same_top.values))
 
-    def positive(values: Floats, size: Floats, unit: str) -> Estimate:
-        return Estimate.positive(*ratio_of_sums(values, size, clusters), n, n_documents=n_clusters(clusters), unit=unit)
-
     draws = text_draws(n, documents, resamples=RESAMPLES)
     quantiles = weighted_quantiles(kl, which, np.vstack([np.ones(n), draws]))
-    share, error = ratio_of_sums(agree, n_tokens, clusters)
     return NextTokenFigures(
-        forward=positive(nats / LOG_2, texts.bytes[found.text].astype(np.float64), "bits/byte"),
-        mean=positive(nats, n_tokens, "nats/token"),
+        forward=Estimate.ratio(nats / LOG_2, texts.bytes[found.text], clusters),
+        mean=Estimate.ratio(nats, n_tokens, clusters, unit="nats/token"),
         quantiles=tuple(
             estimate_from_resamples(row[0], row[1:], n, documents=documents, unit="nats/token") for row in quantiles
         ),
         maximum=float(kl.max()),
-        same_top=Estimate.normal(share, error, n, n_documents=n_clusters(clusters), unit=""),
+        same_top=Estimate.ratio(agree, n_tokens, clusters, unit="", on_log_scale=False),
         n_tokens=len(kl),
     )
 

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from klscale.inputs.texts import TextSet
-from klscale.science.estimates import Estimate, cluster_codes, n_clusters
+from klscale.science.estimates import Estimate, cluster_codes
 from klscale.science.kl import LOG_2
-from klscale.science.pair_sums import ratio_of_sums
 from klscale.science.reported import ReportedKL
 from klscale.science.spans import SpanChanges
 from klscale.studies.changes import LISTED, ChangedSpan, changes
@@ -113,8 +112,6 @@ def by_depth(pair: Vectors, spans: SpanChanges) -> list[Depth]:
         values, weights = (
             np.bincount(text, part[inside], n_texts)[there].astype(np.float64) for part in (squares, length * LOG_2)
         )
-        clusters = cluster_codes(pair.texts.document, there)
-        value, error = ratio_of_sums(values, weights, clusters)
-        kl = Estimate.positive(value, error, len(there), n_documents=n_clusters(clusters))
+        kl = Estimate.ratio(values, weights, cluster_codes(pair.texts.document, there))
         found.append(Depth(start, stop, int(inside.sum()), kl, float(np.abs(spans.change[inside]).max())))
     return found

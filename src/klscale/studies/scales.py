@@ -21,9 +21,8 @@ import yaml
 from klscale.inputs.texts import PILE_CLIP, TextSet
 from klscale.science.arrays import Floats, Integers
 from klscale.science.bootstrap import RESAMPLES, text_draws
-from klscale.science.estimates import CONFIDENCE, cluster_codes
+from klscale.science.estimates import CONFIDENCE, cluster_codes, ratio_of_sums
 from klscale.science.kl import LOG_2, kl_pairs
-from klscale.science.pair_sums import ratio_of_sums
 from klscale.science.reported import LARGEST_BY_SPANS, SPANS, WHOLE_TEXTS, ReportedKL
 from klscale.studies.relatives import Pairs, find_pairs
 from klscale.studies.settings import setting_of

@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -20,9 +21,8 @@ from klscale.inputs.references import WEIGHTS_ONLY, ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.progress import SILENT, Progress
 from klscale.science.arrays import Floats, Integers
-from klscale.science.estimates import Estimate, cluster_codes, n_clusters
+from klscale.science.estimates import Estimate, cluster_codes
 from klscale.science.kl import LOG_2
-from klscale.science.pair_sums import ratio_of_sums
 from klscale.sources.source import CHANGED_MODULES, Change, Module, Reader, ReaderOptions, Sources
 from klscale.store.store import Store
 
@@ -283,24 +283,20 @@ class Bench:
 
     def kl(self, nats: Floats, chosen: Integers) -> Estimate:
         """KL in bits per byte of texts (n,) with these sums in nats."""
-        return self._ratio(nats / LOG_2, self.texts.bytes[chosen].astype(np.float64), chosen, "bits/byte")
+        return self._ratio(nats / LOG_2, self.texts.bytes[chosen], chosen)
 
     def ratio(self, nats: Floats, others: Floats, chosen: Integers) -> Estimate:
         """The ratio of two KLs of the same texts, with its paired standard error."""
-        return self._ratio(nats, others, chosen, "")
+        if not others.any():
+            return Estimate(np.nan, np.nan, (np.nan, np.nan), len(chosen), "")
+        return self._ratio(nats, others, chosen, unit="")
 
     def difference(self, nats: Floats, chosen: Integers) -> Estimate:
         """The same as `kl` for a difference, which may be negative."""
-        clusters = cluster_codes(self.texts.documents_of(chosen))
-        value, error = ratio_of_sums(nats / LOG_2, self.texts.bytes[chosen].astype(np.float64), clusters)
-        return Estimate.normal(value, error, len(chosen), n_documents=n_clusters(clusters))
+        return self._ratio(nats / LOG_2, self.texts.bytes[chosen], chosen, on_log_scale=False)
 
-    def _ratio(self, values: Floats, size: Floats, chosen: Integers, unit: str) -> Estimate:
-        if not size.any():
-            return Estimate(np.nan, np.nan, (np.nan, np.nan), len(chosen), unit)
-        clusters = cluster_codes(self.texts.documents_of(chosen))
-        value, error = ratio_of_sums(values, size, clusters)
-        return Estimate.positive(value, error, len(chosen), n_documents=n_clusters(clusters), unit=unit)
+    def _ratio(self, values: Floats, size: Floats | Integers, chosen: Integers, **how: Any) -> Estimate:
+        return Estimate.ratio(values, size, cluster_codes(self.texts.document, chosen), **how)
 
 
 _EXPERT = re.compile(r"(.*\bexperts)\.\d+(?=\.|$)")

@@ -21,7 +21,6 @@ from klscale.inputs.texts import TextSet
 from klscale.progress import SILENT, Progress
 from klscale.science.arrays import Floats
 from klscale.science.estimates import Estimate
-from klscale.science.pair_sums import ratio_of_sums
 from klscale.sources.source import NEXT_TOKENS, Reader, ReaderOptions, Sources
 from klscale.sources.tokens import Tokens, decoded_bytes
 from klscale.store.card_numbers import NextTokenKL
@@ -107,8 +106,7 @@ def _of_one(stored: StoredLogits, reader: Reader, n: int, progress: Progress) ->
     texts = TextSet(name=stored.path.name, bytes=np.maximum(size, 1), id="0" * 12)
     lengths = np.full(n, stored.n_positions)
     exact = NextTokenKL(np.arange(n), Ragged(np.maximum(kl, 0).ravel(), lengths), Ragged(same.ravel(), lengths))
-    value, error = ratio_of_sums(loss.sum(axis=1), lengths.astype(np.float64))
-    difference = Estimate.normal(value, error, n, unit="nats/token")
+    difference = Estimate.ratio(loss.sum(axis=1), lengths, unit="nats/token", on_log_scale=False)
     return FromStored(str(reader.ref), n, figures(exact, texts), difference)
 
 

@@ -15,8 +15,8 @@ from conftest import EXAMPLE, Interrupt, write_texts
 from klscale.errors import InputError
 from klscale.inputs.texts import TextSet
 from klscale.science import kl as estimator
+from klscale.science.estimates import ratio_of_sums
 from klscale.science.kl import LOG_2, nats2_per_bit_per_byte
-from klscale.science.pair_sums import ratio_of_sums
 from klscale.science.reported import SAMPLED_TOKENS, SPANS, WHOLE_TEXTS, ReportedKL
 from klscale.science.sequential import anytime_critical_value, with_anytime_interval
 from klscale.sources.mock import MockReader

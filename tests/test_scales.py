@@ -14,6 +14,7 @@ import pytest
 import klscale
 from klscale.inputs.references import QUANTIZATIONS, ModelRef
 from klscale.inputs.texts import PILE_CLIP, TextSet
+from klscale.science.bootstrap import interval_over_models
 from klscale.science.reported import ReportedKL
 from klscale.store import measured_records
 from klscale.store.store import Store
@@ -362,7 +363,7 @@ def test_seeds_are_drawn_as_models():
 def test_the_interval_is_about_the_median_that_is_printed():
     """Of an even number of pairs that is the mean of the two in the middle, however far apart these are."""
     values = np.array([1.0, 10.0] * 6)
-    low, high = scales.interval_over_models(values, np.array([(n, n) for n in range(6) for _ in range(2)]))
+    low, high = interval_over_models(values, np.array([(n, n) for n in range(6) for _ in range(2)]))
     assert low <= np.median(values) <= high
 
 
@@ -370,7 +371,7 @@ def coverage(pairs, value_of, population, rounds=200):
     """How often the interval over models holds the median of the population; `value_of` draws the pairs' values."""
     generator, hits = np.random.default_rng(0), 0
     for _ in range(rounds):
-        low, high = scales.interval_over_models(value_of(generator), np.array(pairs))
+        low, high = interval_over_models(value_of(generator), np.array(pairs))
         hits += low <= population <= high
     return hits / rounds
 

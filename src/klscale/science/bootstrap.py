@@ -1,15 +1,25 @@
-"""Bootstrap samples of the texts, and estimates from them."""
+"""Bootstrap samples of the texts, and of models that pairs share; estimates and intervals from them."""
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
+import scipy
 
 from klscale.science.arrays import Documents, Floats, Integers
-from klscale.science.estimates import Estimate, cluster_codes, n_clusters
+from klscale.science.estimates import CONFIDENCE, Estimate, cluster_codes, n_clusters
 from klscale.science.kl import kl_pairs
 
 RESAMPLES = 200
 """Number of bootstrap samples of the texts for a standard error."""
+
+MODEL_RESAMPLES = 2000
+"""Number of bootstrap samples of the models for an interval of a median."""
+
+FEWEST_GROUPS, FEWEST_MODELS = 5, 6
+"""Fewest independent groups of pairs, or else models, for an interval over models; with fewer, the range over pairs is
+shown. Between all of five models even that range holds the median of the population only in 85 % of simulations."""
 
 
 def text_draws(n_texts: int, documents: Documents = None, *, resamples: int, seed: int = 0) -> Floats:
@@ -60,3 +70,47 @@ def estimate_from_resamples(
     """
     error = float(np.std(resampled, ddof=1)) if np.ptp(resampled) != 0 else 0.0  # a mean of equal values is rounded
     return Estimate.normal(float(value), error, n_texts, n_documents=n_clusters(cluster_codes(documents)), unit=unit)
+
+
+# ------------------------------------------------------------------------------------------------------ of the models
+
+
+def interval_over_models(value: Floats, models: Integers) -> tuple[float, float] | None:
+    """95 % interval of the median of `value` (P,), one for each of P pairs, in its unit; None for too few models.
+    `models` (P, 2) are their numbers; the same number twice for a pair of one model.
+
+    With five groups of pairs or more that no model links, groups are drawn with replacement. Else models are drawn,
+    where there are six, and a pair counts as often as its models were drawn together (`expanded_percentiles`). In
+    simulations it covers 91 to 98 %, and more where models are drawn and few pairs share one.
+    """
+    models = np.unique(models, return_inverse=True)[1].reshape(-1, 2)
+    n = int(models.max()) + 1
+    links = scipy.sparse.coo_array((np.ones(len(models)), (models[:, 0], models[:, 1])), shape=(n, n))
+    n_groups, group_of = scipy.sparse.csgraph.connected_components(links, directed=False)
+    if n_groups < FEWEST_GROUPS and n < FEWEST_MODELS:
+        return None
+    units = group_of[models].astype(np.int64) if n_groups >= FEWEST_GROUPS else models
+    n = n_groups if n_groups >= FEWEST_GROUPS else n
+    order = np.argsort(value)
+    weight = np.cumsum(pair_draws(units[order], n, MODEL_RESAMPLES), axis=1)
+    weight = weight[weight[:, -1] > 0]
+    # The median of the drawn pairs: for an even number, the mean of the two in the middle.
+    middle = np.stack([(2 * weight < weight[:, -1:]).sum(axis=1), (2 * weight <= weight[:, -1:]).sum(axis=1)])
+    medians = value[order][middle].mean(axis=0)
+    return expanded_percentiles(medians, n)
+
+
+def pair_draws(units: Integers, n: int, resamples: int) -> Integers:
+    """How often each pair of `units` (P, 2), numbers below n, counts in each of `resamples` samples of n units, drawn
+    with replacement (R, P): as often as both were drawn. A pair of a single unit counts as often as the unit."""
+    drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=resamples)
+    first, second = units.T
+    return np.where(first == second, drawn[:, first], drawn[:, first] * drawn[:, second])
+
+
+def expanded_percentiles(resampled: Floats, n: int) -> tuple[float, float]:
+    """95 % interval from the values in samples (R,) of n units: percentiles, widened like Student's t compared with the
+    normal (Hesterberg, The American Statistician 69:371, 2015)."""
+    tail = scipy.special.ndtr(-math.sqrt(n / (n - 1)) * scipy.special.stdtrit(n - 1, (1 + CONFIDENCE) / 2))
+    low, high = np.quantile(resampled, [tail, 1 - tail])
+    return float(low), float(high)

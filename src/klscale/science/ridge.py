@@ -21,13 +21,13 @@ ALPHAS: Floats = np.logspace(1, 9, 9)
 FOLDS = 5
 
 
-def group_folds(groups: Integers, folds: int = FOLDS) -> Integers:
+def group_folds(groups: Integers) -> Integers:
     """The fold (K,) of each model; all models of a group are in one. `groups` (K,) are labels of any kind.
 
-    Groups go to the fold with the fewest models, the largest group first. There are at most as many folds as groups.
+    Groups go to the fold with the fewest models, the largest group first. There are `FOLDS`, or as many as groups.
     """
     codes, sizes = np.unique(groups, return_inverse=True, return_counts=True)[1:]
-    n_folds = min(folds, len(sizes))
+    n_folds = min(FOLDS, len(sizes))
     filled, fold_of = np.zeros(n_folds, dtype=np.int64), np.empty(len(sizes), dtype=np.int64)
     for group in np.argsort(-sizes, kind="stable"):
         fold_of[group] = filled.argmin()
@@ -35,11 +35,10 @@ def group_folds(groups: Integers, folds: int = FOLDS) -> Integers:
     return np.asarray(fold_of[codes])
 
 
-def ridge(gram: Floats, scores: Floats, train: Integers, test: Integers, alphas: Floats = ALPHAS) -> Floats:
-    """Predicted scores (A, M, T) of M `test` rows by each of A penalties, from `train` rows and `scores` (K, T).
+def ridge(gram: Floats, scores: Floats, train: Integers, test: Integers) -> Floats:
+    """Predicted scores (A, M, T) of M `test` rows by each of the `ALPHAS`, from `train` rows and `scores` (K, T).
 
-    `gram` (K, n) holds the products of all rows with the first n, in squared nats where `alphas` are. `train` rows are
-    among these n.
+    `gram` (K, n) holds the products of all rows with the first n, in squared nats. `train` rows are among these n.
     """
     of_train = gram[np.ix_(train, train)]
     means = of_train.mean(axis=0)
@@ -48,7 +47,7 @@ def ridge(gram: Floats, scores: Floats, train: Integers, test: Integers, alphas:
     values, axes = np.linalg.eigh(of_train - means - means[:, None] + means.mean())
     middle = scores[train].mean(axis=0)
     rotated = axes.T @ (scores[train] - middle)
-    shrunk = rotated / (np.maximum(values, 0.0) + alphas[:, None])[:, :, None]
+    shrunk = rotated / (np.maximum(values, 0.0) + ALPHAS[:, None])[:, :, None]
     return np.asarray(middle + (to_test @ axes) @ shrunk)
 
 

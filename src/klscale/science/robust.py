@@ -41,17 +41,17 @@ def trimmed_consistency(kept: Floats | float) -> Any:
     return scipy.special.gammainc(1.5, half_square) / kept
 
 
-def trimmed_variance(d: Floats, share: float = TRIMMED) -> tuple[Floats, Floats]:
-    """Variance without the fraction `share` of values farthest from the median, divided by `trimmed_consistency`: equal
-    to the variance for Gaussian values.
+def trimmed_variance(d: Floats) -> tuple[Floats, Floats]:
+    """Variance without the fraction `TRIMMED` of values farthest from the median, divided by `trimmed_consistency`:
+    equal to the variance for Gaussian values.
 
-    With heavy tails it is the variance of the Gaussian with the same middle 99 %. Of fewer than 1 / share values none
-    is left out. The influence holds for a symmetric distribution: a value that is left out counts as the squared cut.
+    With heavy tails it is the variance of the Gaussian with the same middle 99 %. Of fewer than 100 values none is
+    left out. The influence holds for a symmetric distribution: a value that is left out counts as the squared cut.
     """
     N = d.shape[-1]
     median = np.median(d, axis=-1, keepdims=True)
     away = np.abs(d - median)
-    last = N - 1 - int(share * N)
+    last = N - 1 - int(TRIMMED * N)
     cut = np.partition(away, last, axis=-1)[..., last, None]
     left_out = away > cut
     kept = 1 - left_out.mean(axis=-1, keepdims=True)

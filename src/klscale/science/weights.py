@@ -88,9 +88,7 @@ def unusable(checkpoints: Mapping[str, Sequence[Path]]) -> dict[str, KlscaleErro
     return _comparable(checkpoints)[1]
 
 
-def distances_to(
-    new: Sequence[Path], others: Mapping[str, Sequence[Path]], *, progress: Progress = SILENT
-) -> dict[str, float]:
+def distances_to(new: Sequence[Path], others: Mapping[str, Sequence[Path]]) -> dict[str, float]:
     """Squared distance of one checkpoint to each of a few others, name -> a pure number, by direct differences: for a
     run that keeps only some of its files. Raises KlscaleError where a checkpoint cannot be read, holds values that are
     not finite, or has other shapes."""
@@ -100,7 +98,7 @@ def distances_to(
         if _shapes(used[-1]) != _shapes(used[0]):
             raise _other_shapes(name, used[-1], str(new[0]), used[0])
     pairs = np.array([(0, t) for t in range(1, len(used))], dtype=np.int64).reshape(-1, 2)
-    found = _direct(used, _without_copies(used), pairs, progress)
+    found = _direct(used, _without_copies(used), pairs, SILENT)
     return dict(zip(others, found.tolist(), strict=True))
 
 

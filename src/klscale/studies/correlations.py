@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from klscale.science.arrays import Floats, Integers
-from klscale.studies.scales import expanded_percentiles, pair_draws
+from klscale.science.bootstrap import expanded_percentiles, pair_draws
 
 FEWEST_MODELS = 5
 """Fewest models for an interval over models of a correlation or a ratio. With five it covers 95 to 100 %."""

@@ -159,8 +159,8 @@ class Placement:
     unexplained: Estimate
 
 
-def place_model(vectors: Vectors, model: str, *, nearest: int = NEAREST) -> Placement:
-    """Where one of the models of `vectors` stands among the others: KL to the `nearest` in bits per byte, its family
+def place_model(vectors: Vectors, model: str) -> Placement:
+    """Where one of the models of `vectors` stands among the others: KL to the nearest in bits per byte, its family
     with a probability, what it derives from, how far off all others it is.
 
     Raises InputError for fewer than two other models, for one without texts in common with them, and for vectors of
@@ -177,12 +177,12 @@ def place_model(vectors: Vectors, model: str, *, nearest: int = NEAREST) -> Plac
     if np.isnan(kl).all():
         raise InputError(f"{model} has no texts in common with the other models.", remedy="Score them on its texts.")
     # By whole texts 10 may not be the nearest by what is reported; of twice as many they are.
-    candidates = [others[n] for n in np.argsort(kl, kind="stable")[: 2 * nearest] if not math.isnan(kl[n])]
+    candidates = [others[n] for n in np.argsort(kl, kind="stable")[: 2 * NEAREST] if not math.isnan(kl[n])]
     found: list[Neighbour] = []
     for other in candidates:
         pair = vectors.subset([model, vectors.models[other]])
         found.append(Neighbour(pair.names[1], pair.reported_kl(*pair.names), pair.bits_per_byte(*pair.names)))
-    found = sorted(found, key=lambda one: float(one.kl.value))[:nearest]
+    found = sorted(found, key=lambda one: float(one.kl.value))[:NEAREST]
     among = _Among(vectors, place, others)
     groupings = [one for name in ("family", "type") if (one := among.grouping(name)) is not None]
     if len(groupings) == 2 and among.alike("family", "type"):

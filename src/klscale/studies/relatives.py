@@ -349,9 +349,9 @@ def _blocks(members: Integers, children: Integers) -> Iterator[tuple[Integers, I
         yield low[:, None], high[None], is_child
 
 
-def _drawn(groups: Sequence[Sequence[int]], n: int, seed: int = 0) -> Integers:
+def _drawn(groups: Sequence[Sequence[int]], n: int) -> Integers:
     """`n` different random pairs (n, 2) within groups, in rounds that pair every model with one other of its group."""
-    generator, drawn = np.random.default_rng(seed), dict[tuple[int, int], None]()
+    generator, drawn = np.random.default_rng(0), dict[tuple[int, int], None]()
     while len(drawn) < n:
         around: list[tuple[int, int]] = []
         for group in groups:

@@ -15,13 +15,12 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import scipy
 import yaml
 
 from klscale.inputs.texts import PILE_CLIP, TextSet
-from klscale.science.arrays import Floats, Integers
-from klscale.science.bootstrap import RESAMPLES, text_draws
-from klscale.science.estimates import CONFIDENCE, cluster_codes, ratio_of_sums
+from klscale.science.arrays import Floats
+from klscale.science.bootstrap import RESAMPLES, interval_over_models, text_draws
+from klscale.science.estimates import cluster_codes, ratio_of_sums
 from klscale.science.kl import LOG_2, kl_pairs
 from klscale.science.reported import LARGEST_BY_SPANS, SPANS, WHOLE_TEXTS, ReportedKL
 from klscale.studies.relatives import Pairs, find_pairs
@@ -29,12 +28,8 @@ from klscale.studies.settings import setting_of
 from klscale.vectors.vectors import Vectors
 
 PILE_MEAN_BYTES = 972.3188
-FEWEST_GROUPS, FEWEST_MODELS = 5, 6
-"""Fewest independent groups of pairs, or else models, for an interval over models; with fewer, the range over pairs is
-shown. Between all of five models even that range holds the median of the population only in 85 % of simulations."""
 MOST_BY_SPANS = 100
-"""The same by spans: each pair takes 50 times as long."""
-UNIT_RESAMPLES = 2000
+"""Largest number of pairs on which a setting is measured by spans: each takes 50 times as long as by whole texts."""
 
 PUBLISHED_AS = {
     "8-bit (int8)": "8-bit",
@@ -264,47 +259,6 @@ def _measured(labels: Sequence[str], setting: str, pairs: Pairs, kl: Mapping[str
         n_in_range=int(kl["in_range"].sum()),
         n_available=pairs.n_available,
     )
-
-
-def interval_over_models(value: Floats, models: Integers, *, seed: int = 0) -> tuple[float, float] | None:
-    """95 % interval of the median of `value` (P,), the KL of pairs of `models` (P, 2; the same number twice where a
-    pair is of one model); None for too few models.
-
-    With five groups of pairs or more that no model links, groups are drawn with replacement. Else models are drawn,
-    where there are six, and a pair counts as often as its models were drawn together (`expanded_percentiles`). In
-    simulations it covers 91 to 98 %, and more where models are drawn and few pairs share one.
-    """
-    models = np.unique(models, return_inverse=True)[1].reshape(-1, 2)
-    n = int(models.max()) + 1
-    links = scipy.sparse.coo_array((np.ones(len(models)), (models[:, 0], models[:, 1])), shape=(n, n))
-    n_groups, group_of = scipy.sparse.csgraph.connected_components(links, directed=False)
-    if n_groups < FEWEST_GROUPS and n < FEWEST_MODELS:
-        return None
-    units = group_of[models].astype(np.int64) if n_groups >= FEWEST_GROUPS else models
-    n = n_groups if n_groups >= FEWEST_GROUPS else n
-    order = np.argsort(value)
-    weight = np.cumsum(pair_draws(units[order], n, UNIT_RESAMPLES, seed), axis=1)
-    weight = weight[weight[:, -1] > 0]
-    # The median of the drawn pairs: for an even number, the mean of the two in the middle.
-    middle = np.stack([(2 * weight < weight[:, -1:]).sum(axis=1), (2 * weight <= weight[:, -1:]).sum(axis=1)])
-    medians = value[order][middle].mean(axis=0)
-    return expanded_percentiles(medians, n)
-
-
-def pair_draws(units: Integers, n: int, resamples: int, seed: int = 0) -> Integers:
-    """How often each pair of `units` (P, 2), numbers below n, counts in each of `resamples` samples of n units, drawn
-    with replacement (R, P): as often as both were drawn. A pair of a single unit counts as often as the unit."""
-    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
-    first, second = units.T
-    return np.where(first == second, drawn[:, first], drawn[:, first] * drawn[:, second])
-
-
-def expanded_percentiles(resampled: Floats, n: int) -> tuple[float, float]:
-    """95 % interval from the values in samples (R,) of n units: percentiles, widened like Student's t compared with the
-    normal (Hesterberg, The American Statistician 69:371, 2015)."""
-    tail = scipy.special.ndtr(-math.sqrt(n / (n - 1)) * scipy.special.stdtrit(n - 1, (1 + CONFIDENCE) / 2))
-    low, high = np.quantile(resampled, [tail, 1 - tail])
-    return float(low), float(high)
 
 
 # --------------------------------------------------------------------------------------------------------- in words

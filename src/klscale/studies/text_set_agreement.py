@@ -12,11 +12,11 @@ import scipy
 
 from klscale.errors import InputError
 from klscale.science.arrays import Floats
+from klscale.science.bootstrap import interval_over_models
 from klscale.studies.correlations import CORRELATIONS, Correlation, correlation, draw_models
 from klscale.studies.domains import PERMUTATIONS
 from klscale.studies.maps import pca
 from klscale.studies.pair_samples import drawn_pairs, pair_sample
-from klscale.studies.scales import interval_over_models
 from klscale.vectors.vectors import Vectors
 
 

@@ -353,9 +353,9 @@ def test_the_layer_that_is_not_finite_is_named(make_model, texts, monkeypatch):
     plain = Engine._score_batch
 
     def damaged(self, tokens, batch):
-        values = plain(self, tokens, batch)
-        values[:, 1] = np.nan
-        return values
+        read = plain(self, tokens, batch)
+        read.log_likelihood[:, 1] = np.nan
+        return read
 
     monkeypatch.setattr(Engine, "_score_batch", damaged)
     with pytest.raises(KlscaleError, match=r"nan for text \d+ at layer 1"):

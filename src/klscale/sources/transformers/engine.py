@@ -9,10 +9,12 @@ never exist.
 from __future__ import annotations
 
 import gc
-from collections import Counter
+import threading
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import is_
 from typing import Any, TypeVar
 
 import numpy as np
@@ -32,6 +34,7 @@ from klscale.sources.transformers.placement import device_of
 from klscale.sources.transformers.prefixes import Group, Prefix, groups_of, holds_all
 from klscale.sources.transformers.readout import Readout, find_readout, no_lens
 from klscale.sources.transformers.sampling import Sampled, TileSampler, Wanted
+from klscale.sources.transformers.streams import held_by, n_streams, streams
 from klscale.vectors.draws import Sampling
 from klscale.vectors.scores import Scores, Values
 
@@ -56,6 +59,9 @@ KEPT = 2**30
 
 CHECKED = 16
 """Tokens of one text on which the head is compared with the model's own logits."""
+
+HOOKS = threading.Lock()
+"""Held while a hook comes or goes: torch numbers hooks without one, and two threads could get the same number."""
 
 
 class Engine:
@@ -98,15 +104,14 @@ class Engine:
                 "Use --device cpu, or a smaller dtype: %bfloat16.",
             ) from error
         self.batch_tokens = batch_tokens or self._budget()
-        self.token_log_probability: Floats = np.empty(0)
-        """In nats (t,), of the scored tokens of the last batch, row after row."""
         self.sampling: Sampling | None = None
         """The texts to sample beside; None for none."""
-        self.sampled: Sampled | None = None
-        """At the scored tokens of the last batch that are of texts to sample, row after row; None where none are."""
         self.head: OutputHead | None = None
         """Reads hidden states; None before the first batch, and for good where only the model's own logits will do."""
         self.own_logits = False
+        self.keeps_nothing = False
+        """Whether no module keeps anything of a forward pass, so that two passes at once are as two in turn. Found with
+        the head."""
         self.prefix: Prefix | None = None
         """What stands before the segments of a batch, where they share a beginning that is read once."""
         self.kept: KeptStates | None = None
@@ -141,7 +146,7 @@ class Engine:
         out again."""
         engine = Engine(self.loaded, device=str(self.device), batch_tokens=batch_tokens, **options)
         engine.head, engine.own_logits, engine.reads_behind = self.head, self.own_logits, self.reads_behind
-        engine.reads_pieces = self.reads_pieces
+        engine.reads_pieces, engine.keeps_nothing = self.reads_pieces, self.keeps_nothing
         return engine
 
     def n_read(self, tokens: Tokens, texts: Sequence[int] | Integers, *, padding: bool = False) -> int:
@@ -219,18 +224,18 @@ class Engine:
         total: dict[int, Any] = dict.fromkeys(waiting, 0.0)
         pieces: dict[int, list[tuple[int, Floats]]] = {}
         sampled: dict[int, list[tuple[int, Sampled]]] = {}
-        for batch, values in self._batches(tokens, queue):
+        for batch, read in self._batches(tokens, queue):
             done, at, n_sampled = list[int](), 0, 0
-            for part, value in zip(batch, values, strict=True):
+            for part, value in zip(batch, read.log_likelihood, strict=True):
                 if not np.isfinite(value).all():
                     raise self._not_finite(value, part.text)
                 total[part.text] = total[part.text] + value
                 n_tokens = part.stop - part.first
-                pieces.setdefault(part.text, []).append((part.first, self.token_log_probability[at : at + n_tokens]))
+                pieces.setdefault(part.text, []).append((part.first, read.token_log_probability[at : at + n_tokens]))
                 at += n_tokens
-                if self.sampled is not None and self._samples(part.text):
+                if read.sampled is not None and self._samples(part.text):
                     positions = slice(n_sampled, n_sampled + n_tokens)
-                    sampled.setdefault(part.text, []).append((part.first, self.sampled.at(positions)))
+                    sampled.setdefault(part.text, []).append((part.first, read.sampled.at(positions)))
                     n_sampled += n_tokens
                 waiting[part.text] -= 1
                 if not waiting[part.text]:
@@ -240,19 +245,22 @@ class Engine:
                 ordered = [piece for s in done for piece in in_order(pieces.pop(s))]
                 parts = tokens.parts(chosen, np.concatenate(ordered), found[:, -1])
                 if self.sampling is not None:
-                    read = {s: Sampled.joined(in_order(sampled.pop(s))) for s in done if self._samples(s)}
-                    parts |= _sampled_parts(self.sampling, chosen, read)
+                    joined = {s: Sampled.joined(in_order(sampled.pop(s))) for s in done if self._samples(s)}
+                    parts |= _sampled_parts(self.sampling, chosen, joined)
                 yield Scores(chosen, found[:, -1], counts[done], parts | ({"layers": found} if self.layers else {}))
 
-    def _batches(self, tokens: Tokens, queue: Sequence[Segment]) -> Iterator[tuple[Sequence[Segment], Floats]]:
+    def _batches(self, tokens: Tokens, queue: Sequence[Segment]) -> Iterator[tuple[Sequence[Segment], BatchScores]]:
         """Batches of a queue and their values. A beginning that several texts share is read once."""
         groups = self._groups(tokens, queue)
         if self.shuffled:
             groups = [groups[place] for place in np.random.default_rng(0).permutation(len(groups))]
         for group in groups:
             self.shared_tokens += group.n * (len(group.parts) - 1)
+            several = not group.n and self._reads_several(tokens, group.parts)
             try:
-                yield from in_batches((self,), group.parts, lambda batch: self._score_batch(tokens, batch))
+                yield from in_batches(
+                    (self,), group.parts, lambda batch: self._score_batch(tokens, batch), several=several
+                )
             finally:
                 self.prefix = None
 
@@ -264,6 +272,21 @@ class Engine:
         # A group takes a forward pass more, and its texts cannot fill up the batches of others.
         found = groups_of(tokens, queue, 2 * self._cost_of_pass, within_prompts=self.layers)
         return found if any(group.n for group in found) and self._reads_behind(tokens, found) else whole
+
+    def _reads_several(self, tokens: Tokens, parts: Sequence[Segment]) -> bool:
+        """Whether several batches may be read at once: on a CPU, by a model with plain weights in memory, whose modules
+        keep nothing of a pass. Layers are read by hooks on the modules, which all passes share."""
+        plain = self.device.type == "cpu" and self._continues and self.kernel is None
+        if not plain or self.layers or not parts or n_streams() == 1:
+            return False
+        longest = max(parts, key=lambda part: part.length)
+        ((_, found),) = in_batches((self,), [longest], lambda _: self._knows_head(tokens, longest))
+        return found and self.keeps_nothing
+
+    @torch.inference_mode()
+    def _knows_head(self, tokens: Tokens, part: Segment) -> bool:
+        self.find_head(tokens, part)
+        return self.head is not None
 
     @property
     def _continues(self) -> bool:
@@ -365,9 +388,7 @@ class Engine:
     # ---------------------------------------------------------------------------------------------------- one batch
 
     @torch.inference_mode()
-    def _score_batch(self, tokens: Tokens, batch: Sequence[Segment]) -> Floats:
-        """Log-likelihood in nats (rows, readouts) of each segment of a batch: at each layer where `layers` are asked
-        for, the last being the model itself."""
+    def _score_batch(self, tokens: Tokens, batch: Sequence[Segment]) -> BatchScores:
         self.find_head(tokens, batch[-1])
         packed = self._pack(tokens, batch)
         if self.layers and self.readout is None:
@@ -380,18 +401,18 @@ class Engine:
         head, cache = self.head, self._cache(tokens, batch, packed)
         sampler = self._sampler(tokens, batch, len(head.weight), head.width, head.weight.device)
         if not len(packed.owner):
-            self.token_log_probability = np.empty(0)
-            found = np.zeros((len(batch), 1 if self.readout is None else len(self.readout.blocks) + 1))
+            n_readouts = 1 if self.readout is None else len(self.readout.blocks) + 1
+            found, own = np.zeros((len(batch), n_readouts)), np.empty(0)
         elif self.readout is None:
-            self.token_log_probability = packed.read(head, self._final_states(packed, cache), sampler=sampler)
-            found = packed.sums(self.token_log_probability)[:, None]
+            own = packed.read(head, self._final_states(packed, cache), sampler=sampler)
+            found = packed.sums(own)[:, None]
         else:
-            found = self._read_layers(packed, head, self.readout, partial(self._final_states, packed, cache), sampler)
-        self.sampled = None if sampler is None else sampler.found()
-        return found
+            run = partial(self._final_states, packed, cache)
+            found, own = self._read_layers(packed, head, self.readout, run, sampler)
+        return BatchScores(found, own, None if sampler is None else sampler.found())
 
-    def _score_by_own_logits(self, tokens: Tokens, packed: Packed, batch: Sequence[Segment]) -> Floats:
-        """The same (rows, 1), without a head: one text after another."""
+    def _score_by_own_logits(self, tokens: Tokens, packed: Packed, batch: Sequence[Segment]) -> BatchScores:
+        """The same, without a head: one text after another."""
         scored, sampled = [np.empty(0)], list[Sampled]()
         for row, part in zip(packed.inputs, batch, strict=True):
             logits, target = self._own_logits(row[: part.length]), row[1 : part.length, None]
@@ -400,9 +421,8 @@ class Engine:
             if sampler := self._sampler(tokens, [part], logits.shape[1], logits.shape[1], logits.device):
                 sampler.see(slice(0, len(logits) - first), 0, logits[first:], mass[first:])
                 sampled.append(sampler.found())
-        self.sampled = Sampled.joined(sampled) if sampled else None
-        self.token_log_probability = np.concatenate(scored)
-        return packed.sums(self.token_log_probability)[:, None]
+        own = np.concatenate(scored)
+        return BatchScores(packed.sums(own)[:, None], own, Sampled.joined(sampled) if sampled else None)
 
     def _read_layers(
         self,
@@ -411,8 +431,9 @@ class Engine:
         readout: Readout,
         run: Callable[[], Tensor],
         sampler: TileSampler | None,
-    ) -> Floats:
-        """Log-likelihood (rows, L + 1) at each layer, read as the forward pass `run` reaches it, piece by piece."""
+    ) -> tuple[Floats, Floats]:
+        """Log-likelihood (rows, L + 1) at each layer, read as the forward pass `run` reaches it, piece by piece; and
+        the log-probabilities (t,) of the scored tokens."""
         last, found, column = len(readout.blocks), dict[int, Floats](), 0
 
         def see(layer: int, hidden: Tensor) -> None:
@@ -426,12 +447,12 @@ class Engine:
         self._columns_at_once(packed.inputs)  # what is read to know this is not watched
         with readout.watching(see):
             final = run()
-        self.token_log_probability = packed.read(head, final, sampler=sampler)
-        own = packed.sums(self.token_log_probability)
+        token_log_probability = packed.read(head, final, sampler=sampler)
+        own = packed.sums(token_log_probability)
         if self.lens_error is None:
             self._check_lens(found[last] - own, np.bincount(packed.owner, minlength=len(own)))
         found[last] = own
-        return np.stack([found[layer] for layer in range(last + 1)], axis=1)
+        return np.stack([found[layer] for layer in range(last + 1)], axis=1), token_log_probability
 
     def _check_lens(self, difference: Floats, n_tokens: Integers) -> None:
         """The last layer through the lens is the model itself, or the lens is wrong for it."""
@@ -508,16 +529,21 @@ class Engine:
     def _one_pass(self, inputs: Tensor, cache: Any = None) -> Tensor:
         """What enters the output embedding, (batch, tokens, H): the forward pass is stopped there."""
 
-        def stop(_module: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-            raise _ReachedHeadError(arguments[0] if arguments else next(iter(keywords.values())))
+        own = threading.get_ident()
 
-        handle = self.model.get_output_embeddings().register_forward_pre_hook(stop, with_kwargs=True)
+        def stop(_module: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            if threading.get_ident() == own:
+                raise _ReachedHeadError(arguments[0] if arguments else next(iter(keywords.values())))
+
+        with HOOKS:
+            handle = self.model.get_output_embeddings().register_forward_pre_hook(stop, with_kwargs=True)
         try:
             self._forward(inputs, cache)
         except _ReachedHeadError as reached:
             return reached.hidden
         finally:
-            handle.remove()
+            with HOOKS:
+                handle.remove()
         raise KlscaleError(f"{self.loaded.ref} does not call its output embedding.")
 
     def _from_own_logits(self, ids: Tensor) -> Tensor:
@@ -569,11 +595,12 @@ class Engine:
         if self.loaded.cache_bits is not None:
             require_cache(self.model, ids, self.loaded.ref)
         own = self._from_own_logits(ids)
-        heads = self._candidate_heads()
+        heads, held = self._candidate_heads(), held_by(self.model)
         if heads:
             # Behind a neighbour and padding, as in a batch, so that the check covers those too, and what tokens see.
             padded = torch.nn.functional.pad(ids, (0, 3)).expand(2, -1)
             hidden = self._hidden_states(padded)[1, : len(ids) - 1]
+            self.keeps_nothing = all(map(is_, held_by(self.model), held))
             for head in heads:
                 if (head.log_likelihood(hidden, ids[1:]).to(own.device) - own).abs().mean() <= self.tolerance:
                     self.head = head
@@ -633,38 +660,67 @@ def queued(engines: Sequence[Engine], parts: Iterable[Segment]) -> list[Segment]
 
 
 def in_batches(
-    engines: Sequence[Engine], parts: Iterable[Segment], read: Callable[[Sequence[Segment]], T]
+    engines: Sequence[Engine],
+    parts: Iterable[Segment],
+    read: Callable[[Sequence[Segment]], T],
+    *,
+    several: bool = False,
 ) -> Iterator[tuple[Sequence[Segment], T]]:
-    """Batches of all parts that suit every one of these engines, longest first, and what `read` makes of each. Out of
-    memory halves the batches; nothing that is finished is lost.
+    """Batches of all parts that suit every one of these engines, longest first, and what `read` makes of each. With
+    `several` some are read at once, in threads; a text beyond the budget is not. Out of memory: from there on one at a
+    time, then halves of batches; nothing that is finished is lost.
 
     Raises KlscaleError, which names the models, where `read` fails otherwise or with one text alone.
     """
-    queue = queued(engines, parts)
-    plan, made_for = list[int](), None
-    while queue:
-        state = [(engine.batch_tokens, engine.own_logits) for engine in engines]
-        if state != made_for:
-            plan, made_for = cuts(engines, queue), state
-        batch = queue[: plan[0]]
-        found: T | None = None
-        try:
-            found = read(batch)
-        except Exception as error:
-            if isinstance(error, KlscaleError):
-                raise
-            if not _out_of_memory(error):
-                raise KlscaleError(
-                    f"{' or '.join(str(engine.loaded.ref) for engine in engines)}: the forward pass failed.",
-                    f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-                    max(engines, key=lambda engine: engine.kernel is not None)._remedy(),
-                ) from error
-        if found is None:  # outside the handler, so that the traceback holds no tensors
-            for engine in engines:
+    queue, begun = queued(engines, parts), deque[tuple[list[Segment], bool, Callable[[], T]]]()
+    plan, made_for, n = list[int](), None, n_streams() if several else 1
+    with streams(n) as start:
+        while queue or begun:
+            state = [(engine.batch_tokens, engine.own_logits) for engine in engines]
+            if queue and state != made_for:
+                plan, made_for = cuts(engines, queue), state
+            while queue and len(begun) < 2 * n:  # some wait, so that no thread does
+                alone = n == 1 or queue[0].length > min(engine.batch_tokens for engine in engines)
+                if alone and begun:
+                    break
+                batch = queue[: plan[0]]
+                del queue[: len(batch)], plan[0]
+                begun.append((batch, alone, (partial if alone else start)(read, batch)))
+                if alone:
+                    break
+            batch, alone, result = begun.popleft()
+            found: T | None = None
+            try:
+                found = result()
+            except Exception as error:
+                if isinstance(error, KlscaleError):
+                    raise
+                if not _out_of_memory(error):
+                    raise KlscaleError(
+                        f"{' or '.join(str(engine.loaded.ref) for engine in engines)}: the forward pass failed.",
+                        f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+                        max(engines, key=lambda engine: engine.kernel is not None)._remedy(),
+                    ) from error
+            del result
+            if found is not None:
+                yield batch, found
+                continue
+            # Outside the handler, and without the result, so that no traceback holds tensors.
+            queue, made_for = [*batch, *queue], None
+            n = 1
+            for engine in engines if alone else ():
                 engine._halve(batch)
-            continue
-        del queue[: len(batch)], plan[0]
-        yield batch, found
+
+
+@dataclass(frozen=True, eq=False)
+class BatchScores:
+    """What was read of a batch: `log_likelihood` (rows, readouts) in nats of each segment, at each layer where layers
+    are asked for, the last being the model itself; `token_log_probability` (t,) in nats of the scored tokens, row after
+    row; and what was `sampled` at those that are of texts to sample, None where none are."""
+
+    log_likelihood: Floats
+    token_log_probability: Floats
+    sampled: Sampled | None
 
 
 @dataclass(frozen=True, eq=False)

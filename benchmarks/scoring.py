@@ -11,8 +11,10 @@ one thread on a CPU they are seconds of that processor, which other programs do 
 Memory: peak resident (on a GPU: allocated) memory of a round minus that of the loaded model. Error: largest difference,
 in nats a text, to float64 log-likelihoods from the same model's hidden states, text by text.
 
-The limit is a lower bound for any scoring: the backbone and the output projection alone on the same number of tokens,
-without padding, softmax or targets. It is the faster of one text at a time and rows of one length in klscale's batches.
+The limit is the work that no scoring avoids: the network's body on the same number of tokens, in rows of one length
+without padding, and the output projection in tiles with their log-sum-exp, while they are in the cache. It has no
+targets, spans or checks. Batches of several sizes are tried in the round that warms up, and the fastest is kept; on a
+CPU as many are read at once as klscale reads.
 """
 
 from __future__ import annotations
@@ -28,8 +30,9 @@ import sys
 import tempfile
 import time
 from collections import namedtuple
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import reduce
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -43,7 +46,9 @@ from klscale.inputs.texts import TextSet, build_texts, pocket_corpus
 from klscale.sources.quiet import quiet_transformers
 from klscale.sources.transformers.engine import Engine
 from klscale.sources.transformers.files import resolve
+from klscale.sources.transformers.head import TOKENS, VOCABULARY, log_sum_exp, widened
 from klscale.sources.transformers.load import load
+from klscale.sources.transformers.streams import n_streams, streams
 from klscale.sources.transformers.tokens import tokenize
 
 Shape = namedtuple("Shape", "hidden_size num_hidden_layers num_attention_heads vocab_size")
@@ -52,8 +57,8 @@ SHAPES = {
     "byte level, 4 layers": Shape(256, 4, 4, 257),
     "1B, 50k vocabulary": Shape(2048, 16, 8, 50304),
 }
-KLSCALE, LIMIT, TEXT_BY_TEXT = "klscale", "limit", "limit, text by text"
-CONTESTANTS = [KLSCALE, LIMIT, TEXT_BY_TEXT, "plain loop"]
+KLSCALE, LIMIT = "klscale", "limit"
+CONTESTANTS = [KLSCALE, LIMIT, "plain loop"]
 if find_spec("lm_eval"):
     CONTESTANTS += ["lm-eval, batch 1", "lm-eval, batch 16"]
 REFERENCE = "reference"
@@ -132,27 +137,42 @@ def harness(loaded: Any, texts: TextSet, device: str, batch: int) -> Callable[[]
     return lambda: np.array(model.loglikelihood_rolling(requests, disable_tqdm=True))
 
 
-def limit(loaded: Any, texts: TextSet, device: str, text_by_text: bool) -> Callable[[], Any]:
-    tokens = tokenize(loaded.tokenizer, texts)
-    weight = loaded.model.get_output_embeddings().weight
-    batches = [torch.from_numpy(tokens.of(s)).long()[None].to(device) for s in range(len(texts))]
-    if not text_by_text:
-        order = np.argsort(-tokens.lengths)
-        budget = Engine(loaded, device=device).batch_tokens
-        batches = []
-        while len(order):
-            rows = max(1, budget // int(tokens.lengths[order[0]]))
-            part, order = order[:rows], order[rows:]
+def limit(loaded: Any, texts: TextSet, device: str) -> Callable[[], Any]:
+    tokens, budget = tokenize(loaded.tokenizer, texts), Engine(loaded, device=device).batch_tokens
+    tiles = loaded.model.get_output_embeddings().weight.split(VOCABULARY if device == "cpu" else 4 * VOCABULARY)
+    order = np.argsort(-tokens.lengths)
+
+    def batches(size: int) -> Iterator[torch.Tensor]:
+        start = 0
+        while start < len(order):
+            part = order[start : start + max(1, size // int(tokens.lengths[order[start]]))]
             ids = np.concatenate([tokens.of(s) for s in part])
-            width = len(ids) // len(part)
-            batches.append(torch.from_numpy(ids[: width * len(part)]).long().view(len(part), width).to(device))
+            width, start = len(ids) // len(part), start + len(part)
+            yield torch.from_numpy(ids[: width * len(part)]).long().view(len(part), width).to(device)
+
+    @torch.inference_mode()
+    def read(ids: torch.Tensor) -> None:
+        hidden = loaded.model.base_model(ids, use_cache=False).last_hidden_state.flatten(0, 1)
+        for rows in hidden.split(TOKENS if device == "cpu" else 4 * TOKENS):
+            reduce(torch.logaddexp, (log_sum_exp(widened(rows @ tile.T)) for tile in tiles))
+
+    def seconds(tried: Sequence[torch.Tensor]) -> float:
+        clock = clock_of(device)
+        finish(device)
+        begin = clock()
+        with streams(n_streams() if device == "cpu" else 1) as start:
+            for wait in [start(read, ids) for ids in tried]:
+                wait()
+        finish(device)
+        return clock() - begin
+
+    best: list[Sequence[torch.Tensor]] = []
 
     def work() -> None:
-        for ids in batches:
-            hidden = loaded.model.base_model(ids, use_cache=False).last_hidden_state.flatten(0, 1)
-            for rows in hidden.split(512 if device == "cpu" else 4096):
-                rows @ weight.T
-        finish(device)
+        if best:
+            seconds(best[0])
+        else:
+            best.append(min(([*batches(size)] for size in (1, *(budget >> n for n in range(4)))), key=seconds))
 
     return work
 
@@ -208,8 +228,7 @@ def contestant(pipe: Any, name: str, ref: str, dtype: str, texts: TextSet, devic
         KLSCALE: klscale_engine,
         "plain loop": plain_loop,
         REFERENCE: reference,
-        LIMIT: lambda *a: limit(*a, text_by_text=False),
-        TEXT_BY_TEXT: lambda *a: limit(*a, text_by_text=True),
+        LIMIT: limit,
         "lm-eval, batch 1": lambda *a: harness(*a, batch=1),
         "lm-eval, batch 16": lambda *a: harness(*a, batch=16),
     }
@@ -282,10 +301,10 @@ def spread(values: Sequence[float], form: str) -> str:
 
 def rows_of(results: dict[str, Any], n_texts: int) -> list[list[str]]:
     exact = results[REFERENCE][2]
-    limits = min((results[name][0] for name in (LIMIT, TEXT_BY_TEXT)), key=statistics.median)
+    limits = results[LIMIT][0]
     rows = [["limit", spread([n_texts / s for s in limits], ".1f"), "1", "", ""]]
     for name in CONTESTANTS:
-        if name in (LIMIT, TEXT_BY_TEXT):
+        if name == LIMIT:
             continue
         if name not in results:
             rows.append([name, "killed: too little memory", "", "", ""])

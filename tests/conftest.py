@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import os
 import shutil
@@ -38,6 +39,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tests run a thousand commands; each would build all commands with their options again. They hold no state.
 typer.main.get_command = functools.cache(typer.main.get_command)
+
+
+# The garbage collector would search what the tests import, some 700,000 objects that stay, again and again.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 class Interrupt(Progress):

@@ -49,7 +49,7 @@ def test_kl_by_depth_is_kl_by_spans_in_parts(found):
 
 
 def test_kl_of_one_depth_by_a_loop(found):
-    """sum D**2 / 2 / (1 - sum b**2 / B**2) of the spans of the bucket, over ln 2 and their bytes."""
+    """k x tanh(x / 2) / (1 - sum b**2 / B**2) of the spans of the bucket, over ln 2 and their bytes."""
     changes, depth = found.vectors.span_changes(A, B), found.found.depths[1]
     V = size = 0.0
     for text in np.unique(changes.text):
@@ -57,7 +57,9 @@ def test_kl_of_one_depth_by_a_loop(found):
         d, b = changes.change[own], (changes.stop - changes.start)[own]
         inside = (changes.start[own] >= 64) & (changes.start[own] < 256)
         D = d - b * d.sum() / b.sum()
-        V += (D[inside] ** 2).sum() / 2 / (1 - (b**2).sum() / b.sum() ** 2)
+        tokens = np.maximum(1, b / 3)
+        x = D / np.sqrt(tokens)
+        V += (tokens * x * np.tanh(x / 2))[inside].sum() / (1 - (b**2).sum() / b.sum() ** 2)
         size += b[inside].sum()
     assert depth.kl.value == pytest.approx(V / size / math.log(2), rel=1e-6)
     assert 0 < depth.kl.interval[0] < depth.kl.value < depth.kl.interval[1]

@@ -12,6 +12,7 @@ import pytest
 
 from conftest import byte_tokenizer
 from klscale.inputs.spans import LONGEST, SHORTEST, SPAN, assign_tokens, byte_offsets, cut_texts, pack, unpack
+from klscale.science import spans as span_science
 from klscale.science.kl import kl
 from klscale.science.spans import Spans, span_kl, span_kl_difference, span_kl_matrix
 
@@ -264,8 +265,12 @@ def naive_texts(rows, a, b, spans, given=None):
         if len(d) < 2:
             continue
         B = sum(size)
-        D = [x - y * sum(d) / B for x, y in zip(d, size, strict=True)]
-        V = 0.5 * math.fsum(x * x for x in D) / (1 - math.fsum((y / B) ** 2 for y in size))
+        V = 0.0
+        for difference, length in zip(d, size, strict=True):
+            tokens = max(1.0, length / 3)
+            x = (difference - length * sum(d) / B) / math.sqrt(tokens)
+            V += tokens * x * math.tanh(x / 2)
+        V /= 1 - math.fsum((length / B) ** 2 for length in size)
         found.append((s, V, scored, total, whole))
     return [np.array(column) for column in zip(*found, strict=True)]
 
@@ -297,8 +302,8 @@ def test_all_pairs_equal_a_naive_loop(lost, clustered, with_given):
         texts, V, size, *_ = naive_texts(values, values[i], values[j], spans, given)
         labels = None if documents is None else [documents[s] for s in texts]
         value, error = naive_kl(V, size, labels)
-        assert matrix.value[i, j] == pytest.approx(value, rel=1e-10)
-        assert matrix.standard_error[i, j] == pytest.approx(error, rel=1e-9)
+        assert matrix.value[i, j] == pytest.approx(value, rel=1e-6)  # float32
+        assert matrix.standard_error[i, j] == pytest.approx(error, rel=1e-6)
         assert matrix.n_texts[i, j] == len(V)
 
         pair, own_given = values[[i, j]], None if given is None else given[[i, j]]
@@ -329,7 +334,7 @@ def test_models_with_other_texts_use_those_of_both():
     for i, j in itertools.combinations(range(5), 2):
         rows = np.stack([marked[i], marked[j]])
         _, V, size, *_ = naive_texts(rows, values[i], values[j], spans)
-        assert matrix.value[i, j] == pytest.approx(naive_kl(V, size)[0], rel=1e-10)
+        assert matrix.value[i, j] == pytest.approx(naive_kl(V, size)[0], rel=1e-6)
         assert matrix.n_texts[i, j] == len(V)
     assert matrix.n_texts[0, 1] < matrix.n_texts[0, 2]
 
@@ -352,8 +357,8 @@ def test_more_models_than_a_tile_and_a_batch():
     matrix = span_kl_matrix(values.astype(np.float32), spans)
     for i, j in [(0, 69), (3, 5), (64, 2)]:
         pair = span_kl(*values[[i, j]].astype(np.float32), spans)
-        assert matrix.value[i, j] == pytest.approx(pair.value, rel=1e-9)
-        assert matrix.standard_error[i, j] == pytest.approx(pair.standard_error, rel=1e-8)
+        assert matrix.value[i, j] == pytest.approx(pair.value, rel=1e-6)
+        assert matrix.standard_error[i, j] == pytest.approx(pair.standard_error, rel=1e-6)
 
 
 def test_differences_have_a_paired_error():
@@ -391,19 +396,23 @@ def test_a_text_with_one_scored_span_tells_nothing():
     alone = span_kl(values[0, 2:], values[1, 2:], rest, given=given[:2, 1:])
     assert (found.value, found.standard_error, found.n_texts) == (alone.value, alone.standard_error, 3)
     every = span_kl_matrix(values, spans, given=given)
-    assert every.value[0, 1] == pytest.approx(alone.value, rel=1e-12)
+    assert every.value[0, 1] == pytest.approx(alone.value, rel=1e-6)
     assert every.n_texts[0, 1] == 3
 
 
 def test_independent_log_ratios_give_their_variance_however_long_the_spans():
-    """Log-ratios with a variance of 0.02 nats² a byte and any drift: KL is 0.01 / ln 2, whole or merged."""
+    """Log-ratios with a variance of 0.02 nats² a byte and any drift: of a token of 3 bytes KL is the mean of
+    x tanh(x / 2), x normal with a variance of 0.06, whatever the spans."""
     generator = np.random.default_rng(10)
     N, n = 20_000, 4
     spans = Spans(generator.choice([16, 32, 96], size=N * n), np.arange(0, N * n + 1, n))
     d = np.repeat(generator.normal(scale=3.0, size=N), n) * spans.bytes / 100
     d += generator.normal(size=N * n) * np.sqrt(0.02 * spans.bytes)
     found = span_kl(d, np.zeros(N * n), spans)
-    assert found.value == pytest.approx(0.01 / math.log(2), abs=4 * found.standard_error)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(40)
+    x = math.sqrt(0.06) * nodes
+    exact = (weights * x * np.tanh(x / 2)).sum() / weights.sum() / (3 * math.log(2))
+    assert found.value == pytest.approx(exact, abs=4 * found.standard_error)
     assert found.standard_error < 0.01 * found.value
     assert found.drift_share.value > 0.5
 
@@ -418,8 +427,8 @@ def test_intervals_cover(tails):
         scale = np.repeat(generator.gamma(4, 0.25, size=N // 3), 3 * n)  # documents differ in how far models are apart
         noise = generator.normal(size=N * n) if tails == "normal" else generator.laplace(size=N * n) / math.sqrt(2)
         drift = np.repeat(generator.normal(size=N), n) * 0.5
-        found = span_kl(np.sqrt(scale) * noise + drift, np.zeros(N * n), spans, documents=documents)
-        truth = 0.5 / 32 / math.log(2)
+        found = span_kl((np.sqrt(scale) * noise + drift) / 10, np.zeros(N * n), spans, documents=documents)
+        truth = 0.005 / 32 / math.log(2)
         held.append(found.interval[0] <= truth <= found.interval[1])
         low, high = found.drift_share.interval
         shares.append(low <= 1 - 0.5 / (0.5 * (n + n**2 * 0.25) / n) <= high)
@@ -452,6 +461,36 @@ def test_a_gaussian_tilt_gives_exact_kl_where_whole_texts_do_not():
     drifting = span_kl(pieces + drift, np.zeros(len(pieces)), spans)
     assert drifting.value == pytest.approx(found.value, rel=1e-12)
     assert drifting.drift_share.value > 0.8
+
+
+def test_tokens_of_both_models_give_exact_kl_however_far_apart():
+    """Tokens drawn from either of two distributions: KL by enumeration, where half the variance is more than twice
+    it. The two mirror each other, so that no text favours one."""
+    generator = np.random.default_rng(15)
+    p = np.exp(3 * generator.normal(size=12))
+    p /= p.sum()
+    q = p[::-1]
+    exact = float(((p - q) * np.log(p / q)).sum() / 2)
+    N, n = 400, 200
+    log_ratio = np.log(p / q)[generator.choice(12, size=N * n, p=(p + q) / 2)]
+    spans = Spans(np.full(N * n, 3), np.arange(0, N * n + 1, n))
+    found = span_kl(log_ratio, np.zeros(N * n), spans)
+    assert found.value == pytest.approx(exact / (3 * math.log(2)), rel=0.01)
+    assert exact > 2
+    assert log_ratio.var() / 2 > 2 * exact
+
+
+def test_all_pairs_of_many_models_use_a_part_of_the_texts(monkeypatch):
+    values, spans = a_world(np.random.default_rng(16), n_texts=90, n_models=6)
+    documents = [s // 9 for s in range(90)]
+    texts, V, size, *_ = naive_texts(values, values[0], values[4], spans)
+    monkeypatch.setattr(span_science, "MOST_TERMS", 18 * len(spans.bytes) // 3)
+    matrix = span_kl_matrix(values, spans, documents=documents)
+    third = slice(None, None, 3)
+    value, error = naive_kl(V[third], size[third], [documents[s] for s in texts[third]])
+    assert matrix.value[0, 4] == pytest.approx(value, rel=1e-6)
+    assert matrix.standard_error[0, 4] == pytest.approx(error, rel=1e-6)
+    assert matrix.n_texts[0, 4] == len(V[third])
 
 
 def test_a_drift_share_that_the_texts_do_not_tell_is_not_reported():

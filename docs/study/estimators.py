@@ -1,4 +1,5 @@
-"""Does the estimator change what is found? Exponents, the scale's order and quantization by each estimator of KL.
+"""Does the estimator change what is found? Exponents, the scale's order and quantization by each estimator of KL; and
+how far spans are from sampled tokens.
 
     klscale demo && python docs/study/estimators.py klscale-demo
 
@@ -80,12 +81,29 @@ def settings(vectors: Vectors) -> Iterator[dict[str, Any]]:
         yield row
 
 
+def ranges(vectors: Vectors) -> Iterator[dict[str, Any]]:
+    """KL by spans over that by sampled tokens, of all pairs whose sampled tokens have a standard error of 10 % at most,
+    by the size of the value by spans and by whether both models are near the texts."""
+    sampled, spans = vectors.sampled_kl_matrix(), vectors.span_kl_matrix().value
+    i, j = np.triu_indices(len(vectors), k=1)
+    known = sampled.symmetric_error[i, j] <= 0.1 * sampled.symmetric[i, j]
+    i, j = i[known], j[known]
+    found = pd.DataFrame({
+        "far": vectors.far[i] | vectors.far[j],
+        "by spans, bits/byte": pd.cut(spans[i, j], [0, 0.1, 0.3, 0.5, 0.75, 1, 2, np.inf]),
+        "ratio": spans[i, j] / sampled.symmetric[i, j],
+    })  # fmt: skip
+    for (far, size), part in found.groupby(["far", "by spans, bits/byte"], observed=True):
+        quantiles = {f"{q:.0%}": part["ratio"].quantile(q) for q in (0, 0.05, 0.5, 0.95, 1)}
+        yield {"far": far, "by spans, bits/byte": size, "pairs": len(part)} | quantiles
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("demo", type=Path)
     store = Store(parser.parse_args().demo / "store")
     vectors = store.vectors(store.resolve_texts(None))
-    for found in (exponents, settings):
+    for found in (exponents, settings, ranges):
         print(pd.DataFrame(found(vectors)).to_string(index=False, float_format="%.4g"), flush=True)
 
 

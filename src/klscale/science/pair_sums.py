@@ -1,4 +1,4 @@
-"""Ratios of sums over texts, for all pairs of models at once, by matrix products."""
+"""Ratios of sums over texts, for all pairs of models at once, a tile of models against a tile of models."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from klscale.science.estimates import small_sample_factor
 TILE = 64
 """Models of a tile: what all pairs of two tiles have in a few texts fits the cache of a processor."""
 
+Between = Callable[[slice, slice], Floats]
+"""The values V_u(i, j) (U, m, n) of U units between m models and n models, which two slices name."""
+
 LANES = 4
 """Parts that are summed side by side: as many on every machine, so that all add in the same order."""
 
 
 class PairSums:
-    """`estimates.ratio_of_sums` for all pairs of K models of values V_u(i, j) = sum_n left_uni right_unj.
+    """`estimates.ratio_of_sums` for all pairs of K models of values V_u(i, j).
 
     A unit u is a text, or all texts of one document. Where V is symmetric, half the pairs are computed.
     """
@@ -33,11 +36,12 @@ class PairSums:
         cls,
         n_models: int,
         work: Sequence[Integers],
-        read: Callable[[Integers], tuple[Floats, Floats, Floats]],
+        read: Callable[[Integers], tuple[Between, Floats]],
         *,
         symmetric: bool,
     ) -> PairSums:
-        """Over all units: `read` gives `left`, `right` (U, n, K) and `size` (U,) of those in one piece of `work`."""
+        """Over all units: `read` gives the values between models, and the sizes (U,), of those in one piece of
+        `work`."""
 
         def one_lane(lane: int) -> PairSums:
             sums = cls(n_models, symmetric=symmetric)
@@ -55,15 +59,14 @@ class PairSums:
                 sums[i, j] = sums[j, i]
         return whole
 
-    def _add(self, left: Floats, right: Floats, size: Floats) -> None:
+    def _add(self, between: Between, size: Floats) -> None:
         self._size += float(size.sum())
         self._size_squares += float((size**2).sum())
         weights = np.stack([np.ones_like(size), size])
-        rows = left.transpose(0, 2, 1)
         for start in range(0, self.n_models, TILE):
             for other in range(start if self.symmetric else 0, self.n_models, TILE):
                 tile = slice(start, start + TILE), slice(other, other + TILE)
-                V = rows[:, tile[0]] @ right[:, :, tile[1]]
+                V = between(*tile)
                 flat = V.reshape(len(size), -1)
                 total, products = (weights @ flat).reshape(2, *V.shape[1:])
                 self.total[tile] += total
@@ -83,6 +86,12 @@ class PairSums:
         squares = self._squares - 2 * value * self._products + value**2 * self._size_squares
         factor = small_sample_factor(n_clusters) if n_clusters else 1.0
         return value, np.sqrt(np.maximum(squares, 0.0) * factor) / self._size
+
+
+def products(left: Floats, right: Floats) -> Between:
+    """V_u(i, j) = sum_n left_uni right_unj, of arrays (U, n, K)."""
+    rows = left.transpose(0, 2, 1)
+    return lambda i, j: rows[:, i] @ right[:, :, j]
 
 
 def texts_of_units(codes: Integers) -> list[Integers]:

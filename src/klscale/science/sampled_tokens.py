@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from klscale.science.arrays import Documents, Floats, Integers
 from klscale.science.estimates import Estimate, cluster_codes, n_clusters
 from klscale.science.kl import LOG_2
-from klscale.science.pair_sums import PairSums, batches, texts_of_units
+from klscale.science.pair_sums import Between, PairSums, batches, products, texts_of_units
 
 MIXTURE = 0.6, 0.3, 0.1
 """Shares of the proposal: the reference model's p, p**(1/2) normalised, and how often tokens are seen in the texts."""
@@ -327,24 +327,24 @@ def sampled_kl_matrix(
             L[u, : len(columns)] = rows
         return P, L
 
-    def one_way(units: Integers) -> tuple[Floats, Floats, Floats]:
+    def one_way(units: Integers) -> tuple[Between, Floats]:
         """KL(i, j) = p_i . l_i - sum p_i  -  p_i . l_j  +  sum p_j."""
         P, L = matrices(units)
         total = P.sum(axis=1, keepdims=True)
         left = np.concatenate([P, (P * L).sum(axis=1, keepdims=True) - total, np.ones_like(total)], axis=1)
-        return left, np.concatenate([-L, np.ones_like(total), total], axis=1), size[units]
+        return products(left, np.concatenate([-L, np.ones_like(total), total], axis=1)), size[units]
 
-    def both_ways(units: Integers) -> tuple[Floats, Floats, Floats]:
+    def both_ways(units: Integers) -> tuple[Between, Floats]:
         """(p_i - p_j) . (l_i - l_j) / 2, of centred p and l."""
         P, L = matrices(units)
         P -= P.mean(axis=2, keepdims=True)
         own = (P * L).sum(axis=1, keepdims=True)
         left = np.concatenate([P, L, own, np.ones_like(own)], axis=1)
-        return left, np.concatenate([-L, -P, np.ones_like(own), own], axis=1) / 2, size[units]
+        return products(left, np.concatenate([-L, -P, np.ones_like(own), own], axis=1) / 2), size[units]
 
-    def squares(units: Integers) -> tuple[Floats, Floats, Floats]:
+    def squares(units: Integers) -> tuple[Between, Floats]:
         P, _ = matrices(units)
-        return P, P, size[units]
+        return products(P, P), size[units]
 
     work = list(batches(lengths, max(1, BATCH // K)))
     one, both, square = (

@@ -98,11 +98,11 @@ CAUTIONS = (
     Caution(
         "out_of_range",
         "*",
-        "out of the range of its estimator (docs/validity.md): a distance that overstates KL",
+        "out of the range of its estimator (docs/validity.md): a distance, no KL",
         lambda it: np.logical_not(it.kl.in_range) & ~np.isnan(it.kl.value),
         lambda it: (
             f"out of range: the models are far apart (above {_range(it.kl)[0]}) or far from the texts (above "
-            f"{_range(it.kl)[1]} bits/byte); read the value as a distance that overstates KL"
+            f"{_range(it.kl)[1]} bits/byte); read the value as a distance, no KL"
         ),
     ),
     Caution(

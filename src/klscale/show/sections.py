@@ -70,7 +70,7 @@ def ruler_note(contents: Contents) -> str:
     said = ["Each row is one way in which two models differ; each dot is such a pair. The bar is the median"]
     said[0] += ", the box holds the middle half." if any(len(row.pairs) > 1 for row in rows) else "."
     if any(row.n_in_range < len(row.pairs) for row in rows):
-        said.append("Hollow dots are out of range: distances that overstate KL.")
+        said.append("Hollow dots are out of range: distances, no KLs.")
     if scales.published_holds(contents.texts) and any(scales.published_beside(row.setting) for row in rows):
         said.append("Diamonds are published medians.")
     return escape(" ".join(said))

@@ -95,12 +95,12 @@ def drift(vectors: Vectors, a: str, b: str, *, most: int = LISTED) -> Drift:
 
 
 def by_depth(pair: Vectors, spans: SpanChanges) -> list[Depth]:
-    """KL of two models by spans, by the bytes of context before a span: for each bucket sum D**2 / (ln 2 sum bytes) of
-    its spans (`science.spans`). Their mean, weighted by bytes, is KL by spans. Buckets without two texts are left
-    out."""
+    """KL of two models by spans, by the bytes of context before a span: for each bucket what its spans add to V, over
+    ln 2 and their bytes (`science.spans`). Their mean, weighted by bytes, is KL by spans. Buckets without two texts are
+    left out."""
     a, b = pair.names
     V, size = pair.span_terms(a, b)
-    squares, length = spans.share * V.sum(), (spans.stop - spans.start).astype(np.float64)
+    parts, length = spans.share * V.sum(), (spans.stop - spans.start).astype(np.float64)
     length *= size.sum() / (length.sum() or 1.0)  # bytes before the first scored token are in no span's size
     found, n_texts = [], len(pair.texts)
     for start, stop in zip(DEPTHS, (*DEPTHS[1:], None), strict=True):
@@ -110,7 +110,7 @@ def by_depth(pair: Vectors, spans: SpanChanges) -> list[Depth]:
         if len(there) < 2:
             continue
         values, weights = (
-            np.bincount(text, part[inside], n_texts)[there].astype(np.float64) for part in (squares, length * LOG_2)
+            np.bincount(text, part[inside], n_texts)[there].astype(np.float64) for part in (parts, length * LOG_2)
         )
         kl = Estimate.ratio(values, weights, cluster_codes(pair.texts.document, there))
         found.append(Depth(start, stop, int(inside.sum()), kl, float(np.abs(spans.change[inside]).max())))

@@ -172,7 +172,7 @@ def limit(loaded: Any, texts: TextSet, device: str) -> Callable[[], Any]:
         if best:
             seconds(best[0])
         else:
-            best.append(min(([*batches(size)] for size in (1, *(budget >> n for n in range(4)))), key=seconds))
+            best.append(min(([*batches(size)] for size in (budget, budget // 2, budget // 4)), key=seconds))
 
     return work
 

@@ -14,7 +14,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from operator import is_
 from typing import Any, TypeVar
 
 import numpy as np
@@ -34,7 +33,7 @@ from klscale.sources.transformers.placement import device_of
 from klscale.sources.transformers.prefixes import Group, Prefix, groups_of, holds_all
 from klscale.sources.transformers.readout import Readout, find_readout, no_lens
 from klscale.sources.transformers.sampling import Sampled, TileSampler, Wanted
-from klscale.sources.transformers.streams import held_by, n_streams, streams
+from klscale.sources.transformers.streams import held_by, n_streams, same, streams
 from klscale.vectors.draws import Sampling
 from klscale.vectors.scores import Scores, Values
 
@@ -528,11 +527,10 @@ class Engine:
 
     def _one_pass(self, inputs: Tensor, cache: Any = None) -> Tensor:
         """What enters the output embedding, (batch, tokens, H): the forward pass is stopped there."""
-
-        own = threading.get_ident()
+        here = threading.get_ident()
 
         def stop(_module: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-            if threading.get_ident() == own:
+            if threading.get_ident() == here:  # another thread may have a pass of its own
                 raise _ReachedHeadError(arguments[0] if arguments else next(iter(keywords.values())))
 
         with HOOKS:
@@ -600,7 +598,7 @@ class Engine:
             # Behind a neighbour and padding, as in a batch, so that the check covers those too, and what tokens see.
             padded = torch.nn.functional.pad(ids, (0, 3)).expand(2, -1)
             hidden = self._hidden_states(padded)[1, : len(ids) - 1]
-            self.keeps_nothing = all(map(is_, held_by(self.model), held))
+            self.keeps_nothing = same(held_by(self.model), held)
             for head in heads:
                 if (head.log_likelihood(hidden, ids[1:]).to(own.device) - own).abs().mean() <= self.tolerance:
                     self.head = head

@@ -7,9 +7,10 @@ little to share. Two forward passes side by side do not wait.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from operator import is_
 from typing import Any
 
 import torch
@@ -44,3 +45,8 @@ def held_by(model: Any) -> list[Any]:
     """What the modules of a model hold beside parameters: the same objects after a forward pass, unless a module keeps
     something of it."""
     return [value for module in model.modules() for held in (vars(module), module._buffers) for value in held.values()]
+
+
+def same(some: Sequence[Any], others: Sequence[Any]) -> bool:
+    """Whether these are the same objects, one by one."""
+    return len(some) == len(others) and all(map(is_, some, others))

@@ -176,7 +176,7 @@ OF_PAIR = tuple(column for column in KL_COLUMNS if column.key != "unit")
 
 WHAT_IT_IS = {
     SAMPLED_TOKENS: "exact next-token KL in expectation, mean of both directions",
-    SPANS: "from pieces of about 32 bytes, 0.9 to 2.3 times next-token KL where it was measured",
+    SPANS: "from pieces of about 32 bytes, 0.9 to 2.2 times next-token KL where it was measured",
     WHOLE_TEXTS: "the published estimator; above next-token KL where one model fits whole texts better",
 }
 """Each estimator in a line."""

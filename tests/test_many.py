@@ -11,12 +11,13 @@ from itertools import combinations
 import numpy as np
 import pytest
 
+from klscale.store.store import Store
 from klscale.studies import maps, relatives, scales
 from klscale.vectors.vectors import Vectors
 from test_compact import MOCKS
 
 
-def test_kl_from_one_model_is_that_of_the_matrix_nearest_first(run, fourteen, tmp_path):
+def test_kl_from_one_model_is_that_of_the_matrix_nearest_first(run, fourteen, tmp_path, monkeypatch):
     shutil.copytree(fourteen, tmp_path / "s")
     of = "EleutherAI/pythia-1b"
     found = json.loads(run("kl", "--of", of, "--store", "s", "--json").stdout)
@@ -35,6 +36,7 @@ def test_kl_from_one_model_is_that_of_the_matrix_nearest_first(run, fourteen, tm
     assert printed.index(found[0]["b"]) < printed.index(found[1]["b"])
     run("kl", "--of", of, "--store", "s", "--out", "kl.csv")
     assert len((tmp_path / "kl.csv").read_text().splitlines()) == 14
+    monkeypatch.setattr(Store, "vectors", None)  # none is read before a wrong name is said
     assert "pythia-1b" in run("kl", "--of", "EleutherAI/pythia", "--store", "s", status=2).stderr
 
 

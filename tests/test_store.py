@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -20,14 +21,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import klscale
 from conftest import wait_until
+from klscale import limits
 from klscale.errors import InputError, KlscaleError
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
+from klscale.progress import Progress
 from klscale.store import claims, files, local, records, vector_records, whole
 from klscale.store import store as store_module
 from klscale.store.store import Store, vector_key
 from klscale.studies.trajectories import analyse_runs
+from klscale.studies.verbs import scale as verbs_scale
 from klscale.vectors.scores import Scores
 from klscale.vectors.vectors import CONVENTION, Vectors
 
@@ -118,13 +123,37 @@ def test_an_import_keeps_the_summary(store, texts, monkeypatch):
     monkeypatch.setattr(store_module, "MANY", 2)
     values = np.random.default_rng(1).normal(-90, 9, size=(3, len(texts)))
     made = Vectors.from_arrays(values, ["x", "y@step10", "z"], texts, {"x": {"learning_rate": 0.25, "seed": 3}})
+    kept, keep = [], store.keep_summary
+    monkeypatch.setattr(store, "keep_summary", lambda *given: (kept.append(given[1]), keep(*given)))
     written = store.import_vectors(made, "elsewhere.csv")
+    assert kept == ["entries.parquet"]
     opened, other = read_from_now(monkeypatch), Store(store.location)
     entries = other.entries(texts.id)
     assert opened == []
     assert [str(entry.ref) for entry in entries] == ["a/one", "a/two", "x", "y@step10", "z"]
     assert entries[2:] == written
     assert {entry.path: entry for entry in entries} == {entry.path: other_entry(store, entry) for entry in entries}
+
+
+def test_vectors_beyond_memory_are_an_error_at_once(store, texts, monkeypatch):
+    monkeypatch.setattr(limits, "free_memory", lambda: 15 * len(texts))
+    with pytest.raises(InputError, match=f"2 vectors of {len(texts)} texts take about"):
+        store.vectors(texts)
+    monkeypatch.setattr(limits, "free_memory", lambda: 16 * len(texts))
+    assert len(store.vectors(texts)) == 2
+
+
+def test_layers_without_memory_are_left_out_of_the_scale(store, texts, monkeypatch):
+    values = scores_of(3)
+    layers = np.stack([2 * values.log_likelihood, values.log_likelihood], axis=1)
+    store.write(texts, replace(values, parts={"layers": layers}), metadata("a/three"))
+    whole, said = klscale.scale(store=store), []
+    assert {row.setting for row in whole.settings} >= {"layer"}
+    monkeypatch.setattr(verbs_scale, "free_memory", lambda: 16 * len(texts) - 1)
+    progress = type("Told", (Progress,), {"note": lambda _, message: said.append(message)})()
+    found = klscale.scale(store=store, options=klscale.Options(progress=progress))
+    assert found.settings == tuple(row for row in whole.settings if row.setting != "layer")
+    assert "Layers of models are left out" in said[0]
 
 
 def other_entry(store: Store, entry):

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
-from klscale import InputError, Vectors
+from klscale import InputError, Vectors, limits
 from klscale.inputs.texts import TextSet
-from klscale.vectors import vectors as vectors_module
 
 L = -50.0 - np.random.default_rng(0).gamma(2.0, 9.0, size=(3, 40))
 BYTES = np.arange(100, 140)
@@ -86,8 +83,8 @@ def test_all_models_in_order_are_the_same_vectors():
 
 def test_a_matrix_beyond_memory_is_an_error_at_once(monkeypatch):
     vectors = Vectors.from_arrays(-np.ones((3, 4)), ["a", "b", "c"], [1, 2, 3, 4])
-    monkeypatch.setattr(vectors_module.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    monkeypatch.setattr(limits, "free_memory", lambda: 1000)
     with pytest.raises(InputError, match="all 3 pairs of 3 models"):
         vectors.kl()
-    monkeypatch.setattr(vectors_module.psutil, "virtual_memory", lambda: SimpleNamespace(available=10**6))
+    monkeypatch.setattr(limits, "free_memory", lambda: 10**6)
     assert vectors.kl().value.shape == (3, 3)

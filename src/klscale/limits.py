@@ -45,6 +45,19 @@ class Limit:
             )
 
 
+def free_memory() -> int:
+    """Bytes of memory of this machine that are free."""
+    import psutil  # most commands ask for no memory
+
+    return int(psutil.virtual_memory().available)
+
+
+def require_memory(needed: int, what: str, remedy: str) -> None:
+    """Raise InputError where more bytes are `needed` than are free. `what` begins a sentence: `KL of all takes`."""
+    if needed > (free := free_memory()):
+        raise InputError(f"{what} about {needed / 1e9:,.1f} GB of memory.", f"{free / 1e9:,.1f} GB are free.", remedy)
+
+
 SUITE_MODELS = Limit("SUITE_MODELS", 100_000, "models")
 SUITE_DEPTH = Limit("SUITE_DEPTH", 20, "levels of nesting")
 SUITE_MERGED = Limit("SUITE_MERGED", 10_000, "merged keys")

@@ -156,7 +156,7 @@ def kl(
     if file is not None:
         require_ending(file, (*TABLES, *(() if of else PICTURES), *DOCUMENTS))
     with at_work(options) as how:
-        vectors = stored_vectors(how.opened(), how)
+        vectors = stored_vectors(how.opened(), how, holding=of)
     if of is not None:
         of = vectors.names[vectors.position(of)]
 

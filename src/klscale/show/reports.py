@@ -268,7 +268,7 @@ def _others(store: Store, vectors: Vectors, rest: Sequence[Entry], progress: Pro
 def of_map(store: Store, vectors: Vectors, found: ModelMap) -> Contents:
     """What a page of one map alone shows; `vectors` are those of its models, and may be more. Of more than 5,000 models
     these are a sample, and those that were added to the map with the nearest of each."""
-    newest = {str(entry.ref): entry for entry in store.entries(vectors.texts.id)}
+    newest = store.newest(vectors.texts.id)
     entries, rest = {name: newest[name] for name in found.models}, list[Entry]()
     if len(found) > MOST_MODELS:
         whole, (entries, rest) = entries, _sample(entries)

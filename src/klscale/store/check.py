@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from klscale.errors import UnreadableError
 from klscale.inputs.texts import TextSet
 from klscale.store import compact, drawn_records, measured_records, records, text_records, vector_records
+from klscale.store.files import name_of, stem_of
 from klscale.vectors.scores import Scores
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def seal(store: Store) -> Iterator[str]:
         path = store.text_files(found.id)[0] if kind == "texts" else file
         if problem or path not in store.unsealed:
             continue
-        key = names[-1].rpartition(".")[0]
+        key = stem_of(file)
         if kind == "texts":
             store.put_texts(found)
         elif kind == "vectors":
@@ -126,45 +127,41 @@ def _names(store: Store, path: str) -> list[str]:
 
 def _read(store: Store) -> Iterator[tuple[str, str, Any]]:
     """(file, problem or '', what it holds) for every file of the store, text sets first."""
+
+    def read(path: str, parse: Callable[..., Any], **own: Any) -> tuple[str, str, Any]:
+        return path, *_tried(partial(store.read, path, partial(parse, **own)))
+
     for path in store.files.list("texts", suffix=".json"):
-        yield from _read_texts(store, path, path.rsplit("/", 1)[-1].removesuffix(".json"))
+        yield from _read_texts(store, path, stem_of(path))
     for path, text_set in _by_text_set(store, "vectors", ".parquet"):
         yield path, *_tried(partial(store.read_vector, path, text_set))
-    read: Callable[..., Any]
     for path, text_set in _by_text_set(store, "compact", ".parquet"):
-        yield path, *_tried(partial(store.read, path, partial(vector_records.pack_from_parquet, text_set=text_set)))
+        yield read(path, vector_records.pack_from_parquet, text_set=text_set)
     for path, text_set in _by_text_set(store, "draws", ".parquet"):
-        tokens = path.rsplit("/", 1)[-1].removesuffix(".parquet")
-        read = partial(drawn_records.draws_from_parquet, text_set=text_set, tokens=tokens, n_texts=None)
-        yield path, *_tried(partial(store.read, path, read))
+        yield read(path, drawn_records.draws_from_parquet, text_set=text_set, tokens=stem_of(path), n_texts=None)
     for path in store.files.list("drawing", suffix=".parquet"):
-        read = partial(drawn_records.drawing_from_parquet, key=path.rsplit("/", 1)[-1].removesuffix(".parquet"))
-        yield path, *_tried(partial(store.read, path, read))
+        yield read(path, drawn_records.drawing_from_parquet, key=stem_of(path))
     for path in store.files.list("weights", suffix=".parquet"):
-        read = partial(measured_records.weights_from_parquet, file=path.rsplit("/", 1)[-1])
-        yield path, *_tried(partial(store.read, path, read))
-    readers: dict[tuple[str, str], Callable[..., Any]] = {
-        ("maps", ".parquet"): measured_records.map_from_parquet,
-        ("noise", ".json"): measured_records.noise_from_json,
-        ("exact", ".json"): measured_records.exact_from_json,
-    }
-    for (kind, suffix), read in readers.items():
+        yield read(path, measured_records.weights_from_parquet, file=name_of(path))
+    for kind, suffix, parse in (
+        ("maps", ".parquet", measured_records.map_from_parquet),
+        ("noise", ".json", measured_records.noise_from_json),
+        ("exact", ".json", measured_records.exact_from_json),
+    ):
         for path, text_set in _by_text_set(store, kind, suffix):
-            key = path.rsplit("/", 1)[-1].removesuffix(suffix)
-            yield path, *_tried(partial(store.read, path, partial(read, text_set=text_set, key=key)))
+            yield read(path, parse, text_set=text_set, key=stem_of(path))
     for path, text_set in _by_text_set(store, "summaries", ".parquet"):
-        of_packs = path.endswith(f"/{compact.SUMMARY}")
-        read = vector_records.packs_from_parquet if of_packs else vector_records.entries_from_parquet
-        yield path, *_tried(partial(store.read, path, partial(read, text_set=text_set)))
+        of_packs = name_of(path) == compact.SUMMARY
+        summary = vector_records.packs_from_parquet if of_packs else vector_records.entries_from_parquet
+        yield read(path, summary, text_set=text_set)
     for path, text_set in _by_text_set(store, "summaries", ".json"):
-        yield path, *_tried(partial(store.read, path, partial(measured_records.scale_from_json, text_set=text_set)))
+        yield read(path, measured_records.scale_from_json, text_set=text_set)
     for directory in store.files.list("partial"):
-        text_set = directory.rsplit("/", 1)[-1]
+        text_set = name_of(directory)
         for work in store.files.list("partial", text_set):
-            key = work.rsplit("/", 1)[-1]
+            key = name_of(work)
             for path in store.files.list("partial", text_set, key, suffix=".parquet"):
-                read = partial(vector_records.partial_from_parquet, key=key, n_texts=None)
-                yield path, *_tried(partial(store.read, path, read))
+                yield read(path, vector_records.partial_from_parquet, key=key, n_texts=None)
 
 
 def _read_texts(store: Store, path: str, text_set: str) -> Iterator[tuple[str, str, Any]]:
@@ -181,7 +178,7 @@ def _read_texts(store: Store, path: str, text_set: str) -> Iterator[tuple[str, s
 def _by_text_set(store: Store, kind: str, suffix: str) -> Iterator[tuple[str, str]]:
     """(file, text set) of each file of a kind."""
     for directory in store.files.list(kind):
-        text_set = directory.rsplit("/", 1)[-1]
+        text_set = name_of(directory)
         for path in store.files.list(kind, text_set, suffix=suffix):
             yield path, text_set
 

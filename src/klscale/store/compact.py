@@ -19,6 +19,7 @@ from klscale.errors import StorageError, UnreadableError
 from klscale.inputs.texts import content_id
 from klscale.progress import Progress
 from klscale.store import claims, records, vector_records
+from klscale.store.files import name_of
 from klscale.store.vector_records import Packed
 from klscale.vectors.scores import Scores
 
@@ -115,7 +116,7 @@ class Packs:
         """A vector in a compact file by the file that it had; None where none holds it. Raises UnreadableError."""
         pack = self.of.get(path)
         try:
-            one = None if pack is None else self.read(pack, text_set).get(path.rsplit("/", 1)[-1])
+            one = None if pack is None else self.read(pack, text_set).get(name_of(path))
         except FileNotFoundError:  # the vector was put elsewhere
             one = None
         if one is None:
@@ -137,7 +138,7 @@ class Packs:
     def member(self, one: InPack, text_set: str, path: str) -> Packed:
         """A vector as its compact file holds it. Raises StorageError where that changed since it was listed."""
         try:
-            return self.read(one.pack, text_set)[path.rsplit("/", 1)[-1]]
+            return self.read(one.pack, text_set)[name_of(path)]
         except (FileNotFoundError, UnreadableError) as error:
             why = f"It {records.problem(error)}: another process may be at work on the store."
             raise StorageError(f"{one.pack} changed meanwhile.", why, "Run the same command again.") from error
@@ -157,7 +158,7 @@ class Packs:
         n_read, summary = 0, self._store.summary(text_set, SUMMARY, vector_records.packs_from_parquet) or {}
         for pack, stamp in new.items():
             self._held.pop(pack, None)
-            if (about := summary.get(_name(pack))) is not None and about[0] == stamp:
+            if (about := summary.get(name_of(pack))) is not None and about[0] == stamp:
                 self._known[pack] = _Known(stamp, about[2], about[1])
                 continue
             try:
@@ -173,7 +174,7 @@ class Packs:
             n_read += len(found)
         if n_read >= MANY:
             known = {
-                _name(pack): (one.stamp, one.n_bytes, one.metadata)
+                name_of(pack): (one.stamp, one.n_bytes, one.metadata)
                 for pack, one in self.known(text_set).items() if one.metadata is not None
             }  # fmt: skip
             self._store.keep_summary(text_set, SUMMARY, vector_records.packs_to_parquet(known, text_set))
@@ -189,7 +190,7 @@ def compact(store: Store, text_set: str, progress: Progress) -> Compacted:
     known = store.packs.known(text_set)
     at_work = (*(f"-{key}.parquet" for key in claims.claims(store.files, text_set)),)
     free = {path: stamp for path, stamp in own.items() if not path.endswith(at_work)}
-    again = _again(known, {_name(path) for path in own})
+    again = _again(known, {name_of(path) for path in own})
     paths = [*free, *(path for path, one in packed.items() if one.pack in again and path not in free)]
     progress.begin("compacting", len(paths), "vectors")
     moved: dict[str, str] = {}
@@ -249,7 +250,7 @@ def expand(store: Store, text_set: str, progress: Progress) -> Compacted:
 
 def drop(store: Store, text_set: str, paths: Collection[str]) -> None:
     """Take vectors out of all compact files that hold them."""
-    names, known = {*map(_name, paths)}, store.packs.known(text_set)
+    names, known = {*map(name_of, paths)}, store.packs.known(text_set)
     for pack, about in known.items():
         if about.metadata is None or not names & about.metadata.keys():
             continue
@@ -274,7 +275,7 @@ def _own(store: Store, path: str, text_set: str) -> Packed | None:
     """What the file of one vector holds; None where it is not there or is left out."""
     if (found := store.vector_or_none(path, text_set)) is None:
         return None
-    return Packed(_name(path), vector_records.scores_to_table(found[0]), found[1])
+    return Packed(name_of(path), vector_records.scores_to_table(found[0]), found[1])
 
 
 def _write(store: Store, text_set: str, members: Iterator[Packed], known: Mapping[str, _Known]) -> set[str]:
@@ -308,7 +309,3 @@ def _forget(store: Store, pack: str) -> None:
 def _done(store: Store, text_set: str, n_moved: int, before: int) -> Compacted:
     own, _ = store.packs.listing(text_set)
     return Compacted(text_set, n_moved, before, len(own) + len(store.packs.known(text_set)))
-
-
-def _name(path: str) -> str:
-    return path.rsplit("/", 1)[-1]

@@ -86,14 +86,14 @@ class Files:
         known = {one["name"].rstrip("/"): _stamp(one) for one in found}
         self._disk.listed(known)
         return {
-            path: known[path] for path in sorted(known) if path.endswith(suffix) and not _name(path).startswith(".")
+            path: known[path] for path in sorted(known) if path.endswith(suffix) and not name_of(path).startswith(".")
         }
 
     def state(self, directory: str) -> str:
         """Changes whenever a finished file under this directory of the store does."""
         known = self._disk.find(self.path(directory))
         return content_id(
-            f"{path} {_stamp(known[path])}".encode() for path in sorted(known) if not _name(path).startswith(".")
+            f"{path} {_stamp(known[path])}".encode() for path in sorted(known) if not name_of(path).startswith(".")
         )
 
     def exists(self, path: str) -> bool:
@@ -125,8 +125,14 @@ class Files:
             self._disk.remove(path, recursive=recursive)
 
 
-def _name(path: str) -> str:
+def name_of(path: str) -> str:
+    """The name of a file, without its directories."""
     return path.rsplit("/", 1)[-1]
+
+
+def stem_of(path: str) -> str:
+    """The name of a file, without what follows its last dot."""
+    return name_of(path).rpartition(".")[0]
 
 
 def _stamp(about: dict[str, Any]) -> str:

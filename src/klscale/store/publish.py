@@ -15,6 +15,7 @@ from klscale.errors import InputError, nearest
 from klscale.inputs.texts import TextSet
 from klscale.progress import SILENT, Progress
 from klscale.store import compact, vector_records
+from klscale.store.files import name_of
 from klscale.store.store import Entry, Store
 from klscale.store.vector_records import Packed
 
@@ -46,7 +47,7 @@ def publish(
     """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise InputError(f"{directory} is not an empty directory.", "A data set gets one of its own.", "Name another.")
-    entries = {one: {str(entry.ref): entry for entry in store.entries(one)} for one in text_sets}
+    entries = {one: store.newest(one) for one in text_sets}
     known = {name for of_set in entries.values() for name in of_set}
     for model in models:
         if model not in known:
@@ -77,7 +78,7 @@ def _members(store: Store, entries: Sequence[Entry], progress: Progress) -> Iter
     for entry in together:
         progress.advance()
         if (found := store.vector_or_none(entry.path, entry.text_set)) is not None:
-            yield Packed(entry.path.rsplit("/", 1)[-1], vector_records.scores_to_table(found[0]), found[1])
+            yield Packed(name_of(entry.path), vector_records.scores_to_table(found[0]), found[1])
 
 
 def _copy_beside(store: Store, made: Store, entries: Sequence[Entry]) -> None:

@@ -43,13 +43,14 @@ from klscale.errors import InputError, KlscaleError, StorageError, UnreadableErr
 from klscale.inputs.references import ModelRef
 from klscale.inputs.spans import RULE
 from klscale.inputs.texts import ALONE, NAMED, TextSet, load_texts
+from klscale.limits import require_memory
 from klscale.progress import SILENT, Progress
 from klscale.science.arrays import Floats
 from klscale.science.kl import KL
 from klscale.store import check, claims, compact, drawn_records, measured_records, records, text_records, vector_records
 from klscale.store.claims import Claim
 from klscale.store.compact import Compacted, InPack, Packs
-from klscale.store.files import Files
+from klscale.store.files import Files, name_of, stem_of
 from klscale.store.records import UNREADABLE
 from klscale.vectors.draws import TokenDraws
 from klscale.vectors.scores import DRAWS, GIVEN, SAMPLED, SPANS, TOP, Scores
@@ -184,7 +185,7 @@ class Store:
     def text_sets(self) -> list[dict[str, Any]]:
         """What is known of each text set in the store: `id`, `name`, `n_texts`, `mean_bytes`, `clip`, `external`."""
         paths = self.files.list("texts", suffix=".json")
-        found = [self._find(path, partial(text_records.head_from_json, text_set=_stem(path))) for path in paths]
+        found = [self._find(path, partial(text_records.head_from_json, text_set=stem_of(path))) for path in paths]
         return [{name: head[name] for name in text_records.HEAD} for head in found if head is not None]
 
     def texts(self, text_set: str) -> TextSet:
@@ -273,7 +274,7 @@ class Store:
                 listed = ", ".join(f"{name} ({text_set})" for text_set, name in known.items())
                 raise InputError(f"{self.location} holds {len(known)} text sets.", listed, "Choose one with --texts.")
             if not known and (damaged := self.files.list("texts", suffix=".json")):
-                return self.texts(_stem(damaged[0]))  # which says what is wrong with it
+                return self.texts(stem_of(damaged[0]))  # which says what is wrong with it
             if not known:
                 return load_texts("pile-10k", progress=progress)
             return self.texts(next(iter(known)))
@@ -305,24 +306,35 @@ class Store:
         """The scored models of a text set, oldest first; without files that are left out. A file that has changed, or
         that no summary has, is read whole."""
         stamps, packed = self.packs.listing(text_set)
-        unknown = {
-            _name(path): path for path, stamp in stamps.items() if self._entries.get(path, ("", None))[0] != stamp
-        }
+        n_unknown = self._take_summary(text_set, stamps)
+        found = self._entries_of(text_set, stamps, packed)
+        if n_unknown >= MANY:
+            self._keep_entries(text_set, stamps)
+        return found
+
+    def _changed(self, stamps: Mapping[str, str]) -> list[str]:
+        """Those of these files that are not known as they are now."""
+        return [path for path, stamp in stamps.items() if self._entries.get(path, ("", None))[0] != stamp]
+
+    def _take_summary(self, text_set: str, stamps: Mapping[str, str]) -> int:
+        """Take what the summary says of these files, where several are not known; how many are not known then."""
+        unknown = {name_of(path): path for path in self._changed(stamps)}
         if len(unknown) > 1:
             summary = self.summary(text_set, "entries.parquet", vector_records.entries_from_parquet) or {}
             for name, about in summary.items():
                 if name in unknown and about[0] == stamps[unknown[name]]:
                     self._entries[unknown.pop(name)] = about
-        found = self._entries_of(text_set, stamps, packed)
-        if len(unknown) >= MANY:
-            self._keep_entries(text_set, stamps)
-        return found
+        return len(unknown)
 
     def _keep_entries(self, text_set: str, stamps: Mapping[str, str]) -> None:
         """Keep what these files say of themselves, as far as it is known."""
         sealed = {path: self._entries[path] for path in stamps if path in self._entries and path not in self.unsealed}
-        known = {_name(path): (stamp, about) for path, (stamp, about) in sealed.items() if about is not None}
+        known = {name_of(path): (stamp, about) for path, (stamp, about) in sealed.items() if about is not None}
         self.keep_summary(text_set, "entries.parquet", vector_records.entries_to_parquet(known, text_set))
+
+    def newest(self, text_set: str) -> dict[str, Entry]:
+        """The newest vector of each reference on a text set, by the reference as a string."""
+        return {str(entry.ref): entry for entry in self.entries(text_set)}
 
     def summary(self, text_set: str, name: str, parse: Callable[..., T]) -> T | None:
         """What `parse` makes of a summary; None where it is not there or is left out."""
@@ -374,7 +386,7 @@ class Store:
     def _entries_of(self, text_set: str, stamps: Mapping[str, str], packed: Mapping[str, InPack]) -> list[Entry]:
         """The entries of these files, and of vectors in compact files that have none of their own; a file is read
         whole, once for each of its stamps."""
-        new = [path for path, stamp in stamps.items() if self._entries.get(path, ("", None))[0] != stamp]
+        new = self._changed(stamps)
         with ThreadPoolExecutor(8) as pool:
             for path, found in zip(new, pool.map(partial(self.vector_or_none, text_set=text_set), new), strict=True):
                 self._entries[path] = stamps[path], found and found[1]
@@ -390,7 +402,7 @@ class Store:
         if (found := self.packs.vector(path, text_set, n_texts)) is not None:
             return found
         try:
-            read = partial(vector_records.vector_from_parquet, text_set=text_set, file=_name(path), n_texts=n_texts)
+            read = partial(vector_records.vector_from_parquet, text_set=text_set, file=name_of(path), n_texts=n_texts)
             return self.read(path, read)
         except FileNotFoundError:
             self.packs.listing(text_set)  # it may have been put into a compact file meanwhile
@@ -465,11 +477,12 @@ class Store:
 
     def _keep_written(self, text_set: str, entries: Sequence[Entry]) -> None:
         """Keep the summary of vectors that were just written: no command has to read them for it."""
-        stamps, _ = self.packs.listing(text_set)
+        stamps, packed = self.packs.listing(text_set)
         for entry in entries:
             if entry.path in stamps:
                 self._entries[entry.path] = stamps[entry.path], json.loads(json.dumps(entry.metadata))
-        self.entries(text_set)  # with what is known of the others
+        self._take_summary(text_set, stamps)
+        self._entries_of(text_set, stamps, packed)  # with what is known of the others
         self._keep_entries(text_set, stamps)
 
     def scores(self, entry: Entry) -> Scores:
@@ -494,13 +507,15 @@ class Store:
         """Vectors of these entries (default: the newest of each reference), as labelled by `refs` where given.
 
         With `layers`, each model that was scored so is followed by its layers, `NAME#0` (the embedding) to `NAME#L`. An
-        entry whose file cannot be read is left out, with a note.
+        entry whose file cannot be read is left out, with a note. Raises InputError for more than there is memory for.
         """
         if entries is None:
-            entries = list({str(entry.ref): entry for entry in self.entries(texts.id)}.values())
+            entries = [*self.newest(texts.id).values()]
         refs = refs or [entry.ref for entry in entries]
         rows = [(ref, entry) for ref, entry in zip(refs, entries, strict=True)
                 for ref in (ref, *(replace(ref, layer=n) for n in range(entry.n_layers * layers)))]  # fmt: skip
+        remedy = "Name some of the models: klscale compare REF REF..., klscale layers REF"
+        require_memory(8 * len(rows) * len(texts), f"{len(rows):,} vectors of {len(texts):,} texts take", remedy)
         matrix, read = np.full((len(rows), len(texts)), np.nan), np.zeros(len(rows), dtype=bool)
         starts = np.cumsum([0, *(1 + entry.n_layers * layers for entry in entries)])
         together = sorted(range(len(entries)), key=lambda n: self.packs.of.get(entries[n].path, ""))
@@ -649,7 +664,7 @@ class Store:
 
     def _weight_distances(self, path: str) -> tuple[dict[str, float], dict[str, Any]]:
         """What a file holds, and its metadata; nothing where it is not there or is left out."""
-        read = partial(measured_records.weights_from_parquet, file=path.rsplit("/", 1)[-1])
+        read = partial(measured_records.weights_from_parquet, file=name_of(path))
         return self._find(path, read) or ({}, {})
 
     # -------------------------------------------------------------------------------------------------------- maps
@@ -672,7 +687,7 @@ class Store:
 
     def maps(self, text_set: str) -> list[dict[str, Any]]:
         """The metadata of each kept map of a text set, oldest first; without files that are left out."""
-        keys = map(_stem, self.files.list("maps", text_set, suffix=".parquet"))
+        keys = map(stem_of, self.files.list("maps", text_set, suffix=".parquet"))
         found = [kept[1] for key in keys if (kept := self.read_map(text_set, key)) is not None]
         return sorted(found, key=lambda metadata: (metadata.get("date") or "", metadata["key"]))
 
@@ -690,7 +705,7 @@ class Store:
 
     def repeat_runs(self, text_set: str, keys: Sequence[str]) -> dict[str, KL | measured_records.NoRepeatRun]:
         """Key -> what is kept of the model's repeat run, for the keys where something is."""
-        there = {*map(_stem, self.files.list("noise", text_set, suffix=".json"))}
+        there = {*map(stem_of, self.files.list("noise", text_set, suffix=".json"))}
         known = [key for key in dict.fromkeys(keys) if key in there]
         with ThreadPoolExecutor(8) as pool:
             found = pool.map(lambda key: self.repeat_run(text_set, key), known)
@@ -745,7 +760,7 @@ class Store:
     def _clear_claims(self) -> None:
         """Remove the claims of processes that are gone."""
         for directory in self.files.list("partial"):
-            claims.claims(self.files, directory.rsplit("/", 1)[-1])
+            claims.claims(self.files, name_of(directory))
 
     def claim(self, text_set: str, key: str) -> Claim | None:
         """Say that this process works on a vector, until the claim is released; None where another does already."""
@@ -760,15 +775,6 @@ class Store:
     def seal(self) -> Iterator[str]:
         """Write every file that klscale 0.1.0 wrote, and that reads, anew with a seal; the files."""
         return check.seal(self)
-
-
-def _name(path: str) -> str:
-    return path.rsplit("/", 1)[-1]
-
-
-def _stem(path: str) -> str:
-    """The name of a file, without what follows its last dot."""
-    return _name(path).rpartition(".")[0]
 
 
 def _whole_metadata(texts: TextSet, scores: Scores, metadata: Mapping[str, Any]) -> dict[str, Any]:

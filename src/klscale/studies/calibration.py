@@ -184,7 +184,7 @@ def calibrate(
         raise InputError(
             f"{n_texts} texts are too few.", remedy="A standard error needs two texts, a good one hundreds."
         )
-    entries = {str(entry.ref): entry for entry in store.entries(texts.id)}
+    entries = store.newest(texts.id)
     used = list(dict.fromkeys(sum(names, ())))
     if missing := [name for name in used if name not in entries]:
         raise InputError(

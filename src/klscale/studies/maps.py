@@ -749,7 +749,7 @@ def _without_layers(vectors: Vectors) -> Vectors:
 
 def _members(store: Store, vectors: Vectors) -> dict[str, str]:
     """Name -> key and checksum of each model's vector: the newest of its name in the store."""
-    newest = {str(entry.ref): entry for entry in store.entries(vectors.texts.id)}
+    newest = store.newest(vectors.texts.id)
     if missing := [name for name in vectors.names if name not in newest]:
         raise InputError(f"{store.location} holds no vector of {missing[0]} on {vectors.texts.name}.", "", "klscale ls")
     return {name: f"{newest[name].key}:{newest[name].metadata.get('checksum')}" for name in vectors.names}

@@ -40,6 +40,7 @@ from klscale.sources.source import (
 )
 from klscale.store import vector_records
 from klscale.store.claims import Claim
+from klscale.store.files import name_of
 from klscale.store.measured_records import NoRepeatRun
 from klscale.store.store import Entry, Store, now, vector_key
 from klscale.sweep.draws import begin, blocks, freeze, usable
@@ -385,7 +386,7 @@ class _Sweep:
 
     def drop_finished(self, jobs: Sequence[Job]) -> None:
         """Forget unfinished work on vectors that are whole: what wrote them was cut short before it could."""
-        left = {path.rsplit("/", 1)[-1] for path in self.store.files.list("partial", self.texts.id)}
+        left = {name_of(path) for path in self.store.files.list("partial", self.texts.id)}
         for job in jobs:
             if job.entry is None or job.partial not in left:
                 continue

@@ -11,7 +11,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import psutil
 from numpy.typing import ArrayLike, NDArray
 
 from klscale.errors import InputError, nearest
@@ -20,6 +19,7 @@ from klscale.inputs.checkpoint_names import MOST_DIGITS
 from klscale.inputs.references import ModelRef
 from klscale.inputs.spans import unpack
 from klscale.inputs.texts import TextSet, content_id
+from klscale.limits import require_memory
 from klscale.science.arrays import Floats, Integers
 from klscale.science.bootstrap import RESAMPLES, resampled_kl
 from klscale.science.clip import beyond_clip_limit, clip_for_all, common_texts, moved_by_clip
@@ -301,14 +301,11 @@ class Vectors:
     @cached_property
     def _kl(self) -> KLMatrix:
         self.require_one_convention()
-        needed, free = ALL_PAIRS_BYTES * len(self) ** 2, psutil.virtual_memory().available
-        if needed > free:
-            n_pairs = len(self) * (len(self) - 1) // 2
-            raise InputError(
-                f"KL of all {n_pairs:,} pairs of {len(self):,} models takes about {needed / 1e9:,.1f} GB of memory.",
-                f"{free / 1e9:,.1f} GB are free.",
-                "klscale kl --of REF  has the pairs with one model; compare, scale and map need no matrix of all.",
-            )
+        require_memory(
+            ALL_PAIRS_BYTES * len(self) ** 2,
+            f"KL of all {len(self) * (len(self) - 1) // 2:,} pairs of {len(self):,} models takes",
+            "klscale kl --of REF  has the pairs with one model; compare, scale and map need no matrix of all.",
+        )
         return kl_matrix(
             self.log_likelihood,
             self.texts.bytes,

@@ -106,7 +106,7 @@ def drift_alarm(
     place = options.opened()
     chosen, known = options.stored(place), str(ModelRef.parse(str(reference)))
     pattern = re.compile(re.escape(runs).replace(r"\*", ".*"))
-    newest = {str(entry.ref): entry for entry in place.entries(chosen.id)}
+    newest = place.newest(chosen.id)
     if known not in newest:
         what = f"{place.location} has no vector of {known} on {chosen.name}."
         raise InputError(what, nearest(known, newest), f"klscale score {known}")

@@ -138,7 +138,7 @@ def _stored(place: Store, texts: TextSet, options: Options) -> PMIVectors:
     given = stored_vectors(place, options)
     responses = texts.responses_alone()
     alone = {_what(entry): entry for entry in place.entries(responses.id)}
-    newest = {str(entry.ref): entry for entry in place.entries(texts.id)}
+    newest = place.newest(texts.id)
     both = [name for name in given.names if _what(newest[name]) in alone]
     if lacking := [name for name in given.names if name not in both]:
         names = ", ".join(lacking[:SHOWN]) + (", ..." if len(lacking) > SHOWN else "")

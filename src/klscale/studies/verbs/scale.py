@@ -10,6 +10,7 @@ from importlib.metadata import version
 from klscale.display import Displayed
 from klscale.errors import KlscaleError, printable
 from klscale.inputs.texts import TextSet, content_id
+from klscale.limits import free_memory
 from klscale.progress import Progress
 from klscale.science.bootstrap import RESAMPLES
 from klscale.science.estimates import format_estimate
@@ -60,15 +61,21 @@ def scale(
     """KL in bits per byte of each setting (checkpoint, seed, size, quantization, ...) among the models of a store, with
     standard errors; the smallest first. `klscale.published()` has published values to compare with.
 
-    Nothing is scored. Raises InputError for a store with fewer than two models on the texts.
+    Nothing is scored. Layers of models are left out, with a note, where there is no memory for them. Raises InputError
+    for a store with fewer than two models on the texts.
 
         print(klscale.scale(store="klscale-store"))
     """
     options = options.at(texts, store)
     place = options.opened()
     chosen = options.stored(place)
-    kept = KeptScale(place, chosen, layers=True)
-    vectors = stored_vectors(place, replace(options, texts=chosen), layers=True)
+    n_layers = sum(entry.n_layers for entry in place.newest(chosen.id).values())
+    needed, free = 8 * n_layers * len(chosen), free_memory()
+    if needed > free:
+        memory = f"{needed / 1e9:,.1f} GB of memory, {free / 1e9:,.1f} GB are free"
+        options.progress.note(f"Layers of models are left out: they take about {memory}.")
+    kept = KeptScale(place, chosen, layers=needed <= free)
+    vectors = stored_vectors(place, replace(options, texts=chosen), layers=needed <= free)
     return Scale(vectors, kept.of(vectors), scales.noise_floor(vectors))
 
 
@@ -108,7 +115,7 @@ class KeptScale:
         return self.settings
 
     def _newest(self) -> list[Entry]:
-        return [*{str(entry.ref): entry for entry in self._store.entries(self._texts.id)}.values()]
+        return [*self._store.newest(self._texts.id).values()]
 
     def _of_now(self) -> str:
         """Stands for all that the scale depends on."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from klscale.display import Displayed
-from klscale.errors import InputError, ScoringError, printable
+from klscale.errors import InputError, ScoringError, nearest, printable
 from klscale.inputs.references import Model, ModelRef, parse_all
 from klscale.inputs.texts import TextSet
 from klscale.store.store import Store
@@ -118,11 +118,13 @@ def scored_vectors(
     return found.vectors(layers=layers), found.outcomes
 
 
-def stored_vectors(store: Store, options: Options, *, layers: bool = False) -> Vectors:
+def stored_vectors(store: Store, options: Options, *, layers: bool = False, holding: str | None = None) -> Vectors:
     """All vectors of a text set in the store with the most frequent convention; vectors that are left out are noted.
-    Raises InputError where there are fewer than two."""
-    note = options.progress.note
-    vectors, left_out = store.vectors(options.stored(store), layers=layers).of_one_convention()
+    Raises InputError where there are fewer than two, and, before any is read, where none is of the model `holding`."""
+    note, texts = options.progress.note, options.stored(store)
+    if holding is not None and holding not in (newest := store.newest(texts.id)):
+        raise InputError(f"No vector of {holding} on {texts.name}.", nearest(holding, newest))
+    vectors, left_out = store.vectors(texts, layers=layers).of_one_convention()
     if left_out:
         names = ", ".join(left_out[:SHOWN]) + (", ..." if len(left_out) > SHOWN else "")
         note(f"Left out, scored by another convention: {printable(names)}.")

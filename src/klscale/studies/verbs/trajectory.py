@@ -115,10 +115,10 @@ def trajectory(
 
 def _entries_of(store: Store, texts: TextSet, runs: Sequence[ModelRef]) -> list[Entry]:
     """The newest entry of each checkpoint of these runs in the store; of all runs, where none is named."""
-    newest = {entry.ref: entry for entry in store.entries(texts.id)}
+    newest = [*store.newest(texts.id).values()]
     if not runs:
-        return list(newest.values())
-    of = runs_of([*newest], [vector_records.attributes_of(entry.metadata) for entry in newest.values()])
+        return newest
+    of = runs_of([entry.ref for entry in newest], [vector_records.attributes_of(entry.metadata) for entry in newest])
     for run in runs:
         if run.run not in of:
             remedy = [nearest(run.run, of)] if of else []
@@ -127,7 +127,7 @@ def _entries_of(store: Store, texts: TextSet, runs: Sequence[ModelRef]) -> list[
             what = f"{store.location} holds no run {run.run} on {texts.name}."
             raise InputError(what, "Nor is there a directory of that name.", " ".join(remedy))
     wanted = {run.run for run in runs}
-    return [entry for run, entry in zip(of, newest.values(), strict=True) if run in wanted]
+    return [entry for run, entry in zip(of, newest, strict=True) if run in wanted]
 
 
 def _directions(found: Sequence[Trajectory], step: int, texts: TextSet, options: Options) -> list[Directional]:

@@ -55,12 +55,11 @@ def trajectory_by(
     options = options.at(texts, store)
     place = options.opened()
     chosen = options.stored(place)
-    newest = {entry.ref: entry for entry in place.entries(chosen.id) if entry.ref.layer is None}
-    entries = [entry for entry in newest.values() if not models or is_named_like(str(entry.ref), models)]
+    newest = {name: entry for name, entry in place.newest(chosen.id).items() if entry.ref.layer is None}
+    entries = [entry for name, entry in newest.items() if not models or is_named_like(name, models)]
     if not entries:
-        names = [str(ref) for ref in newest]
         what = f"{place.location} holds no model like {models[0]!r}." if models else f"No model is on {chosen.name}."
-        raise InputError(what, remedy=nearest(models[0], names) if models else "klscale ls")
+        raise InputError(what, remedy=nearest(models[0], newest) if models else "klscale ls")
     known = {name for entry in entries for name in entry.metadata["attributes"]}
     if attribute not in known:
         what = f"None of {len(entries):,} models on {chosen.name} has an attribute {attribute!r}."

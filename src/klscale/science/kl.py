@@ -16,7 +16,7 @@ Beside this file: moments of all pairs (`moments`), the clip and the texts in co
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Generic, TypeVar
 
@@ -141,6 +141,13 @@ class KLPairs(PairQuantities[Floats, Integers, Integers, NDArray[np.bool_]]):
 
     interval: tuple[Floats, Floats]
 
+    @classmethod
+    def of(cls, quantities: Mapping[str, Any]) -> KLPairs:
+        """The pairs with these `QUANTITIES`, by name."""
+        found = {name: quantities[name] for name in QUANTITIES}
+        critical = critical_value(found["n_documents"])
+        return cls(**found, interval=log_interval(found["value"], found["standard_error"], critical))
+
     def __getitem__(self, place: int) -> KL:
         found = {name: getattr(self, name)[place].item() for name in QUANTITIES}
         low, high = (float(end[place]) for end in self.interval)
@@ -161,16 +168,12 @@ class KLMatrix(PairQuantities[Floats, Integers, Integers, NDArray[np.bool_]]):
         return label if isinstance(label, int) else self.labels.index(label)
 
     def __getitem__(self, pair: tuple[str | int, str | int]) -> KL:
-        i, j = self.position(pair[0]), self.position(pair[1])
-        found = {name: getattr(self, name)[i, j].item() for name in QUANTITIES}
-        low, high = log_interval(found["value"], found["standard_error"], critical_value(found["n_documents"]))
-        return KL(**{**found, "n_documents": found["n_documents"] or None, "interval": (float(low), float(high))})
+        i, j = map(self.position, pair)
+        return self.at([i], [j])[0]
 
     def at(self, i: Any, j: Any) -> KLPairs:
         """The pairs of the models at the positions `i` and `j`, as arrays of their shape."""
-        found = {name: getattr(self, name)[i, j] for name in QUANTITIES}
-        critical = critical_value(found["n_documents"])
-        return KLPairs(**found, interval=log_interval(found["value"], found["standard_error"], critical))
+        return KLPairs.of({name: getattr(self, name)[i, j] for name in QUANTITIES})
 
     def pairs(self) -> Iterator[tuple[str, str, KL]]:
         """Every pair once, in order of rows."""
@@ -182,9 +185,9 @@ class KLMatrix(PairQuantities[Floats, Integers, Integers, NDArray[np.bool_]]):
         """Every pair once, in order of rows, as columns (K (K - 1) / 2,) of a table: `a`, `b`, the quantities, and the
         ends of the interval."""
         i, j = np.triu_indices(len(self.labels), k=1)
-        names = np.array(self.labels, dtype=object)
-        found = {name: getattr(self, name)[i, j] for name in QUANTITIES}
-        low, high = log_interval(found["value"], found["standard_error"], critical_value(found["n_documents"]))
+        names, pairs = np.array(self.labels, dtype=object), self.at(i, j)
+        found = {name: getattr(pairs, name) for name in QUANTITIES}
+        low, high = pairs.interval
         return {"a": names[i], "b": names[j], **found, "interval_low": low, "interval_high": high}
 
 
@@ -247,8 +250,6 @@ def _quantities(L: Floats, text_bytes: Integers, clip: float | None, documents: 
     if clip is not None and moved.any():
         with_clip = pairwise_moments(np.maximum(L, clip), clusters)
         m2, m4, spread = (np.where(uses_clip, c, p) for c, p in zip(with_clip, plain, strict=True))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        kurtosis = m4 / m2**2
     poor = _poor(L, mean_bytes)
     return {
         "value": m2 / scale,
@@ -259,10 +260,16 @@ def _quantities(L: Floats, text_bytes: Integers, clip: float | None, documents: 
         "standard_error_unclipped": error_unclipped,
         "clipped": clipped,
         "uses_clip": uses_clip,
-        "kurtosis": kurtosis,
+        "kurtosis": _kurtosis(m2, m4),
         "in_range": _in_range(m2, poor[:, None], poor),
         "n_documents": np.full((K, K), n_clusters(clusters)),
     }
+
+
+def _kurtosis(m2: Floats, m4: Floats) -> Floats:
+    """Sample kurtosis, a pure number, from central moments; NaN where all values are equal."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(m4 / m2**2)
 
 
 def _poor(L: Floats, mean_bytes: float) -> NDArray[np.bool_]:
@@ -319,8 +326,6 @@ def kl_pairs(
             a -= b
             m2, m4, variance, resampled = _direct_moments(a, clusters, weights, drawn)
             m2_unclipped, _, variance_unclipped, _ = plain or (m2, m4, variance, resampled)
-            with np.errstate(invalid="ignore", divide="ignore"):
-                kurtosis = m4 / m2**2
             for name, values in {
                 "value": m2 / scale,
                 "standard_error": np.sqrt(variance / len(texts)) / scale,
@@ -330,7 +335,7 @@ def kl_pairs(
                 "standard_error_unclipped": np.sqrt(variance_unclipped / len(texts)) / scale,
                 "clipped": clipped,
                 "uses_clip": uses_clip,
-                "kurtosis": kurtosis,
+                "kurtosis": _kurtosis(m2, m4),
                 "in_range": _in_range(m2, poor[i], poor[j]),
                 "n_documents": n_clusters(clusters),
                 "resampled": resampled / drawn_scale,

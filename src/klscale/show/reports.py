@@ -54,7 +54,7 @@ from klscale.studies.lens import Layer
 from klscale.studies.maps import ModelMap
 from klscale.studies.scales import Setting
 from klscale.studies.trajectories import Seeds, Trajectory
-from klscale.studies.verbs.scale import KeptScale
+from klscale.studies.verbs.scale import KeptScale, fit_layers
 from klscale.vectors.vectors import Vectors
 
 SECTIONS = ("summary", "scale", "map", "pairs", "trajectories", "layers", "quantization", "models", "method")
@@ -190,9 +190,10 @@ def read(store: Store, texts: TextSet, *, progress: Progress = SILENT) -> Conten
     newest, rest = {str(entry.ref): entry for entry in known}, list[Entry]()
     if len(newest) > MOST_MODELS:
         newest, rest = _sample(newest)
-    kept = None if rest else KeptScale(store, texts, layers=True)
-    everything, left_out = store.vectors(texts, [*newest.values()], layers=True).of_one_convention()
-    vectors = everything.subset([ref for ref in everything.models if ref.layer is None])
+    layers = fit_layers(newest.values(), texts, progress)
+    kept = None if rest else KeptScale(store, texts, layers=layers)
+    everything, left_out = store.vectors(texts, [*newest.values()], layers=layers).of_one_convention()
+    vectors = everything.without_layers()
     if len(vectors) < 2:
         what = f"{store.location} holds {len(vectors)} models on {texts.name} that can be compared."
         raise InputError(what, "A report compares two or more.", "klscale score REF...")

@@ -694,7 +694,7 @@ def kept_map(
     map replaces it unless `keep` is false. If the store cannot be written, `progress` notes it. Raises InputError for a
     model that the store does not have, and as `model_map` does.
     """
-    vectors = _without_layers(vectors)
+    vectors = vectors.without_layers()
     members = _members(store, vectors)
     key = _map_key(vectors.texts, members)
     if not anew and (kept := _read(store, vectors.texts, key)):
@@ -718,7 +718,7 @@ def extend_map(store: Store, vectors: Vectors, new: Sequence[str], *, progress: 
     The result is kept too, and replaces another map of exactly these models. Models that are on the map already do not
     move. Raises InputError where no such map is kept, and as `place` does.
     """
-    vectors = _without_layers(vectors)
+    vectors = vectors.without_layers()
     members = _members(store, vectors)
     for metadata in reversed(store.maps(vectors.texts.id)):
         of_map = metadata.get("vectors", {})
@@ -740,11 +740,6 @@ def extend_map(store: Store, vectors: Vectors, new: Sequence[str], *, progress: 
     of_map = {name: members[name] for name in found.models}
     _keep(store, vectors.texts, _map_key(vectors.texts, of_map), found, of_map)
     return found
-
-
-def _without_layers(vectors: Vectors) -> Vectors:
-    whole = [ref for ref in vectors.models if ref.layer is None]
-    return vectors if len(whole) == len(vectors) else vectors.subset(whole)
 
 
 def _members(store: Store, vectors: Vectors) -> dict[str, str]:

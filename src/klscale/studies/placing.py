@@ -29,7 +29,7 @@ from klscale.errors import InputError
 from klscale.science.arrays import Floats, Integers
 from klscale.science.clip import common_texts
 from klscale.science.estimates import Estimate, cluster_codes, n_clusters, standard_error_of_mean
-from klscale.science.kl import coordinates, kl_pairs
+from klscale.science.kl import kl_pairs
 from klscale.science.reported import ReportedKL
 from klscale.studies.maps import unexplained
 from klscale.vectors.vectors import Vectors
@@ -208,9 +208,7 @@ class _Among:
         if self.texts.sum() < 2:
             remedy = "`klscale score REF` adds missing texts."
             raise InputError("The models have no two texts in common.", "Placing uses the texts that all have.", remedy)
-        L = whole.log_likelihood[:, self.texts]
-        L = L if vectors.texts.clip is None else np.maximum(L, vectors.texts.clip)
-        self.points = coordinates(L, float(vectors.texts.bytes[self.texts].mean()))
+        self.points = whole.coordinates()
         self.squares = np.einsum("kn,kn->k", self.points, self.points)
         attributes = whole.attributes
         self.attributes, self.names = attributes, whole.names

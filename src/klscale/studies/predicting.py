@@ -19,7 +19,6 @@ from klscale.errors import InputError, near_names, printable
 from klscale.inputs.references import canonical
 from klscale.progress import SILENT, Progress
 from klscale.science.arrays import Floats, Integers
-from klscale.science.clip import common_texts
 from klscale.science.estimates import Estimate, critical_value, fisher_interval
 from klscale.science.moments import double_centre
 from klscale.science.ridge import fit_ridge, held_out
@@ -108,7 +107,7 @@ def predict_scores(
     without common texts, and for vectors of different conventions.
     """
     vectors.require_one_convention()
-    whole = vectors.subset([ref for ref in vectors.models if ref.layer is None])
+    whole = vectors.without_layers()
     rows = {name: row for row, name in enumerate(whole.names)}
     groups = groups_of(whole)
     columns: dict[str, Floats] = {}
@@ -127,12 +126,10 @@ def predict_scores(
         raise wrong[0] if wrong else InputError("no scores are given.", remedy="{benchmark: {model: score}}")
     for reason in wrong:
         progress.note(f"Left out: {printable(reason.what)}")
-    texts = common_texts(whole.log_likelihood)
+    L, texts = whole.complete()
     if texts.sum() < 2:
         what = "The models have no two texts in common."
         raise InputError(what, "Coordinates are on the texts that all have.", "`klscale score REF` adds missing texts.")
-    L = whole.log_likelihood[:, texts]
-    L = L if whole.texts.clip is None else np.maximum(L, whole.texts.clip)
     space = _Space(whole.names, groups, np.unique(groups, return_inverse=True)[1], L.mean(axis=1), double_centre(L))
     Y = np.stack([*columns.values()], axis=1)
     found: dict[str, Prediction] = {}

@@ -238,6 +238,10 @@ class Vectors:
             sampled=None if self.sampled is None else tuple(self.sampled[p] for p in positions),
         )
 
+    def without_layers(self) -> Vectors:
+        """The vectors of whole models, without those of their layers."""
+        return self.subset([ref for ref in self.models if ref.layer is None])
+
     def joined(self, others: Vectors) -> Vectors:
         """These models and then the others. Raises InputError where their texts, or the clips of these, differ."""
         import pandas as pd
@@ -331,9 +335,7 @@ class Vectors:
                     clip=texts.clip, documents=texts.document,
                 )
             )  # fmt: skip
-        found = {name: np.concatenate([part[name] for part in parts]) for name in QUANTITIES}
-        critical = critical_value(found["n_documents"])
-        return KLPairs(**found, interval=log_interval(found["value"], found["standard_error"], critical))
+        return KLPairs.of({name: np.concatenate([part[name] for part in parts]) for name in QUANTITIES})
 
     def reported_kl_from(self, model: str | ModelRef) -> tuple[Integers, ReportedKL]:
         """The places (K - 1,) of the other models, and the KL (K - 1,) from a model to each that is reported, in bits
@@ -708,7 +710,7 @@ class Vectors:
 
         They use the n texts that all models have, and the text set's clip for all models.
         """
-        rows, texts = self._complete()
+        rows, texts = self.complete()
         return coordinates(rows, float(self.texts.bytes[texts].mean()))
 
     def resampled_kl(self, resamples: int = RESAMPLES) -> Floats:
@@ -717,12 +719,13 @@ class Vectors:
         It uses the texts that all models have, and the text set's clip for all models. Where texts share documents,
         whole documents are drawn.
         """
-        rows, texts = self._complete()
+        rows, texts = self.complete()
         documents = self.texts.documents_of(texts)
         return resampled_kl(rows, self.texts.bytes[texts], documents=documents, resamples=resamples)
 
-    def _complete(self) -> tuple[Floats, NDArray[np.bool_]]:
-        """Rows (K, n) in nats on the texts that all models have, clipped; and which texts (N,) these are."""
+    def complete(self) -> tuple[Floats, NDArray[np.bool_]]:
+        """Log-likelihoods (K, n) in nats on the n texts that all models have, with the text set's clip for all models;
+        and which texts (N,) these are. Raises InputError for vectors of different conventions."""
         self.require_one_convention()
         texts = common_texts(self.log_likelihood)
         rows: Floats = self.log_likelihood if texts.all() else self.log_likelihood[:, texts]

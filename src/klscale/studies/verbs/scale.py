@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 
@@ -69,14 +70,19 @@ def scale(
     options = options.at(texts, store)
     place = options.opened()
     chosen = options.stored(place)
-    n_layers = sum(entry.n_layers for entry in place.newest(chosen.id).values())
-    needed, free = 8 * n_layers * len(chosen), free_memory()
+    layers = fit_layers(place.newest(chosen.id).values(), chosen, options.progress)
+    kept = KeptScale(place, chosen, layers=layers)
+    vectors = stored_vectors(place, replace(options, texts=chosen), layers=layers)
+    return Scale(vectors, kept.of(vectors), scales.noise_floor(vectors))
+
+
+def fit_layers(entries: Iterable[Entry], texts: TextSet, progress: Progress) -> bool:
+    """Whether there is memory for the layers of these models; a note where there is not."""
+    needed, free = 8 * len(texts) * sum(entry.n_layers for entry in entries), free_memory()
     if needed > free:
         memory = f"{needed / 1e9:,.1f} GB of memory, {free / 1e9:,.1f} GB are free"
-        options.progress.note(f"Layers of models are left out: they take about {memory}.")
-    kept = KeptScale(place, chosen, layers=needed <= free)
-    vectors = stored_vectors(place, replace(options, texts=chosen), layers=needed <= free)
-    return Scale(vectors, kept.of(vectors), scales.noise_floor(vectors))
+        progress.note(f"Layers of models are left out: they take about {memory}.")
+    return needed <= free
 
 
 def scale_beside(store: Store, texts: TextSet, progress: Progress) -> tuple[Setting, ...]:

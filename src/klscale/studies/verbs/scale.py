@@ -23,7 +23,7 @@ from klscale.studies.verbs.options import Options
 from klscale.studies.verbs.score import stored_vectors
 from klscale.vectors.vectors import Vectors
 
-FORMAT = 1
+FORMAT = 2
 """Format of a kept scale; one of another format, or another version of klscale, is measured anew. It goes up with any
 change of what `scales.measure` gives."""
 

@@ -260,6 +260,8 @@ def test_bits_per_byte_is_a_ratio_of_sums(matrix):
         s = generator.integers(500, size=500)
         draws.append(-L[0, s].sum() / math.log(2) / size[s].sum())
     assert found.standard_error == pytest.approx(np.std(draws), rel=0.1)
+    none = bits_per_byte(np.full(500, np.nan), size)
+    assert (math.isnan(none.value), math.isnan(none.standard_error), none.n_texts) == (True, True, 0)
 
 
 def test_estimates_are_printed_to_the_digits_of_their_error():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import statistics
+import warnings
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -14,12 +16,13 @@ import pytest
 import klscale
 from klscale.inputs.references import QUANTIZATIONS, ModelRef
 from klscale.inputs.texts import PILE_CLIP, TextSet
-from klscale.science.bootstrap import interval_over_models
+from klscale.science.bootstrap import interval_over_models, text_draws
 from klscale.science.reported import ReportedKL
 from klscale.store import measured_records
 from klscale.store.store import Store
 from klscale.studies import relatives, scales
 from klscale.studies.settings import quantization_setting, setting_of
+from klscale.studies.tails import examine_tails
 from klscale.studies.verbs import scale as kept_scales
 from klscale.vectors.vectors import CONVENTION, Vectors
 
@@ -365,6 +368,33 @@ def test_the_interval_is_about_the_median_that_is_printed():
     values = np.array([1.0, 10.0] * 6)
     low, high = interval_over_models(values, np.array([(n, n) for n in range(6) for _ in range(2)]))
     assert low <= np.median(values) <= high
+
+
+def test_pairs_of_few_common_texts_leave_the_errors_of_a_setting_known():
+    """Some samples of the texts hold neither of the two texts that the last two models have."""
+    L = -50 - np.random.default_rng(3).gamma(2, 9, size=(4, 300))
+    L[2:, 2:] = np.nan
+    known = {f"m{k}": {"family": "m", "seed": k, "parameters": 10**6, "step": 10} for k in range(4)}
+    vectors = Vectors.from_arrays(L, [*known], np.full(300, 100), known)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (found,) = (row for row in scales.measure(vectors) if row.setting == "seed")
+        settings = examine_tails(vectors).settings
+    assert found.standard_error == pytest.approx(np.std([*medians_of(vectors, found.pairs)], ddof=1), rel=1e-12)
+    assert all(math.isfinite(of.standard_error) for row in settings for of in row.medians.values())
+
+
+def medians_of(vectors, pairs):
+    """The median over these pairs in each sample of the texts, one pair and one sample after the other."""
+    for drawn in text_draws(len(vectors.texts), resamples=200):
+        values = []
+        for a, b in pairs:
+            d = vectors.log_likelihood[vectors.position(a)] - vectors.log_likelihood[vectors.position(b)]
+            there = ~np.isnan(d) & (drawn > 0)
+            if there.any():
+                mean = np.average(d[there], weights=drawn[there])
+                values.append(np.average((d[there] - mean) ** 2, weights=drawn[there]) / (200 * math.log(2)))
+        yield statistics.median(values)
 
 
 def coverage(pairs, value_of, population, rounds=200):

@@ -72,6 +72,22 @@ def estimate_from_resamples(
     return Estimate.normal(float(value), error, n_texts, n_documents=n_clusters(cluster_codes(documents)), unit=unit)
 
 
+def median_over_pairs(resampled: Floats) -> Floats:
+    """The median (..., R) over pairs in each of R samples of the texts, from the values (..., P, R) of the pairs.
+    Values that are NaN are left out, as of a pair that has none of a sample's texts. NaN where all are."""
+    ordered = np.sort(resampled, axis=-2)  # NaN comes last
+    n = np.maximum((~np.isnan(resampled)).sum(axis=-2, keepdims=True), 1)
+    low, high = (np.take_along_axis(ordered, middle, axis=-2)[..., 0, :] for middle in ((n - 1) // 2, n // 2))
+    return np.asarray((low + high) / 2)
+
+
+def standard_deviation(resampled: Floats) -> float:
+    """The standard error of a number from its values (R,) in samples of the texts, NaN where one is not known; NaN for
+    fewer than two."""
+    known = resampled[~np.isnan(resampled)]
+    return float(np.std(known, ddof=1)) if len(known) > 1 else math.nan
+
+
 # ------------------------------------------------------------------------------------------------------ of the models
 
 

@@ -133,10 +133,10 @@ def n_clusters(clusters: Integers | None) -> int:
 def standard_error_of_mean(values: Floats, clusters: Integers | None = None) -> Floats:
     """Standard error (...) of the mean of `values` (..., N) over texts, in their unit; NaN for fewer than two texts.
     Texts of one cluster may be correlated."""
-    deviation = values - values.mean(axis=-1, keepdims=True)
     n = values.shape[-1]
     if n < 2:
         return np.full(values.shape[:-1], np.nan)
+    deviation = values - values.mean(axis=-1, keepdims=True)
     if clusters is None:
         return np.asarray(np.sqrt((deviation**2).mean(axis=-1) / n))
     return np.asarray(np.sqrt(cluster_variance(deviation, clusters) / n))
@@ -160,7 +160,9 @@ def small_sample_factor(n_clusters: int) -> float:
 
 def ratio_of_sums(values: Floats, size: Floats | Integers, clusters: Integers | None = None) -> tuple[float, float]:
     """Sum of `values` (N,) over the sum of `size` (N,), and its standard error (delta method), clustered where texts
-    share documents."""
+    share documents. NaN where that sum is 0, as of no texts."""
+    if not size.any():
+        return math.nan, math.nan
     value = float(values.sum() / size.sum())
     return value, float(standard_error_of_mean(values - value * size, clusters) / size.mean())
 

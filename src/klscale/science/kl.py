@@ -295,7 +295,7 @@ def kl_pairs(
 
     The same numbers as `kl_matrix`, for few pairs of many models; pairs with fewer than two texts in common are NaN.
     `draws` (R, N) counts how often each text is drawn in each of R bootstrap samples; `resampled` (P, R) is then the
-    KL of each pair in each sample.
+    KL of each pair in each sample, NaN in one without any text that both models have.
     """
     L = np.asarray(log_likelihood, dtype=np.float64)
     P, draws = len(pairs), np.empty((0, L.shape[1])) if draws is None else draws
@@ -311,6 +311,7 @@ def kl_pairs(
         moved, poor = moved_by_clip(block, clip), _poor(block, mean_bytes)
         scale = nats2_per_bit_per_byte(mean_bytes)
         drawn = weights.sum(axis=0)
+        drawn[drawn == 0] = np.nan
         drawn_scale = nats2_per_bit_per_byte(size @ weights / drawn)
         for part in np.array_split(np.arange(len(members)), -(-len(members) // 128)):  # what fits into memory
             i, j = places.reshape(-1, 2)[part].T

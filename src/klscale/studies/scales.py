@@ -19,7 +19,13 @@ import yaml
 
 from klscale.inputs.texts import PILE_CLIP, TextSet
 from klscale.science.arrays import Floats
-from klscale.science.bootstrap import RESAMPLES, interval_over_models, text_draws
+from klscale.science.bootstrap import (
+    RESAMPLES,
+    interval_over_models,
+    median_over_pairs,
+    standard_deviation,
+    text_draws,
+)
 from klscale.science.estimates import cluster_codes, ratio_of_sums
 from klscale.science.kl import LOG_2, kl_pairs
 from klscale.science.reported import LARGEST_BY_SPANS, SPANS, WHOLE_TEXTS, ReportedKL
@@ -224,7 +230,8 @@ def _by_spans(vectors: Vectors, setting: str, pairs: Pairs, draws: Floats) -> Se
         clusters = cluster_codes(texts.document, there)
         kl["value"][n], kl["standard_error"][n] = ratio_of_sums(variances[n, there], size[n, there], clusters)
     kl["in_range"] = (kl["value"] <= LARGEST_BY_SPANS) & ~vectors.far[pairs.places].any(axis=1)
-    kl["resampled"] = (variances @ draws.T) / (size @ draws.T)
+    drawn = size @ draws.T
+    kl["resampled"] = (variances @ draws.T) / np.where(drawn > 0, drawn, np.nan)
     return _measured(vectors.names, setting, pairs, kl)
 
 
@@ -240,8 +247,7 @@ def noise_floor(vectors: Vectors) -> NoiseFloor | None:
 
 def _measured(labels: Sequence[str], setting: str, pairs: Pairs, kl: Mapping[str, Any]) -> Setting:
     value: Floats = kl["value"]
-    medians = np.median(kl["resampled"], axis=0)
-    error = float(np.std(medians, ddof=1)) if len(medians) > 1 else math.nan
+    error = standard_deviation(median_over_pairs(kl["resampled"]))
     low, high = np.quantile(value, [0.25, 0.75])
     interval = interval_over_models(value, pairs.names)
     return Setting(

@@ -286,9 +286,7 @@ class Bench:
         return self._ratio(nats / LOG_2, self.texts.bytes[chosen], chosen)
 
     def ratio(self, nats: Floats, others: Floats, chosen: Integers) -> Estimate:
-        """The ratio of two KLs of the same texts, with its paired standard error."""
-        if not others.any():
-            return Estimate(np.nan, np.nan, (np.nan, np.nan), len(chosen), "")
+        """The ratio of two KLs of the same texts, with its paired standard error; NaN where the second is 0."""
         return self._ratio(nats, others, chosen, unit="")
 
     def difference(self, nats: Floats, chosen: Integers) -> Estimate:

@@ -539,7 +539,7 @@ def _stabilisation(
     asked = thresholds if threshold is None else np.append(thresholds, threshold)
     found = settled_from(steps, to_last, asked)
     ends = np.full((2, len(asked)), math.nan)
-    if resampled is not None and len(resampled):
+    if resampled is not None and len(resampled := resampled[~np.isnan(resampled).any(axis=1)]):
         ends = np.quantile(settled_from(steps, resampled, asked), [0.025, 0.975], axis=0, method="nearest")
     last = None if threshold is None else (float(ends[0, -1]), float(ends[1, -1]))
     return Stabilisation(

@@ -70,7 +70,7 @@ def measure(K: int, N: int) -> None:
     near = step("nearest neighbours, exact", maps._Neighbours, points, maps.perplexity(K))
     del points
     plane = step("t-SNE, 2-D", maps._tsne, near, found.points[:, :2])
-    space = step("t-SNE, 3-D", maps._tsne, near, found.points)
+    space = step("t-SNE, 3-D", maps._raised, near, plane, found.points[:, 2])
     kept = maps.ModelMap(
         models=old.names,
         pca=found.points,

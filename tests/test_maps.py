@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
+from sklearn.manifold import trustworthiness
 
 from conftest import EXAMPLE
 from klscale.errors import InputError, StorageError
@@ -132,6 +133,20 @@ def test_a_map_keeps_families_together():
         distance = ((points[:, None] - points) ** 2).sum(axis=-1)
         np.fill_diagonal(distance, np.inf)
         assert (distance.argmin(axis=1) % 4 == np.arange(40) % 4).all()
+
+
+def test_space_has_the_arrangement_of_the_plane_and_keeps_neighbours_as_a_map_of_its_own():
+    """By trustworthiness, of t-SNE in space from principal components (scikit-learn counts the false neighbours)."""
+    vectors = made(families(90, n_families=6))
+    found = maps.model_map(vectors)
+    points = vectors.coordinates()
+    squared_distance = ((points[:, None] - points) ** 2).sum(axis=2)
+    of_its_own = maps.tsne(squared_distance, 3)
+    kept, own = (trustworthiness(points, shown, n_neighbors=10) for shown in (found.tsne3, of_its_own))
+    assert kept > own - 0.01
+    assert found.tsne3[:, 2].std() > 0.2 * found.tsne3[:, 0].std()  # it is no plane
+    for axis in range(2):
+        assert np.corrcoef(found.tsne[:, axis], found.tsne3[:, axis])[0, 1] > 0.8
 
 
 def test_a_lower_perplexity_is_said():

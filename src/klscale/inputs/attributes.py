@@ -12,8 +12,6 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-import yaml
-
 from klscale.errors import InputError
 from klscale.inputs.checkpoint_names import MOST_DIGITS, read_checkpoint, without_step
 from klscale.inputs.references import ModelRef
@@ -160,5 +158,7 @@ def run_key(run: str, attributes: Mapping[str, Any]) -> tuple[Any, ...]:
 @cache
 def _runs() -> list[dict[str, Any]]:
     """Published training runs, of which more is known than their files say."""
+    import yaml  # not all commands need it
+
     runs: list[dict[str, Any]] = yaml.safe_load(files("klscale").joinpath("data/runs.yaml").read_text(encoding="utf-8"))
     return runs

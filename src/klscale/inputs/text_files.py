@@ -16,8 +16,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-import fsspec
-
 from klscale.errors import InputError, nearest
 from klscale.limits import TEXT_FILE_BYTES
 
@@ -96,6 +94,8 @@ def _said(spec: str) -> Iterator[None]:
 
 def _found(spec: str) -> tuple[Any, str, bool]:
     """The file system and path of a file or directory, and whether it is a directory."""
+    import fsspec  # here and below: a tenth of a second for each command
+
     try:
         filesystem, path = fsspec.core.url_to_fs(spec)
         is_directory = bool(filesystem.isdir(path))
@@ -111,6 +111,8 @@ def _found(spec: str) -> tuple[Any, str, bool]:
 
 def _decompressed(spec: str) -> IO[bytes]:
     """A file as bytes. zstd is pyarrow's, since fsspec needs another package for it."""
+    import fsspec
+
     if spec.lower().endswith(".zst"):
         import pyarrow as pa
 

@@ -8,8 +8,6 @@ import os
 import platform
 import random
 import sysconfig
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -478,6 +476,9 @@ def _reason(error: OSError) -> str:
 
 def _fetch(url: str, part: Path, progress: Progress) -> bool:
     """Append what is missing of `url` to `part`; True when the file is complete by the server's own count."""
+    import urllib.error  # only a download needs them, and each command would wait for them
+    import urllib.request
+
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:

@@ -11,11 +11,10 @@ import time
 import uuid
 from typing import Any
 
-import psutil
-
 from klscale.errors import KlscaleError
 from klscale.store.files import Files
 from klscale.store.records import UNREADABLE
+from klscale.store.whole import is_alive
 
 CLAIM_BEAT_S, CLAIM_DEAD_S = 30.0, 150.0
 """How often a process says that it is still at work, and how long its silence means that it is not."""
@@ -34,7 +33,7 @@ def claims(files: Files, text_set: str) -> dict[str, list[dict[str, Any]]]:
                      "pid": int(found["pid"]), "beat": float(found["beat"])}  # fmt: skip
             here = claim["host"] == socket.gethostname()
             silent = abs(time.time() - claim["beat"]) > CLAIM_DEAD_S
-            if not silent and (not here or psutil.pid_exists(claim["pid"])):
+            if not silent and (not here or is_alive(claim["pid"])):
                 alive.setdefault(claim["key"], []).append(claim)
                 continue
         except FileNotFoundError:  # released meanwhile

@@ -11,11 +11,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
 from klscale.errors import InputError, StorageError, UnreadableError
 from klscale.inputs.texts import content_id
-from klscale.store.local import Local
+from klscale.store.local import Local, root_of
 from klscale.store.remote import Remote
 
 SEAL = "klscale-seal"
@@ -33,15 +31,8 @@ class Files:
         if "::" in location:
             what = f"The store {location!r} is a chain of URLs."
             raise InputError(what, "What is written through one may not arrive.", "Give one directory or URL.")
-        try:
-            system, self.root = fsspec.core.url_to_fs(location)
-        except (ValueError, ImportError) as error:
-            raise InputError(
-                f"The store {location!r} cannot be opened.", str(error), "Give a directory or URL."
-            ) from error
-        local = isinstance(system, fsspec.implementations.local.LocalFileSystem)
-        self._disk = Local(system, self.root) if local else Remote(system)
-        if local and Path(self.root).exists() and not Path(self.root).is_dir():
+        self._disk, self.root = _opened(location)
+        if isinstance(self._disk, Local) and Path(self.root).exists() and not Path(self.root).is_dir():
             raise InputError(f"The store {location!r} is a file, not a directory.", remedy="Give --store DIRECTORY.")
 
     def path(self, *parts: str) -> str:
@@ -123,6 +114,20 @@ class Files:
         """Take a file, or a directory with all that is in it, away if it can be."""
         with contextlib.suppress(OSError, StorageError):  # never there, or taken away by another process
             self._disk.remove(path, recursive=recursive)
+
+
+def _opened(location: str) -> tuple[Local | Remote, str]:
+    """The storage of a location, and the path of the store there."""
+    if ":" not in location:
+        return Local(root := root_of(location)), root
+    import fsspec  # a tenth of a second, of which a directory needs nothing
+
+    try:
+        system, root = fsspec.core.url_to_fs(location)
+    except (ValueError, ImportError) as error:
+        raise InputError(f"The store {location!r} cannot be opened.", str(error), "Give a directory or URL.") from error
+    local = isinstance(system, fsspec.implementations.local.LocalFileSystem)
+    return (Local(root) if local else Remote(system)), root
 
 
 def name_of(path: str) -> str:

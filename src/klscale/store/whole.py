@@ -13,8 +13,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 ABANDONED_S = 86_400.0
 """Age at which a temporary file is abandoned. One of a process that is gone from this host is so at once."""
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
@@ -49,6 +47,13 @@ def clear_abandoned_of(directory: Path, names: Sequence[str]) -> None:
         if (match := _TEMPORARY.fullmatch(name)) is None:
             continue
         with contextlib.suppress(OSError):
-            gone = match[1] == _HOST and not psutil.pid_exists(int(match[2]))
+            gone = match[1] == _HOST and not is_alive(int(match[2]))
             if gone or time.time() - (directory / name).lstat().st_mtime > ABANDONED_S:
                 (directory / name).unlink()
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process on this machine."""
+    import psutil  # what only reads a store does not need it
+
+    return psutil.pid_exists(pid)

@@ -756,7 +756,7 @@ class _SampledTogether:
 def attribute_table(models: Sequence[ModelRef], rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """The `attributes` of `Vectors`: a row for each model with the `COLUMNS` and the free attributes of its `rows`
     entry, None where not known; other keys are left out."""
-    import pandas as pd  # half a second, which what reads no vectors is spared
+    import pandas as pd  # half a second
 
     free = {key: None for row in rows for key, value in row.items() if is_free(key, value) and value is not None}
     columns = (*COLUMNS, *free)

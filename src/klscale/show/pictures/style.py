@@ -111,7 +111,7 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
             figure = draw(*args, **kwargs)
             if (layout := figure.get_layout_engine()) is not None:
                 layout.execute(figure)
-            figure.set_layout_engine("none")
+            figure.set_layout_engine(None)  # "none" leaves an engine that has every figure drawn twice to be saved
             return figure
 
     return inside

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from scoring import SHAPES, save_model, spread
-from transformers import AutoConfig, AutoModelForCausalLM, GPTNeoXConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig
 
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet, build_texts, pocket_corpus
@@ -33,15 +33,20 @@ from klscale.studies.pocket import pocket_tokenizer
 from klscale.sweep import score as sweeps
 from klscale.sweep.runs import checkpoints
 
-LARGE, TINY = "70M, 50k vocabulary", "130k, bytes"
+LARGE, TINY, SMOLLM2 = "70M, 50k vocabulary", "130k, bytes", "135M, the shape of SmolLM2"
 
 
 def save_run(run: Path, shape: str, n_checkpoints: int) -> None:
     """Checkpoints of one configuration and one tokenizer, each with its own random weights."""
     first = run / "checkpoint-0"
-    if shape in SHAPES:
-        save_model(first, shape, [text for _, text, _ in pocket_corpus()])
-    else:
+    if shape != TINY:
+        save_model(first, LARGE, [text for _, text, _ in pocket_corpus()])
+    if shape == SMOLLM2:
+        LlamaConfig(
+            hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+            num_key_value_heads=3, vocab_size=SHAPES[LARGE].vocab_size, tie_word_embeddings=True,
+        ).save_pretrained(first)  # fmt: skip
+    elif shape == TINY:
         small = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256}
         GPTNeoXConfig(**small, vocab_size=256, max_position_embeddings=512).save_pretrained(first)
         pocket_tokenizer(512).save_pretrained(first)
@@ -82,7 +87,7 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=1000)
     parser.add_argument("--checkpoints", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--shapes", nargs="+", default=[LARGE, TINY], choices=[LARGE, TINY])
+    parser.add_argument("--shapes", nargs="+", default=[LARGE, TINY], choices=[LARGE, TINY, SMOLLM2])
     parser.add_argument("--quick", action="store_true", help="the tiny shape, 3 checkpoints, 50 texts, 1 round")
     options = parser.parse_args()
     if options.quick:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 from conftest import PATIENCE_S, byte_tokenizer, plain_log_likelihoods
 from klscale.errors import InputError, KlscaleError, UnavailableError
@@ -155,6 +156,19 @@ def test_adapters_that_cannot_be_applied(make_model, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     (adapter / "adapter_model.safetensors").write_bytes(weights)
     refuse(adapter, r"klscale\[lora\]")
+
+
+def test_buffers_that_no_machine_holds_are_refused(tmp_path):
+    """GPT-Neo has a mask of positions by positions in each layer: a number in config.json asks for a terabyte."""
+    config = GPTNeoConfig(vocab_size=259, hidden_size=16, num_layers=1, num_heads=2, attention_types=[[["global"], 1]],
+                          max_position_embeddings=64, window_size=16)  # fmt: skip
+    directory = tmp_path / "neo"
+    GPTNeoForCausalLM(config).save_pretrained(directory)
+    byte_tokenizer().save_pretrained(directory)
+    load(resolve(ModelRef(str(directory))))
+    told = json.loads((directory / "config.json").read_text()) | {"max_position_embeddings": 2**20}
+    (directory / "config.json").write_text(json.dumps(told))
+    assert "1,100 GB, for 1,048,576 positions" in refuse(directory, "does not fit into memory")
 
 
 def test_adapter_weights_that_are_missing_are_not_passed_over(make_model, tmp_path):

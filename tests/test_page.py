@@ -497,12 +497,15 @@ def test_every_table_can_be_downloaded(open_page, stores):
             assert downloaded(other, name), name
     drawings = page.query_selector_all("[data-drawing]")
     assert len(drawings) <= BURST - 2
+    page.select_option("#trajectory-run", "1")
     for drawing in drawings:
         with page.expect_download() as download:
             drawing.click()
         svg = Path(download.value.path()).read_text(encoding="utf-8")
         assert svg.startswith("<svg")
         assert "light-dark" not in svg
+        if drawing.get_attribute("data-drawing") == "trajectories":
+            assert 'id="run-1-' in svg  # of the run that is shown
 
 
 # -------------------------------------------------------------------------------------------------- the first screen

@@ -34,23 +34,29 @@ function allPairs() {
   return parts;
 }
 
-function save(name) {
-  const parts = name === "pairs" ? allPairs() : [data.files[name]];
-  const address = URL.createObjectURL(new Blob(parts, { type: "text/csv;charset=utf-8" }));
-  const link = element("a", { href: address, download: `klscale-${name}.csv` });
+/** Text to a file of this name. */
+function give(parts, type, name) {
+  const address = URL.createObjectURL(new Blob(parts, { type }));
+  const link = element("a", { href: address, download: `klscale-${name}` });
   document.body.append(link);
   link.click();
   link.remove();
   setTimeout(() => URL.revokeObjectURL(address), 30000);
 }
 
-/** A figure of Python's as a file of its own: without the page its colours are those of paper. */
+function save(name) {
+  give(name === "pairs" ? allPairs() : [data.files[name]], "text/csv;charset=utf-8", `${name}.csv`);
+}
+
+/** The figure of Python's in this part of the page: of several, the one that is shown. */
+const drawingIn = (id) => [...document.querySelectorAll(`#${id} svg`)].find((one) => !one.closest("[hidden]"));
+
+/** It as a file of its own: without the page its colours are those of paper. */
 function saveDrawing(id) {
-  const copy = /** @type {any} */ (document.querySelector(`#${id} svg`)?.cloneNode(true));
+  const copy = /** @type {any} */ (drawingIn(id)?.cloneNode(true));
+  if (!copy) return;
   const text = new XMLSerializer().serializeToString(copy).replace(/light-dark\((#\w+),\s*#\w+\)/g, "$1");
-  const address = URL.createObjectURL(new Blob([text], { type: "image/svg+xml" }));
-  element("a", { href: address, download: `klscale-${id}.svg` }).click();
-  setTimeout(() => URL.revokeObjectURL(address), 30000);
+  give([text], "image/svg+xml", `${id}.svg`);
 }
 
 export function startDownloads() {

@@ -171,11 +171,7 @@ function modelTraces() {
   const column = columnOf(view.colour);
   if (!column) return categoryTraces({ key: "", values: [] });
   if (column.kind === "category") return categoryTraces(column);
-  return numberTraces(
-    column.values,
-    label(column.unit && column.unit !== column.title ? `${column.title}, ${column.unit}` : column.title),
-    SCALES[column.kind],
-  );
+  return numberTraces(column.values, label(column.title), SCALES[column.kind]);
 }
 
 const WIDTHS = [1, 2, 3.5, 5.5];

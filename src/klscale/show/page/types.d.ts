@@ -18,8 +18,7 @@ interface Kind {
 interface Attribute {
   key: string;
   title: string;
-  kind: "category" | "text" | "log" | "steps" | "estimate";
-  unit?: string;
+  kind: "category" | "text" | "log" | "number" | "steps" | "estimate";
   values: any[];
   shown?: (string | null)[];
 }

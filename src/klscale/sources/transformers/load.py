@@ -105,13 +105,8 @@ def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading
                 applied += set_tokenizer(tokenizer, file)
             what = f"{base.ref} cannot be loaded as a causal language model."
             placement, folder = placement_of(config, ref, device, alone)
-            if placement and (resolved.base or codes or ref.quantization in (*WEIGHTS_ONLY, *KERNELS)):
-                done = "dequantized" if codes else "quantized" if ref.quantization else "merged with the adapter"
-                raise KlscaleError(
-                    f"{base.ref} does not fit into memory, so that it cannot be {done}.",
-                    "Of a model larger than memory the layers stay on disk as they are.",
-                    f"Use %bfloat16, or score {ref} on a larger machine.",
-                )
+            if placement:
+                _refuse_on_disk(resolved, codes)
             if ref.quantization in KERNELS:
                 options |= quantization.kernel_options(ref, device_of(device))
             attention = attention_options(config, ref, device)
@@ -146,35 +141,44 @@ def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading
     if resolved.base is not None:
         model = with_adapter(model, resolved)
     model.eval()
-    config = model.config.get_text_config()
-    known = {"type": config.model_type, "parameters": model.num_parameters(), "step": _trainer_step(resolved)}
-    if resolved.base is not None:
-        known["parent"] = str(base.ref)
-    elif resolved.hub is not None:
-        known["parent"] = resolved.hub.parent
-    quantized: Quantization | None
-    if ref.file:
-        assert file is not None
-        quantized = quantization.gguf(file.fields.get("general.file_type"))
-    elif ref.quantization in WEIGHTS_ONLY:
-        quantized = quantization.quantize_weights(model, ref, device_of(device))
-    elif codes is not None:
-        quantized = codes.quantization
-    else:
-        quantized = quantization.loaded_so(model, ref, saved_so)
-    if quantized is not None:
-        known["quantization"] = quantized.kind
-    if ref.quantization in CACHES or ref.quantization in ATTENTIONS:
-        known["quantization"] = ref.quantization if quantized is None else f"{quantized.kind} {ref.quantization}"
-    attributes = attributes_of(ref, known)
+    quantized = _quantized(model, ref, device, file, codes, saved_so)
+    attributes = _attributes(model, resolved, quantized)
     if file is not None:
         size: Size | None = size_of_gguf(file.tensors, file.n_bytes, file_of(base))
     else:
         size = size_of(model, weight_files(base), saved, quantized)
+    window, cache_bits = window_of(model.config.get_text_config()), CACHES.get(ref.quantization or "")
     return LoadedModel(
-        ref, model, tokenizer, window_of(config), attributes, quantized, unused, tokenizer_read, tuple(applied), size,
-        CACHES.get(ref.quantization or ""), folder,
+        ref, model, tokenizer, window, attributes, quantized, unused, tokenizer_read, tuple(applied), size, cache_bits,
+        folder,
     )  # fmt: skip
+
+
+def _quantized(
+    model: Any, ref: ModelRef, device: str | None, file: GgufFile | None, codes: packed.Packed | None, saved_so: Any
+) -> Quantization | None:
+    """How its weights are quantized: those of its files, or, where the reference asks for it, here and now."""
+    if file is not None:
+        return quantization.gguf(file.fields.get("general.file_type"))
+    if ref.quantization in WEIGHTS_ONLY:
+        return quantization.quantize_weights(model, ref, device_of(device))
+    return codes.quantization if codes is not None else quantization.loaded_so(model, ref, saved_so)
+
+
+def _attributes(model: Any, resolved: ResolvedModel, quantized: Quantization | None) -> dict[str, Any]:
+    """What its files, the hub and the loaded model say of it."""
+    ref, kind = resolved.ref, model.config.get_text_config().model_type
+    known = {"type": kind, "parameters": model.num_parameters(), "step": _trainer_step(resolved)}
+    if resolved.base is not None:
+        known["parent"] = str(resolved.base.ref)
+    elif resolved.hub is not None:
+        known["parent"] = resolved.hub.parent
+    kinds = [] if quantized is None else [quantized.kind]
+    if ref.quantization in CACHES or ref.quantization in ATTENTIONS:
+        kinds.append(ref.quantization)
+    if kinds:
+        known["quantization"] = " ".join(kinds)
+    return attributes_of(ref, known)
 
 
 def _refuse_incomplete(model: Any, info: Any, resolved: ResolvedModel) -> tuple[str, ...]:
@@ -229,6 +233,18 @@ def _refuse_quantized(config: Any, resolved: ResolvedModel) -> None:
         raise InputError(what, "They are held as codes, not as numbers.", "Take the unquantized base model.")
     if saved_so:
         _refuse_unread(config.quantization_config, ref)
+
+
+def _refuse_on_disk(resolved: ResolvedModel, codes: packed.Packed | None) -> None:
+    """Of a model larger than memory the layers stay on disk as they are, so that none of them can be changed."""
+    ref, base = resolved.ref, resolved.base or resolved
+    if resolved.base or codes or ref.quantization in (*WEIGHTS_ONLY, *KERNELS):
+        done = "dequantized" if codes else "quantized" if ref.quantization else "merged with the adapter"
+        raise KlscaleError(
+            f"{base.ref} does not fit into memory, so that it cannot be {done}.",
+            "Of a model larger than memory the layers stay on disk as they are.",
+            f"Use %bfloat16, or score {ref} on a larger machine.",
+        )
 
 
 def _refuse_unread(config: Any, ref: ModelRef) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import torch
 
-from klscale.errors import InputError
+from klscale.errors import InputError, KlscaleError
 from klscale.inputs.references import KERNELS, ModelRef
 from klscale.inputs.texts import cache_directory
 
@@ -41,12 +41,20 @@ def placement_of(
     config: Any, ref: ModelRef, device: str | None, alone: threading.Event | None
 ) -> tuple[dict[str, Any], tempfile.TemporaryDirectory[str] | None]:
     """Options for transformers that spread weights over devices and disk where they do not fit into memory, and a
-    folder for weights that it must write anew. Nothing where they fit."""
+    folder for weights that it must write anew. Nothing where they fit. Raises KlscaleError for a model whose buffers do
+    not fit: those of GPT-Neo are as large as its positions squared, and no file holds them."""
     if getattr(config, "quantization_config", None) is not None or ref.file or ref.quantization in KERNELS:
         return {}, None  # their size in memory is another
     itemsize = getattr(torch, ref.dtype).itemsize
-    size, head = (itemsize * n for n in _parameters(config))
+    n_weights, n_head, buffers = _parts(config)
+    size, head = itemsize * n_weights + buffers, itemsize * n_head
     cpu, places = torch.device("cpu"), {device_of(device), torch.device("cpu")}
+
+    if buffers > _RESIDENT * available_memory(cpu):
+        positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+        said = "" if positions is None else f", for {positions:,} positions"
+        what, why = f"{ref} does not fit into memory.", f"Its buffers would take {buffers / 1e9:,.0f} GB{said}."
+        raise KlscaleError(what, why, "Check max_position_embeddings in its config.json.")
 
     def fits() -> bool:
         return all(size <= _RESIDENT * available_memory(place) for place in places)
@@ -67,11 +75,12 @@ def placement_of(
     return {"device_map": "auto", "max_memory": memory, "offload_folder": folder.name}, folder
 
 
-_COUNTED: dict[str, tuple[int, int]] = {}
+_COUNTED: dict[str, tuple[int, int, int]] = {}
 
 
-def _parameters(config: Any) -> tuple[int, int]:
-    """Parameters of a model, and of its output embedding, without loading any; once for all checkpoints of a run."""
+def _parts(config: Any) -> tuple[int, int, int]:
+    """Weights of a model, those of its output embedding, and bytes of its buffers, without loading any; once for all
+    checkpoints of a run."""
     from transformers import AutoModelForCausalLM
 
     key = json.dumps([type(config).__name__, config.to_dict()], sort_keys=True, default=str)
@@ -79,5 +88,6 @@ def _parameters(config: Any) -> tuple[int, int]:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         head = getattr(model.get_output_embeddings(), "weight", None)
-        _COUNTED[key] = sum(p.numel() for p in model.parameters()), 0 if head is None else head.numel()
+        buffers = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
+        _COUNTED[key] = sum(p.numel() for p in model.parameters()), 0 if head is None else head.numel(), buffers
     return _COUNTED[key]

@@ -154,6 +154,8 @@ def test_the_floor_of_half_precision_is_what_rounding_makes(clip):
     assert found.value == pytest.approx(variance.mean(), rel=1e-12)
     assert found.standard_error == pytest.approx(variance.std() / math.sqrt(n), rel=1e-9)
     assert half_precision_floor(first, size, documents=np.arange(n) // 50).standard_error > 0
+    alike = half_precision_floor(np.linspace(-100, -65, n), size)  # one spacing of float16
+    assert (alike.standard_error, str(alike)) == (0, f"{alike.value:.3g} bits/byte")
 
 
 # ------------------------------------------------------------------------------------------- kept with every vector

@@ -66,17 +66,18 @@ def noise_record(found: Sequence[NoiseStudy], texts: TextSet) -> dict[str, Any]:
 def print_noise(found: Sequence[NoiseStudy], texts: TextSet) -> None:
     """Each model with its repeat runs, then the noise of half-precision sums."""
     out.print(describe_texts(texts))
+    shown = [column for column in READING if column.key != "estimator"]  # one for all: said below
     for one in found:
         if one.error is None and one.readings:
-            out.print(table(READING, one.readings, f"\n{plain(one.ref)}: {one.n_texts:,} texts, {one.device}"))
+            out.print(table(shown, one.readings, f"\n{plain(one.ref)}: {one.n_texts:,} texts, {one.device}"))
             for reading in one.readings:
                 if reading.error is not None:
                     say(f"{reading.reading}: {plain(reading.error.what)} {plain(reading.error.why)}", "yellow")
     if any(one.readings for one in found):
         say(
-            "KL between two runs of one model. The largest difference is of one text, without the clip. Runs in one "
-            "dtype differ by run-to-run noise: each of two models adds half of its own to their KL. A coarser dtype "
-            "changes the model itself; this change is the same in every run.",
+            "KL between two runs of one model, by whole texts. The largest difference is of one text, without the "
+            "clip. Runs in one dtype differ by run-to-run noise: each of two models adds half of its own to their KL. "
+            "A coarser dtype changes the model itself; this change is the same in every run.",
             "dim",
         )
     rows = [one for one in found if one.half_precision is not None]

@@ -241,5 +241,5 @@ def half_precision_floor(
     kept = np.ones(len(unit), dtype=bool) if clip is None else log_likelihood >= clip
     variance = np.where(kept, 2 * unit**2 / 12, 0.0) / nats2_per_bit_per_byte(float(text_bytes.mean()))
     clusters = cluster_codes(documents)
-    error = float(standard_error_of_mean(variance, clusters))
+    error = float(standard_error_of_mean(variance, clusters)) if np.ptp(variance) else 0.0  # not that of rounding
     return Estimate.normal(float(variance.mean()), error, len(variance), n_documents=n_clusters(clusters))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,7 +38,8 @@ def is_sentencepiece(file: Path) -> bool:
 
 def read(ref: ModelRef, files: dict[str, Path]) -> Any:
     """A fast tokenizer that cuts texts as SentencePiece does with this file; `files` by name. `original` is
-    SentencePiece's own processor, for `require_equal`.
+    SentencePiece's own processor, and `around` how many special tokens stand before and behind a text, for
+    `require_equal`.
 
     Raises KlscaleError where sentencepiece or protobuf is missing, and for a model that is neither BPE nor unigram, one
     that takes spaces for suffixes, or added tokens whose ids are not those of the file.
@@ -122,18 +124,20 @@ def read(ref: ModelRef, files: dict[str, Path]) -> Any:
         )
     made.backend_tokenizer.post_processor = tokenizer.post_processor
     made.original = SentencePieceProcessor(model_proto=content)
+    made.around = tuple(int(n in used) for n in around)
     return made
 
 
-def require_equal(tokenizer: Any, texts: TextSet, special: set[int]) -> None:
-    """Raises KlscaleError where a text becomes other tokens than under SentencePiece itself, which normalizes some
-    sequences of characters that belong together (an accent after its letter, a carriage return before a line feed) one
-    by one. `special`: texts in which a string is read as a special token, which SentencePiece does not do."""
+def require_equal(tokenizer: Any, texts: TextSet, encoded: Sequence[list[int]], special: set[int]) -> None:
+    """Raises KlscaleError where a text has become other tokens (`encoded`) than under SentencePiece itself, which
+    normalizes some sequences of characters that belong together (an accent after its letter, a carriage return before a
+    line feed) one by one. `special`: texts in which a string is read as a special token, as SentencePiece does not."""
     assert texts.texts is not None
     plain = [s for s in range(len(texts.texts)) if s not in special]
-    found = tokenizer.backend_tokenizer.encode_batch([texts.texts[s] for s in plain], add_special_tokens=False)
+    before, behind = tokenizer.around
     original = tokenizer.original.encode([texts.texts[s] for s in plain])
-    differ = [s for s, one, other in zip(plain, found, original, strict=True) if one.ids != other]
+    found = (encoded[s][before : len(encoded[s]) - behind] for s in plain)
+    differ = [s for s, one, other in zip(plain, found, original, strict=True) if one != other]
     if differ:
         raise KlscaleError(
             f"{len(differ)} of {len(texts.texts)} texts of {texts.name} become other tokens than under SentencePiece.",

@@ -101,7 +101,7 @@ def tokenize(tokenizer: Any, texts: TextSet, *, split: bool = False, template: T
     added = Counter(tokenizer("")["input_ids"] if prompts is None else ())
     special = _with_special_tokens(tokenizer, texts, encoded, added)
     if prompts is None and hasattr(tokenizer, "original"):
-        sentencepiece_files.require_equal(tokenizer, texts, special)
+        sentencepiece_files.require_equal(tokenizer, texts, encoded, special)
     # A leading space is a tokenizer's own mark of a word's beginning: adding or dropping one loses nothing else.
     lost = Counter(
         "special tokens" if s in special else loss_of(text, back, tokenizer.unk_token_id in encoded[s])

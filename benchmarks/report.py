@@ -19,7 +19,8 @@ from typing import TypeVar
 
 from maps import PUBLISHED, QUICK, synthetic
 
-from klscale.show import reports
+from klscale.show import pages, reports
+from klscale.show.contents import read_contents
 from klscale.store.store import Store
 
 T = TypeVar("T")
@@ -44,9 +45,9 @@ def main() -> None:
         store.import_vectors(synthetic(*size), "synthetic")
         texts = store.resolve_texts(None)
         print("| what | |\n|---|---|")
-        contents = timed("read: KL of all pairs, the scale, t-SNE in 2-D and 3-D", lambda: reports.read(store, texts))
+        contents = timed("read: KL of all pairs, the scale, t-SNE in 2-D and 3-D", lambda: read_contents(store, texts))
         data = timed("gather the page's data", lambda: reports.gather(contents))
-        timed("write the page", lambda: reports.write(data, page))
+        timed("write the page", lambda: pages.write(data, page))
         print(f"| size of {size[0]:,} models | {page.stat().st_size / 1e6:.1f} MB |")
         browse(page)
 

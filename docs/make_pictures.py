@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from klscale.science.diffusion import WINDOW
-from klscale.show import pictures, reports
+from klscale.show import pages, pictures, reports
+from klscale.show.contents import read_contents
 from klscale.store.store import Store
 from klscale.studies import maps, relatives, scales, trajectories
 from klscale.vectors.imports import read_log_likelihoods
@@ -45,7 +46,7 @@ def photograph(browser: str, file: Path) -> None:
     with tempfile.TemporaryDirectory() as directory, sync_playwright() as running:
         store, page = Store(f"{directory}/store"), Path(directory) / "report.html"
         store.import_vectors(read_log_likelihoods(EXAMPLE, id_column="text_id"), EXAMPLE.name)
-        reports.write(reports.gather(reports.read(store, store.resolve_texts(None))), page)
+        pages.write(reports.gather(read_contents(store, store.resolve_texts(None))), page)
         launched = running.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"])
         opened = launched.new_page(viewport={"width": 1180, "height": 1000}, device_scale_factor=2)
         opened.goto(page.as_uri())

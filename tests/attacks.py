@@ -81,6 +81,7 @@ def load() -> None:
     import rich.progress  # noqa: F401
     from typer.testing import CliRunner
 
+    import klscale.show.pages
     import klscale.show.reports
     import klscale.sources.mock
     import klscale.studies.maps

@@ -16,7 +16,8 @@ import pytest
 
 from conftest import EXAMPLE
 from klscale.science.estimates import format_estimate, log_interval
-from klscale.show import reports
+from klscale.show import pages, reports
+from klscale.show.contents import read_contents
 from klscale.show.terminal import for_json
 from klscale.store.store import Store
 from klscale.studies import scales
@@ -59,9 +60,9 @@ def stores(tmp_path_factory, quick_demo):
     fourteen.import_vectors(read_log_likelihoods(EXAMPLE, id_column="text_id"), str(EXAMPLE))
     for name in ("mixed", "fourteen"):
         store = Store(place / name / "store")
-        reports.write(reports.gather(reports.read(store, store.resolve_texts(None))), place / name / "report.html")
+        pages.write(reports.gather(read_contents(store, store.resolve_texts(None))), place / name / "report.html")
     store = mixed_store(place / "odd" / "store", STEPS[:2])
-    reports.write(odd(reports.read(store, store.resolve_texts(None))), place / "odd" / "report.html")
+    pages.write(odd(read_contents(store, store.resolve_texts(None))), place / "odd" / "report.html")
     return {"mixed": place / "mixed", "fourteen": place / "fourteen", "demo": quick_demo, "odd": place / "odd"}
 
 
@@ -647,8 +648,8 @@ def test_the_search_finds_models_that_are_not_on_a_page_of_a_sample(open_page, s
     monkeypatch.setattr(reports, "MOST_MODELS", 13)
     monkeypatch.setattr(reports, "SAMPLE", 6)
     store = Store(stores["fourteen"] / "store")
-    contents = reports.read(store, store.resolve_texts(None))
-    reports.write(reports.gather(contents), tmp_path / "report.html")
+    contents = read_contents(store, store.resolve_texts(None))
+    pages.write(reports.gather(contents), tmp_path / "report.html")
     monkeypatch.setitem(stores, "sample", tmp_path)
     page, others = open_page("sample"), contents.others
     here = sum("pythia" in name for name in contents.vectors.names)

@@ -26,7 +26,9 @@ from klscale.errors import InputError, StorageError
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.science.estimates import format_estimate
-from klscale.show import reports
+from klscale.show import pages, reports
+from klscale.show.contents import _sample, contents_of_map, read_contents
+from klscale.show.sections import TITLES
 from klscale.show.terminal import for_json
 from klscale.store.files import Files
 from klscale.store.store import Store, vector_key
@@ -39,7 +41,7 @@ from mixed_store import BYTES, HOSTILE, NOISE, STEPS, mixed_store
 @pytest.fixture(scope="module")
 def contents(tmp_path_factory):
     store = mixed_store(tmp_path_factory.mktemp("mixed") / "store")
-    return reports.read(store, store.resolve_texts(None))
+    return read_contents(store, store.resolve_texts(None))
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,7 @@ def data(contents):
 
 @pytest.fixture(scope="module")
 def page(data):
-    return reports.render(data)
+    return pages.render(data)
 
 
 def rows_of(data, name):
@@ -131,7 +133,7 @@ def test_which_of_each_pair_is_better_is_what_its_difference_says(data, contents
 
 
 def test_what_each_section_holds(data, contents):
-    assert data["sections"] == list(reports.SECTIONS)
+    assert data["sections"] == list(TITLES)
     names = data["names"]
     assert names[: len(contents.vectors)] == [ref.label for ref in contents.vectors.models]
     pairs = [
@@ -263,7 +265,7 @@ def test_the_kept_map_is_shown_by_name_with_what_was_added(tmp_path):
     whole = maps.extend_map(store, vectors, ["s/m1"])
     assert whole.models == (*made_of, "s/m4", "s/m1")
     before = files_of(store)
-    data = plain(reports.read(store, texts))
+    data = plain(read_contents(store, texts))
     assert files_of(store) == before
     assert data["refs"] == [f"s/m{k}" for k in range(8)]
     assert data["map"]["added"] == [1, 4]
@@ -294,10 +296,10 @@ def test_a_report_writes_nothing_and_needs_no_writable_store(tmp_path, monkeypat
 
     store, texts = small(tmp_path / "store", rows(6))
     before = files_of(store)
-    shown = plain(reports.read(store, texts))
+    shown = plain(read_contents(store, texts))
     assert files_of(store) == before
     monkeypatch.setattr(Files, "write", full)
-    again = plain(reports.read(store, texts))
+    again = plain(read_contents(store, texts))
     assert {**again, "date": ""} == {**shown, "date": ""}
     assert "map" in shown["sections"]
 
@@ -309,7 +311,7 @@ def test_too_few_texts_in_common_are_no_map_and_that_is_said(tmp_path, common):
     for k in range(3):
         L[k, 20 * k : 20 * (k + 1) - (common if k == 0 else 0)] = np.nan
     store, texts = small(tmp_path / "store", L)
-    data = plain(reports.read(store, texts))
+    data = plain(read_contents(store, texts))
     why = f"3 models have {common} of 60 texts in common. s/m{min(common, 1)} has the fewest, 40."
     told = [row["text"] for row in data["summary"] if row["section"] == "method"]
     if common == 2:
@@ -324,7 +326,7 @@ def test_too_few_texts_in_common_are_no_map_and_that_is_said(tmp_path, common):
     for at, (a, b) in enumerate(((0, 1), (0, 2), (1, 2))):
         d = (L[a] - L[b])[~np.isnan(L[a] - L[b])]
         assert value[at] == pytest.approx(d.var() / (2 * BYTES * math.log(2)), rel=1e-6)
-    assert "No map" in reports.render(data)
+    assert "No map" in pages.render(data)
 
 
 def test_what_a_reader_must_know_of_the_vectors_is_in_the_method(tmp_path):
@@ -335,14 +337,14 @@ def test_what_a_reader_must_know_of_the_vectors_is_in_the_method(tmp_path):
     L[2, :5] = -90.0  # 5 %, which is not more
     names = ["s/m0", "s/m1", "s/m2", "s/odd"]
     store, texts = small(tmp_path / "store", L, names, clip=-80.0, not_round_trip=0.0011)
-    rows_of = method(plain(reports.read(store, texts)))
+    rows_of = method(plain(read_contents(store, texts)))
     told = "-80 nats; pairs are left unclipped where it would move more than 5 % of a vector"
     assert rows_of["clip"] == f"{told}, as it would for 2 of 4 models"
     assert rows_of["tokenizers that change more than 0.1 % of the texts"] == "s/odd"
     assert "files that cannot be read" not in rows_of
     store, texts = small(tmp_path / "other", L[[0, 2, 2]], clip=-80.0, not_round_trip=0.001)
     Path(store.entries(texts.id)[1].path).write_bytes(b"PAR1")
-    data = plain(reports.read(store, texts))
+    data = plain(read_contents(store, texts))
     assert data["title"].startswith("2 models")
     rows_of = method(data)
     assert rows_of["clip"] == told
@@ -356,11 +358,11 @@ def test_what_a_reader_must_know_of_the_vectors_is_in_the_method(tmp_path):
 @pytest.mark.parametrize("secret", ["user:pw", "user:p@w", "token"])
 def test_secrets_of_an_address_are_not_on_the_page(tmp_path, secret):
     store, texts = small(f"memory://{secret}@host/{tmp_path.name}", rows(3))
-    contents = reports.read(store, texts)
+    contents = read_contents(store, texts)
     data = plain(contents)
     assert f"store memory://host/{tmp_path.name}" in data["facts"]
     assert data["command"] == f"klscale compare --store memory://host/{tmp_path.name} --texts {texts.id}"
-    page = reports.render(data)
+    page = pages.render(data)
     own = page.replace(get_plotlyjs(), "")
     assert f"{secret}@" not in own
     assert "@host" not in own
@@ -369,7 +371,7 @@ def test_secrets_of_an_address_are_not_on_the_page(tmp_path, secret):
 
 def test_names_lose_only_what_all_begin_with(tmp_path):
     store, texts = small(tmp_path / "store", rows(3), ["s/m0", "s/bits/byte", "s/bits/s/m2"])
-    contents = reports.read(store, texts)
+    contents = read_contents(store, texts)
     assert [contents.shown(name) for name in contents.vectors.names] == ["m0", "bits/byte", "bits/s/m2"]
     assert contents.shown("s/run") == "run"
 
@@ -379,10 +381,10 @@ def test_of_more_models_than_a_browser_opens_a_sample_is_shown_and_all_are_found
     store = Store(fourteen)
     texts = store.resolve_texts(None)
     every = store.vectors(texts).kl()
-    monkeypatch.setattr(reports, "MOST_MODELS", 13)
-    monkeypatch.setattr(reports, "SAMPLE", 6)
-    monkeypatch.setattr(reports, "AT_ONCE", 3)
-    contents = reports.read(store, texts)
+    monkeypatch.setattr("klscale.show.contents.MOST_MODELS", 13)
+    monkeypatch.setattr("klscale.show.contents.SAMPLE", 6)
+    monkeypatch.setattr("klscale.show.contents.AT_ONCE", 3)
+    contents = read_contents(store, texts)
     shown, others = contents.vectors.names, contents.others
     assert sorted((*shown, *others.names)) == sorted(every.labels)
     assert (len(shown), len(others.names)) == (6, 8)
@@ -394,8 +396,8 @@ def test_of_more_models_than_a_browser_opens_a_sample_is_shown_and_all_are_found
     assert data["title"] == "6 of 14 models on pile-trained-14"
     assert any("6 of 14 models" in row["text"] for row in data["summary"])
     assert data["others"]["names"] == [*others.names]
-    monkeypatch.setattr(reports, "MOST_MODELS", 14)
-    assert reports.read(store, texts).others is None
+    monkeypatch.setattr("klscale.show.contents.MOST_MODELS", 14)
+    assert read_contents(store, texts).others is None
 
 
 def test_a_page_of_a_map_of_many_models_is_of_a_sample_with_those_that_were_added(fourteen, monkeypatch):
@@ -403,9 +405,9 @@ def test_a_page_of_a_map_of_many_models_is_of_a_sample_with_those_that_were_adde
     vectors = store.vectors(store.resolve_texts(None))
     of_ten = maps.model_map(vectors.subset(vectors.names[:10]))
     found = maps.place(of_ten, vectors.subset(vectors.names[:10]), vectors.subset(vectors.names[10:]))
-    monkeypatch.setattr(reports, "MOST_MODELS", 13)
-    monkeypatch.setattr(reports, "SAMPLE", 3)
-    contents = reports.of_map(store, vectors, found)
+    monkeypatch.setattr("klscale.show.contents.MOST_MODELS", 13)
+    monkeypatch.setattr("klscale.show.contents.SAMPLE", 3)
+    contents = contents_of_map(store, vectors, found)
     shown, others = contents.vectors.names, contents.others.names
     assert len(shown) < 14
     assert {*shown} >= {*vectors.names[10:]}
@@ -422,8 +424,8 @@ def test_a_sample_holds_whole_runs(tmp_path, monkeypatch):
     names = [f"run{run}@step{step}" for run in range(6) for step in (10, 20, 30)] + ["a", "a+int8"]
     store, _ = small(tmp_path / "store", rows(len(names)), names)
     newest = {str(entry.ref): entry for entry in store.entries(store.text_sets()[0]["id"])}
-    monkeypatch.setattr(reports, "SAMPLE", 8)
-    shown, rest = reports._sample(newest)
+    monkeypatch.setattr("klscale.show.contents.SAMPLE", 8)
+    shown, rest = _sample(newest)
     assert {*shown} | {str(entry.ref) for entry in rest} == {*names}
     runs = Counter(name.split("@")[0].split("+")[0] for name in shown)
     assert runs == {run: 2 if run == "a" else 3 for run in runs}
@@ -436,7 +438,7 @@ def test_the_commands_of_the_page_do_what_they_say(run, tmp_path):
     other = replace(texts, id="ba9876543210", name="other")
     entry = store.entries(texts.id)[0]
     store.write(other, store.scores(entry), dict(entry.metadata))
-    data = plain(reports.read(store, texts))
+    data = plain(read_contents(store, texts))
     assert shlex.split(data["command"]) == ["klscale", "compare", "--store", store.location, "--texts", texts.id]
     commands = [shlex.split(html.unescape(text)) for text in re.findall(r"<code>(.*?)</code>", data["parts"]["method"])]
     assert [command[:2] for command in commands] == [["klscale", name] for name in ("kl", "scale", "map", "report")]
@@ -452,7 +454,7 @@ def test_sections_that_hold_nothing_are_left_out(tmp_path):
 
     store = Store(tmp_path / "store")
     store.import_vectors(read_log_likelihoods(EXAMPLE, id_column="text_id"), "example")
-    data = reports.gather(reports.read(store, store.resolve_texts(None)))
+    data = reports.gather(read_contents(store, store.resolve_texts(None)))
     assert data["sections"] == ["summary", "scale", "map", "pairs", "models", "method"]
     assert {row["section"] for row in data["summary"]} <= {*data["sections"]}
 
@@ -468,7 +470,7 @@ def test_one_model_is_no_report(tmp_path, contents):
     entry = contents.entries[0]
     store.write(contents.texts, contents.store.scores(entry), entry.metadata)
     with pytest.raises(InputError, match="holds 1 models"):
-        reports.read(store, contents.texts)
+        read_contents(store, contents.texts)
 
 
 # --------------------------------------------------------------------------------------------------------- the file
@@ -521,12 +523,12 @@ def test_names_cannot_leave_the_data(page):
 
 def test_the_page_is_written_whole_or_not_at_all(tmp_path, data, monkeypatch):
     file = tmp_path / "deep" / "report.html"
-    size = reports.write(data, file)
+    size = pages.write(data, file)
     assert file.stat().st_size == size
     before = file.read_bytes()
-    monkeypatch.setattr(reports, "render", lambda data: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(pages, "render", lambda data: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        reports.write(data, file)
+        pages.write(data, file)
     assert file.read_bytes() == before
     assert [path.name for path in file.parent.iterdir()] == ["report.html"]
 
@@ -549,9 +551,9 @@ def test_report_command(run, tmp_path):
 
 def test_the_scripts_are_few():
     """At most 2,000 lines; every module of the folder is in the page."""
-    folder = Path(reports.__file__).parent / "page"
+    folder = Path(pages.__file__).parent / "page"
     scripts = {path.stem: path.read_text(encoding="utf-8") for path in folder.glob("*.js")}
-    assert {*scripts} == {*reports.SCRIPTS}
+    assert {*scripts} == {*pages.SCRIPTS}
     assert sum(len(text.splitlines()) for text in scripts.values()) <= 2000
     assert not [name for name, text in scripts.items() if "BigInt" in text or "innerHTML" in text or "eval(" in text]
 
@@ -561,7 +563,7 @@ def test_modules_become_one_script_in_which_each_sees_what_it_imports():
         "one": "export const a = 1;\nconst hidden = 2;\nexport function twice(x) {\n  return 2 * x;\n}\n",
         "two": 'import { a, twice } from "./one.js";\n\nconst hidden = twice(a);\n',
     }
-    made = reports._bundle(modules)
+    made = pages._bundle(modules)
     assert "import" not in made
     assert "export" not in made
     assert "const { a, twice } = modules.one;" in made

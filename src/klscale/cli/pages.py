@@ -72,9 +72,11 @@ def map_command(
 
     def save(path: Path) -> None:
         if path.suffix in PAGES:
-            from klscale.show import reports
+            from klscale.show import pages, reports
+            from klscale.show.contents import contents_of_map
 
-            reports.write(reports.gather(reports.of_map(found.store, found.vectors, found.map), reports.MAP), path)
+            contents = contents_of_map(found.store, found.vectors, found.map)
+            pages.write(reports.gather(contents, reports.MAP), path)
         else:
             save_map(found.map, found.vectors, path, colour_by, method)
 

@@ -1,23 +1,14 @@
-"""The report: one self-contained HTML page with everything that a store holds on one text set.
-
-`gather` takes everything from the store alone: nothing is scored. `render` makes the page of it and of `page/`, with
-styles, scripts and plotly inlined, so that it opens from disk and asks no network for anything. What a reader does with
-the page (choose models, search, sort, download) is in its scripts; its tables and figures are in `sections`.
-"""
+"""What the report shows: tables and figures of `sections`, sentences, and the numbers that the page's scripts use."""
 
 from __future__ import annotations
 
 import base64
-import hashlib
-import html
-import json
 import math
 import re
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict
 from importlib.metadata import version
 from importlib.resources import files
 from itertools import combinations, pairwise
@@ -25,264 +16,41 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import yaml
 from numpy.typing import NDArray
 
-from klscale.errors import InputError, printable
-from klscale.inputs.attributes import are_amounts, is_free, runs_of
+from klscale.errors import printable
 from klscale.inputs.references import ModelRef
-from klscale.inputs.texts import TextSet
-from klscale.progress import SILENT, Progress
 from klscale.science.bootstrap import RESAMPLES
 from klscale.science.estimates import critical_value, log_interval
 from klscale.science.kl import bits_per_byte_differences
-from klscale.science.reported import ESTIMATORS, SPANS, WHOLE_TEXTS
+from klscale.science.reported import ESTIMATORS, SPANS
 from klscale.show import cautions, sections, sentences
-from klscale.show.columns import Column, number
-from klscale.show.files import whole
+from klscale.show.columns import Column
+from klscale.show.contents import Contents
 from klscale.show.maps import map_rows
 from klscale.show.markup import csv_text
-from klscale.show.names import common_prefix, short_names
+from klscale.show.names import short_names
 from klscale.show.pictures import looks
-from klscale.show.pictures.model_maps import SPREAD
-from klscale.show.pictures.style import amount
-from klscale.show.terminal import for_json, out, plain
-from klscale.store.store import Entry, Store, now
-from klscale.studies import lens, maps, relatives, scales, trajectories
-from klscale.studies.lens import Layer
-from klscale.studies.maps import ModelMap
-from klscale.studies.scales import Setting
-from klscale.studies.trajectories import Seeds, Trajectory
-from klscale.studies.verbs.scale import KeptScale, fit_layers
+from klscale.show.sections import TITLES
+from klscale.show.terminal import out, plain
+from klscale.store.store import now
+from klscale.studies import maps, scales
 from klscale.vectors.vectors import Vectors
 
-SECTIONS = ("summary", "scale", "map", "pairs", "trajectories", "layers", "quantization", "models", "method")
-TITLES = {
-    "summary": "Findings",
-    "scale": "The scale",
-    "map": "The map",
-    "pairs": "All pairs",
-    "trajectories": "Training runs",
-    "layers": "Layers",
-    "quantization": "Quantization",
-    "models": "Models",
-    "method": "Method",
-}  # fmt: skip
 PLACED = 5_000
 """Pairs, some hundred bytes each, beyond which no sentence is written for each: its place among those of its own
 setting, and which of the two models is better."""
 MAP = ("map", "pairs", "models", "method")
 """The sections of a page of a map alone."""
-SCRIPTS = (
-    "numbers", "dom", "data", "selection", "plots", "tables", "panel", "ruler", "map", "heat", "runs", "downloads",
-    "main",
-)  # fmt: skip
-"""Modules of the page, each after those that it imports."""
 TSNE_FROM = 30
 """Models from which on t-SNE is the first view of the map; principal components keep distances."""
 ROUND_TRIP_LIMIT = 0.001
-ATTRIBUTES = {
-    "family": "category", "type": "category", "run": "category", "parameters": "log", "seed": "category",
-    "step": "steps", "tokens": "log", "stage": "category", "ingredient": "category", "quantization": "category",
-    "parent": "text", "dtype": "category",
-}  # fmt: skip
-"""Attributes on the page, and how each colours: categories apart, numbers by their log."""
 LABEL = 24
 """Characters of a name beside a mark."""
-MOST_MODELS = 5000
-"""Beyond, the page would be larger than a browser opens: it is of a sample."""
-SAMPLE = 1000
-"""Models of a sample; the search finds the others too."""
-AT_ONCE = 2000
-"""Others that are read together."""
 
 
-@dataclass(frozen=True, eq=False)
-class Others:
-    """Models (M,) that are not on a page of a sample: their `names`, the place of the `nearest` model that is, and the
-    KL to it by whole texts in bits per byte with its standard error."""
-
-    names: tuple[str, ...]
-    nearest: NDArray[np.int64]
-    kl: NDArray[np.float64]
-    standard_error: NDArray[np.float64]
-
-
-@dataclass(frozen=True, eq=False)
-class Contents:
-    """What a report is made of: models and their layers, the map or none, the scale, and the training runs. `notes` say
-    what is missing. Of very many models these are a sample, and `others` has the rest."""
-
-    store: Store
-    entries: Sequence[Entry]
-    vectors: Vectors
-    vectors_and_layers: Vectors
-    map: ModelMap | None
-    measured: Sequence[Setting]
-    runs: Sequence[Trajectory]
-    notes: Mapping[str, str]
-    others: Others | None = None
-
-    @cached_property
-    def layers(self) -> Vectors:
-        return self.vectors_and_layers.subset([ref for ref in self.vectors_and_layers.models if ref.layer is not None])
-
-    @property
-    def texts(self) -> TextSet:
-        return self.vectors.texts
-
-    @cached_property
-    def labels(self) -> dict[str, str]:
-        """Every model and layer as a reader sees it."""
-        return {str(ref): ref.label for ref in (*self.vectors.models, *self.layers.models)}
-
-    @cached_property
-    def prefix(self) -> str:
-        """What the names of all models begin with."""
-        return common_prefix([self.labels[name] for name in self.vectors.names])
-
-    @cached_property
-    def attribute_columns(self) -> list[dict[str, Any]]:
-        """What is known of each model, in columns."""
-        return _attributes(self)
-
-    @cached_property
-    def found_layers(self) -> dict[str, list[Layer]]:
-        """The layers of each model that was scored at them."""
-        return lens.layers(self.layers) if len(self.layers) else {}
-
-    @cached_property
-    def ladders(self) -> dict[str, list[str]]:
-        """The quantized variants of each model that has any."""
-        return relatives.ladders(self.vectors)
-
-    @cached_property
-    def scale_by(self) -> str:
-        """The estimator by which pairs are held against the scale: spans where all have them, else whole texts."""
-        known = ~np.isnan(self.vectors.kl().value) & ~np.eye(len(self.vectors), dtype=bool)
-        whole = np.isnan(self.vectors.reported_kl_matrix().by_spans[known]).any()
-        return WHOLE_TEXTS if whole or all(row.by_spans is None for row in self.measured) else SPANS
-
-    @cached_property
-    def seeds(self) -> list[Seeds]:
-        """The runs that differ in their seed alone."""
-        return trajectories.over_seeds(self.runs)
-
-    @cached_property
-    def threshold_source(self) -> str:
-        """Where the threshold of stabilisation is from."""
-        seed = scales.worth_of_a_seed(self.measured, self.texts)
-        return "" if seed is None else seed[1]
-
-    def shown(self, name: str) -> str:
-        """A model, or a run, without that."""
-        if name in self.labels:
-            return self.labels[name].removeprefix(self.prefix)
-        return name.removeprefix(self.prefix.removeprefix("./"))  # the name of a run has no ./
-
-
-def read(store: Store, texts: TextSet, *, progress: Progress = SILENT) -> Contents:
-    """Everything that a store holds on these texts; the kept map, where there is one of all of its models. No map is
-    written. Of more than 5,000 models it holds a sample. Raises InputError for fewer than two models."""
-    progress.begin("reading the store")
-    known = store.entries(texts.id)
-    newest, rest = {str(entry.ref): entry for entry in known}, list[Entry]()
-    if len(newest) > MOST_MODELS:
-        newest, rest = _sample(newest)
-    layers = fit_layers(newest.values(), texts, progress)
-    kept = None if rest else KeptScale(store, texts, layers=layers)
-    everything, left_out = store.vectors(texts, [*newest.values()], layers=layers).of_one_convention()
-    vectors = everything.without_layers()
-    if len(vectors) < 2:
-        what = f"{store.location} holds {len(vectors)} models on {texts.name} that can be compared."
-        raise InputError(what, "A report compares two or more.", "klscale score REF...")
-    entries = [newest[name] for name in vectors.names]
-    progress.begin("KL of all pairs, and the scale")
-    vectors.reported_kl_matrix()
-    measured = scales.measure(everything) if kept is None else kept.of(everything)
-    seed = scales.worth_of_a_seed(measured, texts)
-    runs = trajectories.analyse_runs(
-        store, texts, entries, threshold=seed and seed[0], from_store_only=True, progress=progress
-    )
-    notes = {"left out, of another convention": ", ".join(left_out)}
-    damaged = len(store.vector_files(texts.id)) - len(known)
-    if damaged:
-        notes["files that cannot be read"] = f"{damaged:,}, left out; klscale check names them"
-    model_map = None
-    try:
-        model_map = maps.kept_map(store, vectors, keep=False, progress=progress)
-    except InputError as error:
-        notes["no map"] = f"{error.what} {error.why}"
-    others = _others(store, vectors, rest, progress) if rest else None
-    notes |= _of_a_sample(vectors, rest)
-    return Contents(store, entries, vectors, everything, model_map, measured, runs, notes, others)
-
-
-def _sample(newest: Mapping[str, Entry]) -> tuple[dict[str, Entry], list[Entry]]:
-    """Models for a page, by name: those of runs that are drawn at random; and the rest, of the same convention."""
-    conventions = Counter(entry.metadata["convention"] for entry in newest.values())
-    most = conventions.most_common(1)[0][0]
-    entries = [newest[name] for name in sorted(newest) if newest[name].metadata["convention"] == most]
-    known = [entry.metadata["attributes"] for entry in entries]
-    groups: dict[Any, list[Entry]] = {}
-    for entry, run, row in zip(entries, runs_of([entry.ref for entry in entries], known), known, strict=True):
-        groups.setdefault((run, row.get("seed")), []).append(entry)
-    chosen, names = list[Entry](), [*groups]
-    for place in np.random.default_rng(0).permutation(len(names)):
-        if len(chosen) + len(group := groups[names[place]]) <= SAMPLE:
-            chosen += group
-    found = {str(entry.ref): entry for entry in (chosen or entries[:SAMPLE])}
-    return found, [entry for entry in entries if str(entry.ref) not in found]
-
-
-def _of_a_sample(vectors: Vectors, rest: Sequence[Entry]) -> dict[str, str]:
-    """What must be said where `vectors` are a sample and there is a `rest`."""
-    said = (
-        f"everything on this page is of {len(vectors):,} of {len(vectors) + len(rest):,} models, of runs and their "
-        "variants as a whole, drawn at random; the search finds the others too, and klscale scale is of all"
-    )
-    return {"a sample": said} if rest else {}
-
-
-def _others(store: Store, vectors: Vectors, rest: Sequence[Entry], progress: Progress) -> Others:
-    """The nearest of `vectors` to each other model, which are read some at a time: by the texts that all of these have,
-    and the KL by those of each two."""
-    progress.begin("the other models", len(rest), "models")
-    rest = sorted(rest, key=lambda entry: store.packs.of.get(entry.path, ""))
-    parts, K = list[Others](), len(vectors)
-    for start in range(0, len(rest), AT_ONCE):
-        block = store.vectors(vectors.texts, rest[start : start + AT_ONCE])
-        together = vectors.joined(block)
-        points = together.coordinates()
-        near = (np.einsum("kn,kn->k", points[:K], points[:K]) - 2 * (points[K:] @ points[:K].T)).argmin(axis=1)
-        found = together.kl_pairs(np.stack([np.arange(K, len(together)), near], axis=1))
-        parts.append(Others(block.names, near, found.value, found.standard_error))
-        progress.advance(len(block))
-    order = np.argsort(names := np.array([name for part in parts for name in part.names], dtype=object))
-    near, kl, error = (
-        np.concatenate([getattr(part, name) for part in parts])[order] for name in ("nearest", "kl", "standard_error")
-    )
-    return Others(tuple(names[order]), near, kl, error)
-
-
-def of_map(store: Store, vectors: Vectors, found: ModelMap) -> Contents:
-    """What a page of one map alone shows; `vectors` are those of its models, and may be more. Of more than 5,000 models
-    these are a sample, and those that were added to the map with the nearest of each."""
-    newest = store.newest(vectors.texts.id)
-    entries, rest = {name: newest[name] for name in found.models}, list[Entry]()
-    if len(found) > MOST_MODELS:
-        whole, (entries, rest) = entries, _sample(entries)
-        entries |= {name: whole[name] for added, off in found.off_map.items() for name in (added, off.nearest)}
-        rest = [entry for entry in rest if str(entry.ref) not in entries]
-        found = found.subset([*entries])
-    vectors = vectors.subset(found.models)
-    others = _others(store, vectors, rest, SILENT) if rest else None
-    measured, notes = scales.measure(vectors), _of_a_sample(vectors, rest)
-    return Contents(store, [*entries.values()], vectors, vectors, found, measured, (), notes, others)
-
-
-def gather(contents: Contents, wanted: Sequence[str] = SECTIONS) -> dict[str, Any]:
+def gather(contents: Contents, wanted: Sequence[str] = (*TITLES,)) -> dict[str, Any]:
     """The page's data, of the `wanted` sections as far as there is anything in them. No number of the page is from
     elsewhere.
 
@@ -313,7 +81,7 @@ def gather(contents: Contents, wanted: Sequence[str] = SECTIONS) -> dict[str, An
         "ruler_note": sections.ruler_note(contents),
         "method": sections.method(said),
     }
-    parts["summary"] = sections.findings(summary, TITLES)
+    parts["summary"] = sections.findings(summary)
     words = [_word(name) for name in vectors.names]
     end = [" --"] if any(name.startswith("-") for name in vectors.names) else []
     return {
@@ -441,44 +209,6 @@ def _summary(contents: Contents, there: Sequence[str]) -> Iterator[dict[str, str
     for section, found in summary.items():
         if section in there:
             yield from ({"section": section, "text": text} for text in found)
-
-
-def _attributes(contents: Contents) -> list[dict[str, Any]]:
-    """The attributes that any model has, in columns; bits per byte and the date last. `values` colour, sort and are
-    searched, `shown` is what is read, where that differs."""
-    vectors = contents.vectors
-    run_of = {name: contents.shown(one.run.name) for one in contents.runs for name in one.run.names}
-    runs = pd.Series([run_of.get(name) for name in vectors.names], vectors.attributes.index, dtype=object)
-    attributes = vectors.attributes.assign(run=runs)
-    columns: list[dict[str, Any]] = []
-    free = {key: _kind(attributes[key]) for key in map(str, vectors.attributes) if is_free(key)}
-    for key, kind in {**ATTRIBUTES, **free}.items():
-        values = [None if pd.isna(value) else value for value in attributes[key]]
-        if all(value is None for value in values):
-            continue
-        words = kind in ("category", "text")
-        values = [printable(value) if words and value is not None else value for value in values]
-        numbers = None if words else [None if value is None else amount(float(value)) for value in values]
-        columns.append({"key": key, "title": key, "heading": key, "kind": kind, "values": values, "shown": numbers})
-    levels = [vectors.bits_per_byte(name) for name in vectors.names]
-    columns.append({
-        "key": "bits_per_byte", "title": "bits/byte", "heading": "bits/byte ± SE", "kind": "estimate",
-        "values": [level.value for level in levels], "standard_errors": [level.standard_error for level in levels],
-        "shown": [number(level) for level in levels],
-    })  # fmt: skip
-    scored = [str(entry.metadata.get("date", ""))[:10] for entry in contents.entries]
-    columns.append(
-        {"key": "scored", "title": "scored", "heading": "scored", "kind": "text", "values": scored, "shown": None}
-    )
-    return columns
-
-
-def _kind(values: pd.Series[Any]) -> str:
-    """How a free attribute colours the page: words apart, numbers by their value, or its log where they differ much."""
-    if not are_amounts(str(values.name), values):
-        return "category"
-    numbers = values.dropna()
-    return "log" if min(numbers) > 0 and max(numbers) > SPREAD * min(numbers) else "number"
 
 
 def _models(contents: Contents) -> dict[str, Any]:
@@ -663,57 +393,6 @@ def _between(dates: Iterable[str]) -> str:
     return "" if not known else known[0] if known[0] == known[-1] else f"{known[0]} to {known[-1]}"
 
 
-# ---------------------------------------------------------------------------------------------------------- the page
-
-
-def render(data: Mapping[str, Any]) -> str:
-    """The page with these data, complete in itself. Its content security policy forbids every request, and every script
-    but its own."""
-    from plotly.offline import get_plotlyjs
-
-    page, shown = files("klscale").joinpath("show/page"), data["sections"]
-
-    def part(name: str) -> str:
-        return page.joinpath(name).read_text(encoding="utf-8")
-
-    plotly: str = get_plotlyjs()
-    script = _bundle({name: part(f"{name}.js") for name in SCRIPTS})
-    text = json.dumps(for_json({key: data[key] for key in data if key != "parts"}), ensure_ascii=False, allow_nan=False)
-    hashes = " ".join(f"'sha256-{_sha256(script)}'" for script in (plotly, script))
-    parts = {
-        "title": html.escape(data["title"]),
-        "facts": "".join(f"<li>{html.escape(printable(fact))}</li>" for fact in data["facts"]),
-        "policy": f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
-        "base-uri 'none'; form-action 'none'",
-        "styles": part("page.css"),
-        "links": "".join(f'<a href="#{name}">{TITLES[name]}</a>' for name in shown if name != "map"),
-        "data": text.replace("<", "\\u003c"),  # in a script element: no end tag, no comment
-        "plotly": f"<script>{plotly}</script>",
-        "scripts": f"<script>{script}</script>",
-        **data["parts"],
-    }
-    template = re.sub(
-        r"<!-- if (\w+) -->\n(.*?)<!-- end \1 -->\n",
-        lambda match: match[2] if match[1] in shown or (data["parts"].get(match[1]) and match[1] not in TITLES) else "",
-        part("page.html"),
-        flags=re.DOTALL,
-    )
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
-
-
-def _bundle(modules: Mapping[str, str]) -> str:
-    """Modules as one script: a function for each, which gives what the module exports to those that come later."""
-    made = ['"use strict";', "const modules = {};"]
-    for name, text in modules.items():
-        names = re.findall(r"^export (?:async )?(?:function|const) (\w+)", text, flags=re.MULTILINE)
-        text = re.sub(
-            r"^import (\{[^}]*\}) from \"\./(\w+)\.js\";$", r"const \1 = modules.\2;", text, flags=re.MULTILINE
-        )
-        text = re.sub(r"^export ", "", text, flags=re.MULTILINE)
-        made.append(f"modules.{name} = (() => {{\n{text}\nreturn {{ {', '.join(names)} }};\n}})();")
-    return "\n".join(made)
-
-
 REPORT = (
     Column("file", "The page."),
     Column("bytes", "Its size.", "bytes", lambda it: it.size),
@@ -729,14 +408,3 @@ def print_report(data: Mapping[str, Any], file: Path, size: int) -> None:
         out.print(f"{plain(row['section'])}: {plain(row['text'])}")
     out.print(f"\nWrote {plain(file)} ({size / 1e6:.1f} MB). Open it in a browser:")
     out.print(file.resolve().as_uri(), soft_wrap=True)
-
-
-def write(data: Mapping[str, Any], file: Path) -> int:
-    """Write the page, whole or not at all; its size in bytes."""
-    page = render(data).encode(errors="replace")
-    whole(file, lambda temporary: temporary.write_bytes(page))
-    return len(page)
-
-
-def _sha256(script: str) -> str:
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

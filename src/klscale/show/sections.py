@@ -6,7 +6,7 @@ from __future__ import annotations
 import html
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from klscale.show import scale as scale_columns
 from klscale.show import trajectories as run_columns
 from klscale.show.cautions import Around, Measured
 from klscale.show.columns import Column, estimate, flat, interval, number, within
+from klscale.show.contents import Contents
 from klscale.show.markup import drawing, escape, listed, table
 from klscale.show.pairs import kl
 from klscale.show.pictures import layer_threads, quantization_ladder, scale_strip, training_trajectories
@@ -29,9 +30,18 @@ from klscale.studies import scales
 from klscale.studies.scales import Setting
 from klscale.studies.trajectories import Trajectory
 
-if TYPE_CHECKING:
-    from klscale.show.reports import Contents
-
+TITLES = {
+    "summary": "Findings",
+    "scale": "The scale",
+    "map": "The map",
+    "pairs": "All pairs",
+    "trajectories": "Training runs",
+    "layers": "Layers",
+    "quantization": "Quantization",
+    "models": "Models",
+    "method": "Method",
+}  # fmt: skip
+"""Sections of a page, in their order."""
 READOUT = {
     "kl_from_first": "KL from first", "kl_from_last": "KL from last", "weights_from_first": "weights from first",
 }  # fmt: skip
@@ -393,10 +403,10 @@ def model_files(contents: Contents) -> Iterator[tuple[str, str]]:
 # --------------------------------------------------------------------------------------------- sentences and the method
 
 
-def findings(summary: Sequence[dict[str, str]], titles: dict[str, str]) -> str:
+def findings(summary: Sequence[dict[str, str]]) -> str:
     """Every sentence, with the section that it is from."""
     items = "".join(
-        f'<li>{escape(row["text"])} <a href="#{row["section"]}">{escape(titles[row["section"]])}</a></li>'
+        f'<li>{escape(row["text"])} <a href="#{row["section"]}">{escape(TITLES[row["section"]])}</a></li>'
         for row in summary
     )
     return f'<ul class="lines">{items}</ul>'

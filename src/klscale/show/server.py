@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from klscale.errors import InputError, KlscaleError
 from klscale.progress import SILENT, Progress
-from klscale.show import reports
+from klscale.show import pages, reports
+from klscale.show.contents import read_contents
 from klscale.store.store import Store
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ class _Pages:
         with self.lock:
             if (made_from := self._state()) != self.made_from:
                 texts = self.store.resolve_texts(self.texts, progress=self.progress)
-                self.page = reports.render(reports.gather(reports.read(self.store, texts, progress=self.progress)))
+                contents = read_contents(self.store, texts, progress=self.progress)
+                self.page = pages.render(reports.gather(contents))
                 self.made_from = made_from
             return self.page
 

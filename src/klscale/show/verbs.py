@@ -14,7 +14,8 @@ from klscale.inputs.suites import read_suite
 from klscale.inputs.texts import TextSet, pocket_texts
 from klscale.progress import SILENT, Progress
 from klscale.science.diffusion import WINDOW
-from klscale.show import reports
+from klscale.show import pages, reports
+from klscale.show.contents import read_contents
 from klscale.show.files import PAGES, require_ending, save_json
 from klscale.show.scale import save_scale, scale_record
 from klscale.show.trajectories import save_trajectories
@@ -58,8 +59,8 @@ def report(
     path, options = Path(file), options.at(texts, store)
     require_ending(path, PAGES)
     place = options.opened()
-    data = reports.gather(reports.read(place, options.stored(place), progress=options.progress))
-    return Report(path, reports.write(data, path), data)
+    data = reports.gather(read_contents(place, options.stored(place), progress=options.progress))
+    return Report(path, pages.write(data, path), data)
 
 
 @dataclass(frozen=True, eq=False)

@@ -598,27 +598,10 @@ class _Sweep:
             ),
             "weights": job.pinned.weights,
         }  # fmt: skip
-        if (lost := metadata["not_round_trip"]) > NOT_ROUND_TRIP:
-            lost_kinds = metadata.get("not_round_trip_kinds", {})
-            kinds = f" ({', '.join(f'{kind} in {n:,}' for kind, n in lost_kinds.items())})" if lost_kinds else ""
-            self.progress.note(
-                f"{job.ref}: its tokenizer does not give back {lost:.1%} of the texts{kinds}.\n"
-                "It models other strings: its KL to a model with another tokenizer measures that too.\n"
-                "Compare it with models of its own tokenizer, or leave such texts out of the set."
-            )
-        if special := metadata.get("special_token_texts"):
-            self.progress.note(
-                f"{job.ref}: in {special:,} texts a string such as <s> is read as a special token, not as text.\n"
-                + (
-                    "Its tokenizer cannot split them: leave such texts out of the set."
-                    if self.options.split_special_tokens or self.options.template is not None
-                    else "--split-special-tokens reads it as text."
-                )
-            )
         if DRAWS.name in scores.parts:
             n_sampled = int(np.count_nonzero(np.asarray(scores.parts[DRAWS.name])))
             metadata["sampled"] = {"tokens": reader.tokens(self.texts).key, "texts": n_sampled}
-        for note in reader.notes():
+        for note in (*self._notes(job.ref, metadata), *reader.notes()):
             self.progress.note(note)
         if first is not None:
             metadata |= {"first": first, "skipped": np.setdiff1d(wanted, scores.text).tolist()}
@@ -631,6 +614,24 @@ class _Sweep:
         if self.rescore or self.store.noise_floor(self.texts.id, entry.key) is None:
             self._repeat(entry, reader, scores)
         return entry
+
+    def _notes(self, ref: ModelRef, metadata: Mapping[str, Any]) -> Iterator[str]:
+        """What the tokenizer of a model makes of the texts, where it reads others than these."""
+        if (lost := metadata["not_round_trip"]) > NOT_ROUND_TRIP:
+            lost_kinds = metadata.get("not_round_trip_kinds", {})
+            kinds = f" ({', '.join(f'{kind} in {n:,}' for kind, n in lost_kinds.items())})" if lost_kinds else ""
+            yield (
+                f"{ref}: its tokenizer does not give back {lost:.1%} of the texts{kinds}.\n"
+                "It models other strings: its KL to a model with another tokenizer measures that too.\n"
+                "Compare it with models of its own tokenizer, or leave such texts out of the set."
+            )
+        if special := metadata.get("special_token_texts"):
+            split = self.options.split_special_tokens or self.options.template is not None
+            way_out = "Its tokenizer cannot split them: leave such texts out of the set."
+            yield (
+                f"{ref}: in {special:,} texts a string such as <s> is read as a special token, not as text.\n"
+                f"{way_out if split else '--split-special-tokens reads it as text.'}"
+            )
 
     def _repeat(self, entry: Entry, reader: Reader, scores: Scores) -> None:
         """Measure and keep the run-to-run noise of a vector, or why there is none: the vector is whole all the same."""

@@ -16,6 +16,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -382,6 +383,38 @@ def test_a_vector_that_would_take_too_much_is_left_out(store, texts, monkeypatch
     monkeypatch.setenv("KLSCALE_LIMIT_VECTOR_BYTES", str(8 * n * 30 - 1))
     assert len(Store(store.location).entries(texts.id)) == 2
     assert "bytes, decompressed" in caplog.text
+
+
+def test_a_directory_is_known_as_fsspec_knows_it(tmp_path, monkeypatch):
+    """What older versions kept of a store, by fsspec's sizes and times, still counts; a URL of it is the same store."""
+    (tmp_path / "a/inner").mkdir(parents=True)
+    (tmp_path / "a/one.json").write_bytes(b"one")
+    (tmp_path / "a/inner/two.json").write_bytes(b"2")
+    (tmp_path / "a/link.json").symlink_to(tmp_path / "a/inner/two.json")
+    (tmp_path / "a/nowhere.json").symlink_to(tmp_path / "gone")
+    (tmp_path / "a/directory").symlink_to(tmp_path / "a/inner")
+    disk, system = local.Local(tmp_path.as_posix()), fsspec.filesystem("file")
+
+    def known(found):
+        return {one["name"]: [one[name] for name in ("size", "mtime", "ino", "created")] for one in found}
+
+    directory = (tmp_path / "a").as_posix()
+    assert known(disk.list(directory)) == known(system.ls(directory, detail=True))
+    assert known(disk.find(directory).values()) == known(system.find(directory, detail=True).values())
+    paths = [f"{directory}/{name}.json" for name in ("one", "link", "nowhere")]
+    assert known(about for _, about in disk.infos(directory, paths)) == known(map(system.info, paths[:2]))
+    monkeypatch.chdir(tmp_path / "a")
+    for location in ("inner", "./inner/", "../a/inner", "~/inner", directory):
+        root, expected = files.Files(location).root, fsspec.core.url_to_fs(location)[1]
+        assert Path(root).resolve() == Path(expected).resolve()
+        assert Path(root).is_absolute()
+    assert files.Files(f"file://{directory}").root == files.Files(directory).root
+
+
+def test_a_store_is_opened_without_what_only_some_commands_need():
+    program = "import sys, klscale.store.store; print({'fsspec', 'pandas', 'psutil', 'yaml'} & {*sys.modules})"
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert output == "set()\n"
 
 
 @pytest.mark.parametrize("chain", ["a::b", "simplecache::memory://x", "zip::file.zip", "::"])

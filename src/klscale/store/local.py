@@ -114,6 +114,7 @@ def _listed(entry: os.DirEntry[str], path: str) -> dict[str, Any]:
     """The same of what stands in a directory; of a link, with the size of what it leads to."""
     found = _known(path, entry.stat(follow_symlinks=False))
     if entry.is_symlink():
+        found["size"] = 0  # where it leads nowhere
         with contextlib.suppress(OSError):
             found["size"] = entry.stat().st_size
     return {**found, "is_directory": entry.is_dir(follow_symlinks=False)}

@@ -11,7 +11,6 @@ import contextlib
 import errno
 import faulthandler
 import functools
-import gc
 import hashlib
 import json
 import os
@@ -90,7 +89,6 @@ def load() -> None:
     import klscale.vectors.imports
 
     CliRunner().invoke(klscale.cli.app, ["ls", "--store", "none"])  # what typer loads with the first command
-    gc.freeze()  # else children write to the pages of all of it, and have to copy them
 
 
 def run(arguments: Sequence[object], place: Path, *, stop: str = "", at: int = 0) -> Ended:

@@ -77,9 +77,9 @@ def test_the_page_is_made_anew_when_anything_that_it_shows_changes(served, monke
     """Vectors, maps, weights and the noise of reading; and only then."""
     store, port = served
     made = []
-    monkeypatch.setattr(server.reports, "read", lambda *_, **__: None)
+    monkeypatch.setattr(server, "read_contents", lambda *_, **__: None)
     monkeypatch.setattr(server.reports, "gather", lambda contents: None)
-    monkeypatch.setattr(server.reports, "render", lambda data: made.append(data) or f"page {len(made)}")
+    monkeypatch.setattr(server.pages, "render", lambda data: made.append(data) or f"page {len(made)}")
     texts = store.resolve_texts(None)
     entry = store.entries(texts.id)[0]
     vectors, scores = store.vectors(texts), store.scores(entry)

@@ -216,14 +216,13 @@ def _from_table(
     given: Mapping[str, dict[str, Any]],
     measure: _Measure,
 ) -> Vectors:
-    columns, names = table.columns, list(table.columns)
-    if id_column is not None and id_column not in names:
-        raise InputError(f"no column {id_column!r}.", nearest(id_column, names)[:200], "Choose another with --id.")
+    columns: Mapping[str, Any] = table.columns
+    if id_column is not None and id_column not in columns:
+        raise InputError(f"no column {id_column!r}.", nearest(id_column, columns)[:200], "Choose another with --id.")
     if is_long(columns):
         columns, id_column, more = to_wide(columns, id_column)
         given = {model: {**more.get(model, {}), **given.get(model, {})} for model in {**more, **given}}
         table.notes.append(f"Read as a long table: a row is one model and one text; {len(more):,} models.")
-        names = list(columns)
     n_rows = len(next(iter(columns.values()))) if columns else 0
     if n_rows < 2:
         why = "One row is one text, and KL is estimated from differences between texts."
@@ -232,29 +231,9 @@ def _from_table(
         what = f"{n_rows:,} rows; the text set {texts.name} has {len(texts):,} texts."
         raise InputError(what, "One row is one text, in the text set's order.", "Give the texts that were scored.")
 
-    found: dict[str, Floats] = {}
-    counts: dict[str, Floats] = {}
-    labels: dict[str, tuple[Any, ...]] = {}
-    for column in names:
-        if column in ("bytes", "text", "document", "domain", id_column):
-            continue
-        if measure.per == "token" and (match := _COUNTS.fullmatch(column)):
-            counts[match[1] or ""] = _token_counts(column, columns[column])
-        elif (values := _model_values(column, columns[column], measure.negate)) is not None:
-            found[column] = values
-        else:  # as what JSON can write
-            cells = columns[column].to_pylist()
-            labels[column] = tuple(c if c is None or isinstance(c, str | int | float) else str(c) for c in cells)
-    if not found:
-        raise _no_model(columns, names)
-    if id_column is not None:
-        labels["id"] = _strings(id_column, columns)
-        if repeated := [value for value, count in Counter(labels["id"]).items() if count > 1]:
-            rows = [str(row) for row, value in enumerate(labels["id"], 1) if value == repeated[0]]
-            why = f"{repeated[0]!r} is in rows {', '.join(rows)[:200]}."
-            raise InputError(f"column {id_column!r} does not identify the rows.", why, "Choose another with --id.")
-    lengths = _byte_counts(columns["bytes"]) if "bytes" in names else None
-    strings = _strings("text", columns) if "text" in names and id_column != "text" else None
+    found, counts, labels = _by_kind(columns, id_column, measure)
+    lengths = _byte_counts(columns["bytes"]) if "bytes" in columns else None
+    strings = _strings("text", columns) if "text" in columns and id_column != "text" else None
     if texts is not None:
         text_bytes = texts.bytes
     elif strings is not None:
@@ -262,7 +241,7 @@ def _from_table(
     elif lengths is not None:
         text_bytes = lengths
     else:
-        why = f"KL is in bits per byte: each text's UTF-8 length is needed. {nearest('bytes', names)[:200]}"
+        why = f"KL is in bits per byte: each text's UTF-8 length is needed. {nearest('bytes', columns)[:200]}"
         raise InputError("no column 'bytes'.", why, "Add it, or the texts as 'text', or give --texts.")
     models = {}
     for column, values in found.items():
@@ -273,7 +252,9 @@ def _from_table(
         models[column] = measure.nats_per_text(values, text_bytes, n_tokens)
         measure.require_plausible(f"column {column!r}", models[column], text_bytes)
     if texts is None:
-        known: dict[str, Any] = {label: _strings(label, columns) for label in ("document", "domain") if label in names}
+        known: dict[str, Any] = {
+            label: _strings(label, columns) for label in ("document", "domain") if label in columns
+        }
         if strings is not None:
             texts = TextSet.from_texts(name, strings, **known, labels=labels)
         else:
@@ -284,14 +265,42 @@ def _from_table(
     return _vectors(models, texts, IMPORTED, given)
 
 
-def _no_model(columns: Mapping[str, Any], names: Sequence[str]) -> InputError:
+def _by_kind(
+    columns: Mapping[str, Any], id_column: str | None, measure: _Measure
+) -> tuple[dict[str, Floats], dict[str, Floats], dict[str, tuple[Any, ...]]]:
+    """The values (N,) of the model columns, token counts (N,) by model ("" for all), and the labels of the texts.
+    Raises InputError for no model column, and for an `id_column` that names two rows alike."""
+    found: dict[str, Floats] = {}
+    counts: dict[str, Floats] = {}
+    labels: dict[str, tuple[Any, ...]] = {}
+    for column, cells in columns.items():
+        if column in ("bytes", "text", "document", "domain", id_column):
+            continue
+        if measure.per == "token" and (match := _COUNTS.fullmatch(column)):
+            counts[match[1] or ""] = _token_counts(column, cells)
+        elif (values := _model_values(column, cells, measure.negate)) is not None:
+            found[column] = values
+        else:  # as what JSON can write
+            written = (c if c is None or isinstance(c, str | int | float) else str(c) for c in cells.to_pylist())
+            labels[column] = tuple(written)
+    if not found:
+        raise _no_model(columns)
+    if id_column is not None:
+        labels["id"] = _strings(id_column, columns)
+        if repeated := [value for value, count in Counter(labels["id"]).items() if count > 1]:
+            rows = [str(row) for row, value in enumerate(labels["id"], 1) if value == repeated[0]]
+            why = f"{repeated[0]!r} is in rows {', '.join(rows)[:200]}."
+            raise InputError(f"column {id_column!r} does not identify the rows.", why, "Choose another with --id.")
+    return found, counts, labels
+
+
+def _no_model(columns: Mapping[str, Any]) -> InputError:
     """That no column holds log-likelihoods, and what to do where they hold losses."""
-    for column in names:
-        values = _numbers(columns[column]) if column != "bytes" else np.zeros(1)
-        if pa.types.is_floating(columns[column].type) and (values > 0).all():
+    for column, cells in columns.items():
+        if column != "bytes" and pa.types.is_floating(cells.type) and (_numbers(cells) > 0).all():
             what = f"no model column: every value of {column!r} is positive."
             return InputError(what, "Log-likelihoods are at most 0. Are these losses?", "If they are: --negate")
-    why = f"It is a column of floats without a positive value. Columns: {', '.join(map(repr, names))[:300]}."
+    why = f"It is a column of floats without a positive value. Columns: {', '.join(map(repr, columns))[:300]}."
     return InputError("no model column.", why, "Commas between columns, decimal points, nats (at most 0).")
 
 

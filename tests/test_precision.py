@@ -201,14 +201,14 @@ def test_texts_that_share_documents_need_more():
     times = look_times(G * size)
     first = at(700)
     alone = next_look(first, 700, 0.1, times)
-    clustered = next_look(first, 700, 0.1, times, precision.crowding_of(texts))
+    clustered = next_look(first, 700, 0.1, times, precision.companions_of(texts))
     assert alone < clustered
     assert relative_error(at(alone)) > 0.1
     assert relative_error(at(clustered)) == pytest.approx(0.1, rel=0.15)
 
 
 @pytest.mark.parametrize(("excess", "wanted", "texts"), [(0.5, 0.0115, 308), (-0.2, 0.007, 286)])
-def test_crowding_that_grows_is_foreseen_and_less_error_than_of_independent_texts_is_luck(excess, wanted, texts):
+def test_companions_that_grow_are_foreseen_and_less_error_than_of_independent_texts_is_luck(excess, wanted, texts):
     """Of kurtosis 3 at 200 texts: squared error (2 + 0.01 excess n) / n of n texts, and 2 / n where there is none."""
     d = np.random.default_rng(0).normal(size=200)
     found = kl(d, np.zeros(200), np.ones(200, dtype=np.int64))
@@ -230,10 +230,10 @@ def test_the_first_look_that_counts_depends_on_the_estimator():
     assert first_look(SPANS, 0.1, times) <= 100
 
 
-def test_crowding_is_how_many_others_are_of_a_texts_document():
+def test_companions_are_how_many_others_are_of_a_texts_document():
     texts = TextSet(name="t", bytes=np.ones(5, dtype=np.int64), id="x", document=("a", "b", "a", "b", "c"))
-    assert precision.crowding_of(texts)(5) == pytest.approx(4 / 5)
-    assert precision.crowding_of(replace(texts, document=None))(5) == 0
+    assert precision.companions_of(texts)(5) == pytest.approx(4 / 5)
+    assert precision.companions_of(replace(texts, document=None))(5) == 0
 
 
 def test_an_interval_at_any_time_allows_for_few_documents():

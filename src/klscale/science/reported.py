@@ -28,7 +28,7 @@ LARGEST_BY_SPANS, FAR_MODEL = 0.75, 3.5
 both, spans were 0.7 to 2.2 times KL; above, 0.15 to 49 times (docs/validity.md)."""
 
 PUBLISHED = "whole texts (published estimator)"
-"""The last of them, where it stands beside another."""
+"""The last estimator, as a table with another one names it."""
 
 
 @dataclass(frozen=True, kw_only=True)

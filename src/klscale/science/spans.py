@@ -399,7 +399,7 @@ def _all_pairs(
     values: NDArray[np.floating[Any]], common: CommonSpans, clusters: Integers | None
 ) -> tuple[Floats, Floats]:
     """Value and standard error (K, K). x of a pair is the difference of what either model deviates from the mean of
-    all; close pairs, of which float32 loses the digits, are computed one by one."""
+    all; close pairs, whose digits float32 loses, are computed one by one."""
     K = len(values)
     codes = np.arange(len(common.texts)) if clusters is None else clusters
     members = texts_of_units(codes)

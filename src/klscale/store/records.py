@@ -3,7 +3,7 @@
 
 A record names its kind and version (`record`: `vector/2`) and is sealed: any changed bit is found. Files of klscale
 0.1.0 (version 1) do neither; they are read as they are, and `klscale check --seal` writes them anew. A reader ignores
-unknown fields, takes missing ones at their defaults, and raises one of UNREADABLE for whatever else is not right.
+unknown fields, takes missing ones at their defaults, and raises one of UNREADABLE for anything else that is wrong.
 """
 
 from __future__ import annotations

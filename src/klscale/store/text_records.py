@@ -1,4 +1,4 @@
-"""Text sets as a store keeps them: what is said of a set, and its texts, a line each."""
+"""Text sets as a store keeps them: the head of a set, and its texts, a line each."""
 
 from __future__ import annotations
 

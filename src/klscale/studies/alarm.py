@@ -66,7 +66,7 @@ def drift_alarm(vectors: Vectors, dates: Sequence[str], level: float = 0.05) -> 
     and the later runs in the order of their `dates` (K - 2,).
 
     For each text x = |later - reference| - |first - reference|, in nats. Where the server has not changed, both runs
-    have the same run-to-run noise, so that x is symmetric around 0 whatever the reference and the noise are. Texts (or
+    have the same run-to-run noise, so that x is symmetric around 0, for any reference and noise. Texts (or
     documents) must have noise of their own. Each look tests that by `signed_rank_p_value`, with its share of the level.
 
     Raises InputError for fewer than three models, a level that is not above 0 and below 0.5, texts too few for an

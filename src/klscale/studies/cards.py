@@ -151,7 +151,7 @@ def gather(
 
 
 class Bench:
-    """The base, opened once, and one variant at a time, on texts of which the store has their vectors. `keep`: the base
+    """The base, opened once, and one variant at a time, on texts that the store has their vectors for. `keep`: the base
     reads each text once for all variants."""
 
     def __init__(

@@ -41,8 +41,8 @@ FEWEST = 5
 MOST = 1000
 """Most models that are left out in turn; of more, so many are drawn."""
 SURE = 0.05
-"""Largest share of independent models that may be alike where a model is said to derive from another; with few models,
-none of them may."""
+"""Largest p-value at which a model counts as derived from another, or as a copy of it; with few models, the smallest
+that there can be."""
 NEAR, FAR, AT_PARENT = 0.5, 2.0, 1 / 3
 """Beside that: KL to the nearest, in typical ones, of a copy (at most) and of a model far from all (at least); and the
 largest `Relation.branch` of a derived model."""
@@ -112,7 +112,7 @@ class Relation:
 
     @property
     def limit(self) -> float:
-        """The largest share at which something is said."""
+        """The largest p-value at which a relation is named."""
         return max(SURE, 1 / (self.n_independent + 1))
 
     @property

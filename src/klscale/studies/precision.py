@@ -128,7 +128,7 @@ def compare_to_precision(
     """
     _valid(precision, precision)
     N = len(texts)
-    times, crowding = look_times(N), crowding_of(texts)
+    times, companions = look_times(N), companions_of(texts)
     wanted = first_look(SAMPLED_TOKENS, precision, times)
     outcomes: dict[str, Outcome] = {}
     looks: list[Look] = []
@@ -157,7 +157,7 @@ def compare_to_precision(
             break
         firsts = {pair: first_look(pairs[pair].estimator, precision, times) for pair in lacking}
         wanted = max(
-            next_look(pairs[pair], n_scored[pair], precision, times, crowding) if n_scored[pair] >= first else first
+            next_look(pairs[pair], n_scored[pair], precision, times, companions) if n_scored[pair] >= first else first
             for pair, first in firsts.items()
         )
         models = [vectors.models[vectors.position(name)] for name in dict.fromkeys(chain(*lacking))]
@@ -202,32 +202,32 @@ def next_look(
     n_scored: int,
     precision: float,
     times: Sequence[int],
-    crowding: Callable[[int], float] = lambda n: 0.0,
+    companions: Callable[[int], float] = lambda n: 0.0,
 ) -> int:
     """The first of these numbers of texts where a KL, now from `n_scored` texts, is expected to have the precision; at
     most one LEAP away.
 
     With n texts the squared relative error is in proportion to 1 / n. By whole texts it is (kurtosis - 1) / n for
-    independent texts. For texts that share documents it is larger by the design effect 1 + r `crowding(n)`, where r is
-    the correlation of squared differences within a document.
+    independent texts. For texts that share documents it is larger by the design effect 1 + r `companions(n)`. There r
+    is the correlation of squared differences within a document.
     """
     error2 = relative_error(kl) ** 2
     independent = (kl.whole_texts.kurtosis - 1) / n_scored if kl.is_published else error2
-    excess, crowded = error2 / independent - 1, crowding(n_scored)
-    correlation = max(excess / crowded, 0.0) if crowded else 0.0
+    excess, here = error2 / independent - 1, companions(n_scored)
+    correlation = max(excess / here, 0.0) if here else 0.0
     for time in times:
-        expected = independent * n_scored / time * (1 + correlation * crowding(time))
+        expected = independent * n_scored / time * (1 + correlation * companions(time))
         if time > n_scored and (expected <= precision**2 or time >= LEAP * n_scored):
             return time
     return times[-1]
 
 
-def crowding_of(texts: TextSet) -> Callable[[int], float]:
+def companions_of(texts: TextSet) -> Callable[[int], float]:
     """n -> mean number of other texts from the same document, among the first n texts of the random order."""
 
     @cache
-    def crowding(n: int) -> float:
+    def companions(n: int) -> float:
         codes = cluster_codes(texts.document, texts.random_order[:n])
         return 0.0 if codes is None else float((np.bincount(codes) ** 2).sum() / n - 1)
 
-    return crowding
+    return companions

@@ -102,9 +102,9 @@ def predict_scores(
     """Each of the `scores` ({benchmark: {model: score}}) predicted from the coordinates of models, with errors on
     models whose group is held out; and the scores of models that have none. A group is what `groups_of` says.
 
-    A benchmark is left out, which is told to `progress`, where fewer than `FEWEST_MODELS` models have a score, or fewer
-    than `FEWEST_GROUPS` groups, and where all scores are equal. Raises InputError where this leaves none, for models
-    without common texts, and for vectors of different conventions.
+    A benchmark is left out, with a note, where fewer than `FEWEST_MODELS` models have a score, or fewer than
+    `FEWEST_GROUPS` groups, and where all scores are equal. Raises InputError where this leaves none, for models without
+    common texts, and for vectors of different conventions.
     """
     vectors.require_one_convention()
     whole = vectors.without_layers()

@@ -81,8 +81,8 @@ def read_log_likelihoods(
     `unit` (`nats` or `bits`), `per` (`text`, `byte` or `token`, with token counts in a column `n_tokens`) and `negate`
     (the file holds losses) say what the values are; they become nats per text. A file whose values are implausible, by
     bits per byte of most texts, is refused unless `force`. `decimal` is the decimal mark of a CSV file, found where
-    None; `duplicates` (`first`, `number`) says what to do with columns of one name. How a file was understood is told
-    to `progress`.
+    None; `duplicates` (`first`, `number`) says what to do with columns of one name. `progress` notes how a file was
+    read.
 
     `.jsonl`: a sample log of lm-evaluation-harness (`--log_samples`): one model, with its texts; a request with a
     context is a response to it. `.parquet` with the columns `text`, `per_byte_loss`, `token_byte_starts` and
@@ -491,7 +491,7 @@ def read_scores(
     """Scores of models, {column: {model: number}}, from a CSV or Parquet file with a row a model. The column that names
     most of these `models` names them; every other column of numbers is a score. An empty cell says nothing.
 
-    What was left out is told to `progress`. Raises InputError for a file that names none of the models, that names one
+    `progress` notes what was left out. Raises InputError for a file that names none of the models, that names one
     twice, or that has no numbers.
     """
     source, known = os.fspath(path), {*models}

@@ -782,7 +782,7 @@ def require_log_likelihoods(place: str, unit: str, values: Floats) -> None:
 
 
 def external_id(text_bytes: Integers, log_likelihood: Floats, names: Sequence[str]) -> str:
-    """Id of a text set of which only byte counts (N,) and log-likelihoods (K, N) are known."""
+    """Id of a text set without texts, from its byte counts (N,) and log-likelihoods (K, N) in nats."""
     return content_id(
         [text_bytes.astype("<i8").tobytes(), log_likelihood.astype("<f8").tobytes(), *map(str.encode, names)]
     )

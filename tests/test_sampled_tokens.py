@@ -320,6 +320,15 @@ def test_the_index_of_a_tail_is_that_of_its_distribution(k):
     assert np.mean(found) == pytest.approx(k, abs=3 * np.std(found) / np.sqrt(20) + 0.03)
 
 
+@pytest.mark.parametrize("k", [0.7, 0.0, -0.4])
+def test_the_index_of_a_tail_is_that_of_a_fit_by_scipy(k):
+    """Heavy, exponential, and one that ends: the 90 largest of 900 terms, by what they exceed the next."""
+    terms = stats.genpareto.rvs(k, size=900, random_state=4)
+    largest = np.sort(terms)[-91:]
+    excess = largest[1:] - largest[0]
+    assert tail_index(terms) == pytest.approx(stats.genpareto.fit(excess / excess.mean(), floc=0)[0], rel=1e-9)
+
+
 def test_terms_that_are_alike_have_no_tail():
     assert math.isnan(tail_index(np.ones(1000)))
     assert math.isnan(tail_index(np.array([1.0, 2.0])))

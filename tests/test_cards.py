@@ -17,7 +17,8 @@ import yaml
 import klscale
 from conftest import write_texts
 from klscale.inputs.references import ModelRef
-from klscale.show import cards
+from klscale.show.card_checks import check_card
+from klscale.show.cards import BEGIN
 from klscale.show.markdown import escaped
 from klscale.sources.mock import Chain, Parameters
 from klscale.store import card_numbers as kept_numbers
@@ -163,7 +164,7 @@ def test_every_altered_value_is_found(run, place):
         other = re.sub(r"(\d)(?=\D*$)", lambda digit: str((int(digit[1]) + 1) % 10), lines[n])
         other = lines[n] + "0" if other == lines[n] else other
         (place / "card.md").write_text("\n".join([*lines[:n], other, *lines[n + 1 :]]) + "\n")
-        found = cards.check_card("card.md").checks
+        found = check_card("card.md").checks
         digits = re.search(r"\d{7,}", lines[n].split(": ")[-1])
         if not (digits and "e-" not in other):  # a last digit of many is below what is compared
             assert not all(one.agrees for one in found), (lines[n], other)
@@ -179,7 +180,7 @@ def test_a_second_value_of_a_name_is_found(place):
     metric = text[begin : text.index("    - type: forward")]
     false = re.sub("value: .*", "value: 0.0001", metric)
     (place / "card.md").write_text(text[:begin] + false + text[begin:])
-    assert not cards.check_card("card.md").agrees
+    assert not check_card("card.md").agrees
 
 
 def test_other_numbers_are_found(run, place):
@@ -228,7 +229,7 @@ def test_nothing_else_is_overwritten(run, place):
     run("card", BASE, NEAR, "--out", "data.md", "--texts", "t.jsonl", status=2)
     assert (place / "data.parquet").read_bytes() == b"mine"
     run("card", BASE, NEAR, "--out", "card.md", "--texts", "t.jsonl", "--sample", "5")  # a card is written anew
-    assert cards.check_card("card.md").agrees
+    assert check_card("card.md").agrees
     run("card", BASE, "--texts", "t.jsonl", status=2)
     run("card", BASE, BASE, "--texts", "t.jsonl", status=2)
     run("card", BASE, NEAR, "--out", "card.txt", "--texts", "t.jsonl", status=2)
@@ -240,7 +241,7 @@ def test_a_card_without_exact_kl(run, place):
     assert found["variants"][0]["exact"] is None
     text = (place / "x.md").read_text()
     assert "from sampled tokens" in text
-    assert cards.check_card("x.md").agrees
+    assert check_card("x.md").agrees
 
 
 def test_texts_of_one_document_are_named_in_both(run, place):
@@ -288,7 +289,7 @@ def test_names_are_text_in_markdown():
         ("klscale:", "other:"),
         ("model-index:", "model-index: {a: b}\nx:"),
         ("---\n", "+++\n"),
-        (cards.BEGIN, ""),
+        (BEGIN, ""),
     ],
 )
 def test_hostile_cards(run, place, change):
@@ -318,7 +319,7 @@ def test_links_and_sizes(run, place, monkeypatch):
 def agrees(file):
     """Whether a card agrees; false, too, where that cannot be told, for a reason that is given."""
     try:
-        return cards.check_card(file).agrees
+        return check_card(file).agrees
     except klscale.KlscaleError as error:
         return not error.why
 

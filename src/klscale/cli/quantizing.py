@@ -114,7 +114,7 @@ def check_card(
     as_json: JsonOption = False,
 ) -> None:
     """Compute a card again from the numbers beside it; exit 1 where a value or a line does not agree."""
-    from klscale.show.cards import check_card, check_record, print_check
+    from klscale.show.card_checks import check_card, check_record, print_check
 
     with at_work(options) as how:
         found = check_card(file, rescore=again, options=how)

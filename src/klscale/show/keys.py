@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from klscale.show import (
     alarm,
     calibration,
+    card_checks,
     cards,
     changes,
     compare,
@@ -47,7 +48,7 @@ RECORDS: dict[str, tuple[Column, ...]] = {
     "klscale layers": layers.LAYER,
     "klscale sensitivity": sensitivity.COSTS,
     "klscale card": cards.CARD,
-    "klscale check-card": cards.CHECKS,
+    "klscale check-card": card_checks.CHECKS,
     "klscale changes": changes.CHANGES,
     "klscale kld": stored_logits.STORED_KL,
     "klscale drift": drift.DRIFT,

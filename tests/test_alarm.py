@@ -96,6 +96,9 @@ def test_an_alarm_needs_runs_texts_and_a_level():
     rows = -1.0 - np.random.default_rng(3).random((3, 8))
     with pytest.raises(InputError, match="8 texts or documents are too few"):
         drift_alarm(vectors_of(rows), ["later"])
+    rows[2, 1:] = np.nan
+    with pytest.raises(InputError, match="run2, run1 and run0 have fewer than two texts in common"):
+        drift_alarm(vectors_of(rows), ["later"])
     with pytest.raises(InputError, match="2 runs"):
         drift_alarm(vectors_of(rows[:2]), [])
     assert parse_level("5 %") == parse_level("0.05") == 0.05

@@ -251,6 +251,13 @@ def test_difference_of_two_kls_is_paired(matrix):
     assert difference.standard_error == pytest.approx(np.std(draws), rel=0.1)
 
 
+def test_of_models_without_common_texts_nothing_is_known(matrix):
+    L, size = matrix
+    first, second = np.where(np.arange(500) < 250, L[:1], np.nan)[0], np.where(np.arange(500) < 250, np.nan, L[:1])[0]
+    for found in (kl_difference((first, second), (L[0], L[1]), size), shift_cosine(first, second, L[1])):
+        assert (math.isnan(found.value), math.isnan(found.interval[0]), found.n_texts) == (True, True, 0)
+
+
 def test_bits_per_byte_is_a_ratio_of_sums(matrix):
     L, size = matrix
     found = bits_per_byte(L[0], size)

@@ -45,6 +45,11 @@ class Estimate:
         return cls(value, standard_error, (float(low), float(high)), n_texts, unit)
 
     @classmethod
+    def unknown(cls, n_texts: int, unit: str = "bits/byte") -> Estimate:
+        """What so many texts do not tell: all is NaN."""
+        return cls(math.nan, math.nan, (math.nan, math.nan), n_texts, unit)
+
+    @classmethod
     def ratio(
         cls,
         values: Floats,

@@ -407,9 +407,11 @@ def kl_difference(
     their errors are correlated.
 
     Each pair is two vectors (N,) in nats. Both KLs use the texts that all four vectors have, and the clip for all of
-    the vectors or for none (`clip.on_common_texts`).
+    the vectors or for none (`clip.on_common_texts`). NaN for fewer than two texts.
     """
     rows, texts = on_common_texts(np.stack([*first, *second]), clip)
+    if len(texts) < 2:
+        return Estimate.unknown(len(texts))
     d = rows[[0, 2]] - rows[[1, 3]]
     d -= d.mean(axis=1, keepdims=True)
     influence = (d[0] ** 2 - d[1] ** 2) / nats2_per_bit_per_byte(float(text_bytes[texts].mean()))
@@ -428,6 +430,8 @@ def shift_cosine(
     Fisher's scale; texts and clip as in `kl_difference`.
     """
     rows, texts = on_common_texts(np.stack([base, first, second]), clip)
+    if len(texts) < 2:
+        return Estimate.unknown(len(texts), unit="")
     d = rows[1:] - rows[0]
     value, influence = correlation(d[0], d[1])
     clusters = cluster_codes(documents, texts)

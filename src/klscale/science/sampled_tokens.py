@@ -255,9 +255,7 @@ def kl_by_depth(
 
 def _unknown(n_texts: int) -> SampledKL:
     """What nothing is known of."""
-    bits, nats, none = (
-        Estimate(math.nan, math.nan, (math.nan, math.nan), n_texts, unit) for unit in ("bits/byte", "nats/token", "")
-    )
+    bits, nats, none = (Estimate.unknown(n_texts, unit) for unit in ("bits/byte", "nats/token", ""))
     return SampledKL(bits, bits, bits, nats, nats, none, None, 0, math.nan, math.nan, math.nan, 0.0, 0, 0)
 
 

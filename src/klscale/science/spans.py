@@ -257,7 +257,7 @@ def span_kl(
     n = len(common.texts)
     lost = _lost(kept, spans)
     if n < 2:
-        none = Estimate(math.nan, math.nan, (math.nan, math.nan), n, "")
+        none = Estimate.unknown(n, "")
         return SpanKL(math.nan, math.nan, (math.nan, math.nan), n, None, len(common.bytes), lost, none)
     clusters = cluster_codes(documents, common.texts)
     rows = common.log_likelihoods(values)
@@ -277,7 +277,7 @@ def _whole(common: CommonSpans, spans: Spans) -> Floats:
 def _drift_share(V: Floats, size: Floats, d: Floats, whole: Floats, clusters: Integers | None) -> Estimate:
     """1 - rho, with rho the ratio of (sum V / sum size) to Var(d) / (2 mean bytes); standard error by the delta method,
     on the common influence of all four means. NaN where that is above `DRIFT_ERROR`."""
-    unknown = Estimate(math.nan, math.nan, (math.nan, math.nan), len(d), "")
+    unknown = Estimate.unknown(len(d), "")
     squares = (d - d.mean()) ** 2
     if not squares.any():
         return unknown
@@ -347,7 +347,7 @@ def span_kl_difference(
     values = np.stack([*first, *second])
     common = CommonSpans.of(values, spans, given)
     if len(common.texts) < 2:
-        return Estimate.normal(math.nan, math.nan, len(common.texts))
+        return Estimate.unknown(len(common.texts))
     rows = common.log_likelihoods(values)
     V = common.divergences(rows[[0, 2]] - rows[[1, 3]])
     clusters = cluster_codes(documents, common.texts)

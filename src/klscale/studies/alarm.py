@@ -83,6 +83,9 @@ def drift_alarm(vectors: Vectors, dates: Sequence[str], level: float = 0.05) -> 
     for number, (name, date) in enumerate(zip(later, dates, strict=True), 1):
         x = from_reference[number] - from_reference[0]
         known = ~np.isnan(x)
+        if known.sum() < 2:
+            what = f"{name}, {first} and {reference} have fewer than two texts in common."
+            raise InputError(what, remedy="Score all runs on the same texts.")
         clusters = cluster_codes(vectors.texts.document, known)
         p_value = anytime_p_value(signed_rank_p_value(x[known], clusters), number)
         mean, error = float(x[known].mean()), float(standard_error_of_mean(x[known], clusters))

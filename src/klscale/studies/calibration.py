@@ -238,7 +238,7 @@ def calibration(pair: Vectors, sums: Sums, seed: int = 0) -> Calibration:
 
         def over(values: Floats, unit: str) -> Estimate:
             if there.sum() < 2:
-                return Estimate(math.nan, math.nan, (math.nan, math.nan), int(there.sum()), unit)
+                return Estimate.unknown(int(there.sum()), unit)
             some = cluster_codes(documents, there)
             return Estimate.ratio(values[there], n[there], some, unit=unit, on_log_scale=False)
 
@@ -284,7 +284,7 @@ def ratio(difference: Floats, nats: Floats, documents: Any = None) -> Estimate:
     """
     squares = (difference - difference.mean()) ** 2 / 2
     if not (squares.any() and nats.any()):
-        return Estimate(math.nan, math.nan, (math.nan, math.nan), len(nats), unit="")
+        return Estimate.unknown(len(nats), "")
     value = float(squares.mean() / nats.mean())
     clusters = cluster_codes(documents)
     relative = standard_error_of_mean(squares / squares.mean() - nats / nats.mean(), clusters)

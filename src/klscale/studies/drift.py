@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from klscale.errors import InputError
 from klscale.inputs.texts import TextSet
 from klscale.science.estimates import Estimate, cluster_codes
 from klscale.science.kl import LOG_2
@@ -74,10 +75,13 @@ class Drift:
 
 
 def drift(vectors: Vectors, a: str, b: str, *, most: int = LISTED) -> Drift:
-    """How far one model is from another, with the `most` positions that differ most. Raises InputError for vectors that
-    were made by different conventions."""
-    found = changes(vectors, a, b, most=most)
+    """How far one model is from another, with the `most` positions that differ most. Raises InputError for models
+    without common texts, and for vectors that were made by different conventions."""
     pair = vectors.subset([a, b])
+    difference = np.abs(np.diff(pair.log_likelihood, axis=0))
+    if np.isnan(difference).all():
+        raise InputError(f"{a} and {b} have no texts in common.", remedy="Score both on all texts.")
+    found = changes(vectors, a, b, most=most)
     return Drift(
         a=a,
         b=b,
@@ -87,7 +91,7 @@ def drift(vectors: Vectors, a: str, b: str, *, most: int = LISTED) -> Drift:
         noise_a=float(pair.noise_floor[0]),
         noise_b=float(pair.noise_floor[1]),
         noise=float(pair.noise()[0, 1]),
-        largest=float(np.nanmax(np.abs(np.diff(pair.log_likelihood, axis=0)))),
+        largest=float(np.nanmax(difference)),
         n_unlike=0 if found.all_spans is None else pair.n_unlike(a, b),
         depths=() if found.all_spans is None else tuple(by_depth(pair, found.all_spans)),
         spans=found.spans,

@@ -400,7 +400,7 @@ def test_standard_errors_of_a_ratio_are_clustered_by_document():
 @pytest.fixture
 def scored(make_model, tmp_path, texts):
     """Three models in a store, the third with another tokenizer."""
-    paths = [str(make_model(name, seed=n, bos=name == "c")) for n, name in enumerate("abc")]
+    paths = [str(make_model(name, seed=n, bos=name == "c", num_hidden_layers=1)) for n, name in enumerate("abc")]
     store = Store(tmp_path / "store")
     short = [text[: 8 + n % 9] for n, text in enumerate(texts.texts)]
     texts = TextSet.from_texts("short", short, document=tuple(f"d{n // 2}" for n in range(40)), clip=-100.0)
@@ -512,7 +512,7 @@ def test_what_cannot_be_compared(scored, make_model, tmp_path):
         calibrate([(a, "elsewhere")], texts, store)
     with pytest.raises(InputError, match="1 texts are too few"):
         calibrate([(a, b)], texts, store, n_texts=1)
-    make_model("b", seed=7)
+    make_model("b", seed=7, num_hidden_layers=1)
     with pytest.raises(InputError, match="is not the model whose vector the store has"):
         calibrate([(a, b)], texts, store, n_texts=12)
 
@@ -529,7 +529,7 @@ def test_log_likelihoods_from_elsewhere_have_no_texts(tmp_path):
 def test_a_base_reads_its_texts_once_for_all_variants(make_model, texts, tmp_path, monkeypatch):
     """By a card, and by all pairs with the base: tokens of its forward passes, the check of its head aside. Its KL to
     each is the one of a pair alone."""
-    models = [str(make_model(f"m{seed}", seed=seed)) for seed in range(4)]
+    models = [str(make_model(f"m{seed}", seed=seed, num_hidden_layers=1)) for seed in range(4)]
     store, read, whole = Store(tmp_path / "store"), dict.fromkeys(models, 0), Engine._hidden_states
 
     def watch(self, inputs, cache=None):

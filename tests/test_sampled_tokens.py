@@ -207,6 +207,8 @@ def test_what_a_model_rules_out_makes_infinity_and_no_nan():
         assert found.forward.value == found.symmetric.value == math.inf
         assert math.isfinite(found.backward.value)
         assert math.isfinite(found.total_variation.value)
+        depths = sampled_tokens.kl_by_depth(one[0], one[1], draws)
+        assert depths[0].kl.value == depths[0].kl.standard_error == math.inf
         matrix = sampled_kl_matrix(one, draws)
         assert matrix.forward[0, 1] == math.inf
         assert matrix.symmetric[1, 0] == math.inf

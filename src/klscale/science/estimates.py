@@ -60,7 +60,9 @@ class Estimate:
         on_log_scale: bool = True,
     ) -> Estimate:
         """The sum of `values` (N,) over that of `size` (N,), a ratio over texts or their `clusters` (N,): see
-        `ratio_of_sums`. The interval is on the log scale, or value ± z SE."""
+        `ratio_of_sums`. The interval is on the log scale, or value ± z SE. All is infinite where one of `values` is."""
+        if np.isposinf(values).any():
+            return cls(math.inf, math.inf, (math.inf, math.inf), len(values), unit)
         make = cls.positive if on_log_scale else cls.normal
         value, error = ratio_of_sums(values, size, clusters)
         return make(value, error, len(values), n_documents=n_clusters(clusters), unit=unit)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any
 
@@ -186,23 +186,19 @@ def sampled_kl(
     terms = directed_terms(both[0], both[1], draws.log_proposal)
     forward, backward, variation = (draws.by_text(term.mean(axis=1)) for term in terms)
 
-    def ratio(values: Floats, size: Floats, unit: str) -> Estimate:
-        if np.isinf(values).any():
-            return Estimate(math.inf, math.inf, (math.inf, math.inf), len(values), unit)
-        return Estimate.ratio(values, size, clusters, unit=unit)
-
+    ratio = partial(Estimate.ratio, clusters=clusters)
     same_top = None
     if top is not None:
-        same_top = Estimate.ratio(draws.by_text(top[0] == top[1]), positions, clusters, unit="", on_log_scale=False)
+        same_top = ratio(draws.by_text(top[0] == top[1]), positions, unit="", on_log_scale=False)
     weights = np.exp(both - draws.log_proposal)
     mean = weights.mean(axis=0)
     return SampledKL(
-        symmetric=ratio((forward + backward) / 2, size, "bits/byte"),
-        forward=ratio(forward, size, "bits/byte"),
-        backward=ratio(backward, size, "bits/byte"),
-        forward_per_token=ratio(forward, positions, "nats/token"),
-        backward_per_token=ratio(backward, positions, "nats/token"),
-        total_variation=ratio(variation, positions, ""),
+        symmetric=ratio((forward + backward) / 2, size),
+        forward=ratio(forward, size),
+        backward=ratio(backward, size),
+        forward_per_token=ratio(forward, positions, unit="nats/token"),
+        backward_per_token=ratio(backward, positions, unit="nats/token"),
+        total_variation=ratio(variation, positions, unit=""),
         same_top=same_top,
         n_positions=len(a),
         effective=float(mean.sum() ** 2 / (mean.size * (mean**2).sum())),

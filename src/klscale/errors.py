@@ -83,6 +83,11 @@ def near_names(word: str, known: Iterable[str]) -> str:
     return f"Did you mean {' or '.join(map(repr, names))}?" if names else ""
 
 
+def counted(n: int, what: str) -> str:
+    """So many of something, in words: `1 model`, `2,000 models`."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
 def printable(text: object) -> str:
     """A name from a file or a hub as text; what would change how the rest is read is escaped, as Python writes it."""
     text = str(text)

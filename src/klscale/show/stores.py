@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from klscale.errors import counted
 from klscale.inputs.attributes import is_free
 from klscale.show.columns import Column, printed, table
 from klscale.show.scoring import print_lost_cuts
@@ -90,14 +91,14 @@ def print_listed(listed: Listed, store: Store) -> None:
     names = [name for _, some in listed for entry in some for name in entry.metadata["attributes"]]
     columns = (*ENTRY[:-2], *map(_attribute, dict.fromkeys(filter(is_free, names))), *ENTRY[-2:])
     for head, some in listed:
-        title = f"{plain(head['name'])} ({head['id']}): {head['n_texts']:,} texts, {len(some)} models"
+        title = f"{plain(head['name'])} ({head['id']}): {head['n_texts']:,} texts, {counted(len(some), 'model')}"
         out.print(table(columns, some, title))
 
 
 def print_imported(imported: SimpleNamespace, store: Store) -> None:
     """The texts and the number of models, and what to do next."""
     out.print(describe_texts(imported.texts))
-    out.print(f"Imported {len(imported.entries)} models into {plain(store.location)}.")
+    out.print(f"Imported {counted(len(imported.entries), 'model')} into {plain(store.location)}.")
     out.print("Next: klscale kl, klscale scale, klscale compare.", style="dim")
 
 

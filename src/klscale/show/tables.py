@@ -16,6 +16,7 @@ from rich.segment import Segment
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from klscale.errors import counted
 from klscale.show import terminal
 from klscale.show.names import CHECKPOINT, common_prefix, shortened
 
@@ -92,7 +93,7 @@ class Table:
         for column in columns:
             left_out.remove(column.title)
         if left_out:
-            many = "1 column" if len(left_out) == 1 else f"{len(left_out)} columns"
+            many = counted(len(left_out), "column")
             said.append(f"{many} more with --wide: {', '.join(left_out)}.")
         for line in said:
             yield Text(line, style="dim")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from klscale.errors import counted
 from klscale.inputs.texts import TextSet
 from klscale.show.columns import BITS, HEAD, INTERVAL, Column, estimate, lines, number, record, table, unit, within
 from klscale.show.names import short_names, shortened
@@ -245,7 +246,7 @@ def of_what(found: TextSensitivity | TextSetComparison) -> str:
     looked_at = len(found.pairs) + found.n_identical
     drawn = "" if looked_at == found.n_available else f" of {found.n_available:,}, drawn at random"
     identical = f", {found.n_identical:,} of them without a KL" if found.n_identical else ""
-    return f"{found.n_models:,} models, {looked_at:,} {'pair' if looked_at == 1 else 'pairs'}{drawn}{identical}"
+    return f"{found.n_models:,} models, {counted(looked_at, 'pair')}{drawn}{identical}"
 
 
 def units(found: TextSensitivity) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
-from klscale.errors import InputError, near_names, printable
+from klscale.errors import InputError, counted, near_names, printable
 from klscale.inputs.references import canonical
 from klscale.progress import SILENT, Progress
 from klscale.science.arrays import Floats, Integers
@@ -169,8 +169,7 @@ def _require_enough(name: str, y: Floats, groups: Sequence[str], known: Mapping[
     n_groups = len({group for group, one in zip(groups, has, strict=True) if one})
     if n_groups < FEWEST_GROUPS:
         raise InputError(
-            f"{name}: models with a score are of {n_groups} {'type' if n_groups == 1 else 'types'}; "
-            f"{FEWEST_GROUPS} are needed.",
+            f"{name}: models with a score are of {counted(n_groups, 'type')}; {FEWEST_GROUPS} are needed.",
             "Errors are measured on types that are held out.",
             "More models, or their types: klscale import --attributes, or `type` in a suite file.",
         )

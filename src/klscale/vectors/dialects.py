@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 from pyarrow import compute, csv
 
-from klscale.errors import InputError
+from klscale.errors import InputError, counted
 from klscale.vectors.spreadsheets import unguarded, unguarded_cells
 
 MISSING = (
@@ -150,7 +150,7 @@ def _preamble(text: str, notes: list[str]) -> tuple[str, str, int]:
             break
         start, n_lines = (len(text) if end < 0 else end + 1), n_lines + 1
     if comments:
-        notes.append(f"{comments} {'line' if comments == 1 else 'lines'} of comments before the header left out.")
+        notes.append(f"{counted(comments, 'line')} of comments before the header left out.")
     text = text[start:]
     if separator is None:
         line = re.sub(r'"[^"]*"', "", text[: text.find("\n") if "\n" in text else len(text)])

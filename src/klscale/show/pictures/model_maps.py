@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from klscale.errors import InputError, nearest
+from klscale.errors import InputError, counted, nearest
 from klscale.inputs.attributes import are_amounts
 from klscale.science.arrays import Floats
 from klscale.show.names import short_names, shortened
@@ -86,7 +86,7 @@ def model_map(
     groups, columns = _groups(known, colouring, colour_by, bool(np.any(map.added)), width - 1.45 * bool(runs))
     figure = new_figure(width, 0.86 * width + LINE * max(0, -(-len(groups) // columns) - 3))
     how = " by PMI vectors (no KL)" if by_pmi else ""
-    headline(figure, f"{K:,} model{'s' if K != 1 else ''}{how}, {describe(vectors.texts)}")
+    headline(figure, f"{counted(K, 'model')}{how}, {describe(vectors.texts)}")
     axes = figure.add_subplot()
     axes.set_aspect("equal", adjustable="datalim")
     axes.margins(0.1)

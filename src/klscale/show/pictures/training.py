@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from klscale.errors import InputError
+from klscale.errors import InputError, counted
 from klscale.science.estimates import Estimate, format_estimate
 from klscale.science.kl import KL
 from klscale.science.reported import ReportedKL
@@ -169,7 +169,7 @@ def _colours(found: Sequence[Trajectory]) -> dict[str, str]:
 
 
 def _texts(found: Sequence[Trajectory]) -> str:
-    runs = "1 training run" if len(found) == 1 else f"{len(found):,} training runs"
+    runs = counted(len(found), "training run")
     return f"{runs}, {describe(found[0].run.vectors.texts)}"
 
 

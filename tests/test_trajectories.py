@@ -122,12 +122,6 @@ def plain_path(points):
     return (s**2 / (s**2).sum())[:5], abs(angle[-1] - angle[0]) / (2 * math.pi)
 
 
-@pytest.fixture
-def no_tsne(monkeypatch):
-    """Where many shapes are made, and none is looked at."""
-    monkeypatch.setattr(maps, "tsne", lambda distance, n=2: np.zeros((len(distance), n)))
-
-
 # ------------------------------------------------------------------------------------------- a run of the pocket suite
 
 
@@ -386,7 +380,7 @@ def test_weights_settle_within_the_same_fraction_of_their_way():
 # ------------------------------------------------------------------------------------- noise, unknown weights, the clip
 
 
-def test_the_noise_floor_is_taken_off_every_distance_when_asked(no_tsne):
+def test_the_noise_floor_is_taken_off_every_distance_when_asked():
     points = walk() / 3
     noisy = points + np.random.default_rng(7).normal(size=points.shape)
     run = run_of(noisy)
@@ -407,7 +401,7 @@ def test_the_noise_floor_is_taken_off_every_distance_when_asked(no_tsne):
     assert taken.behaviour.exponent.value.value == pytest.approx(1, abs=0.25)
 
 
-def test_the_noise_floor_is_taken_off_samples_of_the_texts_too(no_tsne):
+def test_the_noise_floor_is_taken_off_samples_of_the_texts_too():
     """For a floor of 3, within 1.2 of the last is within 4.2 of it; exponents lie about their estimate."""
     positions = np.linspace(3, 0, 31)
     run = run_of(on_a_line(positions), np.arange(31), warmup=0)
@@ -421,7 +415,7 @@ def test_the_noise_floor_is_taken_off_samples_of_the_texts_too(no_tsne):
     assert exponent.resampled.mean() == pytest.approx(exponent.value.value, abs=exponent.value.standard_error)
 
 
-def test_noise_above_every_distance_leaves_no_exponent(no_tsne):
+def test_noise_above_every_distance_leaves_no_exponent():
     run = run_of(walk())
     floor = kl(*(1e3 * walk(2)), run.vectors.texts.bytes)
     found = analyse_run(run, noise_floor=floor, subtract_noise=True, threshold=0.01).behaviour
@@ -429,7 +423,7 @@ def test_noise_above_every_distance_leaves_no_exponent(no_tsne):
     assert found.stabilisation.step == STEPS[0]
 
 
-def test_a_band_of_weight_distances_has_exponents_but_no_shape(no_tsne):
+def test_a_band_of_weight_distances_has_exponents_but_no_shape():
     """Each checkpoint compared with ten others and with the first: as where few files are there at a time."""
     steps = np.arange(1, 26) * 1000
     run, D = run_of(walk(25), steps), squared(walk(25, 500, seed=3))
@@ -448,7 +442,7 @@ def test_a_band_of_weight_distances_has_exponents_but_no_shape(no_tsne):
 
 
 @pytest.mark.parametrize("lost", [0, 6, 19])
-def test_a_checkpoint_without_weights_is_passed_over(lost, no_tsne):
+def test_a_checkpoint_without_weights_is_passed_over(lost):
     steps = np.arange(1, 21) * 1000
     run, D = run_of(walk(20), steps), squared(walk(20, 500, seed=3))
     kept = np.delete(np.arange(20), lost)
@@ -467,7 +461,7 @@ def test_a_checkpoint_without_weights_is_passed_over(lost, no_tsne):
         assert found.weights.stabilisation.step == plain_settled(steps[kept], rest[:, -1], share * D[0, -1])
 
 
-def test_unknown_weights_are_none(no_tsne):
+def test_unknown_weights_are_none():
     run = run_of(walk())
     unknown = np.full((len(STEPS),) * 2, np.nan)
     for weights in (None, unknown, np.where(np.eye(len(STEPS)), 0.0, unknown)):
@@ -477,7 +471,7 @@ def test_unknown_weights_are_none(no_tsne):
         assert found.checkpoints[0].weights_from_previous is None
 
 
-def test_weights_that_come_back_have_no_alpha(no_tsne):
+def test_weights_that_come_back_have_no_alpha():
     """Nearer to each start the later, a negative c_w: a ratio would have a negative standard error."""
     lag = np.abs(np.subtract.outer(STEPS, STEPS)).astype(float)
     D = np.where(lag > 0, 1 / np.maximum(lag, 1), 0.0)
@@ -499,7 +493,7 @@ def with_tails(share, steps, clip=-140.0):
 
 
 @pytest.mark.parametrize("heaviest", [0.04, 0.06])
-def test_exponents_are_clipped_for_all_checkpoints_or_for_none(heaviest, no_tsne):
+def test_exponents_are_clipped_for_all_checkpoints_or_for_none(heaviest):
     """By what the checkpoints past warm-up are like: the first one, clipped nearly whole, decides nothing."""
     steps = np.arange(14) * 1000
     share = np.full(14, 0.02)
@@ -516,7 +510,7 @@ def test_exponents_are_clipped_for_all_checkpoints_or_for_none(heaviest, no_tsne
     assert found.checkpoints[3].kl_from_last.uses_clip
 
 
-def test_exponents_are_of_texts_that_all_checkpoints_have(no_tsne):
+def test_exponents_are_of_texts_that_all_checkpoints_have():
     steps = np.arange(14) * 1000
     L = walk(14) - 100
     L[0, :150] = np.nan
@@ -532,7 +526,7 @@ def test_exponents_are_of_texts_that_all_checkpoints_have(no_tsne):
     assert found.exponent is found.shape is None
 
 
-def test_intervals_are_over_documents_where_texts_share_them(no_tsne):
+def test_intervals_are_over_documents_where_texts_share_them():
     """Five texts a document that move alike: the standard error is that of a bootstrap of documents."""
     generator = np.random.default_rng(6)
     documents = np.repeat(np.arange(40), 5)
@@ -561,7 +555,7 @@ def shape_of(points, **options):
     return analyse_run(run, squared(points), n_parameters=points.shape[1], resamples=2, **options).weights.shape
 
 
-def test_principal_components_reproduce_the_distances(no_tsne):
+def test_principal_components_reproduce_the_distances():
     points = walk(12)
     found = maps.principal_components(maps.gram_matrix(squared(points)), 12)
     np.testing.assert_allclose(squared(found.points), squared(points), atol=1e-8)
@@ -591,7 +585,7 @@ def test_pca_of_vectors_is_that_of_their_coordinates():
     assert squared(maps.pca(vectors, 5).points) == pytest.approx(plain_kl(vectors.log_likelihood, BYTES), abs=1e-12)
 
 
-def test_a_straight_path_does_not_turn_and_a_random_walk_turns_by_90_degrees(no_tsne):
+def test_a_straight_path_does_not_turn_and_a_random_walk_turns_by_90_degrees():
     lengths = np.array([3.0, 1.0, 2.0, 5.0, 1.0, 1.0, 4.0, 2.0])
     straight = shape_of(np.outer(np.cumsum([0.0, *lengths]), [0.6, 0.8]))
     np.testing.assert_allclose(straight.turning, 0, atol=1e-5)
@@ -605,7 +599,7 @@ def test_a_straight_path_does_not_turn_and_a_random_walk_turns_by_90_degrees(no_
 
 
 @pytest.mark.parametrize("turns", [1, -3])
-def test_winding_counts_turns(turns, no_tsne):
+def test_winding_counts_turns(turns):
     angle = np.linspace(0, 2 * math.pi * turns, 49)
     found = shape_of(np.stack([np.cos(angle), np.sin(angle)], axis=1) @ np.random.default_rng(0).normal(size=(2, 9)))
     assert found.winding.value == pytest.approx(abs(turns), abs=1e-6)
@@ -619,7 +613,7 @@ def spiral(turns=3, T=40, n=1000):
     return points + 0.1 * np.random.default_rng(1).normal(size=(T, n))
 
 
-def test_a_spiral_is_told_from_its_nulls(no_tsne):
+def test_a_spiral_is_told_from_its_nulls():
     """In both spaces; of behaviour, by the lower end of the interval over texts."""
     run = run_of(spiral(), np.arange(40) * 100, warmup=0)
     found = analyse_run(run, squared(spiral()), n_parameters=1000)
@@ -631,7 +625,7 @@ def test_a_spiral_is_told_from_its_nulls(no_tsne):
 
 
 @pytest.mark.slow
-def test_random_walks_are_no_spirals(no_tsne):
+def test_random_walks_are_no_spirals():
     """At most few of 40, half of them in either space, though on principal components all wind by two thirds of a
     turn."""
     spirals = 0
@@ -650,13 +644,13 @@ def test_a_long_random_walk_has_the_shares_of_lissajous_curves():
     np.testing.assert_allclose(share, [6 / (math.pi**2 * k**2) for k in range(1, 6)], rtol=0.06)
 
 
-def test_shares_of_a_random_walk_are_told_beside_the_shape(no_tsne):
+def test_shares_of_a_random_walk_are_told_beside_the_shape():
     assert shape_of(walk(10)).walk_share == pytest.approx([6 / (math.pi**2 * k**2) for k in range(1, 6)])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [2000, 12])
-def test_nulls_agree_with_walks_that_are_simulated(n, no_tsne):
+def test_nulls_agree_with_walks_that_are_simulated(n):
     """Means over draws within a few standard errors; n below and above the number of steps."""
     generator = np.random.default_rng(3)
     length = generator.uniform(0.5, 3, size=29)[:, None]
@@ -682,7 +676,7 @@ def test_nulls_agree_with_walks_that_are_simulated(n, no_tsne):
         assert nulls[name].path.shape == (30, 2)
 
 
-def test_the_walk_beside_behaviour_has_as_many_dimensions_as_texts_give(no_tsne):
+def test_the_walk_beside_behaviour_has_as_many_dimensions_as_texts_give():
     """8 texts, centred: 7 dimensions."""
     shape = analyse_run(run_of(walk(30, 8), np.arange(30), warmup=0)).behaviour.shape
     length = shape.speed[:, None]
@@ -719,7 +713,7 @@ def test_nulls_keep_the_step_lengths():
     assert len({tuple(np.diagonal(drawn)) for drawn in shuffled}) > 190
 
 
-def test_shuffled_steps_of_a_straight_path_stay_on_its_line(no_tsne):
+def test_shuffled_steps_of_a_straight_path_stay_on_its_line():
     nulls = shape_of(np.outer(np.arange(9.0), [3.0, 4.0])).nulls
     assert nulls["shuffled steps"].share[0] == pytest.approx(1)
     assert nulls["random walk"].share[0] < 0.95
@@ -828,13 +822,13 @@ def test_seeds_that_disagree_about_c_q_leave_its_place_open(three_seeds):
     assert 0.5 < group.probability < 1 - stats.ttest_1samp(c_q, c_w, alternative="less").pvalue
 
 
-def test_probability_is_near_0_where_weights_grow_slower(no_tsne):
+def test_probability_is_near_0_where_weights_grow_slower():
     one, *_ = found = seeds_of(walk, relaxing)
     assert one.probability < 1e-3
     assert over_seeds(found)[0].probability < 0.01
 
 
-def test_only_runs_that_differ_in_their_seed_alone_are_grouped(three_seeds, no_tsne):
+def test_only_runs_that_differ_in_their_seed_alone_are_grouped(three_seeds):
     """Not one run; not two of one seed; not other families, other ends; not runs of which the family is unknown."""
     a, b, c = three_seeds
     assert over_seeds([]) == over_seeds([a]) == over_seeds([a, a]) == []
@@ -848,7 +842,7 @@ def test_only_runs_that_differ_in_their_seed_alone_are_grouped(three_seeds, no_t
     assert over_seeds(seeds_of(relaxing, walk, name="org/nameless{0}-seed{0}", n=2)) == []
 
 
-def test_seeds_of_one_name_are_grouped(no_tsne):
+def test_seeds_of_one_name_are_grouped():
     points = np.concatenate([relaxing(seed=seed) for seed in (1, 2)])
     vectors = made([f"org/toy@step{n}" for n in range(len(points))], points - 100)
     vectors.attributes["step"], vectors.attributes["seed"] = [*STEPS, *STEPS], np.repeat([0, 1], len(STEPS))
@@ -922,20 +916,20 @@ def test_the_table_says_what_was_found(three_seeds):
         assert part in text
 
 
-def test_each_run_is_shown_with_its_own_lags(no_tsne):
+def test_each_run_is_shown_with_its_own_lags():
     runs = [run_of(walk(), STEPS * factor, name=f"org/every{factor}") for factor in (1, 3)]
     rows = [line for line in shown(list(map(analyse_run, runs))).splitlines() if "log-likelihood" in line]
     assert "1,000 to 10,000" in next(row for row in rows if "org/every1 " in row)
     assert "3,000 to 30,000" in next(row for row in rows if "org/every3 " in row)
 
 
-def test_a_threshold_that_the_first_checkpoint_meets_does_not_date_the_end(no_tsne):
+def test_a_threshold_that_the_first_checkpoint_meets_does_not_date_the_end():
     run = run_of(walk())
     assert "1,000 (its first)" in shown([analyse_run(run, threshold=10 * run.vectors.kl().value.max())])
 
 
 @pytest.mark.parametrize("heavy", [False, True])
-def test_exponents_from_heavy_tails_are_marked(heavy, no_tsne):
+def test_exponents_from_heavy_tails_are_marked(heavy):
     """Few texts on which the models move much more than on the others."""
     points = walk() * np.where(np.arange(N_TEXTS) % 20 == 0, 20.0 if heavy else 1.0, 1.0)
     found = analyse_run(run_of(points))
@@ -949,7 +943,7 @@ def test_exponents_from_heavy_tails_are_marked(heavy, no_tsne):
     assert (f"{number(exponent.value)} !" in captured.get()) == heavy
 
 
-def test_no_best_law_where_none_could_be_judged(no_tsne):
+def test_no_best_law_where_none_could_be_judged():
     """Each start has a lag at which the squared distance is below the noise."""
     D = np.abs(np.subtract.outer(STEPS, STEPS)).astype(float)
     D[np.abs(D) == 3000] = 0.0
@@ -959,7 +953,7 @@ def test_no_best_law_where_none_could_be_judged(no_tsne):
     assert row.split() == ["org/toy", "weights", "n/a", "n/a", "n/a"]
 
 
-def test_best_laws_are_counted_over_samples_that_judged_them(three_seeds, no_tsne):
+def test_best_laws_are_counted_over_samples_that_judged_them(three_seeds):
     """A floor that the shortest lag of the only start is below in half of them: these say nothing."""
     run = three_seeds[0].run
     assert three_seeds[0].weights.exponent.best_law == {}
@@ -1029,7 +1023,7 @@ def test_a_file_of_another_kind_is_refused(three_seeds, tmp_path):
         save_trajectories(three_seeds, tmp_path / "a.doc")
 
 
-def test_long_runs_are_shown_in_part(no_tsne):
+def test_long_runs_are_shown_in_part():
     """Weights that were not compared are told of."""
     steps = np.arange(60) * 10
     text = shown([analyse_run(run_of(walk(60, 50), steps))])
@@ -1039,7 +1033,7 @@ def test_long_runs_are_shown_in_part(no_tsne):
 
 
 @pytest.mark.parametrize("T", [6, 8, 10])
-def test_a_run_of_few_checkpoints_is_fitted_over_all_later_ones(T, no_tsne):
+def test_a_run_of_few_checkpoints_is_fitted_over_all_later_ones(T):
     """The exponent is that of a plain line through the logarithms of all later distances from the first checkpoint."""
     steps = np.array([1, 2, 4, 7, 12, 20, 35, 60, 100, 170])[:T] * 1000
     run = run_of(walk(T), steps=steps, warmup=1000)
@@ -1052,7 +1046,7 @@ def test_a_run_of_few_checkpoints_is_fitted_over_all_later_ones(T, no_tsne):
     assert found.lags == (steps[1] - steps[0], steps[-1] - steps[0])
 
 
-def test_lags_are_as_many_as_asked_for(no_tsne):
+def test_lags_are_as_many_as_asked_for():
     run = run_of(walk())
     D = run.vectors.kl().value
     slopes = [np.polyfit(np.log(np.arange(1, 6)), np.log(D[t, t + 1 : t + 6]), 1)[0] for t in range(len(STEPS) - 5)]

@@ -12,7 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any
 
@@ -240,20 +240,20 @@ class Null:
 class Shape:
     """The path of a run past warm-up, `steps` (T,), in one space.
 
-    `pca` (T, 3), `tsne` (T, 2) and `tsne3` (T, 3) are its points. `share` (n,) is the fraction of variance on the first
-    components. `walk_share` (n,) is that of a pure random walk, 6 / (pi**2 k**2) (Antognini and Sohl-Dickstein,
-    arXiv 1806.08805). `speed` (T - 1,) is the root of the squared distance from the previous checkpoint, over the steps
-    between. `turning` (T - 2,) is the angle between consecutive displacements in degrees: 90 for a random walk in many
-    dimensions. `winding` counts turns about the mean point, in the plane of the first two components.
+    `squared_distance` (T, T) is between its checkpoints, and `pca` (T, 3) are its points. `share` (n,) is the fraction
+    of variance on the first components. `walk_share` (n,) is that of a pure random walk, 6 / (pi**2 k**2)
+    (Antognini and Sohl-Dickstein, arXiv 1806.08805). `speed` (T - 1,) is the root of the squared distance from the
+    previous checkpoint, over the steps between. `turning` (T - 2,) is the angle between consecutive displacements in
+    degrees: 90 for a random walk in many dimensions. `winding` counts turns about the mean point, in the plane of the
+    first two components.
 
     There are two `nulls`: an isotropic random walk with the same step lengths, and the run's own steps in random order
     and with random signs. The path is a `spiral` if the lower end of its winding's interval exceeds 97.5 % of both.
     """
 
     steps: Integers
+    squared_distance: Floats
     pca: Floats
-    tsne: Floats
-    tsne3: Floats
     share: Floats
     walk_share: Floats
     speed: Floats
@@ -261,6 +261,16 @@ class Shape:
     winding: Estimate
     nulls: Mapping[str, Null]
     spiral: bool
+
+    @cached_property
+    def tsne(self) -> Floats:
+        """Its points (T, 2; no unit) by t-SNE in the plane."""
+        return maps.tsne(self.squared_distance)
+
+    @cached_property
+    def tsne3(self) -> Floats:
+        """Its points (T, 3; no unit) by t-SNE in space."""
+        return maps.tsne(self.squared_distance, 3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -579,9 +589,8 @@ def _shape(
     k = np.arange(1, COMPONENTS + 1)
     return Shape(
         steps=steps,
+        squared_distance=distance,
         pca=path.points[:, :3],
-        tsne=maps.tsne(distance),
-        tsne3=maps.tsne(distance, 3),
         share=path.share[:COMPONENTS],
         walk_share=6 / (math.pi * k) ** 2,
         speed=length / np.diff(steps),

@@ -908,7 +908,7 @@ def test_the_table_says_what_was_found(three_seeds):
         f"c_w {group.c_w.interval[0]:.3g} to {group.c_w.interval[1]:.3g}",
         "these 3 seeds",
         "6,000 to 8,000",
-        "0.75 bits/byte (a test)",
+        "0.5 bits/byte (a test)",
         "Shape of the path past warm-up, with two nulls",
         "61%, 15%, 7%",
         "org/toy-1m-seed1: A note.",

@@ -27,6 +27,20 @@ from klscale.science.kl import (
 from klscale.science.moments import double_centre
 
 
+@pytest.mark.parametrize("few", [1, 2])
+def test_too_few_texts_have_no_kl_and_no_standard_error(few):
+    """One text has no variance. Two are equally far from their mean, which would be an error of 0."""
+    L, size = np.array([[-300.0, -200.0], [-310.0, -202.0]])[:, :few], np.array([100, 80])[:few]
+    direct = kl_pairs(L, size, np.array([[0, 1]]))
+    for value, error in (
+        (kl(*L, size).value, kl(*L, size).standard_error),
+        (direct["value"][0], direct["standard_error"][0]),
+    ):
+        assert math.isnan(error)
+        assert math.isnan(value) if few == 1 else value == pytest.approx(16 / (2 * 90 * math.log(2)))
+    assert np.isnan(kl(*L, size).interval).all()
+
+
 def naive_kl(a, b, mean_bytes):
     """KL and standard error as SCIENCE writes them, in Python's exact float arithmetic."""
     d = [x - y for x, y in zip(a, b, strict=True)]

@@ -425,8 +425,11 @@ def test_a_chain_of_urls_is_no_store(chain):
 
 def test_a_store_that_cannot_be(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="is a file"):
-        Store(tmp_path / "file")
+    for below in ("file", "file/store", "file/a/b"):
+        with pytest.raises(InputError, match="is a file"):
+            Store(tmp_path / below)
+    with pytest.raises(InputError, match="has no name"):
+        Store("")
     with pytest.raises(InputError, match="cannot be opened"):
         Store("nosuch://bucket")
 

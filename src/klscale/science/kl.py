@@ -216,12 +216,12 @@ def kl_matrix(
 
     Each pair uses the texts that both models have, and the mean of their `text_bytes` (N,). `clip` (nats) is the
     text set's frozen lower limit. Texts that share a label in `documents` (N,) are treated as one cluster in the
-    standard errors. Pairs with fewer than two texts in common are NaN.
+    standard errors. Pairs with fewer than two texts in common are NaN, and standard errors with fewer than three.
     """
     L = np.asarray(log_likelihood, dtype=np.float64)
     K = len(L)
     names = tuple(labels) if labels is not None else tuple(map(str, range(K)))
-    if not np.isnan(L).any():
+    if L.shape[1] > 1 and not np.isnan(L).any():
         return KLMatrix(labels=names, **_quantities(L, text_bytes, clip, documents))
 
     of_no_pair = _quantities(np.zeros((K, 2)), np.ones(2, dtype=np.int64), None, None)
@@ -243,7 +243,7 @@ def _quantities(L: Floats, text_bytes: Integers, clip: float | None, documents: 
     mean_bytes = float(text_bytes.mean())
     scale = nats2_per_bit_per_byte(mean_bytes)
     plain = m2, m4, spread = pairwise_moments(L, clusters)
-    value_unclipped, error_unclipped = m2 / scale, spread / (math.sqrt(N) * scale)
+    value_unclipped, error_unclipped = m2 / scale, _error(spread, N) / scale
     moved = moved_by_clip(L, clip)
     clipped = np.maximum(moved[:, None], moved)
     uses_clip = ~beyond_clip_limit(clipped) & (clip is not None)
@@ -253,7 +253,7 @@ def _quantities(L: Floats, text_bytes: Integers, clip: float | None, documents: 
     poor = _poor(L, mean_bytes)
     return {
         "value": m2 / scale,
-        "standard_error": spread / (math.sqrt(N) * scale),
+        "standard_error": _error(spread, N) / scale,
         "n_texts": np.full((K, K), N),
         "mean_bytes": np.full((K, K), mean_bytes),
         "value_unclipped": value_unclipped,
@@ -264,6 +264,12 @@ def _quantities(L: Floats, text_bytes: Integers, clip: float | None, documents: 
         "in_range": _in_range(m2, poor[:, None], poor),
         "n_documents": np.full((K, K), n_clusters(clusters)),
     }
+
+
+def _error(spread: Floats, n_texts: int) -> Floats:
+    """Standard error of m2 from `spread`, the root of N times its variance. NaN for two texts: both are equally far
+    from their mean, however far apart models are."""
+    return spread / math.sqrt(n_texts) if n_texts > 2 else np.full_like(spread, np.nan)
 
 
 def _kurtosis(m2: Floats, m4: Floats) -> Floats:
@@ -329,11 +335,11 @@ def kl_pairs(
             m2_unclipped, _, variance_unclipped, _ = plain or (m2, m4, variance, resampled)
             for name, values in {
                 "value": m2 / scale,
-                "standard_error": np.sqrt(variance / len(texts)) / scale,
+                "standard_error": _error(np.sqrt(variance), len(texts)) / scale,
                 "n_texts": len(texts),
                 "mean_bytes": mean_bytes,
                 "value_unclipped": m2_unclipped / scale,
-                "standard_error_unclipped": np.sqrt(variance_unclipped / len(texts)) / scale,
+                "standard_error_unclipped": _error(np.sqrt(variance_unclipped), len(texts)) / scale,
                 "clipped": clipped,
                 "uses_clip": uses_clip,
                 "kurtosis": _kurtosis(m2, m4),

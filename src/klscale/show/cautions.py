@@ -123,7 +123,7 @@ CAUTIONS = (
         "some_texts",
         "t",
         "some texts were not scored with both models",
-        lambda it: np.less(it.kl.whole_texts.n_texts, it.n_texts),
+        lambda it: (it.n_texts > 1) & np.less(it.kl.whole_texts.n_texts, it.n_texts),
         lambda it: f"only {it.kl.whole_texts.n_texts:,} of {it.n_texts:,} texts were scored with both models",
     ),
     Caution(

@@ -70,7 +70,7 @@ def of_models(vectors: Vectors, shown: Shown) -> Iterator[str]:
         return
     best, second = sorted(names, key=lambda name: levels[name].value)[:2]
     behind = vectors.bits_per_byte(second, best)
-    within = "" if behind.interval[0] > 0 else " (the 95 % interval includes 0)"
+    within = " (the 95 % interval includes 0)" if behind.interval[0] <= 0 else ""
     more = format_estimate(behind.value, behind.standard_error)
     yield (
         f"{_of_which(vectors, names)}{shown(best)} predicts the texts best, with {levels[best]}; next is "

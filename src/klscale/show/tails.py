@@ -383,9 +383,9 @@ def _summary_of_pair(found: PairTails) -> list[str]:
     kl, without = found.kl, found.estimates
     robust = f"; without the {found.n_left_out:,} most extreme texts {number(without['trimmed'])}"
     clipped = "" if found.kl.uses_clip else f"; with the clip {number(without['clipped'])}"
+    ten = f" Ten of {kl.n_texts:,} texts carry {found.share_of_ten:.0%} of it." if kl.n_texts > 10 else ""
     return [
-        f"KL is {number(kl)} bits/byte{robust if found.n_left_out else ''}{clipped}. Ten of {kl.n_texts:,} texts carry "
-        f"{found.share_of_ten:.0%} of it.",
+        f"KL is {number(kl)} bits/byte{robust if found.n_left_out else ''}{clipped}.{ten}",
         *(
             []
             if math.isnan(found.length_explains.value)
@@ -403,7 +403,7 @@ def _summary_of_all(found: Tails) -> list[str]:
     shares = [f"{of[name].swapped:.1%} {way}" for name, way in ways.items() if name not in same]
     sentences = [f"Discordant pairs of pairs: {', '.join(shares)}."] if shares and found.n_pairs > 1 else []
     if (length := found.length_explains) is not None:
-        most = f"{100 * length.largest.value:.2g} % at most"
+        most = f"{_two_digits(100 * length.largest.value)} % at most"
         sentences.append(f"Text length explains {percent(length.median)} of a KL (median pair), {most}.")
     return sentences
 
@@ -613,4 +613,10 @@ def _print_length(found: Tails) -> None:
 
 def _share(estimate: Estimate) -> str:
     low, high = estimate.interval
-    return f"{100 * estimate.value:.2g} % (95 %: {100 * low:.2g} to {100 * high:.2g} %)"
+    value, low, high = (_two_digits(100 * share) for share in (estimate.value, low, high))
+    return f"{value} % (95 %: {low} to {high} %)"
+
+
+def _two_digits(value: float) -> str:
+    """A number with two digits that tell; 100 as such, not as 1e+02."""
+    return f"{float(f'{value:.2g}'):g}"

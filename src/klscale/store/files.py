@@ -31,9 +31,14 @@ class Files:
         if "::" in location:
             what = f"The store {location!r} is a chain of URLs."
             raise InputError(what, "What is written through one may not arrive.", "Give one directory or URL.")
+        if not location:
+            raise InputError("The store has no name.", remedy="Give --store DIRECTORY.")
         self._disk, self.root = _opened(location)
-        if isinstance(self._disk, Local) and Path(self.root).exists() and not Path(self.root).is_dir():
-            raise InputError(f"The store {location!r} is a file, not a directory.", remedy="Give --store DIRECTORY.")
+        if isinstance(self._disk, Local):
+            there = next(path for path in (Path(self.root), *Path(self.root).parents) if path.exists())
+            if not there.is_dir():
+                what = f"The store {location!r} cannot be there."
+                raise InputError(what, f"{there} is a file, not a directory.", "Give --store DIRECTORY.")
 
     def path(self, *parts: str) -> str:
         """The path of a file, by the names of its directories and its own. Raises UnreadableError for no name."""

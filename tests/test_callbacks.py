@@ -523,6 +523,16 @@ def test_another_run_of_the_same_name_is_refused(tmp_path, texts):
     assert store.vectors(texts).kl()["a/checkpoint-0", "b/checkpoint-0"].value > 0
 
 
+@pytest.mark.parametrize("identity", ["live:x:y", "live:", "live:x:" + 5000 * "9", "live"])
+def test_a_vector_that_only_looks_like_one_of_a_run_does_not_stop_another(tmp_path, texts, identity):
+    store, tokenizer = Store(tmp_path / "store"), byte_tokenizer()
+    TrainingWatch(texts, tokenizer, every=1, store=store, name="a")(new_model(), 0)
+    (entry,) = store.entries(texts.id)
+    store.write(texts, store.scores(entry), {**entry.metadata, "identity": identity, "ref": "b/checkpoint-0"})
+    TrainingWatch(texts, tokenizer, every=1, store=store, name="c")(new_model(1), 0)
+    assert len(store.entries(texts.id)) == 3
+
+
 def test_the_reference_may_be_a_vector_of_the_store(tmp_path, texts):
     """One that is there only as a vector: the checkpoint of another run that was never saved."""
     store, tokenizer = Store(tmp_path / "store"), byte_tokenizer()

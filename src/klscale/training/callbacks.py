@@ -13,6 +13,7 @@ import inspect
 import logging
 import math
 import os
+import re
 import time
 import uuid
 from collections import deque
@@ -419,8 +420,8 @@ def _is_distributed() -> bool:
 
 def _live(entry: Entry) -> tuple[str, int]:
     """Run and step of a vector that a watch has written; an empty run for any other vector."""
-    kind, run, step = (*str(entry.metadata.get("identity", "")).split(":"), "", "")[:3]
-    return (run, int(step)) if kind == "live" else ("", -1)
+    found = re.fullmatch(r"live:([^:]+):([0-9]{1,15})", str(entry.metadata.get("identity", "")))
+    return (found[1], int(found[2])) if found else ("", -1)
 
 
 def _told(error: Exception) -> str:

@@ -645,8 +645,8 @@ def test_what_few_stores_hold_is_said(open_page):
 
 
 def test_the_search_finds_models_that_are_not_on_a_page_of_a_sample(open_page, stores, tmp_path, monkeypatch):
-    monkeypatch.setattr(reports, "MOST_MODELS", 13)
-    monkeypatch.setattr(reports, "SAMPLE", 6)
+    monkeypatch.setattr("klscale.show.contents.MOST_MODELS", 13)
+    monkeypatch.setattr("klscale.show.contents.SAMPLE", 6)
     store = Store(stores["fourteen"] / "store")
     contents = read_contents(store, store.resolve_texts(None))
     pages.write(reports.gather(contents), tmp_path / "report.html")

@@ -508,7 +508,7 @@ def test_a_dry_run_tells_what_is_downloaded(hub, klscale, make_model, tmp_path):
     first, again, other, local, nothing = json.loads(result.stdout)
     assert not hub.downloads
     assert [record["download_bytes"] for record in (again, local)] == [0, 0]
-    assert "download_bytes" not in nothing
+    assert nothing["download_bytes"] is None
 
     assert klscale(*arguments, "--keep-downloads").exit_code == 1
     sizes = {"main": 0, "step5": 0}

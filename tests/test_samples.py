@@ -66,7 +66,7 @@ def test_rolling_log_likelihoods(run, tmp_path):
     assert found.log_likelihood[0].tolist() == VALUES
     assert found.texts.id == klscale.TextSet.from_texts("x", TEXTS).id
     shown = run("import", place / "samples_wikitext.jsonl", "--force", "--model", "other").stdout
-    assert "Imported 1 models" in shown
+    assert "Imported 1 model into" in shown
     (tmp_path / "b.jsonl").write_text(rolling(TEXTS, [2 * value for value in VALUES]))
     run("import", "b.jsonl", "--model", "second", "--force", "--name", "samples_wikitext")
     record = json.loads(run("compare", "other", "second", "--json").stdout)[0]

@@ -612,8 +612,7 @@ def _print_length(found: Tails) -> None:
 
 
 def _share(estimate: Estimate) -> str:
-    low, high = estimate.interval
-    value, low, high = (_two_digits(100 * share) for share in (estimate.value, low, high))
+    value, low, high = (_two_digits(100 * share) for share in (estimate.value, *estimate.interval))
     return f"{value} % (95 %: {low} to {high} %)"
 
 

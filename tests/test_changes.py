@@ -191,6 +191,13 @@ def test_exact_kl_of_each_token(texts, run, tmp_path):
     assert "No exact KL" in shown.stderr
 
 
+def test_models_that_are_the_same_have_no_negative_zeros(texts, run, tmp_path):
+    store = ("--texts", texts.name, "--store", tmp_path / "s")
+    klscale.score(["mock://1", "mock://1?shift=0"], texts, tmp_path / "s")
+    assert "-0.000" not in run("changes", "mock://1", "mock://1?shift=0", *store).stdout
+    assert "1 of them without a KL above 0" in run("validate", "mock://1", "mock://1?shift=0", *store).stdout
+
+
 def test_imported_models_have_no_spans(fourteen):
     found = klscale.changes("EleutherAI/pythia-1b", ["EleutherAI/pythia-410m"], store=fourteen).found[0]
     assert found.all_spans is None

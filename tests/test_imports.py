@@ -227,7 +227,9 @@ def test_errors_offer_the_nearest(tmp_path: Path) -> None:
 
 
 def test_unreadable_files(tmp_path: Path) -> None:
-    assert "cannot be read" in refusal(tmp_path / "absent.csv").what
+    absent = refusal(tmp_path / "absent.csv")
+    assert "cannot be read" in absent.what
+    assert absent.why == "No such file or directory."
     assert "cannot be read" in refusal(write(tmp_path, "not gzip", "x.csv.gz")).what
     cut_off = gzip.compress(EXAMPLE.read_bytes())[:2000]
     assert "cannot be read" in refusal(write(tmp_path, cut_off, "x.csv.gz")).what

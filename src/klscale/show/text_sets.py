@@ -245,7 +245,7 @@ def of_what(found: TextSensitivity | TextSetComparison) -> str:
     """How many models and pairs were looked at."""
     looked_at = len(found.pairs) + found.n_identical
     drawn = "" if looked_at == found.n_available else f" of {found.n_available:,}, drawn at random"
-    identical = f", {found.n_identical:,} of them without a KL" if found.n_identical else ""
+    identical = f", {found.n_identical:,} of them without a KL above 0" if found.n_identical else ""
     return f"{found.n_models:,} models, {counted(looked_at, 'pair')}{drawn}{identical}"
 
 

@@ -122,7 +122,7 @@ def changes(vectors: Vectors, base: str, variant: str, *, most: int = LISTED) ->
     not there, and for vectors that were made by different conventions."""
     pair, texts = vectors.subset([base, variant]), vectors.texts
     change = np.diff(pair.log_likelihood, axis=0)[0]
-    per_byte = -change / texts.bytes / np.log(2)
+    per_byte = (0.0 - change) / texts.bytes / np.log(2)  # of no change 0, not -0
     order = np.argsort(-np.abs(change), kind="stable")  # NaN comes last
     spans = pair.span_changes(base, variant) if all(map(pair.has_spans, (base, variant))) else None
     return Changes(

@@ -157,7 +157,9 @@ def _read(source: str, gz: str | None) -> bytearray:
                 data += block
                 TABLE_BYTES.require(len(data), "the file")
     except (OSError, EOFError, ValueError, ImportError, zlib.error) as error:
-        raise InputError("cannot be read.", f"{type(error).__name__}: {error}", "Check the path.") from error
+        known = f"{error.strerror}." if isinstance(error, OSError) and error.strerror else ""
+        why = known or f"{type(error).__name__}: {error}"
+        raise InputError("cannot be read.", why, "Check the path.") from error
     if not data:
         raise InputError("the file is empty.", remedy="Was it downloaded, or written, to its end?")
     return data

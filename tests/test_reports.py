@@ -469,7 +469,7 @@ def test_one_model_is_no_report(tmp_path, contents):
     store = Store(tmp_path / "store")
     entry = contents.entries[0]
     store.write(contents.texts, contents.store.scores(entry), entry.metadata)
-    with pytest.raises(InputError, match="holds 1 models"):
+    with pytest.raises(InputError, match="holds 1 model"):
         read_contents(store, contents.texts)
 
 

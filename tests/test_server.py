@@ -127,7 +127,7 @@ def test_a_store_without_models_is_said_in_words(tmp_path, served):
         store.remove(entry)
     answer, text = get(port)
     assert answer.status == 503
-    assert "holds 1 models" in text
+    assert "holds 1 model" in text
     assert_headers(answer)
     assert answer.headers["Content-Type"].startswith("text/plain")
 
@@ -168,7 +168,7 @@ def test_serve_refuses_what_it_cannot_show(run, tmp_path, monkeypatch):
     store = mixed_store(tmp_path / "store", STEPS[:2])
     for entry in store.entries(store.resolve_texts(None).id)[1:]:
         store.remove(entry)
-    assert "holds 1 models" in run("serve", "--store", "store", "--port", "0", status=2).output
+    assert "holds 1 model" in run("serve", "--store", "store", "--port", "0", status=2).output
 
 
 def test_the_state_of_a_store_changes_with_its_files(tmp_path):

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from klscale.errors import InputError, printable
+from klscale.errors import InputError, counted, printable
 from klscale.inputs.attributes import are_amounts, is_free, runs_of
 from klscale.inputs.texts import TextSet
 from klscale.progress import SILENT, Progress
@@ -142,7 +142,7 @@ def read_contents(store: Store, texts: TextSet, *, progress: Progress = SILENT) 
     everything, left_out = store.vectors(texts, [*newest.values()], layers=layers).of_one_convention()
     vectors = everything.without_layers()
     if len(vectors) < 2:
-        what = f"{store.location} holds {len(vectors)} models on {texts.name} that can be compared."
+        what = f"{store.location} holds {counted(len(vectors), 'model')} on {texts.name} that can be compared."
         raise InputError(what, "A report compares two or more.", "klscale score REF...")
     entries = [newest[name] for name in vectors.names]
     progress.begin("KL of all pairs, and the scale")

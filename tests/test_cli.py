@@ -184,6 +184,19 @@ def test_a_gate_never_passes_what_cannot_be_told(run, make_model, tmp_path):
     assert (record["kl"], record["interval_low"], record["interval_high"]) == (None, None, None)
 
 
+def test_a_gate_never_passes_few_texts(run, tmp_path):
+    """One has no KL, and two have no standard error of it."""
+    (tmp_path / "one.jsonl").write_text(json.dumps({"text": "a text of its own"}) + "\n")
+    gate = ("--fail-above", "1000", "--confidence", "95%")
+    alone = ("compare", "mock://1", "mock://2", "--texts", "one.jsonl", "--store", "one")
+    assert "no KL on these texts" in run(*alone, *gate, status=1).output
+    run(*alone, *gate[:2], status=1)
+    (tmp_path / "m.csv").write_text("bytes,a,b\n10,-5,-5.5\n12,-8,-8.1\n")
+    run("import", "m.csv")
+    output = run("compare", "a", "b", *gate, status=1).output
+    assert "no KL on these texts, or none with a standard error" in output
+
+
 def test_a_reference_that_fails_is_not_replaced(run, make_model, tmp_path):
     texts = write_texts(tmp_path / "mine.jsonl")
     models = [make_model(f"m{seed}", seed=seed) for seed in (1, 2)]

@@ -15,7 +15,8 @@ def print_verdicts(verdicts: Mapping[tuple[str, str], Verdict], limit: float, co
         pair, interval = f"{plain(a)} and {plain(b)}", found.interval
         between = "" if interval is None else f", {interval[0]:.3g} to {interval[1]:.3g}{by}"
         if not found.measured:
-            err.print(f"Cannot be told: {pair} have no KL on these texts.", style="bold red")
+            why = "have no KL on these texts, or none with a standard error"
+            err.print(f"Cannot be told: {pair} {why}.", style="bold red")
         elif found.within is None:
             decide = "" if found.texts is None else f" About {found.texts:,} texts like these would decide."
             err.print(f"Undecided, {limit} bits/byte lies in the interval: {pair}{between}.{decide}", style="yellow")

@@ -59,7 +59,7 @@ BATCH = 512
 ROWS = 32
 """Spans that all pairs of two tiles of models are computed for at a time: they fit the cache of a processor."""
 
-MOST_TERMS = 2**35
+MOST_TERMS = 2**34
 """Pairs times spans that are computed for all pairs. Where there are more, every second text is used, or every third,
 and so on: the standard error grows, the time does not."""
 

@@ -263,11 +263,10 @@ def span_kl(
     rows = common.log_likelihoods(values)
     d = rows[:1] - rows[1:]
     V = common.divergences(d)[0]
-    value, error = ratio_of_sums(V, common.size * LOG_2, clusters)
-    low, high = log_interval(value, error, critical_value(n_clusters(clusters)))
+    kl = Estimate.ratio(V, common.size * LOG_2, clusters)
     drift = _drift_share(V, common.size, np.add.reduceat(d[0], common.first[:-1]), _whole(common, spans), clusters)
-    documents_ = n_clusters(clusters) or None
-    return SpanKL(value, error, (float(low), float(high)), n, documents_, len(common.bytes), lost, drift)
+    n_documents = n_clusters(clusters) or None
+    return SpanKL(kl.value, kl.standard_error, kl.interval, n, n_documents, len(common.bytes), lost, drift)
 
 
 def _whole(common: CommonSpans, spans: Spans) -> Floats:
@@ -430,7 +429,7 @@ def _all_pairs(
 def _between(x: NDArray[np.float32], weights: NDArray[np.float32], edges: Integers) -> Between:
     """V of units between models, from x (K, s) of each model and the weights (s,) of the spans; those of unit u are
     `edges[u]:edges[u + 1]`."""
-    half, ones = x.T / 2, np.ones_like(x.T)
+    half, ones, twice = x.T / 2, np.ones_like(x.T), 2 * weights
     plus, minus = np.stack([half, ones], axis=2), np.stack([ones, -half], axis=1)  # whose product is x / 2 of a pair
 
     def between(i: slice, j: slice) -> Floats:
@@ -444,7 +443,7 @@ def _between(x: NDArray[np.float32], weights: NDArray[np.float32], edges: Intege
                 np.matmul(a[at], b[at], out=halves[:n])
                 np.tanh(halves[:n], out=tanh[:n])
                 tanh[:n] *= halves[:n]
-                found[unit] += np.tensordot(2 * weights[at], tanh[:n], axes=1)
+                found[unit] += np.tensordot(twice[at], tanh[:n], axes=1)
         return found
 
     return between

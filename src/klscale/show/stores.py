@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from klscale.errors import counted
 from klscale.inputs.attributes import is_free
-from klscale.show.columns import Column, printed, table
+from klscale.show.columns import TEXTS, Column, printed, table
 from klscale.show.scoring import print_lost_cuts
 from klscale.show.sizes import printed_columns
 from klscale.show.terminal import describe_texts, out, plain
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from klscale.store.store import Entry, Store
 
 IMPORTED = (
-    Column("text_set", "Id of the text set.", value=lambda it: it.texts.id),
-    Column("texts", "Its name.", value=lambda it: it.texts.name),
+    *TEXTS,
     Column("models", "The models that were taken in.", value=lambda it: [entry.ref for entry in it.entries]),
 )
 EXPORTED = (

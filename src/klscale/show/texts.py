@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from klscale.inputs.texts import NAMED, TextSet
-from klscale.show.columns import Column, lines, table
+from klscale.show.columns import TEXTS, Column, lines, table
 from klscale.show.scoring import print_lost_cuts
 from klscale.show.stores import LISTED
 from klscale.show.terminal import describe_texts, out, plain
@@ -81,8 +81,7 @@ DRAWN = (
 )
 """Of a `DrawnTexts`."""
 CLIPPED = (
-    Column("texts", "Name of the text set.", value=lambda it: it.texts.name),
-    Column("text_set", "Its id.", value=lambda it: it.texts.id),
+    *TEXTS,
     CLIP,
 )
 

@@ -336,6 +336,13 @@ class Store:
         """The newest vector of each reference on a text set, by the reference as a string."""
         return {str(entry.ref): entry for entry in self.entries(text_set)}
 
+    def newest_of(self, model: str, texts: TextSet) -> Entry:
+        """The newest vector of a model on these texts. Raises InputError where there is none."""
+        newest = self.newest(texts.id)
+        if model not in newest:
+            raise InputError(f"No vector of {model} on {texts.name}.", nearest(model, newest))
+        return newest[model]
+
     def summary(self, text_set: str, name: str, parse: Callable[..., T]) -> T | None:
         """What `parse` makes of a summary; None where it is not there or is left out."""
         return self._find(self.files.path("summaries", text_set, name), partial(parse, text_set=text_set))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from klscale.errors import InputError, KlscaleError, StorageError, nearest
+from klscale.errors import InputError, KlscaleError, StorageError
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet
 from klscale.progress import SILENT, Progress
@@ -111,10 +111,7 @@ class _Study:
             return NoiseStudy(ref, error=error)
 
     def _of_values(self, ref: ModelRef) -> NoiseStudy:
-        newest = self.store.newest(self.texts.id)
-        if str(ref) not in newest:
-            raise InputError(f"No vector of {ref} on {self.texts.name}.", nearest(str(ref), newest))
-        found = self.store.scores(newest[str(ref)])
+        found = self.store.scores(self.store.newest_of(str(ref), self.texts))
         return NoiseStudy(ref, len(found), **self._half_precision(found.log_likelihood, found.text))
 
     def _half_precision(self, values: Floats, chosen: Integers) -> dict[str, Any]:

@@ -8,12 +8,12 @@ import tempfile
 import threading
 from typing import Any
 
-import psutil
 import torch
 
 from klscale.errors import InputError, KlscaleError
 from klscale.inputs.references import KERNELS, ModelRef
 from klscale.inputs.texts import cache_directory
+from klscale.limits import free_memory
 
 _RESIDENT = 0.8
 """Share of the free memory that weights may take; the rest is for batches and other programs."""
@@ -34,7 +34,7 @@ def available_memory(device: torch.device) -> int:
     """Free bytes where a device keeps its tensors."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+    return free_memory()
 
 
 def placement_of(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from klscale.display import Displayed
-from klscale.errors import InputError, ScoringError, nearest, printable
+from klscale.errors import InputError, ScoringError, printable
 from klscale.inputs.references import Model, ModelRef, parse_all
 from klscale.inputs.texts import TextSet
 from klscale.store.store import Store
@@ -122,8 +122,8 @@ def stored_vectors(store: Store, options: Options, *, layers: bool = False, hold
     """All vectors of a text set in the store with the most frequent convention; vectors that are left out are noted.
     Raises InputError where there are fewer than two, and, before any is read, where none is of the model `holding`."""
     note, texts = options.progress.note, options.stored(store)
-    if holding is not None and holding not in (newest := store.newest(texts.id)):
-        raise InputError(f"No vector of {holding} on {texts.name}.", nearest(holding, newest))
+    if holding is not None:
+        store.newest_of(holding, texts)
     vectors, left_out = store.vectors(texts, layers=layers).of_one_convention()
     if left_out:
         names = ", ".join(left_out[:SHOWN]) + (", ..." if len(left_out) > SHOWN else "")

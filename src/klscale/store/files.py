@@ -32,7 +32,8 @@ class Files:
             what = f"The store {location!r} is a chain of URLs."
             raise InputError(what, "What is written through one may not arrive.", "Give one directory or URL.")
         if not location:
-            raise InputError("The store has no name.", remedy="Give --store DIRECTORY.")
+            why = "--store, or KLSCALE_STORE, is empty."
+            raise InputError("The store has no name.", why, "Give --store DIRECTORY.")
         self._disk, self.root = _opened(location)
         if isinstance(self._disk, Local):
             there = next(path for path in (Path(self.root), *Path(self.root).parents) if path.exists())

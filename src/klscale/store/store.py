@@ -340,7 +340,8 @@ class Store:
         """The newest vector of a model on these texts. Raises InputError where there is none."""
         newest = self.newest(texts.id)
         if model not in newest:
-            raise InputError(f"No vector of {model} on {texts.name}.", nearest(model, newest))
+            what = f"No vector of {model} on {texts.name}."
+            raise InputError(what, nearest(model, newest), "klscale ls  lists them.")
         return newest[model]
 
     def summary(self, text_set: str, name: str, parse: Callable[..., T]) -> T | None:

@@ -255,14 +255,16 @@ def contestant(pipe: Any, name: str, ref: str, dtype: str, texts: TextSet, devic
 # ------------------------------------------------------------------------------------------------------- the rounds
 
 
-def measure(ref: str, dtype: str, texts: TextSet, device: str, rounds: int) -> dict[str, Any]:
+def measure(
+    ref: str, dtype: str, texts: TextSet, device: str, rounds: int, contestants: Sequence[str]
+) -> dict[str, Any]:
     """Name -> (seconds of each round, GB, values). The first round warms up and is not counted. A contestant that the
     machine kills, for want of memory, is left out."""
     context = multiprocessing.get_context("spawn")
     pipes: dict[str, Any] = {}
     results: dict[str, Any] = {}
     workers = []
-    for name in (REFERENCE, *CONTESTANTS):
+    for name in (REFERENCE, *contestants):
         pipe, far = context.Pipe()
         workers.append(context.Process(target=contestant, args=(far, name, ref, dtype, texts, device)))
         workers[-1].start()
@@ -299,11 +301,11 @@ def spread(values: Sequence[float], form: str) -> str:
     return f"{middle:{form}} ({low:{form}} to {high:{form}})"
 
 
-def rows_of(results: dict[str, Any], n_texts: int) -> list[list[str]]:
+def rows_of(results: dict[str, Any], n_texts: int, contestants: Sequence[str]) -> list[list[str]]:
     exact = results[REFERENCE][2]
     limits = results[LIMIT][0]
     rows = [["limit", spread([n_texts / s for s in limits], ".1f"), "1", "", ""]]
-    for name in CONTESTANTS:
+    for name in contestants:
         if name == LIMIT:
             continue
         if name not in results:
@@ -349,6 +351,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=None, help=f"of {', '.join(SHAPES)}")
     parser.add_argument("--models", nargs="+", metavar="REF", default=[], help="instead of shapes")
     parser.add_argument("--bytes", nargs=2, type=int, metavar=("SHORTEST", "LONGEST"), default=(1024, 1024))
+    parser.add_argument("--contestants", nargs="+", default=CONTESTANTS, choices=CONTESTANTS)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--out", type=Path, help="write the table here")
     options = parser.parse_args()
@@ -379,13 +382,13 @@ def main() -> None:
             work = operations(ref, texts)
             for dtype in options.dtypes:
                 print(f"{name}, {dtype}", file=sys.stderr, flush=True)
-                results = measure(ref, dtype, texts, device, options.rounds)
+                results = measure(ref, dtype, texts, device, options.rounds, options.contestants)
                 rate = matrix_rate(device, dtype)
                 reached = work / statistics.median(results[KLSCALE][0]) / rate
                 lines += ["", f"## {name}, {dtype}", ""]
                 table = ["| | texts/s | of the limit | memory above weights, GB | error, nats a text |"]
                 table += ["|---|---|---|---|---|"]
-                table += [f"| {' | '.join(row)} |" for row in rows_of(results, len(texts))]
+                table += [f"| {' | '.join(row)} |" for row in rows_of(results, len(texts), options.contestants)]
                 table += ["", f"klscale reaches {reached:.0%} of the measured rate of a large matrix product"]
                 table[-1] += f" ({rate / 1e12:.2f} TFLOP/s)."
                 lines += table

@@ -852,3 +852,18 @@ def test_models_that_share_no_texts_with_each_other_have_no_clusters(ground, pri
     assert any("x and y have no texts in common" in note for note in record["notes"])
     shown_maps.print_map(found, both)
     assert "No clusters." in printed()
+
+
+@pytest.mark.parametrize("nearly", [1.0, 1e-3, 1e-5])
+@pytest.mark.parametrize(("K", "N", "rank"), [(12, 150, 12), (12, 150, 5), (80, 60, 20)])
+def test_a_basis_is_orthonormal_though_models_are_nearly_equal(K, N, rank, nearly):
+    """Points that differ from one another by this part of their length: the more equal, the fewer digits a Gram matrix
+    leaves of their differences. Some are combinations of others."""
+    generator = np.random.default_rng(4)
+    points = generator.normal(size=(K, rank)) @ generator.normal(size=(rank, N))
+    points = generator.normal(size=(1, N)) + nearly * points
+    points -= points.mean(axis=1, keepdims=True)
+    basis = maps._orthonormal(points)
+    np.testing.assert_allclose(basis @ basis.T, np.eye(len(basis)), atol=1e-9)
+    left = points - (points @ basis.T) @ basis
+    assert np.abs(left).max() <= 1e-5 * np.abs(points).max()

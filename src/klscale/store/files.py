@@ -59,6 +59,11 @@ class Files:
         """Whether the storage can write a file on condition that there is none."""
         return self._disk.creates
 
+    @property
+    def at_once(self) -> int:
+        """How many files are read at once."""
+        return self._disk.at_once
+
     def create(self, path: str, data: bytes) -> bool:
         """Write a file on condition that there is none; whether this is the file that is there now. Where the
         storage cannot do that, the file is written. Raises StorageError where that fails."""

@@ -30,6 +30,8 @@ class Remote:
     should, or refuses.
     """
 
+    at_once = 8
+
     def __init__(self, system: Any) -> None:
         self._system = system
         self._stamps: dict[str, str] = {}

@@ -62,6 +62,8 @@ MANY = 50
 """Vectors from which on what was found out by reading all of them is kept."""
 AT_ONCE = 512
 """Vectors that are read before their values are taken over."""
+WRITES = 8
+"""Files that are written at once: a write waits for the disk most of the time."""
 SCALES = ("scale.json", "scale-of-layers.json")
 """Without and with the layers of models."""
 LARGE = (SPANS, GIVEN, DRAWS, SAMPLED, TOP)
@@ -395,7 +397,7 @@ class Store:
         """The entries of these files, and of vectors in compact files that have none of their own; a file is read
         whole, once for each of its stamps."""
         new = self._changed(stamps)
-        with ThreadPoolExecutor(8) as pool:
+        with ThreadPoolExecutor(self.files.at_once) as pool:
             for path, found in zip(new, pool.map(partial(self.vector_or_none, text_set=text_set), new), strict=True):
                 self._entries[path] = stamps[path], found and found[1]
         known = [(path, self._entries[path][1]) for path in stamps]
@@ -475,7 +477,7 @@ class Store:
             made.append((scores, _whole_metadata(vectors.texts, scores, metadata)))
         self.keep_texts(vectors.texts)
         entries = []
-        with ThreadPoolExecutor(8) as pool:  # a write waits for the disk most of the time
+        with ThreadPoolExecutor(WRITES) as pool:
             for entry in pool.map(lambda one: self._write(vectors.texts.id, *one), made):
                 entries.append(entry)
                 progress.advance()
@@ -527,7 +529,7 @@ class Store:
         matrix, read = np.full((len(rows), len(texts)), np.nan), np.zeros(len(rows), dtype=bool)
         starts = np.cumsum([0, *(1 + entry.n_layers * layers for entry in entries)])
         together = sorted(range(len(entries)), key=lambda n: self.packs.of.get(entries[n].path, ""))
-        with ThreadPoolExecutor(8) as pool:
+        with ThreadPoolExecutor(self.files.at_once) as pool:
             for start in range(0, len(together), AT_ONCE):
                 some = together[start : start + AT_ONCE]
                 for n, found in zip(some, pool.map(self._vector_of, [entries[n] for n in some]), strict=True):
@@ -658,7 +660,7 @@ class Store:
         names = tuple(map(measured_records.weights_name, unique))
         paths = [path for path in self.files.list("weights", suffix=".parquet") if path.endswith(names)]
         distance, n_parameters = np.full((len(unique),) * 2, np.nan), set()
-        with ThreadPoolExecutor(8) as pool:
+        with ThreadPoolExecutor(self.files.at_once) as pool:
             for found, metadata in pool.map(self._weight_distances, paths):
                 if (i := unique.get(metadata.get("identity", ""))) is None:
                     continue
@@ -715,7 +717,7 @@ class Store:
         """Key -> what is kept of the model's repeat run, for the keys where something is."""
         there = {*map(stem_of, self.files.list("noise", text_set, suffix=".json"))}
         known = [key for key in dict.fromkeys(keys) if key in there]
-        with ThreadPoolExecutor(8) as pool:
+        with ThreadPoolExecutor(self.files.at_once) as pool:
             found = pool.map(lambda key: self.repeat_run(text_set, key), known)
             return {key: one for key, one in zip(known, found, strict=True) if one is not None}
 

@@ -60,6 +60,8 @@ heavy."""
 ROUNDING, NEGLIGIBLE = 1e-24, 1e-12
 """Largest variance of a model, in bits per byte, that is only rounding, as of equal models. And the smallest fraction
 of the total variance, or of the largest squared length, that an axis has: below it the axis is rounding."""
+ORTHONORMAL = 1e-10
+"""Largest change of a random vector of unit variance by the Gram matrix of a basis that counts as orthonormal."""
 RISE, STEPS = 0.1, 150
 """t-SNE in space goes on from that on the plane: a third axis begins with this part of its width, and so many steps
 follow."""
@@ -628,7 +630,7 @@ def _orthonormal(points: Floats) -> Floats:
     dimensions, or nothing.
 
     It comes from a pivoted Cholesky factor of the Gram matrix, which leaves out points that are combinations of others.
-    This is done twice, because a Gram matrix holds only half of the digits.
+    A Gram matrix holds only half of the digits: where that shows, this is done twice.
     """
     basis = points if len(points) <= points.shape[1] else _factor(points.T @ points)[0]
     for _ in range(2):
@@ -637,6 +639,9 @@ def _orthonormal(points: Floats) -> Floats:
         if len(chosen) in (0, points.shape[1] - 1):
             break
         basis = scipy.linalg.solve_triangular(factor[:, chosen], basis, trans="T")
+        probe = np.random.default_rng(SEED).normal(size=len(basis))
+        if np.abs(basis @ (probe @ basis) - probe).max() < ORTHONORMAL:
+            break
     return basis
 
 

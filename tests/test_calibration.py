@@ -526,6 +526,7 @@ def test_log_likelihoods_from_elsewhere_have_no_texts(tmp_path):
 # --------------------------------------------------------------------------------------------------- base and variants
 
 
+@pytest.mark.slow
 def test_a_base_reads_its_texts_once_for_all_variants(make_model, texts, tmp_path, monkeypatch):
     """By a card, and by all pairs with the base: tokens of its forward passes, the check of its head aside. Its KL to
     each is the one of a pair alone."""

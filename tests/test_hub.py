@@ -626,6 +626,7 @@ def test_a_pattern_that_nothing_matches_says_what_there_is(hub, here, make_model
     assert outcome.error.what == "'org/nothing' is neither a directory here nor a model on the hub."
 
 
+@pytest.mark.slow
 def test_a_pattern_waits_for_a_hub_that_asks_for_a_pause(hub, here, make_model, tmp_path):
     hub.models["org/model"], hub.pauses, progress = {"step1": make_model()}, 1, Notes()
     (outcome,) = plan(["org/model@step*"], here, tmp_path, progress=progress)

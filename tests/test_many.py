@@ -131,6 +131,7 @@ def families():
     return Vectors.from_arrays(L, [f"m{n}" for n in range(600)], np.full(400, 300))
 
 
+@pytest.mark.slow
 def test_neighbours_among_candidates_are_those_of_all(families, monkeypatch):
     points = families.coordinates()
     squares = ((points[:, None] - points) ** 2).sum(axis=2)

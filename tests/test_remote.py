@@ -120,6 +120,7 @@ def texts(tmp_path):
     return write_texts(tmp_path / "t.jsonl", 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.0, 0.1], ids=["as it should be", "one request in ten fails"])
 def test_a_sweep_leaves_what_it_leaves_here(bucket, server, run, texts, share):
     server.app_faulty.share = share
@@ -135,6 +136,7 @@ def test_a_sweep_leaves_what_it_leaves_here(bucket, server, run, texts, share):
     assert not Store(bucket).files.list("partial", load_texts(texts).id)
 
 
+@pytest.mark.slow
 def test_compact_files_there_and_back_where_one_request_in_ten_fails(bucket, server, run, texts):
     run("score", *MOCKS, "--texts", texts, "--store", bucket)
     before = run("kl", "--store", bucket, "--json").stdout
@@ -147,6 +149,7 @@ def test_compact_files_there_and_back_where_one_request_in_ten_fails(bucket, ser
         assert len(kept.list("compact", load_texts(texts).id)) == n_compact
 
 
+@pytest.mark.slow
 def test_requests_do_not_grow_with_models_where_none_is_new(bucket, server, run, texts):
     """One listing of a directory whatever it holds, and no file is fetched twice."""
     asked = []
@@ -222,6 +225,7 @@ def test_a_claim_of_a_process_that_is_gone_is_taken_over(bucket):
     claim.release()
 
 
+@pytest.mark.slow
 def test_a_storage_that_does_not_answer_ends_the_command(bucket, server, run, texts):
     """With what was finished kept: the same command goes on."""
     run("score", "mock://1", "--texts", texts, "--store", bucket)

@@ -105,6 +105,7 @@ def test_every_pair_is_that_of_the_store(data, contents):
     assert sorted(data["pairs"]["order"]) == list(range(K))
 
 
+@pytest.mark.slow
 def test_pairs_are_placed_as_compare_does(data, contents):
     matrix, texts = contents.vectors.reported_kl_matrix(), contents.texts
     for i in range(len(contents.vectors)):

@@ -193,6 +193,7 @@ def test_distances_of_a_pocket_run_equal_a_plain_computation(trained):
                 assert moved == pytest.approx(trained.weights[a, b], rel=1e-9)
 
 
+@pytest.mark.slow
 def test_exponents_of_a_pocket_run_equal_a_plain_computation(trained):
     found, steps = trained.found, trained.run.steps
     c_q, c_w = (plain_exponent(steps, D, after=3) for D in (trained.kl, trained.weights))

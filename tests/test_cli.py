@@ -283,6 +283,16 @@ def test_one_document_is_said(run, make_model, tmp_path):
         assert "all texts are of one document" in run(*command, "--texts", "set.jsonl").output
 
 
+def test_a_file_in_place_of_a_directory_of_the_store_is_said(run, tmp_path):
+    """Not an empty store, and not a whole one."""
+    write_texts(tmp_path / "t.jsonl")
+    run("score", "mock://1", "--texts", "t.jsonl", "--store", "s")
+    shutil.rmtree(tmp_path / "s" / "vectors")
+    (tmp_path / "s" / "vectors").write_text("")
+    for command in ("ls", "check"):
+        assert "vectors is a file" in "".join(run(command, "--store", "s", status=1).stderr.split("\n"))
+
+
 def test_ls_shows_the_models_that_a_pattern_names(run, imported):
     names = set(pd.read_csv(EXAMPLE).filter(like="/"))
 

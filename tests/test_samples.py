@@ -143,6 +143,15 @@ def test_what_cannot_be_exported(run, fourteen):
     assert "are not here" in run("export", "out", "--store", fourteen, status=2).stderr
 
 
+def test_a_file_is_no_directory_to_export_to(run, tmp_path):
+    write_texts(tmp_path / "t.jsonl")
+    (tmp_path / "out").write_text("mine")
+    run("score", "mock://1", "--texts", "t.jsonl")
+    found = run("export", "out", "--texts", "t.jsonl", status=1).stderr
+    assert "could not be made" in found
+    assert (tmp_path / "out").read_text() == "mine"
+
+
 def test_places_name_models():
     assert model_of("out/org__model/samples_x_2024.jsonl") == "org/model"
     assert model_of("gs://bucket/run-a/step-0100/scored_documents.parquet") == "run-a@step100"

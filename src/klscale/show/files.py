@@ -123,7 +123,7 @@ def save_json(file: Path, value: Any) -> None:
 
 def save_samples(directory: Path, vectors: Vectors, models: Sequence[str]) -> dict[str, Path]:
     """A sample log for each model, `DIR/org__model/samples_TEXTS.jsonl`; the file of each. Raises InputError for a
-    model that is not there, for texts that are not here, and for two models of one directory."""
+    model that is not there, for texts that are not here, and for two models of one directory; and StorageError."""
     from klscale.vectors.samples import samples
 
     texts = re.sub(r"[^\w.-]+", "_", vectors.texts.name)[:60].strip(".") or vectors.texts.id
@@ -132,7 +132,11 @@ def save_samples(directory: Path, vectors: Vectors, models: Sequence[str]) -> di
         raise InputError(f"{' and '.join(twice[:2])} would be written to one file.", remedy="Write them one at a time.")
     for model, file in files.items():
         lines = [line.encode("utf-8", "replace") + b"\n" for line in samples(vectors, model)]
-        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            what = f"The directory {file.parent} could not be made."
+            raise StorageError(what, f"{error.strerror or error}.", "Name another directory.") from error
         whole(file, lambda temporary, lines=lines: temporary.write_bytes(b"".join(lines)))  # type: ignore[misc]
     return files
 

@@ -76,14 +76,24 @@ class Files:
         return self._disk.get(path)
 
     def list(self, *parts: str, suffix: str = "") -> list[str]:
-        """The paths in a directory, sorted; none where it is not there. Names that begin with a dot are left out."""
+        """The paths in a directory, sorted; none where it is not there. Names that begin with a dot are left out.
+        Raises as `stamps` does."""
         return [*self.stamps(*parts, suffix=suffix)]
 
     def stamps(self, *parts: str, suffix: str = "") -> dict[str, str]:
-        """The same, each with a string that changes whenever the file does."""
+        """The same, each with a string that changes whenever the file does. Raises StorageError where a file stands in
+        place of a directory of the store."""
         try:
             found = self._disk.list(self.path(*parts))
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
+            return {}
+        except NotADirectoryError as error:
+            if not Path(kind := self.path(parts[0])).is_dir():
+                raise StorageError(
+                    f"{kind} is a file, where a store has a directory.",
+                    "What the store held there cannot be read.",
+                    "Put the directory back from a copy, or use another store.",
+                ) from error
             return {}
         known = {one["name"].rstrip("/"): _stamp(one) for one in found}
         self._disk.listed(known)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from klscale.display import Displayed
-from klscale.errors import InputError, ScoringError, printable
+from klscale.errors import InputError, ScoringError, counted, printable
 from klscale.inputs.conversations import WITH_TEMPLATE
 from klscale.inputs.references import ModelRef, parse_all
 from klscale.inputs.texts import TextSet
@@ -144,7 +144,7 @@ def _stored(place: Store, texts: TextSet, options: Options) -> PMIVectors:
         names = ", ".join(lacking[:SHOWN]) + (", ..." if len(lacking) > SHOWN else "")
         options.progress.note(f"Left out, not scored on the responses alone: {printable(names)}.")
     if len(both) < 2:
-        what = f"{place.location} holds {len(both)} models on the responses of {texts.name} alone."
+        what = f"{place.location} holds {counted(len(both), 'model')} on the responses of {texts.name} alone."
         raise InputError(what, "PMI of two models needs both.", "klscale compare REF REF... --pmi  scores them.")
     return PMIVectors(given.subset(both), place.vectors(responses, [alone[_what(newest[name])] for name in both]))
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from klscale.display import Displayed
-from klscale.errors import InputError, ScoringError, printable
+from klscale.errors import InputError, ScoringError, counted, printable
 from klscale.inputs.references import Model, ModelRef, parse_all
 from klscale.inputs.texts import TextSet
 from klscale.store.store import Store
@@ -130,7 +130,7 @@ def stored_vectors(store: Store, options: Options, *, layers: bool = False, hold
         note(f"Left out, scored by another convention: {printable(names)}.")
     if len(vectors) < 2:
         raise InputError(
-            f"{store.location} holds {len(vectors)} models on {vectors.texts.name}.",
+            f"{store.location} holds {counted(len(vectors), 'model')} on {vectors.texts.name}.",
             "KL needs two.",
             "klscale score REF...",
         )

@@ -290,7 +290,7 @@ def test_a_file_in_place_of_a_directory_of_the_store_is_said(run, tmp_path):
     shutil.rmtree(tmp_path / "s" / "vectors")
     (tmp_path / "s" / "vectors").write_text("")
     for command in ("ls", "check"):
-        assert "vectors is a file" in "".join(run(command, "--store", "s", status=1).stderr.split("\n"))
+        assert "vectors is a file" in run(command, "--store", "s", status=1).stderr.replace("\n", "")
 
 
 def test_ls_shows_the_models_that_a_pattern_names(run, imported):

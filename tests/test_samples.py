@@ -147,8 +147,8 @@ def test_a_file_is_no_directory_to_export_to(run, tmp_path):
     write_texts(tmp_path / "t.jsonl")
     (tmp_path / "out").write_text("mine")
     run("score", "mock://1", "--texts", "t.jsonl")
-    found = run("export", "out", "--texts", "t.jsonl", status=1).stderr
-    assert "could not be made" in found
+    found = run("export", "out", "--texts", "t.jsonl", status=1).stderr.replace("\n", " ")
+    assert "samples_t.jsonl could not be written. Not a directory. Name another place." in found
     assert (tmp_path / "out").read_text() == "mine"
 
 

@@ -132,11 +132,6 @@ def save_samples(directory: Path, vectors: Vectors, models: Sequence[str]) -> di
         raise InputError(f"{' and '.join(twice[:2])} would be written to one file.", remedy="Write them one at a time.")
     for model, file in files.items():
         lines = [line.encode("utf-8", "replace") + b"\n" for line in samples(vectors, model)]
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            what = f"The directory {file.parent} could not be made."
-            raise StorageError(what, f"{error.strerror or error}.", "Name another directory.") from error
         whole(file, lambda temporary, lines=lines: temporary.write_bytes(b"".join(lines)))  # type: ignore[misc]
     return files
 
@@ -156,5 +151,5 @@ def whole(file: Path, write: Callable[[Path], Any]) -> None:
         write_whole(file, write)
     except OSError as error:
         raise StorageError(
-            f"{file} could not be written.", f"{error.strerror or error}.", "Another place: --out FILE"
+            f"{file} could not be written.", f"{error.strerror or error}.", "Name another place."
         ) from error

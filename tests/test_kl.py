@@ -21,6 +21,7 @@ from klscale.science.kl import (
     kl_difference,
     kl_matrix,
     kl_pairs,
+    kl_values,
     nats2_per_bit_per_byte,
     shift_cosine,
 )
@@ -180,6 +181,22 @@ def test_the_clip_is_used_unless_it_moves_more_than_five_percent(matrix):
     assert not far.uses_clip
     assert far.clipped > 0.05
     assert far.value == far.value_unclipped
+
+
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("clipped", [False, True])
+def test_values_alone_equal_a_naive_loop(matrix, clipped, missing):
+    L, size = matrix
+    clip = float(np.quantile(L[:5], 0.02)) if clipped else None
+    L[6] -= 1000  # the clip serves all vectors but this
+    if missing:
+        L[2, :7] = np.nan
+    found = kl_values(L, size, clip=clip)
+    for i, j in itertools.product(range(7), repeat=2):
+        limit = clip if clipped and 6 not in (i, j) else -math.inf
+        both = ~np.isnan(L[i] - L[j])
+        a, b = (np.maximum(L[k, both], limit) for k in (i, j))
+        assert found[i, j] == pytest.approx(naive_kl(a, b, size[both].mean())[0], rel=1e-9, abs=1e-25)
 
 
 def test_range_is_left_far_apart_and_far_from_the_texts(matrix):

@@ -470,49 +470,59 @@ def test_models_are_placed_on_a_map_of_two():
 # -------------------------------------------------------------------------------------------- neighbours and clusters
 
 
+def clusters_of(vectors):
+    return maps.cluster(vectors.kl_values(), vectors.names)
+
+
 def test_clusters_are_those_of_average_linkage():
     """On points of a line, worked out by hand: (0, 1) at 1, (10, 12) at 2, then all at the mean of four distances."""
     position = np.array([10.0, 0.0, 12.0, 1.0])
     L = np.outer(position, np.tile([-1.0, 1.0], 50)) * math.sqrt(SCALE)
-    found = maps.cluster(made(L - 100).kl())
+    found = clusters_of(made(L - 100))
     np.testing.assert_allclose(found.merges[:, 2], [1, 2, (10 + 12 + 9 + 11) / 4])
     assert "".join(map(str, found.order)) in ("1302", "2031")
 
 
 def test_clusters_agree_with_scipy():
-    matrix = made(families(20)).kl()
-    distance = squareform(np.sqrt(matrix.value), checks=False)
+    vectors = made(families(20))
+    distance = squareform(np.sqrt(vectors.kl().value), checks=False)
     expected = hierarchy.linkage(distance, "average", optimal_ordering=True)
-    found = maps.cluster(matrix)
+    found = clusters_of(vectors)
     np.testing.assert_array_equal(found.merges, expected)
     np.testing.assert_array_equal(found.order, hierarchy.leaves_list(expected))
     assert sorted(found.order) == list(range(20))
 
 
 def test_few_models_have_clusters():
-    one = maps.cluster(made(families(1)).kl())
+    one = clusters_of(made(families(1)))
     assert (one.merges.shape, one.order.tolist()) == ((0, 4), [0])
-    assert maps.cluster(made(families(2)).kl()).order.tolist() == [0, 1]
+    assert clusters_of(made(families(2))).order.tolist() == [0, 1]
 
 
 def test_a_pair_without_kl_has_no_clusters_and_is_nobodys_neighbour():
     L = families(4)
     L[1, :150], L[3, 150:] = np.nan, np.nan
-    matrix = made(L).kl()
+    vectors = made(L)
     with pytest.raises(InputError, match="m1 and m3 have no texts in common"):
-        maps.cluster(matrix)
-    assert [name for name, _ in maps.nearest(matrix, 9)["m1"]] == sorted(
-        ["m0", "m2"], key=lambda name: matrix["m1", name].value
+        clusters_of(vectors)
+    assert [name for name, _ in maps.nearest(vectors, 9, range(4))["m1"]] == sorted(
+        ["m0", "m2"], key=lambda name: vectors.kl()["m1", name].value
     )
 
 
-def test_the_nearest_are_those_of_a_plain_sort():
-    matrix = made(families(15)).kl()
-    found = maps.nearest(matrix, 4)
-    for name in matrix.labels:
+@pytest.mark.parametrize("rows", [range(15), [11, 3]])
+def test_the_nearest_are_those_of_a_plain_sort(rows):
+    """Of all models by the matrix of all pairs, of two by their own differences."""
+    vectors = made(families(15))
+    found = maps.nearest(vectors, 4, rows)
+    matrix = made(vectors.log_likelihood).kl()
+    assert [*found] == [f"m{row}" for row in rows]
+    for name, near in found.items():
         pairs = sorted((matrix[name, other].value, other) for other in matrix.labels if other != name)[:4]
-        assert [(kl.value, other) for other, kl in found[name]] == pairs
-        assert all(kl.standard_error == matrix[name, other].standard_error for other, kl in found[name])
+        assert [other for _, other in pairs] == [other for other, _ in near]
+        for (value, other), (_, kl) in zip(pairs, near, strict=True):
+            assert kl.value == pytest.approx(value, rel=1e-9)
+            assert kl.standard_error == pytest.approx(matrix[name, other].standard_error, rel=1e-9)
 
 
 # -------------------------------------------------------------------------------------------------------- kept maps
@@ -779,7 +789,7 @@ def test_the_example_is_mapped(printed):
     found = maps.model_map(vectors)
     shown_maps.print_map(found, vectors)
     text = printed()
-    (near, kl), *_ = maps.nearest(vectors.kl(), 1)["EleutherAI/pythia-410m"]
+    (near, kl), *_ = maps.nearest(vectors, 1, range(len(vectors)))["EleutherAI/pythia-410m"]
     (line,) = [line for line in text.splitlines() if line.startswith("EleutherAI/pythia-410m ")]
     assert near in line
     assert format_estimate(kl.value, kl.standard_error) in line

@@ -37,7 +37,7 @@ from klscale.science.estimates import (
     n_clusters,
     standard_error_of_mean,
 )
-from klscale.science.moments import double_centre, pairwise_moments
+from klscale.science.moments import double_centre, pairwise_moments, pairwise_variances
 
 LOG_2 = math.log(2.0)
 
@@ -264,6 +264,19 @@ def _quantities(L: Floats, text_bytes: Integers, clip: float | None, documents: 
         "in_range": _in_range(m2, poor[:, None], poor),
         "n_documents": np.full((K, K), n_clusters(clusters)),
     }
+
+
+def kl_values(log_likelihood: Floats, text_bytes: Integers, *, clip: float | None = None) -> Floats:
+    """The values (K, K) of `kl_matrix` in bits per byte, without standard errors, in a fifth of its time: to order many
+    models by. Nearly equal models have few correct digits (`pairwise_variances`)."""
+    L = np.asarray(log_likelihood, dtype=np.float64)
+    if np.isnan(L).any() or L.shape[1] < 2:
+        return kl_matrix(L, text_bytes, clip=clip).value
+    m2, moved = pairwise_variances(L), moved_by_clip(L, clip)
+    if clip is not None and moved.any():
+        served = ~beyond_clip_limit(np.maximum(moved[:, None], moved))
+        m2 = np.where(served, pairwise_variances(np.maximum(L, clip)), m2)
+    return np.asarray(m2 / nats2_per_bit_per_byte(float(text_bytes.mean())))
 
 
 def _error(spread: Floats, n_texts: int) -> Floats:

@@ -61,6 +61,17 @@ def pairwise_moments(L: Floats, clusters: Integers | None = None) -> tuple[Float
     return m2, m4, np.sqrt(variance)
 
 
+def pairwise_variances(L: Floats) -> Floats:
+    """m2 (K, K; nats**2) of `pairwise_moments` alone, in a fifth of its time. Pairs that are too close for products are
+    not recomputed: an m2 that is 1e-10 of the rows' own has a relative error of 1e-5."""
+    Q = double_centre(L)
+    products = Q @ Q.T
+    second = np.diagonal(products)
+    m2 = np.maximum(second[:, None] + second[None, :] - 2 * products, 0.0) / L.shape[1]
+    np.fill_diagonal(m2, 0.0)
+    return np.asarray(m2)
+
+
 def _pairwise_cluster_variance(Q: Floats, m2: Floats, clusters: Integers) -> Floats:
     """`cluster_variance` (K, K) of d**2 - m2: sum_g (q_g - n_g m2)**2 / N, where q_g is the sum of d**2 over cluster g.
 

@@ -168,7 +168,7 @@ def _rows(
     found: ModelMap, vectors: Vectors, n: int, chosen: Sequence[int] | None = None
 ) -> tuple[list[_Row], list[str]]:
     """Each model with its n nearest, or those that are `chosen`; and notes. `vectors` are those of the map."""
-    around, many = Around(vectors), len(vectors) > ALL_PAIRS
+    around = Around(vectors)
     chosen = range(len(found)) if chosen is None else chosen
     near, notes = _neighbours(vectors, n, chosen)
 
@@ -176,7 +176,7 @@ def _rows(
         if (off := found.off_map.get(name)) is None:
             return None
         pair = name, off.nearest
-        return _OffMap(off, around.pair(*pair, vectors.subset(pair).reported_kl(*pair) if many else None))
+        return _OffMap(off, around.pair(*pair, vectors.subset(pair).reported_kl(*pair)))
 
     rows = []
     for k in chosen:
@@ -188,7 +188,7 @@ def _rows(
 
 def _neighbours(vectors: Vectors, n: int, chosen: Sequence[int]) -> tuple[Mapping[str, Iterable[Any]], list[str]]:
     if len(vectors) <= ALL_PAIRS:
-        return nearest(vectors.kl(), n), []
+        return nearest(vectors, n, chosen), []
     rows, names = np.array(chosen), vectors.names
     places, kl = nearest_of_many(vectors, rows if len(chosen) < len(vectors) else None)
     near = {names[row]: ((names[place], kl[at]),) for at, (row, place) in enumerate(zip(rows, places, strict=True))}
@@ -199,7 +199,7 @@ def _clusters(vectors: Vectors) -> tuple[Clustering | None, list[str]]:
     if len(vectors) > ALL_PAIRS:
         return None, []
     try:
-        return cluster(vectors.kl()), []
+        return cluster(vectors.kl_values(), vectors.names), []
     except InputError as error:  # two that were added at different times may share no texts
         return None, [f"No clusters. {error.what} {error.why}"]
 

@@ -234,7 +234,7 @@ def _pairs(contents: Contents) -> dict[str, Any]:
     upper = np.triu_indices(len(vectors), k=1)
     flags = cautions.flags(cautions.Around(vectors).pairs(*upper))
     known = not np.isnan(matrix.value).any()  # else two models have no texts in common, and nothing is a tree
-    clustering = maps.cluster(matrix) if known else None
+    clustering = maps.cluster(matrix.value, vectors.names) if known else None
     by = [ESTIMATORS.index(estimator) for estimator in matrix.estimator[upper]]
     whole = vectors.kl()
     return {

@@ -23,8 +23,7 @@ from klscale.progress import SILENT, Progress
 from klscale.science.arrays import Floats, Integers
 from klscale.science.clip import CLIP_LIMIT, common_texts
 from klscale.science.estimates import Estimate, cluster_codes, n_clusters, standard_error_of_mean
-from klscale.science.kl import KL, KLMatrix, KLPairs
-from klscale.science.reported import ReportedKL
+from klscale.science.kl import KL, KLPairs
 from klscale.store.measured_records import Columns
 from klscale.store.records import UNREADABLE, from_record
 from klscale.store.store import Store
@@ -615,7 +614,7 @@ def _left_out(left: Floats, basis: Floats, clusters: Integers | None) -> Floats:
     text, of the fit without that text or without its cluster. `left` (M, N) are the residuals of the whole fit. 0 at a
     text that alone determines a direction of the fit."""
     if clusters is None:
-        free = 1 - 1 / left.shape[1] - (basis**2).sum(axis=0)
+        free = 1 - 1 / left.shape[1] - np.einsum("rn,rn->n", basis, basis)
         return np.asarray(np.where(free > NEGLIGIBLE, left / np.maximum(free, NEGLIGIBLE), 0.0))
     found = np.empty_like(left)
     for members in np.split(np.argsort(clusters, kind="stable"), np.bincount(clusters).cumsum()[:-1]):
@@ -638,7 +637,8 @@ def _orthonormal(points: Floats) -> Floats:
         basis = basis[chosen]
         if len(chosen) in (0, points.shape[1] - 1):
             break
-        basis = scipy.linalg.solve_triangular(factor[:, chosen], basis, trans="T")
+        triangle = np.asfortranarray(factor[:, chosen])
+        basis = scipy.linalg.blas.dtrsm(1.0, triangle, basis.T, side=1, overwrite_b=1).T  # in place
         probe = np.random.default_rng(SEED).normal(size=len(basis))
         if np.abs(basis @ (probe @ basis) - probe).max() < ORTHONORMAL:
             break
@@ -667,37 +667,42 @@ class Clustering:
     order: Integers
 
 
-def cluster(matrix: KLMatrix | ReportedKL) -> Clustering:
-    """Clusters by average linkage on sqrt(KL), in root bits per byte. Up to 500 models, leaves are in optimal order:
-    neighbours are adjacent.
+def cluster(value: Floats, names: Sequence[str]) -> Clustering:
+    """Clusters by average linkage on the roots of KLs `value` (K, K) in bits per byte. Up to 500 models, leaves are in
+    optimal order: neighbours are adjacent.
 
     Raises InputError where the KL of a pair is not known.
     """
-    K = len(matrix.labels)
+    K = len(names)
     if K < 2:
         return Clustering(np.empty((0, 4)), np.arange(K))
-    if (unknown := np.argwhere(np.isnan(matrix.value))).size:
-        a, b = (matrix.labels[i] for i in unknown[0])
+    if (unknown := np.argwhere(np.isnan(value))).size:
+        a, b = (names[i] for i in unknown[0])
         raise InputError(
             f"{a} and {b} have no texts in common.", "Without their KL there is no order.", "Leave one of them out."
         )
-    distance = scipy.spatial.distance.squareform(np.sqrt(matrix.value), checks=False)
+    distance = scipy.spatial.distance.squareform(np.sqrt(value), checks=False)
     merges = scipy.cluster.hierarchy.linkage(distance, "average")
     if 2 < K <= ORDERED:
         merges = scipy.cluster.hierarchy.optimal_leaf_ordering(merges, distance)
     return Clustering(merges, scipy.cluster.hierarchy.leaves_list(merges).astype(np.int64))
 
 
-def nearest(matrix: KLMatrix, n: int) -> dict[str, tuple[tuple[str, KL], ...]]:
-    """The `n` nearest models of each, nearest first, with the KL to them in bits per byte. Two models without common
-    texts, whose KL is not known, are not neighbours."""
-    value = matrix.value.copy()
-    np.fill_diagonal(value, np.nan)
-    found = {}
-    for i, row in enumerate(value):
-        known = np.flatnonzero(~np.isnan(row))
-        order = known[np.argsort(row[known], kind="stable")[:n]].tolist()
-        found[matrix.labels[i]] = tuple((matrix.labels[j], matrix[i, j]) for j in order)
+def nearest(vectors: Vectors, n: int, rows: Sequence[int]) -> dict[str, tuple[tuple[str, KL], ...]]:
+    """The `n` nearest models of each of those in `rows` (R,), nearest first, with the KL to them in bits per byte. Two
+    models without common texts, whose KL is not known, are not neighbours."""
+    all_pairs = vectors.kl() if n * len(rows) > len(vectors) else None  # of few pairs, differences take less
+    value = vectors.kl_values() if all_pairs is None else all_pairs.value
+    pairs = list[tuple[int, int]]()
+    for i in rows:
+        known = np.flatnonzero(~np.isnan(value[i]) & (np.arange(len(vectors)) != i))
+        order = known[np.argsort(value[i, known], kind="stable")[:n]]
+        pairs += [(i, j) for j in order.tolist()]
+    at = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    kl = vectors.kl_pairs(at) if all_pairs is None else all_pairs.at(*at.T)
+    found: dict[str, tuple[tuple[str, KL], ...]] = {vectors.names[i]: () for i in rows}
+    for place, (i, j) in enumerate(pairs):
+        found[vectors.names[i]] += ((vectors.names[j], kl[place]),)
     return found
 
 

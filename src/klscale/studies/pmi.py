@@ -9,7 +9,7 @@ from functools import cached_property
 from klscale.inputs.texts import TextSet
 from klscale.science.arrays import Floats
 from klscale.science.estimates import Estimate
-from klscale.science.kl import KL, KLMatrix, bits_per_byte, kl_matrix
+from klscale.science.kl import KL, bits_per_byte
 from klscale.studies.maps import ModelMap, model_map, nearest
 from klscale.vectors.vectors import Vectors
 
@@ -52,25 +52,24 @@ class PMIVectors:
         return bits_per_byte(-value, self.given.texts.bytes, documents=self.given.texts.document)
 
     @cached_property
-    def _distances(self) -> KLMatrix:
-        """The formula of KL by whole texts, of PMI."""
-        texts = self.given.texts
-        return kl_matrix(self.values, texts.bytes, documents=texts.document, labels=self.given.names)
+    def _points(self) -> Vectors:
+        """PMI in place of log-likelihoods. What is KL by whole texts of those is squared distance of these."""
+        texts = self.given.texts.with_clip(None)
+        return replace(self.given, log_likelihood=self.values, texts=texts, spans=None, sampled=None)
 
     def distance(self, a: str, b: str) -> Estimate:
         """Squared distance of two PMI vectors in bits per byte: Var_s(PMI_a - PMI_b) / (2 B ln 2), as KL by whole texts
         is of log-likelihoods. It is no KL."""
-        return _estimate(self._distances[a, b])
+        return _estimate(self._points.kl()[a, b])
 
     def map(self) -> ModelMap:
         """The models as points by their PMI vectors, as `maps.model_map` has them by log-likelihoods: squared distances
         of the points approximate `distance`. Raises InputError for models without common texts."""
-        texts = self.given.texts.with_clip(None)
-        return model_map(replace(self.given, log_likelihood=self.values, texts=texts, spans=None, sampled=None))
+        return model_map(self._points)
 
     def nearest(self, n: int) -> dict[str, tuple[tuple[str, Estimate], ...]]:
         """The n nearest others of each model, and their `distance`."""
-        found = nearest(self._distances, n)
+        found = nearest(self._points, n, range(len(self.given)))
         return {name: tuple((other, _estimate(kl)) for other, kl in near) for name, near in found.items()}
 
     def pairs(self, pairs: Iterable[tuple[str, str]]) -> list[PMIPair]:

@@ -53,7 +53,7 @@ def kl_heat_map(vectors: Vectors) -> Figure:
     matrix, K = vectors.reported_kl_matrix(), len(vectors)
     if K < 2:
         raise InputError("There is no pair to draw.", "One model alone has no KL.", "Score another one.")
-    clusters = maps.cluster(matrix)
+    clusters = maps.cluster(matrix.value, vectors.names)
     merges, order = clusters.merges, clusters.order
     names = short_names([vectors.names[k] for k in order])
     value, error = (part[np.ix_(order, order)] for part in (matrix.value, matrix.standard_error))

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+import klscale
 from conftest import ARCHITECTURES, byte_tokenizer, plain_log_likelihoods
 from klscale.errors import InputError, KlscaleError
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet, build_texts, load_texts, pocket_corpus
 from klscale.sources.tokens import Segment, segments_of
 from klscale.sources.transformers import engine as engine_module
+from klscale.sources.transformers import tokens as tokens_module
 from klscale.sources.transformers.engine import Engine, cuts, queued
 from klscale.sources.transformers.files import resolve
 from klscale.sources.transformers.head import OutputHead
@@ -270,6 +272,14 @@ def test_texts_are_tokenized_once_for_each_tokenizer(texts):
     assert cache.get(byte_tokenizer(), texts) is not cache.get(byte_tokenizer(bos=True), texts)
     others = TextSet.from_texts("others", ["another"])
     assert len(cache.get(byte_tokenizer(), others).lengths) == 1
+
+
+def test_a_tokenizer_is_written_out_once(make_model, texts, tmp_path, monkeypatch):
+    """For its id: of a large vocabulary that takes as long as some batches."""
+    written, plain = list[int](), tokens_module._id_of
+    monkeypatch.setattr(tokens_module, "_id_of", lambda tokenizer: written.append(1) or plain(tokenizer))
+    klscale.score([str(make_model()), str(make_model("other", seed=1))], texts, tmp_path / "store")
+    assert len(written) == 2
 
 
 # ---------------------------------------------------------------------------------------------------------- loading

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import weakref
 from collections import Counter
 from itertools import chain
 from pathlib import Path
@@ -140,7 +141,17 @@ def _with_special_tokens(tokenizer: Any, texts: TextSet, encoded: list[list[int]
 
 
 def tokenizer_id(tokenizer: Any) -> str:
-    """Equal for tokenizers that read every text alike."""
+    """Equal for tokenizers that read every text alike. Of each it is found once: writing out a large vocabulary takes a
+    tenth of a second or more."""
+    if tokenizer not in _IDS:
+        _IDS[tokenizer] = _id_of(tokenizer)
+    return _IDS[tokenizer]
+
+
+_IDS = weakref.WeakKeyDictionary[Any, str]()
+
+
+def _id_of(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     body = (
         backend.to_str()

@@ -13,6 +13,7 @@ from conftest import ARCHITECTURES, plain_log_likelihoods, write_texts
 from klscale.errors import InputError, KlscaleError
 from klscale.inputs.references import ModelRef
 from klscale.show import pictures
+from klscale.show.contents import read_contents
 from klscale.sources.transformers.engine import Engine
 from klscale.sources.transformers.files import resolve
 from klscale.sources.transformers.load import load
@@ -273,6 +274,51 @@ def test_the_command_and_its_picture(run, make_model, tmp_path):
     assert "unknown ending '.jpg'" in run("layers", other, "--out", "layers.jpg", status=2).stderr
     assert "other" not in run("ls").stdout, "nothing is scored for a picture that cannot be made"
     assert "klscale layers" in run("compare", f"{a}#0", f"{a}#1", status=2).stderr
+
+
+def imported(tmp_path, run, names):
+    """A store with columns of these names, each nearer to the last; and the values (K, N)."""
+    generator = np.random.default_rng(3)
+    noise = generator.normal(size=(len(names), 200)) * np.linspace(60, 6, len(names))[:, None]
+    L = np.concatenate([-400 - np.abs(noise[:-1]), -400 - np.abs(noise[-1:])])
+    columns = {"text_id": range(200), "bytes": np.full(200, 300), **dict(zip(names, L, strict=True))}
+    pd.DataFrame(columns).to_csv(tmp_path / "layers.csv", index=False)
+    run("import", "layers.csv", "--id", "text_id")
+    return dict(zip(names, L, strict=True))
+
+
+def test_the_output_of_imported_layers_is_the_model(tmp_path, run):
+    """In the table, in files of pairs and of the picture, in the scale and in the report; not its last `#` layer."""
+    rows = imported(tmp_path, run, ["org/other", "org/net#0", "org/net#1", "org/net#2", "org/net"])
+
+    def direct(a, b):
+        return pytest.approx(np.var(rows[a] - rows[b]) / (2 * 300 * np.log(2)))
+
+    records = json.loads(run("layers", "org/net", "--json").stdout)
+    assert [record["layer"] for record in records] == [0, 1, 2, 3]
+    assert records[0]["kl_to_output"]["kl"] == direct("org/net#0", "org/net")
+    assert records[3]["kl_from_previous"]["kl"] == direct("org/net#2", "org/net")
+    run("layers", "org/net", "--out", "pairs.csv")
+    pairs = pd.read_csv(tmp_path / "pairs.csv").set_index(["a", "b"])["kl"]
+    assert len(pairs) == 6
+    assert pairs["org/net#0", "org/net#3"] == direct("org/net#0", "org/net")
+    layer, *_ = json.loads(run("scale", "--json").stdout)["measured"]
+    assert layer["setting"] == "layer"
+    assert [(pair["a"], pair["b"]) for pair in layer["pairs"]] == [
+        (f"org/net#{n}", f"org/net#{n + 1}") for n in range(3)
+    ]
+    store = Store(tmp_path / "klscale-store")
+    contents = read_contents(store, store.resolve_texts("layers"))
+    assert [row.layer for row in contents.found_layers["org/net"]] == [0, 1, 2, 3]
+    error = run("layers", "org/net#2", status=2).stderr
+    assert "org/net#2 is one layer" in error
+
+
+def test_imported_layers_have_their_own_numbers(tmp_path, run):
+    imported(tmp_path, run, ["net#1", "net#2", "net#5", "net"])
+    records = json.loads(run("layers", "net", "--json").stdout)
+    assert [record["layer"] for record in records] == [1, 2, 5, 6]
+    assert [record["kl_from_previous"] is None for record in records] == [True, False, True, False]
 
 
 def test_pictures_of_one_model(study, texts):

@@ -7,7 +7,7 @@ import shlex
 import pytest
 
 from klscale.errors import InputError
-from klscale.inputs.attributes import attributes_of, parse_parameters, run_key
+from klscale.inputs.attributes import attributes_of, parse_parameters, run_key, runs_of
 from klscale.inputs.references import ModelRef
 
 
@@ -178,6 +178,16 @@ def test_checkpoint_names_of_laboratories(name):
 )
 def test_the_run_of_a_name(name, run):
     assert ModelRef(name).run == run
+
+
+def test_a_final_model_joins_the_run_that_its_attributes_tell():
+    """Whose checkpoints have other names; not at a step that the run has, and not where it has another seed."""
+    refs = [*map(ModelRef, ("ck-1", "ck-2", "EleutherAI/pythia-160m", "EleutherAI/pythia-160m-seed1"))]
+    known = {"family": "pythia", "parameters": 160e6, "seed": 0}
+    rows = [{**known, "step": step} for step in (1000, 2000, 143000)] + [{**known, "seed": 1, "step": 143000}]
+    assert runs_of(refs, rows) == ["pythia-160M"] * 3 + [refs[3].run]
+    rows[2]["step"] = 2000
+    assert runs_of(refs, rows) == ["pythia-160M"] * 2 + [refs[2].run, refs[3].run]
 
 
 def test_stages_are_runs_of_their_own():

@@ -114,17 +114,20 @@ def runs_of(refs: Sequence[ModelRef], rows: Sequence[Mapping[str, Any]]) -> list
 
     The name tells it (`ModelRef.run`) where it tells a step, or is that of a run whose checkpoints do: so the final
     model joins them. Else `family`, `parameters` and `seed` name a run, where at least two models have them, a step
-    each, and no name tells that family. Fine-tuned models, which have a `parent`, have runs by name alone.
+    each, and the name of one does not tell that family; those whose names do join it at steps that it lacks.
+    Fine-tuned models, which have a `parent`, have runs by name alone.
     """
     told = {ref.run for ref in refs if read_checkpoint(ref.name, ref.revision)}
     declared: dict[tuple[Any, ...], dict[ModelRef, Any]] = {}
+    joining: dict[tuple[Any, ...], dict[ModelRef, Any]] = {}
     for ref, row in zip(refs, rows, strict=True):
-        fits = row.get("step") is not None and row.get("parent") is None
-        if fits and ref.run not in told and _declares_run(ref, row):
+        if row.get("step") is not None and row.get("parent") is None and ref.run not in told:
             key = tuple(row.get(name) for name in ("parameters", "convention", *_SAME_IN_A_RUN))
-            declared.setdefault(key, {})[_whole(ref)] = row["step"]
+            (declared if _declares_run(ref, row) else joining).setdefault(key, {})[_whole(ref)] = row["step"]
     runs: dict[ModelRef, str] = {}
-    for (parameters, _, seed, family, *_), steps in declared.items():
+    for key, steps in declared.items():
+        parameters, _, seed, family, *_ = key
+        steps |= {ref: step for ref, step in joining.get(key, {}).items() if step not in steps.values()}
         if 1 < len(steps) == len({*steps.values()}):  # of two at one step, which is of the run?
             name = f"seed-{seed}" if family is None else str(family)
             runs |= dict.fromkeys(steps, name if parameters is None else f"{name}-{_written(parameters)}")

@@ -516,8 +516,9 @@ class Store:
     ) -> Vectors:
         """Vectors of these entries (default: the newest of each reference), as labelled by `refs` where given.
 
-        With `layers`, each model that was scored so is followed by its layers, `NAME#0` (the embedding) to `NAME#L`. An
-        entry whose file cannot be read is left out, with a note. Raises InputError for more than there is memory for.
+        With `layers`, each model that was scored so is followed by its layers, `NAME#0` (the embedding) to `NAME#L`;
+        imported layers end with the output too (`Vectors.with_outputs`). An entry whose file cannot be read is left
+        out, with a note. Raises InputError for more than there is memory for.
         """
         if entries is None:
             entries = [*self.newest(texts.id).values()]
@@ -552,7 +553,8 @@ class Store:
         spans = tuple(self._spans(entry, texts) if ref.layer is None else None for ref, entry in rows)
         read_draws = cache(partial(self.draws, texts.id))
         sampled = tuple(self._sampled(entry, read_draws) if ref.layer is None else None for ref, entry in rows)
-        return Vectors(matrix, models, attribute_table(models, known), texts, spans, sampled)
+        vectors = Vectors(matrix, models, attribute_table(models, known), texts, spans, sampled)
+        return vectors.with_outputs() if layers else vectors
 
     def _sampled(self, entry: Entry, draws: Callable[[str], TokenDraws | None]) -> SampledRow | None:
         """What an entry says of sampled tokens, read when it is asked for; None where it says nothing."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from klscale.errors import InputError
 from klscale.inputs.references import ModelRef
 from klscale.science.estimates import Estimate
@@ -17,7 +15,7 @@ from klscale.vectors.vectors import Vectors
 @dataclass(frozen=True)
 class Layer:
     """One layer of a model, in bits per byte. Layer 0 is the embedding, the last is the model itself. `from_previous`
-    is None for layer 0."""
+    is None where the layer before is not known, as for layer 0."""
 
     ref: ModelRef
     layer: int
@@ -41,26 +39,25 @@ def layers(vectors: Vectors) -> dict[str, list[Layer]]:
 
 
 def threads(vectors: Vectors) -> Iterator[tuple[ModelRef, list[ModelRef]]]:
-    """Each model with its layers, in order. The output is the model itself where it has a row of its own that the last
-    layer does not repeat, as in imported values; else the last layer."""
+    """Each model with its layers, in order; the last is its output (`Vectors.with_outputs`)."""
     rows: dict[ModelRef, list[ModelRef]] = {}
     for ref in vectors.models:
         if ref.layer is not None:
             rows.setdefault(replace(ref, layer=None), []).append(ref)
-    known = set(vectors.models)
     for model, thread in rows.items():
-        thread.sort(key=lambda ref: ref.layer or 0)
-        if model in known:
-            own, last = (vectors.log_likelihood[vectors.position(ref)] for ref in (model, thread[-1]))
-            if not np.array_equal(own, last, equal_nan=True):
-                thread.append(model)
-        yield model, thread
+        yield model, sorted(thread, key=lambda ref: ref.layer or 0)
 
 
 def _layers(thread: Vectors) -> list[Layer]:
-    matrix = thread.kl()
-    last = len(thread) - 1
+    matrix, last = thread.kl(), len(thread) - 1
+    places = [ref.layer or 0 for ref in thread.models]
     return [
-        Layer(ref, n, thread.bits_per_byte(ref), matrix[n - 1, n] if n else None, matrix[n, last])
-        for n, ref in enumerate(thread.models)
+        Layer(
+            ref,
+            layer,
+            thread.bits_per_byte(ref),
+            matrix[n - 1, n] if n and places[n - 1] == layer - 1 else None,
+            matrix[n, last],
+        )
+        for n, (ref, layer) in enumerate(zip(thread.models, places, strict=True))
     ]

@@ -243,6 +243,30 @@ class Vectors:
         """The vectors of whole models, without those of their layers."""
         return self.subset([ref for ref in self.models if ref.layer is None])
 
+    def with_outputs(self) -> Vectors:
+        """The same, where the last layer of each model is its output. Where a model has a row that its last layer does
+        not repeat, as where `NAME#0` to `NAME#L-1` and `NAME` were imported, the values of `NAME` are `NAME#L` too."""
+        last: dict[ModelRef, int] = {}
+        for ref in self.models:
+            if ref.layer is not None:
+                model = replace(ref, layer=None)
+                last[model] = max(ref.layer, last.get(model, 0))
+        there, rows, outputs = set(self.models), list[int](), list[ModelRef]()
+        for model, layer in last.items():
+            if model not in there:
+                continue
+            own, below = (self.position(ref) for ref in (model, replace(model, layer=layer)))
+            if not np.array_equal(self.log_likelihood[own], self.log_likelihood[below], equal_nan=True):
+                rows.append(own)
+                outputs.append(replace(model, layer=layer + 1))
+        if not rows:
+            return self
+        known = [
+            {**self.known[row], "layer": ref.layer, "noise_floor": None} for row, ref in zip(rows, outputs, strict=True)
+        ]
+        attributes = attribute_table(outputs, known)
+        return self.joined(Vectors(self.log_likelihood[rows], tuple(outputs), attributes, self.texts))
+
     def joined(self, others: Vectors) -> Vectors:
         """These models and then the others. Raises InputError where their texts, or the clips of these, differ."""
         import pandas as pd

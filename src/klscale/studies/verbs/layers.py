@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from klscale.display import Displayed
+from klscale.errors import InputError
 from klscale.inputs.references import ModelRef, parse_all
 from klscale.inputs.texts import TextSet
 from klscale.store.store import Store
@@ -48,5 +49,10 @@ def layers(
         for row in klscale.layers(["gpt2"]).layers["gpt2"]:
             print(row.layer, row.from_previous, row.to_output)
     """
-    vectors, outcomes = scored_vectors(parse_all(models), options.at(texts, store), layers=True)
+    refs = parse_all(models)
+    for ref in refs:
+        if ref.layer is not None:
+            what = f"{ref} is one layer; layers are compared within a model."
+            raise InputError(what, remedy=f"klscale layers {replace(ref, layer=None)}")
+    vectors, outcomes = scored_vectors(refs, options.at(texts, store), layers=True)
     return Layers(vectors, lens.layers(vectors), outcomes)

@@ -23,7 +23,7 @@ from klscale.studies.verbs.options import Options
 from klscale.studies.verbs.score import stored_vectors
 from klscale.vectors.vectors import Vectors
 
-FORMAT = 2
+FORMAT = 3
 """Format of a kept scale; one of another format, or another version of klscale, is measured anew. It goes up with any
 change of what `scales.measure` gives."""
 
@@ -92,7 +92,7 @@ def scale_beside(store: Store, texts: TextSet, progress: Progress) -> tuple[Sett
     if kept.settings is not None:
         return kept.settings
     try:
-        vectors, _ = store.vectors(texts).of_one_convention()
+        vectors, _ = store.vectors(texts).with_outputs().of_one_convention()
     except KlscaleError as error:  # of a model that nobody asked for
         progress.note(f"No scale is shown: {printable(error.what)}")
         return ()

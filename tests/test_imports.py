@@ -744,7 +744,7 @@ def test_free_attributes_are_kept(tmp_path):
         ("model,Step\no/b,1\n", "unknown column 'Step'.\nDid you mean 'step'?"),
         ("model,noise_floor\no/b,1\n", "unknown column 'noise_floor'"),
         ("model,famly\no/b,x\n", "unknown column 'famly'.\nDid you mean 'family'?"),
-        ("name,family\no/b,x\n", "unknown column 'name'"),
+        ("name,family\no/b,x\n", "no column 'model'"),
         ("family\nx\n", "no column 'model'"),
         ("model,seed\no/b,one\n", "row 1: seed 'one' is not a number"),
         ("model,seed\no/b,1\no/b,2\n", "row 2: 'o/b' again"),
@@ -762,3 +762,48 @@ def test_wrong_attributes_are_named(tmp_path, content, message):
         read_log_likelihoods(tmp_path / "two.csv", attributes=tmp_path / "more.csv")
     assert message in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 3
+
+
+@pytest.mark.parametrize("negate", [False, True])
+def test_a_model_of_the_other_sign_is_no_label(tmp_path, negate):
+    """It was left out without a word. Whole numbers, unlikely ones and such with gaps are labels as before."""
+    generator = np.random.default_rng(0)
+    sign = -1.0 if negate else 1.0
+    columns = {
+        "bytes": np.full(50, 300),
+        "a": -sign * generator.uniform(150, 300, 50),
+        "n_words": sign * generator.integers(40, 60, 50).astype(float),
+        "rate": sign * generator.uniform(0, 1, 50),
+        "partly": np.where(np.arange(50) % 2, np.nan, sign * 200.5),
+    }
+    file = tmp_path / "models.csv"
+    pd.DataFrame(columns).to_csv(file, index=False)
+    assert read_log_likelihoods(file, negate=negate).names == ("a",)
+    flipped = {**columns, "b": -columns["a"]}
+    pd.DataFrame(flipped).to_csv(file, index=False)
+    with pytest.raises(InputError, match="'b' has another sign than the models"):
+        read_log_likelihoods(file, negate=negate)
+    vectors = read_log_likelihoods(file, negate=negate, force=True)
+    assert vectors.names == ("a",)
+    assert "b" in vectors.texts.labels
+
+
+def test_what_has_no_model_is_told_by_its_sign(tmp_path):
+    file, values = tmp_path / "models.csv", np.random.default_rng(0).uniform(150, 300, 30)
+    for sign, negate, remedy in ((1, False, "If they are: --negate"), (-1, True, "Leave --negate out.")):
+        pd.DataFrame({"bytes": 300, "a": sign * values}).to_csv(file, index=False)
+        with pytest.raises(InputError, match="no model column: every value of 'a'") as caught:
+            read_log_likelihoods(file, negate=negate)
+        assert caught.value.remedy == remedy
+
+
+def test_two_seeds_are_not_asked_for_where_they_are_compared(tmp_path, run):
+    values = -np.random.default_rng(0).uniform(150, 300, (2, 30))
+    pd.DataFrame({"bytes": 300, "a": values[0], "b": values[1]}).to_csv(tmp_path / "models.csv", index=False)
+    run("import", "models.csv")
+    assert "which models are two seeds" in run("compare", "a", "b").stdout
+    (tmp_path / "attributes.csv").write_text("model,family,seed\na,f,0\nb,f,1\n")
+    run("import", "models.csv", "--attributes", "attributes.csv")
+    shown = run("compare", "a", "b").stdout
+    assert "Two seeds of one recipe." in shown
+    assert "which models are two seeds" not in shown

@@ -269,7 +269,7 @@ def print_comparison(vectors: Vectors, compared: Sequence[Compared]) -> None:
             out.print(f"  {caution.mark} {caution.sentence(row.measured)}", style="yellow")
     for warning in cautions.of_documents(vectors.texts):
         out.print(f"Note: {warning}.", style="yellow")
-    if all(row.placed is None and row.measured.kl.value != 0 for row in compared):
+    if all(row.placed is None and row.measured.kl.value != 0 and row.setting != "seed" for row in compared):
         out.print("These texts have no scale: published values hold for pile-10k only. To have one:", style="dim")
         out.print(f"  {DECLARE if vectors.texts.external else SCORE}", style="dim")
     if compared[0].precise is not None:

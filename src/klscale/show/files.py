@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.text import Text
 
-from klscale.errors import InputError, StorageError, near_names
+from klscale.errors import InputError, StorageError, nearest
 from klscale.show.markdown import escaped, markdown_table
 from klscale.show.tables import Table
 from klscale.show.terminal import for_json, out
@@ -29,10 +29,13 @@ DOCUMENTS = (".md", ".tex")
 def require_ending(file: Path, endings: Sequence[str] = (*TABLES, *PICTURES)) -> None:
     """Raises InputError for a file that does not end as one of these, by default a table or a picture."""
     if file.suffix not in endings:
+        example = f"Name it {file.stem or 'klscale'}{endings[0]}, for example."
         raise InputError(
             f"{file}: unknown ending {file.suffix!r}." if file.suffix else f"{file} has no ending.",
             f"It says what is written: {', '.join(endings)}.",
-            near_names(file.suffix, endings) or f"Name it {file.stem or 'klscale'}{endings[0]}, for example.",
+            nearest(file.suffix, endings)
+            if file.suffix
+            else f"Name it {file.stem or 'klscale'}{endings[0]}, for example.",
         )
 
 

@@ -209,6 +209,22 @@ class _Measure:
             "Say what they are: --unit bits, --per byte|token, --negate; or take them as they are: --force.",
         )
 
+    def require_no_model(self, label: str, cells: Any, text_bytes: Integers) -> None:
+        """Raise InputError for a label whose values are those of a model but for their sign."""
+        if self.force or self.per == "token" or not pa.types.is_floating(cells.type) or len(cells) < FEWEST_TO_JUDGE:
+            return
+        values = _numbers(cells)
+        if not np.isfinite(values).all() or (values % 1 == 0).all():  # log-likelihoods are no whole numbers
+            return
+        turned = replace(self, negate=not self.negate)
+        bits = -turned.nats_per_text(values, text_bytes, None) / text_bytes / math.log(2)
+        if (bits > 0).all() and PLAUSIBLE[0] <= (middle := float(np.median(bits))) <= PLAUSIBLE[1]:
+            raise InputError(
+                f"column {label!r} has another sign than the models.",
+                f"With its sign turned it would be a model of {middle:.3g} bits/byte, median over texts.",
+                "Turn its sign, or drop it; --force keeps it as a label of the texts.",
+            )
+
 
 def _from_table(
     table: Table,
@@ -253,6 +269,9 @@ def _from_table(
             raise InputError(f"no token counts for {column!r}.", why, f"Add a column n_tokens, or 'n_tokens {column}'.")
         models[column] = measure.nats_per_text(values, text_bytes, n_tokens)
         measure.require_plausible(f"column {column!r}", models[column], text_bytes)
+    for label in labels:
+        if label in columns:  # and not the id of the rows
+            measure.require_no_model(label, columns[label], text_bytes)
     if texts is None:
         known: dict[str, Any] = {
             label: _strings(label, columns) for label in ("document", "domain") if label in columns
@@ -286,7 +305,7 @@ def _by_kind(
             written = (c if c is None or isinstance(c, str | int | float) else str(c) for c in cells.to_pylist())
             labels[column] = tuple(written)
     if not found:
-        raise _no_model(columns)
+        raise _no_model(columns, measure.negate)
     if id_column is not None:
         labels["id"] = _strings(id_column, columns)
         if repeated := [value for value, count in Counter(labels["id"]).items() if count > 1]:
@@ -296,10 +315,15 @@ def _by_kind(
     return found, counts, labels
 
 
-def _no_model(columns: Mapping[str, Any]) -> InputError:
-    """That no column holds log-likelihoods, and what to do where they hold losses."""
+def _no_model(columns: Mapping[str, Any], negate: bool) -> InputError:
+    """That no column holds log-likelihoods, and what to do where they have the other sign."""
     for column, cells in columns.items():
-        if column != "bytes" and pa.types.is_floating(cells.type) and (_numbers(cells) > 0).all():
+        if column == "bytes" or not pa.types.is_floating(cells.type):
+            continue
+        if negate and (_numbers(cells) < 0).all():
+            what = f"no model column: every value of {column!r} is negative."
+            return InputError(what, "--negate is for losses, which are positive.", "Leave --negate out.")
+        if not negate and (_numbers(cells) > 0).all():
             what = f"no model column: every value of {column!r} is positive."
             return InputError(what, "Log-likelihoods are at most 0. Are these losses?", "If they are: --negate")
     why = f"It is a column of floats without a positive value. Columns: {', '.join(map(repr, columns))[:300]}."
@@ -441,12 +465,12 @@ def read_attributes(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
     source = os.fspath(path)
     try:
         table = _table("csv", _read(source, gz=None), "model")
+        if "model" not in table.columns:
+            raise InputError("no column 'model'.", "It names the model that a row is about.", "Add it.")
         columns = {*ATTRIBUTES, "model"} - {"layer"}  # part of a name: `gpt2#3`
         free = [name for name in table.columns if name not in columns]
         for name in free:
             require_free(name, "column")
-        if "model" not in table.columns:
-            raise InputError("no column 'model'.", "It names the model that a row is about.", "Add it.")
         found: dict[str, dict[str, Any]] = {}
         for row, record in enumerate(pa.table(table.columns).to_pylist(), 1):
             cells = {name: str(cell).strip() for name, cell in record.items() if cell is not None}

@@ -33,9 +33,7 @@ def require_ending(file: Path, endings: Sequence[str] = (*TABLES, *PICTURES)) ->
         raise InputError(
             f"{file}: unknown ending {file.suffix!r}." if file.suffix else f"{file} has no ending.",
             f"It says what is written: {', '.join(endings)}.",
-            nearest(file.suffix, endings)
-            if file.suffix
-            else f"Name it {file.stem or 'klscale'}{endings[0]}, for example.",
+            nearest(file.suffix, endings) if file.suffix else example,
         )
 
 

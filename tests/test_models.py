@@ -188,6 +188,9 @@ def test_a_final_model_joins_the_run_that_its_attributes_tell():
     assert runs_of(refs, rows) == ["pythia-160M"] * 3 + [refs[3].run]
     rows[2]["step"] = 2000
     assert runs_of(refs, rows) == ["pythia-160M"] * 2 + [refs[2].run, refs[3].run]
+    rows[2] = {**known, "step": 143000}
+    rows[3] = {**known, "step": 143000}  # two at one step: neither joins, and the checkpoints stay a run
+    assert runs_of(refs, rows) == ["pythia-160M"] * 2 + [refs[2].run, refs[3].run]
 
 
 def test_stages_are_runs_of_their_own():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
@@ -114,7 +115,7 @@ def runs_of(refs: Sequence[ModelRef], rows: Sequence[Mapping[str, Any]]) -> list
 
     The name tells it (`ModelRef.run`) where it tells a step, or is that of a run whose checkpoints do: so the final
     model joins them. Else `family`, `parameters` and `seed` name a run, where at least two models have them, a step
-    each, and the name of one does not tell that family; those whose names do join it at steps that it lacks.
+    each, and the name of one does not tell that family; those whose names do join it, each at a step of its own.
     Fine-tuned models, which have a `parent`, have runs by name alone.
     """
     told = {ref.run for ref in refs if read_checkpoint(ref.name, ref.revision)}
@@ -127,7 +128,9 @@ def runs_of(refs: Sequence[ModelRef], rows: Sequence[Mapping[str, Any]]) -> list
     runs: dict[ModelRef, str] = {}
     for key, steps in declared.items():
         parameters, _, seed, family, *_ = key
-        steps |= {ref: step for ref, step in joining.get(key, {}).items() if step not in steps.values()}
+        others = joining.get(key, {})
+        of_step = Counter((*steps.values(), *others.values()))
+        steps |= {ref: step for ref, step in others.items() if of_step[step] == 1}
         if 1 < len(steps) == len({*steps.values()}):  # of two at one step, which is of the run?
             name = f"seed-{seed}" if family is None else str(family)
             runs |= dict.fromkeys(steps, name if parameters is None else f"{name}-{_written(parameters)}")

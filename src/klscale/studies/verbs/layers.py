@@ -52,7 +52,7 @@ def layers(
     refs = parse_all(models)
     for ref in refs:
         if ref.layer is not None:
-            what = f"{ref} is one layer; layers are compared within a model."
-            raise InputError(what, remedy=f"klscale layers {replace(ref, layer=None)}")
+            why = "Layers are compared within a model."
+            raise InputError(f"{ref} is one layer.", why, f"klscale layers {replace(ref, layer=None)}")
     vectors, outcomes = scored_vectors(refs, options.at(texts, store), layers=True)
     return Layers(vectors, lens.layers(vectors), outcomes)

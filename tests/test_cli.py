@@ -156,6 +156,13 @@ def test_reference_ladder_and_release_gate(run, imported):
     assert "Not within 0.05 bits/byte" in run("compare", *names[:2], "--fail-above", "0.05", status=3).output
 
 
+def test_a_gate_that_fails_is_not_hidden_by_a_model_that_cannot_be_scored(run, imported):
+    names = ["EleutherAI/pythia-2.8b", "EleutherAI/pythia-1.4b", "./not-there"]
+    assert "Not within 0.05" in run("compare", *names, "--fail-above", "0.05", status=3).output
+    run("compare", *names, "--fail-above", "0.2", status=1)
+    run("compare", *names, "--fail-above", "0.12", "--confidence", "95%", status=1)
+
+
 @pytest.mark.parametrize(("limit", "status"), [(2.0, 0), (0.5, 3), (1.02, 4), (0.98, 4)])
 def test_a_gate_with_confidence_decides_by_the_interval(run, imported, limit, status):
     """Of the true value in units of the KL; undecided, the texts that it names would decide."""

@@ -394,7 +394,7 @@ def test_long_tables(tmp_path: Path) -> None:
     pd.DataFrame([{**row, "step": 100 * row["seed"]} for row in rows]).to_csv(path, index=False)
     assert read_log_likelihoods(path).names == ("a@step100", "b@step200")
     pd.DataFrame([{**row, "step": f"step{row['seed']}"} for row in rows]).to_csv(path, index=False)
-    assert "column 'step', row 1: step 'step1' is not a number" in refusal(path).what
+    assert "column 'step', row 1: step 'step1' is no whole number" in refusal(path).what
 
 
 def test_types_of_parquet(tmp_path: Path) -> None:
@@ -437,7 +437,7 @@ def test_the_numerical_cases_are_read_or_refused_with_the_cell(shared: Path) -> 
 @pytest.mark.parametrize("name", ["parameters", "seed", "step", "warmup"])
 def test_attributes_beyond_all_numbers(shared: Path, name: str) -> None:
     path = shared / "cases" / "attributes" / f"1e400B-{name}.csv"
-    with pytest.raises(InputError, match=f"{name} .* is not a number"):
+    with pytest.raises(InputError, match=f"{name} .* is no whole number"):
         imports.read_attributes(path)
 
 
@@ -746,7 +746,12 @@ def test_free_attributes_are_kept(tmp_path):
         ("model,famly\no/b,x\n", "unknown column 'famly'.\nDid you mean 'family'?"),
         ("name,family\no/b,x\n", "no column 'model'"),
         ("family\nx\n", "no column 'model'"),
-        ("model,seed\no/b,one\n", "row 1: seed 'one' is not a number"),
+        ("model,seed\no/b,one\n", "row 1: seed 'one' is no whole number"),
+        (
+            "model,step\no/b,-5\n",
+            "row 1: step '-5' is no whole number from 0 on.\nIt has at most 15 digits.\nWrite it as",
+        ),
+        ("model,step\no/b,100.5\n", "row 1: step '100.5' is no whole number"),
         ("model,seed\no/b,1\no/b,2\n", "row 2: 'o/b' again"),
         ("model,seed\n,1\n", "row 1: no model"),
         ("model,seed\no/bb,1\n", "no model 'o/bb', whose attributes are given.\nDid you mean 'o/b'?"),

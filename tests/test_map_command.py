@@ -123,6 +123,10 @@ def test_a_map_is_drawn_and_listed(run, vectors, tmp_path):
     assert pd.read_csv(tmp_path / "map.csv")["model"].tolist() == list(vectors.names)
     assert data_of(tmp_path / "page.htm")["map"]["added"] == []
     assert len([*(tmp_path / "klscale-store" / "maps").glob("*/*.parquet")]) == 1
+    for name, hint in (("familie", "Did you mean 'family'?"), ("seed", "No model here has it.")):
+        refused = run("map", "--out", "map.png", "--colour", name, status=2)
+        assert hint in refused.stderr
+        assert not refused.stdout, "the error is not at the end of a long table"
     result = run("map", "--out", "map", status=2)
     assert all(ending in result.output for ending in (".html", ".htm", ".png", ".svg", ".pdf", ".csv", ".parquet"))
     assert not (tmp_path / "map").exists()

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from conftest import EXAMPLE
+from klscale.inputs.texts import TextSet
 from klscale.science.estimates import format_estimate, log_interval
 from klscale.show import pages, reports
 from klscale.show.contents import read_contents
@@ -22,6 +23,7 @@ from klscale.show.terminal import for_json
 from klscale.store.store import Store
 from klscale.studies import scales
 from klscale.vectors.imports import read_log_likelihoods
+from klscale.vectors.vectors import CONVENTION, Vectors
 from mixed_store import HOSTILE, STEPS, mixed_store
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -377,6 +379,30 @@ def test_colour_by_gives_each_family_the_colour_of_the_pictures(open_page):
     page.select_option("#map-colour", "bits_per_byte")
     legend = page.evaluate("document.getElementById('map-plot')._fullData.map((one) => one.name)")
     assert not {*legend} & {*looks}
+
+
+def test_groups_that_the_legend_does_not_name_have_one_mark_of_their_own(open_page, stores, tmp_path, monkeypatch):
+    """Of 60 families those with more than one model: their long names, alike at both ends, stay different."""
+    rng = np.random.default_rng(1)
+    names = [f"m{n}" for n in range(63)]
+    family = [f"a-family-with-a-rather-long-name-{n // 2 if n < 6 else n}-of-the-first-version" for n in range(63)]
+    texts = TextSet.from_texts("made", [f"{n:0100d}" for n in range(40)])
+    known = {name: {"family": of, "convention": CONVENTION} for name, of in zip(names, family, strict=True)}
+    store = Store(tmp_path / "store")
+    store.import_vectors(Vectors.from_arrays(rng.normal(-100, 9, (63, 40)), names, texts, known), "made")
+    pages.write(reports.gather(read_contents(store, store.resolve_texts(None))), tmp_path / "report.html")
+    monkeypatch.setitem(stores, "families", tmp_path)
+    page = open_page("families")
+    page.select_option("#map-colour", "family")
+    seen = "[one.name, one.customdata.length, one.marker.color, one.marker.symbol[0]]"
+    found = "document.getElementById('map-plot')._fullData.filter((one) => one.customdata)"
+    traces = page.evaluate(f"{found}.map((one) => {seen})")
+    called = [name for name, *_ in traces]
+    assert [n for _, n, *_ in traces] == [2, 2, 2, 57]
+    assert called[-1] == "one model each: 57"
+    assert len({*called}) == 4
+    assert all(len(name) <= 40 for name in called)
+    assert len({(str(colour), symbol) for _, _, colour, symbol in traces}) == 4
 
 
 def rgb(colour):

@@ -19,14 +19,13 @@ from conftest import EXAMPLE
 from klscale.errors import InputError
 from klscale.inputs.texts import TextSet
 from klscale.show import pictures
-from klscale.show.names import short_names, shortened
+from klscale.show.names import short_names, shortened, told_apart
 from klscale.show.pictures import (
     Look,
     displacement,
     kl_along_training,
     kl_heat_map,
     layer_threads,
-    looks,
     model_map,
     quantization_ladder,
     save,
@@ -35,7 +34,7 @@ from klscale.show.pictures import (
     training_trajectories,
 )
 from klscale.show.pictures.rulers import DOT
-from klscale.show.pictures.style import SMALL, plain_ticks
+from klscale.show.pictures.style import OTHERS, SMALL, group_looks, looks, plain_ticks
 from klscale.show.pictures.training import checkpoint_marks
 from klscale.studies import lens, maps, scales
 from klscale.studies.trajectories import analyse_run, find_runs
@@ -243,6 +242,31 @@ def test_names_are_plain_text(figures, tmp_path):
     assert short_names(["d/r/checkpoint-1", "d/r/checkpoint-2"]) == ["r/checkpoint-1", "r/checkpoint-2"]
 
 
+@pytest.mark.parametrize("longest", [12, 22, 32])
+def test_shortened_names_differ_where_the_names_do(longest):
+    """In the middle alone, at different depths, one the beginning of another, in letters that are escaped."""
+    names = [f"a-rather-long-name-{a}0x-7b-instruct-of-{b}-the-first-version" for a in "abc" for b in "xy"]
+    names += ["a-rather-long-name", "a-rather-long-name-a", "b" * 40, "b" * 41 + "c" * 40, "b" * 40 + "\x00" + "c" * 40]
+    short = told_apart([*names, names[0]], longest)
+    assert len(set(short)) == len(names)
+    assert short[0] == short[-1]
+    assert max(map(len, short)) <= longest
+    assert told_apart(["\x00" + "a" * 40, "\\x00" + "a" * 40], longest)  # these look alike in full too
+
+
+def test_the_groups_of_many_that_have_a_look_are_the_commonest():
+    """As many as there are looks, and with the same look when fewer are named; a group of one model has none."""
+    few = ["a", "b", "b", "c"]
+    assert group_looks(few) == looks(few)
+    assert group_looks(range(60)) == {}
+    many = [n for n in range(40) for _ in range(1 + n)]
+    found = group_looks(many)
+    assert sorted(found) == [*range(13, 40)]
+    assert len({*found.values(), OTHERS}) == 28
+    named = group_looks(many, 6)
+    assert named == {n: found[n] for n in range(35, 40)}
+
+
 def test_looks_are_those_of_categories_wherever_they_are(figures):
     found = looks(["pythia", "mamba", "pythia", "rwkv"])
     assert found == looks(["rwkv", "pythia", "mamba"])
@@ -293,7 +317,7 @@ def test_heat_map_of_few_and_of_many(vectors, k):
             np.sort(shown[np.tri(k, k=-1, dtype=bool)]), np.sort(kl[np.tri(k, k=-1, dtype=bool)])
         )
         assert sum(text.get_text().startswith("±") for text in words(figure)) == k * (k - 1) // 2
-    assert any("m7" in text.get_text() or "pythia" in text.get_text() for text in words(figure)) == (k <= 60)
+    assert any("m7" in text.get_text() or "pythia" in text.get_text() for text in words(figure))
     assert len(figure.axes) == (1 if k == 2 else 3)
 
 
@@ -459,14 +483,51 @@ def test_map_of_many_models():
 
 
 def test_the_legend_of_many_groups_names_the_commonest_and_covers_nothing():
+    """No two lines have one mark, and each point has the mark of its line."""
     of = [f"a-family-with-a-long-name-{n}" for n in range(40) for _ in range(1 + (n >= 35))]
     many = made([f"org/m{n}" for n in range(len(of))], [{"family": name} for name in of], n_texts=30)
     figure = model_map(map_of(many), many)
-    texts = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert {name.rsplit("-", 1)[-1] for name in texts} > {"35", "36", "37", "38", "39"}
-    assert texts[-1] == f"others: {40 - len(texts) + 1}"
+    (legend,) = figure.legends
+    texts = [text.get_text() for text in legend.get_texts()]
+    assert [name.rsplit("-", 1)[-1] for name in texts] == ["35", "36", "37", "38", "39", "one model each: 35"]
+    marks = [(line.get_color().lower(), line.get_marker()) for line in legend.get_lines()]
+    assert len(set(marks)) == 6
+    colours = [colour for _, colour in offsets(figure.axes[0])]
+    assert {colour: colours.count(colour) for colour, _ in marks} == {
+        **{colour: 2 for colour, _ in marks[:5]},
+        marks[5][0]: 35,
+    }
     figure.draw_without_rendering()
-    assert figure.legends[0].get_window_extent().y1 <= figure.axes[0].get_window_extent().y0
+    assert legend.get_window_extent().y1 <= figure.axes[0].get_window_extent().y0
+
+
+def test_a_map_of_many_pairs_says_how_many_groups_it_does_not_name():
+    of = [f"family-{n}" for n in range(60) for _ in range(2)]
+    many = made([f"org/m{n}" for n in range(120)], [{"family": name} for name in of], n_texts=30)
+    texts = [text.get_text() for text in model_map(map_of(many), many).legends[0].get_texts()]
+    assert texts[-1] == f"others: {60 - len(texts) + 1}"
+
+
+def test_a_heat_map_of_many_models_names_neighbours_of_one_family():
+    """The block of each, with its number of models; a model of no family by its name. No name is over another."""
+    rng = np.random.default_rng(1)
+    family = np.repeat(np.arange(4), 20)
+    centre = rng.normal(0, 30, (4, 60))
+    log_likelihood = -300 + centre[family] + rng.normal(0, 1, (80, 60))
+    alone = -300 + rng.normal(0, 90, (1, 60))
+    names = [f"org/m{n}" for n in range(81)]
+    texts = TextSet.from_texts("made", [f"{n:0100d}" for n in range(60)])
+    known = {name: {"family": f"Family-{n // 20}"} if n < 80 else {} for n, name in enumerate(names)}
+    many = Vectors.from_arrays(np.concatenate([log_likelihood, alone]), names, texts, known)
+    figure = kl_heat_map(many)
+    called = {
+        text.get_text(): box for text, box in drawn(figure) if "Family" in text.get_text() or "m80" in text.get_text()
+    }
+    assert set(called) == {*(f"Family-{n} (20)" for n in range(4)), "m80"}
+    boxes = list(called.values())
+    assert not any(a.overlaps(b) for n, a in enumerate(boxes) for b in boxes[:n])
+    assert max(box.x1 for box in boxes) <= figure.bbox.width
+    assert kl_heat_map(many.subset(names[:61])) is not None
 
 
 def test_map_of_what_is_not_there(vectors):
@@ -594,6 +655,10 @@ def test_layers(figures, layered):
             np.testing.assert_allclose(ends, [kl.interval for kl in kls])
             layers = points_of(line)[0]
             assert np.abs(layers - np.round(layers)).max() < 0.2
+    assert [text.get_text() for text in plane.get_legend().get_texts()] == ["embedding", "the model itself"]
+    from_one = layered.subset([name for name in layered.names if not name.endswith("#0")])
+    _, its_plane = layer_threads(from_one).axes
+    assert its_plane.get_legend().get_texts()[0].get_text() == "first layer"
     drawn_points = {tuple(point) for line in plane.lines for point in line.get_xydata()}
     assert drawn_points == set(map(tuple, maps.pca(layered).points))
 
@@ -631,4 +696,4 @@ def test_ladder_beside_the_scale(quantized):
 def test_nothing_to_draw(vectors):
     with pytest.raises(InputError, match="no scale to draw"):
         scale_ruler([], vectors.texts)
-    assert set(pictures.__all__) >= {"kl_heat_map", "looks", "model_map", "save"}
+    assert set(pictures.__all__) >= {"group_looks", "kl_heat_map", "model_map", "save"}

@@ -246,6 +246,28 @@ def test_imported_vectors_whose_attributes_carry_steps(run, tmp_path):
     alone = json.loads(run("trajectory", "own-10M", "--json").stdout)["runs"]
     assert [one["run"] for one in alone] == ["own-10M (seed 0)", "own-10M (seed 1)"]
     assert "Did you mean 'own-10M'" in run("trajectory", "own-11M", status=2).stderr
+    clash = "z1 and z2 have one step, 5, and the same family, parameters and seed: these 2 models are no run."
+    assert clash in run("trajectory").stderr
+
+
+def test_advice_helps_the_run_that_is_there(run, tmp_path):
+    """More tables and checkpoints where there are any, and an end of warm-up where an earlier one would do."""
+    generator = np.random.default_rng(0)
+
+    def shown(n, *options):
+        rows = -300 + generator.normal(size=(n, 50)).cumsum(axis=0)
+        names = [f"o/m@step{k}" for k in range(1, n + 1)]
+        pd.DataFrame(dict(zip(names, rows, strict=True))).assign(bytes=100).to_csv(f"{n}.csv", index=False)
+        run("import", f"{n}.csv", "--store", str(n))
+        return run("trajectory", "--store", str(n), *options).stdout
+
+    few = shown(5, "--warmup", "0")
+    assert "Save more of them." in few
+    assert "--warmup STEP" not in few.split("No exponent")[1]
+    assert "--all" not in few
+    assert "set where warm-up ends: --warmup STEP" in shown(6, "--warmup", "6").split("No exponent")[1]
+    assert "Tables of exponents, laws, stabilisation and shape: --all" in shown(8, "--warmup", "0")
+    assert "More checkpoints, and tables of exponents" in shown(9, "--warmup", "0")
 
 
 def test_nothing_to_follow(run, make_model, texts):

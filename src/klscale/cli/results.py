@@ -23,8 +23,8 @@ def show(
     """Show a result as JSON, or as what `tables` prints; and write the `file`: what is printed (.md, .tex), else what
     `save` writes. With `alone` the file stands for the tables.
 
-    The file comes first: who reads but the first lines of a table (`| head`) has it too. A file that cannot be made is
-    an error after the tables are shown.
+    The file comes first: who reads but the first lines of a table (`| head`) has it too. A file that cannot be written
+    is an error after the tables are shown; one that a wrong argument asks for is an error alone.
     """
     problem: KlscaleError | None = None
     if file is not None:
@@ -38,7 +38,7 @@ def show(
             problem = error
     if as_json:
         print_json(record())
-    elif file is None or problem is not None or not alone:
+    elif file is None or not alone or (problem is not None and problem.exit_status != 2):
         tables()
     if problem is not None:
         raise problem

@@ -192,7 +192,7 @@ def compare(
     if fail_above is not None:
         verdicts = {pair: verdict(kl, fail_above, certain) for pair, kl in found.pairs.items()}
         print_verdicts(verdicts, fail_above, certain)
-        status = status or gate_status(verdicts.values())
+        status = gate_status(verdicts.values(), status)
     raise typer.Exit(status)
 
 

@@ -21,10 +21,12 @@ def failure_status(outcomes: Sequence[Outcome], problems: Sequence[KlscaleError]
     return 1 if errors else 0
 
 
-def gate_status(verdicts: Iterable[Verdict]) -> int:
-    """0 where every KL is within the limit; 1 where one cannot be told, 3 where one is not within, 4 where one is not
-    decided."""
+def gate_status(verdicts: Iterable[Verdict], failed: int = 0) -> int:
+    """3 where a KL is not within the limit, whatever else `failed`; that status, or 1 where a KL cannot be told; 4
+    where one is not decided; 0 where all are within the limit."""
     found = list(verdicts)
-    if not all(one.measured for one in found):
-        return 1
-    return 3 if any(one.within is False for one in found) else 4 if any(one.within is None for one in found) else 0
+    if any(one.within is False for one in found):
+        return 3
+    if failed or not all(one.measured for one in found):
+        return failed or 1
+    return 4 if any(one.within is None for one in found) else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -38,15 +38,18 @@ _TYPE = re.compile(r"(?:meta[-_])?((?:(?:gpt|open)[-_])?[a-z]+(?:[-_]?\d+(?:\.\d
 def parse_parameters(text: str) -> int | None:
     """`410M`, `6.9B`, `125000` as a number of parameters."""
     match = re.fullmatch(rf"(\d{{1,{MOST_DIGITS}}}(?:\.\d{{1,{MOST_DIGITS}}})?)\s*([kKmMbB]?)", text.strip())
-    return round(float(match[1]) * {"": 1, "k": 1e3, "m": 1e6, "b": 1e9}[match[2].lower()]) if match else None
+    if match is None or (not match[2] and not float(match[1]).is_integer()):
+        return None
+    return round(float(match[1]) * {"": 1, "k": 1e3, "m": 1e6, "b": 1e9}[match[2].lower()])
 
 
 def number_of(attribute: str, value: str | int) -> int:
     """An attribute among `NUMBERS`, as a file gives it. Raises InputError for what is no number, or below 0."""
     number = parse_parameters(value) if isinstance(value, str) else value
     if number is None or not 0 <= number < 10**MOST_DIGITS:
-        why = f"It has a limit of {MOST_DIGITS} digits."
-        raise InputError(f"{attribute} {value!r:.40} is not a number.", why, "Write 410M, 6.9B or 410000000.")
+        what, why = f"{attribute} {value!r:.40} is no whole number from 0 on.", f"It has at most {MOST_DIGITS} digits."
+        remedy = "Write 410M, 6.9B or 410000000." if attribute == "parameters" else "Write it as 1000, or leave it out."
+        raise InputError(what, why, remedy)
     return number
 
 
@@ -118,6 +121,32 @@ def runs_of(refs: Sequence[ModelRef], rows: Sequence[Mapping[str, Any]]) -> list
     each, and the name of one does not tell that family; those whose names do join it, each at a step of its own.
     Fine-tuned models, which have a `parent`, have runs by name alone.
     """
+    runs: dict[ModelRef, str] = {}
+    for (parameters, _, seed, family, *_), steps in _declared_runs(refs, rows):
+        if 1 < len(steps) == len({*steps.values()}):  # of two at one step, which is of the run?
+            name = f"seed-{seed}" if family is None else str(family)
+            runs |= dict.fromkeys(steps, name if parameters is None else f"{name}-{_written(parameters)}")
+    return [runs.get(_whole(ref), ref.run) for ref in refs]
+
+
+def clashing_steps(refs: Sequence[ModelRef], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Which models would be one run by their attributes (`runs_of`), and have one step: a sentence for each run."""
+    found = []
+    for _, steps in _declared_runs(refs, rows):
+        step, n = Counter(steps.values()).most_common(1)[0]
+        if n > 1:
+            first, second = [ref for ref, at in steps.items() if at == step][:2]
+            found.append(
+                f"{first} and {second} have one step, {step:,}, and the same family, parameters and seed: these"
+                f" {len(steps):,} models are no run. Give them other steps, or seeds, by --attributes."
+            )
+    return found
+
+
+def _declared_runs(
+    refs: Sequence[ModelRef], rows: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[tuple[Any, ...], dict[ModelRef, Any]]]:
+    """What makes a run of models whose attributes say so, and the step of each of them."""
     told = {ref.run for ref in refs if read_checkpoint(ref.name, ref.revision)}
     declared: dict[tuple[Any, ...], dict[ModelRef, Any]] = {}
     joining: dict[tuple[Any, ...], dict[ModelRef, Any]] = {}
@@ -125,16 +154,10 @@ def runs_of(refs: Sequence[ModelRef], rows: Sequence[Mapping[str, Any]]) -> list
         if row.get("step") is not None and row.get("parent") is None and ref.run not in told:
             key = tuple(row.get(name) for name in ("parameters", "convention", *_SAME_IN_A_RUN))
             (declared if _declares_run(ref, row) else joining).setdefault(key, {})[_whole(ref)] = row["step"]
-    runs: dict[ModelRef, str] = {}
     for key, steps in declared.items():
-        parameters, _, seed, family, *_ = key
         others = joining.get(key, {})
         of_step = Counter((*steps.values(), *others.values()))
-        steps |= {ref: step for ref, step in others.items() if of_step[step] == 1}
-        if 1 < len(steps) == len({*steps.values()}):  # of two at one step, which is of the run?
-            name = f"seed-{seed}" if family is None else str(family)
-            runs |= dict.fromkeys(steps, name if parameters is None else f"{name}-{_written(parameters)}")
-    return [runs.get(_whole(ref), ref.run) for ref in refs]
+        yield key, steps | {ref: step for ref, step in others.items() if of_step[step] == 1}
 
 
 def _declares_run(ref: ModelRef, attributes: Mapping[str, Any]) -> bool:

@@ -18,12 +18,10 @@ from rich.text import Text
 
 from klscale.errors import counted
 from klscale.show import terminal
-from klscale.show.names import CHECKPOINT, common_prefix, shortened
+from klscale.show.names import CHECKPOINT, common_prefix, told_apart
 
 GAP = 2
 """Characters between two columns."""
-TAILS = (0.5, 0.67, 0.33, 0.8)
-"""Shares of a shortened name that its end has, the first that tells all names of a column apart."""
 SHORT, SHORTEST = 24, 12
 """Characters of a name, at least, while there are columns to leave out; and when there are none."""
 
@@ -178,10 +176,8 @@ def _shortened(columns: Sequence[Shown], limit: int) -> list[Shown]:
     made = []
     for column in columns:
         if column.words and column.width > limit:
-            for tail in TAILS:
-                short = [shortened(cell, limit, tail) for cell in column.cells]
-                if len(set(short)) == len(set(column.cells)) and max(map(_length, short)) <= limit:
-                    column = replace(column, cells=short)
-                    break
+            short = told_apart(column.cells, limit)
+            if len(set(short)) == len(set(column.cells)) and max(map(_length, short)) <= limit:
+                column = replace(column, cells=short)
         made.append(column)
     return made

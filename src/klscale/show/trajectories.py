@@ -147,7 +147,7 @@ EXPONENT = (
         cell=lambda it: f"{it.lags[0]:,} to {it.lags[1]:,}",
     ),
     Column("starts", "Steps that the fits start from.", "steps"),
-    Column("slopes", "The slope from each start.", title="slopes over starts", cell=_slopes, importance=0),
+    Column("slopes", "The slope from each start.", title="slopes over starts (how many)", cell=_slopes, importance=0),
     Column(
         "r_squared",
         "R² of each fit.",
@@ -353,7 +353,7 @@ def _print_summary(
     for row in alphas([one for one in moving if one.run.name not in pooled], ()):
         out.print(f"{plain(row.run)}: alpha = c_q / c_w is {row.alpha} (± over texts).")
     if not moving:
-        _print_no_exponent()
+        _print_no_exponent(found)
     elif not any(one.weights for one in moving):
         out.print(NO_WEIGHTS, style="dim")
     if any(one.behaviour.exponent and one.behaviour.exponent.heavy_tails for one in moving):
@@ -362,7 +362,10 @@ def _print_summary(
         out.print(NO_THRESHOLD, style="dim")
     _print_directions(moved)
     _print_notes(found)
-    out.print("More checkpoints, and tables of exponents, laws, stabilisation and shape: --all", style="dim")
+    more = ["more checkpoints"] if any(len(one.run) > FEW_ROWS for one in found) else []
+    more += ["tables of exponents, laws, stabilisation and shape"] if moving or not _lacks_threshold(found) else []
+    if more:
+        out.print(f"{', and '.join(more).capitalize()}: --all", style="dim")
 
 
 def print_motion(
@@ -425,19 +428,18 @@ def in_both_spaces(found: Sequence[Trajectory]) -> list[Moving]:
     return [Moving(one.run.name, motion) for one in found for motion in one.motions if motion.exponent is not None]
 
 
-def _print_no_exponent() -> None:
-    out.print(
-        f"No exponent: a fit needs {diffusion.FEWEST_LAGS + 1} checkpoints past warm-up. Save more of them, or "
-        "set where warm-up ends: --warmup STEP",
-        style="yellow",
-    )
+def _print_no_exponent(found: Sequence[Trajectory]) -> None:
+    fewest = diffusion.FEWEST_LAGS + 1
+    enough = any(len(one.run) >= fewest for one in found)  # with an earlier end of warm-up
+    more = "Save more of them, or set where warm-up ends: --warmup STEP" if enough else "Save more of them."
+    out.print(f"No exponent: a fit needs {fewest} checkpoints past warm-up. {more}", style="yellow")
 
 
 def _print_exponents(found: Sequence[Trajectory], seeds: Sequence[Seeds]) -> None:
     moving = [one for one in found if one.behaviour.exponent]
     if not moving:
         out.print()
-        _print_no_exponent()
+        _print_no_exponent(found)
         return
     in_spaces = in_both_spaces(moving)
     columns = (RUN, SPACE, *within(EXPONENT, lambda it: it.exponent))
@@ -447,9 +449,9 @@ def _print_exponents(found: Sequence[Trajectory], seeds: Sequence[Seeds]) -> Non
         f" (published: {diffusion.WINDOW})" if windows[0] < diffusion.WINDOW else ""
     )
     out.print(
-        f"c: mean slope over the starts past warm-up (their number in brackets), each over the next {over} "
-        "checkpoints. ± and 95 %: over texts; weights have none within one run. The spread of slopes over starts is no "
-        "confidence interval: their windows overlap.",
+        f"c: mean slope over the starts past warm-up, each over the next {over} checkpoints. ± and 95 %: over texts; "
+        "weights have none within one run. The spread of slopes over starts is no confidence interval: their windows "
+        "overlap.",
         style="dim",
     )
     if any(one.behaviour.exponent and one.behaviour.exponent.heavy_tails for one in moving):

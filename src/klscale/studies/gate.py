@@ -14,7 +14,8 @@ from klscale.science.reported import ReportedKL
 @dataclass(frozen=True)
 class Verdict:
     """`within` the limit or not; None where the interval holds the limit: `texts` texts like these would then decide.
-    `measured` is False for a KL that cannot be told. The `interval` in bits per byte is that of the confidence."""
+    `measured` is False, and `within` None, for a KL that cannot be told. The `interval` in bits per byte is that of the
+    confidence."""
 
     within: bool | None
     measured: bool = True
@@ -38,13 +39,13 @@ def verdict(kl: ReportedKL, limit: float, confidence: float | None = None) -> Ve
     many would decide.
     """
     if math.isnan(kl.value):
-        return Verdict(False, measured=False)
+        return Verdict(None, measured=False)
     if confidence is None or kl.value == 0:
         return Verdict(kl.value <= limit)
     critical = float(critical_value(kl.n_documents or 0, confidence))
     low, high = map(float, log_interval(kl.value, kl.standard_error, critical))
     if math.isnan(high):
-        return Verdict(False, measured=False)
+        return Verdict(None, measured=False)
     if high <= limit or low > limit:
         return Verdict(high <= limit, interval=(low, high))
     half, distance = critical * kl.standard_error / kl.value, abs(math.log(limit / kl.value))

@@ -21,7 +21,7 @@ import pandas as pd
 import scipy
 
 from klscale.errors import InputError
-from klscale.inputs.attributes import run_key
+from klscale.inputs.attributes import clashing_steps, run_key
 from klscale.inputs.texts import TextSet
 from klscale.progress import SILENT, Progress
 from klscale.science import diffusion
@@ -83,12 +83,22 @@ def find_runs(vectors: Vectors, *, warmup: int | None = None) -> list[Run]:
     Two checkpoints of the same step count once where they are equal; else neither counts. Layers and quantized models
     are no checkpoints. `warmup` replaces the known step where warm-up ends.
     """
+    return _with_names([run for run in _all_runs(vectors, warmup) if len(run) > 1])
+
+
+def lost_runs(vectors: Vectors) -> list[str]:
+    """Why checkpoints of one run are none: what is wrong with their steps."""
+    alone = [note for run in _all_runs(vectors, None) if len(run) < 2 for note in run.notes]
+    return alone + clashing_steps(vectors.models, vectors.known)
+
+
+def _all_runs(vectors: Vectors, warmup: int | None) -> list[Run]:
+    """The runs, those too of which fewer than two checkpoints are left."""
     groups: dict[tuple[Any, ...], list[int]] = {}
     for place, (ref, known) in enumerate(zip(vectors.models, vectors.known, strict=True)):
         if "step" in known and ref.layer is None and "quantization" not in known:
             groups.setdefault((*run_key(vectors.runs[place], known), known.get("convention")), []).append(place)
-    found = [_run(vectors, places, warmup) for places in groups.values()]
-    return _with_names([run for run in found if len(run) > 1])
+    return [_run(vectors, places, warmup) for places in groups.values()]
 
 
 def _run(vectors: Vectors, places: Sequence[int], warmup: int | None) -> Run:
@@ -409,15 +419,18 @@ def analyse_runs(
     """
     known = store.entries(texts.id) if entries is None else entries
     entry_of = {str(entry.ref): entry for entry in known if entry.metadata["attributes"].get("step") is not None}
+    vectors = store.vectors(texts, list(entry_of.values()))
+    for problem in lost_runs(vectors):
+        progress.note(problem)
     found = []
-    for run in find_runs(store.vectors(texts, list(entry_of.values())), warmup=warmup):
+    for run in find_runs(vectors, warmup=warmup):
         last = entry_of[run.names[-1]]
         if from_store_only:
             floor = store.noise_floor(texts.id, last.key)
         else:
             here = [ref for ref in run.vectors.models if ref.path and ref.path.is_dir()]
-            for problem in weigh(here, store, progress=progress).values():
-                progress.note(str(problem))
+            for failure in weigh(here, store, progress=progress).values():
+                progress.note(str(failure))
             floor = noise_floor(last, texts, store, device=device, progress=progress)
         identities = [str(entry_of[name].metadata.get("identity", name)) for name in run.names]
         weights, n_parameters = store.weight_distances(identities)

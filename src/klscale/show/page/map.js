@@ -88,26 +88,34 @@ function trace(models, { name, colours, symbols, more = {}, showlegend = true })
   };
 }
 
+/** The groups without a look of their own: each has one model, or is not among the commonest. */
+const OTHERS = Symbol("others");
+
 function categoryTraces(column) {
+  const looks = data.models.looks[column.key] ?? {};
   const groups = new Map();
+  const others = new Set();
   for (let i = 0; i < K; i += 1) {
     const value = column.values[i] ?? null;
-    if (!groups.has(value)) groups.set(value, []);
-    groups.get(value).push(i);
+    const alone = value !== null && !Object.hasOwn(looks, value);
+    if (alone) others.add(value);
+    const group = alone ? OTHERS : value;
+    if (!groups.has(group)) groups.set(group, []);
+    groups.get(group).push(i);
   }
   // a trace's first model gives the legend its mark, which is hollow only where all were added
   for (const models of groups.values()) models.sort((one, other) => Number(added.has(one)) - Number(added.has(other)));
-  const looks = data.models.looks[column.key] ?? {};
-  const sorted = [...groups].sort(
-    ([one, a], [other, b]) => Number(one === null) - Number(other === null) || b.length - a.length,
-  );
-  return sorted.map(([value, models]) => {
-    const look = value !== null && Object.hasOwn(looks, value) ? looks[value] : null;
+  const rank = (group) => (group === null ? 2 : group === OTHERS ? 1 : 0);
+  const sorted = [...groups].sort(([one, a], [other, b]) => rank(one) - rank(other) || b.length - a.length);
+  const most = narrow() || sorted.length > 6 ? 24 : 40;
+  return sorted.map(([group, models]) => {
+    const look = rank(group) ? null : looks[group];
     const colours = look ? tint(look) : colour("muted");
+    const called = models.length > others.size ? "others" : "one model each";
     return trace(models, {
-      name: value === null ? "not known" : label(value, narrow() || groups.size > 6 ? 24 : 40),
+      name: look ? label(look.name, most) : group === OTHERS ? `${called}: ${count(others.size)}` : "not known",
       colours: models.map(() => colours),
-      symbols: models.map(() => look?.symbol ?? "circle"),
+      symbols: models.map(() => look?.symbol ?? (group === OTHERS ? "square" : "circle")),
     });
   });
 }
@@ -280,12 +288,9 @@ function nameTraces() {
   ]);
   const chosen = selected();
   const ring = (i) => (chosen.includes(i) ? 11 : 6);
-  const taken = marks.map(([across = 0, down = 0], i) => [
-    across - ring(i),
-    down - ring(i),
-    across + ring(i),
-    down + ring(i),
-  ]);
+  const around = (mark, reach) => [mark[0] - reach, mark[1] - reach, mark[0] + reach, mark[1] + reach];
+  const taken = marks.map((mark, i) => around(mark, ring(i)));
+  const near = marks.map((mark, i) => around(mark, ring(i) + 8)); // a name there could be taken for that mark's
   const letters = letterSides(chosen);
   taken.push(...chosen.map((i, n) => labelBox(marks[i], 12, letters[n], 13)));
   const widths = textWidths(data.labels, 11);
@@ -295,10 +300,12 @@ function nameTraces() {
     marks.forEach((mark, i) => {
       const boxes = SIDES.map((side) => labelBox(mark, widths[i], side, ring(i) + 3));
       const cost = boxes.map((box, n) => {
-        const outside = Math.max(0, -box[0]) + Math.max(0, box[2] - width);
+        const outside = Math.max(0, -ROOM - box[0]) + Math.max(0, box[2] - width - ROOM);
         const covered = (sum, other) => sum + overlap(box, other);
         const others = names.filter((_, k) => k !== i);
-        return 20 * outside + 3 * n + taken.filter((_, k) => k !== i).reduce(covered, 0) + others.reduce(covered, 0);
+        const elsewhere = near.filter((_, k) => k !== i).reduce(covered, 0);
+        const marked = taken.filter((_, k) => k !== i).reduce(covered, 0);
+        return 20 * outside + 3 * n + marked + 0.3 * elsewhere + others.reduce(covered, 0);
       });
       const best = cost.indexOf(Math.min(...cost));
       [names[i], sides[i]] = [boxes[best], SIDES[best]];

@@ -27,6 +27,7 @@ interface Look {
   colour: string;
   dark: string;
   symbol: string;
+  name: string;
 }
 
 interface Yardstick {

@@ -73,8 +73,9 @@ def layer_threads(vectors: Vectors) -> Figure:
         Line2D([], [], marker="o", label="from the layer before", **grey),
         Line2D([], [], marker="s", markerfacecolor="white", linestyle="--", label="to the output", **grey),
     ]
+    first = "embedding" if all(rows[0].layer == 0 for rows in found.values()) else "first layer"
     ends = [
-        Line2D([], [], marker="o", markersize=4, markerfacecolor="white", linestyle="", label="embedding", **grey),
+        Line2D([], [], marker="o", markersize=4, markerfacecolor="white", linestyle="", label=first, **grey),
         Line2D([], [], marker="D", markersize=3.5, linestyle="", label="the model itself", **grey),
     ]
     steps.legend(handles=kinds, loc="best")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from klscale.errors import InputError
 from klscale.science.arrays import Floats, Integers
 from klscale.science.estimates import format_estimate
-from klscale.show.names import short_names
+from klscale.show.names import short_names, told_apart
 from klscale.show.pictures.style import (
     DOUBLE,
     FAINT,
@@ -30,13 +32,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAMED = 60
-"""Largest number of models with names: of more, a name has no room in its row."""
+"""Largest number of models that are all named; of more, those of one family that lie together have one name."""
 ALL_COLOURS = 20
 """Largest number of models whose colours span all values; of more, the outermost 0.5 % of the pairs are cut off."""
 TREE, GAP = 0.55, 0.06
 """Width of the dendrogram, and of the gap between it and the cells, in inches."""
-CHARACTER = 0.62 * SMALL / 72
-"""Approximate width of a character in inches."""
+CHARACTER, LINE = 0.62 * SMALL / 72, 1.25 * SMALL / 72
+"""Approximate width of a character, and the height of a line, in inches."""
 MARGIN = 0.08
 
 
@@ -45,8 +47,9 @@ def kl_heat_map(vectors: Vectors) -> Figure:
     """KL between all pairs in bits per byte, ordered by average linkage on sqrt(KL), with the dendrogram at the left.
 
     The colour is KL on a log scale; cells hold value and standard error where there is room for both. Each name is at
-    the end of its model's row and on top of its column; beyond 60 models there are no names. Raises InputError for
-    fewer than two models, and where two models have no common texts.
+    the end of its model's row and on top of its column. Beyond 60 models neighbours of one family share a name, as
+    `Qwen (15)`, the largest groups first, and what has no room is not named. Raises InputError for fewer than two
+    models, and where two models have no common texts.
     """
     from matplotlib.colors import ListedColormap, LogNorm
 
@@ -55,7 +58,6 @@ def kl_heat_map(vectors: Vectors) -> Figure:
         raise InputError("There is no pair to draw.", "One model alone has no KL.", "Score another one.")
     clusters = maps.cluster(matrix.value, vectors.names)
     merges, order = clusters.merges, clusters.order
-    names = short_names([vectors.names[k] for k in order])
     value, error = (part[np.ix_(order, order)] for part in (matrix.value, matrix.standard_error))
     shown = np.where(np.tri(K, k=-1, dtype=bool), value, np.nan)
     positive = shown[shown > 0]
@@ -64,8 +66,9 @@ def kl_heat_map(vectors: Vectors) -> Figure:
     # The cells take what tree and names leave of the width; few models need no more than one column.
     width = SINGLE if K <= 5 else DOUBLE
     left = MARGIN + TREE + GAP if K > 2 else MARGIN
-    lengths = [len(name) * CHARACTER + 0.04 for name in names] if K <= NAMED else [0.0]
-    cell = min((width - left - MARGIN - length) / (n + 0.1) for n, length in enumerate(lengths, K - len(lengths)) if n)
+    names = _names(vectors.subset([vectors.names[k] for k in order]), (width - left - MARGIN) / K)
+    lengths = {row: len(name) * CHARACTER + 0.04 for row, name in names.items()}
+    cell = min((width - left - MARGIN - length) / (row + 0.1) for row, length in lengths.items() if row)
     cell = min(cell, (width - left - MARGIN) / K, 0.62)
     below = 0.36 if K > 2 else 0.3
     height = below + cell * K + 0.3
@@ -79,9 +82,9 @@ def kl_heat_map(vectors: Vectors) -> Figure:
     colours = ListedColormap(["#e6e6e6"]) if norm is None else "cividis"
     image = axes.imshow(np.maximum(shown, low), cmap=colours, norm=norm, aspect="auto")
     axes.set_axis_off()
-    if K <= NAMED:
-        for row, name in enumerate(names):
-            axes.annotate(name, (row - 0.5, row), (2, 0), textcoords="offset points", va="center", fontsize=SMALL)
+    for row, name in names.items():
+        end = (math.ceil(row) - 0.5, row)  # of the cells of the row
+        axes.annotate(name, end, (2, 0), textcoords="offset points", va="center", fontsize=SMALL)
     if _write_values(axes, value, error, cell, float(np.sqrt(low * high))):
         at = left + 0.5 if K > 2 else left
         figure.text(at / width, 0.08 / height, "cells: KL ± standard error, bits/byte", fontsize=SMALL)
@@ -93,9 +96,8 @@ def kl_heat_map(vectors: Vectors) -> Figure:
         return figure
     tall = min(2.2, max(0.45 * cell * K, 0.7))
     bar_left, bar_bottom = left + cell * K - 0.09, below + cell * K - tall
-    if K <= NAMED:  # names lie on the diagonal: the bar is beyond the longest of those beside it
-        beside = [n * cell + length for n, length in enumerate(lengths) if n * cell < tall + 0.1]
-        bar_left = max(width - 0.75, min(left + max(beside) + 0.15, width - 0.75))
+    # names lie on the diagonal: the bar is beyond
+    bar_left = max(bar_left, width - 0.75)
     bar = figure.add_axes((bar_left / width, bar_bottom / height, 0.09 / width, tall / height))
     below_all, above_all = positive.min() < low, positive.max() > high
     extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get((below_all, above_all), "neither")
@@ -106,6 +108,25 @@ def kl_heat_map(vectors: Vectors) -> Figure:
     bar.tick_params(labelsize=SMALL, which="both")
     plain_ticks(bar.yaxis, most=6)
     return figure
+
+
+def _names(vectors: Vectors, cell: float) -> dict[float, str]:
+    """What is named, by its place among the rows: every model where they are few, else neighbours of one family, the
+    largest groups first, one by one where no name of before is in the way. `cell` is the height of a row in inches."""
+    short = short_names(vectors.names)
+    if len(vectors) <= NAMED:
+        return dict(enumerate(short))
+    known = vectors.attributes["family"] if "family" in vectors.attributes else [None] * len(vectors)
+    families = [name if pd.isna(family) else str(family) for name, family in zip(vectors.names, known, strict=True)]
+    shown = dict(zip(families, told_apart(families, 32), strict=True))
+    blocks = [[row for row, _ in found] for _, found in itertools.groupby(enumerate(families), key=lambda it: it[1])]
+    named: dict[float, str] = {}
+    for rows in sorted(blocks, key=lambda rows: -len(rows)):
+        row = (rows[0] + rows[-1]) / 2
+        if all(abs(row - other) * cell >= LINE for other in named):
+            many = len(rows) > 1
+            named[row] = f"{shown[families[rows[0]]]} ({len(rows):,})" if many else short[rows[0]]
+    return named
 
 
 def _draw_tree(axes: Any, merges: Floats, order: Integers) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,19 +15,20 @@ import pandas as pd
 from klscale.errors import InputError, counted, nearest
 from klscale.inputs.attributes import are_amounts
 from klscale.science.arrays import Floats
-from klscale.show.names import short_names, shortened
+from klscale.show.names import short_names, told_apart
 from klscale.show.pictures.style import (
     DOUBLE,
     GREY,
     MARKERS,
+    OTHERS,
     SINGLE,
     SMALL,
     UNKNOWN,
     Look,
     amount,
     describe,
+    group_looks,
     headline,
-    looks,
     new_figure,
     plain_ticks,
     styled,
@@ -49,6 +50,7 @@ NUMBERS = ("parameters", "step", "warmup", "layer")
 """Attributes that are amounts, as free ones of numbers are; all others, seeds among them, are categories."""
 LINES = 6
 """Lines of the legend: of more groups than fit it names the commonest."""
+NOT_KNOWN = Look(UNKNOWN, "circle")
 LINE = 0.16
 """Inches of a line of the legend."""
 SPREAD = 30.0
@@ -79,11 +81,12 @@ def model_map(
     """
     points = _points(map, method)
     known = vectors.subset(map.models)
-    colouring = _colouring(known, colour_by)
     K = len(known)
     runs = [] if by_pmi else find_runs(known)
     width = SINGLE if K <= WIDE else DOUBLE
-    groups, columns = _groups(known, colouring, colour_by, bool(np.any(map.added)), width - 1.45 * bool(runs))
+    room = width - 1.45 * bool(runs)
+    colouring = _colouring(known, colour_by, room)
+    groups, columns = _groups(colouring, bool(np.any(map.added)), room)
     figure = new_figure(width, 0.86 * width + LINE * max(0, -(-len(groups) // columns) - 3))
     how = " by PMI vectors (no KL)" if by_pmi else ""
     headline(figure, f"{counted(K, 'model')}{how}, {describe(vectors.texts)}")
@@ -96,7 +99,7 @@ def model_map(
     _label_axes(axes, map, method)
     if colouring.norm is not None:
         _colour_bar(figure, axes, colouring, colour_by)
-    _legends(figure, groups, columns, colour_by if colouring.looks else None, handles)
+    _legends(figure, groups, columns, None if colouring.norm else colour_by, handles)
     _write_names(figure, axes, points, _names(known, runs), size)
     return figure
 
@@ -116,37 +119,44 @@ def _points(map: ModelMap, method: str) -> Floats:
 
 @dataclass(frozen=True, eq=False)
 class _Colouring:
-    """`colours` (K,) and `markers` (K,) of the models; `looks` of the categories, or a colour scale (`norm`)."""
+    """`colours` (K,) and `markers` (K,) of the models; a colour scale (`norm`) or None; the lines of the legend."""
 
     colours: Sequence[str]
     markers: Sequence[str]
-    looks: Mapping[str, Look]
     norm: Any
-    some_unknown: bool
+    legend: Sequence[tuple[str, Look]]
 
 
-def _colouring(vectors: Vectors, attribute: str) -> _Colouring:
+def _colouring(vectors: Vectors, attribute: str, room: float) -> _Colouring:
+    """By an attribute: of more groups than the legend has room for, in inches, it names the commonest."""
     from matplotlib import colormaps
     from matplotlib.colors import LogNorm, Normalize, to_hex
 
-    if attribute not in vectors.attributes:
-        columns = [str(column) for column in vectors.attributes.columns]
-        raise InputError(f"There is no attribute {attribute!r}.", "", nearest(attribute, columns))
-    column = vectors.attributes[attribute]
+    columns = [str(column) for column in vectors.attributes.columns if vectors.attributes[column].notna().any()]
+    if attribute not in columns and attribute != "family":
+        raise InputError(f"There is no attribute {attribute!r}.", "No model here has it.", nearest(attribute, columns))
+    column = vectors.attributes.get(attribute, pd.Series(None, vectors.attributes.index, dtype=object))
     unknown = column.isna().to_numpy()
     if not (attribute in NUMBERS or are_amounts(attribute, column)) or unknown.all():
-        values = [None if pd.isna(value) else _word(value) for value in column]
-        look = looks(value for value in values if value is not None)
-        plain = Look(UNKNOWN, "circle")
-        each = [plain if value is None else look[value] for value in values]
-        return _Colouring([one.colour for one in each], [one.marker for one in each], look, None, bool(unknown.any()))
+        groups = [None if pd.isna(value) else _word(value) for value in column]
+        counts = Counter(group for group in groups if group is not None)
+        names = dict(zip(counts, told_apart(list(counts), 22), strict=True))
+        look = group_looks(counts.elements(), LINES * _columns(names.values(), room))
+        legend = [(names[group], one) for group, one in look.items()]
+        if others := counts.keys() - look.keys():
+            lone = all(counts[group] == 1 for group in others)
+            legend.append((f"{'one model each' if lone else 'others'}: {len(others):,}", OTHERS))
+        if None in groups:
+            legend.append(("not known", NOT_KNOWN))
+        each = [NOT_KNOWN if group is None else look.get(group, OTHERS) for group in groups]
+        return _Colouring([one.colour for one in each], [one.marker for one in each], None, legend)
     value = column.to_numpy(dtype=np.float64, na_value=math.nan)
     low, high = float(np.nanmin(value)), float(np.nanmax(value))
     norm = LogNorm(low, high) if low > 0 and high > SPREAD * low else Normalize(low, high if high > low else low + 1)
     colours = [
         UNKNOWN if gone else to_hex(colormaps["cividis"](norm(x))) for x, gone in zip(value, unknown, strict=True)
     ]
-    return _Colouring(colours, ["o"] * len(value), {}, norm, bool(unknown.any()))
+    return _Colouring(colours, ["o"] * len(value), norm, [("not known", NOT_KNOWN)] if unknown.any() else [])
 
 
 def _word(value: Any) -> str:
@@ -233,32 +243,22 @@ def _label_axes(axes: Any, map: ModelMap, method: str) -> None:
     axes.spines[:].set_color("#bbbbbb")
 
 
-def _groups(
-    vectors: Vectors, colouring: _Colouring, attribute: str, hollow: bool, room: float
-) -> tuple[list[Any], int]:
-    """The groups of the legend, the commonest of many; and in how many columns they fit into `room` inches."""
+def _columns(names: Iterable[str], room: float) -> int:
+    """The columns of a legend with these names in `room` inches."""
+    return max(1, int(room / (0.26 + 0.062 * max(map(len, names), default=0))))
+
+
+def _groups(colouring: _Colouring, hollow: bool, room: float) -> tuple[list[Any], int]:
+    """The lines of the legend, and in how many columns they fit into `room` inches."""
     from matplotlib.lines import Line2D
 
     dot: dict[str, Any] = {"linestyle": "", "markersize": 4}
-    counts = Counter(_word(value) for value in vectors.attributes[attribute].dropna())
-    shown = {value: shortened(value, 22) for value in colouring.looks}
-    longest = max(map(len, [*shown.values(), "added later" if hollow else ""]))
-    columns = max(1, int(room / (0.26 + 0.062 * longest)))
-    if len(shown) > LINES * columns:
-        commonest = [value for value, _ in counts.most_common(LINES * columns - 1)]
-        shown = {value: name for value, name in shown.items() if value in commonest}
-    handles = [
-        Line2D([], [], color=colouring.looks[value].colour, marker=colouring.looks[value].marker, label=name, **dot)
-        for value, name in shown.items()
-    ]
-    if (more := len(colouring.looks) - len(shown)) > 0:
-        handles.append(Line2D([], [], linestyle="", label=f"others: {more:,}"))
-    if colouring.some_unknown:
-        handles.append(Line2D([], [], color=UNKNOWN, marker="o", label="not known", **dot))
+    lines: list[tuple[str, Look, dict[str, Any]]] = [(name, look, {}) for name, look in colouring.legend]
     if hollow:
-        white: dict[str, Any] = {"markerfacecolor": "white"}
-        handles.append(Line2D([], [], color=GREY, marker="o", label="added later", **dot, **white))
-    return handles, max(1, min(columns, len(handles)))
+        lines.append(("added later", Look(GREY, "circle"), {"markerfacecolor": "white"}))
+    handles = [Line2D([], [], color=look.colour, marker=look.marker, label=name, **dot, **more)
+               for name, look, more in lines]  # fmt: skip
+    return handles, max(1, min(_columns([name for name, _, _ in lines], room), len(lines)))
 
 
 def _legends(figure: Figure, groups: Sequence[Any], columns: int, title: str | None, widths: Sequence[Any]) -> None:

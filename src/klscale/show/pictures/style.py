@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
@@ -158,6 +159,8 @@ class Look(NamedTuple):
         return MARKERS[self.symbol]
 
 
+OTHERS = Look(UNKNOWN, "square")
+"""Of the groups that the legend does not name."""
 _LOOKS = tuple(Look(colour, symbol) for symbol, colour in product(MARKERS, COLOURS))
 
 Value = TypeVar("Value", bound=Hashable)
@@ -168,6 +171,22 @@ def looks(values: Iterable[Value]) -> dict[Value, Look]:
     colours in turn, then the same colours with the next symbol. Beyond 28 categories looks repeat."""
     ordered = sorted(set(values), key=_natural)
     return {value: _LOOKS[n % len(_LOOKS)] for n, value in enumerate(ordered)}
+
+
+def group_looks(groups: Iterable[Value], most: int = len(_LOOKS)) -> dict[Value, Look]:
+    """The looks of groups of models, given the group of each model: of more than `most` groups those of the commonest,
+    without groups of one model. All others look alike (`OTHERS`)."""
+    counts = Counter(groups)
+
+    def kept(most: int) -> list[Value]:
+        if len(counts) <= most:
+            return list(counts)
+        ordered = sorted(counts, key=lambda value: (-counts[value], _natural(value)))
+        return [value for value in ordered[: most - 1] if counts[value] > 1]
+
+    # a group has one look, however few of the groups are named
+    look, named = looks(kept(len(_LOOKS))), set(kept(most))
+    return {value: one for value, one in look.items() if value in named}
 
 
 def _natural(value: Any) -> tuple[Any, ...]:

@@ -372,7 +372,7 @@ def test_search_finds_and_chooses(open_page):
 def test_colour_by_gives_each_family_the_colour_of_the_pictures(open_page):
     page = open_page("fourteen")
     page.select_option("#map-colour", "family")
-    looks = page.evaluate("klscale.data.models.looks.family")
+    looks = page.evaluate("klscale.data.models.legends.family.looks")
     legend = page.evaluate("document.getElementById('map-plot')._fullData.map((one) => [one.name, one.marker?.color])")
     shown = {name: {*np.atleast_1d(colour)} for name, colour in legend if name in looks}
     assert shown == {name: {rgb(look["colour"])} for name, look in looks.items()}

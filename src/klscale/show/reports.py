@@ -31,7 +31,7 @@ from klscale.show.contents import Contents
 from klscale.show.maps import map_rows
 from klscale.show.markup import csv_text
 from klscale.show.names import short_names, told_apart
-from klscale.show.pictures import group_looks
+from klscale.show.pictures import group_looks, others_line
 from klscale.show.sections import TITLES
 from klscale.show.terminal import out, plain
 from klscale.store.store import now
@@ -219,17 +219,23 @@ def _models(contents: Contents) -> dict[str, Any]:
     return {
         "length": len(contents.vectors),
         "columns": [{key: column[key] for key in kept} for column in columns],
-        "looks": {key: _looks(values) for key, values in categories.items()},
+        "legends": {
+            key: _legend([value for value in values if value is not None]) for key, values in categories.items()
+        },
     }
 
 
-def _looks(groups: Sequence[Any]) -> dict[str, Any]:
-    """The look of each group that the legend names, and its name there."""
-    looks = group_looks(group for group in groups if group is not None)
+def _legend(groups: Sequence[Any]) -> dict[str, Any]:
+    """The look of each group that the legend names, and its name there; and the line of all others."""
+    known = [group for group in groups if group is not None]
+    looks = group_looks(known)
     names = told_apart([str(group) for group in looks], 24 if len(looks) > 6 else 40)
     return {
-        str(group): {"colour": look.colour, "dark": look.dark, "symbol": look.symbol, "name": name}
-        for (group, look), name in zip(looks.items(), names, strict=True)
+        "looks": {
+            str(group): {"colour": look.colour, "dark": look.dark, "symbol": look.symbol, "name": name}
+            for (group, look), name in zip(looks.items(), names, strict=True)
+        },
+        "others": others_line(known, looks),
     }
 
 

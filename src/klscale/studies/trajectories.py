@@ -86,14 +86,8 @@ def find_runs(vectors: Vectors, *, warmup: int | None = None) -> list[Run]:
     return _with_names([run for run in _all_runs(vectors, warmup) if len(run) > 1])
 
 
-def lost_runs(vectors: Vectors) -> list[str]:
-    """Why checkpoints of one run are none: what is wrong with their steps."""
-    alone = [note for run in _all_runs(vectors, None) if len(run) < 2 for note in run.notes]
-    return alone + clashing_steps(vectors.models, vectors.known)
-
-
 def _all_runs(vectors: Vectors, warmup: int | None) -> list[Run]:
-    """The runs, those too of which fewer than two checkpoints are left."""
+    """The runs, those too of which fewer than two checkpoints are left, and then their notes say why."""
     groups: dict[tuple[Any, ...], list[int]] = {}
     for place, (ref, known) in enumerate(zip(vectors.models, vectors.known, strict=True)):
         if "step" in known and ref.layer is None and "quantization" not in known:
@@ -420,10 +414,12 @@ def analyse_runs(
     known = store.entries(texts.id) if entries is None else entries
     entry_of = {str(entry.ref): entry for entry in known if entry.metadata["attributes"].get("step") is not None}
     vectors = store.vectors(texts, list(entry_of.values()))
-    for problem in lost_runs(vectors):
+    runs = _all_runs(vectors, warmup)
+    lost = [note for run in runs if len(run) < 2 for note in run.notes]
+    for problem in lost + clashing_steps(vectors.models, vectors.known):
         progress.note(problem)
     found = []
-    for run in find_runs(vectors, warmup=warmup):
+    for run in _with_names([run for run in runs if len(run) > 1]):
         last = entry_of[run.names[-1]]
         if from_store_only:
             floor = store.noise_floor(texts.id, last.key)

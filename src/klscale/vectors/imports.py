@@ -198,8 +198,7 @@ class _Measure:
 
     def require_plausible(self, place: str, values: Floats, text_bytes: Integers) -> None:
         """Raise InputError where most texts have a number of bits per byte that no language model has."""
-        bits = -values / text_bytes / math.log(2)
-        middle = float(np.median(bits))
+        middle = _median_bits_per_byte(values, text_bytes)
         if self.force or len(values) < FEWEST_TO_JUDGE or PLAUSIBLE[0] <= middle <= PLAUSIBLE[1]:
             return
         low, high = PLAUSIBLE
@@ -216,14 +215,19 @@ class _Measure:
         values = _numbers(cells)
         if not np.isfinite(values).all() or (values % 1 == 0).all():  # log-likelihoods are no whole numbers
             return
-        turned = replace(self, negate=not self.negate)
-        bits = -turned.nats_per_text(values, text_bytes, None) / text_bytes / math.log(2)
-        if (bits > 0).all() and PLAUSIBLE[0] <= (middle := float(np.median(bits))) <= PLAUSIBLE[1]:
+        turned = replace(self, negate=not self.negate).nats_per_text(values, text_bytes, None)
+        middle = _median_bits_per_byte(turned, text_bytes)
+        if (turned < 0).all() and PLAUSIBLE[0] <= middle <= PLAUSIBLE[1]:
             raise InputError(
                 f"column {label!r} has another sign than the models.",
                 f"With its sign turned it would be a model of {middle:.3g} bits/byte, median over texts.",
                 "Turn its sign, or drop it; --force keeps it as a label of the texts.",
             )
+
+
+def _median_bits_per_byte(values: Floats, text_bytes: Integers) -> float:
+    """The median over texts, from log-likelihoods (N,) in nats."""
+    return float(np.median(-values / text_bytes / math.log(2)))
 
 
 def _from_table(

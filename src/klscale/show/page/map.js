@@ -92,14 +92,11 @@ function trace(models, { name, colours, symbols, more = {}, showlegend = true })
 const OTHERS = Symbol("others");
 
 function categoryTraces(column) {
-  const looks = data.models.looks[column.key] ?? {};
+  const { looks, others } = data.models.legends[column.key] ?? { looks: {}, others: null };
   const groups = new Map();
-  const others = new Set();
   for (let i = 0; i < K; i += 1) {
     const value = column.values[i] ?? null;
-    const alone = value !== null && !Object.hasOwn(looks, value);
-    if (alone) others.add(value);
-    const group = alone ? OTHERS : value;
+    const group = value === null || Object.hasOwn(looks, value) ? value : OTHERS;
     if (!groups.has(group)) groups.set(group, []);
     groups.get(group).push(i);
   }
@@ -107,13 +104,11 @@ function categoryTraces(column) {
   for (const models of groups.values()) models.sort((one, other) => Number(added.has(one)) - Number(added.has(other)));
   const rank = (group) => (group === null ? 2 : group === OTHERS ? 1 : 0);
   const sorted = [...groups].sort(([one, a], [other, b]) => rank(one) - rank(other) || b.length - a.length);
-  const most = narrow() || sorted.length > 6 ? 24 : 40;
   return sorted.map(([group, models]) => {
     const look = rank(group) ? null : looks[group];
     const colours = look ? tint(look) : colour("muted");
-    const called = models.length > others.size ? "others" : "one model each";
     return trace(models, {
-      name: look ? label(look.name, most) : group === OTHERS ? `${called}: ${count(others.size)}` : "not known",
+      name: look ? label(look.name, narrow() ? 24 : 40) : group === OTHERS ? (others ?? "") : "not known",
       colours: models.map(() => colours),
       symbols: models.map(() => look?.symbol ?? (group === OTHERS ? "square" : "circle")),
     });
@@ -122,8 +117,8 @@ function categoryTraces(column) {
 
 /** A family's symbols stay where the colour is a number. */
 function symbols(models) {
-  const column = columns.find((one) => one.kind === "category" && data.models.looks[one.key]);
-  const looks = column ? data.models.looks[column.key] : {};
+  const column = columns.find((one) => one.kind === "category" && data.models.legends[one.key]);
+  const looks = column ? data.models.legends[column.key].looks : {};
   return models.map((i) => {
     const value = column?.values[i];
     return value && Object.hasOwn(looks, value) ? looks[value].symbol : "circle";

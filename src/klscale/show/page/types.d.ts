@@ -30,6 +30,11 @@ interface Look {
   name: string;
 }
 
+interface Legend {
+  looks: Record<string, Look>;
+  others: string | null;
+}
+
 interface Yardstick {
   setting: string;
   median: number;
@@ -68,7 +73,7 @@ interface Report {
   command: string;
   chosen: number[];
   others: { names: string[]; nearest: Packed; kl: Packed; standard_error: Packed } | null;
-  models: { length: number; columns: Attribute[]; looks: Record<string, Record<string, Look>> };
+  models: { length: number; columns: Attribute[]; legends: Record<string, Legend> };
   pairs: Record<
     | "value"
     | "standard_error"

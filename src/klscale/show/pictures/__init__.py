@@ -10,7 +10,7 @@ from klscale.show.pictures.model_maps import model_map
 from klscale.show.pictures.predicting import predicted_scores
 from klscale.show.pictures.quantization import kl_against_size, quantization_ladder, sensitivity_grid
 from klscale.show.pictures.rulers import scale_ruler, scale_strip
-from klscale.show.pictures.style import COLOURS, Look, group_looks, save
+from klscale.show.pictures.style import COLOURS, Look, group_looks, others_line, save
 from klscale.show.pictures.tails import tails_of_pairs, text_contributions
 from klscale.show.pictures.training import (
     displacement,
@@ -32,6 +32,7 @@ __all__ = [
     "kl_heat_map",
     "layer_threads",
     "model_map",
+    "others_line",
     "predicted_scores",
     "quantization_ladder",
     "save",

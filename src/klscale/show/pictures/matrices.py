@@ -95,9 +95,7 @@ def kl_heat_map(vectors: Vectors) -> Figure:
     if norm is None:
         return figure
     tall = min(2.2, max(0.45 * cell * K, 0.7))
-    bar_left, bar_bottom = left + cell * K - 0.09, below + cell * K - tall
-    # names lie on the diagonal: the bar is beyond
-    bar_left = max(bar_left, width - 0.75)
+    bar_left, bar_bottom = max(left + cell * K - 0.09, width - 0.75), below + cell * K - tall  # beyond the names
     bar = figure.add_axes((bar_left / width, bar_bottom / height, 0.09 / width, tall / height))
     below_all, above_all = positive.min() < low, positive.max() > high
     extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get((below_all, above_all), "neither")
@@ -116,8 +114,8 @@ def _names(vectors: Vectors, cell: float) -> dict[float, str]:
     short = short_names(vectors.names)
     if len(vectors) <= NAMED:
         return dict(enumerate(short))
-    known = vectors.attributes["family"] if "family" in vectors.attributes else [None] * len(vectors)
-    families = [name if pd.isna(family) else str(family) for name, family in zip(vectors.names, known, strict=True)]
+    known = zip(vectors.names, vectors.attributes["family"], strict=True)
+    families = [name if pd.isna(family) else str(family) for name, family in known]
     shown = dict(zip(families, told_apart(families, 32), strict=True))
     blocks = [[row for row, _ in found] for _, found in itertools.groupby(enumerate(families), key=lambda it: it[1])]
     named: dict[float, str] = {}

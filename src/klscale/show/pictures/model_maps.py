@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -30,6 +29,7 @@ from klscale.show.pictures.style import (
     group_looks,
     headline,
     new_figure,
+    others_line,
     plain_ticks,
     styled,
 )  # fmt: skip
@@ -135,18 +135,17 @@ def _colouring(vectors: Vectors, attribute: str, room: float) -> _Colouring:
     columns = [str(column) for column in vectors.attributes.columns if vectors.attributes[column].notna().any()]
     if attribute not in columns and attribute != "family":
         raise InputError(f"There is no attribute {attribute!r}.", "No model here has it.", nearest(attribute, columns))
-    column = vectors.attributes.get(attribute, pd.Series(None, vectors.attributes.index, dtype=object))
+    column = vectors.attributes[attribute]
     unknown = column.isna().to_numpy()
     if not (attribute in NUMBERS or are_amounts(attribute, column)) or unknown.all():
         groups = [None if pd.isna(value) else _word(value) for value in column]
-        counts = Counter(group for group in groups if group is not None)
-        names = dict(zip(counts, told_apart(list(counts), 22), strict=True))
-        look = group_looks(counts.elements(), LINES * _columns(names.values(), room))
+        known = [group for group in groups if group is not None]
+        names = dict(zip(known, told_apart(known, 22), strict=True))
+        look = group_looks(known, LINES * _columns(names.values(), room))
         legend = [(names[group], one) for group, one in look.items()]
-        if others := counts.keys() - look.keys():
-            lone = all(counts[group] == 1 for group in others)
-            legend.append((f"{'one model each' if lone else 'others'}: {len(others):,}", OTHERS))
-        if None in groups:
+        if (others := others_line(known, look)) is not None:
+            legend.append((others, OTHERS))
+        if unknown.any():
             legend.append(("not known", NOT_KNOWN))
         each = [NOT_KNOWN if group is None else look.get(group, OTHERS) for group in groups]
         return _Colouring([one.colour for one in each], [one.marker for one in each], None, legend)

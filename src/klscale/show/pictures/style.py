@@ -6,7 +6,7 @@ import functools
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
@@ -187,6 +187,14 @@ def group_looks(groups: Iterable[Value], most: int = len(_LOOKS)) -> dict[Value,
     # a group has one look, however few of the groups are named
     look, named = looks(kept(len(_LOOKS))), set(kept(most))
     return {value: one for value, one in look.items() if value in named}
+
+
+def others_line(groups: Iterable[Value], looks: Mapping[Value, Look]) -> str | None:
+    """What the legend says of the groups of models that have no look; None where all have one."""
+    counts = Counter(group for group in groups if group not in looks)
+    if not counts:
+        return None
+    return f"{'others' if counts.total() > len(counts) else 'one model each'}: {len(counts):,}"
 
 
 def _natural(value: Any) -> tuple[Any, ...]:

@@ -528,6 +528,12 @@ def test_a_heat_map_of_many_models_names_neighbours_of_one_family():
     assert not any(a.overlaps(b) for n, a in enumerate(boxes) for b in boxes[:n])
     assert max(box.x1 for box in boxes) <= figure.bbox.width
     assert kl_heat_map(many.subset(names[:61])) is not None
+    names[:20] = [f"org/run@step{n}" for n in range(20)]  # of the first family
+    known = {name: {"family": f"Family-{n // 20}"} if n < 80 else {} for n, name in enumerate(names)}
+    with_run = kl_heat_map(Vectors.from_arrays(many.log_likelihood, names, texts, known))
+    shown = {text.get_text() for text, _ in drawn(with_run)}
+    assert {"run (20)", *(f"Family-{n} (20)" for n in range(1, 4)), "m80"} <= shown
+    assert "Family-0 (20)" not in shown
 
 
 def test_map_of_what_is_not_there(vectors):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pandas as pd
 from klscale.errors import InputError
 from klscale.science.arrays import Floats, Integers
 from klscale.science.estimates import format_estimate
-from klscale.show.names import short_names, told_apart
+from klscale.show.names import short_names
 from klscale.show.pictures.style import (
     DOUBLE,
     FAINT,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAMED = 60
-"""Largest number of models that are all named; of more, those of one family that lie together have one name."""
+"""Largest number of models that are all named; of more, those of one run or family that lie together have one name."""
 ALL_COLOURS = 20
 """Largest number of models whose colours span all values; of more, the outermost 0.5 % of the pairs are cut off."""
 TREE, GAP = 0.55, 0.06
@@ -47,9 +48,9 @@ def kl_heat_map(vectors: Vectors) -> Figure:
     """KL between all pairs in bits per byte, ordered by average linkage on sqrt(KL), with the dendrogram at the left.
 
     The colour is KL on a log scale; cells hold value and standard error where there is room for both. Each name is at
-    the end of its model's row and on top of its column. Beyond 60 models neighbours of one family share a name, as
-    `Qwen (15)`, the largest groups first, and what has no room is not named. Raises InputError for fewer than two
-    models, and where two models have no common texts.
+    the end of its model's row and on top of its column. Beyond 60 models neighbours of one training run or family
+    share a name, as `Qwen (15)`, the largest groups first, and what has no room is not named. Raises InputError for
+    fewer than two models, and where two models have no common texts.
     """
     from matplotlib.colors import ListedColormap, LogNorm
 
@@ -109,21 +110,24 @@ def kl_heat_map(vectors: Vectors) -> Figure:
 
 
 def _names(vectors: Vectors, cell: float) -> dict[float, str]:
-    """What is named, by its place among the rows: every model where they are few, else neighbours of one family, the
-    largest groups first, one by one where no name of before is in the way. `cell` is the height of a row in inches."""
+    """What is named, by its place among the rows: every model where they are few, else neighbours of one training run
+    or family, the largest groups first, one by one where no name of before is in the way. `cell` is the height of a row
+    in inches."""
     short = short_names(vectors.names)
     if len(vectors) <= NAMED:
         return dict(enumerate(short))
-    known = zip(vectors.names, vectors.attributes["family"], strict=True)
-    families = [name if pd.isna(family) else str(family) for name, family in known]
-    shown = dict(zip(families, told_apart(families, 32), strict=True))
-    blocks = [[row for row, _ in found] for _, found in itertools.groupby(enumerate(families), key=lambda it: it[1])]
+    of_run = Counter(vectors.runs)
+    known = zip(vectors.runs, vectors.attributes["family"], strict=True)
+    groups = [run if of_run[run] > 1 or pd.isna(family) else str(family) for run, family in known]
+    distinct = list(dict.fromkeys(groups))
+    shown = dict(zip(distinct, short_names(distinct), strict=True))
+    blocks = [[row for row, _ in found] for _, found in itertools.groupby(enumerate(groups), key=lambda it: it[1])]
     named: dict[float, str] = {}
     for rows in sorted(blocks, key=lambda rows: -len(rows)):
         row = (rows[0] + rows[-1]) / 2
         if all(abs(row - other) * cell >= LINE for other in named):
             many = len(rows) > 1
-            named[row] = f"{shown[families[rows[0]]]} ({len(rows):,})" if many else short[rows[0]]
+            named[row] = f"{shown[groups[rows[0]]]} ({len(rows):,})" if many else short[rows[0]]
     return named
 
 

@@ -251,8 +251,9 @@ def test_revisions_are_pinned_scored_and_known_offline(hub, klscale, make_model,
     assert len(hub.downloads) == before, "what is scored is not downloaded again"
     offline = klscale("compare", "org/model", "org/model@step5", silent=True)
     assert offline.exit_code == 0, offline.stderr
-    rescored = klscale("score", "org/model", "--rescore", "--json", offline=True)
-    assert json.loads(rescored.stdout)[0]["status"] == "scored", rescored.stderr
+    for ref in ("org/model", "org/model@step5"):  # of the second, the tokenizer was that of the first
+        rescored = klscale("score", ref, "--rescore", "--json", offline=True)
+        assert json.loads(rescored.stdout)[0]["status"] == "scored", rescored.stderr
 
 
 @pytest.mark.parametrize("files", ["tokenizer.json", "tokenizer.model"])

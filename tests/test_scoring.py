@@ -274,12 +274,12 @@ def test_texts_are_tokenized_once_for_each_tokenizer(texts):
     assert len(cache.get(byte_tokenizer(), others).lengths) == 1
 
 
-def test_a_tokenizer_is_written_out_once(make_model, texts, tmp_path, monkeypatch):
-    """For its id: of a large vocabulary that takes as long as some batches."""
+def test_a_tokenizer_is_read_and_written_out_once(make_model, texts, tmp_path, monkeypatch):
+    """It is written out for its id: of a large vocabulary that takes as long as some batches."""
     written, plain = list[int](), tokens_module._id_of
     monkeypatch.setattr(tokens_module, "_id_of", lambda tokenizer: written.append(1) or plain(tokenizer))
     klscale.score([str(make_model()), str(make_model("other", seed=1))], texts, tmp_path / "store")
-    assert len(written) == 2
+    assert len(written) == 1
 
 
 # ---------------------------------------------------------------------------------------------------------- loading

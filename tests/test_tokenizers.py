@@ -16,7 +16,7 @@ from klscale.inputs.texts import TextSet
 from klscale.progress import Progress
 from klscale.sources.source import SPLIT
 from klscale.sources.transformers.files import ResolvedModel
-from klscale.sources.transformers.tokens import read_tokenizer, tokenize
+from klscale.sources.transformers.tokens import LastTokenizer, read_tokenizer, tokenize
 from klscale.store.store import Store
 from klscale.sweep.score import score
 
@@ -78,6 +78,30 @@ def test_without_a_whole_file_a_class_reads_the_same(tmp_path):
     tokenizer, how = read_tokenizer(pinned, {"local_files_only": True})
     assert how == {"files": ["vocab.json", "merges.txt"], "named": "GPT2Tokenizer", "loaded": "GPT2Tokenizer"}
     assert [tokenizer(text)["input_ids"] for text in STRANGE] == [original.encode(text).ids for text in STRANGE]
+
+
+def test_checkpoints_share_a_tokenizer_where_its_files_are_equal(tmp_path):
+    tokenizers = LastTokenizer()
+
+    def read(name, template=None, kind="llama", **config):
+        pinned = saved(tmp_path / name, None, kind)
+        byte_level().save(str(tmp_path / name / "tokenizer.json"))
+        (tmp_path / name / "tokenizer_config.json").write_text(json.dumps(config))
+        if template:
+            (tmp_path / name / "chat_template.jinja").write_text(template)
+        return tokenizers.read(pinned, {"local_files_only": True})
+
+    first, how = read("a")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "trainer_state.json").write_text("{}")  # no part of a tokenizer
+    assert read("b") == (first, how)
+    last = first
+    for name, other in (("c", {"kind": "qwen2"}), ("d", {"template": "{{ messages }}"}), ("e", {"bos_token": "<s>"})):
+        tokenizer, _ = read(name, **other)
+        assert tokenizer is not last
+        last = tokenizer
+    changed, _ = read("a", "{{ messages }}")
+    assert changed.chat_template == "{{ messages }}", "files that changed since"
 
 
 def test_a_class_that_finds_no_vocabulary_is_refused(tmp_path):

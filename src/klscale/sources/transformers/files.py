@@ -28,10 +28,8 @@ from klscale.sources.transformers.hub import (
 )
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
-READ_WITH_WEIGHTS = (
+READ_WITH_TOKENIZER = (
     "config.json",
-    "*.index.json",
-    ADAPTER,
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -39,6 +37,7 @@ READ_WITH_WEIGHTS = (
     "merges.txt",
     "*.model",
 )
+READ_WITH_WEIGHTS = (*READ_WITH_TOKENIZER, "*.index.json", ADAPTER)
 CHAT_TEMPLATE = "chat_template.*"
 """Read for the responses to prompts alone."""
 BYTES_IN_FILES = {False: 2.0, True: 0.5}

@@ -28,7 +28,7 @@ from klscale.sources.transformers.hub import fetch
 from klscale.sources.transformers.placement import device_of, placement_of
 from klscale.sources.transformers.quantization import Quantization
 from klscale.sources.transformers.sizes import size_of, size_of_gguf
-from klscale.sources.transformers.tokens import read_tokenizer
+from klscale.sources.transformers.tokens import LastTokenizer
 from klscale.vectors.sizes import Size
 
 _BUFFER = re.compile(r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$|(^|\.)(position_ids|masked_bias|attn_mask)$")
@@ -63,11 +63,18 @@ class LoadedModel:
     its own files. It is deleted with the model."""
 
 
-def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading.Event | None = None) -> LoadedModel:
+def load(
+    resolved: ResolvedModel,
+    device: str | None = None,
+    *,
+    alone: threading.Event | None = None,
+    tokenizers: LastTokenizer | None = None,
+) -> LoadedModel:
     """The model in evaluation mode and in the reference's dtype: on the CPU, or, where it does not fit there or on
     `device`, spread over accelerators, CPU and disk, from where each forward pass brings its layers in.
 
-    `alone` is set when no other model is in memory: one that does not fit beside another waits for that.
+    `tokenizers` has that of the last model. `alone` is set when no other model is in memory: one that does not fit
+    beside another waits for that.
     Raises KlscaleError where the files are not a causal language model, or do not hold all of its weights.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -98,7 +105,7 @@ def load(resolved: ResolvedModel, device: str | None = None, *, alone: threading
                 codes = packed.read(str(base.ref), weight_files(base), saved_so)
                 del config.quantization_config  # what transformers is given are plain weights
             what = f"The tokenizer of {ref} cannot be loaded."
-            tokenizer, tokenizer_read = read_tokenizer(resolved, options)
+            tokenizer, tokenizer_read = (tokenizers or LastTokenizer()).read(resolved, options)
             if not isinstance(tokenizer.model_max_length, int | float):
                 raise ValueError(f"model_max_length is {tokenizer.model_max_length!r:.40}, which is no number")
             if file is not None:

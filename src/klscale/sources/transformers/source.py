@@ -56,7 +56,7 @@ from klscale.sources.transformers.load import LoadedModel
 from klscale.sources.transformers.pieces import PIECE
 from klscale.sources.transformers.placement import device_of
 from klscale.sources.transformers.prompts import special_tokens, template_record
-from klscale.sources.transformers.tokens import TokenCache, tokenizer_id
+from klscale.sources.transformers.tokens import LastTokenizer, TokenCache, tokenizer_id
 from klscale.vectors.scores import Scores
 
 WHOLE = 0.95
@@ -75,7 +75,7 @@ class Transformers(Source):
 
     def __init__(self, progress: Progress = SILENT) -> None:
         super().__init__(progress)
-        self._hub, self._tokenized = Hub(progress), TokenCache()
+        self._hub, self._tokenizers, self._tokenized = Hub(progress), LastTokenizer(), TokenCache()
         self.without_offsets: set[str] = set()
         """Ids of the tokenizers of which it was said that they give no offsets."""
 
@@ -89,7 +89,7 @@ class Transformers(Source):
         *,
         alone: threading.Event | None = None,
     ) -> TransformersReader:
-        loaded = load.load(pinned, options.device, alone=alone)
+        loaded = load.load(pinned, options.device, alone=alone, tokenizers=self._tokenizers)
         tokenize = partial(self._tokenized.get, split=options.split_special_tokens, template=options.template)
         return TransformersReader(self, pinned, options, loaded, tokenize)
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import weakref
 from collections import Counter
+from fnmatch import fnmatch
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ from klscale.errors import InputError, KlscaleError
 from klscale.inputs.conversations import Template
 from klscale.inputs.spans import byte_offsets
 from klscale.inputs.texts import TextSet
+from klscale.sources.digests import file_digest
 from klscale.sources.tokens import Tokens, loss_of
 from klscale.sources.transformers import sentencepiece_files
 from klscale.sources.transformers.adapters import tokenizer_of
-from klscale.sources.transformers.files import ResolvedModel
-from klscale.sources.transformers.hub import fetch
+from klscale.sources.transformers.files import CHAT_TEMPLATE, READ_WITH_TOKENIZER, ResolvedModel
+from klscale.sources.transformers.hub import cache_folder, fetch
 from klscale.sources.transformers.prompts import any_special, special_tokens, tokenized
 
 ORIGINAL = "tokenizer.json"
@@ -160,6 +162,46 @@ def _id_of(tokenizer: Any) -> str:
     )
     special = [getattr(tokenizer, name, None) for name in ("add_bos_token", "add_eos_token", "bos_token", "eos_token")]
     return hashlib.sha256(f"{body}{special}".encode()).hexdigest()
+
+
+class LastTokenizer:
+    """Reads tokenizers. One whose files equal those of the last is not read again: the checkpoints of a run share
+    theirs."""
+
+    def __init__(self) -> None:
+        self._last: tuple[frozenset[tuple[str, str]], tuple[Any, dict[str, Any]]] | None = None
+
+    def read(self, resolved: ResolvedModel, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """As `read_tokenizer`. Where the files are equal, those of the hub are fetched all the same: a commit of which
+        the local cache holds only a part cannot be read offline."""
+        model, where = resolved.base or resolved, Path(tokenizer_of(resolved))
+        contents = _contents(where, model)
+        if contents is None:
+            return read_tokenizer(resolved, options)
+        last = self._last  # another thread may replace it
+        if last is None or last[0] != contents:
+            self._last = last = contents, read_tokenizer(resolved, options)
+        elif model.hub is not None and not where.is_dir():
+            for name, _ in contents:
+                fetch(model.ref, model.hub, name)
+        return last[1]
+
+
+def _contents(where: Path, model: ResolvedModel) -> frozenset[tuple[str, str]] | None:
+    """(name, content) of each file that a tokenizer may be read from; None where no file holds it whole, or where the
+    hub does not tell."""
+    hub = None if where.is_dir() else model.hub
+    if hub is None or hub.offline:
+        folder = where if hub is None else cache_folder(model.ref.name) / "snapshots" / hub.commit
+        held = (path for path in folder.glob("*") if _may_be_read(path.name) and path.is_file())
+        found = {path.name: file_digest(path).hex() for path in held}
+    else:
+        found = {name: content for name, (content, _) in (hub.blobs or {}).items() if _may_be_read(name)}
+    return frozenset(found.items()) if ORIGINAL in found and not model.ref.file else None
+
+
+def _may_be_read(name: str) -> bool:
+    return "/" not in name and any(fnmatch(name, pattern) for pattern in (*READ_WITH_TOKENIZER, CHAT_TEMPLATE))
 
 
 class TokenCache:

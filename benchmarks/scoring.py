@@ -143,12 +143,13 @@ def limit(loaded: Any, texts: TextSet, device: str) -> Callable[[], Any]:
     order = np.argsort(-tokens.lengths)
 
     def batches(size: int) -> Iterator[torch.Tensor]:
-        start = 0
+        start, left = 0, np.empty(0, np.int32)
         while start < len(order):
             part = order[start : start + max(1, size // int(tokens.lengths[order[start]]))]
-            ids = np.concatenate([tokens.of(s) for s in part])
+            ids = np.concatenate([*(tokens.of(s) for s in part), left])
             width, start = len(ids) // len(part), start + len(part)
-            yield torch.from_numpy(ids[: width * len(part)]).long().view(len(part), width).to(device)
+            ids, left = ids[: width * len(part)], ids[width * len(part) :]
+            yield torch.from_numpy(ids).long().view(len(part), width).to(device)
 
     @torch.inference_mode()
     def read(ids: torch.Tensor) -> None:

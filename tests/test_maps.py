@@ -306,7 +306,7 @@ def test_a_new_model_that_equals_an_old_one_lands_on_it():
             assert away[old] < 0.5 * np.median(between.min(axis=1))
         off = found.off_map[found.models[new]]
         assert (off.nearest, off.kl.value) == (f"m{old}", 0)
-        assert off.unexplained.value == pytest.approx(0, abs=1e-12)
+        assert off.unexplained.value == 0
 
 
 def test_new_models_are_projected(ground):

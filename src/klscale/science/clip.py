@@ -31,6 +31,13 @@ def beyond_clip_limit(moved: Any) -> Any:
     return moved > CLIP_LIMIT
 
 
+def clip_of_pairs(a: Floats, b: Floats, clip: float | None) -> tuple[Floats, NDArray[np.bool_]]:
+    """For pairs of vectors of which the clip moves the fractions `a` and `b`: the larger fraction, and whether the pair
+    is clipped; shapes as of a - b."""
+    larger = np.maximum(a, b)
+    return larger, ~beyond_clip_limit(larger) & (clip is not None)
+
+
 def common_texts(L: Floats) -> NDArray[np.bool_]:
     """Boolean mask (N,) of the texts that all rows of L (K, N) have."""
     return np.asarray(~np.isnan(L).any(axis=0))

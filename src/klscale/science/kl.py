@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from klscale.science.arrays import Documents, Floats, Integers
-from klscale.science.clip import beyond_clip_limit, moved_by_clip, on_common_texts, pairs_by_texts
+from klscale.science.clip import beyond_clip_limit, clip_of_pairs, moved_by_clip, on_common_texts, pairs_by_texts
 from klscale.science.estimates import (
     Estimate,
     cluster_codes,
@@ -245,8 +245,7 @@ def _quantities(L: Floats, text_bytes: Integers, clip: float | None, documents: 
     plain = m2, m4, spread = pairwise_moments(L, clusters)
     value_unclipped, error_unclipped = m2 / scale, _error(spread, N) / scale
     moved = moved_by_clip(L, clip)
-    clipped = np.maximum(moved[:, None], moved)
-    uses_clip = ~beyond_clip_limit(clipped) & (clip is not None)
+    clipped, uses_clip = clip_of_pairs(moved[:, None], moved, clip)
     if clip is not None and moved.any():
         with_clip = pairwise_moments(np.maximum(L, clip), clusters)
         m2, m4, spread = (np.where(uses_clip, c, p) for c, p in zip(with_clip, plain, strict=True))
@@ -274,8 +273,8 @@ def kl_values(log_likelihood: Floats, text_bytes: Integers, *, clip: float | Non
         return kl_matrix(L, text_bytes, clip=clip).value
     m2, moved = pairwise_variances(L), moved_by_clip(L, clip)
     if clip is not None and moved.any():
-        served = ~beyond_clip_limit(np.maximum(moved[:, None], moved))
-        m2 = np.where(served, pairwise_variances(np.maximum(L, clip)), m2)
+        _, uses_clip = clip_of_pairs(moved[:, None], moved, clip)
+        m2 = np.where(uses_clip, pairwise_variances(np.maximum(L, clip)), m2)
     return np.asarray(m2 / nats2_per_bit_per_byte(float(text_bytes.mean())))
 
 
@@ -335,8 +334,7 @@ def kl_pairs(
         for part in np.array_split(np.arange(len(members)), -(-len(members) // 128)):  # what fits into memory
             i, j = places.reshape(-1, 2)[part].T
             a, b = block[i], block[j]
-            clipped = np.maximum(moved[i], moved[j])
-            uses_clip = ~beyond_clip_limit(clipped) & (clip is not None)
+            clipped, uses_clip = clip_of_pairs(moved[i], moved[j], clip)
             plain = None
             if clip is not None and clipped.any():
                 plain = _direct_moments(a - b, clusters, weights[:, :0], drawn[:0])

@@ -588,7 +588,8 @@ def place(kept: ModelMap, old: Vectors, new: Vectors) -> ModelMap:
 
 def unexplained(old: Floats, new: Floats, documents: Any = None) -> list[Estimate]:
     """Squared residual of each new point (M, N) from a least-squares fit by the old points (K, N), on texts that the
-    fit has not used; an estimate in bits per byte. It is 0 where the old points span every direction, as N of them do.
+    fit has not used; an estimate in bits per byte. It is 0 for a combination of old points, and where these span every
+    direction, as N of them do.
 
     On the fitted texts the residual is too small, most of all on texts where models differ much. The jackknife removes
     this bias: it leaves out each text s in turn and sums e_s**2 / (1 - h_s), the amount that the text removes from the
@@ -603,6 +604,7 @@ def unexplained(old: Floats, new: Floats, documents: Any = None) -> list[Estimat
     left = new.copy() if len(basis) < N - 1 else np.zeros_like(new)
     for _ in range(2):
         left -= (left @ basis.T) @ basis
+    left[np.einsum("mn,mn->m", left, left) <= ROUNDING] = 0.0  # a copy, or a combination, of old ones
     influence = N * left * _left_out(left, basis, clusters)
     values, errors = influence.mean(axis=1), standard_error_of_mean(influence, clusters)
     n_documents, both = n_clusters(clusters), zip(values.tolist(), errors.tolist(), strict=True)

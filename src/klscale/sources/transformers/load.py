@@ -7,7 +7,7 @@ import json
 import re
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +28,7 @@ from klscale.sources.transformers.hub import fetch
 from klscale.sources.transformers.placement import device_of, placement_of
 from klscale.sources.transformers.quantization import Quantization
 from klscale.sources.transformers.sizes import size_of, size_of_gguf
-from klscale.sources.transformers.tokens import LastTokenizer
+from klscale.sources.transformers.tokens import read_tokenizer
 from klscale.vectors.sizes import Size
 
 _BUFFER = re.compile(r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$|(^|\.)(position_ids|masked_bias|attn_mask)$")
@@ -68,12 +68,12 @@ def load(
     device: str | None = None,
     *,
     alone: threading.Event | None = None,
-    tokenizers: LastTokenizer | None = None,
+    tokenizer_reader: Callable[[ResolvedModel, dict[str, Any]], tuple[Any, dict[str, Any]]] = read_tokenizer,
 ) -> LoadedModel:
     """The model in evaluation mode and in the reference's dtype: on the CPU, or, where it does not fit there or on
     `device`, spread over accelerators, CPU and disk, from where each forward pass brings its layers in.
 
-    `tokenizers` has that of the last model. `alone` is set when no other model is in memory: one that does not fit
+    `tokenizer_reader` does as `read_tokenizer`. `alone` is set when no other model is in memory: one that does not fit
     beside another waits for that.
     Raises KlscaleError where the files are not a causal language model, or do not hold all of its weights.
     """
@@ -105,7 +105,7 @@ def load(
                 codes = packed.read(str(base.ref), weight_files(base), saved_so)
                 del config.quantization_config  # what transformers is given are plain weights
             what = f"The tokenizer of {ref} cannot be loaded."
-            tokenizer, tokenizer_read = (tokenizers or LastTokenizer()).read(resolved, options)
+            tokenizer, tokenizer_read = tokenizer_reader(resolved, options)
             if not isinstance(tokenizer.model_max_length, int | float):
                 raise ValueError(f"model_max_length is {tokenizer.model_max_length!r:.40}, which is no number")
             if file is not None:

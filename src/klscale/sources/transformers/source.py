@@ -75,7 +75,7 @@ class Transformers(Source):
 
     def __init__(self, progress: Progress = SILENT) -> None:
         super().__init__(progress)
-        self._hub, self._tokenizers, self._tokenized = Hub(progress), LastTokenizer(), TokenCache()
+        self._hub, self._last_tokenizer, self._tokenized = Hub(progress), LastTokenizer(), TokenCache()
         self.without_offsets: set[str] = set()
         """Ids of the tokenizers of which it was said that they give no offsets."""
 
@@ -89,7 +89,7 @@ class Transformers(Source):
         *,
         alone: threading.Event | None = None,
     ) -> TransformersReader:
-        loaded = load.load(pinned, options.device, alone=alone, tokenizers=self._tokenizers)
+        loaded = load.load(pinned, options.device, alone=alone, tokenizer_reader=self._last_tokenizer.read)
         tokenize = partial(self._tokenized.get, split=options.split_special_tokens, template=options.template)
         return TransformersReader(self, pinned, options, loaded, tokenize)
 

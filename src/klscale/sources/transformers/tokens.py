@@ -175,7 +175,7 @@ class LastTokenizer:
         """As `read_tokenizer`. Where the files are equal, those of the hub are fetched all the same: a commit of which
         the local cache holds only a part cannot be read offline."""
         model, where = resolved.base or resolved, Path(tokenizer_of(resolved))
-        contents = _contents(where, model)
+        contents = None if model.ref.file else _contents(where, model)
         if contents is None:
             return read_tokenizer(resolved, options)
         last = self._last  # another thread may replace it
@@ -197,7 +197,7 @@ def _contents(where: Path, model: ResolvedModel) -> frozenset[tuple[str, str]] |
         found = {path.name: file_digest(path).hex() for path in held}
     else:
         found = {name: content for name, (content, _) in (hub.blobs or {}).items() if _may_be_read(name)}
-    return frozenset(found.items()) if ORIGINAL in found and not model.ref.file else None
+    return frozenset(found.items()) if ORIGINAL in found else None
 
 
 def _may_be_read(name: str) -> bool:

@@ -11,10 +11,10 @@ one thread on a CPU they are seconds of that processor, which other programs do 
 Memory: peak resident (on a GPU: allocated) memory of a round minus that of the loaded model. Error: largest difference,
 in nats a text, to float64 log-likelihoods from the same model's hidden states, text by text.
 
-The limit is the work that no scoring avoids: the network's body on the same number of tokens, in rows of one length
-without padding, and the output projection in tiles with their log-sum-exp, while they are in the cache. It has no
-targets, spans or checks. Batches of several sizes are tried in the round that warms up, and the fastest is kept; on a
-CPU as many are read at once as klscale reads.
+The limit is the work that no scoring avoids, by torch's own products: the network's body on the same number of tokens,
+in rows of one length without padding, and the output projection in tiles with their log-sum-exp, while they are in the
+cache. It has no targets, spans or checks. Batches of several sizes are tried in the round that warms up, and the
+fastest is kept; on a CPU as many are read at once as klscale reads. klscale's own products may pass it.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ import torch
 from klscale.inputs.references import ModelRef
 from klscale.inputs.texts import TextSet, build_texts, pocket_corpus
 from klscale.sources.quiet import quiet_transformers
+from klscale.sources.transformers import products
 from klscale.sources.transformers.engine import Engine
 from klscale.sources.transformers.files import resolve
 from klscale.sources.transformers.head import TOKENS, VOCABULARY, log_sum_exp, widened
@@ -197,6 +198,13 @@ def reference(loaded: Any, texts: TextSet, device: str) -> Callable[[], Any]:
 # --------------------------------------------------------------------------------------------------- one contestant
 
 
+def as_loaded_by_transformers(model: Any) -> None:
+    """Give a model torch's own linear layers again."""
+    for layer in model.modules():
+        if type(layer) is products.Linear:
+            layer.__class__ = torch.nn.Linear
+
+
 def finish(device: str) -> None:
     if device != "cpu":
         torch.cuda.synchronize()
@@ -225,6 +233,8 @@ def contestant(pipe: Any, name: str, ref: str, dtype: str, texts: TextSet, devic
     """A process: it loads the model, then runs one round for every message, and answers (seconds, GB, values)."""
     loaded = load(resolve(replace(ModelRef.parse(ref), dtype=dtype)))
     loaded.model.to(device)
+    if name != KLSCALE:
+        as_loaded_by_transformers(loaded.model)
     make: dict[str, Callable[..., Callable[[], Any]]] = {
         KLSCALE: klscale_engine,
         "plain loop": plain_loop,

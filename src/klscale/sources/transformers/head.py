@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from klscale.science.arrays import Floats
+from klscale.sources.transformers.products import product
 
 TOKENS, VOCABULARY = 2048, 1024
 """Tile shape: as many tokens as a batch on a CPU has, so that the weights are read once; no wider than the cache is
@@ -40,9 +41,8 @@ class OutputHead:
 
     def logits(self, hidden: Tensor, start: int, stop: int) -> Tensor:
         """Logits (T, stop - start) of hidden states (T, H) for a slice of the vocabulary, `widened`."""
-        weight = self.weight[start:stop]
-        tile = hidden @ weight.T if self.bias is None else torch.addmm(self.bias[start:stop], hidden, weight.T)
-        tile = widened(tile)
+        bias = None if self.bias is None else self.bias[start:stop]
+        tile = widened(product(hidden, self.weight[start:stop], bias))
         if self.scale != 1.0:
             tile = tile * self.scale
         if self.soft_cap is not None:

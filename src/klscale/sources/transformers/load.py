@@ -17,7 +17,7 @@ from klscale.errors import InputError, KlscaleError
 from klscale.inputs.attributes import attributes_of
 from klscale.inputs.references import ATTENTIONS, CACHES, KERNELS, WEIGHTS_ONLY, ModelRef
 from klscale.sources.quiet import quiet_transformers
-from klscale.sources.transformers import layouts, packed, quantization
+from klscale.sources.transformers import layouts, packed, products, quantization
 from klscale.sources.transformers.adapters import require_peft, with_adapter
 from klscale.sources.transformers.attention import attention_options, require_attention
 from klscale.sources.transformers.failures import failure
@@ -149,6 +149,7 @@ def load(
         model = with_adapter(model, resolved)
     model.eval()
     quantized = _quantized(model, ref, device, file, codes, saved_so)
+    products.prepare(model)
     attributes = _attributes(model, resolved, quantized)
     if file is not None:
         size: Size | None = size_of_gguf(file.tensors, file.n_bytes, file_of(base))

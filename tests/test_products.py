@@ -46,28 +46,33 @@ def numbers(*shape):
 
 @torch.inference_mode()
 @pytest.mark.parametrize("rows", [1, 7, 600])
-@pytest.mark.parametrize("bias", [None, numbers(130)])
+@pytest.mark.parametrize("bias", [None, numbers(130)], ids=["plain", "bias"])
 def test_a_product_is_the_one_in_float64(asked, rows, bias):
     states, weight = numbers(2, rows, 48), numbers(140, 48)[10:]
     exact = states.double() @ weight.double().T + (0 if bias is None else bias.double())
     torch.testing.assert_close(product(states, weight, bias).double(), exact, atol=1e-4, rtol=0)
     aside = states.transpose(0, 1)  # as what attention gives back: not contiguous
     torch.testing.assert_close(product(aside, weight, bias).double(), exact.transpose(0, 1), atol=1e-4, rtol=0)
-    assert asked == [(130, 48)] * 2
+    for strided in (numbers(48, 130).T, numbers(130, 96)[:, ::2], numbers(1, 48).expand(130, 48)):
+        exact = states.double() @ strided.double().T + (0 if bias is None else bias.double())
+        torch.testing.assert_close(product(states, strided, bias).double(), exact, atol=1e-4, rtol=0)
+    assert asked == [(130, 48)] * 5
 
 
 @pytest.mark.parametrize(
-    ("states", "weight"),
+    ("states", "weight", "bias"),
     [
-        (numbers(0, 48), numbers(130, 48)),
-        (numbers(48), numbers(130, 48)),
-        (numbers(7, 48).double(), numbers(130, 48).double()),
-        (numbers(7, 48).bfloat16(), numbers(130, 48).bfloat16()),
+        (numbers(0, 48), numbers(130, 48), None),
+        (numbers(48), numbers(130, 48), None),
+        (numbers(7, 48).double(), numbers(130, 48).double(), None),
+        (numbers(7, 48).bfloat16(), numbers(130, 48).bfloat16(), numbers(130).bfloat16()),
+        (numbers(7, 48), numbers(130, 48), numbers(260)[::2]),
     ],
+    ids=["none", "one", "float64", "bfloat16", "strided bias"],
 )
-def test_what_onednn_is_not_asked_for_is_torchs_own(asked, states, weight):
+def test_what_onednn_is_not_asked_for_is_torchs_own(asked, states, weight, bias):
     with torch.inference_mode():
-        assert torch.equal(product(states, weight), nn.functional.linear(states, weight))
+        assert torch.equal(product(states, weight, bias), nn.functional.linear(states, weight, bias))
     assert not asked
 
 

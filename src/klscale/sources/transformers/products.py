@@ -23,7 +23,7 @@ class Linear(nn.Linear):
 def product(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """states (..., inputs) @ weight (outputs, inputs).T + bias (outputs,): (..., outputs). Without gradients; where
     those are recorded, and for what oneDNN is not asked for, it is torch's own."""
-    if torch.is_grad_enabled() or not _suits(states, weight):
+    if torch.is_grad_enabled() or not _suits(states, weight, bias):
         return nn.functional.linear(states, weight, bias)
     found: Tensor = torch.ops.mkldnn._linear_pointwise(states, weight, bias, "none", [], "")
     return found
@@ -37,12 +37,13 @@ def prepare(model: Any) -> None:
             layer.__class__ = Linear
 
 
-def _suits(states: Tensor, weight: Tensor) -> bool:
+def _suits(states: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    given = (states, weight) if bias is None else (states, weight, bias)
     return (
-        states.device.type == weight.device.type == "cpu"
-        and states.dtype == weight.dtype == torch.float32
+        all(one.device.type == "cpu" and one.dtype == torch.float32 for one in given)
         and states.ndim > 1
         and states.numel() > 0
+        and (bias is None or bias.is_contiguous())  # oneDNN would take what lies between its values
         and _runs()
     )
 

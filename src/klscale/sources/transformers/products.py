@@ -21,9 +21,9 @@ class Linear(nn.Linear):
 
 
 def product(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """states (..., inputs) @ weight (outputs, inputs).T + bias (outputs,): (..., outputs). Without gradients; where
-    those are recorded, and for what oneDNN is not asked for, it is torch's own."""
-    if torch.is_grad_enabled() or not _suits(states, weight, bias):
+    """states (..., inputs) @ weight (outputs, inputs).T + bias (outputs,): (..., outputs). Where oneDNN is not asked
+    for it, as where gradients are recorded, it is torch's own."""
+    if not _suits(states, weight, bias):
         return nn.functional.linear(states, weight, bias)
     found: Tensor = torch.ops.mkldnn._linear_pointwise(states, weight, bias, "none", [], "")
     return found
@@ -38,9 +38,11 @@ def prepare(model: Any) -> None:
 
 
 def _suits(states: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether oneDNN is asked for this product."""
     given = (states, weight) if bias is None else (states, weight, bias)
     return (
-        all(one.device.type == "cpu" and one.dtype == torch.float32 for one in given)
+        not torch.is_grad_enabled()
+        and all(one.device.type == "cpu" and one.dtype == torch.float32 for one in given)
         and states.ndim > 1
         and states.numel() > 0
         and (bias is None or bias.is_contiguous())  # oneDNN would take what lies between its values
